@@ -1,0 +1,40 @@
+"""The gossip by which a scheduler asks for workers."""
+
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from hypha_messages import cbor
+from hypha_messages.job import ExecutorDescriptor
+from hypha_messages.protocol import validate
+from hypha_messages.types import Amount, Message, Resources, SystemTime, Uuid
+
+TOPIC: Final = "hypha/worker"
+
+
+class WorkerSpec(Message):
+    """The least that a worker must have, and the executors it must support."""
+
+    resources: Resources
+    executor: Annotated[list[ExecutorDescriptor], Field(max_length=64)]
+
+
+class RequestWorker(Message):
+    """A scheduler's request for workers: what it needs, until when, and what it pays."""
+
+    id: Uuid
+    spec: WorkerSpec
+    timeout: SystemTime
+    bid: Amount
+
+
+def encode(request: RequestWorker) -> bytes:
+    """Return the gossip message's bytes."""
+    return cbor.dumps(request.model_dump())
+
+
+def decode(data: bytes) -> RequestWorker:
+    """Return the request; DecodeError if the bytes are none."""
+    request = validate(RequestWorker, cbor.loads(data))
+    assert isinstance(request, RequestWorker)  # noqa: S101 - narrows for the type checker
+    return request

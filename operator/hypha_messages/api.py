@@ -1,0 +1,166 @@
+"""`/hypha-api/0.0.1`: offers, leases, jobs and slices."""
+
+from typing import Any, Final, Literal
+
+from pydantic import model_serializer, model_validator
+
+from hypha_messages.job import JobSpec
+from hypha_messages.protocol import Protocol, Tagged, untag
+from hypha_messages.types import Amount, Message, PeerId, Resources, SystemTime, Uuid, peer_id_to_bytes
+
+
+class WorkerOffer(Message):
+    """Worker to scheduler: a temporary lease (id, timeout) that answers a request, and its price."""
+
+    id: Uuid
+    request_id: Uuid
+    price: Amount
+    resources: Resources
+    timeout: SystemTime
+
+
+class WorkerOfferAccepted(Message):
+    """The scheduler has the offer; whether it takes it shows by a renewal."""
+
+
+class RenewLease(Message):
+    """Scheduler to worker: keep this lease for me."""
+
+    id: Uuid
+
+
+class DispatchJob(Message):
+    """Scheduler to worker: run this job under the lease I hold."""
+
+    id: Uuid
+    spec: JobSpec
+
+
+class _Outcome(Message):
+    """An enum inside the payload: `{"Success": {...}}` or the text "Failure"; `_tag` names the success."""
+
+    @classmethod
+    def _tag(cls) -> str:
+        raise NotImplementedError
+
+    @model_validator(mode="before")
+    @classmethod
+    def _untag(cls, value: Any) -> Any:
+        if isinstance(value, dict) and not (len(value) == 1 and cls._tag() in value):
+            return value  # built in Python, by field names
+        tag, payload = untag(value)
+        if tag == cls._tag():
+            return payload
+        if tag == "Failed" and payload is None:
+            return {}
+        raise ValueError(f"unknown variant {tag!r}, expected {cls._tag()} or Failed")
+
+
+class LeaseOutcome(_Outcome):
+    """Common to the answers about leases: which, and until when; both absent when it failed."""
+
+    id: Uuid | None = None
+    timeout: SystemTime | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the worker refused."""
+        return self.id is None or self.timeout is None
+
+    @model_serializer(mode="plain")
+    def _serialize(self) -> Any:
+        if self.id is None or self.timeout is None:
+            return "Failed"
+        return {self._tag(): {"id": self.id.bytes, "timeout": self.timeout.model_dump()}}
+
+
+class RenewLeaseOutcome(LeaseOutcome):
+    """Worker to scheduler: the lease's new timeout, or a refusal."""
+
+    @classmethod
+    def _tag(cls) -> str:
+        return "Renewed"
+
+
+class DispatchJobOutcome(LeaseOutcome):
+    """Worker to scheduler: the job is accepted under a lease with this timeout, or a refusal."""
+
+    @classmethod
+    def _tag(cls) -> str:
+        return "Dispatched"
+
+
+class JobStatus(Message):
+    """One of a job's states."""
+
+    type: Literal["Running", "Finished", "Failed", "Unknown"]
+
+
+class ReportJobStatus(Message):
+    """Worker to scheduler: what became of a task."""
+
+    task_id: Uuid
+    status: JobStatus
+
+
+class ReportJobStatusReceived(Message):
+    """The scheduler has the status."""
+
+
+class RequestData(Message):
+    """Worker to scheduler: which slice of this dataset is next for me?"""
+
+    dataset: str
+
+
+class DataAssignment(Message):
+    """Scheduler to worker: the slice and who has it; or why there is none."""
+
+    data_provider: PeerId | None = None
+    index: int | None = None
+    error: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _untag(cls, value: Any) -> Any:
+        if isinstance(value, dict) and not (len(value) == 1 and next(iter(value)) in ("Success", "Error")):
+            return value
+        tag, payload = untag(value)
+        if tag == "NotFound" and payload is None:
+            return {}
+        if tag == "Error" and isinstance(payload, str):
+            return {"error": payload}
+        if tag == "Success" and isinstance(payload, dict) and {"data_provider", "index"} <= payload.keys():
+            return payload
+        raise ValueError(f"unknown variant {tag!r}, expected Success, NotFound or Error")
+
+    @model_serializer(mode="plain")
+    def _serialize(self) -> Any:
+        if self.error is not None:
+            return {"Error": self.error}
+        if self.data_provider is None or self.index is None:
+            return "NotFound"
+        return {"Success": {"data_provider": peer_id_to_bytes(self.data_provider), "index": self.index}}
+
+
+API: Final = Protocol[Message, Message](
+    "/hypha-api/0.0.1",
+    request=Tagged(
+        {
+            "WorkerOffer": WorkerOffer,
+            "RenewLease": RenewLease,
+            "JobStatus": ReportJobStatus,
+            "DispatchJob": DispatchJob,
+            "Data": RequestData,
+        }
+    ),
+    response=Tagged(
+        {
+            "WorkerOffer": WorkerOfferAccepted,
+            "RenewLease": RenewLeaseOutcome,
+            "JobStatus": ReportJobStatusReceived,
+            "DispatchJob": DispatchJobOutcome,
+            "Data": DataAssignment,
+        }
+    ),
+)

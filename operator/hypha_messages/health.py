@@ -1,0 +1,21 @@
+"""`/hypha-health/0.0.1`: is a node ready?"""
+
+from typing import Final
+
+from hypha_messages.protocol import Plain, Protocol
+from hypha_messages.types import Message
+
+
+class HealthRequest(Message):
+    """Are you ready?"""
+
+
+class HealthResponse(Message):
+    """Whether the node listens and has joined the network."""
+
+    healthy: bool
+
+
+HEALTH: Final = Protocol[HealthRequest, HealthResponse](
+    "/hypha-health/0.0.1", request=Plain(HealthRequest), response=Plain(HealthResponse)
+)

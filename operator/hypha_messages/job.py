@@ -1,0 +1,273 @@
+"""What a job is: its specification, the references it fetches from and sends to, optimisers and schedules."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasGenerator, ConfigDict, Field, model_serializer
+from pydantic.functional_serializers import SerializerFunctionWrapHandler
+
+from hypha_messages.types import Message, PeerId, Uuid
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class KebabMessage(Message):
+    """A message whose keys are kebab-case on the wire."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        populate_by_name=True,
+        serialize_by_alias=True,
+        alias_generator=AliasGenerator(alias=_kebab),
+    )
+
+
+class SelectionStrategy(Message):
+    """Which of several peers a resource goes to."""
+
+    type: Literal["All", "Random", "One"]
+
+
+class DataSlice(Message):
+    """One slice of a dataset, as a data node numbers them."""
+
+    dataset: str
+    index: Annotated[int, Field(ge=0, lt=2**64)]
+
+
+class DataRecord(Message):
+    """The value of a dataset's DHT record; JSON on the wire."""
+
+    num_slices: Annotated[int, Field(ge=0, lt=2**64)]
+
+
+class UriReference(Message):
+    """A file behind HTTP(S)."""
+
+    type: Literal["uri"] = "uri"
+    value: str
+
+
+class HuggingFaceReference(Message):
+    """Files of a Hugging Face repository."""
+
+    type: Literal["huggingface"] = "huggingface"
+    repository: str
+    revision: str | None = None
+    filenames: list[str]
+    token: str | None = Field(default=None, repr=False)
+
+
+class PeersReference(Message):
+    """Peers to send to, to receive from, or (with a resource) to pull a slice from."""
+
+    type: Literal["peers"] = "peers"
+    peers: list[PeerId]
+    strategy: SelectionStrategy
+    resource: DataSlice | None = None
+
+
+class SchedulerReference(Message):
+    """Slices of a dataset in the order in which a scheduler hands them out."""
+
+    type: Literal["scheduler"] = "scheduler"
+    peer: PeerId
+    dataset: str
+
+
+Reference = Annotated[
+    UriReference | HuggingFaceReference | PeersReference | SchedulerReference, Field(discriminator="type")
+]
+
+
+class ModelType(StrEnum):
+    """Which transformers auto class builds the model."""
+
+    AUTO = "auto"
+    PRETRAINING = "pretraining"
+    CAUSAL_LM = "causal-lm"
+    MASKED_LM = "masked-lm"
+    MASK_GENERATION = "mask-generation"
+    SEQ_2_SEQ_LM = "seq2-seq-lm"
+    SEQUENCE_CLASSIFICATION = "sequence-classification"
+    MULTIPLE_CHOICE = "multiple-choice"
+    NEXT_SENTENCE_PREDICTION = "next-sentence-prediction"
+    TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105
+    QUESTION_ANSWERING = "question-answering"
+    TEXT_ENCODING = "text-encoding"
+    DEPTH_ESTIMATION = "depth-estimation"
+    IMAGE_CLASSIFICATION = "image-classification"
+    VIDEO_CLASSIFICATION = "video-classification"
+    KEYPOINT_DETECTION = "keypoint-detection"
+    KEYPOINT_MATCHING = "keypoint-matching"
+    OBJECT_DETECTION = "object-detection"
+    IMAGE_SEGMENTATION = "image-segmentation"
+    IMAGE_TO_IMAGE = "image-to-image"
+    SEMANTIC_SEGMENTATION = "semantic-segmentation"
+    INSTANCE_SEGMENTATION = "instance-segmentation"
+    UNIVERSAL_SEGMENTATION = "universal-segmentation"
+    ZERO_SHOT_IMAGE_CLASSIFICATION = "zero-shot-image-classification"
+    ZERO_SHOT_OBJECT_DETECTION = "zero-shot-object-detection"
+    AUDIO_CLASSIFICATION = "audio-classification"
+    AUDIO_FRAME_CLASSIFICATION = "audio-frame-classification"
+    CTC = "ctc"
+    SPEECH_SEQ_2_SEQ = "speech-seq2-seq"
+    AUDIO_X_VECTOR = "audio-x-vector"
+    TEXT_TO_SPECTROGRAM = "text-to-spectrogram"
+    TEXT_TO_WAVEFORM = "text-to-waveform"
+    AUDIO_TOKENIZATION = "audio-tokenization"
+    TABLE_QUESTION_ANSWERING = "table-question-answering"
+    DOCUMENT_QUESTION_ANSWERING = "document-question-answering"
+    VISION_2_SEQ = "vison2-seq"  # spelt so by the reference implementation, and so on the wire
+    IMAGE_TEXT_TO_TEXT = "image-text-to-text"
+    TIME_SERIES_PREDICTION = "time-series-prediction"
+
+
+class PreprocessorType(StrEnum):
+    """Which transformers auto class builds the preprocessor."""
+
+    TOKENIZER = "tokenizer"
+    FEATURE = "feature"
+    IMAGE = "image"
+    VIDEO = "video"
+    AUTO = "auto"
+
+
+class Model(KebabMessage):
+    """The model to train and which tensors of a slice it takes."""
+
+    task: ModelType
+    artifact: Reference
+    input_names: list[str]
+
+
+class Preprocessor(KebabMessage):
+    """What turns the tensors of a slice into the model's inputs."""
+
+    task: PreprocessorType
+    artifact: Reference
+    input_names: list[str]
+
+
+class Adam(KebabMessage):
+    """The inner optimiser (AdamW)."""
+
+    learning_rate: float
+    betas: tuple[float, float] | None = None
+    epsilon: float | None = None
+
+
+class Nesterov(KebabMessage):
+    """The outer optimiser."""
+
+    learning_rate: float
+    momentum: float
+
+
+_Steps = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+
+
+class WarmupSchedule(Message):
+    """A learning rate that warms up, then decays by a cosine or a line over the training steps."""
+
+    type: Literal["cosine-with-warmup", "linear-with-warmup"]
+    warmup_steps: _Steps
+    training_steps: _Steps
+
+
+class WarmupStableDecay(Message):
+    """A learning rate that warms up, holds, and decays."""
+
+    type: Literal["wsd"] = "wsd"
+    warmup_steps: _Steps
+    decay_steps: _Steps
+
+
+class _OmitsNone(Message):
+    """Leaves its unset optional members out, as serde's `skip_serializing_if` does."""
+
+    @model_serializer(mode="wrap")
+    def _omit_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialize(self).items() if value is not None}
+
+
+class TrainConfig(_OmitsNone):
+    """How to train: model, data, where pseudo-gradients go and where merged updates come from."""
+
+    model: Model
+    data: Reference
+    updates: PeersReference
+    results: PeersReference
+    optimizer: Adam
+    batch_size: Annotated[int, Field(ge=0, lt=2**32)]
+    preprocessor: Preprocessor | None = None
+    scheduler: Annotated[WarmupSchedule | WarmupStableDecay, Field(discriminator="type")] | None = None
+
+
+class AggregateConfig(Message):
+    """How to aggregate: whose pseudo-gradients, to whom the update goes, by which outer optimiser."""
+
+    updates: PeersReference
+    results: PeersReference
+    optimizer: Nesterov
+
+
+class ExecutorName(Message):
+    """An executor within its class."""
+
+    name: str
+
+
+class TrainExecutor(Message):
+    """A training executor with its configuration."""
+
+    class_: Literal["train"] = Field(default="train", alias="class")
+    descriptor: ExecutorName
+    config: TrainConfig
+
+
+class AggregateExecutor(Message):
+    """An aggregating executor (parameter server) with its configuration."""
+
+    class_: Literal["aggregate"] = Field(default="aggregate", alias="class")
+    descriptor: ExecutorName
+    config: AggregateConfig
+
+
+class ExecutorDescriptor(Message):
+    """Which executor: what a worker supports and what a request asks for."""
+
+    class_: Literal["train", "aggregate"] = Field(alias="class")
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.class_}/{self.name}"
+
+
+class JobSpec(Message):
+    """A job as a scheduler dispatches it; also the job file that an executor reads."""
+
+    job_id: Uuid
+    executor: Annotated[TrainExecutor | AggregateExecutor, Field(discriminator="class_")]
+
+    @property
+    def descriptor(self) -> ExecutorDescriptor:
+        """The executor that the job needs."""
+        return ExecutorDescriptor(class_=self.executor.class_, name=self.executor.descriptor.name)
+
+    @property
+    def senders(self) -> frozenset[str]:
+        """The peers whose pushes are for this job."""
+        config = self.executor.config
+        reference = config.results if isinstance(config, TrainConfig) else config.updates
+        return frozenset(reference.peers)
+
+    @property
+    def receivers(self) -> frozenset[str]:
+        """The peers that this job pushes to."""
+        config = self.executor.config
+        reference = config.updates if isinstance(config, TrainConfig) else config.results
+        return frozenset(reference.peers)

@@ -1,0 +1,78 @@
+"""`/hypha-progress/0.0.1`: how a job is getting on, and what the scheduler wants next."""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, model_serializer, model_validator
+from pydantic.functional_serializers import SerializerFunctionWrapHandler
+
+from hypha_messages.cbor import Single
+from hypha_messages.protocol import Plain, Protocol, untag
+from hypha_messages.types import Message, Uuid
+
+Count = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Status(Message):
+    """A batch is done."""
+
+    batch_size: Count
+
+
+class Metrics(Message):
+    """What was measured in a round, by name."""
+
+    round: Count
+    metrics: Annotated[dict[str, Single], Field(max_length=256)]
+
+
+class Progress(Message):
+    """One step of a job: a batch's status, a round's metrics, or one of the stages of an outer step."""
+
+    status: Status | None = None
+    metrics: Metrics | None = None
+    stage: Literal["update", "updated", "update-received"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _untag(cls, value: Any) -> Any:
+        tag, payload = untag(value)
+        if payload is None:
+            return {"stage": tag}
+        if tag in ("status", "metrics", "stage"):
+            return {tag: payload}
+        raise ValueError(f"unknown progress {tag!r}")
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, serialize: SerializerFunctionWrapHandler) -> Any:
+        if self.stage is not None:
+            return self.stage
+        return {key: value for key, value in serialize(self).items() if value is not None}
+
+
+class ReportProgress(Message):
+    """Worker to scheduler: progress of a job."""
+
+    job_id: Uuid
+    progress: Progress
+
+
+class ProgressResponse(Message):
+    """Scheduler to worker: go on, run `counter` more batches and then send the update, or stop."""
+
+    type: Literal["Ok", "Continue", "ScheduleUpdate", "Done", "Error"]
+    counter: Count | None = None
+
+    @model_validator(mode="after")
+    def _counter_belongs_to_schedule_update(self) -> "ProgressResponse":
+        if (self.counter is not None) != (self.type == "ScheduleUpdate"):
+            raise ValueError("a counter comes with ScheduleUpdate, and only with it")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialize(self).items() if value is not None}
+
+
+PROGRESS: Final = Protocol[ReportProgress, ProgressResponse](
+    "/hypha-progress/0.0.1", request=Plain(ReportProgress), response=Plain(ProgressResponse)
+)

@@ -1,0 +1,126 @@
+"""Values that every message is made of: peer ids, uuids, times, resources."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import base58
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SerializationInfo
+
+_IDENTITY_MULTIHASH = 0x00
+_SHA256_MULTIHASH = 0x12
+_NANOSECONDS_PER_SECOND = 1_000_000_000
+
+
+class Message(BaseModel):
+    """Base of all messages: immutable; unknown keys are ignored, as serde does on the other side."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
+
+
+def peer_id_from_bytes(multihash: bytes) -> str:
+    """Return the base58 text of a peer id's multihash bytes; ValueError if they are not a peer id."""
+    if len(multihash) < 3 or multihash[1] != len(multihash) - 2:  # noqa: PLR2004
+        raise ValueError("a peer id is a multihash: code, length, digest; the length does not match")
+    code, length = multihash[0], multihash[1]
+    if not (code == _IDENTITY_MULTIHASH and length <= 42) and not (code == _SHA256_MULTIHASH and length == 32):
+        raise ValueError("a peer id is an identity multihash of at most 42 bytes or a sha2-256 multihash")
+    return base58.b58encode(multihash).decode("ascii")
+
+
+def peer_id_to_bytes(peer_id: str) -> bytes:
+    """Return the multihash bytes of a base58 peer id; ValueError if it is none."""
+    if len(peer_id) > 64:  # noqa: PLR2004 - before decoding, whose cost is quadratic
+        raise ValueError("a peer id has at most 64 characters")
+    try:
+        multihash = base58.b58decode(peer_id)
+    except ValueError as error:
+        raise ValueError(f"peer id {peer_id!r} is not base58") from error
+    peer_id_from_bytes(multihash)
+    return multihash
+
+
+def _validate_peer_id(value: Any) -> str:
+    if isinstance(value, bytes):
+        return peer_id_from_bytes(value)
+    if isinstance(value, str):
+        peer_id_to_bytes(value)
+        return value
+    raise ValueError("a peer id is base58 text or multihash bytes")
+
+
+def _serialize_peer_id(value: str, info: SerializationInfo) -> str | bytes:
+    return value if info.mode == "json" else peer_id_to_bytes(value)
+
+
+PeerId = Annotated[str, BeforeValidator(_validate_peer_id), PlainSerializer(_serialize_peer_id)]
+"""A libp2p peer id: base58 text in Python and JSON, multihash bytes in CBOR."""
+
+
+def _validate_uuid(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return UUID(bytes=value)  # ValueError unless 16 bytes
+    return value
+
+
+def _serialize_uuid(value: UUID, info: SerializationInfo) -> str | bytes:
+    return str(value) if info.mode == "json" else value.bytes
+
+
+Uuid = Annotated[UUID, BeforeValidator(_validate_uuid), PlainSerializer(_serialize_uuid)]
+"""A uuid: text in JSON, 16 bytes in CBOR."""
+
+
+class SystemTime(Message):
+    """A wall-clock time, as serde writes Rust's `SystemTime`."""
+
+    secs_since_epoch: Annotated[int, Field(ge=0, lt=2**64)]
+    nanos_since_epoch: Annotated[int, Field(ge=0, lt=_NANOSECONDS_PER_SECOND)]
+
+    @classmethod
+    def from_timestamp(cls, seconds: float) -> "SystemTime":
+        """Convert seconds since the epoch, as `time.time()` gives them."""
+        nanoseconds = round(seconds * _NANOSECONDS_PER_SECOND)
+        whole, rest = divmod(nanoseconds, _NANOSECONDS_PER_SECOND)
+        return cls(secs_since_epoch=whole, nanos_since_epoch=rest)
+
+    @property
+    def timestamp(self) -> float:
+        """Seconds since the epoch."""
+        return self.secs_since_epoch + self.nanos_since_epoch / _NANOSECONDS_PER_SECOND
+
+    def __str__(self) -> str:
+        try:
+            return datetime.fromtimestamp(self.timestamp, UTC).isoformat()
+        except (OverflowError, ValueError):
+            return f"{self.secs_since_epoch}s since the epoch"
+
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A quantity of some resource, or a price: finite and not negative."""
+
+
+class Resources(Message):
+    """What a worker has or a job needs: GB of video memory, cores, GB of storage, GB of memory."""
+
+    gpu: Amount = 0.0
+    cpu: Amount = 0.0
+    storage: Amount = 0.0
+    memory: Amount = 0.0
+
+    def __add__(self, other: "Resources") -> "Resources":
+        return Resources(
+            gpu=self.gpu + other.gpu,
+            cpu=self.cpu + other.cpu,
+            storage=self.storage + other.storage,
+            memory=self.memory + other.memory,
+        )
+
+    def fits_into(self, capacity: "Resources") -> bool:
+        """Whether every one of these amounts is at most the capacity's."""
+        return (
+            self.gpu <= capacity.gpu
+            and self.cpu <= capacity.cpu
+            and self.storage <= capacity.storage
+            and self.memory <= capacity.memory
+        )
