@@ -1,0 +1,204 @@
+"""Certificates for a network of one's own: a root, organisations below it, nodes below those; and revocation lists.
+
+They look as hypha-certutil's do. For production use a tool made for it.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+_ROOT_DAYS, _ORGANISATION_DAYS, _NODE_DAYS, _CRL_DAYS = 3650, 1825, 365, 30
+_SKEW = timedelta(days=1)
+_UNSPECIFIED = IPv4Address(0)
+
+
+@dataclass(frozen=True)
+class NodeFiles:
+    """Where a node's credentials lie, as its configuration names them."""
+
+    cert: Path
+    key: Path
+    trust: Path
+
+
+@dataclass(frozen=True)
+class Credential:
+    """A certificate with its key and the certificates above it, nearest first, the root last."""
+
+    certificate: x509.Certificate
+    key: Ed25519PrivateKey
+    issuers: tuple[x509.Certificate, ...] = ()
+
+    @property
+    def cert_pem(self) -> bytes:
+        """The certificate, then the intermediates; a root alone is its own chain."""
+        return b"".join(c.public_bytes(Encoding.PEM) for c in (self.certificate, *self.issuers[:-1]))
+
+    @property
+    def key_pem(self) -> bytes:
+        """The key, PKCS#8."""
+        return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+    @property
+    def trust_pem(self) -> bytes:
+        """The root, which everyone in the network trusts."""
+        return (self.issuers or (self.certificate,))[-1].public_bytes(Encoding.PEM)
+
+
+def create_root(name: str = "Hypha Devnet Root CA") -> Credential:
+    """Make the certificate authority of a new network."""
+    key = Ed25519PrivateKey.generate()
+    subject = _name("Hypha Devnet", name)
+    return Credential(_authority(subject, subject, key, key, _ROOT_DAYS, path_length=None), key)
+
+
+def create_organisation(root: Credential, name: str) -> Credential:
+    """Make an organisation's authority below a root."""
+    key = Ed25519PrivateKey.generate()
+    certificate = _authority(
+        _name(name, f"{name} CA"), root.certificate.subject, key, root.key, _ORGANISATION_DAYS, path_length=0
+    )
+    return Credential(certificate, key, (root.certificate, *root.issuers))
+
+
+def create_node(
+    authority: Credential,
+    name: str,
+    *,
+    names: Sequence[str] = (),
+    not_before: datetime | None = None,
+    not_after: datetime | None = None,
+) -> Credential:
+    """Make a node's certificate below an authority; `names` are further DNS names or IP addresses of the node."""
+    key = Ed25519PrivateKey.generate()
+    now = datetime.now(UTC)
+    subject_names = [x509.IPAddress(_UNSPECIFIED), *map(_general_name, (name, *names))]  # Rust nodes look for 0.0.0.0
+    builder = (
+        _builder(_name(authority.certificate.subject, name), authority.certificate.subject, key)
+        .not_valid_before(not_before or now - _SKEW)
+        .not_valid_after(not_after or now + timedelta(days=_NODE_DAYS))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(digital_signature=True, key_agreement=True), critical=True)
+        .add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+        )
+        .add_extension(x509.SubjectAlternativeName(subject_names), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False
+        )
+    )
+    return Credential(builder.sign(authority.key, None), key, (authority.certificate, *authority.issuers))
+
+
+def create_crl(
+    authority: Credential, revoked: Sequence[x509.Certificate] = (), *, next_update: datetime | None = None
+) -> bytes:
+    """Make an authority's revocation list, PEM."""
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(authority.certificate.subject)
+        .last_update(now - _SKEW)
+        .next_update(next_update or now + timedelta(days=_CRL_DAYS))
+        .add_extension(x509.CRLNumber(int(now.timestamp())), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False
+        )
+    )
+    for certificate in revoked:
+        entry = x509.RevokedCertificateBuilder().serial_number(certificate.serial_number).revocation_date(now)
+        builder = builder.add_revoked_certificate(entry.build())
+    return builder.sign(authority.key, None).public_bytes(Encoding.PEM)
+
+
+def write_node(node: Credential, directory: Path, name: str) -> NodeFiles:
+    """Write `<name>-cert.pem`, `<name>-key.pem` (readable by this user only) and `<name>-trust.pem`."""
+    files = NodeFiles(*(directory / f"{name}-{kind}.pem" for kind in ("cert", "key", "trust")))
+    directory.mkdir(parents=True, exist_ok=True)
+    files.cert.write_bytes(node.cert_pem)
+    files.trust.write_bytes(node.trust_pem)
+    write_private(files.key, node.key_pem)
+    return files
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only this user can read."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+
+
+def load_credential(cert: Path, key: Path, issuers: Sequence[Path] = ()) -> Credential:
+    """Read an authority back: its certificate, its key, and the certificates above it, nearest first."""
+    from hypha_network.pkcs8 import seed_from_pem  # noqa: PLC0415
+
+    return Credential(
+        x509.load_pem_x509_certificate(cert.read_bytes()),
+        Ed25519PrivateKey.from_private_bytes(seed_from_pem(key.read_bytes())),
+        tuple(x509.load_pem_x509_certificate(path.read_bytes()) for path in issuers),
+    )
+
+
+def _authority(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: Ed25519PrivateKey,
+    issuer_key: Ed25519PrivateKey,
+    days: int,
+    *,
+    path_length: int | None,
+) -> x509.Certificate:
+    now = datetime.now(UTC)
+    return (
+        _builder(subject, issuer, key)
+        .not_valid_before(now - _SKEW)
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+        .add_extension(_key_usage(digital_signature=True, key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(issuer_key, None)
+    )
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, key: Ed25519PrivateKey) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+    )
+
+
+def _name(organisation: str | x509.Name, common_name: str) -> x509.Name:
+    if isinstance(organisation, x509.Name):
+        organisation = str(organisation.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation),
+            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+        ]
+    )
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _key_usage(**usages: bool) -> x509.KeyUsage:
+    every = (
+        "digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
+        "key_cert_sign", "crl_sign", "encipher_only", "decipher_only",
+    )  # fmt: skip
+    return x509.KeyUsage(**{usage: usages.get(usage, False) for usage in every})

@@ -1,0 +1,324 @@
+"""Who a node is and whom it trusts: its certificate chain and key, the network's trust bundle and revocation lists.
+
+The revocation semantics are those of the reference implementation (rustls): without lists nothing is checked; with lists every
+certificate below the trust anchor needs one from its issuer, and a list past its next update still counts.
+"""
+
+import logging
+import os
+import re
+import ssl
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from ipaddress import IPv4Address
+from itertools import pairwise
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding
+from hypha_messages.types import peer_id_from_bytes
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.keys import KeyPair
+
+from hypha_network.errors import IdentityError
+from hypha_network.pkcs8 import seed_from_pem, seed_to_pem
+
+logger = logging.getLogger(__name__)
+
+_ED25519_PEER_ID_PREFIX = bytes.fromhex("002408011220")  # identity multihash of the protobuf key
+_CRL_PEM = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
+_MAX_FILE_BYTES = 4 * 1024 * 1024
+_UNSPECIFIED = IPv4Address(0)
+
+
+@dataclass(frozen=True)
+class IdentityFiles:
+    """Where an identity comes from; `crls` is optional."""
+
+    cert: Path
+    key: Path
+    trust: Path
+    crls: Path | None = None
+
+    def state(self) -> tuple[object, ...]:
+        """What changes when one of the files does, also when a link to it is switched."""
+        return tuple(_file_state(path) for path in (self.cert, self.key, self.trust, self.crls) if path is not None)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A node's identity. Build it with `load` or `from_pem`, which check it; times are UTC."""
+
+    chain: tuple[x509.Certificate, ...]
+    trust: tuple[x509.Certificate, ...]
+    crls: tuple[x509.CertificateRevocationList, ...]
+    seed: bytes = field(repr=False)
+    files: IdentityFiles | None = None
+
+    @classmethod
+    def load(
+        cls, cert_pem: Path | str, key_pem: Path | str, trust_pem: Path | str, crls_pem: Path | str | None = None
+    ) -> "Identity":
+        """Read an identity from PEM files; IdentityError says which file, what is wrong and what to do."""
+        files = IdentityFiles(Path(cert_pem), Path(key_pem), Path(trust_pem), Path(crls_pem) if crls_pem else None)
+        identity = cls._build(
+            (_read(files.cert), files.cert),
+            (_read(files.key), files.key),
+            (_read(files.trust), files.trust),
+            (_read(files.crls), files.crls) if files.crls else (b"", "no revocation lists"),
+            files,
+        )
+        if files.key.stat().st_mode & 0o004:
+            logger.warning("%s can be read by every user of this machine; `chmod o-r` it", files.key)
+        return identity
+
+    @classmethod
+    def from_pem(cls, cert: bytes, key: bytes, trust: bytes, crls: bytes = b"") -> "Identity":
+        """Build an identity from PEM texts; IdentityError says what is wrong."""
+        sources = ("the certificate", "the key", "the trust bundle", "the revocation lists")
+        return cls._build(*zip((cert, key, trust, crls), sources, strict=True), None)  # type: ignore[arg-type]
+
+    @classmethod
+    def _build(
+        cls,
+        cert: tuple[bytes, object],
+        key: tuple[bytes, object],
+        trust: tuple[bytes, object],
+        crls: tuple[bytes, object],
+        files: IdentityFiles | None,
+    ) -> "Identity":
+        chain = _parse_certificates(*cert)
+        try:
+            seed = seed_from_pem(key[0])
+        except ValueError as error:
+            raise IdentityError(f"{key[1]}: {error}") from error
+        lists = _parse_crls(*crls)
+        if chain[0].public_key() != Ed25519PrivateKey.from_private_bytes(seed).public_key():
+            if not isinstance(chain[0].public_key(), Ed25519PublicKey):
+                raise IdentityError(f"{cert[1]}: the certificate's key is not Ed25519; have it issued for an Ed25519 key")
+            raise IdentityError(
+                f"{key[1]}: the key does not belong to the first certificate in {cert[1]}; "
+                "use the pair that was issued together, the node's certificate first"
+            )
+        now = datetime.now(UTC)
+        if chain[0].not_valid_after_utc < now:
+            raise IdentityError(f"{cert[1]}: the certificate expired on {chain[0].not_valid_after_utc}; have it renewed")
+        if chain[0].not_valid_before_utc > now:
+            raise IdentityError(
+                f"{cert[1]}: the certificate is valid only from {chain[0].not_valid_before_utc}; check this machine's clock"
+            )
+        identity = cls(chain, _anchors(_parse_certificates(*trust), lists, str(trust[1])), lists, seed, files)
+        _ = identity.client_context, identity.server_context  # what OpenSSL refuses is refused now
+        for warning in identity.warnings(now):
+            logger.warning("%s: %s", cert[1], warning)
+        return identity
+
+    @cached_property
+    def peer_id(self) -> str:
+        """The node's peer id, base58 text."""
+        return peer_id_of(self.chain[0])
+
+    @property
+    def not_valid_after(self) -> datetime:
+        """When the node's certificate expires."""
+        return self.chain[0].not_valid_after_utc
+
+    @cached_property
+    def key_pair(self) -> KeyPair:
+        """The key as libp2p wants it."""
+        return create_new_key_pair(self.seed)
+
+    @cached_property
+    def client_context(self) -> ssl.SSLContext:
+        """The TLS settings for dialling."""
+        context = self._context(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False  # a peer is known by its key; its name says nothing
+        return context
+
+    @cached_property
+    def server_context(self) -> ssl.SSLContext:
+        """The TLS settings for being dialled."""
+        context = self._context(ssl.PROTOCOL_TLS_SERVER)
+        context.num_tickets = 0  # nobody resumes
+        return context
+
+    def warnings(self, now: datetime) -> list[str]:
+        """What does not keep this node from starting but will make peers refuse it."""
+        found = []
+        path = self._own_path()
+        if path is None:
+            found.append("the trust bundle does not lead to this certificate; add the issuing CA, or the intermediate CAs after it")
+        elif reason := self.revocation(path):
+            found.append(f"peers will refuse it: {reason}")
+        try:
+            names = self.chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            named = _UNSPECIFIED in names.get_values_for_type(x509.IPAddress)
+        except x509.ExtensionNotFound:
+            named = False
+        if not named:
+            found.append("it lacks the subject alternative name IP:0.0.0.0, without which Rust nodes cannot dial this one")
+        found += [
+            f"the revocation list of {crl.issuer.rfc4514_string()} is out of date since {crl.next_update_utc}; it still counts"
+            for crl in self.crls
+            if crl.next_update_utc is not None and crl.next_update_utc < now
+        ]
+        return found
+
+    def revocation(self, path: Sequence[x509.Certificate]) -> str | None:
+        """Say why the lists forbid a verified path (leaf first, trust anchor last); None if they do not."""
+        if not self.crls:
+            return None
+        for certificate, issuer in pairwise(path):
+            name = certificate.issuer.rfc4514_string()
+            lists = [crl for crl in self.crls if crl.issuer == certificate.issuer]
+            if not lists:
+                return f"there are revocation lists, but none from {name}, who issued {_name(certificate)}"
+            for crl in lists:
+                if not _signed_by(crl, issuer):
+                    return f"the revocation list of {name} was not signed by its key"
+                if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
+                    return f"the certificate of {_name(certificate)} was revoked by {name}"
+        return None
+
+    def reload(self) -> "Identity":
+        """Read the files again; IdentityError if they cannot be used or hold another peer's identity."""
+        if self.files is None:
+            raise IdentityError("this identity was not read from files")
+        fresh = Identity.load(self.files.cert, self.files.key, self.files.trust, self.files.crls)
+        if fresh.peer_id != self.peer_id:
+            raise IdentityError(
+                f"{self.files.cert}: now holds the identity of {fresh.peer_id}; a running node cannot change its "
+                f"peer id ({self.peer_id}): restart it, or renew the certificate with the same key"
+            )
+        return fresh
+
+    def _context(self, protocol: int) -> ssl.SSLContext:
+        context = ssl.SSLContext(protocol)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an intermediate in the trust bundle is enough
+        context.load_verify_locations(cadata=b"".join(c.public_bytes(Encoding.DER) for c in self.trust))
+        pem = seed_to_pem(self.seed) + b"".join(c.public_bytes(Encoding.PEM) for c in self.chain)
+        descriptor = os.memfd_create("hypha-identity", os.MFD_CLOEXEC)  # the key must not reach a disk again
+        try:
+            with os.fdopen(os.dup(descriptor), "wb") as file:
+                file.write(pem)
+            context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+        except ssl.SSLError as error:
+            raise IdentityError(f"OpenSSL refuses the certificate and key: {error.reason or error}") from error
+        finally:
+            os.close(descriptor)
+        return context
+
+    def _own_path(self) -> list[x509.Certificate] | None:
+        path = [self.chain[0]]
+        while len(path) <= len(self.chain):
+            for anchor in self.trust:
+                if _issued(path[-1], anchor):
+                    return [*path, anchor]
+            issuer = next((c for c in self.chain[1:] if c not in path and _issued(path[-1], c)), None)
+            if issuer is None:
+                return None
+            path.append(issuer)
+        return None
+
+
+def peer_id_of(certificate: x509.Certificate) -> str:
+    """Return the peer id of a certificate's key; IdentityError unless the key is Ed25519."""
+    key = certificate.public_key()
+    if not isinstance(key, Ed25519PublicKey):
+        raise IdentityError(f"the certificate of {_name(certificate)} holds no Ed25519 key")
+    return peer_id_from_bytes(_ED25519_PEER_ID_PREFIX + key.public_bytes_raw())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise IdentityError(f"{path}: {error.strerror}; check the path and its permissions in the configuration") from error
+    if len(data) > _MAX_FILE_BYTES:
+        raise IdentityError(f"{path}: larger than {_MAX_FILE_BYTES} bytes; this is not a PEM file of certificates or keys")
+    return data
+
+
+def _file_state(path: Path) -> object:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _parse_certificates(pem: bytes, source: object) -> tuple[x509.Certificate, ...]:
+    try:
+        certificates = tuple(x509.load_pem_x509_certificates(pem))
+        for certificate in certificates:
+            certificate.public_key()
+    except Exception as error:  # a malformed key raises more than ValueError
+        raise IdentityError(f"{source}: not a PEM file of X.509 certificates: {error}") from error
+    return certificates
+
+
+def _parse_crls(pem: bytes, source: object) -> tuple[x509.CertificateRevocationList, ...]:
+    blocks = _CRL_PEM.findall(pem)
+    if pem.strip() and not blocks:
+        raise IdentityError(f'{source}: holds no PEM block "X509 CRL"; leave crls_pem out if there are no revocation lists')
+    try:
+        return tuple(x509.load_pem_x509_crl(block) for block in blocks)
+    except ValueError as error:
+        raise IdentityError(f"{source}: a revocation list cannot be read: {error}") from error
+
+
+def _anchors(
+    bundle: Iterable[x509.Certificate], crls: Sequence[x509.CertificateRevocationList], source: str
+) -> tuple[x509.Certificate, ...]:
+    """Take the authorities out of a trust bundle: hypha-certutil puts the node's own certificate in, which is no authority.
+
+    One authority that another one in the bundle has revoked is left out.
+    """
+    authorities = [certificate for certificate in bundle if _is_authority(certificate)]
+    anchors = []
+    for authority in authorities:
+        if any(
+            crl.get_revoked_certificate_by_serial_number(authority.serial_number) is not None
+            for issuer in authorities
+            if issuer is not authority and _issued(authority, issuer)
+            for crl in crls
+            if crl.issuer == issuer.subject and _signed_by(crl, issuer)
+        ):
+            logger.warning("%s: %s was revoked by its issuer and is not trusted", source, _name(authority))
+        else:
+            anchors.append(authority)
+    if not anchors:
+        raise IdentityError(f"{source}: holds no CA certificate to trust; add the network's root or your organisation's CA")
+    return tuple(anchors)
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+
+
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
+    key = issuer.public_key()
+    return isinstance(key, CertificateIssuerPublicKeyTypes) and crl.is_signature_valid(key)
+
+
+def _name(certificate: x509.Certificate) -> str:
+    return certificate.subject.rfc4514_string() or f"serial {certificate.serial_number:x}"

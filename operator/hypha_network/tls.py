@@ -1,0 +1,374 @@
+"""The network's security transport, `/tls/1.0.0`: TLS 1.3 in which both sides verify the other against the trust bundle.
+
+libp2p's own TLS (self-signed certificates with an extension) has no place here, and py-libp2p's classes for it neither.
+"""
+
+import _ssl
+import logging
+import ssl
+from typing import Any
+from weakref import WeakSet
+
+import trio
+from cryptography import x509
+from libp2p.abc import ConnectionType, IRawConnection, ISecureConn, ISecureTransport
+from libp2p.crypto.ed25519 import Ed25519PublicKey
+from libp2p.crypto.keys import PrivateKey, PublicKey
+from libp2p.io.exceptions import ConnectionClosedError, IOException
+from libp2p.network.stream.exceptions import StreamEOF
+from libp2p.peer.id import ID
+from libp2p.protocol_muxer.exceptions import MultiselectClientError
+from libp2p.protocol_muxer.multiselect_client import MultiselectClient
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.security.exceptions import HandshakeFailure
+from multiaddr import Multiaddr
+
+from hypha_network.errors import HandshakeError, IdentityError
+from hypha_network.identity import Identity, peer_id_of
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL_ID = "/tls/1.0.0"
+HANDSHAKE_TIMEOUT_S = 10.0
+READ_BYTES = 512 * 1024
+"""How much is taken from the socket at once."""
+WRITE_BYTES = 1024 * 1024
+"""How much plain text is encrypted at once; bounds what a write holds in memory."""
+CLOSE_TIMEOUT_S = 1.0
+
+_RECORD_BYTES = 16 * 1024
+
+_REASONS = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it showed no certificate",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it wants a certificate and got none",
+    "TLSV1_ALERT_UNKNOWN_CA": "its trust bundle does not lead to our certificate",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "our certificate is on its revocation list",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "our certificate has expired for it",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "it does not accept our certificate",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it does not accept our certificate",
+    "TLSV1_ALERT_DECRYPT_ERROR": "it could not verify our certificate",
+    "TLSV1_ALERT_ACCESS_DENIED": "it denies us access",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "it does not speak TLS 1.3",
+    "UNSUPPORTED_PROTOCOL": "it does not speak TLS 1.3",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS",
+}
+
+
+class SecureConnection(ISecureConn):
+    """An encrypted connection to a peer whose certificate was verified; what the muxer runs on."""
+
+    def __init__(self, raw: IRawConnection, tls: "_Tls", identity: Identity, path: list[x509.Certificate]) -> None:
+        self._raw = raw
+        self._tls = tls
+        self._identity = identity
+        self._unread: memoryview | bytes = b""
+        self._write_lock = trio.Lock()
+        self._broken = False
+        self.path = path
+        """The peer's certificates as verified: its own first, the trust anchor last."""
+        self.is_initiator = raw.is_initiator
+
+    async def read_some(self) -> bytes | memoryview:
+        """Return what has arrived, decrypted, waiting for at least one byte; empty at the end.
+
+        The memory returned is the caller's own; a slice of it keeps all of it alive.
+        Raises ConnectionClosedError when the connection breaks, or when TLS fails.
+        """
+        if self._unread:
+            data, self._unread = self._unread, b""
+            return data
+        return await self._receive()
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return between 1 and `n` bytes; ConnectionClosedError at the end, as py-libp2p's negotiation expects."""
+        if n == 0:
+            return b""
+        if not self._unread:
+            self._unread = await self._receive()
+            if not self._unread:
+                raise ConnectionClosedError("the connection was closed by the peer")
+        data, self._unread = self._unread[:n], self._unread[n:] if n is not None else b""
+        return bytes(data)
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send data of any size; ConnectionClosedError when the connection breaks. A cancelled write breaks it."""
+        view = memoryview(data).cast("B")
+        async with self._write_lock:
+            for start in range(0, len(view), WRITE_BYTES):
+                if self._broken:
+                    raise ConnectionClosedError("the connection is closed")
+                await self._send(self._tls.encrypt(view[start : start + WRITE_BYTES]))
+
+    async def close(self) -> None:
+        """Tell the peer, if it listens, and close."""
+        if not self._broken:
+            with trio.move_on_after(CLOSE_TIMEOUT_S):
+                async with self._write_lock:
+                    await self._send(self._tls.goodbye())
+        self._broken = True
+        await self._raw.close()
+
+    async def _receive(self) -> bytes | memoryview:
+        while True:
+            try:
+                data = self._tls.decrypt()
+            except ssl.SSLZeroReturnError:
+                return b""
+            except ssl.SSLError as error:
+                reason = _reason(error)
+                logger.warning("connection with %s failed: %s", self.get_remote_peer(), reason)
+                raise ConnectionClosedError(f"the connection with {self.get_remote_peer()} failed: {reason}") from error
+            if data:
+                return data
+            encrypted = await _read_raw(self._raw)
+            if not encrypted:
+                return b""
+            self._tls.feed(encrypted)
+
+    async def _send(self, encrypted: bytes) -> None:
+        sent = False
+        try:
+            await self._raw.write(encrypted)
+            sent = True
+        except (IOException, OSError) as error:
+            raise ConnectionClosedError(f"the connection with {self.get_remote_peer()} broke: {error}") from error
+        finally:
+            self._broken = self._broken or not sent  # part of a record may be on the wire
+
+    def get_local_peer(self) -> ID:
+        """Return this node's peer id."""
+        return ID.from_base58(self._identity.peer_id)
+
+    def get_local_private_key(self) -> PrivateKey:
+        """Return this node's key."""
+        return self._identity.key_pair.private_key
+
+    def get_remote_peer(self) -> ID:
+        """Return the peer id of the peer's certificate."""
+        return ID.from_base58(peer_id_of(self.path[0]))
+
+    def get_remote_public_key(self) -> PublicKey:
+        """Return the key of the peer's certificate."""
+        return Ed25519PublicKey.from_bytes(self.path[0].public_key().public_bytes_raw())  # type: ignore[union-attr]
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Return the other end's address, if the connection is not relayed."""
+        return self._raw.get_remote_address()
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        """Return the addresses that the connection goes through."""
+        return self._raw.get_transport_addresses()
+
+    def get_connection_type(self) -> ConnectionType:
+        """Whether the connection is direct or relayed."""
+        return self._raw.get_connection_type()
+
+
+class TlsTransport(ISecureTransport):
+    """Secures connections, direct and relayed, with an identity that may be replaced by a renewed one of the same peer."""
+
+    def __init__(self, identity: Identity, *, handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S) -> None:
+        self.identity = identity
+        self._handshake_timeout_s = handshake_timeout_s
+        self._connections: WeakSet[SecureConnection] = WeakSet()
+
+    async def secure_inbound(self, conn: IRawConnection) -> SecureConnection:
+        """Secure a connection that a peer dialled; HandshakeFailure, caused by a HandshakeError, if it is refused."""
+        return await self._secure(conn, None, server=True)
+
+    async def secure_outbound(self, conn: IRawConnection, peer_id: ID | None) -> SecureConnection:
+        """Secure a connection that this node dialled; HandshakeFailure unless it is that peer (any, if None)."""
+        return await self._secure(conn, peer_id, server=False)
+
+    async def replace_identity(self, identity: Identity) -> None:
+        """Use another identity from now on; connections whose peer it revokes are closed."""
+        self.identity = identity
+        for connection in list(self._connections):
+            if reason := identity.revocation(connection.path):
+                logger.warning("closing the connection with %s: %s", connection.get_remote_peer(), reason)
+                await connection.close()
+
+    async def _secure(self, raw: IRawConnection, expected: ID | None, *, server: bool) -> SecureConnection:
+        try:
+            connection = await self._handshake(raw, expected, server=server)
+        except HandshakeError as error:
+            whom = _address(raw)
+            logger.warning("TLS handshake %s %s failed: %s", "from" if server else "to", whom, error)
+            with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+                await raw.close()
+            raise HandshakeFailure(f"TLS handshake with {whom} failed: {error}") from error
+        self._connections.add(connection)
+        return connection
+
+    async def _handshake(self, raw: IRawConnection, expected: ID | None, *, server: bool) -> SecureConnection:
+        identity = self.identity
+        tls = _Tls(identity.server_context if server else identity.client_context, server=server)
+        try:
+            with trio.fail_after(self._handshake_timeout_s):
+                await tls.handshake(raw)
+            path = tls.verified_path()
+            peer_id = peer_id_of(path[0])
+        except trio.TooSlowError:
+            raise HandshakeError(f"not completed within {self._handshake_timeout_s:g} s") from None
+        except ssl.SSLError as error:
+            raise HandshakeError(_reason(error)) from error
+        except IdentityError as error:
+            raise HandshakeError(str(error)) from error
+        except (IOException, OSError) as error:
+            raise HandshakeError(f"the connection broke: {error or type(error).__name__}") from error
+        if expected is not None and peer_id != expected.to_base58():
+            raise HandshakeError(f"dialled {expected}, but {peer_id} answered")
+        if reason := identity.revocation(path):
+            raise HandshakeError(reason)
+        return SecureConnection(raw, tls, identity, path)
+
+
+class _Tls:
+    """OpenSSL between two memory buffers; knows no sockets."""
+
+    def __init__(self, context: ssl.SSLContext, *, server: bool) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
+
+    async def handshake(self, raw: IRawConnection) -> None:
+        while True:
+            try:
+                self._object.do_handshake()
+            except ssl.SSLWantReadError:
+                done = False
+            except ssl.SSLError:
+                if alert := self._outgoing.read():  # tells the peer why
+                    with trio.move_on_after(CLOSE_TIMEOUT_S):
+                        await raw.write(alert)
+                raise
+            else:
+                done = True
+            if outgoing := self._outgoing.read():
+                await raw.write(outgoing)
+            if done:
+                return
+            incoming = await _read_raw(raw)
+            if not incoming:
+                raise ConnectionClosedError("closed by the peer")
+            self._incoming.write(incoming)
+
+    def verified_path(self) -> list[x509.Certificate]:
+        """Return the peer's certificates as OpenSSL verified them: leaf first, trust anchor last."""
+        if hasattr(self._object, "get_verified_chain"):  # public from Python 3.13 on
+            chain = self._object.get_verified_chain()
+        else:
+            inner: Any = self._object._sslobj  # type: ignore[attr-defined]
+            chain = [certificate.public_bytes(_ssl.ENCODING_DER) for certificate in inner.get_verified_chain()]
+        return [x509.load_der_x509_certificate(der) for der in chain]
+
+    def feed(self, encrypted: bytes) -> None:
+        self._incoming.write(encrypted)
+
+    def decrypt(self) -> bytes | memoryview:
+        """Return all that can be decrypted now; ssl.SSLZeroReturnError once the peer has said goodbye."""
+        if not self._incoming.pending and not self._object.pending():
+            return b""
+        # Plain text is shorter than what carried it, but for the part of a record that OpenSSL has already taken in.
+        buffer = memoryview(bytearray(self._incoming.pending + self._object.pending() + _RECORD_BYTES))
+        size = 0
+        try:
+            while size < len(buffer):
+                count = self._object.read(len(buffer) - size, buffer[size:])
+                if not count:
+                    break
+                size += count
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError:
+            if not size:  # else the next call meets it again
+                raise
+        return buffer[:size]
+
+    def encrypt(self, data: memoryview) -> bytes:
+        self._object.write(data)
+        return self._outgoing.read()
+
+    def goodbye(self) -> bytes:
+        try:
+            self._object.unwrap()
+        except (ssl.SSLError, ValueError):
+            pass  # without the peer's own goodbye unwrap cannot complete; ours is written all the same
+        return self._outgoing.read()
+
+
+async def learn_peer_id(transport: TlsTransport, raw: IRawConnection, *, timeout_s: float = HANDSHAKE_TIMEOUT_S) -> str:
+    """Return who is at the other end of a connection just dialled, and close it; HandshakeError says why not."""
+    try:
+        with trio.fail_after(timeout_s):
+            await MultiselectClient().handshake(MultiselectCommunicator(raw))
+            await MultiselectClient().try_select(MultiselectCommunicator(raw), PROTOCOL_ID)  # type: ignore[arg-type]
+            connection = await transport.secure_outbound(raw, None)
+            peer_id = connection.get_remote_peer().to_base58()
+            await connection.close()
+            return peer_id
+    except trio.TooSlowError:
+        raise HandshakeError(f"{_address(raw)} did not say who it is within {timeout_s:g} s") from None
+    except HandshakeFailure as error:
+        raise HandshakeError(str(error)) from error
+    except MultiselectClientError as error:
+        raise HandshakeError(f"{_address(raw)} does not offer {PROTOCOL_ID}") from error
+    finally:
+        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+            await raw.close()
+
+
+def handshake_reason(error: BaseException) -> str | None:
+    """Say why one side refused the other, if that is what led to this error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, HandshakeFailure):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+async def follow_files(transport: TlsTransport, *, interval_s: float = 5.0) -> None:
+    """Run for ever: whenever a file of the transport's identity changes, use the new one; a bad file is logged and ignored."""
+    files = transport.identity.files
+    if files is None:
+        return
+    state = files.state()
+    while True:
+        await trio.sleep(interval_s)
+        fresh_state = files.state()
+        if fresh_state == state:
+            continue
+        state = fresh_state
+        try:
+            identity = transport.identity.reload()
+        except IdentityError as error:
+            logger.error("keeping the identity in use, the new one cannot be used: %s", error)  # noqa: TRY400
+            continue
+        logger.info("identity reloaded; the certificate is valid until %s", identity.not_valid_after)
+        await transport.replace_identity(identity)
+
+
+async def _read_raw(raw: IRawConnection) -> bytes:
+    try:
+        return await raw.read(READ_BYTES)
+    except StreamEOF:  # the end of a relayed connection
+        return b""
+    except (IOException, OSError) as error:
+        if isinstance(error.__cause__, StreamEOF):
+            return b""
+        if isinstance(error, ConnectionClosedError):
+            raise
+        raise ConnectionClosedError(f"the connection broke: {error or error.__cause__ or type(error).__name__}") from error
+
+
+def _reason(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is refused: {error.verify_message}"
+    reason = error.reason or str(error)
+    return _REASONS.get(reason, reason.lower().replace("_", " "))
+
+
+def _address(raw: IRawConnection) -> str:
+    address = raw.get_remote_address()
+    return f"{address[0]}:{address[1]}" if address else "a relayed peer"
