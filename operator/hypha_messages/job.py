@@ -3,8 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasGenerator, ConfigDict, Field, model_serializer
-from pydantic.functional_serializers import SerializerFunctionWrapHandler
+from pydantic import AliasGenerator, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from hypha_messages.types import Message, PeerId, Uuid
 

@@ -2,8 +2,7 @@
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, model_serializer, model_validator
-from pydantic.functional_serializers import SerializerFunctionWrapHandler
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from hypha_messages.cbor import Single
 from hypha_messages.protocol import Plain, Protocol, untag

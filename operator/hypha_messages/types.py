@@ -20,7 +20,7 @@ class Message(BaseModel):
 
 def peer_id_from_bytes(multihash: bytes) -> str:
     """Return the base58 text of a peer id's multihash bytes; ValueError if they are not a peer id."""
-    if len(multihash) < 3 or multihash[1] != len(multihash) - 2:  # noqa: PLR2004
+    if len(multihash) < 3 or multihash[1] != len(multihash) - 2:
         raise ValueError("a peer id is a multihash: code, length, digest; the length does not match")
     code, length = multihash[0], multihash[1]
     if not (code == _IDENTITY_MULTIHASH and length <= 42) and not (code == _SHA256_MULTIHASH and length == 32):
@@ -30,7 +30,7 @@ def peer_id_from_bytes(multihash: bytes) -> str:
 
 def peer_id_to_bytes(peer_id: str) -> bytes:
     """Return the multihash bytes of a base58 peer id; ValueError if it is none."""
-    if len(peer_id) > 64:  # noqa: PLR2004 - before decoding, whose cost is quadratic
+    if len(peer_id) > 64:
         raise ValueError("a peer id has at most 64 characters")
     try:
         multihash = base58.b58decode(peer_id)
