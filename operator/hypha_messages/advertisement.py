@@ -30,7 +30,7 @@ class RequestWorker(Message):
 
 def encode(request: RequestWorker) -> bytes:
     """Return the gossip message's bytes."""
-    return cbor.dumps(request.model_dump())
+    return cbor.dumps_shortest(request.model_dump())
 
 
 def decode(data: bytes) -> RequestWorker:

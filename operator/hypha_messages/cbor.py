@@ -1,7 +1,8 @@
-"""CBOR as serde writes it: whole-message encoding and decoding, externally tagged enums, single-precision floats."""
+"""CBOR as serde writes it: whole-message encoding and decoding, floats of the width that the other side expects."""
 
 import io
 import struct
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import cbor2
@@ -12,21 +13,21 @@ class DecodeError(ValueError):
     """Bytes from a peer that are not the message they should be; the text says where and why."""
 
 
-class _Single:
-    """A float that CBOR must carry as four bytes: the other side's f32 does not accept eight."""
+@dataclass(frozen=True)
+class _Encoded:
+    """A value that is CBOR already."""
 
-    def __init__(self, value: float) -> None:
-        self.value = value
+    data: bytes
 
 
-def _encode_single(encoder: cbor2.CBOREncoder, value: Any) -> None:
-    if not isinstance(value, _Single):
+def _write_encoded(encoder: cbor2.CBOREncoder, value: Any) -> None:
+    if not isinstance(value, _Encoded):
         raise TypeError(f"cannot encode {type(value).__name__} as CBOR")
-    encoder.write(b"\xfa" + struct.pack(">f", value.value))
+    encoder.write(value.data)
 
 
 def _serialize_single(value: float, info: SerializationInfo) -> Any:
-    return value if info.mode == "json" else _Single(value)
+    return value if info.mode == "json" else _Encoded(b"\xfa" + struct.pack(">f", value))
 
 
 _LARGEST_SINGLE: Final = struct.unpack(">f", bytes.fromhex("7f7fffff"))[0]
@@ -34,12 +35,25 @@ _LARGEST_SINGLE: Final = struct.unpack(">f", bytes.fromhex("7f7fffff"))[0]
 Single = Annotated[
     float, Field(ge=-_LARGEST_SINGLE, le=_LARGEST_SINGLE, allow_inf_nan=True), PlainSerializer(_serialize_single)
 ]
-"""Rust's f32."""
+"""Rust's f32: four bytes in CBOR, since the other side accepts no eight."""
 
 
 def dumps(value: Any) -> bytes:
-    """Encode plain values (what `model_dump(mode="python")` gives)."""
-    return cbor2.dumps(value, default=_encode_single)
+    """Encode plain values (what `model_dump(mode="python")` gives), floats in eight bytes."""
+    return cbor2.dumps(value, default=_write_encoded)
+
+
+def dumps_shortest(value: Any) -> bytes:
+    """Encode plain values, every float in the shortest of its three forms that loses nothing, as ciborium does."""
+    return dumps(_shorten_floats(value))
+
+
+def _shorten_floats(value: Any) -> Any:
+    if isinstance(value, float):
+        return _Encoded(cbor2.dumps(value, canonical=True))
+    if isinstance(value, dict):
+        return {key: _shorten_floats(item) for key, item in value.items()}
+    return [_shorten_floats(item) for item in value] if isinstance(value, list) else value
 
 
 def loads(data: bytes | memoryview) -> Any:

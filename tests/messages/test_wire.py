@@ -112,7 +112,7 @@ def test_slices_and_records_are_the_reference_json() -> None:
 def test_a_pull_begins_with_the_length_of_its_json_in_eight_little_endian_bytes() -> None:
     header = encode_pull_header(DataSlice(dataset="digits", index=3))
     assert header[:8] == (30).to_bytes(8, "little")
-    assert decode_pull_length(header[:8]) == 29
+    assert decode_pull_length(header[:8]) == 30
     assert decode_pull_header(header[8:]) == DataSlice(dataset="digits", index=3)
 
 
