@@ -2,7 +2,6 @@
 
 import io
 import struct
-from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import cbor2
@@ -13,11 +12,11 @@ class DecodeError(ValueError):
     """Bytes from a peer that are not the message they should be; the text says where and why."""
 
 
-@dataclass(frozen=True)
 class _Encoded:
-    """A value that is CBOR already."""
+    """A value that is CBOR already (a plain class: pydantic would turn a dataclass into a dict)."""
 
-    data: bytes
+    def __init__(self, data: bytes) -> None:
+        self.data = data
 
 
 def _write_encoded(encoder: cbor2.CBOREncoder, value: Any) -> None:
