@@ -1,1 +1,1 @@
-"""A Hypha network of our own, for trying things out and for tests: gateway, scheduler, data node, hub, certificates, demo."""
+"""A Hypha network of our own, to try things out and for tests: gateway, scheduler, data node, hub, demo."""

@@ -20,7 +20,7 @@ class HyphaNetworkError(Exception):
 
 
 class IdentityError(HyphaNetworkError):
-    """A certificate, key, trust bundle or revocation list cannot be used; says which file, what is wrong and what to do."""
+    """A certificate, key, trust bundle or revocation list cannot be used; says which, why, and what to do."""
 
 
 class NetworkError(HyphaNetworkError):

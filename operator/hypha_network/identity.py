@@ -1,7 +1,7 @@
 """Who a node is and whom it trusts: its certificate chain and key, the network's trust bundle and revocation lists.
 
-The revocation semantics are those of the reference implementation (rustls): without lists nothing is checked; with lists every
-certificate below the trust anchor needs one from its issuer, and a list past its next update still counts.
+Revocation means what it means to the reference implementation (rustls): without lists nothing is checked; with lists
+every certificate below the trust anchor needs one from its issuer, and a list past its next update still counts.
 """
 
 import logging
@@ -15,16 +15,16 @@ from functools import cached_property
 from ipaddress import IPv4Address
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
-from hypha_messages.types import peer_id_from_bytes
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.keys import KeyPair
 
+from hypha_messages.types import peer_id_from_bytes
 from hypha_network.errors import IdentityError
 from hypha_network.pkcs8 import seed_from_pem, seed_to_pem
 
@@ -50,6 +50,11 @@ class IdentityFiles:
         return tuple(_file_state(path) for path in (self.cert, self.key, self.trust, self.crls) if path is not None)
 
 
+class _Source(NamedTuple):
+    pem: bytes
+    name: str
+
+
 @dataclass(frozen=True)
 class Identity:
     """A node's identity. Build it with `load` or `from_pem`, which check it; times are UTC."""
@@ -66,13 +71,8 @@ class Identity:
     ) -> "Identity":
         """Read an identity from PEM files; IdentityError says which file, what is wrong and what to do."""
         files = IdentityFiles(Path(cert_pem), Path(key_pem), Path(trust_pem), Path(crls_pem) if crls_pem else None)
-        identity = cls._build(
-            (_read(files.cert), files.cert),
-            (_read(files.key), files.key),
-            (_read(files.trust), files.trust),
-            (_read(files.crls), files.crls) if files.crls else (b"", "no revocation lists"),
-            files,
-        )
+        sources = (_read(path) for path in (files.cert, files.key, files.trust, files.crls))
+        identity = cls._build(*sources, files=files)
         if files.key.stat().st_mode & 0o004:
             logger.warning("%s can be read by every user of this machine; `chmod o-r` it", files.key)
         return identity
@@ -80,42 +80,41 @@ class Identity:
     @classmethod
     def from_pem(cls, cert: bytes, key: bytes, trust: bytes, crls: bytes = b"") -> "Identity":
         """Build an identity from PEM texts; IdentityError says what is wrong."""
-        sources = ("the certificate", "the key", "the trust bundle", "the revocation lists")
-        return cls._build(*zip((cert, key, trust, crls), sources, strict=True), None)  # type: ignore[arg-type]
+        return cls._build(
+            _Source(cert, "the certificate"),
+            _Source(key, "the key"),
+            _Source(trust, "the trust bundle"),
+            _Source(crls, "the revocation lists"),
+        )
 
     @classmethod
     def _build(
-        cls,
-        cert: tuple[bytes, object],
-        key: tuple[bytes, object],
-        trust: tuple[bytes, object],
-        crls: tuple[bytes, object],
-        files: IdentityFiles | None,
+        cls, cert: _Source, key: _Source, trust: _Source, crls: _Source, *, files: IdentityFiles | None = None
     ) -> "Identity":
-        chain = _parse_certificates(*cert)
+        chain = _parse_certificates(cert)
         try:
-            seed = seed_from_pem(key[0])
+            seed = seed_from_pem(key.pem)
         except ValueError as error:
-            raise IdentityError(f"{key[1]}: {error}") from error
-        lists = _parse_crls(*crls)
+            raise IdentityError(f"{key.name}: {error}") from error
+        lists = _parse_crls(crls)
         if chain[0].public_key() != Ed25519PrivateKey.from_private_bytes(seed).public_key():
             if not isinstance(chain[0].public_key(), Ed25519PublicKey):
-                raise IdentityError(f"{cert[1]}: the certificate's key is not Ed25519; have it issued for an Ed25519 key")
+                raise IdentityError(f"{cert.name}: the certificate's key is not Ed25519; have it issued for one")
             raise IdentityError(
-                f"{key[1]}: the key does not belong to the first certificate in {cert[1]}; "
+                f"{key.name}: the key does not belong to the first certificate in {cert.name}; "
                 "use the pair that was issued together, the node's certificate first"
             )
         now = datetime.now(UTC)
         if chain[0].not_valid_after_utc < now:
-            raise IdentityError(f"{cert[1]}: the certificate expired on {chain[0].not_valid_after_utc}; have it renewed")
+            raise IdentityError(f"{cert.name}: the certificate expired on {chain[0].not_valid_after_utc}; renew it")
         if chain[0].not_valid_before_utc > now:
             raise IdentityError(
-                f"{cert[1]}: the certificate is valid only from {chain[0].not_valid_before_utc}; check this machine's clock"
+                f"{cert.name}: the certificate is valid from {chain[0].not_valid_before_utc} on; check the clock"
             )
-        identity = cls(chain, _anchors(_parse_certificates(*trust), lists, str(trust[1])), lists, seed, files)
+        identity = cls(chain, _anchors(_parse_certificates(trust), lists, trust.name), lists, seed, files)
         _ = identity.client_context, identity.server_context  # what OpenSSL refuses is refused now
         for warning in identity.warnings(now):
-            logger.warning("%s: %s", cert[1], warning)
+            logger.warning("%s: %s", cert.name, warning)
         return identity
 
     @cached_property
@@ -152,7 +151,7 @@ class Identity:
         found = []
         path = self._own_path()
         if path is None:
-            found.append("the trust bundle does not lead to this certificate; add the issuing CA, or the intermediate CAs after it")
+            found.append("the trust bundle does not lead to it; add its CA there, or the intermediate CAs here")
         elif reason := self.revocation(path):
             found.append(f"peers will refuse it: {reason}")
         try:
@@ -161,9 +160,9 @@ class Identity:
         except x509.ExtensionNotFound:
             named = False
         if not named:
-            found.append("it lacks the subject alternative name IP:0.0.0.0, without which Rust nodes cannot dial this one")
+            found.append("it lacks the alternative name IP:0.0.0.0, without which Rust nodes cannot dial this one")
         found += [
-            f"the revocation list of {crl.issuer.rfc4514_string()} is out of date since {crl.next_update_utc}; it still counts"
+            f"the revocation list of {crl.issuer.rfc4514_string()} is out of date since {crl.next_update_utc}"
             for crl in self.crls
             if crl.next_update_utc is not None and crl.next_update_utc < now
         ]
@@ -236,15 +235,17 @@ def peer_id_of(certificate: x509.Certificate) -> str:
     return peer_id_from_bytes(_ED25519_PEER_ID_PREFIX + key.public_bytes_raw())
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path | None) -> _Source:
+    if path is None:
+        return _Source(b"", "no file")
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise IdentityError(f"{path}: {error.strerror}; check the path and its permissions in the configuration") from error
+        raise IdentityError(f"{path}: {error.strerror}; check the path and its permissions") from error
     if len(data) > _MAX_FILE_BYTES:
-        raise IdentityError(f"{path}: larger than {_MAX_FILE_BYTES} bytes; this is not a PEM file of certificates or keys")
-    return data
+        raise IdentityError(f"{path}: larger than {_MAX_FILE_BYTES} bytes; expected PEM certificates or a key")
+    return _Source(data, str(path))
 
 
 def _file_state(path: Path) -> object:
@@ -255,32 +256,32 @@ def _file_state(path: Path) -> object:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _parse_certificates(pem: bytes, source: object) -> tuple[x509.Certificate, ...]:
+def _parse_certificates(source: _Source) -> tuple[x509.Certificate, ...]:
     try:
-        certificates = tuple(x509.load_pem_x509_certificates(pem))
+        certificates = tuple(x509.load_pem_x509_certificates(source.pem))
         for certificate in certificates:
             certificate.public_key()
     except Exception as error:  # a malformed key raises more than ValueError
-        raise IdentityError(f"{source}: not a PEM file of X.509 certificates: {error}") from error
+        raise IdentityError(f"{source.name}: not a PEM file of X.509 certificates: {error}") from error
     return certificates
 
 
-def _parse_crls(pem: bytes, source: object) -> tuple[x509.CertificateRevocationList, ...]:
-    blocks = _CRL_PEM.findall(pem)
-    if pem.strip() and not blocks:
-        raise IdentityError(f'{source}: holds no PEM block "X509 CRL"; leave crls_pem out if there are no revocation lists')
+def _parse_crls(source: _Source) -> tuple[x509.CertificateRevocationList, ...]:
+    blocks = _CRL_PEM.findall(source.pem)
+    if source.pem.strip() and not blocks:
+        raise IdentityError(f'{source.name}: holds no PEM block "X509 CRL"; leave crls_pem out if there are no lists')
     try:
         return tuple(x509.load_pem_x509_crl(block) for block in blocks)
     except ValueError as error:
-        raise IdentityError(f"{source}: a revocation list cannot be read: {error}") from error
+        raise IdentityError(f"{source.name}: a revocation list cannot be read: {error}") from error
 
 
 def _anchors(
     bundle: Iterable[x509.Certificate], crls: Sequence[x509.CertificateRevocationList], source: str
 ) -> tuple[x509.Certificate, ...]:
-    """Take the authorities out of a trust bundle: hypha-certutil puts the node's own certificate in, which is no authority.
+    """Return the authorities in a trust bundle, less those that another one in it has revoked.
 
-    One authority that another one in the bundle has revoked is left out.
+    hypha-certutil also puts the node's own certificate in, which must not vouch for anyone.
     """
     authorities = [certificate for certificate in bundle if _is_authority(certificate)]
     anchors = []
@@ -296,7 +297,7 @@ def _anchors(
         else:
             anchors.append(authority)
     if not anchors:
-        raise IdentityError(f"{source}: holds no CA certificate to trust; add the network's root or your organisation's CA")
+        raise IdentityError(f"{source}: holds no CA certificate; add the network's root or an organisation's CA")
     return tuple(anchors)
 
 
@@ -316,8 +317,10 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 
 def _signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
-    key = issuer.public_key()
-    return isinstance(key, CertificateIssuerPublicKeyTypes) and crl.is_signature_valid(key)
+    try:
+        return crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
+    except TypeError:  # a kind of key that signs nothing
+        return False
 
 
 def _name(certificate: x509.Certificate) -> str:

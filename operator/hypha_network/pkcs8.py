@@ -1,4 +1,4 @@
-"""Ed25519 private keys in PKCS#8: version 1 (RFC 5208, as cert-manager writes) and version 2 (RFC 5958, as hypha-certutil does).
+"""Ed25519 private keys in PKCS#8: version 1 (RFC 5208; cert-manager) and version 2 (RFC 5958; hypha-certutil).
 
 Neither OpenSSL 3.0 nor `cryptography` reads version 2, which appends the public key; so the seed is taken out here.
 """
@@ -14,6 +14,7 @@ SEED_BYTES = 32
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----\s(.*?)-----END \1-----", re.DOTALL)
 _ED25519_OID = bytes.fromhex("06032b6570")
 _SEQUENCE, _INTEGER, _OCTET_STRING, _ATTRIBUTES, _PUBLIC_KEY = 0x30, 0x02, 0x04, 0xA0, 0x81
+_REMEDY = "make one with `openssl genpkey -algorithm ed25519`"
 _V1_PREFIX = bytes.fromhex("302e020100300506032b657004220420")
 
 
@@ -26,7 +27,7 @@ def seed_from_pem(pem: bytes) -> bytes:
     if label == "ENCRYPTED PRIVATE KEY":
         raise ValueError("the private key is encrypted; decrypt it with `openssl pkcs8 -in FILE -out NEW_FILE`")
     if label != "PRIVATE KEY":
-        raise ValueError(f'a PEM block "{label}" is not an Ed25519 key in PKCS#8; make one with `openssl genpkey -algorithm ed25519`')
+        raise ValueError(f'a PEM block "{label}" is no Ed25519 key in PKCS#8; {_REMEDY}')
     try:
         der = base64.b64decode(b"".join(found.group(2).split()), validate=True)
     except binascii.Error as error:
@@ -42,7 +43,7 @@ def seed_from_der(der: bytes) -> bytes:
         raise ValueError("the private key is not PKCS#8 of version 1 or 2")
     algorithm, body = _take(body, _SEQUENCE)
     if algorithm != _ED25519_OID:
-        raise ValueError("the private key is not Ed25519; make one with `openssl genpkey -algorithm ed25519`")
+        raise ValueError(f"the private key is not Ed25519; {_REMEDY}")
     wrapped, body = _take(body, _OCTET_STRING)
     seed, rest = _take(wrapped, _OCTET_STRING)
     if rest or len(seed) != SEED_BYTES:

@@ -1,4 +1,4 @@
-"""The network's security transport, `/tls/1.0.0`: TLS 1.3 in which both sides verify the other against the trust bundle.
+"""The security transport, `/tls/1.0.0`: TLS 1.3 in which each side verifies the other against the trust bundle.
 
 libp2p's own TLS (self-signed certificates with an extension) has no place here, and py-libp2p's classes for it neither.
 """
@@ -6,12 +6,14 @@ libp2p's own TLS (self-signed certificates with an extension) has no place here,
 import _ssl
 import logging
 import ssl
+from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
 import trio
 from cryptography import x509
-from libp2p.abc import ConnectionType, IRawConnection, ISecureConn, ISecureTransport
+from libp2p.abc import IRawConnection, ISecureConn, ISecureTransport
+from libp2p.connection_types import ConnectionType
 from libp2p.crypto.ed25519 import Ed25519PublicKey
 from libp2p.crypto.keys import PrivateKey, PublicKey
 from libp2p.io.exceptions import ConnectionClosedError, IOException
@@ -21,7 +23,7 @@ from libp2p.protocol_muxer.exceptions import MultiselectClientError
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.exceptions import HandshakeFailure
-from multiaddr import Multiaddr
+from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from hypha_network.errors import HandshakeError, IdentityError
 from hypha_network.identity import Identity, peer_id_of
@@ -112,13 +114,11 @@ class SecureConnection(ISecureConn):
         while True:
             try:
                 data = self._tls.decrypt()
-            except ssl.SSLZeroReturnError:
-                return b""
             except ssl.SSLError as error:
                 reason = _reason(error)
                 logger.warning("connection with %s failed: %s", self.get_remote_peer(), reason)
                 raise ConnectionClosedError(f"the connection with {self.get_remote_peer()} failed: {reason}") from error
-            if data:
+            if data or self._tls.ended:
                 return data
             encrypted = await _read_raw(self._raw)
             if not encrypted:
@@ -165,7 +165,7 @@ class SecureConnection(ISecureConn):
 
 
 class TlsTransport(ISecureTransport):
-    """Secures connections, direct and relayed, with an identity that may be replaced by a renewed one of the same peer."""
+    """Secures connections, direct and relayed; the identity may be replaced by a renewed one of the same peer."""
 
     def __init__(self, identity: Identity, *, handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S) -> None:
         self.identity = identity
@@ -194,8 +194,7 @@ class TlsTransport(ISecureTransport):
         except HandshakeError as error:
             whom = _address(raw)
             logger.warning("TLS handshake %s %s failed: %s", "from" if server else "to", whom, error)
-            with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
-                await raw.close()
+            await _close_raw(raw)
             raise HandshakeFailure(f"TLS handshake with {whom} failed: {error}") from error
         self._connections.add(connection)
         return connection
@@ -230,8 +229,10 @@ class _Tls:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
+        self.ended = False
 
     async def handshake(self, raw: IRawConnection) -> None:
+        """Complete the handshake; tell the peer if it fails."""
         while True:
             try:
                 self._object.do_handshake()
@@ -263,10 +264,11 @@ class _Tls:
         return [x509.load_der_x509_certificate(der) for der in chain]
 
     def feed(self, encrypted: bytes) -> None:
+        """Take what arrived from the peer."""
         self._incoming.write(encrypted)
 
     def decrypt(self) -> bytes | memoryview:
-        """Return all that can be decrypted now; ssl.SSLZeroReturnError once the peer has said goodbye."""
+        """Return all that can be decrypted now; sets `ended` once the peer has said goodbye."""
         if not self._incoming.pending and not self._object.pending():
             return b""
         # Plain text is shorter than what carried it, but for the part of a record that OpenSSL has already taken in.
@@ -274,8 +276,9 @@ class _Tls:
         size = 0
         try:
             while size < len(buffer):
-                count = self._object.read(len(buffer) - size, buffer[size:])
+                count: int = self._object.read(len(buffer) - size, buffer[size:])  # type: ignore[assignment]
                 if not count:
+                    self.ended = True
                     break
                 size += count
         except ssl.SSLWantReadError:
@@ -286,14 +289,14 @@ class _Tls:
         return buffer[:size]
 
     def encrypt(self, data: memoryview) -> bytes:
+        """Return what to send for this data."""
         self._object.write(data)
         return self._outgoing.read()
 
     def goodbye(self) -> bytes:
-        try:
-            self._object.unwrap()
-        except (ssl.SSLError, ValueError):
-            pass  # without the peer's own goodbye unwrap cannot complete; ours is written all the same
+        """Return what to send before closing."""
+        with suppress(ssl.SSLError, ValueError):
+            self._object.unwrap()  # cannot complete without the peer's goodbye; ours is written all the same
         return self._outgoing.read()
 
 
@@ -314,8 +317,7 @@ async def learn_peer_id(transport: TlsTransport, raw: IRawConnection, *, timeout
     except MultiselectClientError as error:
         raise HandshakeError(f"{_address(raw)} does not offer {PROTOCOL_ID}") from error
     finally:
-        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
-            await raw.close()
+        await _close_raw(raw)
 
 
 def handshake_reason(error: BaseException) -> str | None:
@@ -329,7 +331,7 @@ def handshake_reason(error: BaseException) -> str | None:
 
 
 async def follow_files(transport: TlsTransport, *, interval_s: float = 5.0) -> None:
-    """Run for ever: whenever a file of the transport's identity changes, use the new one; a bad file is logged and ignored."""
+    """Run for ever: use what the identity's files hold whenever they change; keep what is in use if that is bad."""
     files = transport.identity.files
     if files is None:
         return
@@ -349,6 +351,12 @@ async def follow_files(transport: TlsTransport, *, interval_s: float = 5.0) -> N
         await transport.replace_identity(identity)
 
 
+async def _close_raw(raw: IRawConnection) -> None:
+    with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
+        scope.shield = True
+        await raw.close()
+
+
 async def _read_raw(raw: IRawConnection) -> bytes:
     try:
         return await raw.read(READ_BYTES)
@@ -359,7 +367,8 @@ async def _read_raw(raw: IRawConnection) -> bytes:
             return b""
         if isinstance(error, ConnectionClosedError):
             raise
-        raise ConnectionClosedError(f"the connection broke: {error or error.__cause__ or type(error).__name__}") from error
+        cause = error if str(error) else error.__cause__ or type(error).__name__
+        raise ConnectionClosedError(f"the connection broke: {cause}") from error
 
 
 def _reason(error: ssl.SSLError) -> str:

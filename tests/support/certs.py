@@ -3,13 +3,21 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hypha_devnet.certs import Credential, NodeFiles, create_crl, create_node, create_organisation, create_root, write_node
+from hypha_devnet.certs import (
+    Credential,
+    NodeFiles,
+    create_crl,
+    create_node,
+    create_organisation,
+    create_root,
+    write_node,
+)
 from hypha_network.identity import Identity
 
 
 @dataclass
 class Pki:
-    """A network's authorities: `Pki().identity("worker")` is an identity, `Pki().files("worker", tmp_path)` the same on disk."""
+    """A network's authorities: `identity` makes a node below them in memory, `files` one on disk."""
 
     root: Credential = field(default_factory=create_root)
     organisation: Credential = field(init=False)
