@@ -19,9 +19,6 @@ from libp2p.crypto.keys import PrivateKey, PublicKey
 from libp2p.io.exceptions import ConnectionClosedError, IOException
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.id import ID
-from libp2p.protocol_muxer.exceptions import MultiselectClientError
-from libp2p.protocol_muxer.multiselect_client import MultiselectClient
-from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.exceptions import HandshakeFailure
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
@@ -298,36 +295,6 @@ class _Tls:
         with suppress(ssl.SSLError, ValueError):
             self._object.unwrap()  # cannot complete without the peer's goodbye; ours is written all the same
         return self._outgoing.read()
-
-
-async def learn_peer_id(transport: TlsTransport, raw: IRawConnection, *, timeout_s: float = HANDSHAKE_TIMEOUT_S) -> str:
-    """Return who is at the other end of a connection just dialled, and close it; HandshakeError says why not."""
-    try:
-        with trio.fail_after(timeout_s):
-            await MultiselectClient().handshake(MultiselectCommunicator(raw))
-            await MultiselectClient().try_select(MultiselectCommunicator(raw), PROTOCOL_ID)  # type: ignore[arg-type]
-            connection = await transport.secure_outbound(raw, None)
-            peer_id = connection.get_remote_peer().to_base58()
-            await connection.close()
-            return peer_id
-    except trio.TooSlowError:
-        raise HandshakeError(f"{_address(raw)} did not say who it is within {timeout_s:g} s") from None
-    except HandshakeFailure as error:
-        raise HandshakeError(str(error)) from error
-    except MultiselectClientError as error:
-        raise HandshakeError(f"{_address(raw)} does not offer {PROTOCOL_ID}") from error
-    finally:
-        await _close_raw(raw)
-
-
-def handshake_reason(error: BaseException) -> str | None:
-    """Say why one side refused the other, if that is what led to this error."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, HandshakeFailure):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    return None
 
 
 async def follow_files(transport: TlsTransport, *, interval_s: float = 5.0) -> None:
