@@ -1,0 +1,1 @@
+"""The worker node: configuration, allocation, jobs, and the command line."""
