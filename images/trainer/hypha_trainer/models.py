@@ -1,0 +1,158 @@
+"""Models and preprocessors: which transformers class builds which type, and from which files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hypha_trainer.errors import JobError
+from hypha_trainer.log import log
+
+SEED = 20_77
+"""Weights that the files do not hold are drawn with this seed, so that all trainers of a job start alike."""
+
+AUTO_CLASSES: dict[str, tuple[str, ...]] = {
+    "auto": ("AutoModel",),
+    "pretraining": ("AutoModelForPreTraining",),
+    "causal-lm": ("AutoModelForCausalLM",),
+    "masked-lm": ("AutoModelForMaskedLM",),
+    "mask-generation": ("AutoModelForMaskGeneration",),
+    "seq-2-seq-lm": ("AutoModelForSeq2SeqLM",),
+    "sequence-classification": ("AutoModelForSequenceClassification",),
+    "multiple-choice": ("AutoModelForMultipleChoice",),
+    "next-sentence-prediction": ("AutoModelForNextSentencePrediction",),
+    "token-classification": ("AutoModelForTokenClassification",),
+    "question-answering": ("AutoModelForQuestionAnswering",),
+    "text-encoding": ("AutoModelForTextEncoding",),
+    "depth-estimation": ("AutoModelForDepthEstimation",),
+    "image-classification": ("AutoModelForImageClassification",),
+    "video-classification": ("AutoModelForVideoClassification",),
+    "keypoint-detection": ("AutoModelForKeypointDetection",),
+    "keypoint-matching": ("AutoModelForKeypointMatching",),
+    "object-detection": ("AutoModelForObjectDetection",),
+    "image-segmentation": ("AutoModelForImageSegmentation",),
+    "image-to-image": ("AutoModelForImageToImage",),
+    "semantic-segmentation": ("AutoModelForSemanticSegmentation",),
+    "instance-segmentation": ("AutoModelForInstanceSegmentation", "AutoModelForUniversalSegmentation"),
+    "universal-segmentation": ("AutoModelForUniversalSegmentation",),
+    "zero-shot-image-classification": ("AutoModelForZeroShotImageClassification",),
+    "zero-shot-object-detection": ("AutoModelForZeroShotObjectDetection",),
+    "audio-classification": ("AutoModelForAudioClassification",),
+    "audio-frame-classification": ("AutoModelForAudioFrameClassification",),
+    "ctc": ("AutoModelForCTC",),
+    "speech-seq-2-seq": ("AutoModelForSpeechSeq2Seq",),
+    "audio-x-vector": ("AutoModelForAudioXVector",),
+    "text-to-spectrogram": ("AutoModelForTextToSpectrogram",),
+    "text-to-waveform": ("AutoModelForTextToWaveform",),
+    "audio-tokenization": ("AutoModelForAudioTokenization",),
+    "table-question-answering": ("AutoModelForTableQuestionAnswering",),
+    "document-question-answering": ("AutoModelForDocumentQuestionAnswering",),
+    "vision-2-seq": ("AutoModelForVision2Seq", "AutoModelForImageTextToText"),
+    "image-text-to-text": ("AutoModelForImageTextToText",),
+    "time-series-prediction": ("AutoModelForTimeSeriesPrediction",),
+}
+"""Model type to auto classes: the first one that the installed transformers has is taken."""
+
+_SPELLINGS = {  # as the Rust nodes write them: the protocol's page has the list
+    "seq2-seq-lm": "seq-2-seq-lm",
+    "speech-seq2-seq": "speech-seq-2-seq",
+    "vison2-seq": "vision-2-seq",
+    "vision2-seq": "vision-2-seq",
+    "audio-xvector": "audio-x-vector",
+}
+
+_PREPROCESSOR_CLASSES = {
+    "tokenizer": "AutoTokenizer",
+    "feature": "AutoFeatureExtractor",
+    "image": "AutoImageProcessor",
+    "video": "AutoVideoProcessor",
+    "auto": "AutoProcessor",
+}
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
+
+
+def load_model(task: str, folder: Path, *, trust_remote_code: bool, **placement: Any) -> torch.nn.Module:
+    """Builds the model from the files in `folder`, in float32, ready to be trained.
+
+    Args:
+        task: The job's model type, in any of its spellings.
+        folder: Where config.json lies.
+        trust_remote_code: Whether code among the files may be run.
+        **placement: Further arguments of `from_pretrained` that place the model on devices.
+
+    Raises:
+        JobError: The type or the files are not usable.
+    """
+    auto_class = _auto_class(AUTO_CLASSES.get(_SPELLINGS.get(task, task), ()), f"model type {task!r}")
+    config = _read_config(folder, "config.json")
+    _check_code(config, trust_remote_code, "model")
+    torch.manual_seed(SEED)
+    options = {"trust_remote_code": trust_remote_code}
+    try:
+        if any(match for pattern in _WEIGHTS for match in folder.glob(pattern)):
+            model = auto_class.from_pretrained(folder, dtype=torch.float32, **options, **placement)
+        else:
+            from transformers import AutoConfig
+
+            log("the model's files hold no weights; it starts from random ones, the same in every trainer")
+            model = auto_class.from_config(AutoConfig.from_pretrained(folder, **options), **options).float()
+    except (ValueError, OSError, KeyError, ImportError, AttributeError, RuntimeError) as error:
+        raise JobError(f"the model cannot be built as {task!r}: {_one_line(error)}") from error
+    return model.train()  # type: ignore[no-any-return]
+
+
+def load_preprocessor(task: str, folder: Path, *, trust_remote_code: bool) -> Any:
+    """Builds the preprocessor from the files in `folder`.
+
+    Raises:
+        JobError: The type or the files are not usable.
+    """
+    names = (_PREPROCESSOR_CLASSES[task],) if task in _PREPROCESSOR_CLASSES else ()
+    auto_class = _auto_class(names, f"preprocessor type {task!r}")
+    for name in ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            _check_code(_read_config(folder, name), trust_remote_code, "preprocessor")
+    try:
+        return auto_class.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError, ImportError, AttributeError, RuntimeError) as error:
+        raise JobError(f"the preprocessor cannot be built as {task!r}: {_one_line(error)}") from error
+
+
+def _auto_class(names: tuple[str, ...], what: str) -> Any:
+    import transformers
+
+    if not names:
+        raise JobError(f"{what} is not known")
+    for name in names:
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    raise JobError(f"{what} needs {names[0]}, which transformers {transformers.__version__} does not have")
+
+
+def _read_config(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / name).read_bytes())
+    except FileNotFoundError:
+        raise JobError(f"the artifact has no {name}; name it among its filenames") from None
+    except ValueError as error:
+        raise JobError(f"the artifact's {name} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise JobError(f"the artifact's {name} is not a JSON object")
+    return config
+
+
+def _check_code(config: dict[str, Any], trusted: bool, what: str) -> None:
+    from transformers import CONFIG_MAPPING
+
+    native = config.get("model_type") in CONFIG_MAPPING
+    if "auto_map" in config and not native and not trusted:
+        raise JobError(
+            f"the {what} brings code of its own, which this executor does not run; "
+            "to allow it, add --trust-remote-code to the executor's arguments in the worker's configuration"
+        )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:600]

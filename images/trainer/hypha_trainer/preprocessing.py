@@ -1,0 +1,78 @@
+"""From the tensors of a slice to the model's inputs."""
+
+from typing import Any
+
+import torch
+
+from hypha_trainer.errors import JobError
+from hypha_trainer.job import Job
+
+Tensors = dict[str, torch.Tensor]
+
+
+def slice_names(job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The tensors that a slice must have, and those it may have because else the preprocessor makes them."""
+    if job.preprocessor is None:
+        return job.model.input_names, ()
+    required = job.preprocessor.input_names
+    return required, tuple(name for name in job.model.input_names if name not in required)
+
+
+class Preparation:
+    """Applies the job's preprocessor and selects the model's inputs, in the model's number formats."""
+
+    def __init__(self, job: Job, preprocessor: Any | None):
+        self._job = job
+        self._preprocessor = preprocessor
+
+    def __call__(self, rows: Tensors) -> Tensors:
+        """Prepares the rows of one batch.
+
+        Raises:
+            JobError: The preprocessor fails on them, or an input is missing.
+        """
+        made = self._preprocess(rows) if self._preprocessor else rows
+        if self._job.model.task == "causal-lm" and "labels" not in made and "input_ids" in made:
+            made = {**made, "labels": _causal_labels(made)}
+        if missing := [name for name in self._job.model.input_names if name not in made]:
+            raise JobError(
+                f"neither slice nor preprocessor gives {missing}, only {sorted(made)}; correct the input-names"
+            )
+        return {name: _model_format(made[name]) for name in self._job.model.input_names}
+
+    def _preprocess(self, rows: Tensors) -> Tensors:
+        stage = self._job.preprocessor
+        assert stage is not None
+        assert self._preprocessor is not None
+        taken = {name: _preprocessor_format(stage.task, name, rows[name]) for name in stage.input_names}
+        options: dict[str, Any] = {"return_tensors": "pt"}
+        if stage.task == "tokenizer":
+            options |= {"padding": True, "truncation": True}
+        try:
+            made = self._preprocessor(**taken, **options)
+        except Exception as error:
+            shapes = {name: f"{rows[name].dtype} {list(rows[name].shape)}" for name in stage.input_names}
+            raise JobError(f"the preprocessor failed on {shapes}: {' '.join(str(error).split())[:400]}") from error
+        rest = {name: tensor for name, tensor in rows.items() if name not in stage.input_names}
+        return {**{name: torch.as_tensor(value) for name, value in made.items()}, **rest}
+
+
+def _preprocessor_format(task: str, name: str, rows: torch.Tensor) -> Any:
+    """Text travels as rows of UTF-8 bytes padded with zeros; audio is taken as an array."""
+    if rows.dtype == torch.uint8 and (task == "tokenizer" or name == "text"):
+        return [row.numpy().tobytes().rstrip(b"\0").decode() for row in rows]
+    return list(rows.numpy()) if task == "feature" else rows
+
+
+def _causal_labels(made: Tensors) -> torch.Tensor:
+    labels = made["input_ids"].clone()
+    if "attention_mask" in made:
+        labels[made["attention_mask"] == 0] = -100
+    return labels
+
+
+def _model_format(tensor: torch.Tensor) -> torch.Tensor:
+    """Numbers as models take them: float32, or int64 for whole ones; autocast goes on from there."""
+    if tensor.is_floating_point():
+        return tensor.to(torch.float32)
+    return tensor if tensor.dtype == torch.bool else tensor.to(torch.int64)

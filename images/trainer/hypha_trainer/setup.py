@@ -1,0 +1,93 @@
+"""What a job is trained with: the model on its devices, its weights, its data, its processes."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from hypha_trainer.bridge import Bridge
+from hypha_trainer.errors import JobError
+from hypha_trainer.job import Job
+from hypha_trainer.log import log
+from hypha_trainer.loop import Training
+from hypha_trainer.models import load_model, load_preprocessor
+from hypha_trainer.optimizer import make_optimizer, make_schedule
+from hypha_trainer.preprocessing import Preparation, slice_names
+from hypha_trainer.processes import Processes
+from hypha_trainer.replicas import Replicated, Sharded, unique_names
+from hypha_trainer.slices import Batches, fetch_slices
+from hypha_trainer.weights import Tensors
+
+
+def make_processes(accelerator: Accelerator) -> Processes:
+    """The processes that accelerate has started; those of one tensor-parallel group share their rows."""
+    tensor_parallel = _tensor_parallel(accelerator)
+    return Processes(
+        rank=accelerator.process_index,
+        size=accelerator.num_processes,
+        data_rank=accelerator.process_index // tensor_parallel,
+        data_ranks=accelerator.num_processes // tensor_parallel,
+    )
+
+
+def make_training(
+    job: Job,
+    bridge: Bridge,
+    folders: tuple[Path, Path | None],
+    accelerator: Accelerator,
+    processes: Processes,
+    trust_remote_code: bool,
+) -> tuple[Training, Tensors]:
+    """The training of `job`, ready for its first batch, and (in the main process) the weights it starts from."""
+    if job.batch_size < processes.data_ranks:
+        raise JobError(
+            f"batch_size {job.batch_size} cannot be shared out to {processes.data_ranks} processes; use fewer"
+        )
+    model_folder, preprocessor_folder = folders
+    preprocessor = None
+    if job.preprocessor and preprocessor_folder:
+        task = job.preprocessor.task
+        preprocessor = load_preprocessor(task, preprocessor_folder, trust_remote_code=trust_remote_code)
+    required, optional = slice_names(job)
+    batches = Batches(
+        fetch_slices(bridge, job.data),
+        required=required,
+        optional=optional,
+        prepare=Preparation(job, preprocessor),
+        batch_size=job.batch_size,
+        processes=processes,
+        device=accelerator.device,
+    )
+    plain = load_model(job.model.task, model_folder, trust_remote_code=trust_remote_code)
+    names = unique_names(plain)
+    optimizer = make_optimizer(job.optimizer, plain.parameters())
+    schedule = make_schedule(job.schedule, optimizer)
+    count = sum(parameter.numel() for parameter in plain.parameters())
+    model, prepared = accelerator.prepare(plain, optimizer)
+    if accelerator.distributed_type == DistributedType.FSDP or _tensor_parallel(accelerator) > 1:
+        weights: Replicated | Sharded = Sharded(model, names, main=processes.main)
+    else:
+        unwrapped = accelerator.unwrap_model(model)
+        weights = Replicated(unwrapped, names, main=processes.main, alone=processes.alone)
+    start = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.whole()}
+    torch.seed()  # from here on every process draws its own random numbers
+    if processes.main:
+        log(
+            f"{type(plain).__name__}, {count:,} parameters, on {accelerator.num_processes} x {accelerator.device.type}, "
+            f"precision {accelerator.mixed_precision}"
+        )
+    return Training(accelerator, processes, model, prepared, schedule, weights, batches), start
+
+
+def keep_model(training: Training, folder: Path) -> None:
+    """Writes the trained model where it outlives the job; every process calls this."""
+    state = dict(training.weights.whole())
+    if training.processes.main:
+        training.accelerator.unwrap_model(training.model).save_pretrained(folder, state_dict=state)
+        log(f"the trained model is in {folder}")
+
+
+def _tensor_parallel(accelerator: Accelerator) -> int:
+    config = accelerator.parallelism_config
+    return config.tp_size if config else 1

@@ -1,0 +1,96 @@
+"""The trainer's entry point: `accelerate launch ... -m hypha_trainer.training --socket S --work-dir D --job JSON`."""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hypha_trainer.errors import JobError, TrainerError
+from hypha_trainer.job import Artifact, Job, parse_job
+from hypha_trainer.log import log
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one job to its end; returns the exit code."""
+    options = _parse(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    work_dir = options.work_dir.resolve()
+    # Everything comes over the bridge: transformers must not look for a network, nor write outside the work directory.
+    os.environ.update(HF_HUB_OFFLINE="1", HF_MODULES_CACHE=str(work_dir / "modules"), TOKENIZERS_PARALLELISM="false")
+    try:
+        job = parse_job(_job_text(options))
+        return _run(job, options, work_dir)
+    except TrainerError as error:
+        log(f"error: {error}")
+        return error.exit_code
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="hypha_trainer.training", description="Trains one Hypha job (DiLoCo).")
+    parser.add_argument("--socket", type=Path, required=True, help="the job bridge's Unix socket")
+    parser.add_argument("--work-dir", type=Path, required=True, help="the job's work directory")
+    job = parser.add_mutually_exclusive_group(required=True)
+    job.add_argument("--job", help="the job specification, JSON")
+    job.add_argument("--job-file", type=Path, help="a file that holds it")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
+    parser.add_argument("--output-dir", type=Path, help="keep the trained model here, in a folder named after the job")
+    parser.add_argument("--update-timeout-s", type=float, default=3600.0, help="longest wait for an update")
+    return parser.parse_args(arguments)
+
+
+def _job_text(options: argparse.Namespace) -> str:
+    if options.job is not None:
+        return str(options.job)
+    try:
+        return str(options.job_file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"the job file cannot be read: {error}") from None
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    log("terminated")
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _run(job: Job, options: argparse.Namespace, work_dir: Path) -> int:
+    # Late, because these take seconds: a job that is refused is refused at once.
+    from accelerate import Accelerator
+
+    from hypha_trainer.bridge import Bridge
+    from hypha_trainer.loop import Coordinator, train
+    from hypha_trainer.setup import keep_model, make_processes, make_training
+
+    bridge = Bridge(options.socket, work_dir)
+    accelerator = Accelerator()
+    processes = make_processes(accelerator)
+    folders = processes.decide(lambda: _fetch(bridge, job))
+    training, start = make_training(job, bridge, folders, accelerator, processes, options.trust_remote_code)
+    coordinator = Coordinator(bridge, job, work_dir, start, options.update_timeout_s) if processes.main else None
+    rounds = train(training, coordinator)
+    if options.output_dir:
+        keep_model(training, options.output_dir / job.job_id)
+    log(f"training finished after {rounds} rounds")
+    accelerator.end_training()
+    bridge.close()
+    return 0
+
+
+def _fetch(bridge: Any, job: Job) -> tuple[Path, Path | None]:
+    """Fetches model and preprocessor; the model last, so that a config.json of both is the model's."""
+    preprocessor = _folder(bridge, job.preprocessor) if job.preprocessor else None
+    return _folder(bridge, job.model), preprocessor
+
+
+def _folder(bridge: Any, artifact: Artifact) -> Path:
+    files = [fetched.path for fetched in bridge.fetch(artifact.reference)]
+    if not files:
+        raise JobError(f"the artifact of {artifact.task!r} has no files; name them in its filenames")
+    log(f"fetched {', '.join(path.name for path in files)}")
+    return min((path.parent for path in files), key=lambda folder: len(folder.parts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""Pseudo-gradients and updates: SafeTensors files beside the global weights.
+
+A file is written and read tensor by tensor, so that beyond the global weights no copy of the model is made.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from hypha_trainer.errors import TrainerError
+
+Tensors = dict[str, torch.Tensor]
+Named = Iterable[tuple[str, torch.Tensor]]
+
+_DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def difference(local: Named, start: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
+    """The pseudo-gradient, tensor by tensor: local weights less those that the round started from.
+
+    Raises:
+        TrainerError: The model has diverged.
+    """
+    for name, tensor in local:
+        delta = torch.sub(tensor.to("cpu", start[name].dtype), start[name])
+        if not is_finite(delta):
+            raise TrainerError(f"{name} is not finite after training: the model diverged; lower the learning rate")
+        yield name, delta
+
+
+def save_tensors(path: Path, tensors: Named, like: Tensors, metadata: Mapping[str, str]) -> None:
+    """Writes `tensors`, which come in the order, shapes and dtypes of `like`, as one SafeTensors file."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in like.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb", buffering=0) as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for _, tensor in tensors:
+            _write_all(file.fileno(), tensor)
+    partial.rename(path)
+
+
+def _write_all(descriptor: int, tensor: torch.Tensor) -> None:
+    view = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a SafeTensors file says of itself.
+
+    Raises:
+        TrainerError: The file is no whole SafeTensors file.
+    """
+    with _open(path) as file:
+        return dict(file.metadata() or {})
+
+
+def add_update(weights: Tensors, path: Path) -> None:
+    """Adds the update in `path` to `weights`, in place; either all of it or nothing.
+
+    Tensors that are not of floating point may be missing: not every parameter server averages counters.
+
+    Raises:
+        TrainerError: The update does not fit the weights or is not finite.
+    """
+    with _open(path) as file:
+        update = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a handle, not a dict
+    _check(weights, update)
+    with torch.no_grad():
+        for name, tensor in update.items():
+            weights[name].add_(tensor.to(weights[name].dtype))
+
+
+def _check(weights: Tensors, update: Tensors) -> None:
+    missing = sorted(name for name, tensor in weights.items() if tensor.is_floating_point() and name not in update)
+    unknown = sorted(set(update) - set(weights))
+    if missing or unknown:
+        raise TrainerError(f"the update is for another model: it lacks {missing[:3]} and has besides {unknown[:3]}")
+    for name, tensor in update.items():
+        if tensor.shape != weights[name].shape:
+            raise TrainerError(
+                f"the update's {name} has shape {list(tensor.shape)}, the model's {list(weights[name].shape)}"
+            )
+        if tensor.is_floating_point() != weights[name].is_floating_point():
+            raise TrainerError(f"the update's {name} is {tensor.dtype}, the model's {weights[name].dtype}")
+        if not is_finite(tensor):
+            raise TrainerError(f"the update's {name} is not finite; a trainer of this job diverged")
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no element is NaN or infinite, in one pass and without a mask."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise TrainerError(f"{path.name} is not a whole SafeTensors file ({error})") from None

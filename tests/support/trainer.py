@@ -1,0 +1,253 @@
+"""A job around trainers: bridges over Unix sockets with the stock spelling, one scheduler and one parameter server."""
+
+import json
+import queue
+import shutil
+import socketserver
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+PEER = "12D3KooWAYWS7kNsRXmUDsTKdU9eksCh3WPKktS3kqU4mJXP66Xh"
+JOB_ID = "7b0f7b3e-4d0a-4c6b-9e52-0d6b3f7d2a11"
+PEERS = {"type": "peers", "peers": [PEER], "strategy": {"type": "All"}}
+
+
+def job_spec(**config: Any) -> dict[str, Any]:
+    """A train job for a tiny image classifier; `config` replaces parts of its configuration."""
+    model = {"type": "huggingface", "repository": "tests/tiny", "filenames": ["config.json", "model.safetensors"]}
+    return {
+        "job_id": JOB_ID,
+        "executor": {
+            "class": "train",
+            "descriptor": {"name": "diloco"},
+            "config": {
+                "model": {
+                    "task": "image-classification",
+                    "artifact": model,
+                    "input-names": ["pixel_values", "labels"],
+                },
+                "data": {"type": "scheduler", "peer": PEER, "dataset": "digits"},
+                "updates": PEERS,
+                "results": PEERS,
+                "optimizer": {"learning-rate": 2e-3},
+                "batch_size": 8,
+                **config,
+            },
+        },
+    }
+
+
+@dataclass
+class Hub:
+    """What the job's trainers share: the model's files, the slices, the scheduler and the parameter server."""
+
+    model: Path
+    slices: list[Path]
+    batches: int = 4
+    """Batches of each trainer between two updates."""
+    rounds: int = 2
+    trainers: int = 1
+    learning_rate: float = 1.0
+    momentum: float = 0.0
+    reports: dict[int, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    gradients: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    metadata: list[dict[str, str]] = field(default_factory=list)
+    updates: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    fetched: int = 0
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._round: list[tuple[dict[str, torch.Tensor], int]] = []
+        self._momentum: dict[str, torch.Tensor] = {}
+        self.mailboxes: dict[int, queue.Queue[Path]] = defaultdict(queue.Queue)
+
+    def next_slice(self) -> Path:
+        """The slices in order, round and round."""
+        with self._lock:
+            self.fetched += 1
+            return self.slices[(self.fetched - 1) % len(self.slices)]
+
+    def answer(self, trainer: int, progress: Any) -> dict[str, Any]:
+        """What the scheduler answers."""
+        with self._lock:
+            self.reports[trainer].append(progress)
+            reports = self.reports[trainer]
+        if progress == "update-received":
+            return {"type": "Done" if reports.count("update-received") >= self.rounds else "Continue"}
+        if isinstance(progress, dict) and "status" in progress:
+            done = len(batches_of_last_round(reports))
+            return {"type": "ScheduleUpdate", "counter": self.batches - 1} if done == 1 else {"type": "Continue"}
+        return {"type": "Ok"}
+
+    def take_gradient(self, path: Path, bridges: "list[Bridge]") -> None:
+        """The parameter server: a Nesterov step over the mean once every trainer has sent."""
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        with self._lock:
+            self._round.append((load_file(path), int(metadata.get("samples", 1))))
+            self.metadata.append(metadata)
+            self.gradients.append(self._round[-1][0])
+            if len(self._round) < self.trainers:
+                return
+            total = sum(samples for _, samples in self._round)
+            names = self._round[0][0]
+            mean = {name: sum(g[name] * (n / total) for g, n in self._round) for name in names}
+            self._round = []
+            self._momentum = {n: self.momentum * self._momentum.get(n, 0.0 * g) + g for n, g in mean.items()}
+            update = {n: self.learning_rate * (self.momentum * self._momentum[n] + g) for n, g in mean.items()}
+            self.updates.append(update)
+            number = len(self.updates)
+        for bridge in bridges:
+            target = bridge.work_dir / "incoming" / f"{PEER}.{number}"
+            target.parent.mkdir(exist_ok=True)
+            save_file(update, target, metadata={"job_id": JOB_ID, "round": str(number)})
+            self.mailboxes[bridge.number].put(target)
+
+
+def batches_of_last_round(reports: list[Any]) -> list[int]:
+    """The batch sizes that were reported since the last merged update."""
+    since = max((i for i, report in enumerate(reports) if report == "update-received"), default=-1)
+    return [r["status"]["batch_size"] for r in reports[since + 1 :] if isinstance(r, dict) and "status" in r]
+
+
+class Bridge:
+    """One trainer's bridge."""
+
+    def __init__(self, hub: Hub, work_dir: Path, number: int = 0, siblings: "list[Bridge] | None" = None):
+        self.hub, self.work_dir, self.number = hub, work_dir, number
+        self.siblings = [self] if siblings is None else siblings
+        self.failures: dict[str, int] = {}
+        """How many requests to a path are yet to be answered with 503."""
+        self.drop_events = 0
+        """How many event streams are to be cut right after they were opened."""
+        self.subscriptions = 0
+        work_dir.mkdir(exist_ok=True)
+        self.socket = work_dir / "bridge.sock"
+        self._server = _Server(str(self.socket), _Handler)
+        self._server.bridge = self
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def close(self) -> None:
+        """Ends the bridge as a worker does at the end of a job: nothing answers and the socket is gone."""
+        self._server.shutdown()
+        self._server.server_close()
+        self.socket.unlink(missing_ok=True)
+
+    def fetch(self, reference: dict[str, Any]) -> list[dict[str, Any]]:
+        """Copies what is asked for into artifacts/."""
+        if reference["type"] == "scheduler":
+            sources = [self.hub.next_slice()]
+        else:
+            sources = [self.hub.model / name for name in reference["filenames"]]
+        folder = self.work_dir / "artifacts"
+        folder.mkdir(exist_ok=True)
+        for source in sources:
+            shutil.copyfile(source, folder / source.name)
+        return [{"path": f"artifacts/{s.name}", "size": s.stat().st_size} for s in sources]
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    block_on_close = False
+    bridge: Bridge
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def address_string(self) -> str:
+        return "trainer"
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        bridge = self.server.bridge
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if bridge.failures.get(self.path, 0) > 0:
+            bridge.failures[self.path] -= 1
+            self._reply({"error": "unavailable", "detail": "try again"}, status=503)
+        elif self.path == "/resources/fetch":
+            self._reply(bridge.fetch(body))
+        elif self.path == "/status/send":
+            self._reply(bridge.hub.answer(bridge.number, body))
+        elif self.path == "/resources/send":
+            self._reply(None)
+            bridge.hub.take_gradient(bridge.work_dir / body["path"], bridge.siblings)
+        elif self.path == "/resources/receive":
+            self._events(bridge)
+        else:
+            self._reply({"error": "not_found", "detail": self.path}, status=404)
+
+    def _reply(self, value: Any, status: int = 200) -> None:
+        data = b"" if value is None else json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _events(self, bridge: Bridge) -> None:
+        bridge.subscriptions += 1
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        self.wfile.write(b": keepalive\n\n")
+        if bridge.drop_events > 0:
+            bridge.drop_events -= 1
+            return
+        for path in _forever(bridge.hub.mailboxes[bridge.number]):
+            relative = str(path.relative_to(bridge.work_dir))
+            event = {"path": relative, "size": path.stat().st_size, "from_peer": PEER}
+            self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+
+
+def _forever(mailbox: "queue.Queue[Path]") -> Iterator[Path]:
+    while True:
+        yield mailbox.get()
+
+
+def write_digit_slices(folder: Path, count: int = 4, samples: int = 20) -> list[Path]:
+    """Slices of real handwritten digits."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    paths = []
+    for number in range(count):
+        rows = slice(number * samples, (number + 1) * samples)
+        path = folder / f"slice-{number:04d}.safetensors"
+        pixels = torch.tensor(digits.images[rows], dtype=torch.float32).unsqueeze(1) / 8 - 1
+        save_file({"pixel_values": pixels, "labels": torch.tensor(digits.target[rows])}, path)
+        paths.append(path)
+    return paths
+
+
+def write_tiny_model(folder: Path) -> Path:
+    """A ConvNext for 8x8 digits, as transformers saves it."""
+    from transformers import ConvNextConfig, ConvNextForImageClassification
+
+    torch.manual_seed(0)
+    config = ConvNextConfig(
+        num_channels=1,
+        image_size=8,
+        patch_size=2,
+        num_stages=2,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        num_labels=10,
+        drop_path_rate=0.0,
+        layer_scale_init_value=1.0,
+    )
+    ConvNextForImageClassification(config).save_pretrained(folder)
+    return folder
