@@ -1,0 +1,227 @@
+"""Processes as the kernel knows them: who descends from whom, who is in which control group, how to end them all.
+
+Standard library only: the supervisor of a job runs with nothing else.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_TAIL_BYTES: Final = 16 * 1024
+_TAIL_LINES: Final = 20
+_LINE_CHARS: Final = 500
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class BoundedLog:
+    """Two files of a fixed size that take turns, and the last bytes in memory."""
+
+    def __init__(self, path: Path, file_bytes: int) -> None:
+        self._path = path
+        self._file_bytes = file_bytes
+        self._tail = b""
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def write(self, data: bytes) -> None:
+        """Append; a full disk costs the file's lines, never the job."""
+        self._tail = (self._tail + data)[-_TAIL_BYTES:]
+        with contextlib.suppress(OSError):
+            if os.fstat(self._file).st_size + len(data) > self._file_bytes:
+                self._path.replace(self._path.with_name(self._path.name + ".1"))
+                os.close(self._file)
+                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            os.write(self._file, data)
+
+    def last_lines(self) -> list[str]:
+        """Return the last lines, shortened."""
+        lines = self._tail.decode(errors="replace").splitlines()
+        return [line[:_LINE_CHARS] for line in lines if line.strip()][-_TAIL_LINES:]
+
+
+class Child:
+    """A program with its output going to a bounded log; OSError if it cannot be started. Its starter reaps it."""
+
+    def __init__(
+        self, args: list[str], env: dict[str, str], cwd: str, log: BoundedLog, prepare: Callable[[], None]
+    ) -> None:
+        self.log = log
+        self.status: int | None = None
+        self.output: int | None
+        self.output, output_end = os.pipe()
+        os.set_blocking(self.output, False)
+        try:
+            process = subprocess.Popen(
+                args,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output_end,
+                stderr=output_end,
+                process_group=0,
+                preexec_fn=prepare,  # noqa: PLW1509 - this process has one thread
+            )
+        except subprocess.SubprocessError as error:
+            self.read_output()
+            raise OSError(str(error)) from error
+        finally:
+            os.close(output_end)
+        self.pid = process.pid
+        process.returncode = 0  # keeps subprocess from reaping it
+
+    @property
+    def ended(self) -> bool:
+        """Whether the program has been reaped."""
+        return self.status is not None
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Signal the program's process group; a group that is gone is no error."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def read_output(self) -> None:
+        """Move what the program has written to its log."""
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(64):  # a program that never stops writing must not keep its reader here
+                if self.output is None:
+                    return
+                data = os.read(self.output, 64 * 1024)
+                if data:
+                    self.log.write(data)
+                else:
+                    os.close(self.output)
+                    self.output = None
+
+
+def become_subreaper() -> None:
+    """From now on orphaned descendants become this process's children."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def die_with_parent() -> None:
+    """Between fork and exec: have the kernel kill this process when its parent dies."""
+    _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+def process_table() -> dict[int, tuple[int, int]]:
+    """Return every process's parent and session, by process id; zombies are left out."""
+    table = {}
+    for entry in os.listdir("/proc"):  # noqa: PTH208 - names are all that is wanted
+        if entry.isdigit():
+            with contextlib.suppress(OSError, ValueError):
+                state, parent, _, session = _stat_fields(int(entry))[:4]
+                if state != "Z":
+                    table[int(entry)] = (int(parent), int(session))
+    return table
+
+
+def descendants(root: int, without: int | None = None) -> set[int]:
+    """Return the processes below a process, except those at and below `without`."""
+    children: dict[int, list[int]] = {}
+    for pid, (parent, _) in process_table().items():
+        children.setdefault(parent, []).append(pid)
+    found: set[int] = set()
+    ahead = [root]
+    while ahead:
+        below = [pid for pid in children.get(ahead.pop(), ()) if pid != without]
+        found.update(below)
+        ahead.extend(below)
+    return found
+
+
+def strays(session: int, work_dir: str) -> set[int]:
+    """Return the processes of a session, and those whose environment names a job's work directory."""
+    marker = b"\0WORK_DIR=" + os.fsencode(work_dir) + b"\0"
+    found = set()
+    for pid, (_, its_session) in process_table().items():
+        with contextlib.suppress(OSError):
+            if its_session == session or marker in b"\0" + Path("/proc", str(pid), "environ").read_bytes():
+                found.add(pid)
+    return found
+
+
+def members(groups: Iterable[str]) -> set[int]:
+    """Return the processes in control groups; a group that is gone has none."""
+    found: set[int] = set()
+    for group in groups:
+        with contextlib.suppress(OSError):
+            found.update(int(pid) for pid in Path(group, "cgroup.procs").read_text().split())
+    return found
+
+
+def kill(pids: Iterable[int]) -> None:
+    """Send SIGKILL; processes that are gone are no error."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def oom_kills(counter: str | None) -> int:
+    """Return how many processes of a control group the kernel killed for memory.
+
+    Args:
+        counter: its `memory.events` (version 2) or `memory.oom_control` (version 1), if there is one.
+    """
+    if counter is None:
+        return 0
+    with contextlib.suppress(OSError):
+        for line in Path(counter).read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def start_time(pid: int) -> int:
+    """Return when a process started, in clock ticks since boot; ProcessLookupError when there is none."""
+    try:
+        return int(_stat_fields(pid)[19])
+    except (OSError, IndexError) as error:
+        raise ProcessLookupError(pid) from error
+
+
+def _stat_fields(pid: int) -> list[str]:
+    # The name, in parentheses, may hold anything: what follows it counts from the last parenthesis.
+    return Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
+def describe(status: int | None) -> str:
+    """Say how a process ended: its exit code, or the signal's name for negative ones."""
+    if status is None:
+        return "never started"
+    if status >= 0:
+        return f"exit code {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
+
+
+def directory_bytes(path: str) -> int:
+    """Return what a directory's files occupy on disk; what vanishes meanwhile does not count."""
+    total = 0
+    with contextlib.suppress(OSError), os.scandir(path) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                total += status.st_blocks * 512
+                if stat.S_ISDIR(status.st_mode):
+                    total += directory_bytes(entry.path)
+    return total
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a private file that is there whole or not at all, also after a power cut."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
