@@ -1,0 +1,66 @@
+"""The bridge's configuration file (JSON), written by whoever launches the job."""
+
+from pathlib import Path
+from typing import Annotated, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hypha_messages.job import JobSpec
+
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """The configuration or the job file cannot be used; the text names file, key and what is wrong."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ConnectorConfig(_Section):
+    """Where the node's connector API listens and how it knows this job."""
+
+    uds: Path
+    token_file: Path  # read anew for every request: a token may be rotated
+    deadline_s: _Seconds = 60  # how long an unavailable node is asked again
+
+
+class BridgeConfig(_Section):
+    """All that a bridge knows."""
+
+    job_file: Path
+    work_dir: Path
+    socket: Path
+    connector: ConnectorConfig
+    storage_bytes: Annotated[int, Field(gt=0)] | None = None  # of work_dir and state_dir together; None: unlimited
+    read_ahead: Annotated[int, Field(ge=0, le=64)] = 1  # slices fetched before the executor asks for them
+    allow_private_addresses: bool = False  # for `uri` references; the configured hub is always allowed
+    state_dir: Path | None = None  # staging and spools, on work_dir's file system; default: `bridge` beside the file
+    hub_endpoint: str | None = None  # default: $HF_ENDPOINT, else the public hub
+    push_pollers: Annotated[int, Field(ge=1, le=64)] = 4  # pushes received at the same time
+    waiting_pushes: Annotated[int, Field(ge=1)] = 64  # received and not yet taken by the executor; beyond, peers wait
+    pending_sends: Annotated[int, Field(ge=1)] = 64  # accepted and not yet delivered; beyond, the executor is refused
+    send_deadline_s: _Seconds = 300  # how long a peer that does not take a file is asked again
+    drain_s: _Seconds = 30  # how long sends in flight may take once the bridge is told to stop
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read and validate the file; ConfigError."""
+        config = _read(cls, path)
+        return config.model_copy(update={"state_dir": config.state_dir or path.absolute().parent / "bridge"})
+
+    def job(self) -> JobSpec:
+        """Read and validate the job file; ConfigError."""
+        return _read(JobSpec, self.job_file)
+
+
+def _read(model: type[_Model], path: Path) -> _Model:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()[:5])
+        raise ConfigError(f"{path}: {reasons}") from error
