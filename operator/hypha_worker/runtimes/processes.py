@@ -5,10 +5,12 @@ Standard library only: the supervisor of a job runs with nothing else.
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -111,23 +113,14 @@ def die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
-def process_table() -> dict[int, tuple[int, int]]:
-    """Return every process's parent and session, by process id; zombies are left out."""
-    table = {}
-    for entry in os.listdir("/proc"):  # noqa: PTH208 - names are all that is wanted
-        if entry.isdigit():
-            with contextlib.suppress(OSError, ValueError):
-                state, parent, _, session = _stat_fields(int(entry))[:4]
-                if state != "Z":
-                    table[int(entry)] = (int(parent), int(session))
-    return table
-
-
 def descendants(root: int, without: int | None = None) -> set[int]:
-    """Return the processes below a process, except those at and below `without`."""
+    """Return the processes below a process, except those at and below `without`; zombies are left out."""
     children: dict[int, list[int]] = {}
-    for pid, (parent, _) in process_table().items():
-        children.setdefault(parent, []).append(pid)
+    for pid in _processes():
+        with contextlib.suppress(OSError, ValueError):
+            state, parent = _stat_fields(pid)[:2]
+            if state != "Z":
+                children.setdefault(int(parent), []).append(pid)
     found: set[int] = set()
     ahead = [root]
     while ahead:
@@ -137,15 +130,21 @@ def descendants(root: int, without: int | None = None) -> set[int]:
     return found
 
 
-def strays(session: int, work_dir: str) -> set[int]:
-    """Return the processes of a session, and those whose environment names a job's work directory."""
+def strays(work_dir: str) -> set[int]:
+    """Return the processes that were started with `WORK_DIR` naming this directory, or that are in it."""
     marker = b"\0WORK_DIR=" + os.fsencode(work_dir) + b"\0"
     found = set()
-    for pid, (_, its_session) in process_table().items():
+    for pid in _processes():
         with contextlib.suppress(OSError):
-            if its_session == session or marker in b"\0" + Path("/proc", str(pid), "environ").read_bytes():
+            process = Path("/proc", str(pid))
+            environment = b"\0" + (process / "environ").read_bytes()
+            if marker in environment or (process / "cwd").readlink().is_relative_to(work_dir):
                 found.add(pid)
     return found
+
+
+def _processes() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]  # noqa: PTH208 - only names are wanted
 
 
 def members(groups: Iterable[str]) -> set[int]:
@@ -179,14 +178,6 @@ def oom_kills(counter: str | None) -> int:
     return 0
 
 
-def start_time(pid: int) -> int:
-    """Return when a process started, in clock ticks since boot; ProcessLookupError when there is none."""
-    try:
-        return int(_stat_fields(pid)[19])
-    except (OSError, IndexError) as error:
-        raise ProcessLookupError(pid) from error
-
-
 def _stat_fields(pid: int) -> list[str]:
     # The name, in parentheses, may hold anything: what follows it counts from the last parenthesis.
     return Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()
@@ -205,23 +196,32 @@ def describe(status: int | None) -> str:
 
 
 def directory_bytes(path: str) -> int:
-    """Return what a directory's files occupy on disk; what vanishes meanwhile does not count."""
+    """Return what a directory's files occupy on disk; what vanishes meanwhile does not count.
+
+    A tree too deep to be named counts as larger than anything: nothing may hide there.
+    """
     total = 0
-    with contextlib.suppress(OSError), os.scandir(path) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                status = entry.stat(follow_symlinks=False)
-                total += status.st_blocks * 512
-                if stat.S_ISDIR(status.st_mode):
-                    total += directory_bytes(entry.path)
+    ahead = [path]
+    while ahead:
+        try:
+            with os.scandir(ahead.pop()) as entries:
+                for entry in entries:
+                    status = entry.stat(follow_symlinks=False)
+                    total += status.st_blocks * 512
+                    if stat.S_ISDIR(status.st_mode):
+                        ahead.append(entry.path)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return sys.maxsize
     return total
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a private file that is there whole or not at all, also after a power cut."""
+def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a private file that is there whole or not at all; a durable one survives a power cut."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.replace(path)

@@ -30,11 +30,11 @@ from hypha_worker.runtimes.processes import (
     kill,
     members,
     oom_kills,
-    start_time,
     write_whole,
 )
 
 PLAN_FILE: Final = "plan.json"
+LOCK_FILE: Final = "lock"
 PID_FILE: Final = "supervisor.pid"
 DEADLINE_FILE: Final = "deadline"
 STOP_FILE: Final = "stop"
@@ -334,7 +334,7 @@ def main(arguments: list[str]) -> None:
         os.set_inheritable(inherited, False)
     control_dir = plan_file.parent
     supervisor = Supervisor(Plan.from_json(plan_file.read_text()), control_dir)
-    write_whole(control_dir / PID_FILE, f"{os.getpid()} {start_time(os.getpid())}")
+    write_whole(control_dir / PID_FILE, str(os.getpid()))
     become_subreaper()
     ended = supervisor.run(notify_fd)
     write_whole(control_dir / EXIT_FILE, json.dumps(asdict(ended)))

@@ -1,0 +1,264 @@
+"""What keeps a job within its lease: control groups where the host lets us (version 2 or 1), else resource limits.
+
+`plan_limits` decides, from what `find_hierarchies` saw of the host; `create_groups` and `remove_groups` act. Only the
+executor and what it starts is in the groups: the bridge and the supervisor must not die for its sins.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+from uuid import UUID
+
+from hypha_messages.types import Resources
+
+logger = logging.getLogger(__name__)
+
+BYTES_PER_GB: Final = 10**9
+_NODE_GROUP: Final = "hypha-node"
+_CPU_PERIOD_US: Final = 100_000
+_MAX_TASKS: Final = 16_384
+_REMOVE_FOR_S: Final = 2.0
+
+Controller = Literal["memory", "cpu", "pids"]
+CONTROLLERS: Final[tuple[Controller, ...]] = ("memory", "cpu", "pids")
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """A directory of the control group file system in which groups for jobs can be made."""
+
+    version: Literal[1, 2]
+    base: Path
+    controllers: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A control group of one job: its directory and what is written into its files, in this order."""
+
+    path: Path
+    settings: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What applies to one job.
+
+    Attributes:
+        groups: control groups to make.
+        rlimits: resource limits by their names in the module `resource`.
+        oom_counter: the file that counts what the kernel killed for memory.
+        storage_bytes: what the work directory may hold; None when the lease names no storage.
+        threads: how many threads a numerical library should use; None when the lease names no cores.
+        unlimited: what the lease limits but this host cannot.
+    """
+
+    groups: tuple[Group, ...] = ()
+    rlimits: Mapping[str, int] = field(default_factory=dict)
+    oom_counter: Path | None = None
+    storage_bytes: int | None = None
+    threads: int | None = None
+    unlimited: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [f"{group.path} ({', '.join(f'{k}={v}' for k, v in group.settings)})" for group in self.groups]
+        parts += [f"{name}={value}" for name, value in self.rlimits.items()]
+        return ", ".join(parts) or "none"
+
+
+def plan_limits(resources: Resources, task_id: UUID, hierarchies: tuple[Hierarchy, ...]) -> Limits:
+    """Decide what limits a job; an amount of zero in the lease limits nothing."""
+    memory_bytes = int(resources.memory * BYTES_PER_GB)
+    storage_bytes = int(resources.storage * BYTES_PER_GB)
+    groups = []
+    limited: set[str] = set()
+    oom_counter = None
+    for hierarchy in hierarchies:
+        usable = frozenset(hierarchy.controllers - limited)
+        settings = _settings(hierarchy.version, usable, memory_bytes, resources.cpu)
+        if settings:
+            path = hierarchy.base / f"hypha-{task_id}"
+            groups.append(Group(path, settings))
+            if "memory" in usable and memory_bytes:
+                oom_counter = path / ("memory.events" if hierarchy.version == 2 else "memory.oom_control")
+        limited |= usable
+    rlimits = {"RLIMIT_CORE": 0}
+    unlimited = []
+    if storage_bytes:
+        rlimits["RLIMIT_FSIZE"] = storage_bytes
+    if memory_bytes and "memory" not in limited:
+        if resources.gpu:
+            unlimited.append(
+                "memory"
+            )  # a GPU's driver maps far more than it uses, so RLIMIT_DATA would stop honest jobs
+        else:
+            rlimits["RLIMIT_DATA"] = memory_bytes
+    if resources.cpu and "cpu" not in limited:
+        unlimited.append("CPU")
+    return Limits(
+        groups=tuple(groups),
+        rlimits=rlimits,
+        oom_counter=oom_counter,
+        storage_bytes=storage_bytes or None,
+        threads=max(1, math.floor(resources.cpu)) if resources.cpu else None,
+        unlimited=tuple(unlimited),
+    )
+
+
+def _settings(
+    version: Literal[1, 2], controllers: frozenset[str], memory_bytes: int, cpu: float
+) -> tuple[tuple[str, str], ...]:
+    quota_us = max(1000, round(cpu * _CPU_PERIOD_US))
+    settings: list[tuple[str, str]] = []
+    if "memory" in controllers and memory_bytes:
+        if version == 2:
+            settings += [("memory.max", str(memory_bytes)), ("memory.swap.max", "0"), ("memory.oom.group", "1")]
+        else:
+            settings += [("memory.limit_in_bytes", str(memory_bytes))]
+            settings += [("memory.memsw.limit_in_bytes", str(memory_bytes))]
+    if "cpu" in controllers and cpu:
+        if version == 2:
+            settings += [("cpu.max", f"{quota_us} {_CPU_PERIOD_US}")]
+        else:
+            settings += [("cpu.cfs_period_us", str(_CPU_PERIOD_US)), ("cpu.cfs_quota_us", str(quota_us))]
+    if "pids" in controllers:
+        settings += [("pids.max", str(_MAX_TASKS))]
+    return tuple(settings)
+
+
+_OPTIONAL: Final = frozenset({"memory.swap.max", "memory.oom.group", "memory.memsw.limit_in_bytes"})
+"""Settings that a kernel may have been built or booted without."""
+
+
+def create_groups(groups: tuple[Group, ...]) -> None:
+    """Make the groups; OSError, and none of them left, if one cannot be made."""
+    try:
+        for group in groups:
+            group.path.mkdir(exist_ok=True)
+            for name, value in group.settings:
+                try:
+                    (group.path / name).write_text(value)
+                except OSError as error:
+                    if name not in _OPTIONAL:
+                        raise OSError(error.errno, f"{error.strerror}, writing {value!r}", error.filename) from error
+    except OSError:
+        remove_groups([group.path for group in groups])
+        raise
+
+
+def remove_groups(paths: list[Path]) -> None:
+    """Remove groups whose processes have ended; those that are gone are no error."""
+    until = time.monotonic() + _REMOVE_FOR_S
+    for path in paths:
+        while path.exists():
+            try:
+                path.rmdir()
+            except FileNotFoundError:
+                break
+            except OSError as error:  # busy until the kernel has let go of its last process
+                if time.monotonic() > until:
+                    logger.warning("the control group %s cannot be removed: %s", path, error)
+                    break
+                time.sleep(0.01)
+
+
+def find_hierarchies(proc: Path = Path("/proc/self")) -> tuple[Hierarchy, ...]:
+    """Look for control groups in which this process may make groups; logs why where it may not."""
+    try:
+        own = parse_own_groups((proc / "cgroup").read_text())
+        mounts = parse_mounts((proc / "mountinfo").read_text())
+    except OSError as error:
+        logger.warning("control groups cannot be used: %s", error)
+        return ()
+    found = []
+    for controllers, path in own.items():
+        base = next(
+            (b for names, root, point in mounts if names == controllers and (b := _below(path, root, point))), None
+        )
+        wanted = frozenset(CONTROLLERS) & controllers if controllers else frozenset(CONTROLLERS)
+        if base is None or not wanted:
+            continue
+        try:
+            hierarchy = _open_v1(base, wanted) if controllers else _open_v2(base)
+        except OSError as error:
+            logger.info("no control groups for jobs below %s: %s", base, error)
+            continue
+        if hierarchy.controllers:
+            found.append(hierarchy)
+    return tuple(found)
+
+
+def parse_own_groups(text: str) -> dict[frozenset[str], str]:
+    """Return this process's group by controllers, from `/proc/self/cgroup`; version 2 has the empty set."""
+    groups = {}
+    for line in text.splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0" or not controllers.startswith("name="):
+            groups[frozenset(filter(None, controllers.split(",")))] = path
+    return groups
+
+
+def parse_mounts(text: str) -> list[tuple[frozenset[str], str, Path]]:
+    """Return controllers, root and mount point of each control group mount, from `/proc/self/mountinfo`."""
+    mounts = []
+    known = {"cpu", "cpuacct", "memory", "pids", "cpuset", "blkio", "devices", "freezer", "net_cls", "net_prio"}
+    known |= {"perf_event", "hugetlb", "rdma", "misc"}
+    for line in text.splitlines():
+        fields, _, rest = line.partition(" - ")
+        kind, _, options = rest.split(" ", 2)
+        root, point = fields.split(" ")[3:5]
+        if kind == "cgroup2":
+            mounts.append((frozenset[str](), root, Path(point)))
+        elif kind == "cgroup" and (controllers := frozenset(options.split(",")) & known):
+            mounts.append((controllers, root, Path(point)))
+    return mounts
+
+
+def _below(path: str, root: str, point: Path) -> Path | None:
+    """Return where a group is in the file system, if this mount shows it."""
+    if ".." in path.split("/"):
+        return None
+    if root == "/":
+        return point / path.lstrip("/")
+    if path == root or path.startswith(root + "/"):
+        return point / path[len(root) :].lstrip("/")
+    return None
+
+
+def _open_v1(base: Path, controllers: frozenset[str]) -> Hierarchy:
+    _probe(base)
+    return Hierarchy(1, base, controllers)
+
+
+def _open_v2(base: Path) -> Hierarchy:
+    """Enable the controllers for groups below ours; the kernel wants no processes in a group that does so."""
+    if base.name == _NODE_GROUP:
+        base = base.parent
+    wanted = frozenset(CONTROLLERS) & frozenset((base / "cgroup.controllers").read_text().split())
+    enabled = frozenset((base / "cgroup.subtree_control").read_text().split())
+    if not wanted:
+        return Hierarchy(2, base, wanted)
+    if wanted - enabled:
+        _probe(base)
+        if (base / "cgroup.type").exists():  # all but the host's root group
+            node_group = base / _NODE_GROUP
+            node_group.mkdir(exist_ok=True)
+            for pid in (base / "cgroup.procs").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    (node_group / "cgroup.procs").write_text(pid)
+        (base / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in sorted(wanted)))
+    _probe(base)
+    return Hierarchy(2, base, wanted)
+
+
+def _probe(base: Path) -> None:
+    """Make and remove a group; OSError if that is not ours to do."""
+    probe = base / f"hypha-probe-{os.getpid()}"
+    probe.mkdir()
+    probe.rmdir()
