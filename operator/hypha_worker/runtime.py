@@ -5,6 +5,7 @@ from typing import Protocol
 from uuid import UUID
 
 import trio
+
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Resources
 

@@ -1,0 +1,206 @@
+"""Reads the configuration: a TOML file, over it the environment, over that the command line. Errors say where and what to do."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from pydantic import AliasChoices, BaseModel, ValidationError
+
+from hypha_worker.config import Config
+
+_MAX_FILE_BYTES: Final = 1024 * 1024
+_PREFIX: Final = "HYPHA_"
+_OTEL_KEYS: Final = {
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "telemetry_endpoint",
+    "OTEL_EXPORTER_OTLP_HEADERS": "telemetry_headers",
+    "OTEL_EXPORTER_OTLP_PROTOCOL": "telemetry_protocol",
+    "OTEL_RESOURCE_ATTRIBUTES": "telemetry_attributes",
+    "OTEL_TRACES_SAMPLER": "telemetry_sampler",
+    "OTEL_TRACES_SAMPLER_ARG": "telemetry_sample_ratio",
+}
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; one line that names the place, the key and the remedy."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A configuration, and what its owner should know about it."""
+
+    config: Config
+    warnings: tuple[str, ...]
+
+
+def load(path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Loaded:
+    """Read a configuration.
+
+    Args:
+        path: the TOML file; relative paths in it start at its directory.
+        environ: `HYPHA_<KEY>` (a table's key as `HYPHA_<TABLE>__<KEY>`) and OpenTelemetry's `OTEL_*` replace what the file says.
+        overrides: by key, replaces both.
+
+    Raises:
+        ConfigError: the file cannot be read or something in it is wrong.
+    """
+    text = _read(path)
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    warnings = [f"{path}: {warning}" for warning in _hoist(values)]
+    sources: dict[str, str] = {}
+    for key, (variable, value) in _from_environment(environ).items():
+        _set(values, key, value)
+        sources[key[0]] = variable
+    for name, value in (overrides or {}).items():
+        _set(values, (name,), value)
+        sources[name] = f"--{name.replace('_', '-')}"
+    try:
+        config = Config.model_validate(values, context={"directory": path.absolute().parent})
+    except ValidationError as error:
+        raise ConfigError(_describe(error, path, text, sources)) from error
+    return Loaded(config, tuple(warnings))
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+        if len(data) > _MAX_FILE_BYTES:
+            raise ConfigError(f"{path}: larger than {_MAX_FILE_BYTES} bytes; is this the configuration?")
+        return data.decode()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; `hypha-worker init` writes one, --config names another") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; check the path and its permissions") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _hoist(values: dict[str, Any]) -> list[str]:
+    """Move keys of the document that TOML reads as part of the table above them to where they were meant to be.
+
+    The worker guide's own example has `work_dir` below `[resources]` and `telemetry_endpoint` below `[[executors]]`.
+    """
+    tables = {name: values[name] for name in _tables() if isinstance(values.get(name), dict)}
+    executors = values.get("executors")
+    if isinstance(executors, list):
+        tables |= {f"executors[{i}]": table for i, table in enumerate(executors) if isinstance(table, dict)}
+    warnings = []
+    for table_name, table in tables.items():
+        own = _keys(_tables()[table_name.partition("[")[0]])
+        for key in [key for key in table if key in _keys(Config) and key not in own and key not in values]:
+            values[key] = table.pop(key)
+            warnings.append(
+                f"{key} stands below [{table_name}] and so belongs to that table; it is taken as meant for the top level, "
+                "move it above the first table"
+            )
+    return warnings
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[tuple[str, ...], tuple[str, Any]]:
+    """Return by key the variable that sets it and the value; variables of other programs are passed over."""
+    found: dict[tuple[str, ...], tuple[str, Any]] = {}
+    for variable, text in environ.items():
+        if variable.startswith(_PREFIX) and text:
+            key = tuple(re.split(r"__|\.", variable.removeprefix(_PREFIX).lower(), maxsplit=1))
+            table = _tables().get(key[0]) if len(key) > 1 else Config
+            if table is not None and key[-1] in _keys(table):
+                found[key] = (variable, _parse_value(text))
+    found |= {(key,): (variable, environ[variable]) for variable, key in _OTEL_KEYS.items() if environ.get(variable)}
+    return found
+
+
+def _parse_value(text: str) -> Any:
+    """Read a value as TOML (numbers, lists, tables); what is none, or a list of bare words, is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        if text.startswith("[") and text.endswith("]"):
+            return [item.strip().strip("\"'") for item in text[1:-1].split(",") if item.strip()]
+        return text
+
+
+def _set(values: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
+    for alias in _spellings(key[0]) if len(key) == 1 else ():
+        values.pop(alias, None)
+    if len(key) == 1:
+        values[key[0]] = value
+    elif isinstance(table := values.setdefault(key[0], {}), dict):
+        table[key[1]] = value
+
+
+def _tables() -> dict[str, type[BaseModel]]:
+    """The tables of the configuration and their models."""
+    found: dict[str, type[BaseModel]] = {}
+    for name, field in Config.model_fields.items():
+        for candidate in (field.annotation, *get_args(field.annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                found[name] = candidate
+    return found
+
+
+def _keys(model: type[BaseModel]) -> set[str]:
+    keys: set[str] = set()
+    for name, field in model.model_fields.items():
+        alias = field.validation_alias
+        keys |= set(map(str, alias.choices)) if isinstance(alias, AliasChoices) else {str(alias or name)}
+    return keys
+
+
+def _spellings(key: str) -> list[str]:
+    alias = Config.model_fields[key].validation_alias if key in Config.model_fields else None
+    return list(map(str, alias.choices)) if isinstance(alias, AliasChoices) else [key]
+
+
+def _describe(error: ValidationError, path: Path, text: str, sources: Mapping[str, str]) -> str:
+    """Say in one line what is wrong first, and how much more there is."""
+    details = error.errors(include_url=False, include_input=False)
+    first = details[0]
+    location = tuple(part for part in first["loc"] if not (isinstance(part, str) and part.endswith("()")))
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    message = str(first["msg"]).removeprefix("Value error, ")
+    model = _model_at(location)
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(location[-1]), _keys(model), n=1)
+        message = "unknown key; " + (f"did you mean {close[0]}?" if close else "remove it, or see `hypha-worker init`")
+    elif first["type"] == "missing":
+        needed = next((f for n, f in model.model_fields.items() if location[-1] in (n, f.alias)), None)
+        purpose = f" ({needed.description.rstrip('.')})" if needed is not None and needed.description else ""
+        message = f"missing; add it{purpose}"
+    source = sources.get(str(location[0])) if location else None
+    line = None if source else _find_line(text, location)
+    place = source or (f"{path}:{line}" if line else str(path))
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return ": ".join(part for part in (place, key, message) if part) + more
+
+
+def _model_at(location: tuple[Any, ...]) -> type[BaseModel]:
+    return _tables().get(str(location[0]), Config) if len(location) > 1 else Config
+
+
+def _find_line(text: str, location: tuple[Any, ...]) -> int | None:
+    """Return the line of a key, or of the table that lacks it."""
+    if not location:
+        return None
+    table, key = (str(location[0]), str(location[-1])) if len(location) > 1 else ("", str(location[0]))
+    wanted = location[1] if len(location) > 1 and isinstance(location[1], int) else 0
+    current, index, header_line = "", 0, None
+    seen: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
+            current = header[1]
+            index = seen.get(current, 0)
+            seen[current] = index + 1
+            if current == table and index == wanted:
+                header_line = number
+        elif (re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line) and current == table and index == wanted) or (
+            current == "" and len(location) > 1 and re.match(rf"\s*{re.escape(table)}(\.{re.escape(key)})?\s*=", line)
+        ):
+            return number
+    return header_line
