@@ -108,7 +108,7 @@ class SelectionConfig(Section):
 
     strategy: Literal["profit", "utilization", "affinity"] = Field(
         default="profit",
-        description="profit: best paid per weighted resource; utilization: fills what is free best; affinity: by preference.",
+        description="profit: best paid per resource; utilization: fills what is free best; affinity: by preference.",
     )
     schedulers: dict[PeerId, Weight] = Field(
         default={}, description="Affinity: peer id of a scheduler = preference (may be negative)."
@@ -181,10 +181,9 @@ class ExecutorConfig(Section):
     @field_validator("cmd", mode="after")
     @classmethod
     def _resolve(cls, value: str | None, info: ValidationInfo) -> str | None:
-        relative = value is not None and "/" in value and not value.startswith(("/", "~"))
-        return (
-            str(_relative_to_file(Path(value), info)) if value is not None and (relative or value[0] == "~") else value
-        )
+        if value is None or "/" not in value:
+            return value  # a name, to be found in PATH
+        return str(_relative_to_file(Path(value), info))
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Self:
@@ -251,7 +250,7 @@ class Config(Section):
     telemetry_protocol: Literal["http/protobuf", "http/json", "grpc"] = Field(
         default="http/protobuf",
         validation_alias=AliasChoices("telemetry_protocol", "exporter_otlp_protocol"),
-        description="http/protobuf is the one that is supported.",
+        description="http/protobuf; without support for another one nothing is exported.",
     )
     telemetry_headers: SecretTable = Field(
         default={},
@@ -288,13 +287,6 @@ class Config(Section):
             raise ValueError(
                 "none of them is a TCP address, and QUIC is not supported; add one such as /ip4/203.0.113.50/tcp/4001"
             )
-        return value
-
-    @field_validator("telemetry_protocol")
-    @classmethod
-    def _protocol_is_supported(cls, value: str) -> str:
-        if value != "http/protobuf":
-            raise ValueError(f'"{value}" is not supported; use "http/protobuf" (a collector serves it on port 4318)')
         return value
 
     @property

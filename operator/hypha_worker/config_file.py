@@ -1,4 +1,4 @@
-"""Reads the configuration: a TOML file, over it the environment, over that the command line. Errors say where and what to do."""
+"""Reads the configuration: a TOML file, over it the environment, over that the command line."""
 
 import difflib
 import re
@@ -41,7 +41,7 @@ def load(path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any] | 
 
     Args:
         path: the TOML file; relative paths in it start at its directory.
-        environ: `HYPHA_<KEY>` (a table's key as `HYPHA_<TABLE>__<KEY>`) and OpenTelemetry's `OTEL_*` replace what the file says.
+        environ: `HYPHA_<KEY>` (a table's key as `HYPHA_<TABLE>__<KEY>`) and OpenTelemetry's `OTEL_*` replace the file's.
         overrides: by key, replaces both.
 
     Raises:
@@ -97,8 +97,8 @@ def _hoist(values: dict[str, Any]) -> list[str]:
         for key in [key for key in table if key in _keys(Config) and key not in own and key not in values]:
             values[key] = table.pop(key)
             warnings.append(
-                f"{key} stands below [{table_name}] and so belongs to that table; it is taken as meant for the top level, "
-                "move it above the first table"
+                f"{key} stands below [{table_name}], where TOML takes it as that table's; "
+                "it is read as a key of the top level, move it above the first table"
             )
     return warnings
 
@@ -190,6 +190,8 @@ def _find_line(text: str, location: tuple[Any, ...]) -> int | None:
         return None
     table, key = (str(location[0]), str(location[-1])) if len(location) > 1 else ("", str(location[0]))
     wanted = location[1] if len(location) > 1 and isinstance(location[1], int) else 0
+    own_key = rf"\s*[\"']?{re.escape(key)}[\"']?\s*="
+    inline_table = rf"{re.escape(table)}(\.{re.escape(key)})?\s*=" if table else "(?!)"
     current, index, header_line = "", 0, None
     seen: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -199,8 +201,6 @@ def _find_line(text: str, location: tuple[Any, ...]) -> int | None:
             seen[current] = index + 1
             if current == table and index == wanted:
                 header_line = number
-        elif (re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line) and current == table and index == wanted) or (
-            current == "" and len(location) > 1 and re.match(rf"\s*{re.escape(table)}(\.{re.escape(key)})?\s*=", line)
-        ):
+        elif re.match(own_key if (current, index) == (table, wanted) else inline_table, line):
             return number
     return header_line

@@ -85,10 +85,10 @@ class Runtime(Protocol):
         """Start the job; returns once its processes are on their way. LaunchError if it cannot run here."""
 
     async def extend(self, task_id: UUID, deadline: float) -> None:
-        """The job's lease was renewed: it may run until `deadline` (seconds since the epoch). Unknown jobs are ignored."""
+        """The lease was renewed: the job may run until `deadline` (seconds since the epoch); no-op if unknown."""
 
     async def terminate(self, task_id: UUID, reason: str) -> None:
-        """Tell the job to end and return once nothing of it is left. Unknown jobs are ignored."""
+        """Tell the job to end and return once nothing of it is left. No-op if unknown."""
 
     async def adopt(self) -> list[AdoptedJob]:
         """Find what outlived the node, once, before anything is launched; what is left of dead jobs is removed."""
