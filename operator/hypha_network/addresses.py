@@ -1,0 +1,192 @@
+"""Multiaddresses as this network uses them: what can be dialled, what is listened on, what must not be passed on."""
+
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from itertools import pairwise
+
+import psutil
+from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
+
+from hypha_messages.types import peer_id_to_bytes
+
+Network = IPv4Network | IPv6Network
+
+RESERVED_CIDRS = (
+    "127.0.0.0/8",
+    "::1/128",
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "169.254.0.0/16",
+    "fe80::/10",
+    "fc00::/7",
+)
+"""What is never taken as the address of a peer, unless configured otherwise: loopback, private, local networks."""
+
+_HOSTS = {
+    "ip4": socket.AF_INET,
+    "ip6": socket.AF_INET6,
+    "dns": socket.AF_UNSPEC,
+    "dns4": socket.AF_INET,
+    "dns6": socket.AF_INET6,
+}
+_MAX_LENGTH = 1024
+
+
+class AddressError(ValueError):
+    """A text that is no usable address; says which and why."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """A TCP address, perhaps of a known peer, perhaps behind a relay.
+
+    `/dns4/host/tcp/4001/p2p/A` has the peer A; `/dns4/host/tcp/4001/p2p/R/p2p-circuit/p2p/A` too, and the relay R.
+    """
+
+    protocol: str
+    host: str
+    port: int
+    peer_id: str | None = None
+    relay: str | None = None
+
+    def __str__(self) -> str:
+        text = f"/{self.protocol}/{self.host}/tcp/{self.port}"
+        if self.relay is not None:
+            text += f"/p2p/{self.relay}/p2p-circuit"
+        return f"{text}/p2p/{self.peer_id}" if self.peer_id is not None else text
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """The family that the host must resolve to; AF_UNSPEC if any will do."""
+        return _HOSTS[self.protocol]
+
+    @property
+    def ip(self) -> IPv4Address | IPv6Address | None:
+        """The IP address, None if it is a name."""
+        return ip_address(self.host) if self.protocol in ("ip4", "ip6") else None
+
+    def of(self, peer_id: str | None) -> "Address":
+        """The same address as that of this peer."""
+        return Address(self.protocol, self.host, self.port, peer_id, self.relay)
+
+    def through(self) -> "Address":
+        """The relay's own address, for an address behind one."""
+        return Address(self.protocol, self.host, self.port, self.relay)
+
+    def to_bytes(self) -> bytes:
+        """The binary form, as identify, Kademlia and relays carry it."""
+        data: bytes = Multiaddr(str(self)).to_bytes()
+        return data
+
+
+def parse(text: str) -> Address:
+    """Parse `/<ip4|ip6|dns|dns4|dns6>/HOST/tcp/PORT[/p2p/ID][/p2p-circuit[/p2p/ID]]`; AddressError if it is none."""
+    try:
+        return _parse(text)
+    except ValueError as error:
+        raise AddressError(
+            f"{text!r} is no address of this network: {error}; expected for example /ip4/192.0.2.1/tcp/4001"
+        ) from error
+
+
+def _parse(text: str) -> Address:
+    parts = text.split("/")
+    if len(text) > _MAX_LENGTH or len(parts) < 5 or parts[0] != "" or parts[1] not in _HOSTS:
+        raise ValueError("it does not begin with a host and a port")
+    protocol, host, transport, port = parts[1:5]
+    if transport != "tcp":
+        raise ValueError(f"transport {transport} is not supported, only tcp")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{port!r} is no port")
+    relay, peer_id = _parse_peers(parts[5:])
+    return Address(protocol, _parse_host(protocol, host), int(port), peer_id, relay)
+
+
+def _parse_host(protocol: str, host: str) -> str:
+    if protocol == "ip4":
+        return str(IPv4Address(host))
+    if protocol == "ip6":
+        return str(IPv6Address(host))
+    if not host.isascii() or not 0 < len(host) <= 253 or not all(c.isalnum() or c in "-._" for c in host):
+        raise ValueError(f"{host!r} is no host name")
+    return host
+
+
+def _parse_peers(parts: list[str]) -> tuple[str | None, str | None]:
+    """Return the relay and the peer that the rest of an address names."""
+    peers = [part for name, part in pairwise(parts) if name == "p2p"]
+    for peer_id in peers:
+        peer_id_to_bytes(peer_id)
+    match [part if part in ("p2p", "p2p-circuit") else "ID" for part in parts]:
+        case []:
+            return None, None
+        case ["p2p", "ID"]:
+            return None, peers[0]
+        case ["p2p", "ID", "p2p-circuit"]:
+            return peers[0], None
+        case ["p2p", "ID", "p2p-circuit", "p2p", "ID"]:
+            return peers[0], peers[1]
+    raise ValueError(f"cannot use /{'/'.join(parts)}")
+
+
+def from_bytes(data: bytes) -> Address:
+    """Parse a binary multiaddress; AddressError if this node cannot use it."""
+    if len(data) > _MAX_LENGTH:
+        raise AddressError(f"a multiaddress of {len(data)} bytes is too long")
+    try:
+        text = str(Multiaddr(data))
+    except (MultiaddrError, ValueError, KeyError, IndexError) as error:
+        raise AddressError(f"not a multiaddress: {error}") from error
+    return parse(text)
+
+
+def usable(encoded: Iterable[bytes], limit: int = 16) -> list[Address]:
+    """Parse what a peer says of addresses, leaving out what this node cannot use; no more than `limit`."""
+    found: list[Address] = []
+    for data in encoded:
+        if len(found) == limit:
+            break
+        try:
+            address = from_bytes(data)
+        except AddressError:  # other transports are no fault
+            continue
+        if address.port and address not in found:
+            found.append(address)
+    return found
+
+
+def parse_cidrs(texts: Iterable[str]) -> tuple[Network, ...]:
+    """Parse networks; AddressError names the one that is none."""
+    networks = []
+    for text in texts:
+        try:
+            networks.append(ip_network(text, strict=False))
+        except ValueError as error:
+            raise AddressError(f"{text!r} is no network, expected for example 10.0.0.0/8: {error}") from error
+    return tuple(networks)
+
+
+def excluded(address: Address, networks: Sequence[Network]) -> bool:
+    """Whether the address lies in one of the networks; a name lies in none."""
+    ip = address.ip
+    return ip is not None and any(ip.version == network.version and ip in network for network in networks)
+
+
+def expand(address: Address) -> list[Address]:
+    """The addresses that a listener on this one can be reached at: one per interface for 0.0.0.0 and ::."""
+    ip = address.ip
+    if ip is None or not ip.is_unspecified:
+        return [address]
+    hosts = sorted(
+        {
+            entry.address
+            for entries in psutil.net_if_addrs().values()
+            for entry in entries
+            if entry.family == address.family and "%" not in entry.address
+        }
+    )
+    return [Address(address.protocol, host, address.port) for host in hosts]

@@ -1,0 +1,71 @@
+"""Keeping the connections to the gateways: dialled at start, dialled again for ever when they are lost."""
+
+import logging
+import random
+
+import trio
+
+from hypha_network.addresses import Address
+from hypha_network.errors import NetworkError, StreamReset
+from hypha_network.host import Connection, Host, Service
+
+logger = logging.getLogger(__name__)
+
+FIRST_DELAY_S = 0.5
+LONGEST_DELAY_S = 30.0
+STABLE_S = 60.0
+
+
+def backoff_s(failures: int, jitter: float) -> float:
+    """Return how long to wait after so many failures in a row; `jitter`, between 0 and 1, spreads the nodes."""
+    delay: float = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(failures - 1, 16))
+    return delay * (0.5 + jitter / 2)
+
+
+class Gateways:
+    """The gateways of a node; `welcome` runs on every connection to one."""
+
+    def __init__(self, host: Host, configured: list[Address], welcome: Service) -> None:
+        self._host = host
+        self._configured = configured
+        self._welcome = welcome
+        self.connected: dict[Address, str] = {}
+        """The peer ids of the connected gateways, by configured address."""
+
+    async def run(self) -> None:
+        """Keep all of them connected, for ever."""
+        async with trio.open_nursery() as nursery:
+            for address in self._configured:
+                nursery.start_soon(self._keep, address)
+
+    async def _keep(self, address: Address) -> None:
+        failures = 0
+        peer_id = address.peer_id  # else learnt from the certificate
+        while True:
+            started = trio.current_time()
+            try:
+                connection = self._existing(peer_id) or await self._host.dial(address)
+                if connection.closed.is_set():
+                    raise StreamReset("it closed the connection at once")
+            except NetworkError as error:
+                failures += 1
+                log = logger.warning if failures in (1, 10) or failures % 100 == 0 else logger.info
+                log("gateway %s, attempt %d: %s", address, failures, error)
+            else:
+                peer_id = connection.peer_id
+                self.connected[address] = peer_id
+                logger.info("gateway %s is %s", address, peer_id)
+                self._host.notify()
+                connection.nursery.start_soon(self._host.serve, self._welcome, connection)
+                try:
+                    await connection.closed.wait()
+                finally:
+                    del self.connected[address]
+                    peer_id = address.peer_id  # another gateway may answer at this address
+                logger.warning("gateway %s is lost", address)
+                failures = 1 if trio.current_time() - started > STABLE_S else failures + 1
+            await trio.sleep(backoff_s(failures, random.random()))  # noqa: S311
+
+    def _existing(self, peer_id: str | None) -> Connection | None:
+        connection = self._host.connection(peer_id) if peer_id is not None else None
+        return connection if connection is not None and not connection.relayed else None

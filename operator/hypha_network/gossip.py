@@ -1,0 +1,348 @@
+"""gossipsub 1.1, signed and strict: the mesh, its upkeep, and delivery to subscribers."""
+
+import logging
+import random
+import time
+from dataclasses import dataclass, field
+
+import trio
+from google.protobuf.message import DecodeError as ProtobufError
+from libp2p.pubsub.pb import rpc_pb2
+
+from hypha_network.errors import NetworkError, RemoteRefused
+from hypha_network.gossip_messages import (
+    Cache,
+    Gossip,
+    Seen,
+    Signer,
+    message_id,
+    verify,
+)
+from hypha_network.host import Connection, Host
+from hypha_network.multistream import prefixed, read_prefixed
+from hypha_network.quiet import Quiet
+from hypha_network.streams import Stream
+
+logger = logging.getLogger(__name__)
+_refusals = Quiet(logger)
+
+PROTOCOLS = ["/meshsub/1.1.0", "/meshsub/1.0.0"]
+MESH_LOW, MESH, MESH_HIGH = 5, 6, 12
+GOSSIP_PEERS = 6
+HEARTBEAT_S = 1.0
+PRUNE_BACKOFF_S = 60.0
+MAX_RPC_BYTES = 64 * 1024
+MAX_QUEUED_BYTES = 4 * 1024 * 1024
+"""What may wait for one slow peer; more is dropped."""
+MAX_TOPICS_PER_PEER = 128
+MAX_TOPIC_LENGTH = 256
+MAX_IHAVE_IDS = 5000
+MAX_IHAVE_MESSAGES = 10
+MAX_MENTIONED_IDS = 500
+"""As many names as fit into one RPC."""
+MAX_RETRANSMISSIONS = 3
+_WRITE_TIMEOUT_S = 10.0
+
+
+class _Queue:
+    """What waits to be sent on one connection, bounded in bytes."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size_bytes = 0
+        self._filled = trio.Event()
+
+    def put(self, rpc: rpc_pb2.RPC) -> bool:
+        data = prefixed(rpc.SerializeToString())
+        if self._size_bytes + len(data) > MAX_QUEUED_BYTES:
+            return False
+        self._parts.append(data)
+        self._size_bytes += len(data)
+        self._filled.set()
+        return True
+
+    async def take(self) -> bytes:
+        await self._filled.wait()
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self._size_bytes = 0
+        self._filled = trio.Event()
+        return data
+
+
+@dataclass
+class _Peer:
+    connections: int = 0
+    queues: list[_Queue] = field(default_factory=list)
+    topics: set[str] = field(default_factory=set)
+    ihave_messages: int = 0
+    ihave_ids: int = 0
+    sent: dict[bytes, int] = field(default_factory=dict)
+    """How often a cached message was sent again on request."""
+
+
+class PubSub:
+    """The gossip of a node. Run `serve` per connection (as a service of the host) and `run` once."""
+
+    def __init__(self, host: Host, signer: Signer) -> None:
+        self._host = host
+        self._signer = signer
+        self._peers: dict[str, _Peer] = {}
+        self._subscribers: dict[str, list[trio.MemorySendChannel[Gossip]]] = {}
+        self._mesh: dict[str, set[str]] = {}
+        self._backoff: dict[tuple[str, str], float] = {}
+        self._cache = Cache()
+        self._seen = Seen()
+        host.services.append(self.serve)
+        for protocol in PROTOCOLS:
+            host.handlers[protocol] = self._receive
+
+    def peers(self, topic: str) -> list[str]:
+        """Who subscribes to a topic, as far as known."""
+        return [peer_id for peer_id, peer in self._peers.items() if topic in peer.topics]
+
+    def subscribe(self, topic: str, limit: int) -> trio.MemoryReceiveChannel[Gossip]:
+        """Receive what is published on a topic; of what waits unread, at most `limit` messages are kept."""
+        sender, receiver = trio.open_memory_channel[Gossip](limit)
+        if topic not in self._subscribers:
+            self._subscribers[topic] = []
+            self._mesh[topic] = set()
+            for peer_id in self._peers:
+                self._send(peer_id, _subscription(topic))
+            self._graft(topic)
+        self._subscribers[topic].append(sender)
+        return receiver
+
+    def publish(self, topic: str, data: bytes) -> None:
+        """Send a message to all who subscribe; NetworkError if that is nobody, or the message is too large."""
+        message = self._signer.sign(topic, data)
+        rpc = rpc_pb2.RPC(publish=[message])
+        if rpc.ByteSize() > MAX_RPC_BYTES:
+            raise NetworkError(
+                f"a gossip message of {len(data)} bytes is too large; the limit is {MAX_RPC_BYTES} with its envelope"
+            )
+        id_ = message_id(message)
+        self._seen.add(id_, time.monotonic())
+        self._cache.put(id_, message)
+        peers = self.peers(topic)
+        if not peers:
+            raise NetworkError(f"nobody subscribes to {topic}")
+        for peer_id in peers:
+            self._send(peer_id, rpc)
+
+    async def serve(self, connection: Connection) -> None:
+        """Send a peer what it should have, for as long as the connection lasts."""
+        peer = self._peers.setdefault(connection.peer_id, _Peer())
+        peer.connections += 1
+        try:
+            stream = await connection.open(PROTOCOLS)
+            await self._send_queued(peer, stream)
+        except RemoteRefused:
+            logger.debug("%s speaks no gossip", connection.peer_id)
+            await trio.sleep_forever()
+        finally:
+            peer.connections -= 1
+            if not peer.connections:
+                self._forget(connection.peer_id)
+
+    async def _send_queued(self, peer: _Peer, stream: Stream) -> None:
+        queue = _Queue()
+        peer.queues.append(queue)
+        try:
+            if self._subscribers:
+                queue.put(_subscription(*self._subscribers))
+            for topic in self._subscribers:
+                self._graft(topic)
+            while True:
+                data = await queue.take()
+                with trio.fail_after(_WRITE_TIMEOUT_S):
+                    await stream.send_all(data)
+        finally:
+            peer.queues.remove(queue)
+            await stream.reset()
+
+    async def run(self) -> None:
+        """Keep the mesh in order, for ever."""
+        while True:
+            await trio.sleep(HEARTBEAT_S)
+            self._heartbeat()
+
+    def _forget(self, peer_id: str) -> None:
+        del self._peers[peer_id]
+        for members in self._mesh.values():
+            members.discard(peer_id)
+
+    def _send(self, peer_id: str, rpc: rpc_pb2.RPC) -> None:
+        peer = self._peers.get(peer_id)
+        if peer is not None and peer.queues and not peer.queues[-1].put(rpc):
+            _refusals.warning(peer_id, "takes gossip too slowly; messages are dropped")
+
+    async def _receive(self, connection: Connection, stream: Stream) -> None:
+        while True:
+            try:
+                data = await read_prefixed(stream, MAX_RPC_BYTES)
+                rpc = rpc_pb2.RPC.FromString(data)
+            except (RemoteRefused, ProtobufError) as error:
+                _refusals.warning(connection.peer_id, "malformed gossip: %s", error)
+                await stream.reset()
+                return
+            self._handle(connection.peer_id, rpc)
+
+    def _handle(self, peer_id: str, rpc: rpc_pb2.RPC) -> None:
+        for message in rpc.publish:
+            self._handle_message(peer_id, message)
+        if rpc.subscriptions:
+            self._handle_subscriptions(peer_id, rpc)
+        if rpc.HasField("control"):
+            answer = rpc_pb2.RPC()
+            self._handle_grafts(peer_id, rpc.control, answer)
+            for prune in rpc.control.prune:
+                self._leave_mesh(peer_id, prune.topicID)
+                self._back_off(peer_id, prune.topicID, float(prune.backoff or PRUNE_BACKOFF_S))
+            self._handle_ihave(peer_id, rpc.control, answer)
+            if answer.ByteSize():
+                self._send(peer_id, answer)
+            self._handle_iwant(peer_id, rpc.control)
+
+    def _handle_message(self, peer_id: str, message: rpc_pb2.Message) -> None:
+        topic = message.topicIDs[0] if len(message.topicIDs) == 1 else None
+        if topic is None or topic not in self._subscribers:
+            return
+        id_ = message_id(message)
+        now = time.monotonic()
+        if id_ in self._seen:
+            return
+        try:
+            source = verify(message)
+        except ValueError as error:
+            _refusals.warning(peer_id, "refused gossip: %s", error)
+            return
+        self._seen.add(id_, now)
+        if source == self._host.peer_id:
+            return
+        self._cache.put(id_, message)
+        self._deliver(topic, Gossip(source, message.data))
+        rpc = rpc_pb2.RPC(publish=[message])
+        for member in self._mesh[topic]:
+            if member not in (peer_id, source):
+                self._send(member, rpc)
+
+    def _deliver(self, topic: str, gossip: Gossip) -> None:
+        for channel in list(self._subscribers[topic]):
+            try:
+                channel.send_nowait(gossip)
+            except trio.WouldBlock:
+                _refusals.warning(gossip.source, "a message on %s was dropped: its reader is too slow", topic)
+            except trio.BrokenResourceError:  # the reader is gone
+                self._subscribers[topic].remove(channel)
+
+    def _handle_subscriptions(self, peer_id: str, rpc: rpc_pb2.RPC) -> None:
+        peer = self._peers.setdefault(peer_id, _Peer())
+        for subscription in rpc.subscriptions:
+            topic = subscription.topicid
+            if not subscription.subscribe:
+                peer.topics.discard(topic)
+                self._leave_mesh(peer_id, topic)
+            elif len(peer.topics) < MAX_TOPICS_PER_PEER and len(topic) <= MAX_TOPIC_LENGTH:
+                peer.topics.add(topic)
+                if topic in self._subscribers:
+                    self._graft(topic)
+            else:
+                _refusals.warning(peer_id, "subscribes to more than %d topics", MAX_TOPICS_PER_PEER)
+
+    def _leave_mesh(self, peer_id: str, topic: str) -> None:
+        if topic in self._mesh:
+            self._mesh[topic].discard(peer_id)
+
+    def _back_off(self, peer_id: str, topic: str, seconds: float) -> None:
+        if topic in self._subscribers:
+            self._backoff[topic, peer_id] = time.monotonic() + min(max(seconds, HEARTBEAT_S), 10 * PRUNE_BACKOFF_S)
+
+    def _in_backoff(self, peer_id: str, topic: str) -> bool:
+        return self._backoff.get((topic, peer_id), 0.0) > time.monotonic()
+
+    def _graft(self, topic: str) -> None:
+        """Fill a topic's mesh, if it is too small."""
+        mesh = self._mesh[topic]
+        if len(mesh) >= MESH_LOW:
+            return
+        candidates = [
+            peer_id
+            for peer_id, peer in self._peers.items()
+            if topic in peer.topics and peer.queues and peer_id not in mesh and not self._in_backoff(peer_id, topic)
+        ]
+        for peer_id in random.sample(candidates, min(MESH - len(mesh), len(candidates))):
+            mesh.add(peer_id)
+            self._send(peer_id, _control(graft=[rpc_pb2.ControlGraft(topicID=topic)]))
+
+    def _prune(self, peer_id: str, topic: str) -> rpc_pb2.ControlPrune:
+        self._leave_mesh(peer_id, topic)
+        self._back_off(peer_id, topic, PRUNE_BACKOFF_S)
+        return rpc_pb2.ControlPrune(topicID=topic, backoff=int(PRUNE_BACKOFF_S))
+
+    def _handle_grafts(self, peer_id: str, control: rpc_pb2.ControlMessage, answer: rpc_pb2.RPC) -> None:
+        for graft in control.graft[:MAX_TOPICS_PER_PEER]:
+            mesh = self._mesh.get(graft.topicID)
+            if mesh is None:  # as gossipsub 1.1 wants it, an unknown topic is not answered
+                continue
+            if peer_id in mesh:
+                continue
+            if len(mesh) >= MESH_HIGH or self._in_backoff(peer_id, graft.topicID):
+                answer.control.prune.append(self._prune(peer_id, graft.topicID))
+            else:
+                mesh.add(peer_id)
+
+    def _handle_ihave(self, peer_id: str, control: rpc_pb2.ControlMessage, answer: rpc_pb2.RPC) -> None:
+        peer = self._peers[peer_id]
+        wanted: list[bytes] = []
+        for ihave in control.ihave:
+            peer.ihave_messages += 1
+            if ihave.topicID not in self._subscribers or peer.ihave_messages > MAX_IHAVE_MESSAGES:
+                continue
+            room = MAX_IHAVE_IDS - peer.ihave_ids
+            fresh = [id_ for id_ in ihave.messageIDs[:room] if id_ not in self._seen]
+            peer.ihave_ids += len(fresh)
+            wanted += fresh
+        if wanted:
+            answer.control.iwant.append(rpc_pb2.ControlIWant(messageIDs=wanted))
+
+    def _handle_iwant(self, peer_id: str, control: rpc_pb2.ControlMessage) -> None:
+        peer = self._peers[peer_id]
+        for iwant in control.iwant:
+            for id_ in iwant.messageIDs[:MAX_IHAVE_IDS]:
+                message = self._cache.get(id_)
+                if message is not None and peer.sent.get(id_, 0) < MAX_RETRANSMISSIONS:
+                    peer.sent[id_] = peer.sent.get(id_, 0) + 1
+                    self._send(peer_id, rpc_pb2.RPC(publish=[message]))
+
+    def _heartbeat(self) -> None:
+        now = time.monotonic()
+        self._backoff = {key: until for key, until in self._backoff.items() if until > now}
+        for peer in self._peers.values():
+            peer.ihave_messages = peer.ihave_ids = 0
+            peer.sent = {id_: count for id_, count in peer.sent.items() if self._cache.get(id_) is not None}
+        for topic, mesh in self._mesh.items():
+            if len(mesh) > MESH_HIGH:
+                for peer_id in random.sample(sorted(mesh), len(mesh) - MESH):
+                    self._send(peer_id, _control(prune=[self._prune(peer_id, topic)]))
+            self._graft(topic)
+            self._mention(topic)
+        self._cache.shift()
+
+    def _mention(self, topic: str) -> None:
+        """Tell some peers outside the mesh which messages there are."""
+        ids = self._cache.recent(topic)
+        others = [peer_id for peer_id in self.peers(topic) if peer_id not in self._mesh[topic]]
+        if not ids or not others:
+            return
+        ids = random.sample(ids, min(len(ids), MAX_MENTIONED_IDS))
+        for peer_id in random.sample(others, min(GOSSIP_PEERS, len(others))):
+            self._send(peer_id, _control(ihave=[rpc_pb2.ControlIHave(topicID=topic, messageIDs=ids)]))
+
+
+def _subscription(*topics: str) -> rpc_pb2.RPC:
+    return rpc_pb2.RPC(subscriptions=[rpc_pb2.RPC.SubOpts(subscribe=True, topicid=topic) for topic in topics])
+
+
+def _control(**parts: object) -> rpc_pb2.RPC:
+    return rpc_pb2.RPC(control=rpc_pb2.ControlMessage(**parts))  # type: ignore[arg-type]

@@ -1,0 +1,358 @@
+"""Connections: accepting and dialling them, securing and muxing them, and handing their streams to protocols."""
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import trio
+from libp2p.io.exceptions import IOException
+from libp2p.peer.id import ID
+from libp2p.security.exceptions import HandshakeFailure
+
+from hypha_messages.cbor import DecodeError
+from hypha_network import multistream
+from hypha_network.addresses import Address, expand
+from hypha_network.errors import DialError, HandshakeError, NetworkError, PeerUnreachable, RemoteRefused, StreamReset
+from hypha_network.streams import Stream
+from hypha_network.tls import PROTOCOL_ID as TLS
+from hypha_network.tls import TlsTransport
+from hypha_network.transport import RawConnection, connect_tcp, listen_tcp, peer_address
+from hypha_network.yamux import PROTOCOL_ID as YAMUX
+from hypha_network.yamux import Yamux
+
+logger = logging.getLogger(__name__)
+
+UPGRADE_TIMEOUT_S = 15.0
+NEGOTIATION_TIMEOUT_S = 10.0
+MAX_CONNECTIONS = 1024
+MAX_CONNECTIONS_PER_PEER = 8
+MAX_UPGRADES = 128
+MAX_INBOUND_STREAMS = 256
+"""Streams of one peer served at once; more are reset."""
+_CLOSE_TIMEOUT_S = 2.0
+_DIRECT_HEAD_START_S = 0.25
+
+
+@dataclass(eq=False)
+class Connection:
+    """A secured, muxed connection to a peer."""
+
+    peer_id: str
+    muxed: Yamux
+    address: Address
+    inbound: bool
+    nursery: trio.Nursery
+    """Lives as long as the connection; what serves the connection runs in it."""
+    closed: trio.Event = field(default_factory=trio.Event)
+    streams: int = 0
+
+    @property
+    def relayed(self) -> bool:
+        """Whether the connection goes through a relay."""
+        return self.address.relay is not None
+
+    async def open(self, protocols: list[str], timeout_s: float = NEGOTIATION_TIMEOUT_S) -> Stream:
+        """Open a stream for the first of the protocols that the peer speaks; RemoteRefused if it speaks none."""
+        with trio.move_on_after(timeout_s):
+            stream = Stream(await self.muxed.open_stream(), self.peer_id)
+            try:
+                await multistream.select(stream, protocols)
+            except BaseException:
+                await stream.reset()
+                raise
+            return stream
+        raise StreamReset(f"{self.peer_id} did not open a stream within {timeout_s:g} s")
+
+    def close(self) -> None:
+        """Close the connection and all that runs on it."""
+        self.nursery.cancel_scope.cancel()
+
+
+Service = Callable[[Connection], Awaitable[None]]
+StreamHandler = Callable[[Connection, Stream], Awaitable[None]]
+Finder = Callable[[str], Awaitable[Iterable[Address]]]
+RelayDialer = Callable[[Address], Awaitable[RawConnection]]
+
+
+@dataclass(eq=False)
+class Host:
+    """The connections of a node. Services run once per connection, handlers once per inbound stream."""
+
+    peer_id: str
+    tls: TlsTransport
+    nursery: trio.Nursery
+    services: list[Service] = field(default_factory=list)
+    handlers: dict[str, StreamHandler] = field(default_factory=dict)
+    connections: dict[str, list[Connection]] = field(default_factory=dict)
+    listen_addresses: list[Address] = field(default_factory=list)
+    find_addresses: Finder | None = None
+    dial_relayed: RelayDialer | None = None
+    changed: trio.Event = field(default_factory=trio.Event)
+    """Set, and replaced, whenever a connection comes or goes, or the node's standing in the network changes."""
+    _upgrades: int = 0
+    _dialling: dict[str, trio.Lock] = field(default_factory=dict)
+
+    async def listen(self, address: Address) -> None:
+        """Listen on an address; NetworkError if that is impossible."""
+        for listener in await listen_tcp(address):
+            port = listener.socket.getsockname()[1]
+            bound = Address(address.protocol, address.host, port)
+            self.listen_addresses += [entry for entry in expand(bound) if entry not in self.listen_addresses]
+            self.nursery.start_soon(
+                partial(trio.serve_listeners, self._accept, [listener], handler_nursery=self.nursery)
+            )
+
+    async def _accept(self, stream: trio.SocketStream) -> None:
+        raw = RawConnection(stream, peer_address(stream), is_initiator=False)
+        if self._upgrades >= MAX_UPGRADES or self.connection_count() >= MAX_CONNECTIONS:
+            logger.warning("refused a connection from %s: too many connections", raw.address)
+            await raw.close()
+            return
+        try:
+            connection = await self.upgrade(raw, None)
+        except NetworkError as error:
+            logger.info("connection from %s came to nothing: %s", raw.address, error)
+        else:
+            await connection.closed.wait()  # trio closes the socket once this returns
+
+    async def upgrade(self, raw: RawConnection, expected: str | None) -> Connection:
+        """Secure and mux a raw connection, and serve it from now on; DialError (HandshakeError) if that fails."""
+        self._upgrades += 1
+        done = False
+        try:
+            with trio.fail_after(UPGRADE_TIMEOUT_S):
+                muxed, peer_id = await self._upgrade(raw, expected)
+            done = True
+        except trio.TooSlowError:
+            raise DialError(f"{raw.address} did not complete the handshake within {UPGRADE_TIMEOUT_S:g} s") from None
+        except HandshakeFailure as error:
+            raise HandshakeError(str(error)) from error
+        except (IOException, NetworkError, OSError) as error:
+            raise DialError(f"{raw.address} did not complete the handshake: {error}") from error
+        finally:
+            self._upgrades -= 1
+            if not done:
+                with trio.move_on_after(_CLOSE_TIMEOUT_S) as scope:
+                    scope.shield = True
+                    await raw.close()
+        if peer_id == self.peer_id or len(self.connections.get(peer_id, ())) >= MAX_CONNECTIONS_PER_PEER:
+            await muxed.close()
+            raise DialError(
+                f"{raw.address} is this node itself"
+                if peer_id == self.peer_id
+                else f"too many connections with {peer_id}"
+            )
+        connection: Connection = await self.nursery.start(self._run, muxed, peer_id, raw)
+        return connection
+
+    async def _upgrade(self, raw: RawConnection, expected: str | None) -> tuple[Yamux, str]:
+        if raw.is_initiator:
+            await multistream.select(_Reader(raw), [TLS])
+            secure = await self.tls.secure_outbound(raw, ID.from_base58(expected) if expected else None)
+            await multistream.select(_Reader(secure), [YAMUX])
+        else:
+            await multistream.accept(_Reader(raw), {TLS})
+            secure = await self.tls.secure_inbound(raw)
+            await multistream.accept(_Reader(secure), {YAMUX})
+        peer_id = secure.get_remote_peer()
+        return Yamux(secure, peer_id), peer_id.to_base58()
+
+    async def _run(self, muxed: Yamux, peer_id: str, raw: RawConnection, task_status: Any) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                connection = Connection(peer_id, muxed, raw.address, not raw.is_initiator, nursery)
+                nursery.start_soon(self._pump, connection)
+                await muxed.event_started.wait()
+                self._add(connection)
+                try:
+                    for service in self.services:
+                        nursery.start_soon(self.serve, service, connection)
+                    task_status.started(connection)
+                    await self._accept_streams(connection)
+                finally:
+                    self._remove(connection)
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.move_on_after(_CLOSE_TIMEOUT_S) as scope:
+                scope.shield = True
+                await muxed.close()
+
+    async def _pump(self, connection: Connection) -> None:
+        await connection.muxed.start()
+        connection.close()
+
+    async def _accept_streams(self, connection: Connection) -> None:
+        while True:
+            try:
+                muxed = await connection.muxed.accept_stream()
+            except Exception as error:
+                logger.debug("connection with %s ended: %r", connection.peer_id, error)
+                return
+            stream = Stream(muxed, connection.peer_id)
+            if connection.streams >= MAX_INBOUND_STREAMS:
+                logger.warning("%s opens more than %d streams at once", connection.peer_id, MAX_INBOUND_STREAMS)
+                await stream.reset()
+            else:
+                connection.streams += 1
+                connection.nursery.start_soon(self._serve_stream, connection, stream)
+
+    async def serve(self, service: Service, connection: Connection) -> None:
+        """Run a service on a connection; what goes wrong with it ends it alone."""
+        try:
+            await service(connection)
+        except (NetworkError, trio.TooSlowError) as error:
+            logger.debug("%s with %s: %s", getattr(service, "__qualname__", service), connection.peer_id, error)
+        except Exception:
+            logger.exception("%s failed with %s", getattr(service, "__qualname__", service), connection.peer_id)
+
+    async def _serve_stream(self, connection: Connection, stream: Stream) -> None:
+        done = False
+        protocol = "a stream"
+        try:
+            with trio.fail_after(NEGOTIATION_TIMEOUT_S):
+                protocol = await multistream.accept(stream, self.handlers)
+            await self.handlers[protocol](connection, stream)
+            await stream.aclose()
+            done = True
+        except (NetworkError, DecodeError, trio.TooSlowError) as error:
+            logger.debug("%s from %s: %s", protocol, connection.peer_id, error or "too slow")
+        except Exception:
+            logger.exception("%s from %s failed", protocol, connection.peer_id)
+        finally:
+            connection.streams -= 1
+            if not done:
+                await stream.reset()
+
+    def _add(self, connection: Connection) -> None:
+        self.connections.setdefault(connection.peer_id, []).append(connection)
+        logger.info(
+            "connected %s %s at %s", "from" if connection.inbound else "to", connection.peer_id, connection.address
+        )
+        self.notify()
+
+    def _remove(self, connection: Connection) -> None:
+        remaining = self.connections[connection.peer_id]
+        remaining.remove(connection)
+        connection.closed.set()
+        if not remaining:
+            del self.connections[connection.peer_id]
+            logger.info("disconnected from %s", connection.peer_id)
+        self.notify()
+
+    def notify(self) -> None:
+        """Wake who waits for `changed`."""
+        self.changed.set()
+        self.changed = trio.Event()
+
+    def connection_count(self) -> int:
+        """How many connections there are."""
+        return sum(map(len, self.connections.values()))
+
+    def connection(self, peer_id: str) -> Connection | None:
+        """The best connection to a peer: a direct one if there is any."""
+        return min(self.connections.get(peer_id, ()), key=lambda connection: connection.relayed, default=None)
+
+    async def dial(self, address: Address) -> Connection:
+        """Connect to an address; DialError if that fails. Without a peer id, whoever answers is welcome."""
+        if address.relay is not None:
+            if self.dial_relayed is None:
+                raise DialError(f"{address}: this node uses no relays")
+            raw = await self.dial_relayed(address)
+        else:
+            raw = await connect_tcp(address)
+        return await self.upgrade(raw, address.peer_id)
+
+    async def connect(
+        self, peer_id: str, hints: Iterable[Address] | None = None, *, prefer_direct: bool = False
+    ) -> Connection:
+        """Return a connection to a peer, a new one if need be; PeerUnreachable if no address leads to it.
+
+        Args:
+            peer_id: the peer.
+            hints: where it may be; otherwise that is found out.
+            prefer_direct: try to replace a relayed connection, which carries little and not for long.
+        """
+        if peer_id == self.peer_id:
+            raise PeerUnreachable("a node has no connection to itself")
+        existing = self.connection(peer_id)
+        if existing and not (prefer_direct and existing.relayed):
+            return existing
+        lock = self._dialling.setdefault(peer_id, trio.Lock())
+        try:
+            async with lock:
+                existing = self.connection(peer_id)
+                if existing and not (prefer_direct and existing.relayed):
+                    return existing
+                if hints is None:
+                    hints = await self.find_addresses(peer_id) if self.find_addresses else ()
+                candidates = [address.of(peer_id) for address in hints if existing is None or address.relay is None]
+                try:
+                    return await self._dial_any(peer_id, list(dict.fromkeys(candidates)))
+                except PeerUnreachable:
+                    if existing is None or existing.closed.is_set():
+                        raise
+                    return existing
+        finally:
+            if not lock.locked() and self._dialling.get(peer_id) is lock:
+                del self._dialling[peer_id]
+
+    async def _dial_any(self, peer_id: str, addresses: list[Address]) -> Connection:
+        addresses.sort(key=lambda address: address.relay is not None)  # direct ones first, each with a head start
+        reasons: list[str] = []
+        won: list[Connection] = []
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                failed = trio.Event()
+                nursery.start_soon(self._try_dial, address, reasons, won, failed, nursery.cancel_scope)
+                with trio.move_on_after(_DIRECT_HEAD_START_S * (1 + random.random() / 4)):  # noqa: S311
+                    await failed.wait()
+        if won:
+            return won[0]
+        if existing := self.connection(peer_id):  # it dialled us meanwhile
+            return existing
+        raise PeerUnreachable(f"cannot reach {peer_id}: {'; '.join(reasons) or 'no address is known'}")
+
+    async def _try_dial(
+        self, address: Address, reasons: list[str], won: list[Connection], failed: trio.Event, others: trio.CancelScope
+    ) -> None:
+        try:
+            won.append(await self.dial(address))
+            others.cancel()
+        except NetworkError as error:
+            reasons.append(str(error))
+            failed.set()
+
+    async def open_stream(self, peer_id: str, protocols: list[str], *, prefer_direct: bool = False) -> Stream:
+        """Open a stream to a peer, connecting first if need be."""
+        connection = await self.connect(peer_id, prefer_direct=prefer_direct)
+        try:
+            return await connection.open(protocols)
+        except RemoteRefused:
+            raise
+        except NetworkError:
+            again = await self.connect(peer_id)  # the connection may just have ended
+            if again is connection:
+                raise
+            return await again.open(protocols)
+
+
+class _Reader:
+    """Negotiation on a connection."""
+
+    def __init__(self, connection: RawConnection | object) -> None:
+        self._connection: RawConnection = connection  # type: ignore[assignment]  # both kinds read and write alike
+
+    async def read_exactly(self, size_bytes: int) -> bytes:
+        data = b""
+        while len(data) < size_bytes:
+            part = await self._connection.read(size_bytes - len(data))
+            if not part:
+                raise StreamReset("the peer closed the connection")
+            data += part
+        return data
+
+    async def write(self, data: bytes) -> None:
+        await self._connection.write(data)

@@ -1,0 +1,153 @@
+"""identify and ping: peers tell each other their addresses and protocols, and that they are still there."""
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+from google.protobuf.message import DecodeError as ProtobufError
+from libp2p.identity.identify.pb.identify_pb2 import Identify as IdentifyMessage
+
+from hypha_network import addresses
+from hypha_network.addresses import Address
+from hypha_network.errors import NetworkError, RemoteRefused
+from hypha_network.host import Connection, Host
+from hypha_network.multistream import prefixed, read_prefixed
+from hypha_network.streams import Stream
+
+logger = logging.getLogger(__name__)
+
+IDENTIFY = "/ipfs/id/1.0.0"
+PUSH = "/ipfs/id/push/1.0.0"
+PING = "/ipfs/ping/1.0.0"
+PROTOCOL_VERSION = "/hypha-identify/0.0.1"
+MAX_MESSAGE_BYTES = 64 * 1024
+MAX_PROTOCOLS = 256
+TIMEOUT_S = 10.0
+PING_INTERVAL_S = 15.0
+PING_TIMEOUT_S = 20.0
+PING_FAILURES = 2
+_PING_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a peer says of itself."""
+
+    addresses: Sequence[Address]
+    protocols: frozenset[str]
+    agent: str
+
+
+class Identify:
+    """Tells peers who this node is, and `learned` who they are."""
+
+    def __init__(
+        self,
+        host: Host,
+        public_key: bytes,
+        agent: str,
+        own_addresses: Callable[[], Sequence[Address]],
+        learned: Callable[[str, Info], None],
+    ) -> None:
+        self._host = host
+        self._public_key = public_key
+        self._agent = agent
+        self._own_addresses = own_addresses
+        self._learned = learned
+        host.handlers[IDENTIFY] = self._answer
+        host.handlers[PUSH] = self._receive
+        host.services.append(self.serve)
+
+    async def serve(self, connection: Connection) -> None:
+        """Ask a new peer who it is."""
+        await self._receive(connection, await connection.open([IDENTIFY]))
+
+    async def push(self) -> None:
+        """Tell every peer anew: this node's addresses have changed."""
+        for connections in list(self._host.connections.values()):
+            connections[0].nursery.start_soon(self._push, connections[0])
+
+    async def _push(self, connection: Connection) -> None:
+        try:
+            await self._answer(connection, await connection.open([PUSH]))
+        except (NetworkError, trio.TooSlowError) as error:
+            logger.debug("%s was not told the new addresses: %s", connection.peer_id, error)
+
+    async def _answer(self, connection: Connection, stream: Stream) -> None:
+        message = IdentifyMessage(
+            protocol_version=PROTOCOL_VERSION,
+            agent_version=self._agent,
+            public_key=self._public_key,
+            listen_addrs=[address.to_bytes() for address in self._own_addresses()],
+            observed_addr=connection.address.to_bytes(),
+            protocols=sorted(self._host.handlers),
+        )
+        with trio.fail_after(TIMEOUT_S):
+            await stream.send_all(prefixed(message.SerializeToString()))
+            await stream.aclose()
+
+    async def _receive(self, connection: Connection, stream: Stream) -> None:
+        try:
+            with trio.fail_after(TIMEOUT_S):
+                message = IdentifyMessage.FromString(await read_prefixed(stream, MAX_MESSAGE_BYTES))
+        except ProtobufError as error:
+            await stream.reset()
+            raise RemoteRefused(f"{connection.peer_id} identifies itself with what is no identify message") from error
+        await stream.aclose()
+        info = Info(
+            addresses.usable(message.listen_addrs),
+            frozenset(message.protocols[:MAX_PROTOCOLS]),
+            message.agent_version[:128],
+        )
+        self._learned(connection.peer_id, info)
+
+
+class Ping:
+    """Answers pings, and ends connections whose other end no longer answers."""
+
+    def __init__(self, host: Host) -> None:
+        host.handlers[PING] = self._answer
+        host.services.append(self.serve)
+
+    async def _answer(self, _: Connection, stream: Stream) -> None:
+        while True:
+            first = await stream.receive_some(_PING_BYTES)
+            if not first:
+                return
+            rest = await stream.read_exactly(_PING_BYTES - len(first)) if len(first) < _PING_BYTES else b""
+            await stream.send_all(bytes(first) + rest)
+
+    async def serve(self, connection: Connection) -> None:
+        """Ping a peer at an interval for as long as the connection lasts."""
+        failures = 0
+        while failures < PING_FAILURES:
+            await trio.sleep(PING_INTERVAL_S)
+            try:
+                await _ping(connection)
+            except RemoteRefused:
+                return  # it does not speak ping
+            except NetworkError as error:
+                failures += 1
+                logger.debug("ping: %s: %s", connection.peer_id, error)
+            else:
+                failures = 0
+        logger.warning("connection with %s ended: %d pings were not answered", connection.peer_id, failures)
+        connection.close()
+
+
+async def _ping(connection: Connection) -> None:
+    payload = secrets.token_bytes(_PING_BYTES)
+    with trio.move_on_after(PING_TIMEOUT_S):
+        stream = await connection.open([PING])
+        try:
+            await stream.send_all(payload)
+            echo = await stream.read_exactly(_PING_BYTES)
+            await stream.send_eof()
+        finally:
+            await stream.reset()
+        if echo != payload:
+            raise NetworkError("the echo is another")
+        return
+    raise NetworkError(f"no echo within {PING_TIMEOUT_S:g} s")

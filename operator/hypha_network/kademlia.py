@@ -1,0 +1,300 @@
+"""Kademlia, `/ipfs/kad/1.0.0`: finding peers' addresses and keeping records.
+
+Networks of this kind are permissioned and small, so the routing table is flat: every peer that identified itself, up to
+a bound.
+"""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import trio
+
+from hypha_messages.types import peer_id_to_bytes
+from hypha_network.addresses import Address
+from hypha_network.errors import NetworkError, RemoteRefused
+from hypha_network.host import Connection, Host
+from hypha_network.kademlia_messages import MAX_MESSAGE_BYTES, Kind, Message, Record, StoredRecord, decode, encode
+from hypha_network.multistream import prefixed, read_prefixed
+from hypha_network.quiet import Quiet
+from hypha_network.streams import Stream
+
+logger = logging.getLogger(__name__)
+_refusals = Quiet(logger)
+
+PROTOCOL = "/ipfs/kad/1.0.0"
+CLOSEST = 20
+PARALLEL = 5
+QUERY_TIMEOUT_S = 5.0
+LOOKUP_TIMEOUT_S = 20.0
+REFRESH_S = 60.0
+RETRY_S = 2.0
+REPUBLISH_S = 3600.0
+RECORD_LIFETIME_S = 48 * 3600
+FAILED_S = 60.0
+MAX_KNOWN_PEERS = 4096
+MAX_RECORDS = 1024
+MAX_RECORD_BYTES = 8 * 1024
+_SERVE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class _Known:
+    addresses: tuple[Address, ...]
+    serves: bool
+
+
+@dataclass
+class _Lookup:
+    """One iterative search for the peers closest to a key."""
+
+    target: int
+    candidates: dict[str, tuple[Address, ...]]
+    asked: set[str] = field(default_factory=set)
+    answered: list[str] = field(default_factory=list)
+    running: int = 0
+    stopped: bool = False
+    progress: trio.Condition = field(default_factory=trio.Condition)
+
+    def next(self) -> str | None:
+        closest = sorted(self.candidates, key=lambda peer_id: _key(peer_id_to_bytes(peer_id)) ^ self.target)[:CLOSEST]
+        return next((peer_id for peer_id in closest if peer_id not in self.asked), None)
+
+
+class Kademlia:
+    """What this node knows of others, and how it finds out more."""
+
+    def __init__(self, host: Host, *, server: bool) -> None:
+        self._host = host
+        self._table: OrderedDict[str, _Known] = OrderedDict()
+        self._failed: dict[str, float] = {}
+        self._own: dict[bytes, bytes] = {}
+        self._records: OrderedDict[bytes, tuple[Record, float]] = OrderedDict()
+        self._learned = trio.Event()
+        self.bootstrapped = trio.Event()
+        """Set once a lookup of this node's own id has been answered."""
+        if server:
+            host.handlers[PROTOCOL] = self._serve
+
+    def learn(self, peer_id: str, known: Iterable[Address], protocols: frozenset[str]) -> None:
+        """Take note of what a peer said of itself."""
+        fresh = peer_id not in self._table
+        self._table[peer_id] = _Known(tuple(known), PROTOCOL in protocols)
+        self._table.move_to_end(peer_id)
+        self._failed.pop(peer_id, None)
+        if len(self._table) > MAX_KNOWN_PEERS:
+            self._table.popitem(last=False)
+        if fresh or not self.bootstrapped.is_set():
+            self._learned.set()
+
+    def addresses_of(self, peer_id: str) -> tuple[Address, ...]:
+        """Return the addresses that a peer gave for itself."""
+        known = self._table.get(peer_id)
+        return known.addresses if known else ()
+
+    async def run(self) -> None:
+        """Look around whenever there is somebody new, and now and then, for ever; publish own records again."""
+        published = trio.current_time()
+        while True:
+            with trio.move_on_after(REFRESH_S if self.bootstrapped.is_set() else RETRY_S):
+                await self._learned.wait()
+            self._learned = trio.Event()
+            await trio.sleep(0.02)  # who connects together is met together
+            if await self._lookup(peer_id_to_bytes(self._host.peer_id)):
+                self.bootstrapped.set()
+                self._host.notify()
+            if self._own and trio.current_time() - published > REPUBLISH_S:
+                published = trio.current_time()
+                await self._publish_all()
+
+    async def republish(self) -> None:
+        """Give this node's records to the peers that should have them, a new gateway for example."""
+        await self._publish_all()
+
+    async def _publish_all(self) -> None:
+        for key in list(self._own):
+            try:
+                await self.put(key, self._own[key])
+            except NetworkError as error:
+                logger.warning("record %r: %s", key, error)
+
+    async def put(self, key: bytes, value: bytes) -> None:
+        """Publish a record; NetworkError if nobody took it (it is kept, and published with the next round)."""
+        if len(key) + len(value) > MAX_RECORD_BYTES:
+            raise NetworkError(
+                f"a record of {len(key) + len(value)} bytes is too large; the limit is {MAX_RECORD_BYTES}"
+            )
+        self._own[key] = value
+        record = StoredRecord(key, Record(value, self._host.peer_id), RECORD_LIFETIME_S)
+        taken: list[str] = []
+
+        async def give(peer_id: str) -> None:
+            try:
+                await self._ask(peer_id, (), Message(Kind.PUT_VALUE, key, record))
+            except NetworkError as error:
+                logger.debug("record %r not taken by %s: %s", key, peer_id, error)
+            else:
+                taken.append(peer_id)
+
+        closest = await self._lookup(key)
+        async with trio.open_nursery() as nursery:
+            for peer_id in closest[:CLOSEST]:
+                nursery.start_soon(give, peer_id)
+        if not taken:
+            raise NetworkError(f"nobody took the record {key!r}")
+
+    async def get(self, key: bytes) -> Record | None:
+        """Find a record; None if nobody has it."""
+        if key in self._own:
+            return Record(self._own[key], self._host.peer_id)
+        if stored := self._stored(key):
+            return stored.record
+        found: list[Record] = []
+
+        def done(message: Message) -> bool:
+            if message.record is not None and message.record.key == key:
+                found.append(message.record.record)
+            return bool(found)
+
+        await self._lookup(key, Kind.GET_VALUE, done)
+        return found[0] if found else None
+
+    async def find_peer(self, peer_id: str) -> tuple[Address, ...]:
+        """Ask others for a peer's addresses; none if nobody knows it."""
+        found: list[Address] = []
+
+        def done(message: Message) -> bool:
+            for closer, known in message.closer:
+                if closer == peer_id and known:
+                    found.extend(known)
+            return bool(found)
+
+        await self._lookup(peer_id_to_bytes(peer_id), Kind.FIND_NODE, done, leave_out=peer_id)
+        return tuple(dict.fromkeys(found))
+
+    async def _lookup(
+        self,
+        key: bytes,
+        kind: Kind = Kind.FIND_NODE,
+        done: Callable[[Message], bool] = lambda _: False,
+        leave_out: str | None = None,
+    ) -> list[str]:
+        """Ask ever closer peers about a key until `done` or nobody is left; return who answered, closest first."""
+        now = time.monotonic()
+        self._failed = {peer_id: until for peer_id, until in self._failed.items() if until > now}
+        start = {peer_id: known.addresses for peer_id, known in self._table.items() if known.serves}
+        lookup = _Lookup(_key(key), start)
+        for peer_id in (self._host.peer_id, leave_out):
+            lookup.candidates.pop(peer_id or "", None)
+            lookup.asked.add(peer_id or "")
+        lookup.asked.update(peer_id for peer_id in self._failed if self._host.connection(peer_id) is None)
+        request = Message(kind, key)
+        with trio.move_on_after(LOOKUP_TIMEOUT_S):
+            async with trio.open_nursery() as nursery:
+                for _ in range(PARALLEL):
+                    nursery.start_soon(self._search, lookup, request, done, nursery.cancel_scope)
+        return sorted(lookup.answered, key=lambda peer_id: _key(peer_id_to_bytes(peer_id)) ^ lookup.target)
+
+    async def _search(
+        self, lookup: _Lookup, request: Message, done: Callable[[Message], bool], scope: trio.CancelScope
+    ) -> None:
+        while True:
+            async with lookup.progress:
+                while (peer_id := lookup.next()) is None:
+                    if not lookup.running:
+                        lookup.progress.notify_all()
+                        return
+                    await lookup.progress.wait()
+                lookup.asked.add(peer_id)
+                lookup.running += 1
+            try:
+                answer = await self._ask(peer_id, lookup.candidates[peer_id], request)
+            except NetworkError as error:
+                logger.debug("lookup: %s: %s", peer_id, error)
+                if not isinstance(error, RemoteRefused):
+                    self._failed[peer_id] = time.monotonic() + FAILED_S
+            else:
+                lookup.answered.append(peer_id)
+                for closer, known in answer.closer:
+                    if closer != self._host.peer_id:
+                        lookup.candidates.setdefault(closer, known)
+                if done(answer):
+                    scope.cancel()
+            finally:
+                lookup.running -= 1
+                with trio.CancelScope(shield=True):
+                    async with lookup.progress:
+                        lookup.progress.notify_all()
+
+    async def _ask(self, peer_id: str, hints: tuple[Address, ...], request: Message) -> Message:
+        with trio.move_on_after(QUERY_TIMEOUT_S):
+            connection = await self._host.connect(peer_id, hints or self.addresses_of(peer_id))
+            stream = await connection.open([PROTOCOL])
+            try:
+                await stream.send_all(prefixed(encode(request)))
+                answer = decode(await read_prefixed(stream, MAX_MESSAGE_BYTES))
+                await stream.send_eof()
+            finally:
+                await stream.reset()
+            return answer
+        raise NetworkError(f"{peer_id} did not answer within {QUERY_TIMEOUT_S:g} s")
+
+    async def _serve(self, connection: Connection, stream: Stream) -> None:
+        with trio.move_on_after(_SERVE_TIMEOUT_S):
+            while first := await stream.receive_some():
+                stream.push_back(first)
+                request = decode(await read_prefixed(stream, MAX_MESSAGE_BYTES))
+                answer = self._answer(connection.peer_id, request)
+                if answer is None:
+                    raise RemoteRefused(f"{request.kind.name} refused")
+                await stream.send_all(prefixed(encode(answer)))
+
+    def _answer(self, peer_id: str, request: Message) -> Message | None:
+        if request.kind is Kind.PUT_VALUE:
+            return request if request.record is not None and self._store(peer_id, request.record) else None
+        if request.kind in (Kind.PING, Kind.ADD_PROVIDER):
+            return Message(request.kind)
+        record = self._stored(request.key) if request.kind is Kind.GET_VALUE else None
+        return Message(request.kind, request.key, record, self._closest(request.key, peer_id))
+
+    def _closest(self, key: bytes, asker: str) -> tuple[tuple[str, tuple[Address, ...]], ...]:
+        target = _key(key)
+        known = [
+            (peer_id, entry.addresses) for peer_id, entry in self._table.items() if entry.addresses and peer_id != asker
+        ]
+        known.sort(key=lambda entry: _key(peer_id_to_bytes(entry[0])) ^ target)
+        return tuple(known[:CLOSEST])
+
+    def _store(self, peer_id: str, stored: StoredRecord) -> bool:
+        """Keep a record for the peer that publishes it; nobody overwrites what another one published."""
+        now = time.monotonic()
+        existing = self._stored(stored.key)
+        if (
+            stored.record.publisher not in (None, peer_id)
+            or len(stored.key) + len(stored.record.value) > MAX_RECORD_BYTES
+        ):
+            _refusals.warning(peer_id, "record %r refused: it is another's, or too large", stored.key[:64])
+            return False
+        if stored.key in self._own or (existing and existing.record.publisher != peer_id):
+            _refusals.warning(peer_id, "record %r refused: it is another peer's", stored.key[:64])
+            return False
+        lifetime_s = min(stored.lifetime_s or RECORD_LIFETIME_S, RECORD_LIFETIME_S)
+        self._records[stored.key] = Record(stored.record.value, peer_id), now + lifetime_s
+        self._records.move_to_end(stored.key)
+        if len(self._records) > MAX_RECORDS:
+            self._records.popitem(last=False)
+        return True
+
+    def _stored(self, key: bytes) -> StoredRecord | None:
+        if key in self._own:
+            return StoredRecord(key, Record(self._own[key], self._host.peer_id), RECORD_LIFETIME_S)
+        record, until = self._records.get(key, (None, 0.0))
+        lifetime_s = int(until - time.monotonic())
+        return StoredRecord(key, record, lifetime_s) if record is not None and lifetime_s > 0 else None
+
+
+def _key(data: bytes) -> int:
+    return int.from_bytes(sha256(data).digest(), "big")

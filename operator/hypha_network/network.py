@@ -1,0 +1,253 @@
+"""The network as the rest of a node uses it: peers by id, requests, streams, gossip and records.
+
+Nothing of libp2p shows.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import trio
+
+from hypha_messages.protocol import Protocol
+from hypha_network import addresses
+from hypha_network.addresses import RESERVED_CIDRS, Address, AddressError
+from hypha_network.errors import NetworkError
+from hypha_network.gateways import Gateways
+from hypha_network.gossip import PubSub
+from hypha_network.gossip_messages import Gossip, Signer
+from hypha_network.host import Connection, Host
+from hypha_network.identify import Identify, Info, Ping
+from hypha_network.identity import Identity
+from hypha_network.kademlia import Kademlia
+from hypha_network.kademlia_messages import Record
+from hypha_network.relay import Relays
+from hypha_network.relay_server import RelayServer
+from hypha_network.requests import REQUEST_TIMEOUT_S, Requests
+from hypha_network.streams import Stream
+from hypha_network.tls import TlsTransport, follow_files
+
+logger = logging.getLogger(__name__)
+
+MAX_STREAMS_PER_PEER = 64
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What a node of the network is told; addresses are multiaddresses as text.
+
+    Attributes:
+        gateways: where the gateways are, with or without `/p2p/<id>`; one must be reached for the node to be healthy.
+        listen_addresses: where to accept connections; port 0 means any.
+        external_addresses: where other nodes reach this one, if not at its listen addresses.
+        exclude_cidr: networks whose addresses are not taken from peers.
+        relay_circuit: reserve a slot on every gateway, so that peers reach this node through them.
+        kademlia_server: answer other nodes' lookups and keep records; gateways do.
+        relay_server: relay connections between other nodes; gateways do.
+    """
+
+    gateways: tuple[str, ...] = ()
+    listen_addresses: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
+    external_addresses: tuple[str, ...] = ()
+    exclude_cidr: tuple[str, ...] = RESERVED_CIDRS
+    relay_circuit: bool = False
+    kademlia_server: bool = False
+    relay_server: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkStatus:
+    """How a node stands; gateways and reservations are peer ids of gateways."""
+
+    listening: tuple[str, ...]
+    gateways: tuple[str, ...]
+    reservations: tuple[str, ...]
+    bootstrapped: bool
+    healthy: bool
+
+
+class Network:
+    """A node's place in the network; `open_network` makes one."""
+
+    def __init__(self, identity: Identity, config: NetworkConfig, host: Host) -> None:
+        self.peer_id = identity.peer_id
+        self._config = config
+        self._host = host
+        self._external = _parse_all(config.external_addresses)
+        self._excluded = addresses.parse_cidrs(config.exclude_cidr)
+        self._requests = Requests(host)
+        self._pubsub = PubSub(host, Signer(identity.seed, identity.peer_id))
+        self._gateways = Gateways(host, _parse_all(config.gateways), self._welcome_gateway)
+        server = config.kademlia_server or bool(self._external)
+        self._kademlia = Kademlia(host, server=server)
+        if config.relay_server:
+            RelayServer(host, self._own_addresses)
+        public_key = identity.key_pair.public_key.serialize()
+        agent = f"hypha-worker/{version('hypha-worker')}"
+        self._identify = Identify(host, public_key, agent, self._own_addresses, self._learned)
+        self._relays = Relays(host, self._identify.push)
+        Ping(host)
+        host.find_addresses = self._find_addresses
+
+    async def _run(self) -> None:
+        for address in _parse_all(self._config.listen_addresses):
+            await self._host.listen(address)
+        for listening in self._host.listen_addresses:
+            logger.info("listening on %s", listening.of(self.peer_id))
+        nursery = self._host.nursery
+        nursery.start_soon(self._pubsub.run)
+        nursery.start_soon(self._gateways.run)
+        nursery.start_soon(self._kademlia.run)
+        nursery.start_soon(follow_files, self._host.tls)
+
+    def addresses(self) -> list[str]:
+        """Where peers reach this node, as multiaddresses with its peer id."""
+        return [str(address.of(self.peer_id)) for address in self._own_addresses()]
+
+    def _own_addresses(self) -> list[Address]:
+        return [*self._host.listen_addresses, *self._external, *self._relays.own_addresses()]
+
+    def status(self) -> NetworkStatus:
+        """Say how the node stands: healthy once it listens, has joined and, if it wants one, has a relay."""
+        listening = tuple(map(str, self._host.listen_addresses))
+        gateways = tuple(dict.fromkeys(self._gateways.connected.values()))
+        reservations = tuple(self._relays.reservations)
+        bootstrapped = self._kademlia.bootstrapped.is_set()
+        reserved = bool(reservations) or not self._config.relay_circuit
+        joined = (bool(gateways) and bootstrapped and reserved) or not self._config.gateways
+        listens = bool(listening) or not self._config.listen_addresses
+        return NetworkStatus(listening, gateways, reservations, bootstrapped, healthy=listens and joined)
+
+    async def wait_ready(self) -> None:
+        """Wait until the node is healthy; there is no time limit, gateways are dialled for ever."""
+        while not self.status().healthy:
+            with trio.move_on_after(0.1):
+                await self._host.changed.wait()
+
+    def connected_peers(self) -> list[str]:
+        """Who this node has connections with."""
+        return list(self._host.connections)
+
+    async def dial(self, address: str) -> str:
+        """Connect to an address and return who is there; DialError if that fails, NetworkError if it is no address."""
+        try:
+            connection = await self._host.dial(addresses.parse(address))
+        except AddressError as error:
+            raise NetworkError(str(error)) from error
+        return connection.peer_id
+
+    def handle(self, protocol: Protocol[Any, Any], handler: Callable[[str, Any], Awaitable[Any]]) -> None:
+        """Answer requests of a protocol with `await handler(peer_id, request)`; None refuses the request."""
+        self._requests.handle(protocol, handler)
+
+    async def request(
+        self, peer_id: str, protocol: Protocol[Any, Any], message: Any, timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> Any:
+        """Ask a peer and return its answer.
+
+        Raises:
+            PeerUnreachable: no connection, and none can be made.
+            RemoteRefused: the peer does not speak the protocol, or its answer is none.
+            RequestTimeout: there is no answer within `timeout_s`.
+            StreamReset: the peer broke off.
+        """
+        return await self._requests.request(peer_id, protocol, message, timeout_s)
+
+    def subscribe(self, topic: str, limit: int = 1024) -> trio.MemoryReceiveChannel[Gossip]:
+        """Receive what others publish on a topic. At most `limit` messages wait unread; more are dropped."""
+        return self._pubsub.subscribe(topic, limit)
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        """Tell all subscribers of a topic; NetworkError if there are none, or the message is too large (64 KiB)."""
+        await trio.lowlevel.checkpoint()
+        self._pubsub.publish(topic, data)
+
+    def subscribers(self, topic: str) -> list[str]:
+        """Who subscribes to a topic, of the peers this node is connected with."""
+        return self._pubsub.peers(topic)
+
+    def handle_stream(self, protocol: str, handler: Callable[[str, Stream], Awaitable[None]]) -> None:
+        """Serve streams of a protocol with `await handler(peer_id, stream)`; it is closed once the handler returns."""
+        open_streams: dict[str, int] = {}
+
+        async def serve(connection: Connection, stream: Stream) -> None:
+            peer_id = connection.peer_id
+            if open_streams.get(peer_id, 0) >= MAX_STREAMS_PER_PEER:
+                raise NetworkError(f"more than {MAX_STREAMS_PER_PEER} streams of {protocol} at once")
+            open_streams[peer_id] = open_streams.get(peer_id, 0) + 1
+            try:
+                await handler(peer_id, stream)
+            finally:
+                open_streams[peer_id] -= 1
+                if not open_streams[peer_id]:
+                    del open_streams[peer_id]
+
+        self._host.handlers[protocol] = serve
+
+    async def open_stream(self, peer_id: str, protocol: str) -> Stream:
+        """Open a stream to a peer; PeerUnreachable, RemoteRefused or StreamReset if that fails."""
+        return await self._host.open_stream(peer_id, [protocol], prefer_direct=True)
+
+    async def put_record(self, key: str, value: bytes) -> None:
+        """Publish a record under this node's name, and again before it expires, as long as the network is open."""
+        await self._kademlia.put(key.encode(), value)
+
+    async def get_record(self, key: str) -> Record | None:
+        """Find a record; None if there is none, or nobody who would know."""
+        return await self._kademlia.get(key.encode())
+
+    async def _find_addresses(self, peer_id: str) -> list[Address]:
+        found = [*self._kademlia.addresses_of(peer_id), *await self._kademlia.find_peer(peer_id)]
+        ways = self._relays.ways_to(peer_id, self._gateways.connected)
+        return [*(address for address in found if not addresses.excluded(address, self._excluded)), *ways]
+
+    async def _welcome_gateway(self, connection: Connection) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._kademlia.republish)
+            if self._config.relay_circuit:
+                nursery.start_soon(self._relays.keep_reserved, connection)
+
+    def _learned(self, peer_id: str, info: Info) -> None:
+        known = [address for address in info.addresses if not addresses.excluded(address, self._excluded)]
+        self._kademlia.learn(peer_id, known, info.protocols)
+
+
+def _parse_all(texts: tuple[str, ...]) -> list[Address]:
+    """Parse configured addresses; those of other transports (QUIC) are left out with a warning."""
+    parsed = []
+    for text in texts:
+        if "/quic" in text or "/udp/" in text:
+            logger.warning("%s is left out: only TCP is supported", text)
+        else:
+            parsed.append(addresses.parse(text))
+    return parsed
+
+
+@asynccontextmanager
+async def open_network(identity: Identity, config: NetworkConfig) -> AsyncIterator[Network]:
+    """Join the network; returns once the node listens. When the context ends, nothing of it is left.
+
+    Raises:
+        AddressError: a configured address or network is none.
+        NetworkError: it is impossible to listen.
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            network = Network(identity, config, Host(identity.peer_id, TlsTransport(identity), nursery))
+            await network._run()
+            try:
+                yield network
+            finally:
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise _only(group) from None
+
+
+def _only(error: BaseException) -> BaseException:
+    """Take a lone exception out of the group that the nursery put around it."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

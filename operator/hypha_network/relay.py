@@ -1,0 +1,193 @@
+"""circuit relay v2, the client's side: reachable through gateways, and reaching others through them."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import trio
+from google.protobuf.message import DecodeError as ProtobufError
+from google.protobuf.message import Message
+from libp2p.relay.circuit_v2.pb import circuit_pb2
+
+from hypha_messages.types import peer_id_from_bytes, peer_id_to_bytes
+from hypha_network import addresses
+from hypha_network.addresses import Address
+from hypha_network.errors import DialError, NetworkError, RemoteRefused
+from hypha_network.host import Connection, Host
+from hypha_network.multistream import prefixed, read_prefixed
+from hypha_network.streams import Stream
+from hypha_network.transport import RawConnection
+
+logger = logging.getLogger(__name__)
+
+HOP: Final = "/libp2p/circuit/relay/0.2.0/hop"
+STOP: Final = "/libp2p/circuit/relay/0.2.0/stop"
+MAX_MESSAGE_BYTES = 4096
+TIMEOUT_S = 10.0
+RETRY_S = 10.0
+LONGEST_REFRESH_S = 1800.0
+SHORTEST_REFRESH_S = 5.0
+_MAX_ADDRESSES = 4
+
+OK: Final = 100
+PERMISSION_DENIED: Final = 202
+NO_RESERVATION: Final = 204
+CONNECTION_FAILED: Final = 203
+RESOURCE_LIMIT_EXCEEDED: Final = 201
+MALFORMED_MESSAGE: Final = 400
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """A slot on a relay, and the addresses that lead through it."""
+
+    expires: float
+    addresses: tuple[Address, ...]
+
+
+def refresh_in_s(expires: float, now: float) -> float:
+    """Return in how many seconds a reservation should be renewed: after three quarters of what is left of it."""
+    return min(LONGEST_REFRESH_S, max(SHORTEST_REFRESH_S, (expires - now) * 0.75))
+
+
+class Relays:
+    """The relays that this node can be reached through."""
+
+    def __init__(self, host: Host, changed: Callable[[], Awaitable[None]]) -> None:
+        self._host = host
+        self._changed = changed
+        self._reservations: dict[Connection, Reservation] = {}
+        host.handlers[STOP] = self._accept
+        host.dial_relayed = self.dial
+
+    @property
+    def reservations(self) -> list[str]:
+        """The relays where a slot is reserved."""
+        return list(dict.fromkeys(connection.peer_id for connection in self._reservations))
+
+    def own_addresses(self) -> list[Address]:
+        """The addresses that lead to this node through relays."""
+        return list(dict.fromkeys(a for reservation in self._reservations.values() for a in reservation.addresses))
+
+    async def keep_reserved(self, connection: Connection) -> None:
+        """Reserve a slot on a relay and renew it, for as long as the connection lasts."""
+        try:
+            while True:
+                try:
+                    reservation = await self._reserve(connection)
+                except (NetworkError, trio.TooSlowError) as error:
+                    logger.warning("no relay reservation on %s: %s", connection.peer_id, error or "no answer")
+                    if self._expired(connection):
+                        del self._reservations[connection]
+                    await trio.sleep(RETRY_S)
+                    continue
+                fresh = connection not in self._reservations
+                self._reservations[connection] = reservation
+                self._host.notify()
+                if fresh:
+                    logger.info("reachable through %s", ", ".join(map(str, reservation.addresses)))
+                    await self._changed()
+                await trio.sleep(refresh_in_s(reservation.expires, time.time()))
+        finally:
+            self._reservations.pop(connection, None)
+
+    def _expired(self, connection: Connection) -> bool:
+        reservation = self._reservations.get(connection)
+        return reservation is not None and reservation.expires < time.time()
+
+    async def _reserve(self, connection: Connection) -> Reservation:
+        with trio.fail_after(TIMEOUT_S):
+            stream = await connection.open([HOP])
+            try:
+                await send(stream, circuit_pb2.HopMessage(type=circuit_pb2.HopMessage.RESERVE))
+                answer = await receive(stream, circuit_pb2.HopMessage)
+                await stream.send_eof()
+            finally:
+                await stream.reset()
+        if answer.type != circuit_pb2.HopMessage.STATUS or answer.status != OK:
+            raise RemoteRefused(f"it answered with status {answer.status}")
+        relay = connection.peer_id
+        known = [connection.address, *addresses.usable(answer.reservation.addrs, _MAX_ADDRESSES)]
+        through = (Address(a.protocol, a.host, a.port, self._host.peer_id, relay) for a in known if a.relay is None)
+        return Reservation(float(answer.reservation.expire), tuple(dict.fromkeys(through)))
+
+    async def _accept(self, connection: Connection, stream: Stream) -> None:
+        """Serve a connection that a relay brings."""
+        with trio.fail_after(TIMEOUT_S):
+            message = await receive(stream, circuit_pb2.StopMessage)
+            if connection.peer_id not in self.reservations:
+                await send(stream, _status(PERMISSION_DENIED))
+                raise RemoteRefused(f"{connection.peer_id} relays here without a reservation")
+            source = peer_of(message)
+            await send(stream, _status(OK))
+        address = connection.address
+        raw = RawConnection(
+            stream,
+            Address(address.protocol, address.host, address.port, source, connection.peer_id),
+            is_initiator=False,
+        )
+        relayed = await self._host.upgrade(raw, None)
+        if relayed.peer_id != source:
+            relayed.close()
+            raise RemoteRefused(f"{connection.peer_id} announced {source}, but {relayed.peer_id} came")
+        await relayed.closed.wait()
+
+    async def dial(self, address: Address) -> RawConnection:
+        """Have a relay connect this node to a peer; DialError if it does not."""
+        relay, target = address.relay, address.peer_id
+        if relay is None or target is None:
+            raise DialError(f"{address} does not say whom to reach through the relay")
+        try:
+            with trio.fail_after(TIMEOUT_S):
+                connection = self._host.connection(relay) or await self._host.dial(address.through())
+                stream = await connection.open([HOP])
+                try:
+                    await self._ask_relay(stream, target)
+                except BaseException:
+                    await stream.reset()
+                    raise
+        except trio.TooSlowError:
+            raise DialError(f"{address}: the relay did not connect within {TIMEOUT_S:g} s") from None
+        return RawConnection(stream, address, is_initiator=True)
+
+    async def _ask_relay(self, stream: Stream, target: str) -> None:
+        peer = circuit_pb2.PeerId(id=peer_id_to_bytes(target))
+        await send(stream, circuit_pb2.HopMessage(type=circuit_pb2.HopMessage.CONNECT, peer=peer))
+        answer = await receive(stream, circuit_pb2.HopMessage)
+        if answer.type != circuit_pb2.HopMessage.STATUS or answer.status != OK:
+            raise DialError(f"the relay {stream.peer_id} did not connect to {target}: status {answer.status}")
+
+    def ways_to(self, peer_id: str, gateways: dict[Address, str]) -> list[Address]:
+        """Addresses that may lead to a peer: through each connected gateway."""
+        return [
+            Address(address.protocol, address.host, address.port, peer_id, relay)
+            for address, relay in gateways.items()
+            if relay != peer_id
+        ]
+
+
+def _status(status: int) -> circuit_pb2.StopMessage:
+    return circuit_pb2.StopMessage(type=circuit_pb2.StopMessage.STATUS, status=status)  # type: ignore[arg-type]
+
+
+async def send(stream: Stream, message: Message) -> None:
+    """Send a relay message."""
+    await stream.send_all(prefixed(message.SerializeToString()))
+
+
+async def receive(stream: Stream, kind: type[Any]) -> Any:
+    """Read a relay message; RemoteRefused if what comes is none."""
+    try:
+        return kind.FromString(await read_prefixed(stream, MAX_MESSAGE_BYTES))
+    except ProtobufError as error:
+        raise RemoteRefused(f"not a relay message: {error}") from error
+
+
+def peer_of(message: Any) -> str:
+    """Return the peer that a message names; RemoteRefused if it names none."""
+    try:
+        return peer_id_from_bytes(message.peer.id)
+    except (ValueError, IndexError) as error:
+        raise RemoteRefused(f"a relay message names no peer: {error}") from error

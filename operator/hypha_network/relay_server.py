@@ -1,0 +1,162 @@
+"""circuit relay v2, the relay's side: what a gateway does."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+from libp2p.relay.circuit_v2.pb import circuit_pb2
+
+from hypha_messages.types import peer_id_to_bytes
+from hypha_network.addresses import Address
+from hypha_network.errors import NetworkError, RemoteRefused
+from hypha_network.host import Connection, Host
+from hypha_network.relay import (
+    CONNECTION_FAILED,
+    HOP,
+    MALFORMED_MESSAGE,
+    NO_RESERVATION,
+    OK,
+    PERMISSION_DENIED,
+    RESOURCE_LIMIT_EXCEEDED,
+    STOP,
+    TIMEOUT_S,
+    peer_of,
+    receive,
+    send,
+)
+from hypha_network.streams import Stream
+
+logger = logging.getLogger(__name__)
+
+RESERVATION_S = 3600
+MAX_RESERVATIONS = 128
+MAX_CIRCUITS = 64
+MAX_CIRCUITS_PER_PEER = 4
+CIRCUIT_S = 120
+CIRCUIT_BYTES = 128 * 1024
+"""In each direction."""
+_CHUNK_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class _Reserved:
+    connection: Connection
+    expires: float
+
+
+class RelayServer:
+    """Connects peers that reserved a slot with peers that ask for them; circuits are short and small."""
+
+    def __init__(self, host: Host, own_addresses: Callable[[], Sequence[Address]]) -> None:
+        self._host = host
+        self._own_addresses = own_addresses
+        self._reserved: dict[str, _Reserved] = {}
+        self._circuits: list[str] = []
+        host.handlers[HOP] = self._serve
+
+    async def _serve(self, connection: Connection, stream: Stream) -> None:
+        with trio.fail_after(TIMEOUT_S):
+            request = await receive(stream, circuit_pb2.HopMessage)
+        if request.type == circuit_pb2.HopMessage.RESERVE:
+            await send(stream, self._reserve(connection))
+        elif request.type == circuit_pb2.HopMessage.CONNECT:
+            await self._connect(connection, stream, peer_of(request))
+        else:
+            await send(stream, _status(MALFORMED_MESSAGE))
+
+    def _reserve(self, connection: Connection) -> circuit_pb2.HopMessage:
+        now = time.time()
+        self._reserved = {
+            peer_id: reserved
+            for peer_id, reserved in self._reserved.items()
+            if reserved.expires > now and not reserved.connection.closed.is_set()
+        }
+        if connection.relayed:
+            return _status(PERMISSION_DENIED)
+        if connection.peer_id not in self._reserved and len(self._reserved) >= MAX_RESERVATIONS:
+            return _status(RESOURCE_LIMIT_EXCEEDED)
+        expires = int(now) + RESERVATION_S
+        self._reserved[connection.peer_id] = _Reserved(connection, expires)
+        logger.info("%s reserved a relay slot", connection.peer_id)
+        answer = _status(OK)
+        addresses = [address.of(self._host.peer_id).to_bytes() for address in self._own_addresses()]
+        answer.reservation.CopyFrom(circuit_pb2.Reservation(expire=expires, addrs=addresses))
+        answer.limit.CopyFrom(_limit())
+        return answer
+
+    async def _connect(self, connection: Connection, stream: Stream, target: str) -> None:
+        source = connection.peer_id
+        reserved = self._reserved.get(target)
+        if reserved is None or reserved.connection.closed.is_set() or reserved.expires < time.time():
+            await send(stream, _status(NO_RESERVATION))
+        elif connection.relayed:
+            await send(stream, _status(PERMISSION_DENIED))
+        elif len(self._circuits) >= MAX_CIRCUITS or self._circuits.count(source) >= MAX_CIRCUITS_PER_PEER:
+            await send(stream, _status(RESOURCE_LIMIT_EXCEEDED))
+        else:
+            self._circuits.append(source)
+            try:
+                await self._relay(reserved.connection, stream, source)
+            finally:
+                self._circuits.remove(source)
+
+    async def _relay(self, target: Connection, stream: Stream, source: str) -> None:
+        try:
+            with trio.fail_after(TIMEOUT_S):
+                onward = await _announce(target, source)
+        except (NetworkError, trio.TooSlowError) as error:
+            logger.info("%s was not connected to %s: %s", source, target.peer_id, error or "no answer")
+            await send(stream, _status(CONNECTION_FAILED))
+            return
+        try:
+            answer = _status(OK)
+            answer.limit.CopyFrom(_limit())
+            await send(stream, answer)
+            with trio.move_on_after(CIRCUIT_S):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_copy, stream, onward, nursery.cancel_scope)
+                    nursery.start_soon(_copy, onward, stream, nursery.cancel_scope)
+        finally:
+            await onward.reset()
+            await stream.reset()
+
+
+async def _announce(target: Connection, source: str) -> Stream:
+    stream = await target.open([STOP])
+    accepted = False
+    try:
+        peer = circuit_pb2.PeerId(id=peer_id_to_bytes(source))
+        await send(stream, circuit_pb2.StopMessage(type=circuit_pb2.StopMessage.CONNECT, peer=peer, limit=_limit()))
+        answer = await receive(stream, circuit_pb2.StopMessage)
+        accepted = answer.type == circuit_pb2.StopMessage.STATUS and answer.status == OK
+    finally:
+        if not accepted:
+            await stream.reset()
+    if not accepted:
+        raise RemoteRefused(f"it answered with status {answer.status}")
+    return stream
+
+
+async def _copy(source: Stream, target: Stream, broken: trio.CancelScope) -> None:
+    left = CIRCUIT_BYTES
+    try:
+        while left > 0 and (data := await source.receive_some(min(left, _CHUNK_BYTES))):
+            await target.send_all(data)
+            left -= len(data)
+        if left > 0:
+            await target.send_eof()
+            return
+        logger.info("a circuit from %s to %s carried all it may", source.peer_id, target.peer_id)
+    except NetworkError as error:
+        logger.debug("a circuit from %s ended: %s", source.peer_id, error)
+    broken.cancel()
+
+
+def _limit() -> circuit_pb2.Limit:
+    return circuit_pb2.Limit(duration=CIRCUIT_S, data=CIRCUIT_BYTES)
+
+
+def _status(status: int) -> circuit_pb2.HopMessage:
+    return circuit_pb2.HopMessage(type=circuit_pb2.HopMessage.STATUS, status=status)  # type: ignore[arg-type]

@@ -1,0 +1,101 @@
+"""Requests and responses: one stream each, CBOR bodies, each side's end of stream is the end of its body."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from hypha_messages.cbor import DecodeError
+from hypha_messages.protocol import Protocol
+from hypha_network.errors import RemoteRefused, RequestTimeout, StreamReset
+from hypha_network.host import Connection, Host
+from hypha_network.quiet import Quiet
+from hypha_network.streams import Stream
+
+logger = logging.getLogger(__name__)
+_refusals = Quiet(logger)
+
+MAX_REQUEST_BYTES = 1024 * 1024
+MAX_RESPONSE_BYTES = 10 * 1024 * 1024
+REQUEST_TIMEOUT_S = 10.0
+MAX_CONCURRENT_PER_PEER = 16
+
+Handler = Callable[[str, Any], Awaitable[Any]]
+
+
+class Requests:
+    """Asks peers, and answers them with the handlers registered."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._limits: defaultdict[str, trio.CapacityLimiter] = defaultdict(
+            lambda: trio.CapacityLimiter(MAX_CONCURRENT_PER_PEER)
+        )
+
+    def handle(self, protocol: Protocol[Any, Any], handler: Handler) -> None:
+        """Answer requests with what `handler(peer_id, request)` returns; None refuses the request."""
+
+        async def serve(connection: Connection, stream: Stream) -> None:
+            with trio.move_on_after(REQUEST_TIMEOUT_S) as scope:
+                limit = self._limits[connection.peer_id]
+                try:
+                    async with limit:
+                        await self._answer(protocol, handler, stream)
+                finally:
+                    statistics = limit.statistics()
+                    if not statistics.borrowed_tokens and not statistics.tasks_waiting:
+                        self._limits.pop(connection.peer_id, None)
+            if scope.cancelled_caught:
+                _refusals.warning(
+                    connection.peer_id, "%s: %s took longer than %g s", protocol.id, "it or we", REQUEST_TIMEOUT_S
+                )
+                await stream.reset()
+
+        self._host.handlers[protocol.id] = serve
+
+    async def _answer(self, protocol: Protocol[Any, Any], handler: Handler, stream: Stream) -> None:
+        try:
+            request = protocol.request.decode(await stream.read_to_end(MAX_REQUEST_BYTES))
+        except (DecodeError, ValueError) as error:
+            _refusals.warning(stream.peer_id, "malformed %s request: %s", protocol.id, error)
+            await stream.reset()
+            return
+        response = await handler(stream.peer_id, request)
+        if response is None:
+            await stream.reset()
+            return
+        await stream.send_all(protocol.response.encode(response))
+
+    async def request(self, peer_id: str, protocol: Protocol[Any, Any], message: Any, timeout_s: float) -> Any:
+        """Ask a peer and return its answer.
+
+        Raises:
+            PeerUnreachable: no connection, and none can be made.
+            RemoteRefused: the peer does not speak the protocol, or its answer is none.
+            RequestTimeout: there is no answer within `timeout_s`.
+            StreamReset: the peer broke off.
+        """
+        with trio.move_on_after(timeout_s):
+            stream = await self._host.open_stream(peer_id, [protocol.id])
+            return await self._exchange(stream, protocol, protocol.request.encode(message))
+        raise RequestTimeout(f"{peer_id} did not answer {protocol.id} within {timeout_s:g} s")
+
+    async def _exchange(self, stream: Stream, protocol: Protocol[Any, Any], body: bytes) -> Any:
+        done = False
+        try:
+            await stream.send_all(body)
+            await stream.send_eof()
+            answer = await stream.read_to_end(MAX_RESPONSE_BYTES)
+            if not answer:
+                raise RemoteRefused(f"{stream.peer_id} closed the stream of {protocol.id} without an answer")
+            response = protocol.response.decode(answer)
+            done = True
+        except ValueError as error:
+            raise RemoteRefused(f"{stream.peer_id} answered {protocol.id} with {error}") from error
+        except StreamReset as error:
+            raise StreamReset(f"{stream.peer_id} broke off {protocol.id}: {error}") from error
+        finally:
+            await (stream.aclose() if done else stream.reset())
+        return response

@@ -1,0 +1,108 @@
+"""Raw connections: TCP, and whatever else can carry bytes (a relayed stream). TLS and the muxer run on them."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import trio
+from libp2p.abc import IRawConnection
+from libp2p.connection_types import ConnectionType
+from libp2p.io.exceptions import ConnectionClosedError
+from multiaddr import Multiaddr
+
+from hypha_network.addresses import Address
+from hypha_network.errors import DialError, NetworkError
+
+CONNECT_TIMEOUT_S = 10.0
+_READ_BYTES = 64 * 1024
+
+
+class ByteStream(Protocol):
+    """What a raw connection needs below it."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray | memoryview:
+        """Return what has arrived, at most `max_bytes`; empty at the end."""
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        """Send all data."""
+
+    async def aclose(self) -> None:
+        """Close."""
+
+
+class RawConnection(IRawConnection):
+    """A byte stream as libp2p's interfaces want it; breaking of any kind becomes ConnectionClosedError."""
+
+    def __init__(self, stream: ByteStream, address: Address, *, is_initiator: bool) -> None:
+        self._stream = stream
+        self.address = address
+        """Where the other end is; of a relayed connection, the relay's address."""
+        self.is_initiator = is_initiator
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return between 1 and `n` bytes; empty at the end."""
+        try:
+            return bytes(await self._stream.receive_some(_READ_BYTES if n is None else n))
+        except (trio.BrokenResourceError, trio.ClosedResourceError, NetworkError) as error:
+            raise ConnectionClosedError(f"the connection broke: {error.__cause__ or error}") from error
+
+    async def write(self, data: bytes) -> None:
+        """Send all data."""
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, NetworkError) as error:
+            raise ConnectionClosedError(f"the connection broke: {error.__cause__ or error}") from error
+
+    async def close(self) -> None:
+        """Close the stream below."""
+        await self._stream.aclose()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Return host and port of the other end, None if the connection is relayed."""
+        return None if self.address.relay else (self.address.host, self.address.port)
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        """Return the address of the other end."""
+        return [Multiaddr(str(self.address))]
+
+    def get_connection_type(self) -> ConnectionType:
+        """Whether the connection is direct or relayed."""
+        return ConnectionType.RELAYED if self.address.relay else ConnectionType.DIRECT
+
+
+async def connect_tcp(address: Address) -> RawConnection:
+    """Connect to an address; DialError says what every attempt met."""
+    try:
+        with trio.fail_after(CONNECT_TIMEOUT_S):
+            found = await trio.socket.getaddrinfo(address.host, address.port, address.family, trio.socket.SOCK_STREAM)
+            reasons = []
+            for host in dict.fromkeys(str(entry[4][0]) for entry in found):
+                try:
+                    stream = await trio.open_tcp_stream(host, address.port)
+                except OSError as error:
+                    reasons.append(str(error.__cause__ or error))
+                else:
+                    return RawConnection(stream, address, is_initiator=True)
+    except trio.TooSlowError:
+        raise DialError(f"{address}: no connection within {CONNECT_TIMEOUT_S:g} s") from None
+    except OSError as error:
+        raise DialError(f"{address}: {error.strerror or error}") from error
+    raise DialError(f"{address}: {'; '.join(reasons) or 'no such host'}")
+
+
+async def listen_tcp(address: Address) -> Sequence[trio.SocketListener]:
+    """Listen on an address; NetworkError says why that is impossible."""
+    try:
+        return await trio.open_tcp_listeners(address.port, host=address.host)
+    except OSError as error:
+        raise NetworkError(
+            f"cannot listen on {address}: {error.strerror or error}; choose another listen address"
+        ) from error
+
+
+def peer_address(stream: trio.SocketStream) -> Address:
+    """Return the other end's address of an accepted connection."""
+    try:
+        host, port = stream.socket.getpeername()[:2]
+    except OSError:  # it is gone already
+        host, port = "0.0.0.0", 0  # noqa: S104 - an address to print, not to listen on
+    return Address("ip6" if ":" in host else "ip4", host.split("%")[0], port)
