@@ -1,0 +1,266 @@
+"""Checking, averaging and the outer step, in chunks: memory is a few MiB a thread, whatever the model's size.
+
+Chunks are read into buffers that are used again rather than mapped: as fast here, no page of a file ever counts as
+ours, and a file cut short under our hands is an error, where a mapping would be a fatal signal.
+"""
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from hypha_parameter_server.errors import Refused
+from hypha_parameter_server.safetensors import DTYPES, Header, Tensor, lay_out
+
+CHUNK_ELEMENTS: Final = 1 << 18
+_WIDEST: Final = 8
+_THREADS: Final = min(4, os.cpu_count() or 1)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Elements of one dtype that lie side by side in each of several files; `offsets` are in bytes."""
+
+    dtype: str
+    count: int
+    offsets: tuple[int, ...]
+
+
+def spans(files: Sequence[Mapping[str, Tensor]]) -> Iterator[Span]:
+    """The first file's tensors, in its order, joined where they are neighbours in every file.
+
+    The dtype is the first file's; the other files may hold the same tensors in other dtypes.
+    """
+    pending: Span | None = None
+    ends: tuple[int, ...] = ()
+    for name, tensor in files[0].items():
+        tensors = [file[name] for file in files]
+        offsets = tuple(item.offset for item in tensors)
+        if pending is not None and pending.dtype == tensor.dtype and offsets == ends:
+            pending = Span(pending.dtype, pending.count + tensor.count, pending.offsets)
+        else:
+            if pending is not None:
+                yield pending
+            pending = Span(tensor.dtype, tensor.count, offsets)
+        ends = tuple(item.end for item in tensors)
+    if pending is not None:
+        yield pending
+
+
+def working_dtype(dtype: str) -> str:
+    """What tensors of `dtype` are summed in, and what their momentum is kept in."""
+    return "F32" if dtype in ("F32", "F16", "BF16") else "F64"
+
+
+class _Buffers:
+    """One thread's memory."""
+
+    def __init__(self) -> None:
+        self._raw = np.empty(CHUNK_ELEMENTS * _WIDEST, np.uint8)
+        self._working = [np.empty(CHUNK_ELEMENTS * _WIDEST, np.uint8) for _ in range(3)]
+
+    def working(self, index: int, count: int, dtype: str) -> Array:
+        """One of three arrays to compute in; its content is undefined."""
+        return _as_array(self._working[index], count, dtype)
+
+    def read(self, descriptor: int, offset: int, count: int, dtype: str) -> Array:
+        """Elements from a file; valid until the next read."""
+        array = _as_array(self._raw, count, dtype)
+        if os.preadv(descriptor, [array.view(np.uint8).data], offset) < array.nbytes:
+            raise OSError(f"file descriptor {descriptor} ended while it was read: a file was cut short")
+        return array
+
+    def write(self, descriptor: int, offset: int, values: Array, dtype: str) -> None:
+        """Writes working values to a file, rounded to `dtype`; what is out of its range becomes its limit."""
+        array = values if values.dtype == DTYPES[dtype] else _as_array(self._raw, len(values), dtype)
+        if array is not values:
+            np.copyto(array, np.rint(values, out=values) if array.dtype.kind in "iu" else values, casting="unsafe")
+        if os.pwrite(descriptor, array.view(np.uint8).data, offset) < array.nbytes:
+            raise OSError("a write was cut short: the disk may be full")
+
+
+def _as_array(buffer: Array, count: int, dtype: str) -> Array:
+    kind = DTYPES[dtype]
+    return buffer[: count * kind.itemsize].view(kind)
+
+
+def _limits(dtype: str) -> tuple[float, float]:
+    kind = DTYPES[dtype]
+    if kind.kind in "iu":
+        information = np.iinfo(kind)
+        # 64-bit limits are no float64; the next one below them is.
+        return float(max(information.min, -(2**63))), float(min(information.max, 2**63 - 1024))
+    limit = 65504.0 if dtype == "F16" else 3.3895313892515355e38 if dtype == "BF16" else float(np.finfo(kind).max)
+    return -limit, limit
+
+
+_LIMITS: Final = {dtype: _limits(dtype) for dtype in DTYPES}
+
+
+def _each_chunk(parts: Iterable[Span], work: Callable[[Span, int, _Buffers], None]) -> None:
+    """Calls `work(span, first element, buffers)` for every chunk from several threads; NumPy and reads free the GIL."""
+    chunks = ((part, first) for part in parts for first in range(0, part.count, CHUNK_ELEMENTS))
+    lock = threading.Lock()
+
+    def drain() -> None:
+        buffers = _Buffers()
+        with np.errstate(all="ignore"):
+            while True:
+                with lock:
+                    chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                work(*chunk, buffers)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for future in [pool.submit(drain) for _ in range(_THREADS)]:
+            future.result()
+
+
+def _read(buffers: _Buffers, part: Span, first: int, descriptor: int, index: int) -> Array:
+    count = min(CHUNK_ELEMENTS, part.count - first)
+    return buffers.read(descriptor, part.offsets[index] + first * DTYPES[part.dtype].itemsize, count, part.dtype)
+
+
+def check(descriptor: int, header: Header) -> float:
+    """The Euclidean length of all tensors of a file together.
+
+    Raises:
+        Refused: an element is NaN or infinite.
+    """
+    lengths: list[float] = []
+
+    def work(part: Span, first: int, buffers: _Buffers) -> None:
+        raw = _read(buffers, part, first, descriptor, 0)
+        values = buffers.working(0, len(raw), working_dtype(part.dtype))
+        if raw.dtype == values.dtype:
+            values = raw
+        else:
+            np.copyto(values, raw, casting="unsafe")
+        length = math.sqrt(float(np.dot(values, values)))
+        if not math.isfinite(length):  # the squares of large numbers overflow too
+            unsound = np.flatnonzero(~np.isfinite(values))
+            if len(unsound):
+                offset = part.offsets[0] + (first + int(unsound[0])) * raw.dtype.itemsize
+                raise Refused(f"has {values[unsound[0]]} in tensor {header.tensor_at(offset)[:100]!r}")
+            largest = np.abs(values).max()
+            scaled = values / largest
+            length = float(largest) * math.sqrt(float(np.dot(scaled, scaled)))
+        lengths.append(length)
+
+    _each_chunk(spans([header.tensors]), work)
+    return math.hypot(*lengths)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to average: its share (all shares of a round sum to at most 1)."""
+
+    path: Path
+    header: Header
+    share: float
+
+
+@dataclass(frozen=True)
+class Nesterov:
+    """The outer optimiser: m = momentum * m + g, update = learning_rate * (momentum * m + g); at first m = g."""
+
+    learning_rate: float
+    momentum: float
+
+
+def outer_step(
+    sources: Sequence[Source],
+    optimizer: Nesterov,
+    momentum_in: tuple[Path, Header] | None,
+    momentum_out: tuple[Path, Mapping[str, str]],
+    update_out: tuple[Path, Mapping[str, str]],
+) -> None:
+    """Averages checked files of one layout, advances the momentum and writes it and the update (path, metadata).
+
+    Sums are made in float32 (float64 for float64 and integers). Results beyond the range of their dtype become its
+    limit, so that no sequence of finite inputs ever leads to an infinity.
+
+    Raises:
+        OSError: a file can't be read or written.
+    """
+    layout = [(name, tensor.dtype, tensor.shape) for name, tensor in sources[0].header.tensors.items()]
+    update_head, update = lay_out(layout, update_out[1])
+    momentum_head, momentum = lay_out(
+        [(name, working_dtype(dtype), shape) for name, dtype, shape in layout], momentum_out[1]
+    )
+    files: list[Mapping[str, Tensor]] = [source.header.tensors for source in sources]
+    descriptors: list[int] = []
+    try:
+        descriptors.extend(os.open(source.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC) for source in sources)
+        for path, head in ((update_out[0], update_head), (momentum_out[0], momentum_head)):
+            descriptors.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+            os.pwrite(descriptors[-1], head, 0)
+        files += [update, momentum]
+        if momentum_in is not None:
+            descriptors.append(os.open(momentum_in[0], os.O_RDONLY | os.O_CLOEXEC))
+            files.append(momentum_in[1].tensors)
+        step = _Step(descriptors, [source.share for source in sources], optimizer, momentum_in is not None)
+        _each_chunk(spans(files), step)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+class _Step:
+    """The outer step of one chunk. Files: the sources, the update, the new momentum and, unless first, the old one."""
+
+    def __init__(
+        self, descriptors: Sequence[int], shares: Sequence[float], optimizer: Nesterov, has_momentum: bool
+    ) -> None:
+        self._descriptors = descriptors
+        self._shares = shares
+        self._optimizer = optimizer
+        self._has_momentum = has_momentum
+
+    def __call__(self, part: Span, first: int, buffers: _Buffers) -> None:
+        count = min(CHUNK_ELEMENTS, part.count - first)
+        dtype = working_dtype(part.dtype)
+        kind = DTYPES[dtype].type
+        mean, scratch, momentum = (buffers.working(index, count, dtype) for index in range(3))
+        for index, share in enumerate(self._shares):
+            raw = _read(buffers, part, first, self._descriptors[index], index)
+            target = scratch if index else mean
+            if raw.dtype == target.dtype:
+                np.multiply(raw, kind(share), out=target)
+            else:
+                np.copyto(target, raw, casting="unsafe")
+                np.multiply(target, kind(share), out=target)
+            if index:
+                np.add(mean, scratch, out=mean)
+        mu = kind(self._optimizer.momentum)
+        update_index = len(self._shares)
+        if self._has_momentum:
+            old = buffers.read(self._descriptors[-1], self._offset(part, first, update_index + 2, dtype), count, dtype)
+            np.multiply(old, mu, out=momentum)
+            np.add(momentum, mean, out=momentum)
+            np.clip(momentum, *_LIMITS[dtype], out=momentum)
+        else:
+            momentum[:] = mean
+        buffers.write(
+            self._descriptors[update_index + 1], self._offset(part, first, update_index + 1, dtype), momentum, dtype
+        )
+        np.multiply(momentum, mu, out=momentum)
+        np.add(momentum, mean, out=momentum)
+        np.multiply(momentum, kind(self._optimizer.learning_rate), out=momentum)
+        np.clip(momentum, *_LIMITS[part.dtype], out=momentum)
+        buffers.write(
+            self._descriptors[update_index], self._offset(part, first, update_index, part.dtype), momentum, part.dtype
+        )
+
+    @staticmethod
+    def _offset(part: Span, first: int, index: int, dtype: str) -> int:
+        return part.offsets[index] + first * DTYPES[dtype].itemsize

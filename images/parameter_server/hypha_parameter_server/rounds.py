@@ -1,0 +1,164 @@
+"""Which pseudo-gradients make up a round: decisions only."""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median_low
+
+from hypha_parameter_server.errors import Refused, Untimely
+from hypha_parameter_server.safetensors import Header, Layout
+
+_MAX_COUNT = 2**53
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When a round may close without some of its members, and what bounds an outlier.
+
+    Attributes:
+        deadline_s: seconds from a round's first pseudo-gradient, after which it waits for a quorum only.
+        quorum: the fraction of the members that suffices then.
+        clip_factor: longer pseudo-gradients are scaled to this many times the round's (low) median length, if set.
+    """
+
+    deadline_s: float = 600
+    quorum: float = 0.5
+    clip_factor: float | None = None
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """A checked pseudo-gradient. Stock trainers label neither round nor samples."""
+
+    peer: str
+    path: Path
+    header: Header
+    norm: float
+    round: int | None
+    samples: int | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The pseudo-gradients of the round to close now, and those that do not fit in with it."""
+
+    round: int
+    chosen: Sequence[Contribution]
+    misfits: Sequence[Contribution]
+
+
+def count_in(metadata_value: str | None, name: str) -> int | None:
+    """A count in a file's metadata.
+
+    Raises:
+        Refused: it is there, but not a natural number of sane size.
+    """
+    if metadata_value is None:
+        return None
+    if not (metadata_value.isascii() and metadata_value.isdigit() and len(metadata_value) <= 16):
+        raise Refused(f"has {name} {metadata_value[:40]!r} in its metadata, which is not a count")
+    value = int(metadata_value)
+    if value > _MAX_COUNT:
+        raise Refused(f"has {name} {value} in its metadata, which is beyond {_MAX_COUNT}")
+    return value
+
+
+def check_round(label: int | None, expected: int | None) -> None:
+    """Refuses a pseudo-gradient of another round; before the first outer step every round is possible.
+
+    Raises:
+        Untimely: the label is there and is not what is expected.
+    """
+    if label is None or expected is None or label == expected:
+        return
+    if label < expected:
+        raise Untimely(f"is late: it is for round {label}, and round {expected} is being collected")
+    raise Untimely(f"is for round {label}, ahead of round {expected} that is being collected")
+
+
+def check_job(label: str | None, job_id: str) -> None:
+    """Refuses a pseudo-gradient that says it is for another job.
+
+    Raises:
+        Refused: it does.
+    """
+    if label is not None and label.lower() != job_id.lower():
+        raise Refused(f"is for another job, {label[:40]!r}")
+
+
+def check_layout(found: Layout, expected: Layout) -> None:
+    """Refuses tensors that are not those of the rounds before.
+
+    Raises:
+        Refused: a name, a shape or a dtype differs.
+    """
+    for name in expected.keys() - found.keys():
+        raise Refused(f"lacks tensor {name[:100]!r}")
+    for name in found.keys() - expected.keys():
+        raise Refused(f"has a tensor {name[:100]!r}, which earlier rounds had not")
+    for name, tensor in expected.items():
+        if found[name] != tensor:
+            raise Refused(f"has tensor {name[:100]!r} as {found[name]}; earlier rounds had {tensor}")
+
+
+def select(
+    pending: Collection[Contribution],
+    refused: Collection[str],
+    members: int,
+    *,
+    expected: int | None,
+    waited_s: float,
+    policy: Policy,
+) -> Selection | None:
+    """The round to close now, or None to go on waiting.
+
+    Waits for all members until the deadline; but once every member has sent something, usable or not, nothing is left
+    to wait for and a quorum of usable ones will do. Before the first outer step the majority says which round it is and
+    what the tensors look like; a tie goes to the lower round, and to the tensors that came first.
+
+    Args:
+        pending: at most one for each peer, in the order of arrival.
+        refused: the peers whose last pseudo-gradient for this round was refused.
+        members: how many peers send pseudo-gradients.
+        expected: the round being collected; None before the first outer step.
+        waited_s: seconds since the first pseudo-gradient of the round.
+        policy: quorum and deadline.
+    """
+    if not pending:
+        return None
+    labels = Counter(item.round for item in pending if item.round is not None)
+    number = max(sorted(labels), key=labels.__getitem__) if labels else (1 if expected is None else expected)
+    labelled = [item for item in pending if item.round in (None, number)]
+    groups: list[list[Contribution]] = []
+    for item in labelled:
+        group = next((group for group in groups if group[0].header.layout == item.header.layout), None)
+        if group is None:
+            groups.append([item])
+        else:
+            group.append(item)
+    chosen = max(groups, key=len)
+    everyone_sent = len({item.peer for item in pending} | set(refused)) >= members
+    needed = quorum_of(members, policy) if everyone_sent or waited_s >= policy.deadline_s else members
+    if len(chosen) < needed:
+        return None
+    return Selection(number, chosen, [item for item in pending if item not in chosen])
+
+
+def quorum_of(members: int, policy: Policy) -> int:
+    """How many pseudo-gradients suffice after the deadline."""
+    return max(1, math.ceil(policy.quorum * members))
+
+
+def weights(chosen: Sequence[Contribution], policy: Policy) -> list[float]:
+    """What each pseudo-gradient is multiplied by: its share of the samples if all say theirs; less what is clipped."""
+    samples = [item.samples for item in chosen if item.samples is not None]
+    if len(samples) == len(chosen) and sum(samples) > 0:
+        shares = [count / sum(samples) for count in samples]
+    else:
+        shares = [1 / len(chosen)] * len(chosen)
+    if policy.clip_factor is None:
+        return shares
+    limit = policy.clip_factor * median_low(item.norm for item in chosen)
+    return [share * (limit / item.norm if item.norm > limit else 1) for share, item in zip(shares, chosen, strict=True)]

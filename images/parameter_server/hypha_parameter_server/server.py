@@ -1,0 +1,206 @@
+"""The parameter server's loop: collect a round, take the outer step, hand out the update."""
+
+import logging
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from hypha_parameter_server.arithmetic import Nesterov, Source, check
+from hypha_parameter_server.bridge import Arrival, Arrivals, Bridge
+from hypha_parameter_server.errors import Refused, Untimely
+from hypha_parameter_server.job import Job
+from hypha_parameter_server.rounds import (
+    Contribution,
+    Policy,
+    Selection,
+    check_job,
+    check_layout,
+    check_round,
+    count_in,
+    quorum_of,
+    select,
+    weights,
+)
+from hypha_parameter_server.safetensors import Header, open_header
+from hypha_parameter_server.store import Store
+
+log = logging.getLogger(__name__)
+
+INCOMING: Final = "incoming"
+
+
+class Server:
+    """Runs one job; `run` returns when the scheduler says that the job is done."""
+
+    def __init__(self, job: Job, bridge: Bridge, store: Store, policy: Policy) -> None:
+        self._job = job
+        self._bridge = bridge
+        self._store = store
+        self._policy = policy
+        self._pending: dict[str, Contribution] = {}
+        self._refused: set[str] = set()
+        self._round_began: float | None = None
+        self._overdue = False
+
+    def run(self, arrivals: Arrivals) -> None:
+        """Serves rounds until the scheduler answers that the job is done.
+
+        Raises:
+            BridgeError: the bridge is gone for good.
+            OSError: reading or writing files failed.
+        """
+        done = self._deliver()
+        for peer, path in self._store.unmerged():
+            self._take(peer, path)
+        while not done:
+            selection = self._select()
+            if selection is not None:
+                done = self._close_round(selection)
+                continue
+            arrival = arrivals.get(self._until_deadline_s())
+            if arrival is not None:
+                self._receive(arrival)
+        log.info("The scheduler says that the job is done")
+
+    @property
+    def _expected(self) -> int | None:
+        return None if self._store.last_round is None else self._store.last_round + 1
+
+    def _receive(self, arrival: Arrival) -> None:
+        try:
+            if arrival.peer in self._job.members:
+                claimed = self._store.claim(arrival.peer, arrival.path)
+                if claimed is None:
+                    log.warning("The file %.200r from %s is not there", arrival.path, arrival.peer)
+                else:
+                    self._take(arrival.peer, claimed)
+            else:
+                log.warning("Refused: a file from %.100r, which is no member of this job", arrival.peer)
+                self._store.discard(arrival.path)
+        except Refused as verdict:
+            log.warning("Refused: the file from %.100r %s", arrival.peer, verdict)
+
+    def _take(self, peer: str, path: Path) -> None:
+        try:
+            contribution = self._check(peer, path)
+        except Refused as verdict:
+            log.warning("Refused: the pseudo-gradient from %s %s", peer, verdict)
+            path.unlink(missing_ok=True)
+            if not isinstance(verdict, Untimely):
+                self._refused.add(peer)
+                self._start_clock()
+            return
+        self._pending[peer] = contribution
+        self._refused.discard(peer)
+        self._start_clock()
+        log.info(
+            "Pseudo-gradient from %s: round %s, %s samples, %d tensors, length %.4g (%d of %d)",
+            peer,
+            "not said" if contribution.round is None else contribution.round,
+            "unknown" if contribution.samples is None else contribution.samples,
+            len(contribution.header.tensors),
+            contribution.norm,
+            len(self._pending),
+            len(self._job.members),
+        )
+
+    def _check(self, peer: str, path: Path) -> Contribution:
+        if peer in self._pending:
+            raise Untimely("is its second for this round")
+        descriptor, header = _open(path)
+        try:
+            number = count_in(header.metadata.get("round"), "round")
+            samples = count_in(header.metadata.get("samples"), "samples")
+            check_round(number, self._expected)
+            check_job(header.metadata.get("job_id"), self._job.job_id)
+            if self._store.layout is not None:
+                check_layout(header.layout, self._store.layout)
+            return Contribution(peer, path, header, check(descriptor, header), number, samples)
+        finally:
+            os.close(descriptor)
+
+    def _start_clock(self) -> None:
+        if self._round_began is None:
+            self._round_began = time.monotonic()
+
+    def _until_deadline_s(self) -> float | None:
+        if self._round_began is None or self._overdue:
+            return None
+        return max(0.0, self._round_began + self._policy.deadline_s - time.monotonic())
+
+    def _select(self) -> Selection | None:
+        waited_s = 0.0 if self._round_began is None else time.monotonic() - self._round_began
+        members = len(self._job.members)
+        selection = select(
+            self._pending.values(),
+            self._refused,
+            members,
+            expected=self._expected,
+            waited_s=waited_s,
+            policy=self._policy,
+        )
+        if selection is None and waited_s >= self._policy.deadline_s and not self._overdue:
+            self._overdue = True
+            log.error(
+                "After %.0f s there are %d usable pseudo-gradients of %d; going on as soon as there are %d",
+                waited_s,
+                len(self._pending),
+                members,
+                quorum_of(members, self._policy),
+            )
+        return selection
+
+    def _close_round(self, selection: Selection) -> bool:
+        """Takes the outer step; whether the job is done."""
+        began = time.monotonic()
+        missing = self._job.members - {item.peer for item in selection.chosen}
+        if missing:
+            log.warning("Round %d goes on without %s", selection.round, ", ".join(sorted(missing)))
+        for item in selection.misfits:
+            log.warning(
+                "Refused: the pseudo-gradient from %s does not fit in with the others of round %d",
+                item.peer,
+                selection.round,
+            )
+            item.path.unlink(missing_ok=True)
+        shares = weights(selection.chosen, self._policy)
+        sources = [Source(item.path, item.header, share) for item, share in zip(selection.chosen, shares, strict=True)]
+        self._store.merge(selection.round, sources, Nesterov(self._job.learning_rate, self._job.momentum))
+        log.info(
+            "Round %d: merged %d pseudo-gradients in %.2f s, shares %s",
+            selection.round,
+            len(sources),
+            time.monotonic() - began,
+            ", ".join(f"{share:.3f}" for share in shares),
+        )
+        self._pending.clear()
+        self._refused.clear()
+        self._round_began = None
+        self._overdue = False
+        return self._deliver()
+
+    def _deliver(self) -> bool:
+        """Hands out the last update unless that was done; whether the job is done.
+
+        The scheduler hears first: a trainer that has merged before the scheduler knows of the outer step would be
+        told to go on after the last round.
+        """
+        delivery = self._store.delivery()
+        if delivery.round is None:
+            return False
+        if delivery.done is None:
+            delivery = replace(delivery, done=self._bridge.report_updated())
+            self._store.record(delivery)
+        if not delivery.sent:
+            self._bridge.send(self._job.results, self._store.last_update())
+            self._store.record(replace(delivery, sent=True))
+        return bool(delivery.done)
+
+
+def _open(path: Path) -> tuple[int, Header]:
+    try:
+        return open_header(path)
+    except OSError as error:  # a symbolic link, say
+        raise Refused(f"can't be opened: {error.strerror}") from error

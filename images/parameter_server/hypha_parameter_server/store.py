@@ -1,0 +1,173 @@
+"""What must outlive the process, in a directory of its own in the work directory.
+
+    momentum.safetensors        after the last round; its metadata has `round` and `consumed`, what it was made from
+    update-<round>.safetensors  what is sent; the last two stay: their sending may not have ended
+    delivery.json               the last round that was reported to the scheduler, its answer, and whether it was sent
+    <peer>.<n>.safetensors      pseudo-gradients taken over from the bridge, not yet part of a round
+
+Renaming the momentum commits a round. Nothing is synced to the disk: if the machine goes down, the lease lapses and the
+job with it, while a killed process loses no page.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from hypha_parameter_server.arithmetic import Nesterov, Source, outer_step
+from hypha_parameter_server.errors import JobError, Refused
+from hypha_parameter_server.safetensors import Header, Layout, open_header
+
+log = logging.getLogger(__name__)
+
+_OWN: Final = "parameter-server"
+_CONTRIBUTION: Final = re.compile(r"(?P<peer>[0-9A-Za-z]+)\.(?P<number>[0-9]+)\.safetensors")
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How far the update of a round got: `done` is the scheduler's word, None before it was asked."""
+
+    round: int | None
+    done: bool | None = None
+    sent: bool = False
+
+
+class Store:
+    """The files of one job.
+
+    Attributes:
+        last_round: the last round that was merged; None before the first.
+        layout: names, dtypes and shapes of the last update; None before the first.
+    """
+
+    def __init__(self, work_dir: Path, job_id: str) -> None:
+        """Opens the store of a work directory, and finds what an earlier process left there.
+
+        Raises:
+            JobError: what it finds is not ours.
+        """
+        self._work_dir = work_dir
+        self._own = work_dir / _OWN
+        self._job_id = job_id
+        self._own.mkdir(mode=0o700, exist_ok=True)
+        self._momentum = self._own / "momentum.safetensors"
+        self.last_round: int | None = None
+        self.layout: Layout | None = None
+        for leftover in self._own.glob("*.new"):
+            leftover.unlink()
+        self._number = max((number for _, _, number in self._contributions()), default=0)
+        if self._momentum.exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        try:
+            metadata = _header(self._momentum).metadata
+            self.last_round = int(metadata["round"])
+            self.layout = _header(self._update(self.last_round)).layout
+            consumed = json.loads(metadata["consumed"])
+        except (Refused, OSError, KeyError, ValueError) as error:
+            raise JobError(
+                f"{self._own} holds a state that can't be read ({error}); remove it to start anew"
+            ) from error
+        for name in consumed:
+            (self._own / Path(name).name).unlink(missing_ok=True)
+        log.info("Going on after round %d", self.last_round)
+
+    def claim(self, peer: str, path: str) -> Path | None:
+        """Takes over a file in the work directory, so that no later push can replace it; None if it isn't there.
+
+        Raises:
+            Refused: the path leads out of the work directory.
+        """
+        source = self._inside(path)
+        self._number += 1
+        target = self._own / f"{peer}.{self._number}.safetensors"
+        try:
+            return source.rename(target)
+        except FileNotFoundError:
+            return None
+
+    def discard(self, path: str) -> None:
+        """Deletes a file in the work directory that nobody wants.
+
+        Raises:
+            Refused: the path leads out of the work directory.
+        """
+        self._inside(path).unlink(missing_ok=True)
+
+    def _inside(self, path: str) -> Path:
+        full = self._work_dir / path
+        if not full.parent.resolve().is_relative_to(self._work_dir.resolve()) or full.name in ("", "..", _OWN):
+            raise Refused(f"has a path outside the work directory: {path[:200]!r}")
+        return full
+
+    def unmerged(self) -> list[tuple[str, Path]]:
+        """Pseudo-gradients (peer and file) that an earlier process took over, in the order of their arrival."""
+        return [(peer, path) for peer, path, _ in sorted(self._contributions(), key=lambda item: item[2])]
+
+    def _contributions(self) -> Iterator[tuple[str, Path, int]]:
+        for path in self._own.iterdir():
+            match = _CONTRIBUTION.fullmatch(path.name)
+            if match:
+                yield match["peer"], path, int(match["number"])
+
+    def merge(self, number: int, sources: Sequence[Source], optimizer: Nesterov) -> None:
+        """Takes the outer step of a round and deletes the files it was made from.
+
+        Raises:
+            OSError: reading or writing failed; nothing is lost.
+        """
+        new_momentum, new_update = self._own / "momentum.new", self._own / "update.new"
+        consumed = json.dumps([source.path.name for source in sources])
+        labels = {"job_id": self._job_id, "round": str(number)}
+        outer_step(
+            sources,
+            optimizer,
+            (self._momentum, _header(self._momentum)) if self.last_round is not None else None,
+            (new_momentum, {**labels, "consumed": consumed}),
+            (new_update, labels),
+        )
+        new_update.rename(self._update(number))
+        new_momentum.rename(self._momentum)
+        self._forget_updates_before(self.last_round)
+        for source in sources:
+            source.path.unlink(missing_ok=True)
+        self.last_round = number
+        self.layout = sources[0].header.layout
+
+    def _forget_updates_before(self, number: int | None) -> None:
+        for path in self._own.glob("update-*.safetensors"):
+            if number is not None and int(path.stem.removeprefix("update-")) < number:
+                path.unlink()
+
+    def last_update(self) -> str:
+        """The last update, relative to the work directory."""
+        if self.last_round is None:
+            raise ValueError("there is no update before the first round")
+        return str(self._update(self.last_round).relative_to(self._work_dir))
+
+    def delivery(self) -> Delivery:
+        """How far the last update got."""
+        path = self._own / "delivery.json"
+        delivery = Delivery(**json.loads(path.read_text())) if path.exists() else Delivery(None)
+        return delivery if delivery.round == self.last_round else Delivery(self.last_round)
+
+    def record(self, delivery: Delivery) -> None:
+        """Remembers how far the last update got."""
+        temporary = self._own / "delivery.new"
+        temporary.write_text(json.dumps(asdict(delivery)))
+        temporary.rename(self._own / "delivery.json")
+
+    def _update(self, number: int) -> Path:
+        return self._own / f"update-{number}.safetensors"
+
+
+def _header(path: Path) -> Header:
+    descriptor, header = open_header(path)
+    os.close(descriptor)
+    return header

@@ -1,0 +1,116 @@
+"""A bridge for the parameter server's tests: the stock spelling of the API on a Unix socket, no network behind it."""
+
+import json
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingMixIn, UnixStreamServer
+from typing import Any, ClassVar
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+JOB_ID = "7b1f8f3e-6a55-4b42-9b0e-0d9d3b1d4c11"
+MEMBERS = ("12D3KooWA", "12D3KooWB", "12D3KooWC")
+
+
+def job_json(members=MEMBERS, learning_rate=0.7, momentum=0.9) -> str:
+    peers = {"type": "peers", "peers": list(members), "strategy": {"type": "All"}}
+    optimizer = {"learning-rate": learning_rate, "momentum": momentum}
+    config = {"updates": peers, "results": peers, "optimizer": optimizer}
+    executor = {"class": "aggregate", "descriptor": {"name": "parameter-server"}, "config": config}
+    return json.dumps({"job_id": JOB_ID, "executor": executor})
+
+
+class _UnixServer(ThreadingMixIn, UnixStreamServer):
+    daemon_threads = True
+
+
+class Bridge:
+    """Serves one job. `answers` are what the scheduler says to each 'updated'; the last one is repeated."""
+
+    def __init__(self, work_dir: Path, answers=({"type": "Ok"},)):
+        self.socket = work_dir / "bridge.sock"
+        self.work_dir = work_dir
+        self.answers = list(answers)
+        self.statuses: list[Any] = []
+        self.updates: queue.Queue[tuple[dict[str, str], dict[str, np.ndarray], Path]] = queue.Queue()
+        self._events: queue.Queue[str | None] = queue.Queue()
+        (work_dir / "incoming").mkdir(exist_ok=True)
+        self.socket.unlink(missing_ok=True)
+        self._server = _UnixServer(str(self.socket), self._handler())
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self._events.put(None)
+        self._server.shutdown()
+        self._server.server_close()
+
+    def push(self, peer: str, write: Callable[[Path], None], announce: bool = True) -> Path:
+        """A peer's file arrives: `write` makes it."""
+        path = self.work_dir / "incoming" / peer
+        write(path)
+        if announce:
+            self.announce(peer, f"incoming/{peer}")
+        return path
+
+    def push_tensors(self, peer: str, tensors: Mapping[str, np.ndarray], **metadata: Any) -> Path:
+        labels = {key: str(value) for key, value in metadata.items()}
+        return self.push(peer, lambda path: save_file(dict(tensors), path, labels))
+
+    def announce(self, peer: str, path: str) -> None:
+        self._events.put(f"data: {json.dumps({'path': path, 'size': 1, 'from_peer': peer})}\n\n")
+
+    def break_stream(self) -> None:
+        self._events.put(None)
+
+    def _send(self, body: dict[str, Any]) -> None:
+        path = self.work_dir / body["path"]
+        copy = self.work_dir / f"sent-{self.updates.qsize()}"
+        shutil.copyfile(path, copy)
+        with path.open("rb") as file:
+            metadata = json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]
+        self.updates.put((metadata, load_file(copy), path))
+
+    def _handler(bridge) -> type[BaseHTTPRequestHandler]:  # noqa: N805
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            routes: ClassVar = {}
+
+            def address_string(self) -> str:
+                return "unix"
+
+            def log_message(self, *_):
+                pass
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                if self.path == "/resources/receive":
+                    self._stream()
+                elif self.path == "/resources/send":
+                    bridge._send(body)
+                    self._answer(b"")
+                else:
+                    bridge.statuses.append(body)
+                    answer = bridge.answers.pop(0) if len(bridge.answers) > 1 else bridge.answers[0]
+                    self._answer(json.dumps(answer).encode())
+
+            def _answer(self, body: bytes):
+                self.send_response(200)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def _stream(self):
+                self.send_response(200)
+                self.send_header("content-type", "text/event-stream")
+                self.send_header("connection", "close")
+                self.end_headers()
+                self.wfile.write(b": keepalive\n\n")
+                while (event := bridge._events.get()) is not None:
+                    self.wfile.write(event.encode())
+
+        return Handler
