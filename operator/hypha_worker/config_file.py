@@ -41,7 +41,7 @@ def load(path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any] | 
 
     Args:
         path: the TOML file; relative paths in it start at its directory.
-        environ: `HYPHA_<KEY>` (a table's key as `HYPHA_<TABLE>__<KEY>`) and OpenTelemetry's `OTEL_*` replace the file's.
+        environ: `HYPHA_<KEY>` (in tables `HYPHA_<TABLE>__<KEY>`) and OpenTelemetry's `OTEL_*` replace the file.
         overrides: by key, replaces both.
 
     Raises:

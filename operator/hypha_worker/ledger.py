@@ -1,0 +1,220 @@
+"""Who holds which part of the worker, and until when. Pure: no I/O, the clock is given.
+
+A lease is *offered* (it lapses unless the scheduler renews it soon), then *held* (for as long as it is renewed). It may run
+one job. When it lapses with a job it is *ending*: nobody can renew it, and it reserves its resources until the job is gone.
+The lease of a job that finished reserves nothing more, but its owner, which learns of the end later, may still renew it.
+"""
+
+from collections.abc import Callable, Iterable
+from math import fsum
+from typing import Literal
+from uuid import UUID, uuid4
+
+from hypha_messages.job import ExecutorDescriptor
+from hypha_messages.types import Message, PeerId, Resources, Uuid
+
+JobEnd = Literal["Finished", "Failed", "Unknown"]
+_AMOUNTS = ("gpu", "cpu", "storage", "memory")
+
+
+class Lease(Message):
+    """A reservation; times are seconds since the epoch."""
+
+    id: Uuid
+    scheduler: PeerId
+    request_id: Uuid
+    executors: tuple[ExecutorDescriptor, ...]
+    resources: Resources
+    deadline: float
+    state: Literal["offered", "held", "ending"] = "offered"
+    task_id: Uuid | None = None
+
+
+class EndedJob(Message):
+    """How a job ended, and whether its scheduler knows; `until` bounds the renewals of its lease."""
+
+    task_id: Uuid
+    lease_id: Uuid
+    scheduler: PeerId
+    status: JobEnd
+    until: float
+    reported: bool = False
+
+
+class LedgerState(Message):
+    """What outlives the node."""
+
+    version: Literal[1] = 1
+    leases: tuple[Lease, ...] = ()
+    ended: tuple[EndedJob, ...] = ()
+
+
+class LedgerError(Exception):
+    """What was asked of a lease is refused; says why."""
+
+
+class Ledger:
+    """The leases of one worker. The sum of what they reserve never exceeds the capacity."""
+
+    def __init__(
+        self,
+        capacity: Resources,
+        clock: Callable[[], float],
+        *,
+        temporary_s: float = 0.5,
+        duration_s: float = 10,
+        ended_s: float = 60,
+        max_live: int = 1024,
+    ) -> None:
+        self.capacity = capacity
+        self._clock = clock
+        self._temporary_s = temporary_s
+        self._duration_s = duration_s
+        self._ended_s = ended_s
+        self._max_live = max_live
+        self._leases: dict[UUID, Lease] = {}
+        self._ended: dict[UUID, EndedJob] = {}
+
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        """Every lease that reserves something."""
+        return tuple(self._leases.values())
+
+    @property
+    def unreported(self) -> tuple[EndedJob, ...]:
+        """Ended jobs of which their schedulers do not know yet."""
+        return tuple(ended for ended in self._ended.values() if not ended.reported)
+
+    def free(self) -> Resources:
+        """What no lease reserves; nothing is negative."""
+        return Resources(**{name: max(0.0, getattr(self.capacity, name) - self._used(name, ())) for name in _AMOUNTS})
+
+    def fits(self, resources: Iterable[Resources]) -> bool:
+        """Whether there is room for all of these together."""
+        wanted = tuple(resources)
+        if len(self._leases) + len(wanted) > self._max_live:
+            return False
+        return all(self._used(name, wanted) <= getattr(self.capacity, name) for name in _AMOUNTS)
+
+    def answered(self, scheduler: str, request_id: UUID) -> bool:
+        """Whether there is a live lease for this request."""
+        return any(lease.request_id == request_id and lease.scheduler == scheduler for lease in self._leases.values())
+
+    def offer(
+        self, scheduler: str, request_id: UUID, executors: Iterable[ExecutorDescriptor], resources: Resources
+    ) -> Lease | None:
+        """Reserve resources for a request for a short time; None if there is no room."""
+        if not self.fits([resources]):
+            return None
+        lease = Lease(
+            id=uuid4(),
+            scheduler=scheduler,
+            request_id=request_id,
+            executors=tuple(executors),
+            resources=resources,
+            deadline=self._clock() + self._temporary_s,
+        )
+        self._leases[lease.id] = lease
+        return lease
+
+    def withdraw(self, lease_id: UUID) -> bool:
+        """Take an offer back; False if the scheduler has renewed it, or it is gone."""
+        lease = self._leases.get(lease_id)
+        if lease is None or lease.state != "offered":
+            return False
+        del self._leases[lease_id]
+        return True
+
+    def renew(self, lease_id: UUID, scheduler: str) -> float:
+        """Extend a lease for its owner and return its new deadline; LedgerError if it is not to be extended."""
+        now = self._clock()
+        for ended in self._ended.values():
+            if ended.lease_id == lease_id and ended.scheduler == scheduler and now < ended.until:
+                return now + self._duration_s
+        lease = self._leases.get(lease_id)
+        if lease is None:
+            raise LedgerError("there is no such lease; it has expired or was never given")
+        if lease.scheduler != scheduler:
+            raise LedgerError(f"the lease belongs to {lease.scheduler}")
+        if lease.state == "ending" or now >= lease.deadline:
+            raise LedgerError("the lease has expired")
+        deadline = now + self._duration_s
+        self._leases[lease_id] = lease.model_copy(update={"deadline": deadline, "state": "held"})
+        return deadline
+
+    def assign(self, scheduler: str, executor: ExecutorDescriptor, task_id: UUID) -> Lease:
+        """Put a job on the lease that answered the scheduler's request for this executor.
+
+        Raises:
+            LedgerError: the scheduler has no live lease for this executor that is without a job.
+        """
+        now = self._clock()
+        live = [lease for lease in self._leases.values() if lease.state != "ending" and now < lease.deadline]
+        if any(lease.task_id == task_id for lease in self._leases.values()):
+            raise LedgerError("this task is already dispatched")
+        own = [lease for lease in live if lease.scheduler == scheduler]
+        fitting = [lease for lease in own if executor in lease.executors]
+        vacant = [lease for lease in fitting if lease.task_id is None]
+        if not vacant:
+            reason = "has no live lease" if not own else f"holds no lease for {executor}" if not fitting else ""
+            raise LedgerError(f"the scheduler {reason or 'has a job on each of its leases for ' + str(executor)}")
+        chosen = max(vacant, key=lambda lease: (lease.state == "held", lease.deadline))
+        assigned = chosen.model_copy(update={"task_id": task_id, "state": "held"})
+        self._leases[chosen.id] = assigned
+        return assigned
+
+    def find(self, task_id: UUID, scheduler: str) -> Lease | EndedJob | None:
+        """Return the lease that runs this scheduler's task, or how the task ended."""
+        found: Iterable[Lease | EndedJob] = (*self._leases.values(), *self._ended.values())
+        return next((item for item in found if (item.task_id, item.scheduler) == (task_id, scheduler)), None)
+
+    def unassign(self, task_id: UUID) -> None:
+        """Take a job that was never started off its lease, which lives on."""
+        for lease in self._leases.values():
+            if lease.task_id == task_id:
+                self._leases[lease.id] = lease.model_copy(update={"task_id": None})
+                return
+
+    def end(self, task_id: UUID, status: JobEnd) -> EndedJob | None:
+        """Release the lease of a job that is gone; None if there is no such job."""
+        lease = next((lease for lease in self._leases.values() if lease.task_id == task_id), None)
+        if lease is None:
+            return None
+        del self._leases[lease.id]
+        until = self._clock() + self._ended_s if status == "Finished" else 0.0
+        ended = EndedJob(task_id=task_id, lease_id=lease.id, scheduler=lease.scheduler, status=status, until=until)
+        self._ended[task_id] = ended
+        return ended
+
+    def reported(self, task_id: UUID) -> None:
+        """The scheduler knows how the job ended, or will never know."""
+        if task_id in self._ended:
+            self._ended[task_id] = self._ended[task_id].model_copy(update={"reported": True})
+
+    def expire(self) -> list[Lease]:
+        """Drop what has lapsed and return it; a lease with a job is *ending* and stays until `end`."""
+        now = self._clock()
+        expired = [lease for lease in self._leases.values() if lease.state != "ending" and now >= lease.deadline]
+        for lease in expired:
+            if lease.task_id is None:
+                del self._leases[lease.id]
+            else:
+                self._leases[lease.id] = lease.model_copy(update={"state": "ending"})
+        self._ended = {
+            task_id: ended for task_id, ended in self._ended.items() if not ended.reported or now < ended.until
+        }
+        return expired
+
+    def state(self) -> LedgerState:
+        """Return what outlives the node: everything but mere offers."""
+        held = tuple(lease for lease in self._leases.values() if lease.state != "offered")
+        return LedgerState(leases=held, ended=tuple(self._ended.values()))
+
+    def restore(self, state: LedgerState) -> None:
+        """Take over what an earlier node left, even where the worker has shrunk since."""
+        self._leases = {lease.id: lease for lease in state.leases}
+        self._ended = {ended.task_id: ended for ended in state.ended}
+
+    def _used(self, name: str, more: Iterable[Resources]) -> float:
+        amounts = [getattr(lease.resources, name) for lease in self._leases.values()]
+        return fsum([*amounts, *(getattr(resources, name) for resources in more)])
