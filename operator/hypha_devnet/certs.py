@@ -4,7 +4,7 @@ They look as hypha-certutil's do. For production use a tool made for it.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, ip_address
@@ -15,9 +15,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from hypha_network.pkcs8 import seed_from_pem
+
 _ROOT_DAYS, _ORGANISATION_DAYS, _NODE_DAYS, _CRL_DAYS = 3650, 1825, 365, 30
 _SKEW = timedelta(days=1)
 _UNSPECIFIED = IPv4Address(0)
+_CRL_END = b"-----END X509 CRL-----\n"
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def create_node(
 
 
 def create_crl(
-    authority: Credential, revoked: Sequence[x509.Certificate] = (), *, next_update: datetime | None = None
+    authority: Credential, revoked_serials: Sequence[int] = (), *, next_update: datetime | None = None
 ) -> bytes:
     """Make an authority's revocation list, PEM."""
     now = datetime.now(UTC)
@@ -109,8 +112,8 @@ def create_crl(
         .add_extension(x509.CRLNumber(int(now.timestamp())), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)
     )
-    for certificate in revoked:
-        entry = x509.RevokedCertificateBuilder().serial_number(certificate.serial_number).revocation_date(now)
+    for serial in revoked_serials:
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now)
         builder = builder.add_revoked_certificate(entry.build())
     return builder.sign(authority.key, None).public_bytes(Encoding.PEM)
 
@@ -132,10 +135,52 @@ def write_private(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def make(directory: Path, organisation: str, nodes: Sequence[str], revoked: Sequence[str] = ()) -> list[Path]:
+    """Make what a network needs in a directory, using what is there; return the files written. ValueError, OSError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    root = _authority_at(directory, "root", create_root, written)
+    above = (directory / "root-cert.pem",)
+    authority = _authority_at(
+        directory, "organisation", lambda: create_organisation(root, organisation), written, above
+    )
+    for name in nodes:
+        if not (directory / f"{name}-cert.pem").exists():
+            files = write_node(create_node(authority, name), directory, name)
+            written += [files.cert, files.key, files.trust]
+    crls = directory / "crls.pem"
+    if revoked or not crls.exists():
+        serials = _revoked_serials(crls)
+        for name in revoked:
+            certificate = x509.load_pem_x509_certificate((directory / f"{name}-cert.pem").read_bytes())
+            serials.append(certificate.serial_number)
+        crls.write_bytes(create_crl(root) + create_crl(authority, serials))
+        written.append(crls)
+    return written
+
+
+def _authority_at(
+    directory: Path, name: str, create: Callable[[], Credential], written: list[Path], issuers: Sequence[Path] = ()
+) -> Credential:
+    cert, key = directory / f"{name}-cert.pem", directory / f"{name}-key.pem"
+    if cert.exists():
+        return load_credential(cert, key, issuers)
+    credential = create()
+    write_private(key, credential.key_pem)
+    cert.write_bytes(credential.certificate.public_bytes(Encoding.PEM))
+    written += [cert, key]
+    return credential
+
+
+def _revoked_serials(crls: Path) -> list[int]:
+    if not crls.exists():
+        return []
+    blocks = crls.read_bytes().split(_CRL_END)[:-1]
+    return [entry.serial_number for block in blocks for entry in x509.load_pem_x509_crl(block + _CRL_END)]
+
+
 def load_credential(cert: Path, key: Path, issuers: Sequence[Path] = ()) -> Credential:
     """Read an authority back: its certificate, its key, and the certificates above it, nearest first."""
-    from hypha_network.pkcs8 import seed_from_pem  # noqa: PLC0415
-
     return Credential(
         x509.load_pem_x509_certificate(cert.read_bytes()),
         Ed25519PrivateKey.from_private_bytes(seed_from_pem(key.read_bytes())),

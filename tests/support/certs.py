@@ -36,8 +36,8 @@ class Pki:
 
     def crls(self, *revoked: Credential) -> bytes:
         """Lists of both authorities that revoke these nodes or organisations."""
-        certificates = [credential.certificate for credential in revoked]
-        return create_crl(self.root, certificates) + create_crl(self.organisation, certificates)
+        serials = [credential.certificate.serial_number for credential in revoked]
+        return create_crl(self.root, serials) + create_crl(self.organisation, serials)
 
 
 def identity_of(credential: Credential, *, trust: bytes = b"", crls: bytes = b"") -> Identity:

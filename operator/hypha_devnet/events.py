@@ -1,0 +1,29 @@
+"""What happens at a node, as lines of JSON: `{"event": name, "time": seconds since the epoch, ...}`."""
+
+import json
+import logging
+import sys
+import time
+from typing import Any, TextIO
+
+logger = logging.getLogger(__name__)
+
+
+class Events:
+    """Writes events to a stream, and all of them to the log."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
+
+    @classmethod
+    def to_stdout(cls, enabled: bool) -> "Events":
+        """Write to standard output, if that is wanted."""
+        return cls(sys.stdout if enabled else None)
+
+    def emit(self, event: str, **values: Any) -> None:
+        """Write one event."""
+        logger.info("%s %s", event, " ".join(f"{key}={value}" for key, value in values.items()))
+        if self._stream is not None:
+            line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
+            self._stream.write(line + "\n")
+            self._stream.flush()

@@ -1,0 +1,56 @@
+"""What the devnet's nodes have in common: joining the network, answering for their health, ending on a signal."""
+
+import logging
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from hypha_devnet.config import NodeConfig
+from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
+from hypha_network.identity import Identity
+from hypha_network.network import Network, NetworkConfig, open_network
+
+logger = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def join(config: NodeConfig, network_config: NetworkConfig | None = None) -> AsyncIterator[Network]:
+    """Be a node of the network; returns once it listens. Raises IdentityError, NetworkError."""
+    identity = Identity.load(config.cert_pem, config.key_pem, config.trust_pem, config.crls_pem)
+    async with open_network(identity, network_config or config.network()) as network:
+
+        async def health(_peer: str, _request: HealthRequest) -> HealthResponse:
+            return HealthResponse(healthy=network.status().healthy)
+
+        network.handle(HEALTH, health)
+        yield network
+
+
+async def until_signal(serve: Callable[[], Awaitable[int]]) -> int:
+    """Run until it is done or SIGINT or SIGTERM comes; the exit code: its own, 0 after SIGTERM, 130 after SIGINT."""
+    code = 1
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+
+            async def watch() -> None:
+                nonlocal code
+                async for number in signals:
+                    logger.info("%s: leaving", signal.Signals(number).name)
+                    code = 0 if number == signal.SIGTERM else 130
+                    nursery.cancel_scope.cancel()
+                    return
+
+            nursery.start_soon(watch)
+            code = await serve()
+            nursery.cancel_scope.cancel()
+    return code
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """Return the exceptions inside a group and the groups in it."""
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found

@@ -1,0 +1,351 @@
+"""The scheduler of one DiLoCo job: finds workers, dispatches to them, hands out slices and leads the rounds."""
+
+import logging
+import math
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+from pydantic import ValidationError
+
+from hypha_devnet.allocation import AllocationError, Allocator, Lease, Wanted
+from hypha_devnet.config import DilocoJob, SchedulerConfig
+from hypha_devnet.events import Events
+from hypha_devnet.node import join, leaves
+from hypha_devnet.rounds import Rounds, Slices, Trainer
+from hypha_messages.advertisement import WorkerSpec
+from hypha_messages.api import (
+    API,
+    DataAssignment,
+    DispatchJob,
+    DispatchJobOutcome,
+    ReportJobStatus,
+    ReportJobStatusReceived,
+    RequestData,
+    WorkerOffer,
+)
+from hypha_messages.job import (
+    AggregateConfig,
+    AggregateExecutor,
+    DataRecord,
+    ExecutorDescriptor,
+    ExecutorName,
+    JobSpec,
+    PeersReference,
+    SchedulerReference,
+    SelectionStrategy,
+    TrainConfig,
+    TrainExecutor,
+)
+from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
+from hypha_messages.types import Message
+from hypha_network.errors import NetworkError
+from hypha_network.network import Network
+
+logger = logging.getLogger(__name__)
+
+TRAIN_EXECUTOR = "diloco-transformer"
+AGGREGATE_EXECUTOR = "parameter-server"
+RECORD_RETRY_S = 0.5
+DISPATCH_TIMEOUT_S = 10.0
+STEP_WAIT_S = 5.0
+"""How long a trainer that has merged waits for word of that step from the parameter server, which may come after it."""
+FINISH_GRACE_S = 15.0
+"""How long workers are given to end their jobs and say so."""
+
+
+class JobFailedError(Exception):
+    """The job cannot go on; says why."""
+
+
+@dataclass
+class Dataset:
+    """Where the slices are."""
+
+    name: str
+    provider: str
+    slices: Slices
+
+
+class Scheduler:
+    """One job."""
+
+    def __init__(self, network: Network, job: DilocoJob, events: Events) -> None:
+        self._network = network
+        self._job = job
+        self._events = events
+        self._job_id = uuid.uuid4()
+        self._allocator = Allocator(network, events)
+        self._rounds = Rounds({}, job.rounds.avg_samples_between_updates, job.rounds.update_rounds)
+        self._dataset: Dataset | None = None
+        self._parameter_server = ""
+        self._tasks: dict[uuid.UUID, str] = {}
+        self._stepped = trio.Event()
+        self._changed = trio.Event()
+        self._failure: str | None = None
+        network.handle(API, self._answer)
+        network.handle(PROGRESS, self._progress)
+
+    async def run(self) -> None:
+        """Run the job to its end; JobFailedError or AllocationError if it has none."""
+        resources = self._job.resources
+        async with trio.open_nursery() as nursery:
+            await self._network.wait_ready()
+            self._dataset = await self._find_dataset(resources.deadline_s)
+            trainers, server = await self._allocate(nursery)
+            await self._dispatch(trainers, server)
+            await self._until(lambda: self._rounds.done)
+            with trio.move_on_after(FINISH_GRACE_S):
+                await self._until(lambda: not self._tasks)
+            nursery.cancel_scope.cancel()
+        self._events.emit("finished", job=str(self._job_id), rounds=self._rounds.round)
+
+    async def _allocate(self, nursery: trio.Nursery) -> tuple[list[Lease], Lease]:
+        resources = self._job.resources
+        for_training = Wanted(
+            "trainer",
+            WorkerSpec(resources=resources.worker, executor=[_descriptor("train")]),
+            resources.worker_price,
+            resources.num_workers,
+        )
+        for_aggregating = Wanted(
+            "parameter-server",
+            WorkerSpec(resources=resources.parameter_server, executor=[_descriptor("aggregate")]),
+            resources.parameter_server_price,
+            1,
+        )
+        trainers: list[Lease] = []
+        servers: list[Lease] = []
+
+        def keep(lease: Lease) -> None:
+            nursery.start_soon(self._hold, lease)
+
+        complete = False
+        while not complete:
+            for wanted, leases, others in (for_training, trainers, servers), (for_aggregating, servers, trainers):
+                peers = {lease.peer_id for lease in others}
+                await self._allocator.allocate(wanted, leases, keep, deadline_s=resources.deadline_s, excluded=peers)
+            complete = not any(lease.lost.is_set() for lease in trainers)
+        return trainers, servers[0]
+
+    async def _find_dataset(self, deadline_s: float) -> Dataset:
+        name = self._job.dataset.dataset
+        with trio.move_on_after(deadline_s):
+            while True:
+                try:
+                    record = await self._network.get_record(name)
+                    if record is not None and record.publisher is not None:
+                        count = DataRecord.model_validate_json(record.value).num_slices
+                        self._events.emit("dataset", dataset=name, provider=record.publisher, slices=count)
+                        return Dataset(name, record.publisher, Slices(count))
+                except (NetworkError, ValidationError) as error:
+                    logger.warning("no usable record of dataset %s yet: %s", name, error)
+                await trio.sleep(RECORD_RETRY_S)
+        raise JobFailedError(f"no data node announced the dataset {name!r} within {deadline_s:g} s")
+
+    async def _dispatch(self, trainers: list[Lease], server: Lease) -> None:
+        self._parameter_server = server.peer_id
+        for lease in trainers:
+            self._rounds.trainers[lease.peer_id] = Trainer(self._batch_size(lease))
+        peers = [lease.peer_id for lease in trainers]
+        self._rounds.started_at = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._dispatch_one, server, self._aggregate_spec(peers))
+            for lease in trainers:
+                nursery.start_soon(self._dispatch_one, lease, self._train_spec(lease.peer_id))
+
+    async def _dispatch_one(self, lease: Lease, spec: JobSpec) -> None:
+        task_id = uuid.uuid4()
+        self._tasks[task_id] = lease.peer_id
+        try:
+            outcome = await self._network.request(
+                lease.peer_id, API, DispatchJob(id=task_id, spec=spec), timeout_s=DISPATCH_TIMEOUT_S
+            )
+        except NetworkError as error:
+            raise JobFailedError(f"cannot dispatch to {lease.peer_id}: {error}") from error
+        if not isinstance(outcome, DispatchJobOutcome) or outcome.failed:
+            raise JobFailedError(f"{lease.peer_id} refused the job")
+        self._events.emit("dispatched", peer=lease.peer_id, role=lease.role, task=str(task_id), job=str(self._job_id))
+
+    def _batch_size(self, lease: Lease) -> int:
+        """How often the GPU memory asked for (a batch of one) fits; where none is asked for, the maximum."""
+        wanted_gpu, limit = self._job.resources.worker.gpu, self._job.rounds.max_batch_size or 2**31
+        if not wanted_gpu:
+            return self._job.rounds.max_batch_size or 1
+        return max(1, min(limit, math.floor(lease.offer.message.resources.gpu / wanted_gpu)))
+
+    def _train_spec(self, peer_id: str) -> JobSpec:
+        server = _peers([self._parameter_server])
+        job = self._job
+        config = TrainConfig(
+            model=job.model.model(),
+            data=SchedulerReference(peer=self._network.peer_id, dataset=job.dataset.dataset),
+            updates=server,
+            results=server,
+            optimizer=job.inner_optimizer,
+            batch_size=self._rounds.trainers[peer_id].batch_size,
+            preprocessor=job.preprocessor.preprocessor() if job.preprocessor else None,
+        )
+        return JobSpec(
+            job_id=self._job_id, executor=TrainExecutor(descriptor=ExecutorName(name=TRAIN_EXECUTOR), config=config)
+        )
+
+    def _aggregate_spec(self, trainers: list[str]) -> JobSpec:
+        config = AggregateConfig(
+            updates=_peers(trainers), results=_peers(trainers), optimizer=self._job.outer_optimizer
+        )
+        return JobSpec(
+            job_id=self._job_id,
+            executor=AggregateExecutor(descriptor=ExecutorName(name=AGGREGATE_EXECUTOR), config=config),
+        )
+
+    async def _hold(self, lease: Lease) -> None:
+        await self._allocator.keep(lease)
+        self._lose(lease.peer_id, "its lease is over")
+
+    def _lose(self, peer_id: str, reason: str) -> None:
+        """Go on without a worker, or note that the job cannot."""
+        if self._rounds.done or not self._takes_part(peer_id):
+            return
+        for task_id in [task_id for task_id, peer in self._tasks.items() if peer == peer_id]:
+            del self._tasks[task_id]
+        self._events.emit("worker_lost", peer=peer_id, reason=reason)
+        needed = self._job.resources.min_workers or self._job.resources.num_workers
+        if peer_id == self._parameter_server or not self._rounds.trainers:
+            self._failure = f"lost the worker {peer_id}: {reason}"
+        elif peer_id in self._rounds.trainers:
+            self._rounds.remove(peer_id)
+            if self._dataset is not None:
+                self._dataset.slices.give_back(peer_id)
+            if len(self._rounds.trainers) < needed:
+                self._failure = f"lost the trainer {peer_id}: {reason}; {needed} are needed"
+        self._notify()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while self._failure is None and not condition():
+            await self._changed.wait()
+        if self._failure is not None:
+            raise JobFailedError(self._failure)
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _answer(self, peer_id: str, request: Message) -> Message | None:
+        match request:
+            case WorkerOffer():
+                return self._allocator.take_offer(peer_id, request)
+            case RequestData():
+                return self._next_slice(peer_id, request.dataset)
+            case ReportJobStatus():
+                self._job_status(peer_id, request)
+                return ReportJobStatusReceived()
+        return None
+
+    def _next_slice(self, peer_id: str, name: str) -> DataAssignment:
+        dataset = self._dataset
+        if dataset is None or name != dataset.name or not dataset.slices.count:
+            return DataAssignment()
+        if peer_id not in self._rounds.trainers:
+            return DataAssignment(error="this peer is no trainer of the job")
+        index = dataset.slices.next(peer_id)
+        self._events.emit("slice", peer=peer_id, index=index, epoch=dataset.slices.epoch)
+        return DataAssignment(data_provider=dataset.provider, index=index)
+
+    def _job_status(self, peer_id: str, report: ReportJobStatus) -> None:
+        if self._tasks.get(report.task_id) != peer_id:
+            logger.warning("%s reports the status of a task that is not its own", peer_id)
+            return
+        self._events.emit("job_status", peer=peer_id, status=report.status.type)
+        if report.status.type == "Failed":
+            self._lose(peer_id, "its job failed; its log says why")
+        elif report.status.type == "Finished":
+            del self._tasks[report.task_id]
+            if not self._rounds.finished:
+                self._lose(peer_id, "its job ended before the last round")
+        self._notify()
+
+    async def _progress(self, peer_id: str, report: ReportProgress) -> ProgressResponse:
+        progress = report.progress
+        if report.job_id != self._job_id or not self._takes_part(peer_id):
+            logger.warning("%s reports progress of a job that is not its own", peer_id)
+            return ProgressResponse(type="Error")
+        if progress.metrics is not None:
+            self._events.emit("metrics", peer=peer_id, round=progress.metrics.round, metrics=progress.metrics.metrics)
+            return ProgressResponse(type="Ok")
+        if (progress.stage == "updated") != (peer_id == self._parameter_server):
+            return ProgressResponse(type="Error")
+        if progress.status is not None:
+            return self._batch_done(peer_id, progress.status.batch_size)
+        return await self._staged(peer_id, progress.stage)
+
+    async def _staged(self, peer_id: str, stage: str | None) -> ProgressResponse:
+        match stage:
+            case "updated":
+                return self._server_stepped()
+            case "update-received":
+                return await self._update_received(peer_id)
+        self._rounds.update_started(peer_id)
+        self._events.emit("updating", peer=peer_id, round=self._rounds.round)
+        return ProgressResponse(type="Ok")
+
+    def _takes_part(self, peer_id: str) -> bool:
+        return peer_id in self._rounds.trainers or peer_id == self._parameter_server
+
+    def _batch_done(self, peer_id: str, batch_size: int) -> ProgressResponse:
+        counter = self._rounds.batch_done(peer_id, batch_size, trio.current_time())
+        self._events.emit(
+            "batch", peer=peer_id, round=self._rounds.round, batch_size=batch_size, samples=self._rounds.samples
+        )
+        if counter is None:
+            return ProgressResponse(type="Continue")
+        self._events.emit("update_scheduled", peer=peer_id, round=self._rounds.round, batches=counter)
+        return ProgressResponse(type="ScheduleUpdate", counter=counter)
+
+    def _server_stepped(self) -> ProgressResponse:
+        started_at = self._rounds.started_at
+        now = trio.current_time()
+        if self._rounds.updated(now):
+            self._events.emit(
+                "round", round=self._rounds.round, of=self._rounds.rounds, seconds=round(now - started_at, 3)
+            )
+            self._stepped.set()
+            self._stepped = trio.Event()
+        return ProgressResponse(type="Done" if self._rounds.finished else "Ok")
+
+    async def _update_received(self, peer_id: str) -> ProgressResponse:
+        if self._rounds.awaits_step(peer_id):
+            with trio.move_on_after(STEP_WAIT_S):
+                await self._stepped.wait()
+        if peer_id not in self._rounds.trainers:
+            return ProgressResponse(type="Error")
+        done = self._rounds.update_received(peer_id)
+        self._events.emit("update_received", peer=peer_id, round=self._rounds.round, done=done)
+        self._notify()
+        return ProgressResponse(type="Done" if done else "Continue")
+
+
+async def run_scheduler(config: SchedulerConfig, events: Events) -> int:
+    """Run the job; the exit code: 0 when it is done, 1 when it failed."""
+    async with join(config) as network:
+        events.emit("listening", peer_id=network.peer_id, addresses=network.addresses())
+        try:
+            await Scheduler(network, config.scheduler.job, events).run()
+        except* (JobFailedError, AllocationError) as group:
+            reasons = "; ".join(str(error) for error in leaves(group))
+            logger.error("the job failed: %s", reasons)  # noqa: TRY400 - the reason says it all
+            events.emit("failed", reason=reasons)
+            return_code = 1
+        else:
+            return_code = 0
+    return return_code
+
+
+def _descriptor(class_: str) -> ExecutorDescriptor:
+    name = TRAIN_EXECUTOR if class_ == "train" else AGGREGATE_EXECUTOR
+    return ExecutorDescriptor.model_validate({"class": class_, "name": name})
+
+
+def _peers(peers: list[str]) -> PeersReference:
+    return PeersReference(peers=peers, strategy=SelectionStrategy(type="All"))
