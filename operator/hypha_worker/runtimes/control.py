@@ -1,0 +1,336 @@
+"""The directories of a host's jobs: everything between a job and its supervisor, step by step.
+
+A control directory is made first and removed last, its record written first and removed first, so it says at any moment
+what there is of a job: with a record but no supervisor yet, its launch was interrupted; with its lock held, it runs; with
+an `exit.json`, it ended; else its supervisor was killed. The node may be killed between any two steps: the next one takes
+it from there. These are blocking functions; the runtime calls them in threads.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+from hypha_messages.job import JobSpec
+from hypha_messages.types import Message, PeerId, Resources, Uuid
+from hypha_worker.runtime import Failed, Finished, Job, LaunchError
+from hypha_worker.runtimes import launch, limits, processes, supervisor
+from hypha_worker.runtimes.launch import ExecutorCommand, JobPaths
+from hypha_worker.runtimes.processes import write_whole
+
+logger = logging.getLogger(__name__)
+
+_SUPERVISOR_START_S: Final = 10.0
+_KILL_FOR_S: Final = 10.0
+_LAST_LINES: Final = 20
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """What the process runtime is told.
+
+    Attributes:
+        work_dir: holds the connector's socket and everything of the jobs.
+        executors: how each executor is started, by descriptor (`class/name`).
+        bridge: the bridge's program; `--config FILE` is added.
+        bridge_options: more keys of the bridge's configuration file.
+        start_s: how long the bridge may take until it listens.
+        grace_s: how long a job may outlive its lease while the node is gone.
+        kill_after_s: how long a job has from SIGTERM to SIGKILL.
+        drain_s: how long sends in flight may take once the executor has ended well.
+        log_bytes: size of each of the two files of a job's output.
+    """
+
+    work_dir: Path
+    executors: Mapping[str, ExecutorCommand]
+    bridge: tuple[str, ...] = launch.BRIDGE
+    bridge_options: Mapping[str, Any] = field(default_factory=dict)
+    start_s: float = 60.0
+    grace_s: float = 5.0
+    kill_after_s: float = 5.0
+    drain_s: float = 120.0
+    log_bytes: int = 4 * 1024 * 1024
+
+    @property
+    def connector_socket(self) -> Path:
+        """Where the node's connector API listens."""
+        return self.work_dir / "connector.sock"
+
+
+class JobRecord(Message):
+    """A job as its control directory remembers it."""
+
+    task_id: Uuid
+    lease_id: Uuid
+    scheduler: PeerId
+    spec: JobSpec
+    resources: Resources
+    token: str
+
+    def job(self, deadline: float) -> Job:
+        """Return the job, with the deadline that is kept beside the record."""
+        return Job(self.task_id, self.lease_id, self.scheduler, self.spec, self.resources, deadline, self.token)
+
+
+@dataclass
+class Supervised:
+    """A job whose supervisor runs.
+
+    Attributes:
+        pidfd: readable once the supervisor has ended.
+        process: the supervisor, if this process started it.
+        notify_fd: says once that the executor runs, if this process started the supervisor.
+    """
+
+    paths: JobPaths
+    pidfd: int
+    process: subprocess.Popen[bytes] | None = None
+    notify_fd: int | None = None
+
+
+class ControlDirectories:
+    """All jobs below one work directory."""
+
+    def __init__(self, config: ProcessConfig) -> None:
+        self._config = config
+        self._jobs_dir = config.work_dir / "jobs"
+        self._jobs_dir.mkdir(mode=0o700, exist_ok=True)
+        self._hierarchies = limits.find_hierarchies()
+
+    def paths(self, task_id: UUID | str) -> JobPaths:
+        """Return where the parts of a job are."""
+        return JobPaths(self._jobs_dir / str(task_id), self._config.work_dir / f"hypha-{task_id}")
+
+    def launch(self, job: Job) -> Supervised:
+        """Record the job and start its supervisor. LaunchError, and nothing left of it, if that fails."""
+        paths = self.paths(job.task_id)
+        try:
+            paths.control.mkdir(mode=0o700)
+        except OSError as error:
+            raise LaunchError(f"task {job.task_id} cannot be recorded: {error}") from error
+        try:
+            record = JobRecord(**{name: getattr(job, name) for name in JobRecord.model_fields})
+            write_whole(paths.control / supervisor.DEADLINE_FILE, repr(job.deadline))
+            write_whole(paths.record, record.model_dump_json())
+            return self._start(record, paths)
+        except LaunchError:
+            self.remove(paths)
+            raise
+        except OSError as error:
+            self.remove(paths)
+            raise LaunchError(f"task {job.task_id} cannot be set up in {self._config.work_dir}: {error}") from error
+
+    def adopt(self) -> list[tuple[Job, Supervised | None]]:
+        """Find the jobs of an earlier node; None for those that ended. What belongs to no job is removed."""
+        found = [adopted for control in sorted(self._jobs_dir.iterdir()) if (adopted := self._adopt(control))]
+        for path in self._config.work_dir.glob("hypha-*"):
+            if not (self._jobs_dir / path.name.removeprefix("hypha-")).exists():
+                logger.info("removing %s, which belongs to no job", path)
+                remove_tree(path)
+        return found
+
+    def conclude(self, task_id: UUID) -> Finished | Failed:
+        """Kill and remove all of a job whose supervisor is gone, but not its record; return how it ended."""
+        paths = self.paths(task_id)
+        _clear(paths)
+        try:
+            ended = supervisor.Exit(**json.loads((paths.control / supervisor.EXIT_FILE).read_text()))
+        except (OSError, ValueError, TypeError):
+            return Failed(task_id, _reason_without_exit(paths), _last_lines(paths.control / "supervisor.log"))
+        return Finished(task_id) if ended.finished else Failed(task_id, ended.reason, tuple(ended.last_lines))
+
+    def remove(self, paths: JobPaths) -> None:
+        """Remove all that is left of a job."""
+        _clear(paths)
+        paths.record.unlink(missing_ok=True)
+        remove_tree(paths.control)
+
+    def _start(self, record: JobRecord, paths: JobPaths) -> Supervised:
+        """Make what the processes need and start the supervisor; also again, after a launch that was interrupted."""
+        applied = self._apply_limits(record)
+        remove_tree(paths.work)
+        for directory in (paths.work, paths.work / launch.TEMPORARY):
+            directory.mkdir(mode=0o700)
+        job_json = record.spec.model_dump_json()
+        write_whole(paths.job_file, job_json, durable=False)
+        write_whole(paths.token_file, record.token, durable=False)
+        bridge = launch.bridge_config(
+            paths,
+            self._config.connector_socket,
+            applied.storage_bytes,
+            self._config.drain_s,
+            self._config.bridge_options,
+        )
+        write_whole(paths.bridge_config, json.dumps(bridge), durable=False)
+        plan = self._plan(record, paths, applied, job_json)
+        write_whole(paths.control / supervisor.PLAN_FILE, plan.to_json(), durable=False)
+        return _start_supervisor(paths)
+
+    def _apply_limits(self, record: JobRecord) -> limits.Limits:
+        planned = limits.plan_limits(record.resources, record.task_id, self._hierarchies)
+        try:
+            limits.create_groups(planned.groups)
+        except OSError as error:
+            logger.warning("no control groups for job %s: %s", record.task_id, error)
+            planned = limits.plan_limits(record.resources, record.task_id, ())
+        logger.info("limits of job %s: %s", record.task_id, planned)
+        if planned.unlimited:
+            logger.warning("this host cannot limit the %s of job %s", " and ".join(planned.unlimited), record.task_id)
+        return planned
+
+    def _plan(self, record: JobRecord, paths: JobPaths, applied: limits.Limits, job_json: str) -> supervisor.Plan:
+        executor = self._config.executors.get(str(record.spec.descriptor))
+        if executor is None:
+            raise LaunchError(f"there is no executor {record.spec.descriptor} in the configuration")
+        values = launch.variables(paths, job_json)
+        if any("{JOB_JSON}" in arg for arg in executor.args):
+            logger.warning(
+                "the args of executor %s hold {JOB_JSON}: tokens in it show in the process list; {JOB_FILE} hides them",
+                record.spec.descriptor,
+            )
+        return supervisor.Plan(
+            work_dir=str(paths.work),
+            socket=str(paths.socket),
+            bridge=supervisor.Command(
+                args=[*self._config.bridge, "--config", str(paths.bridge_config)],
+                env=launch.bridge_environment(os.environ, paths.work),
+            ),
+            executor=supervisor.Command(
+                args=launch.executor_args(executor.args, values),
+                env=launch.executor_environment(os.environ, values, applied.threads, executor.environment),
+            ),
+            rlimits=dict(applied.rlimits),
+            groups=[str(group.path) for group in applied.groups],
+            oom_counter=str(applied.oom_counter) if applied.oom_counter else None,
+            storage_bytes=applied.storage_bytes,
+            start_s=self._config.start_s,
+            grace_s=self._config.grace_s,
+            kill_after_s=self._config.kill_after_s,
+            drain_s=self._config.drain_s,
+            log_bytes=self._config.log_bytes,
+        )
+
+    def _adopt(self, control: Path) -> tuple[Job, Supervised | None] | None:
+        """Look at one control directory; None when no job is in it, and it is removed."""
+        paths = self.paths(control.name)
+        try:
+            record = JobRecord.model_validate_json(paths.record.read_bytes())
+            deadline = float((control / supervisor.DEADLINE_FILE).read_text())
+        except (OSError, ValueError) as error:
+            logger.info("removing %s, which holds no job: %s", control, error)
+            self.remove(paths)
+            return None
+        job = record.job(deadline)
+        if running := _find_supervisor(paths):
+            return job, running
+        started = (control / supervisor.PID_FILE).exists()
+        if started or (control / supervisor.STOP_FILE).exists() or time.time() > deadline:
+            return job, None
+        logger.info("going on with the launch of job %s, which was interrupted", record.task_id)
+        try:
+            return job, self._start(record, paths)
+        except (OSError, LaunchError) as error:
+            logger.warning("job %s cannot be launched: %s", record.task_id, error)
+            return job, None
+
+
+def _start_supervisor(paths: JobPaths) -> Supervised:
+    lock_fd = os.open(paths.control / supervisor.LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    notify_fd, notify_end = os.pipe()
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (paths.control / "supervisor.log").open("ab") as log:
+            process = subprocess.Popen(
+                supervisor.command(paths.control / supervisor.PLAN_FILE, lock_fd, notify_end),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
+                start_new_session=True,
+                pass_fds=(lock_fd, notify_end),
+            )
+        return Supervised(paths, os.pidfd_open(process.pid), process, notify_fd)
+    except OSError:
+        os.close(notify_fd)
+        raise
+    finally:
+        os.close(lock_fd)
+        os.close(notify_end)
+
+
+def _find_supervisor(paths: JobPaths) -> Supervised | None:
+    """Return the supervisor that holds the lock; one that has just been started has not written its id yet."""
+    until = time.monotonic() + _SUPERVISOR_START_S
+    while _is_locked(paths.control / supervisor.LOCK_FILE) and time.monotonic() < until:
+        with contextlib.suppress(OSError, ValueError):
+            pidfd = os.pidfd_open(int((paths.control / supervisor.PID_FILE).read_text()))
+            if _is_locked(paths.control / supervisor.LOCK_FILE):  # so it lived when its id was looked up
+                return Supervised(paths, pidfd)
+            os.close(pidfd)
+        time.sleep(0.02)
+    return None
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _clear(paths: JobPaths) -> None:
+    """Kill and remove all of a job but its control directory."""
+    groups: list[str] = []
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        groups = supervisor.Plan.from_json((paths.control / supervisor.PLAN_FILE).read_text()).groups
+    until = time.monotonic() + _KILL_FOR_S
+    while (left := processes.strays(str(paths.work)) | processes.members(groups)) and time.monotonic() < until:
+        processes.kill(left)
+        time.sleep(0.005)
+    if left:
+        logger.warning("processes of %s cannot be killed: %s", paths.work, sorted(left))
+    limits.remove_groups([Path(group) for group in groups])
+    remove_tree(paths.work)
+
+
+def _reason_without_exit(paths: JobPaths) -> str:
+    with contextlib.suppress(OSError):
+        return (paths.control / supervisor.STOP_FILE).read_text()
+    if (paths.control / supervisor.PID_FILE).exists():
+        return "its supervisor was killed"
+    return "its supervisor could not be started"
+
+
+def _last_lines(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text(errors="replace").splitlines()[-_LAST_LINES:])
+    except OSError:
+        return ()
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory, whatever a job has made of its contents; logs what stays."""
+    for _ in range(2):
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            return
+        except (OSError, RecursionError):  # without permissions for itself, or deeper than names and stacks are long
+            subprocess.run(["chmod", "-R", "u+rwX", "--", str(path)], check=False, stderr=subprocess.DEVNULL)
+            subprocess.run(["rm", "-rf", "--", str(path)], check=False, stderr=subprocess.DEVNULL)
+    if path.exists():
+        logger.warning("%s cannot be removed", path)

@@ -1,0 +1,169 @@
+"""What a job's processes are started with: commands, environments, the bridge's configuration. Pure functions."""
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from hypha_worker.runtime import LaunchError
+
+PARAMETER_SERVER: Final = (
+    *(sys.executable, "-m", "hypha_parameter_server"),
+    *("--socket", "{SOCKET_PATH}", "--work-dir", "{WORK_DIR}", "--job-file", "{JOB_FILE}"),
+)
+"""The command of executors with the runtime `parameter-server`."""
+
+TEMPORARY: Final = "tmp"
+"""The job's directory for temporary files, in its work directory."""
+
+BRIDGE: Final = (sys.executable, "-m", "hypha_bridge")
+
+_LONGEST_SOCKET_PATH: Final = 107  # sun_path, without its closing zero
+_LONGEST_TMPDIR: Final = _LONGEST_SOCKET_PATH - len(
+    "/pymp-12345678/listener-12345678"
+)  # where multiprocessing has its sockets
+_LONGEST_VARIABLE: Final = (
+    128 * 1024 - 1
+)  # one argument or variable of a program (MAX_ARG_STRLEN), without its closing zero
+_PASSED_ON: Final = re.compile(
+    r"PATH|LANG|LANGUAGE|LC_\w+|TZ|TERM|TMPDIR|LD_LIBRARY_PATH|SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE"
+    r"|XDG_CACHE_HOME|PYTHON(UNBUFFERED|UTF8|NOUSERSITE|WARNINGS)"
+    r"|(CUDA|NVIDIA|NCCL|ROCR|HIP|HSA|GLOO|TORCH|PYTORCH|TORCHINDUCTOR|TRITON|ACCELERATE|OMP|MKL|OPENBLAS|HF|UV)_\w+"
+)
+_PROXIES: Final = re.compile(r"(https?|all|no)_proxy", re.IGNORECASE)
+_SECRET: Final = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|PRIVATE|API_?KEY|AUTH|INDEX", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class JobPaths:
+    """Where the parts of a job are.
+
+    Attributes:
+        control: the control directory, which the job never sees.
+        work: the job's own work directory.
+    """
+
+    control: Path
+    work: Path
+
+    @property
+    def socket(self) -> Path:
+        """Where the bridge listens."""
+        return self.work / "bridge.sock"
+
+    @property
+    def job_file(self) -> Path:
+        """The specification, as the executor reads it."""
+        return self.work / "job.json"
+
+    @property
+    def record(self) -> Path:
+        """What the node must not forget about the job."""
+        return self.control / "job.json"
+
+    @property
+    def token_file(self) -> Path:
+        """The bridge's token for the connector API."""
+        return self.control / "token"
+
+    @property
+    def bridge_config(self) -> Path:
+        """The bridge's configuration."""
+        return self.control / "bridge.json"
+
+    @property
+    def bridge_state(self) -> Path:
+        """Where the bridge stages files."""
+        return self.control / "bridge"
+
+
+@dataclass(frozen=True)
+class ExecutorCommand:
+    """How an executor is started.
+
+    Attributes:
+        args: program and arguments, in which the placeholders are replaced.
+        environment: variables that it gets besides those every job gets.
+    """
+
+    args: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_work_dir(work_dir: Path) -> None:
+    """Refuse a work directory in which a job's socket would have no valid name; ValueError."""
+    room = _LONGEST_SOCKET_PATH - len("/hypha-12345678-1234-1234-1234-123456789012/bridge.sock")
+    if len(str(work_dir).encode()) > room:
+        raise ValueError(
+            f"work_dir {work_dir} is longer than {room} bytes: paths of Unix sockets are short; choose another"
+        )
+
+
+def variables(paths: JobPaths, job_json: str) -> dict[str, str]:
+    """Return the placeholders and what stands for them."""
+    return {
+        "SOCKET_PATH": str(paths.socket),
+        "WORK_DIR": str(paths.work),
+        "JOB_JSON": job_json,
+        "JOB_FILE": str(paths.job_file),
+    }
+
+
+def executor_args(template: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    """Replace the placeholders; braces that name none stay. LaunchError if an argument gets too long for the kernel."""
+    known = re.compile("|".join(f"{{{name}}}" for name in values))
+    args = [known.sub(lambda match: values[match[0][1:-1]], arg) for arg in template]
+    if any(len(arg.encode()) > _LONGEST_VARIABLE for arg in args):
+        raise LaunchError(
+            f"the job is too long for an argument ({_LONGEST_VARIABLE} bytes): use {{JOB_FILE}} instead of {{JOB_JSON}}"
+            f" in the executor's args"
+        )
+    return args
+
+
+def executor_environment(
+    host: Mapping[str, str], values: Mapping[str, str], threads: int | None, extra: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the executor's environment: what it needs of the host's, nothing that looks like a secret, its job."""
+    work_dir = values["WORK_DIR"]
+    temporary = f"{work_dir}/{TEMPORARY}"
+    environment = _passed_on(host)
+    home = host.get("HOME")
+    if home:  # programs that uv has downloaded once need not be downloaded for every job
+        environment.setdefault("UV_CACHE_DIR", f"{home}/.cache/uv")
+        environment.setdefault("UV_PYTHON_INSTALL_DIR", f"{home}/.local/share/uv/python")
+    environment["HOME"] = work_dir
+    if len(temporary.encode()) <= _LONGEST_TMPDIR:
+        environment["TMPDIR"] = temporary
+    if threads:
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+    environment.update(extra)
+    environment.update({k: v for k, v in values.items() if len(f"{k}={v}".encode()) <= _LONGEST_VARIABLE})
+    return environment
+
+
+def bridge_environment(host: Mapping[str, str], work_dir: Path) -> dict[str, str]:
+    """Return the bridge's environment; it alone downloads, so it alone is told of proxies."""
+    environment = _passed_on(host) | {k: v for k, v in host.items() if _PROXIES.fullmatch(k)}
+    return environment | {"HOME": host.get("HOME", "/"), "WORK_DIR": str(work_dir)}
+
+
+def _passed_on(host: Mapping[str, str]) -> dict[str, str]:
+    return {k: v for k, v in host.items() if _PASSED_ON.fullmatch(k) and not _SECRET.search(k)}
+
+
+def bridge_config(
+    paths: JobPaths, connector: Path, storage_bytes: int | None, drain_s: float, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the bridge's configuration file's contents."""
+    return dict(options) | {
+        "job_file": str(paths.job_file),
+        "work_dir": str(paths.work),
+        "socket": str(paths.socket),
+        "connector": {"uds": str(connector), "token_file": str(paths.token_file)},
+        "storage_bytes": storage_bytes,
+        "state_dir": str(paths.bridge_state),
+        "drain_s": drain_s,
+    }

@@ -1,0 +1,144 @@
+"""Jobs as processes of this host: each has a supervisor that outlives the node, and directories of its own."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+from uuid import UUID
+
+import trio
+
+from hypha_worker.runtime import AdoptedJob, Job, JobEvent, LaunchError, Started
+from hypha_worker.runtimes import launch, supervisor
+from hypha_worker.runtimes.control import ControlDirectories, ProcessConfig, Supervised
+from hypha_worker.runtimes.processes import write_whole
+
+logger = logging.getLogger(__name__)
+
+_BEYOND_KILL_S: Final = 15.0
+"""How much longer than its job's own patience a supervisor may take to end before it is killed itself."""
+
+
+class ProcessRuntime:
+    """A `Runtime` whose jobs are processes; `open_process_runtime` makes one."""
+
+    def __init__(self, config: ProcessConfig, nursery: trio.Nursery) -> None:
+        self._config = config
+        self._nursery = nursery
+        self._directories = ControlDirectories(config)
+        self._send_event, self._events = trio.open_memory_channel[JobEvent](0)
+        self._running: dict[UUID, Supervised] = {}
+        self._launching: dict[UUID, trio.Event] = {}
+        self._ending: dict[UUID, trio.Event] = {}
+
+    @property
+    def events(self) -> trio.MemoryReceiveChannel[JobEvent]:
+        """What becomes of the jobs."""
+        return self._events
+
+    async def launch(self, job: Job) -> None:
+        """Start the job; returns once its supervisor is on its way. LaunchError if it cannot run here."""
+        if job.task_id in self._ending or job.task_id in self._launching:
+            raise LaunchError(f"task {job.task_id} exists already")
+        self._launching[job.task_id] = trio.Event()
+        try:
+            with trio.CancelScope(shield=True):  # half launched, nobody would watch it
+                self._follow(job.task_id, await trio.to_thread.run_sync(self._directories.launch, job))
+        finally:
+            self._launching.pop(job.task_id).set()
+
+    async def extend(self, task_id: UUID, deadline: float) -> None:
+        """Let the job run until `deadline` (seconds since the epoch) if the node is gone. Unknown jobs are ignored."""
+        await self._launched(task_id)
+        if supervised := self._running.get(task_id):
+            write_whole(supervised.paths.control / supervisor.DEADLINE_FILE, repr(deadline), durable=False)
+
+    async def terminate(self, task_id: UUID, reason: str) -> None:
+        """Tell the job to end and return once nothing of it is left. Unknown jobs are ignored."""
+        await self._launched(task_id)
+        if supervised := self._running.get(task_id):
+            stop_file = supervised.paths.control / supervisor.STOP_FILE
+            if not stop_file.exists():
+                write_whole(stop_file, reason)
+            _signal(supervised, signal.SIGTERM)
+        if ended := self._ending.get(task_id):
+            with trio.move_on_after(self._config.kill_after_s + _BEYOND_KILL_S):
+                await ended.wait()
+            if not ended.is_set() and task_id in self._running:
+                logger.warning("the supervisor of job %s does not end; killing it", task_id)
+                _signal(self._running[task_id], signal.SIGKILL)
+            await ended.wait()
+
+    async def adopt(self) -> list[AdoptedJob]:
+        """Find what outlived the node, once, before anything is launched; what is left of dead jobs is removed."""
+        with trio.CancelScope(shield=True):
+            found = await trio.to_thread.run_sync(self._directories.adopt)
+            for job, supervised in found:
+                self._follow(job.task_id, supervised)
+        return [AdoptedJob(job, running=supervised is not None) for job, supervised in found]
+
+    async def _launched(self, task_id: UUID) -> None:
+        if launching := self._launching.get(task_id):
+            await launching.wait()
+
+    def _follow(self, task_id: UUID, supervised: Supervised | None) -> None:
+        self._ending[task_id] = trio.Event()
+        if supervised:
+            self._running[task_id] = supervised
+        self._nursery.start_soon(self._follow_to_end, task_id, supervised)
+
+    async def _follow_to_end(self, task_id: UUID, supervised: Supervised | None) -> None:
+        """Watch the supervisor; then remove what is left and report, the record last, once the report is taken."""
+        if supervised:
+            await self._watch(task_id, supervised)
+        event = await trio.to_thread.run_sync(self._directories.conclude, task_id)
+        await self._send(event)
+        await trio.to_thread.run_sync(self._directories.remove, self._directories.paths(task_id))
+        self._ending.pop(task_id).set()
+
+    async def _watch(self, task_id: UUID, supervised: Supervised) -> None:
+        try:
+            if supervised.notify_fd is not None:
+                await trio.lowlevel.wait_readable(supervised.notify_fd)
+                if os.read(supervised.notify_fd, len(supervisor.STARTED)) == supervisor.STARTED:
+                    await self._send(Started(task_id))
+            await trio.lowlevel.wait_readable(supervised.pidfd)
+            if supervised.process:
+                supervised.process.wait()  # it has ended: this only reaps it
+        finally:
+            del self._running[task_id]
+            for fd in (supervised.pidfd, supervised.notify_fd):
+                if fd is not None:
+                    os.close(fd)
+
+    async def _send(self, event: JobEvent) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):  # the node is closing
+            await self._send_event.send(event)
+
+
+def _signal(supervised: Supervised, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(supervised.pidfd, number)
+
+
+@asynccontextmanager
+async def open_process_runtime(config: ProcessConfig) -> AsyncIterator[ProcessRuntime]:
+    """Open the work directory for this node alone. What still runs when this ends goes on, for the next node to adopt.
+
+    Raises:
+        ValueError: the work directory cannot be used, or another node uses it.
+    """
+    launch.check_work_dir(config.work_dir)
+    config.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (config.work_dir / "node.lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another node uses work_dir {config.work_dir}") from error
+        async with trio.open_nursery() as nursery:
+            yield ProcessRuntime(config, nursery)
+            nursery.cancel_scope.cancel()
