@@ -1,0 +1,464 @@
+"""The yamux protocol without input or output: bytes that arrived go in, bytes to send come out.
+
+A connection is a `Core`, a stream on it a `StreamState`. The task layer is `hypha_network.yamux`.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from struct import Struct
+
+HEADER = Struct(">BBHII")  # version, type, flags, stream id, length
+HEADER_BYTES = HEADER.size
+VERSION = 0
+DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
+SYN, ACK, FIN, RST = 1, 2, 4, 8
+NORMAL, PROTOCOL_ERROR, INTERNAL_ERROR = range(3)
+"""What a GO_AWAY says."""
+
+INITIAL_WINDOW = 256 * 1024
+"""What each side may send on a new stream before it hears of the other; fixed by the specification."""
+MAX_UINT32 = 0xFFFF_FFFF
+
+Buffer = bytes | bytearray | memoryview
+
+
+class ProtocolError(Exception):
+    """The peer broke the protocol; the connection cannot go on."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a connection may cost. Memory for data received is bounded by `initial windows + growth_bytes`."""
+
+    max_window_bytes: int = 16 * 1024 * 1024
+    """How far the receive window of a stream may grow."""
+    growth_bytes: int = 64 * 1024 * 1024
+    """How far all receive windows of a connection together may grow beyond the initial ones."""
+    max_inbound_streams: int = 256
+    """How many streams the peer may have open; more are reset."""
+    max_outbound_streams: int = 256
+    """How many streams this node has open; as many may await the peer's acknowledgement, so none is counted."""
+    max_unsent_answers_bytes: int = 16 * 1024
+    """How many bytes of answers to pings and to refused streams may wait until the peer reads them."""
+    frame_bytes: int = 64 * 1024
+    """Data in one frame, and what a stream sends before the next one's turn. Rust peers take at most 1 MiB."""
+    batch_bytes: int = 256 * 1024
+    """Roughly what is sent in one write."""
+    busy_s: float = 0.1
+    """A window half used up within this time, and two round trips, is too small."""
+
+
+@dataclass(eq=False)
+class StreamState:
+    """One stream: what arrived and was not yet taken, what is to be sent, and the windows of both directions."""
+
+    stream_id: int
+    flags: int
+    """SYN or ACK: to go out with the next frame."""
+    last_update_s: float
+    outbound: bool
+    received: bytearray = field(default_factory=bytearray)
+    receive_window: int = INITIAL_WINDOW
+    """What the peer may still send."""
+    max_window: int = INITIAL_WINDOW
+    """The receive window when all that arrived was taken."""
+    fin_received: bool = False
+    abandoned: bool = False
+    """Nobody will take what arrives."""
+    unsent: deque[memoryview] = field(default_factory=deque)
+    unsent_bytes: int = 0
+    sent_bytes: int = 0
+    send_window: int = INITIAL_WINDOW
+    eof: bool = False
+    """Nothing will be added to `unsent`."""
+    fin_sent: bool = False
+    failure: str = ""
+    """Why the stream was broken off, if it was."""
+    scheduled: bool = False
+    wake: Callable[[], object] = lambda: None
+    """Called when there is something to take, something was sent, or the stream ended."""
+
+    @property
+    def readable(self) -> bool:
+        """Whether `take` has an answer."""
+        return bool(self.received or self.fin_received or self.failure or self.abandoned)
+
+
+class Core:
+    """One side of a connection."""
+
+    def __init__(self, *, is_initiator: bool, clock: Callable[[], float], limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.streams: dict[int, StreamState] = {}
+        self.incoming: deque[StreamState] = deque()
+        """Streams that the peer opened, to be had with `accept`."""
+        self.failure = ""
+        """Why the connection ended, if it did."""
+        self.peer_goodbye: int | None = None
+        """What the peer's GO_AWAY said, once it sent one."""
+        self.rtt_s: float | None = None
+        """The shortest round trip seen."""
+        self.refused_streams = 0
+        self._clock = clock
+        self._parity = 1 if is_initiator else 0
+        self._next_id = 1 if is_initiator else 2
+        self._grown_bytes = 0
+        self._header = bytearray()
+        self._body_bytes = 0
+        self._body_stream: StreamState | None = None
+        self._body_fin = False
+        self._answers = bytearray()
+        self._goodbye: bytes | None = None
+        self._ready: deque[StreamState] = deque()
+        self._touched: set[StreamState] = set()
+        self._ping: tuple[int, float] | None = None
+        self._nonce = 0
+
+    # Streams
+
+    @property
+    def can_open(self) -> bool:
+        """Whether `open` may be called now; streams that end make room."""
+        return sum(stream.outbound for stream in self.streams.values()) < self.limits.max_outbound_streams
+
+    @property
+    def closing(self) -> bool:
+        """Whether no more streams can be opened."""
+        return bool(self.failure) or self._goodbye is not None or self.peer_goodbye is not None
+
+    def open(self) -> StreamState:
+        """Open a stream; the peer hears of it with the first frame."""
+        stream = self._add(self._next_id, SYN, outbound=True)
+        self._next_id += 2
+        self._schedule(stream)
+        return stream
+
+    def accept(self) -> StreamState:
+        """Take and acknowledge the oldest of `incoming`."""
+        stream = self.incoming.popleft()
+        if not stream.failure:
+            self._schedule(stream)
+        return stream
+
+    def take(self, stream: StreamState, max_bytes: int | None = None) -> bytearray | None:
+        """Return what arrived, and make room for as much; None if there is nothing."""
+        data = stream.received
+        if not data:
+            return None
+        if max_bytes is None or max_bytes >= len(data):
+            stream.received = bytearray()
+        else:
+            data = data[:max_bytes]
+            del stream.received[:max_bytes]
+        if self._credit(stream):
+            self._schedule(stream)
+        return data
+
+    def send(self, stream: StreamState, data: memoryview) -> int:
+        """Queue data, which must not change until it is sent; return what `sent_bytes` will be then."""
+        stream.unsent.append(data)
+        stream.unsent_bytes += len(data)
+        self._schedule(stream)
+        return stream.sent_bytes + stream.unsent_bytes
+
+    def send_eof(self, stream: StreamState) -> None:
+        """Tell the peer, after all that is queued, that nothing follows."""
+        stream.eof = True
+        self._schedule(stream)
+
+    def abandon(self, stream: StreamState) -> None:
+        """Drop what arrived and what will arrive; a peer that sends much more is told by a reset."""
+        stream.abandoned = True
+        stream.received = bytearray()
+        self._touched.add(stream)
+        self._cut_off(stream)
+        self._notify()
+
+    def reset(self, stream: StreamState, reason: str) -> None:
+        """Break a stream off: drop what is queued and what arrived, and tell the peer."""
+        if stream.failure:
+            return
+        closed = stream.fin_sent and stream.fin_received
+        known = not stream.flags & SYN
+        self._break(stream, reason)
+        stream.received = bytearray()
+        if known and not closed:
+            self._answers += HEADER.pack(VERSION, WINDOW_UPDATE, RST, stream.stream_id, 0)
+        self._notify()
+
+    # The connection
+
+    def ping(self) -> None:
+        """Measure the round trip, and see whether the peer is alive."""
+        if self._ping is None:
+            self._nonce = (self._nonce + 1) & MAX_UINT32
+            self._ping = self._nonce, self._clock()
+            self._answers += HEADER.pack(VERSION, PING, SYN, 0, self._nonce)
+
+    def close(self, code: int) -> None:
+        """Say goodbye, after all that can be sent now."""
+        if self._goodbye is None:
+            self._goodbye = HEADER.pack(VERSION, GO_AWAY, 0, 0, code)
+
+    def fail(self, reason: str) -> None:
+        """End the connection: streams deliver what arrived, then end too."""
+        if not self.failure:
+            self.failure = reason
+            for stream in list(self.streams.values()):
+                self._break(stream, reason)
+            self._notify()
+
+    # Sending
+
+    @property
+    def has_output(self) -> bool:
+        """Whether `take_output` may have something."""
+        return bool(self._answers or self._ready or self._goodbye)
+
+    def take_output(self) -> bytes:
+        """Return what to send next: answers, then one frame of each stream in turn; empty if there is nothing."""
+        parts: list[Buffer] = [self._answers]
+        size = len(self._answers)
+        self._answers = bytearray()
+        while self._ready and size < self.limits.batch_bytes:
+            stream = self._ready.popleft()
+            stream.scheduled = False
+            if not stream.failure:
+                size += self._turn(stream, parts)
+        if not size and self._goodbye:
+            parts, self._goodbye = [self._goodbye], b""
+        self._notify()
+        return b"".join(parts)
+
+    def _turn(self, stream: StreamState, parts: list[Buffer]) -> int:
+        credit = self._grant(stream)
+        data = self._next_data(stream)
+        flags = FIN if stream.eof and not stream.unsent and not stream.fin_sent else 0
+        size = len(data)
+        if credit or (stream.flags and not data and not flags):
+            parts.append(HEADER.pack(VERSION, WINDOW_UPDATE, stream.flags, stream.stream_id, credit))
+            stream.flags = 0
+            size += HEADER_BYTES
+        if data or flags:
+            parts.append(HEADER.pack(VERSION, DATA, stream.flags | flags, stream.stream_id, len(data)))
+            parts.append(data)
+            stream.flags = 0
+            size += HEADER_BYTES
+        if flags:
+            stream.fin_sent = True
+            self._drop_if_closed(stream)
+            self._cut_off(stream)
+        if stream.unsent and stream.send_window:
+            self._schedule(stream)
+        return size
+
+    def _next_data(self, stream: StreamState) -> memoryview:
+        if not stream.unsent:
+            return memoryview(b"")
+        piece = stream.unsent.popleft()
+        size = min(len(piece), stream.send_window, self.limits.frame_bytes)
+        if size < len(piece):
+            stream.unsent.appendleft(piece[size:])
+        else:
+            self._touched.add(stream)
+        stream.send_window -= size
+        stream.unsent_bytes -= size
+        stream.sent_bytes += size
+        return piece[:size]
+
+    def _credit(self, stream: StreamState) -> int:
+        """How much the window of a stream is to be opened; little is not worth a frame."""
+        if stream.fin_received or stream.abandoned or stream.failure:
+            return 0
+        credit = stream.max_window - stream.receive_window - len(stream.received)
+        return credit if credit >= stream.max_window // 2 else 0
+
+    def _grant(self, stream: StreamState) -> int:
+        credit = self._credit(stream)
+        if credit:
+            now = self._clock()
+            if now - stream.last_update_s < self.limits.busy_s + 2 * (self.rtt_s or 0):
+                credit += self._grow(stream)
+            stream.last_update_s = now
+            stream.receive_window += credit
+        return credit
+
+    def _grow(self, stream: StreamState) -> int:
+        growth = min(
+            stream.max_window,
+            self.limits.max_window_bytes - stream.max_window,
+            self.limits.growth_bytes - self._grown_bytes,
+        )
+        growth = max(growth, 0)
+        stream.max_window += growth
+        self._grown_bytes += growth
+        return growth
+
+    # Receiving
+
+    def receive(self, data: Buffer) -> None:
+        """Take in what arrived; ProtocolError if it breaks the protocol."""
+        try:
+            self._parse(memoryview(data))
+        finally:
+            self._notify()
+
+    def _parse(self, view: memoryview) -> None:
+        position, end = 0, len(view)
+        while position < end:
+            if self._body_bytes:
+                size = min(self._body_bytes, end - position)
+                self._on_body(view[position : position + size])
+                position += size
+            elif self._header or end - position < HEADER_BYTES:  # a header split between two reads
+                size = min(HEADER_BYTES - len(self._header), end - position)
+                self._header += view[position : position + size]
+                position += size
+                if len(self._header) == HEADER_BYTES:
+                    header = HEADER.unpack(self._header)
+                    self._header.clear()
+                    self._on_header(*header)
+            else:
+                self._on_header(*HEADER.unpack_from(view, position))
+                position += HEADER_BYTES
+
+    def _on_body(self, data: memoryview) -> None:
+        self._body_bytes -= len(data)
+        stream = self._body_stream
+        if stream is None or stream.failure:
+            return
+        self._touched.add(stream)
+        if not stream.abandoned:
+            stream.received += data
+        if self._body_fin and not self._body_bytes:
+            self._on_fin(stream)
+
+    def _on_header(self, version: int, kind: int, flags: int, stream_id: int, length: int) -> None:
+        if version != VERSION:
+            raise ProtocolError(f"a frame of version {version}")
+        if flags > SYN | ACK | FIN | RST:
+            raise ProtocolError(f"a frame with flags {flags:#06x}")
+        if kind == DATA:
+            self._on_data(flags, stream_id, length)
+        elif kind == WINDOW_UPDATE:
+            self._on_window_update(flags, stream_id, length)
+        elif kind == PING:
+            self._on_ping(flags, length)
+        elif kind == GO_AWAY:
+            self.peer_goodbye = length
+        else:
+            raise ProtocolError(f"a frame of type {kind}")
+
+    def _on_data(self, flags: int, stream_id: int, length: int) -> None:
+        stream = self._find(flags, stream_id) if flags else self.streams.get(stream_id) or self._find(0, stream_id)
+        self._body_bytes, self._body_stream, self._body_fin = length, stream, bool(flags & FIN)
+        if stream is None:
+            if length > self.limits.max_window_bytes:
+                raise ProtocolError(f"{length} bytes of data on stream {stream_id}, which is closed")
+            return
+        if length > stream.receive_window:
+            raise ProtocolError(f"{length} bytes on stream {stream_id} with a window of {stream.receive_window}")
+        if length and stream.fin_received:
+            raise ProtocolError(f"data on stream {stream_id} after its end")
+        stream.receive_window -= length
+        if flags & FIN and not length:
+            self._on_fin(stream)
+        else:
+            self._cut_off(stream)
+
+    def _on_window_update(self, flags: int, stream_id: int, credit: int) -> None:
+        stream = self._find(flags, stream_id)
+        if stream is None:
+            return
+        stream.send_window += credit
+        if stream.send_window > MAX_UINT32:
+            raise ProtocolError(f"a window of {stream.send_window} bytes on stream {stream_id}")
+        if stream.unsent and credit:
+            self._schedule(stream)
+        if flags & FIN:
+            self._on_fin(stream)
+
+    def _find(self, flags: int, stream_id: int) -> StreamState | None:
+        """Return the stream that a frame is about, None if that is gone, after what its flags say but FIN."""
+        stream = self.streams.get(stream_id)
+        if flags & RST:
+            if stream is not None:
+                self._break(stream, "reset by the peer")
+            return None
+        if flags & SYN:
+            return self._on_syn(stream_id)
+        never_opened = stream_id == 0 or (stream_id & 1 == self._parity and stream_id >= self._next_id)
+        if stream is None and never_opened:
+            raise ProtocolError(f"a frame for stream {stream_id}, which was never opened")
+        return stream
+
+    def _on_syn(self, stream_id: int) -> StreamState | None:
+        if stream_id == 0 or stream_id & 1 == self._parity:
+            raise ProtocolError(f"stream id {stream_id} is not the peer's to open")
+        if stream_id in self.streams:
+            raise ProtocolError(f"stream {stream_id} is open already")
+        inbound = sum(not stream.outbound for stream in self.streams.values())
+        if self.closing or max(inbound, len(self.incoming)) >= self.limits.max_inbound_streams:
+            self.refused_streams += 1
+            self._answer(WINDOW_UPDATE, RST, stream_id, 0)
+            return None
+        stream = self._add(stream_id, ACK, outbound=False)
+        self.incoming.append(stream)
+        return stream
+
+    def _on_fin(self, stream: StreamState) -> None:
+        stream.fin_received = True
+        self._touched.add(stream)
+        self._drop_if_closed(stream)
+
+    def _on_ping(self, flags: int, nonce: int) -> None:
+        if not flags & ACK:
+            self._answer(PING, ACK, 0, nonce)
+        elif self._ping and self._ping[0] == nonce:
+            rtt_s = self._clock() - self._ping[1]
+            self.rtt_s = rtt_s if self.rtt_s is None else min(rtt_s, self.rtt_s)
+            self._ping = None
+
+    def _answer(self, kind: int, flags: int, stream_id: int, length: int) -> None:
+        if len(self._answers) >= self.limits.max_unsent_answers_bytes:
+            raise ProtocolError("asks much, and does not read the answers")
+        self._answers += HEADER.pack(VERSION, kind, flags, stream_id, length)
+
+    # Bookkeeping
+
+    def _add(self, stream_id: int, flags: int, *, outbound: bool) -> StreamState:
+        stream = StreamState(stream_id, flags, self._clock(), outbound)
+        self.streams[stream_id] = stream
+        return stream
+
+    def _schedule(self, stream: StreamState) -> None:
+        if not stream.scheduled:
+            stream.scheduled = True
+            self._ready.append(stream)
+
+    def _drop_if_closed(self, stream: StreamState) -> None:
+        if stream.fin_sent and stream.fin_received:
+            self._forget(stream)
+
+    def _cut_off(self, stream: StreamState) -> None:
+        """Tell a peer that sends much on a stream which nobody reads; it would wait for its window for ever."""
+        unwanted = stream.abandoned and stream.fin_sent and not stream.fin_received
+        if unwanted and stream.receive_window < stream.max_window // 2:
+            self.reset(stream, "closed by this node")
+
+    def _break(self, stream: StreamState, reason: str) -> None:
+        stream.failure = reason
+        stream.unsent.clear()
+        stream.unsent_bytes = 0
+        self._touched.add(stream)
+        self._forget(stream)
+
+    def _forget(self, stream: StreamState) -> None:
+        if self.streams.pop(stream.stream_id, None) is not None:
+            self._grown_bytes -= stream.max_window - INITIAL_WINDOW
+
+    def _notify(self) -> None:
+        touched, self._touched = self._touched, set()
+        for stream in touched:
+            stream.wake()
