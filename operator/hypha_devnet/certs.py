@@ -77,11 +77,15 @@ def create_node(
     name: str,
     *,
     names: Sequence[str] = (),
+    key: Ed25519PrivateKey | None = None,
     not_before: datetime | None = None,
     not_after: datetime | None = None,
 ) -> Credential:
-    """Make a node's certificate below an authority; `names` are further DNS names or IP addresses of the node."""
-    key = Ed25519PrivateKey.generate()
+    """Make a node's certificate below an authority, for a new key unless one is given.
+
+    `names` are further DNS names or IP addresses of the node.
+    """
+    key = key or Ed25519PrivateKey.generate()
     now = datetime.now(UTC)
     subject_names = [x509.IPAddress(_UNSPECIFIED), *map(_general_name, (name, *names))]  # Rust nodes look for 0.0.0.0
     builder = (
@@ -141,9 +145,11 @@ def make(directory: Path, organisation: str, nodes: Sequence[str], revoked: Sequ
     written: list[Path] = []
     root = _authority_at(directory, "root", create_root, written)
     above = (directory / "root-cert.pem",)
-    authority = _authority_at(
-        directory, "organisation", lambda: create_organisation(root, organisation), written, above
-    )
+
+    def create() -> Credential:
+        return create_organisation(root, organisation)
+
+    authority = _authority_at(directory, "organisation", create, written, above)
     for name in nodes:
         if not (directory / f"{name}-cert.pem").exists():
             files = write_node(create_node(authority, name), directory, name)
