@@ -1,9 +1,9 @@
 """The directories of a host's jobs: everything between a job and its supervisor, step by step.
 
 A control directory is made first and removed last, its record written first and removed first, so it says at any moment
-what there is of a job: with a record but no supervisor yet, its launch was interrupted; with its lock held, it runs; with
-an `exit.json`, it ended; else its supervisor was killed. The node may be killed between any two steps: the next one takes
-it from there. These are blocking functions; the runtime calls them in threads.
+what there is of a job: with a record but no supervisor yet, its launch was interrupted; with its lock held, it runs;
+with an `exit.json`, it ended; else its supervisor was killed. The node may be killed between any two steps: the next
+one takes it from there. These are blocking functions; the runtime calls them in threads.
 """
 
 import contextlib

@@ -65,7 +65,7 @@ class ProcessRuntime:
             if not stop_file.exists():
                 write_whole(stop_file, reason)
             _signal(supervised, signal.SIGTERM)
-        if ended := self._ending.get(task_id):
+        if (ended := self._ending.get(task_id)) is not None:
             with trio.move_on_after(self._config.kill_after_s + _BEYOND_KILL_S):
                 await ended.wait()
             if not ended.is_set() and task_id in self._running:
@@ -82,7 +82,7 @@ class ProcessRuntime:
         return [AdoptedJob(job, running=supervised is not None) for job, supervised in found]
 
     async def _launched(self, task_id: UUID) -> None:
-        if launching := self._launching.get(task_id):
+        if (launching := self._launching.get(task_id)) is not None:
             await launching.wait()
 
     def _follow(self, task_id: UUID, supervised: Supervised | None) -> None:
