@@ -41,6 +41,7 @@ MAX_IHAVE_MESSAGES = 10
 MAX_MENTIONED_IDS = 500
 """As many names as fit into one RPC."""
 MAX_RETRANSMISSIONS = 3
+RETRY_S = 5.0
 _WRITE_TIMEOUT_S = 10.0
 
 
@@ -135,15 +136,22 @@ class PubSub:
         peer = self._peers.setdefault(connection.peer_id, _Peer())
         peer.connections += 1
         try:
-            stream = await connection.open(PROTOCOLS)
-            await self._send_queued(peer, stream)
-        except RemoteRefused:
-            logger.debug("%s speaks no gossip", connection.peer_id)
-            await trio.sleep_forever()
+            while True:
+                await self._speak(connection, peer)
+                await trio.sleep(RETRY_S)
         finally:
             peer.connections -= 1
             if not peer.connections:
                 self._forget(connection.peer_id)
+
+    async def _speak(self, connection: Connection, peer: _Peer) -> None:
+        try:
+            stream = await connection.open(PROTOCOLS)
+            await self._send_queued(peer, stream)
+        except RemoteRefused:
+            await trio.sleep_forever()
+        except (NetworkError, trio.TooSlowError) as error:
+            _refusals.warning(connection.peer_id, "gossip broke: %s", error or "it takes none")
 
     async def _send_queued(self, peer: _Peer, stream: Stream) -> None:
         queue = _Queue()
@@ -159,7 +167,7 @@ class PubSub:
                     await stream.send_all(data)
         finally:
             peer.queues.remove(queue)
-            await stream.reset()
+            stream.reset()
 
     async def run(self) -> None:
         """Keep the mesh in order, for ever."""
@@ -184,7 +192,7 @@ class PubSub:
                 rpc = rpc_pb2.RPC.FromString(data)
             except (RemoteRefused, ProtobufError) as error:
                 _refusals.warning(connection.peer_id, "malformed gossip: %s", error)
-                await stream.reset()
+                stream.reset()
                 return
             self._handle(connection.peer_id, rpc)
 
@@ -221,11 +229,11 @@ class PubSub:
         if source == self._host.peer_id:
             return
         self._cache.put(id_, message)
-        self._deliver(topic, Gossip(source, message.data))
         rpc = rpc_pb2.RPC(publish=[message])
         for member in self._mesh[topic]:
             if member not in (peer_id, source):
                 self._send(member, rpc)
+        self._deliver(topic, Gossip(source, message.data))
 
     def _deliver(self, topic: str, gossip: Gossip) -> None:
         for channel in list(self._subscribers[topic]):
@@ -235,6 +243,15 @@ class PubSub:
                 _refusals.warning(gossip.source, "a message on %s was dropped: its reader is too slow", topic)
             except trio.BrokenResourceError:  # the reader is gone
                 self._subscribers[topic].remove(channel)
+        if not self._subscribers[topic]:
+            self._unsubscribe(topic)
+
+    def _unsubscribe(self, topic: str) -> None:
+        del self._subscribers[topic]
+        for peer_id in self._mesh.pop(topic):
+            self._send(peer_id, _control(prune=[self._prune(peer_id, topic)]))
+        for peer_id in self._peers:
+            self._send(peer_id, _subscription(topic, subscribe=False))
 
     def _handle_subscriptions(self, peer_id: str, rpc: rpc_pb2.RPC) -> None:
         peer = self._peers.setdefault(peer_id, _Peer())
@@ -340,8 +357,8 @@ class PubSub:
             self._send(peer_id, _control(ihave=[rpc_pb2.ControlIHave(topicID=topic, messageIDs=ids)]))
 
 
-def _subscription(*topics: str) -> rpc_pb2.RPC:
-    return rpc_pb2.RPC(subscriptions=[rpc_pb2.RPC.SubOpts(subscribe=True, topicid=topic) for topic in topics])
+def _subscription(*topics: str, subscribe: bool = True) -> rpc_pb2.RPC:
+    return rpc_pb2.RPC(subscriptions=[rpc_pb2.RPC.SubOpts(subscribe=subscribe, topicid=topic) for topic in topics])
 
 
 def _control(**parts: object) -> rpc_pb2.RPC:

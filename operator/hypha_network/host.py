@@ -29,7 +29,7 @@ UPGRADE_TIMEOUT_S = 15.0
 NEGOTIATION_TIMEOUT_S = 10.0
 MAX_CONNECTIONS = 1024
 MAX_CONNECTIONS_PER_PEER = 8
-MAX_UPGRADES = 128
+MAX_UPGRADES = 256
 MAX_INBOUND_STREAMS = 256
 """Streams of one peer served at once; more are reset."""
 _CLOSE_TIMEOUT_S = 2.0
@@ -61,7 +61,7 @@ class Connection:
             try:
                 await multistream.select(stream, protocols)
             except BaseException:
-                await stream.reset()
+                stream.reset()
                 raise
             return stream
         raise StreamReset(f"{self.peer_id} did not open a stream within {timeout_s:g} s")
@@ -138,13 +138,11 @@ class Host:
                 with trio.move_on_after(_CLOSE_TIMEOUT_S) as scope:
                     scope.shield = True
                     await raw.close()
-        if peer_id == self.peer_id or len(self.connections.get(peer_id, ())) >= MAX_CONNECTIONS_PER_PEER:
+        if peer_id == self.peer_id:
             await muxed.close()
-            raise DialError(
-                f"{raw.address} is this node itself"
-                if peer_id == self.peer_id
-                else f"too many connections with {peer_id}"
-            )
+            raise DialError(f"{raw.address} is this node itself")
+        if len(existing := self.connections.get(peer_id, [])) >= MAX_CONNECTIONS_PER_PEER:
+            existing[0].close()  # most likely a connection that the peer has lost
         connection: Connection = await self.nursery.start(self._run, muxed, peer_id, raw)
         return connection
 
@@ -194,7 +192,7 @@ class Host:
             stream = Stream(muxed, connection.peer_id)
             if connection.streams >= MAX_INBOUND_STREAMS:
                 logger.warning("%s opens more than %d streams at once", connection.peer_id, MAX_INBOUND_STREAMS)
-                await stream.reset()
+                stream.reset()
             else:
                 connection.streams += 1
                 connection.nursery.start_soon(self._serve_stream, connection, stream)
@@ -224,7 +222,7 @@ class Host:
         finally:
             connection.streams -= 1
             if not done:
-                await stream.reset()
+                stream.reset()
 
     def _add(self, connection: Connection) -> None:
         self.connections.setdefault(connection.peer_id, []).append(connection)

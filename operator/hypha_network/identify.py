@@ -66,8 +66,9 @@ class Identify:
 
     async def push(self) -> None:
         """Tell every peer anew: this node's addresses have changed."""
-        for connections in list(self._host.connections.values()):
-            connections[0].nursery.start_soon(self._push, connections[0])
+        for peer_id in list(self._host.connections):
+            if connection := self._host.connection(peer_id):
+                connection.nursery.start_soon(self._push, connection)
 
     async def _push(self, connection: Connection) -> None:
         try:
@@ -93,7 +94,7 @@ class Identify:
             with trio.fail_after(TIMEOUT_S):
                 message = IdentifyMessage.FromString(await read_prefixed(stream, MAX_MESSAGE_BYTES))
         except ProtobufError as error:
-            await stream.reset()
+            stream.reset()
             raise RemoteRefused(f"{connection.peer_id} identifies itself with what is no identify message") from error
         await stream.aclose()
         info = Info(
@@ -117,7 +118,7 @@ class Ping:
             if not first:
                 return
             rest = await stream.read_exactly(_PING_BYTES - len(first)) if len(first) < _PING_BYTES else b""
-            await stream.send_all(bytes(first) + rest)
+            await stream.send_all(bytes(first) + bytes(rest))
 
     async def serve(self, connection: Connection) -> None:
         """Ping a peer at an interval for as long as the connection lasts."""
@@ -146,7 +147,7 @@ async def _ping(connection: Connection) -> None:
             echo = await stream.read_exactly(_PING_BYTES)
             await stream.send_eof()
         finally:
-            await stream.reset()
+            stream.reset()
         if echo != payload:
             raise NetworkError("the echo is another")
         return

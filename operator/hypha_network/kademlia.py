@@ -191,6 +191,11 @@ class Kademlia:
             lookup.candidates.pop(peer_id or "", None)
             lookup.asked.add(peer_id or "")
         lookup.asked.update(peer_id for peer_id in self._failed if self._host.connection(peer_id) is None)
+        lookup.asked.update(
+            peer_id
+            for peer_id, known in self._table.items()
+            if not known.serves and self._host.connection(peer_id) is not None
+        )
         request = Message(kind, key)
         with trio.move_on_after(LOOKUP_TIMEOUT_S):
             async with trio.open_nursery() as nursery:
@@ -238,7 +243,7 @@ class Kademlia:
                 answer = decode(await read_prefixed(stream, MAX_MESSAGE_BYTES))
                 await stream.send_eof()
             finally:
-                await stream.reset()
+                stream.reset()
             return answer
         raise NetworkError(f"{peer_id} did not answer within {QUERY_TIMEOUT_S:g} s")
 

@@ -14,7 +14,7 @@ _MAX_PROPOSALS = 32
 class Channel(Protocol):
     """What can be negotiated on: `read_exactly` never takes more than asked, so that what follows stays untouched."""
 
-    async def read_exactly(self, size_bytes: int) -> bytes:
+    async def read_exactly(self, size_bytes: int) -> bytes | bytearray | memoryview:
         """Return that many bytes."""
 
     async def write(self, data: bytes) -> None:
@@ -77,7 +77,7 @@ async def read_prefixed(channel: Channel, max_bytes: int) -> bytes:
         if length > max_bytes or shift > 28:
             raise RemoteRefused(f"a message is longer than {max_bytes} bytes")
         if byte < 0x80:
-            return await channel.read_exactly(length) if length else b""
+            return bytes(await channel.read_exactly(length)) if length else b""
         shift += 7
 
 

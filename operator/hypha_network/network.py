@@ -80,7 +80,10 @@ class Network:
         self._excluded = addresses.parse_cidrs(config.exclude_cidr)
         self._requests = Requests(host)
         self._pubsub = PubSub(host, Signer(identity.seed, identity.peer_id))
-        self._gateways = Gateways(host, _parse_all(config.gateways), self._welcome_gateway)
+        gateways = _parse_all(config.gateways)
+        if config.gateways and not gateways:
+            raise NetworkError("none of the gateway addresses is a TCP address; add one, as in /ip4/192.0.2.1/tcp/4001")
+        self._gateways = Gateways(host, gateways, self._welcome_gateway)
         server = config.kademlia_server or bool(self._external)
         self._kademlia = Kademlia(host, server=server)
         if config.relay_server:
@@ -124,8 +127,7 @@ class Network:
     async def wait_ready(self) -> None:
         """Wait until the node is healthy; there is no time limit, gateways are dialled for ever."""
         while not self.status().healthy:
-            with trio.move_on_after(0.1):
-                await self._host.changed.wait()
+            await self._host.changed.wait()
 
     def connected_peers(self) -> list[str]:
         """Who this node has connections with."""
@@ -234,6 +236,7 @@ async def open_network(identity: Identity, config: NetworkConfig) -> AsyncIterat
         AddressError: a configured address or network is none.
         NetworkError: it is impossible to listen.
     """
+    failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             network = Network(identity, config, Host(identity.peer_id, TlsTransport(identity), nursery))
@@ -243,7 +246,9 @@ async def open_network(identity: Identity, config: NetworkConfig) -> AsyncIterat
             finally:
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        raise _only(group) from None
+        failure = _only(group)
+    if failure is not None:
+        raise failure
 
 
 def _only(error: BaseException) -> BaseException:

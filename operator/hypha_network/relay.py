@@ -105,7 +105,7 @@ class Relays:
                 answer = await receive(stream, circuit_pb2.HopMessage)
                 await stream.send_eof()
             finally:
-                await stream.reset()
+                stream.reset()
         if answer.type != circuit_pb2.HopMessage.STATUS or answer.status != OK:
             raise RemoteRefused(f"it answered with status {answer.status}")
         relay = connection.peer_id
@@ -146,7 +146,7 @@ class Relays:
                 try:
                     await self._ask_relay(stream, target)
                 except BaseException:
-                    await stream.reset()
+                    stream.reset()
                     raise
         except trio.TooSlowError:
             raise DialError(f"{address}: the relay did not connect within {TIMEOUT_S:g} s") from None

@@ -119,8 +119,8 @@ class RelayServer:
                     nursery.start_soon(_copy, stream, onward, nursery.cancel_scope)
                     nursery.start_soon(_copy, onward, stream, nursery.cancel_scope)
         finally:
-            await onward.reset()
-            await stream.reset()
+            onward.reset()
+            stream.reset()
 
 
 async def _announce(target: Connection, source: str) -> Stream:
@@ -133,7 +133,7 @@ async def _announce(target: Connection, source: str) -> Stream:
         accepted = answer.type == circuit_pb2.StopMessage.STATUS and answer.status == OK
     finally:
         if not accepted:
-            await stream.reset()
+            stream.reset()
     if not accepted:
         raise RemoteRefused(f"it answered with status {answer.status}")
     return stream

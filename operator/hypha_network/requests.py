@@ -51,7 +51,7 @@ class Requests:
                 _refusals.warning(
                     connection.peer_id, "%s: %s took longer than %g s", protocol.id, "it or we", REQUEST_TIMEOUT_S
                 )
-                await stream.reset()
+                stream.reset()
 
         self._host.handlers[protocol.id] = serve
 
@@ -60,11 +60,11 @@ class Requests:
             request = protocol.request.decode(await stream.read_to_end(MAX_REQUEST_BYTES))
         except (DecodeError, ValueError) as error:
             _refusals.warning(stream.peer_id, "malformed %s request: %s", protocol.id, error)
-            await stream.reset()
+            stream.reset()
             return
         response = await handler(stream.peer_id, request)
         if response is None:
-            await stream.reset()
+            stream.reset()
             return
         await stream.send_all(protocol.response.encode(response))
 
@@ -97,5 +97,7 @@ class Requests:
         except StreamReset as error:
             raise StreamReset(f"{stream.peer_id} broke off {protocol.id}: {error}") from error
         finally:
-            await (stream.aclose() if done else stream.reset())
+            if not done:
+                stream.reset()
+        await stream.aclose()
         return response

@@ -1,32 +1,9 @@
 """Streams between peers, as the rest of the node sees them."""
 
-from typing import Protocol
-
-import trio
-
 from hypha_network.errors import StreamReset
+from hypha_network.yamux import YamuxStream
 
 Buffer = bytes | bytearray | memoryview
-CLOSE_TIMEOUT_S = 5.0
-
-
-class MuxedStream(Protocol):
-    """What a stream needs of the muxer."""
-
-    async def receive_some(self, max_bytes: int | None = None) -> Buffer:
-        """Return what has arrived; empty at the end."""
-
-    async def send_all(self, data: Buffer) -> None:
-        """Send all data, waiting for the peer's window."""
-
-    async def send_eof(self) -> None:
-        """Say that nothing more will be sent."""
-
-    async def close(self) -> None:
-        """Close in order."""
-
-    async def reset(self) -> None:
-        """Break off."""
 
 
 class Stream:
@@ -35,7 +12,7 @@ class Stream:
     What arrived before a reset is delivered before StreamReset is raised.
     """
 
-    def __init__(self, muxed: MuxedStream, peer_id: str) -> None:
+    def __init__(self, muxed: YamuxStream, peer_id: str) -> None:
         self._muxed = muxed
         self._unread = memoryview(b"")
         self.peer_id = peer_id
@@ -44,8 +21,7 @@ class Stream:
         """Return what has arrived, at least one byte; empty at the end. StreamReset if the stream was broken off."""
         if not self._unread:
             return await self._muxed.receive_some(max_bytes)
-        taken, self._unread = (self._unread, memoryview(b"")) if max_bytes is None else _split(self._unread, max_bytes)
-        return taken
+        return self._take(len(self._unread) if max_bytes is None else max_bytes)
 
     async def send_all(self, data: Buffer) -> None:
         """Send all data, as fast as the peer takes it. StreamReset if it takes no more."""
@@ -56,23 +32,18 @@ class Stream:
         await self._muxed.send_eof()
 
     async def aclose(self) -> None:
-        """Close both directions; a peer that takes nothing more is cut off after some seconds."""
-        with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
-            await self._muxed.close()
-        if scope.cancelled_caught:
-            await self.reset()
+        """Close both directions: what was sent still arrives, what the peer still sends is dropped."""
+        await self._muxed.aclose()
 
-    async def reset(self) -> None:
-        """Break the stream off: the peer sees StreamReset."""
-        with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
-            scope.shield = True
-            await self._muxed.reset()
+    def reset(self) -> None:
+        """Break the stream off: what is under way is dropped, the peer sees StreamReset."""
+        self._muxed._reset("reset by this node")
 
     def push_back(self, data: Buffer) -> None:
         """Give back what was received last, to be received again."""
         self._unread = memoryview(bytes(data) + bytes(self._unread))
 
-    async def read_exactly(self, size_bytes: int) -> bytes:
+    async def read_exactly(self, size_bytes: int) -> Buffer:
         """Return that many bytes; StreamReset if the stream ends before."""
         if len(self._unread) < size_bytes:
             parts = bytearray(self._unread)
@@ -82,8 +53,7 @@ class Stream:
                     raise StreamReset(f"the stream ended after {len(parts)} of {size_bytes} bytes")
                 parts += data
             self._unread = memoryview(bytes(parts))
-        taken, self._unread = _split(self._unread, size_bytes)
-        return bytes(taken)
+        return self._take(size_bytes)
 
     async def read_to_end(self, max_bytes: int) -> bytes:
         """Return all that the peer sends; ValueError as soon as that is more than `max_bytes`."""
@@ -98,6 +68,6 @@ class Stream:
         """Send all data (what negotiation calls it)."""
         await self.send_all(data)
 
-
-def _split(view: memoryview, at: int) -> tuple[memoryview, memoryview]:
-    return view[:at], view[at:]
+    def _take(self, size_bytes: int) -> memoryview:
+        taken, self._unread = self._unread[:size_bytes], self._unread[size_bytes:]
+        return taken
