@@ -91,7 +91,7 @@ class YamuxStream(IMuxedStream):
             while state.sent_bytes < goal and not state.failure:
                 await self._changed.park()
         except trio.Cancelled:
-            self._reset("a send was cancelled")
+            self.reset_nowait("a send was cancelled")
             raise
         if state.sent_bytes < goal:
             raise YamuxReset(f"stream with {self.muxed_conn.peer_id}: {state.failure}")
@@ -113,10 +113,11 @@ class YamuxStream(IMuxedStream):
 
     async def reset(self) -> None:
         """Break the stream off: what is not yet sent or taken is dropped, the peer sees a reset."""
-        self._reset("reset by this node")
+        self.reset_nowait()
         await trio.lowlevel.checkpoint()
 
-    def _reset(self, reason: str) -> None:
+    def reset_nowait(self, reason: str = "reset by this node") -> None:
+        """Do as `reset` does, from where nothing can be awaited."""
         self._core.reset(self._state, reason)
         self.muxed_conn.wake_writer()
 

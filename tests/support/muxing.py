@@ -1,0 +1,142 @@
+"""Two ends of a muxed connection in memory, and frames written by hand."""
+
+import random
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+from hypha_network.yamux import Yamux
+from hypha_network.yamux_core import HEADER, HEADER_BYTES, Core, Limits, StreamState
+from libp2p.peer.id import ID
+from trio.testing import memory_stream_pair
+
+PEER = ID.from_base58("12D3KooWAYCGPqw2aTDdoAk7qHxRKPFqqnByvBmFUVtnn1A6yTKV")
+BLOB = random.Random(1).randbytes(4 * 1024 * 1024)
+
+Frame = tuple[int, int, int, int, bytes]
+"""Type, flags, stream id, length, body."""
+
+
+class MemoryConnection:
+    """A secured connection without security."""
+
+    def __init__(self, stream: Any, *, is_initiator: bool) -> None:
+        self.stream = stream
+        self.is_initiator = is_initiator
+
+    async def read_some(self) -> bytes:
+        return bytes(await self.stream.receive_some(1024 * 1024))
+
+    async def write(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+
+    async def close(self) -> None:
+        await self.stream.aclose()
+
+
+@asynccontextmanager
+async def running(*ends: Yamux) -> AsyncIterator[None]:
+    """The connections run, and are closed at the end."""
+    async with trio.open_nursery() as nursery:
+        for end in ends:
+            nursery.start_soon(end.start)
+        yield
+        for end in ends:
+            nursery.start_soon(end.close)
+
+
+@asynccontextmanager
+async def connected(streams: tuple[Any, Any] | None = None, **options: Any) -> AsyncIterator[tuple[Yamux, Yamux]]:
+    """The dialling end and the other one, both of ours."""
+    left, right = streams or memory_stream_pair()
+    dialling = Yamux(MemoryConnection(left, is_initiator=True), PEER, **options)  # type: ignore[arg-type]
+    listening = Yamux(MemoryConnection(right, is_initiator=False), PEER, **options)  # type: ignore[arg-type]
+    async with running(dialling, listening):
+        yield dialling, listening
+
+
+class RawPeer:
+    """A dialling peer whose frames are written by hand."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self._unparsed = b""
+
+    async def send(self, *frames: bytes) -> None:
+        await self.stream.send_all(b"".join(frames))
+
+    async def next_frame(self, *, but: Iterable[int] = ()) -> Frame | None:
+        """The next frame of a type that is not left out; None at the end."""
+        while True:
+            frames, self._unparsed = parse(self._unparsed, at_most=1)
+            if frames and frames[0][0] not in but:
+                return frames[0]
+            if not frames:
+                data = await self.stream.receive_some()
+                if not data:
+                    return None
+                self._unparsed += data
+
+
+@asynccontextmanager
+async def facing_raw_peer(**options: Any) -> AsyncIterator[tuple[RawPeer, Yamux]]:
+    """A peer of raw frames that dialled, and our end."""
+    left, right = memory_stream_pair()
+    ours = Yamux(MemoryConnection(right, is_initiator=False), PEER, **options)  # type: ignore[arg-type]
+    async with running(ours):
+        yield RawPeer(left), ours
+
+
+def frame(kind: int, flags: int, stream_id: int, length: int | None = None, body: bytes = b"", version: int = 0) -> bytes:
+    return HEADER.pack(version, kind, flags, stream_id, len(body) if length is None else length) + body
+
+
+def parse(data: bytes, at_most: int | None = None) -> tuple[list[Frame], bytes]:
+    """The whole frames at the start of the data, and the rest."""
+    frames: list[Frame] = []
+    while len(data) >= HEADER_BYTES and (at_most is None or len(frames) < at_most):
+        _, kind, flags, stream_id, length = HEADER.unpack_from(data)
+        end = HEADER_BYTES + (length if kind == 0 else 0)
+        if len(data) < end:
+            break
+        frames.append((kind, flags, stream_id, length, data[HEADER_BYTES:end]))
+        data = data[end:]
+    return frames, data
+
+
+class Clock:
+    """A clock set by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def core(*, is_initiator: bool = False, limits: Limits | None = None, clock: Clock | None = None) -> Core:
+    return Core(is_initiator=is_initiator, clock=clock or Clock(), limits=limits)
+
+
+def output(side: Core) -> list[Frame]:
+    """All that a core has to send."""
+    frames, rest = parse(b"".join(iter(side.take_output, b"")))
+    assert not rest
+    return frames
+
+
+def exchange(left: Core, right: Core) -> None:
+    """Deliver all that both have to send."""
+    while left.has_output or right.has_output:
+        right.receive(left.take_output())
+        left.receive(right.take_output())
+
+
+def open_pair(left: Core, right: Core) -> tuple[StreamState, StreamState]:
+    """A stream that the left side opened and the right side accepted."""
+    near = left.open()
+    exchange(left, right)
+    far = right.accept()
+    exchange(left, right)
+    return near, far
