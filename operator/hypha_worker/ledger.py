@@ -1,8 +1,8 @@
 """Who holds which part of the worker, and until when. Pure: no I/O, the clock is given.
 
-A lease is *offered* (it lapses unless the scheduler renews it soon), then *held* (for as long as it is renewed). It may run
-one job. When it lapses with a job it is *ending*: nobody can renew it, and it reserves its resources until the job is gone.
-The lease of a job that finished reserves nothing more, but its owner, which learns of the end later, may still renew it.
+A lease is *offered* (it lapses unless the scheduler renews it soon), then *held* (for as long as it is renewed). It may
+run one job. When it lapses with a job it is *ending*: nobody can renew it, and it reserves its resources until the job
+is gone. The lease of a job that finished reserves nothing more; its owner, which hears of it later, may still renew it.
 """
 
 from collections.abc import Callable, Iterable
@@ -214,6 +214,10 @@ class Ledger:
         """Take over what an earlier node left, even where the worker has shrunk since."""
         self._leases = {lease.id: lease for lease in state.leases}
         self._ended = {ended.task_id: ended for ended in state.ended}
+
+    def recover(self, lease: Lease) -> None:
+        """Take in the lease of a job that runs although the ledger has lost it."""
+        self._leases[lease.id] = lease
 
     def _used(self, name: str, more: Iterable[Resources]) -> float:
         amounts = [getattr(lease.resources, name) for lease in self._leases.values()]

@@ -1,0 +1,183 @@
+"""Hears what schedulers ask for and answers with offers.
+
+What there is room for is answered at once. Requests that compete for room are collected while an offer is outstanding,
+until the window is over or room comes free; then the best of them are answered. What finds no room waits for it as long as
+its scheduler does.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, Protocol
+
+import trio
+
+from hypha_messages.advertisement import TOPIC, decode
+from hypha_messages.api import API, WorkerOffer
+from hypha_messages.cbor import DecodeError
+from hypha_messages.types import SystemTime
+from hypha_network.errors import NetworkError
+from hypha_network.gossip_messages import Gossip
+from hypha_worker.evaluator import Policy
+from hypha_worker.lease_service import Peers
+from hypha_worker.ledger import Lease, Ledger
+from hypha_worker.telemetry import Telemetry
+from hypha_worker.waiting import RateLimit, Waiting, WaitingRequests
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG: Final = 4096
+
+
+class Market(Peers, Protocol):
+    """The part of the network that the arbiter uses."""
+
+    def subscribe(self, topic: str, limit: int) -> trio.MemoryReceiveChannel[Gossip]:
+        """Receive what is published on a topic."""
+
+
+class Arbiter:
+    """Decides which requests get offers, and sends them."""
+
+    def __init__(
+        self,
+        market: Market,
+        ledger: Ledger,
+        policy: Policy,
+        telemetry: Telemetry,
+        *,
+        waiting: WaitingRequests,
+        rate_limit: RateLimit,
+        wall_clock: Callable[[], float],
+        offer_timeout_s: float = 0.5,
+    ) -> None:
+        self._market = market
+        self._ledger = ledger
+        self._policy = policy
+        self._waiting = waiting
+        self._rate_limit = rate_limit
+        self._telemetry = telemetry
+        self._wall_clock = wall_clock
+        self._offer_timeout_s = offer_timeout_s
+        self._wake = trio.Event()
+        self._room_came = False
+        self._offering = True
+
+    async def run(self) -> None:
+        """Answer requests until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen)
+            while True:
+                with trio.move_on_after(self._waiting.due_in(trio.current_time())):
+                    await self._wake.wait()
+                self._wake = trio.Event()
+                for lease, waiting, price in self._choose():
+                    nursery.start_soon(self._send_offer, lease, waiting, price)
+
+    def stop_offering(self) -> None:
+        """Answer no more requests."""
+        self._offering = False
+
+    def note_room(self) -> None:
+        """A lease ended: who waits for room is considered again."""
+        self._room_came = True
+        self._wake.set()
+
+    def note_accepted(self, scheduler: str) -> None:
+        """A scheduler renewed a lease."""
+        self._waiting.note_accepted(scheduler)
+
+    def note_lapsed(self, scheduler: str) -> None:
+        """A scheduler let an offer lapse."""
+        self._waiting.note_lapsed(scheduler, trio.current_time())
+
+    async def _listen(self) -> None:
+        with self._market.subscribe(TOPIC, _BACKLOG) as channel:
+            async for gossip in channel:
+                self._take(gossip)
+                with suppress(trio.WouldBlock):
+                    for _ in range(_BACKLOG):  # what came together competes
+                        self._take(channel.receive_nowait())
+                self._wake.set()
+
+    def _take(self, gossip: Gossip) -> None:
+        """Decode and judge one message; what may be answered waits."""
+        now = trio.current_time()
+        if not self._offering or not self._rate_limit.admits(gossip.source, now):
+            self._telemetry.requests.add(1, {"decision": "ignored"})
+            return
+        try:
+            request = decode(gossip.data)
+        except DecodeError as error:
+            logger.debug("a malformed request of %s: %s", gossip.source, error)
+            self._telemetry.requests.add(1, {"decision": "malformed"})
+            return
+        reason = self._policy.refusal(request, self._wall_clock())
+        if reason is not None:
+            logger.debug("request %s of %s is not answered: %s", request.id, gossip.source, reason)
+            self._telemetry.requests.add(1, {"decision": "refused"})
+        elif not self._ledger.answered(gossip.source, request.id):
+            added = self._waiting.add(Waiting(gossip.source, request, now))
+            self._telemetry.requests.add(1, {"decision": "considered" if added else "ignored"})
+
+    def _choose(self) -> list[tuple[Lease, Waiting, float]]:
+        """Reserve room for the best of those whose turn it is."""
+        now = trio.current_time()
+        self._waiting.drop_expired(now, self._wall_clock())
+        candidates = self._candidates(now) if self._offering else ()
+        if not candidates:
+            return []
+        with self._telemetry.tracer.start_as_current_span(
+            "evaluate requests", attributes={"requests": len(candidates)}
+        ):
+            free = self._ledger.free()
+            ranked = sorted(
+                candidates,
+                key=lambda w: (
+                    not self._waiting.stands_back(w.scheduler, now),
+                    self._policy.score(w.scheduler, w.request, free),
+                ),
+                reverse=True,
+            )
+        chosen = []
+        for waiting in ranked:
+            resources, price = self._policy.terms(waiting.request)
+            lease = self._ledger.offer(waiting.scheduler, waiting.request.id, waiting.request.spec.executor, resources)
+            if lease is not None:
+                self._waiting.remove(waiting)
+                chosen.append((lease, waiting, price))
+        self._waiting.pass_over()
+        return chosen
+
+    def _candidates(self, now: float) -> tuple[Waiting, ...]:
+        """Return who is considered now: everyone if room came, the new ones unless it is better to wait for more."""
+        if self._room_came:
+            self._room_came = False
+            return self._waiting.all
+        fresh = self._waiting.fresh
+        outstanding = any(lease.state == "offered" for lease in self._ledger.leases)
+        if not outstanding or self._waiting.due_in(now) <= 0:
+            return fresh
+        return fresh if self._ledger.fits(self._policy.terms(w.request)[0] for w in fresh) else ()
+
+    async def _send_offer(self, lease: Lease, waiting: Waiting, price: float) -> None:
+        offer = WorkerOffer(
+            id=lease.id,
+            request_id=lease.request_id,
+            price=price,
+            resources=lease.resources,
+            timeout=SystemTime.from_timestamp(lease.deadline),
+        )
+        with self._telemetry.tracer.start_as_current_span("offer", attributes={"request": str(lease.request_id)}):
+            try:
+                await self._market.request(lease.scheduler, API, offer, timeout_s=self._offer_timeout_s)
+            except NetworkError as error:
+                self._telemetry.offers.add(1, {"outcome": "failed"})
+                if self._ledger.withdraw(lease.id):
+                    logger.warning("the offer to %s did not arrive: %s", lease.scheduler, error)
+                    self.note_lapsed(lease.scheduler)
+                    self.note_room()
+                return
+        self._telemetry.offers.add(1, {"outcome": "sent"})
+        self._telemetry.offer_latency.record(trio.current_time() - waiting.since)
+        logger.info("offered lease %s to %s at %g", lease.id, lease.scheduler, price)

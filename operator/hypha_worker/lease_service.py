@@ -1,0 +1,263 @@
+"""What becomes of leases: renewals, dispatches, expiry, and the ends of jobs, of which the schedulers are told."""
+
+import logging
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import Any, Protocol
+from uuid import UUID
+
+import trio
+
+from hypha_messages.api import (
+    API,
+    DispatchJob,
+    DispatchJobOutcome,
+    JobStatus,
+    RenewLease,
+    RenewLeaseOutcome,
+    ReportJobStatus,
+)
+from hypha_messages.job import JobSpec
+from hypha_messages.types import Message, SystemTime
+from hypha_network.errors import NetworkError
+from hypha_worker.ledger import EndedJob, Lease, Ledger, LedgerError
+from hypha_worker.ledger_file import LedgerFile
+from hypha_worker.runtime import AdoptedJob, Failed, Finished, JobEvent, LaunchError, Started
+from hypha_worker.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+_REPORT_TIMEOUT_S = 10.0
+_FIRST_RETRY_S = 0.5
+_LONGEST_RETRY_S = 15.0
+
+
+class Peers(Protocol):
+    """The part of the network that asks peers."""
+
+    async def request(self, peer_id: str, protocol: Any, message: Any, timeout_s: float) -> Any:
+        """Ask a peer and return its answer; NetworkError if there is none."""
+
+
+class Jobs(Protocol):
+    """The part of the job manager that runs jobs under leases."""
+
+    @property
+    def events(self) -> trio.MemoryReceiveChannel[JobEvent]:
+        """What becomes of the jobs."""
+
+    async def start(self, lease: Lease, task_id: UUID, spec: JobSpec, scheduler: str) -> None:
+        """Start a job under a lease; LaunchError if it cannot run here."""
+
+    async def extend(self, task_id: UUID, deadline: float) -> None:
+        """The job's lease was renewed."""
+
+    async def terminate(self, task_id: UUID, reason: str) -> None:
+        """End a job and return once nothing of it is left."""
+
+
+class LeaseService:
+    """Serves the holders of leases; `lapsed` hears of each offer that nobody took, `room` of each lease that ended."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        ledger: Ledger,
+        file: LedgerFile,
+        jobs: Jobs,
+        telemetry: Telemetry,
+        *,
+        prune_s: float = 0.25,
+        report_s: float = 120,
+    ) -> None:
+        self._peers = peers
+        self._ledger = ledger
+        self._file = file
+        self._jobs = jobs
+        self._telemetry = telemetry
+        self._prune_s = prune_s
+        self._report_s = report_s
+        self._dispatching = trio.Lock()
+        self._started: dict[UUID, float] = {}
+        self._reporting: set[UUID] = set()
+        self._progress = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self.on_room: Callable[[], None] = lambda: None
+        self.on_accepted: Callable[[str], None] = lambda _scheduler: None
+        self.on_lapsed: Callable[[str], None] = lambda _scheduler: None
+
+    async def run(self) -> None:
+        """Watch leases and jobs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for ended in self._ledger.unreported:
+                self._report_soon(ended)
+            nursery.start_soon(self._prune)
+            async for event in self._jobs.events:
+                await self._take(event)
+
+    async def answer(self, scheduler: str, request: Message) -> Message | None:
+        """Answer what a scheduler asks of its leases; None for what a worker is not asked."""
+        if isinstance(request, RenewLease):
+            return await self._renew(scheduler, request)
+        if isinstance(request, DispatchJob):
+            return await self._dispatch(scheduler, request)
+        return None
+
+    async def resume(self, adopted: Iterable[AdoptedJob]) -> None:
+        """Bring leases and the jobs that outlived the node together; before anything else happens."""
+        jobs = {found.job.task_id: found.job for found in adopted}
+        for lease in self._ledger.leases:
+            if lease.task_id is not None and lease.task_id not in jobs:
+                logger.warning("nothing is left of job %s, which ran under lease %s", lease.task_id, lease.id)
+                self._ledger.end(lease.task_id, "Unknown")
+        for job in jobs.values():
+            self._started[job.task_id] = monotonic()
+            if self._ledger.find(job.task_id, job.scheduler) is None:
+                logger.warning("job %s has no lease in the ledger; its own record tells of it", job.task_id)
+                self._ledger.recover(
+                    Lease(
+                        id=job.lease_id,
+                        scheduler=job.scheduler,
+                        request_id=job.lease_id,
+                        executors=(job.spec.descriptor,),
+                        resources=job.resources,
+                        deadline=job.deadline,
+                        state="held",
+                        task_id=job.task_id,
+                    )
+                )
+            logger.info("adopted job %s of %s", job.task_id, job.scheduler)
+        await self._file.save()
+
+    async def end_all(self, reason: str, report_within_s: float) -> None:
+        """End every job and tell their schedulers, who get a while to answer."""
+        for lease in self._ledger.leases:
+            self._ledger.withdraw(lease.id)
+        async with trio.open_nursery() as nursery:
+            for lease in self._ledger.leases:
+                if lease.task_id is not None:
+                    nursery.start_soon(self._jobs.terminate, lease.task_id, reason)
+        with trio.move_on_after(report_within_s):
+            while any(lease.task_id is not None for lease in self._ledger.leases) or self._reporting:
+                await self._progress.wait()
+
+    async def _renew(self, scheduler: str, request: RenewLease) -> RenewLeaseOutcome:
+        try:
+            deadline = self._ledger.renew(request.id, scheduler)
+        except LedgerError as error:
+            logger.info("refused to renew lease %s for %s: %s", request.id, scheduler, error)
+            self._telemetry.renewals.add(1, {"outcome": "failed"})
+            return RenewLeaseOutcome()
+        self.on_accepted(scheduler)
+        await self._file.save()
+        task_id = next((lease.task_id for lease in self._ledger.leases if lease.id == request.id), None)
+        if task_id is not None:
+            await self._jobs.extend(task_id, deadline)
+        self._telemetry.renewals.add(1, {"outcome": "renewed"})
+        return RenewLeaseOutcome(id=request.id, timeout=SystemTime.from_timestamp(deadline))
+
+    async def _dispatch(self, scheduler: str, request: DispatchJob) -> DispatchJobOutcome:
+        async with self._dispatching:
+            known = self._ledger.find(request.id, scheduler)
+            try:
+                lease = known or await self._start(scheduler, request)
+            except (LedgerError, LaunchError) as error:
+                logger.warning("refused to run task %s for %s: %s", request.id, scheduler, error)
+                return DispatchJobOutcome()
+        deadline = lease.deadline if isinstance(lease, Lease) else lease.until
+        return DispatchJobOutcome(id=request.id, timeout=SystemTime.from_timestamp(deadline))
+
+    async def _start(self, scheduler: str, request: DispatchJob) -> Lease:
+        descriptor = request.spec.descriptor
+        lease = self._ledger.assign(scheduler, descriptor, request.id)
+        await self._file.save()
+        self._started[request.id] = monotonic()
+        try:
+            await self._jobs.start(lease, request.id, request.spec, scheduler)
+        except BaseException:
+            self._started.pop(request.id, None)
+            self._ledger.unassign(request.id)
+            raise
+        self._telemetry.jobs_started.add(1, {"executor": str(descriptor)})
+        logger.info("task %s of job %s runs (%s)", request.id, request.spec.job_id, descriptor)
+        return lease
+
+    async def _prune(self) -> None:
+        while True:
+            await trio.sleep(self._prune_s)
+            await self._expire()
+
+    async def _expire(self) -> None:
+        assert self._nursery is not None  # noqa: S101 - `run` is what calls this
+        expired = self._ledger.expire()
+        for lease in expired:
+            self._telemetry.expirations.add(1, {"state": lease.state})
+            if lease.state == "offered":
+                self.on_lapsed(lease.scheduler)
+            elif lease.task_id is None:
+                logger.info("lease %s of %s expired without a job", lease.id, lease.scheduler)
+            else:
+                logger.warning("lease %s of %s expired; ending its job %s", lease.id, lease.scheduler, lease.task_id)
+                self._nursery.start_soon(self._end_lapsed, lease.task_id)
+        if any(lease.state != "offered" for lease in expired):
+            await self._file.save()
+        if expired:
+            self.on_room()
+
+    async def _end_lapsed(self, task_id: UUID) -> None:
+        async with self._dispatching:  # it may just be starting
+            pass
+        await self._jobs.terminate(task_id, "its lease expired")
+
+    async def _take(self, event: JobEvent) -> None:
+        if isinstance(event, Started):
+            logger.info("the executor of task %s runs", event.task_id)
+            return
+        lease = next((lease for lease in self._ledger.leases if lease.task_id == event.task_id), None)
+        ended = self._ledger.end(event.task_id, "Finished" if isinstance(event, Finished) else "Failed")
+        await self._file.save()
+        if lease is None or ended is None:
+            return
+        self._log_end(event, lease)
+        self.on_room()
+        self._report_soon(ended)
+
+    def _log_end(self, event: Finished | Failed, lease: Lease) -> None:
+        duration_s = monotonic() - self._started.pop(event.task_id, monotonic())
+        attributes = {"executor": str(lease.executors[0]), "status": type(event).__name__.lower()}
+        self._telemetry.jobs_ended.add(1, attributes)
+        self._telemetry.job_duration.record(duration_s, attributes)
+        if isinstance(event, Failed):
+            output = "".join(f"\n  | {line}" for line in event.last_lines)
+            logger.error("task %s failed: %s%s", event.task_id, event.reason, output)
+        else:
+            logger.info("task %s finished after %.1f s", event.task_id, duration_s)
+
+    def _report_soon(self, ended: EndedJob) -> None:
+        assert self._nursery is not None  # noqa: S101 - `run` is what calls this
+        self._reporting.add(ended.task_id)
+        self._nursery.start_soon(self._report, ended)
+
+    async def _report(self, ended: EndedJob) -> None:
+        """Tell the scheduler how its task ended, again and again until it answers or time is up."""
+        report = ReportJobStatus(task_id=ended.task_id, status=JobStatus(type=ended.status))
+        delay_s = _FIRST_RETRY_S
+        with trio.move_on_after(self._report_s) as scope:
+            while True:
+                try:
+                    await self._peers.request(ended.scheduler, API, report, timeout_s=_REPORT_TIMEOUT_S)
+                    break
+                except NetworkError as error:
+                    logger.debug("cannot tell %s of the end of task %s yet: %s", ended.scheduler, ended.task_id, error)
+                await trio.sleep(delay_s)
+                delay_s = min(2 * delay_s, _LONGEST_RETRY_S)
+        if scope.cancelled_caught:
+            logger.warning(
+                "%s never heard that task %s ended (%s)", ended.scheduler, ended.task_id, ended.status.lower()
+            )
+        self._ledger.reported(ended.task_id)
+        await self._file.save()
+        self._reporting.discard(ended.task_id)
+        self._progress.set()
+        self._progress = trio.Event()

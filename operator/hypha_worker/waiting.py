@@ -1,0 +1,125 @@
+"""Requests that wait for an answer: those that compete get time to arrive. Pure."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from hypha_messages.advertisement import RequestWorker
+
+_LONGEST_WAIT_S: Final = 10.0
+_PATIENCE_S: Final = 2.0
+_MAX_SCHEDULERS: Final = 4096
+
+Key = tuple[str, UUID]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A request and who sent it; `since` is the monotonic time at which it came."""
+
+    scheduler: str
+    request: RequestWorker
+    since: float
+
+    @property
+    def key(self) -> Key:
+        """What tells requests apart."""
+        return self.scheduler, self.request.id
+
+
+class RateLimit:
+    """A token bucket per scheduler, as deep as one second's worth."""
+
+    def __init__(self, per_s: float) -> None:
+        self._per_s = per_s
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def admits(self, scheduler: str, now: float) -> bool:
+        """Whether another request of this scheduler is within its rate; `now` is monotonic."""
+        tokens, then = self._buckets.pop(scheduler, (self._per_s, now))
+        tokens = min(self._per_s, tokens + (now - then) * self._per_s)
+        admitted = tokens >= 1
+        self._buckets[scheduler] = (tokens - 1 if admitted else tokens, now)
+        if len(self._buckets) > _MAX_SCHEDULERS:
+            del self._buckets[next(iter(self._buckets))]  # the one that has been silent longest
+        return admitted
+
+
+class WaitingRequests:
+    """At most `limit` requests, of one scheduler at most a quarter of that; times are monotonic seconds."""
+
+    def __init__(self, limit: int, window_s: float, window_messages: int) -> None:
+        self._limit = limit
+        self._share = max(1, limit // 4)
+        self._window_s = window_s
+        self._window_messages = window_messages
+        self._fresh: dict[Key, Waiting] = {}
+        self._passed_over: dict[Key, Waiting] = {}
+        self._counts: Counter[str] = Counter()
+        self._lapsed: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._fresh) + len(self._passed_over)
+
+    @property
+    def fresh(self) -> tuple[Waiting, ...]:
+        """Those that have not been considered yet."""
+        return tuple(self._fresh.values())
+
+    @property
+    def all(self) -> tuple[Waiting, ...]:
+        """Those that wait, oldest first."""
+        return (*self._passed_over.values(), *self._fresh.values())
+
+    def add(self, waiting: Waiting) -> bool:
+        """Take a request in; False if it waits already or its scheduler has too many waiting."""
+        known = waiting.key in self._fresh or waiting.key in self._passed_over
+        if known or self._counts[waiting.scheduler] >= self._share:
+            return False
+        if len(self) >= self._limit:
+            oldest = self._passed_over or self._fresh
+            self.remove(next(iter(oldest.values())))
+        self._fresh[waiting.key] = waiting
+        self._counts[waiting.scheduler] += 1
+        return True
+
+    def remove(self, waiting: Waiting) -> None:
+        """Forget a request, because it was answered or will not be."""
+        self._fresh.pop(waiting.key, None)
+        self._passed_over.pop(waiting.key, None)
+        self._counts[waiting.scheduler] -= 1
+        if not self._counts[waiting.scheduler]:
+            del self._counts[waiting.scheduler]
+
+    def pass_over(self) -> None:
+        """What has now been considered in vain waits until there is more room."""
+        self._passed_over |= self._fresh
+        self._fresh = {}
+
+    def drop_expired(self, now: float, wall_clock: float) -> None:
+        """Forget those whose time is over."""
+        for waiting in self.all:
+            if waiting.request.timeout.timestamp <= wall_clock or now - waiting.since > _LONGEST_WAIT_S:
+                self.remove(waiting)
+
+    def due_in(self, now: float) -> float:
+        """Return in how many seconds competing requests have had their time; infinity if there are none."""
+        if not self._fresh:
+            return float("inf")
+        if len(self._fresh) >= self._window_messages:
+            return 0.0
+        return max(0.0, next(iter(self._fresh.values())).since + self._window_s - now)
+
+    def note_lapsed(self, scheduler: str, now: float) -> None:
+        """A scheduler let an offer lapse: for a moment it comes after those that did not."""
+        self._lapsed = {who: then for who, then in self._lapsed.items() if now - then < _PATIENCE_S}
+        self._lapsed[scheduler] = now
+
+    def note_accepted(self, scheduler: str) -> None:
+        """A scheduler took an offer."""
+        self._lapsed.pop(scheduler, None)
+
+    def stands_back(self, scheduler: str, now: float) -> bool:
+        """Whether a scheduler has just let an offer lapse."""
+        return now - self._lapsed.get(scheduler, float("-inf")) < _PATIENCE_S
