@@ -242,11 +242,11 @@ class Yamux(IMuxedConn):
             with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
                 scope.shield = True
                 await self._quietly(self._flush)
+            self._fail("closed by this node")
             with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
                 scope.shield = True
                 await self._quietly(self.secured_conn.close)
         finally:
-            self._fail("closed by this node")
             self._running.cancel()
             self._closed.set()
 
@@ -271,10 +271,14 @@ class Yamux(IMuxedConn):
         self._fail("the peer closed the connection")
 
     async def _write(self) -> None:
-        while True:
-            await self._flush()
-            if not self.core.has_output:
-                await self._output.park()
+        try:
+            while True:
+                await self._flush()
+                if not self.core.has_output:
+                    await self._output.park()
+        except _CONNECTION_ERRORS:
+            await trio.sleep(CLOSE_TIMEOUT_S)  # a peer that has gone may have sent something before: let it be read
+            raise
 
     async def _flush(self) -> None:
         async with self._write_lock:

@@ -3,6 +3,7 @@
 import tracemalloc
 
 import pytest
+
 from hypha_network.yamux_core import (
     ACK,
     DATA,

@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
-from hypha_network.yamux import Yamux
-from hypha_network.yamux_core import HEADER, HEADER_BYTES, Core, Limits, StreamState
 from libp2p.peer.id import ID
 from trio.testing import memory_stream_pair
+
+from hypha_network.yamux import Yamux
+from hypha_network.yamux_core import HEADER, HEADER_BYTES, Core, Limits, StreamState
 
 PEER = ID.from_base58("12D3KooWAYCGPqw2aTDdoAk7qHxRKPFqqnByvBmFUVtnn1A6yTKV")
 BLOB = random.Random(1).randbytes(4 * 1024 * 1024)
@@ -88,7 +89,9 @@ async def facing_raw_peer(**options: Any) -> AsyncIterator[tuple[RawPeer, Yamux]
         yield RawPeer(left), ours
 
 
-def frame(kind: int, flags: int, stream_id: int, length: int | None = None, body: bytes = b"", version: int = 0) -> bytes:
+def frame(
+    kind: int, flags: int, stream_id: int, length: int | None = None, body: bytes = b"", version: int = 0
+) -> bytes:
     return HEADER.pack(version, kind, flags, stream_id, len(body) if length is None else length) + body
 
 

@@ -1,0 +1,426 @@
+"""The muxer's tasks: streams over a connection in memory, with time that runs by itself."""
+
+import logging
+from typing import Any
+
+import pytest
+import trio
+from libp2p.stream_muxer.exceptions import (
+    MuxedConnUnavailable,
+    MuxedStreamClosed,
+    MuxedStreamEOF,
+    MuxedStreamReset,
+)
+from trio.testing import MockClock, memory_stream_pair
+
+from hypha_network.errors import StreamReset
+from hypha_network.yamux import PING_INTERVAL_S, SILENCE_TIMEOUT_S, Yamux, YamuxEnded, YamuxStream
+from hypha_network.yamux_core import (
+    ACK,
+    DATA,
+    FIN,
+    GO_AWAY,
+    INITIAL_WINDOW,
+    NORMAL,
+    PING,
+    PROTOCOL_ERROR,
+    RST,
+    SYN,
+    WINDOW_UPDATE,
+    Limits,
+)
+from support.muxing import BLOB, PEER, MemoryConnection, RawPeer, connected, facing_raw_peer, frame
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "trio", {"clock": MockClock(autojump_threshold=0)}
+
+
+async def read_all(stream: YamuxStream) -> bytes:
+    data = bytearray()
+    while part := await stream.receive_some():
+        data += part
+    return bytes(data)
+
+
+async def stream_pair(left: Yamux, right: Yamux) -> tuple[YamuxStream, YamuxStream]:
+    near = await left.open_stream()
+    return near, await right.accept_stream()
+
+
+async def serve_echo(connection: Yamux) -> None:
+    async with trio.open_nursery() as nursery:
+        while True:
+            try:
+                stream = await connection.accept_stream()
+            except YamuxEnded:
+                return
+            nursery.start_soon(echo, stream)
+
+
+async def echo(stream: YamuxStream) -> None:
+    while data := await stream.receive_some():
+        await stream.send_all(data)
+    await stream.aclose()
+
+
+async def test_bytes_arrive_whole_and_in_order_both_ways() -> None:
+    async with connected() as (left, right), trio.open_nursery() as nursery:
+        nursery.start_soon(serve_echo, left)
+        nursery.start_soon(serve_echo, right)
+
+        async def ask(connection: Yamux, size: int) -> None:
+            stream = await connection.open_stream()
+            async with trio.open_nursery() as asking:
+
+                @asking.start_soon
+                async def send() -> None:
+                    await stream.send_all(BLOB[:size])
+                    await stream.send_eof()
+
+                assert await read_all(stream) == BLOB[:size]
+            await stream.aclose()
+
+        async with trio.open_nursery() as asking:
+            for size in (1, 1000, INITIAL_WINDOW, 3_000_000):
+                asking.start_soon(ask, left, size)
+                asking.start_soon(ask, right, size)
+        assert not left.core.streams
+        assert not right.core.streams
+        await left.close()
+
+
+async def test_received_data_can_be_taken_in_small_parts() -> None:
+    async with connected() as (left, right):
+        near, far = await stream_pair(left, right)
+        await near.send_all(b"abcdef")
+        assert await far.receive_some(4) == b"abcd"
+        assert await far.receive_some(4) == b"ef"
+
+
+async def test_the_end_of_data_is_received_for_ever() -> None:
+    async with connected() as (left, right):
+        near, far = await stream_pair(left, right)
+        await near.send_eof()
+        assert await far.receive_some() == b""
+        assert await far.receive_some() == b""
+
+
+async def test_data_before_a_reset_is_delivered_before_the_error() -> None:
+    async with facing_raw_peer() as (peer, ours):
+        await peer.send(frame(DATA, SYN, 1, body=BLOB[:20_000]), frame(DATA, RST, 1))
+        stream = await ours.accept_stream()
+        assert await stream.receive_some(19_999) == BLOB[:19_999]
+        assert await stream.receive_some() == BLOB[19_999:20_000]
+        with pytest.raises(StreamReset, match="reset by the peer"):
+            await stream.receive_some()
+        with pytest.raises(StreamReset, match="reset by the peer"):
+            await stream.send_all(b"x")
+
+
+async def test_data_before_the_connection_broke_is_delivered_before_the_error() -> None:
+    async with facing_raw_peer() as (peer, ours):
+        await peer.send(frame(DATA, SYN, 1, body=b"part"), frame(DATA, SYN | FIN, 3, body=b"whole"))
+        part, whole = await ours.accept_stream(), await ours.accept_stream()
+        await peer.stream.aclose()
+        await ours._closed.wait()
+        assert await part.receive_some() == b"part"
+        with pytest.raises(StreamReset, match="the peer closed the connection"):
+            await part.receive_some()
+        assert await read_all(whole) == b"whole"
+        with pytest.raises(MuxedConnUnavailable, match="the peer closed the connection"):
+            await ours.accept_stream()
+        with pytest.raises(StreamReset, match="the peer closed the connection"):
+            await ours.open_stream()
+
+
+async def test_streams_not_yet_accepted_when_the_connection_ends_are_delivered() -> None:
+    async with facing_raw_peer() as (peer, ours):
+        await peer.send(frame(DATA, SYN | FIN, 1, body=b"last words"))
+        await peer.stream.aclose()
+        await ours._closed.wait()
+        assert await read_all(await ours.accept_stream()) == b"last words"
+        with pytest.raises(YamuxEnded):
+            await ours.accept_stream()
+
+
+async def test_a_reader_that_stops_for_ten_minutes_harms_nobody() -> None:
+    async with connected() as (left, right), trio.open_nursery() as nursery:
+        near, far = await stream_pair(left, right)
+        nursery.start_soon(near.send_all, BLOB)
+        await trio.sleep(600)
+        assert len(far._state.received) == INITIAL_WINDOW
+
+        other, answer = await stream_pair(left, right)
+        with trio.fail_after(1):
+            await other.send_all(b"request")
+            assert await answer.receive_some() == b"request"
+            await answer.send_all(b"response")
+            assert await other.receive_some() == b"response"
+
+        got = bytearray()
+        while len(got) < len(BLOB):
+            got += await far.receive_some()
+        assert got == BLOB
+        assert not left.is_closed
+
+
+async def test_a_connection_that_does_not_take_bytes_blocks_its_senders_without_growing() -> None:
+    stuck, peer = memory_stream_pair()
+    async with connected((stuck, peer)) as (left, right):
+        near, far = await stream_pair(left, right)
+        gate = trio.Event()
+        stuck.send_stream.send_all_hook = gate.wait
+        with trio.move_on_after(SILENCE_TIMEOUT_S / 2):
+            await near.send_all(BLOB)
+        assert near._state.unsent_bytes == 0
+        gate.set()
+        with pytest.raises(StreamReset, match="reset by the peer"):
+            await read_all(far)
+        assert not left.is_closed
+
+
+async def test_a_small_request_overtakes_bulk() -> None:
+    writes: list[int] = []
+    limits = Limits(batch_bytes=128 * 1024)
+    async with connected(limits=limits) as (left, right), trio.open_nursery() as nursery:
+        bulk = [await stream_pair(left, right) for _ in range(3)]
+        near, far = await stream_pair(left, right)
+
+        async def count(data: bytes, write: Any = left.secured_conn.write) -> None:
+            writes.append(len(data))
+            await write(data)
+
+        left.secured_conn.write = count  # type: ignore[method-assign]
+
+        async def drain(stream: YamuxStream) -> None:
+            while True:
+                await stream.receive_some()
+
+        async def send(stream: YamuxStream) -> None:
+            while True:
+                await stream.send_all(BLOB)
+
+        for sender, receiver in bulk:
+            nursery.start_soon(drain, receiver)
+            nursery.start_soon(send, sender)
+        for _ in range(50):
+            before = len(writes)
+            await near.send_all(b"urgent")
+            assert await far.receive_some() == b"urgent"
+            assert len(writes) - before < 10
+        assert sum(writes) > 50 * 64 * 1024
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_cancelled_send_breaks_the_stream_off() -> None:
+    async with connected() as (left, right):
+        near, far = await stream_pair(left, right)
+        with trio.move_on_after(1):
+            await near.send_all(BLOB)
+        with pytest.raises(StreamReset, match="reset by the peer"):
+            await read_all(far)
+        with pytest.raises(StreamReset, match="cancelled"):
+            await near.send_all(b"more")
+
+
+async def test_messages_of_tasks_that_send_at_once_stay_whole() -> None:
+    size = INITIAL_WINDOW
+    async with connected() as (left, right):
+        near, far = await stream_pair(left, right)
+
+        async def send(letter: bytes) -> None:
+            await near.send_all(letter * size)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, b"a")
+            nursery.start_soon(send, b"b")
+            got = bytearray()
+            while len(got) < 2 * size:
+                got += await far.receive_some()
+        assert bytes(got) in (b"a" * size + b"b" * size, b"b" * size + b"a" * size)
+
+
+async def test_waiting_reader_learns_of_a_local_reset_and_close() -> None:
+    async with connected() as (left, right):
+        near, _ = await stream_pair(left, right)
+        _, far = await stream_pair(left, right)
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def read_reset() -> None:
+                with pytest.raises(StreamReset, match="by this node"):
+                    await near.receive_some()
+
+            @nursery.start_soon
+            async def read_closed() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await far.receive_some()
+
+            await trio.testing.wait_all_tasks_blocked()
+            await far.aclose()
+            near.reset_nowait()
+
+
+async def test_sending_after_the_end_is_an_error() -> None:
+    async with connected() as (left, right):
+        near, _ = await stream_pair(left, right)
+        await near.send_eof()
+        await near.send_eof()
+        with pytest.raises(trio.ClosedResourceError):
+            await near.send_all(b"x")
+
+
+async def test_a_stream_more_than_allowed_waits_for_another_to_end() -> None:
+    async with connected(limits=Limits(max_outbound_streams=2)) as (left, _), trio.open_nursery() as nursery:
+        first, _ = await left.open_stream(), await left.open_stream()
+        opened = trio.Event()
+
+        @nursery.start_soon
+        async def open_third() -> None:
+            await left.open_stream()
+            opened.set()
+
+        await trio.testing.wait_all_tasks_blocked()
+        assert not opened.is_set()
+        await first.reset()
+        await opened.wait()
+
+
+async def test_closing_delivers_all_that_was_sent() -> None:
+    async with connected() as (left, right):
+        near, far = await stream_pair(left, right)
+        await near.send_all(BLOB[:200_000])
+        await near.send_eof()
+        await left.close()
+        assert await read_all(far) == BLOB[:200_000]
+        await right._closed.wait()
+        assert left.is_closed
+
+
+async def test_closing_a_connection_that_takes_nothing_ends_in_seconds() -> None:
+    stuck, peer = memory_stream_pair()
+    stuck.send_stream.send_all_hook = trio.sleep_forever
+    async with connected((stuck, peer)) as (left, _):
+        near = await left.open_stream()
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def send() -> None:
+                with pytest.raises(StreamReset, match="closed by this node"):
+                    await near.send_all(BLOB)
+
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(5):
+                await left.close()
+
+
+async def test_when_start_is_cancelled_the_peer_hears_goodbye() -> None:
+    left, right = memory_stream_pair()
+    ours = Yamux(MemoryConnection(left, is_initiator=False), PEER)  # type: ignore[arg-type]
+    peer = RawPeer(right)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ours.start)
+        await ours.event_started.wait()
+        nursery.cancel_scope.cancel()
+    assert await peer.next_frame(but=[PING]) == (GO_AWAY, 0, 0, NORMAL, b"")
+    assert await peer.next_frame() is None
+    assert ours.is_closed
+
+
+async def test_a_connection_never_started_can_be_closed() -> None:
+    left, right = memory_stream_pair()
+    ours = Yamux(MemoryConnection(left, is_initiator=False), PEER)  # type: ignore[arg-type]
+    await ours.close()
+    assert await RawPeer(right).next_frame() == (GO_AWAY, 0, 0, NORMAL, b"")
+
+
+async def test_a_silent_peer_is_given_up_after_the_timeout() -> None:
+    async with facing_raw_peer() as (_, ours):
+        start_s = trio.current_time()
+        with pytest.raises(YamuxEnded, match="nothing came for"):
+            await ours.accept_stream()
+        assert SILENCE_TIMEOUT_S <= trio.current_time() - start_s <= SILENCE_TIMEOUT_S + PING_INTERVAL_S
+
+
+async def test_an_idle_peer_that_answers_pings_is_kept() -> None:
+    async with connected() as (left, right):
+        await trio.sleep(24 * 3600)
+        near, far = await stream_pair(left, right)
+        await near.send_all(b"still here")
+        assert await far.receive_some() == b"still here"
+
+
+async def test_breaking_the_protocol_ends_the_connection_with_a_goodbye_and_a_log_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with facing_raw_peer() as (peer, ours):
+        await peer.send(frame(DATA, SYN, 1, body=b"fine"), frame(DATA, 0, 1, INITIAL_WINDOW))
+        stream = await ours.accept_stream()
+        assert await stream.receive_some() == b"fine"
+        with pytest.raises(StreamReset, match="262144 bytes on stream 1 with a window of 262140"):
+            await stream.receive_some()
+        while (got := await peer.next_frame(but=[PING, WINDOW_UPDATE])) and got[0] != GO_AWAY:
+            pass
+        assert got == (GO_AWAY, 0, 0, PROTOCOL_ERROR, b"")
+        assert await peer.next_frame() is None
+    lines = [record for record in caplog.records if record.name == "hypha_network.yamux"]
+    assert [record.levelno for record in lines] == [logging.WARNING]
+    assert str(PEER) in lines[0].getMessage()
+    assert "262144 bytes on stream 1" in lines[0].getMessage()
+
+
+async def test_a_peers_complaint_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with facing_raw_peer() as (peer, ours):
+        await peer.send(frame(GO_AWAY, 0, 0, PROTOCOL_ERROR))
+        await peer.stream.aclose()
+        await ours._closed.wait()
+    assert "closed the connection with error 1" in caplog.text
+
+
+async def test_an_accepted_stream_is_acknowledged_and_pings_are_answered() -> None:
+    async with facing_raw_peer() as (peer, ours):
+        await peer.send(frame(PING, SYN, 0, 42), frame(WINDOW_UPDATE, SYN, 1, 0))
+        await ours.accept_stream()
+        kinds = {(await peer.next_frame() or ())[:4] for _ in range(3)}
+        assert kinds == {(PING, SYN, 0, 1), (PING, ACK, 0, 42), (WINDOW_UPDATE, ACK, 1, 0)}
+
+
+async def test_libp2ps_interface_has_libp2ps_errors() -> None:
+    async with connected() as (left, right):
+        near, far = await stream_pair(left, right)
+        await near.write(b"abc")
+        assert await far.read(2) == b"ab"
+        assert await far.read(0) == b""
+        assert await far.read() == b"c"
+        await near.close()
+        with pytest.raises(MuxedStreamClosed):
+            await near.write(b"x")
+        with pytest.raises(MuxedStreamEOF):
+            await far.read(1)
+        await far.write(b"still open this way")
+        assert await near.read(-1) == b"still open this way"
+        await far.reset()
+        with pytest.raises(MuxedStreamReset):
+            await near.read(1)
+        with pytest.raises(MuxedStreamReset):
+            await far.write(b"x")
+
+
+async def test_connections_need_no_read_some() -> None:
+    class Plain:
+        is_initiator = False
+
+        def __init__(self, stream: Any) -> None:
+            self.read, self.write, self.close = stream.receive_some, stream.send_all, stream.aclose
+
+    left, right = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        ours = Yamux(Plain(left), PEER)  # type: ignore[arg-type]
+        nursery.start_soon(ours.start)
+        await RawPeer(right).send(frame(DATA, SYN, 1, body=b"hi"))
+        assert await (await ours.accept_stream()).receive_some() == b"hi"
+        await ours.close()
