@@ -266,6 +266,7 @@ class PubSub:
                     self._graft(topic)
             else:
                 _refusals.warning(peer_id, "subscribes to more than %d topics", MAX_TOPICS_PER_PEER)
+        self._host.notify()
 
     def _leave_mesh(self, peer_id: str, topic: str) -> None:
         if topic in self._mesh:

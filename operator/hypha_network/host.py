@@ -91,7 +91,7 @@ class Host:
     find_addresses: Finder | None = None
     dial_relayed: RelayDialer | None = None
     changed: trio.Event = field(default_factory=trio.Event)
-    """Set, and replaced, whenever a connection comes or goes, or the node's standing in the network changes."""
+    """Set, and replaced, whenever a connection comes or goes, a peer subscribes, or the node's status changes."""
     _upgrades: int = 0
     _dialling: dict[str, trio.Lock] = field(default_factory=dict)
 

@@ -126,7 +126,11 @@ class Network:
 
     async def wait_ready(self) -> None:
         """Wait until the node is healthy; there is no time limit, gateways are dialled for ever."""
-        while not self.status().healthy:
+        await self.wait_until(lambda: self.status().healthy)
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition on this node's connections, subscribers or status holds."""
+        while not condition():
             await self._host.changed.wait()
 
     def connected_peers(self) -> list[str]:

@@ -1,0 +1,236 @@
+"""Joining a network, and asking its members."""
+
+import logging
+
+import pytest
+import trio
+from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
+from hypha_network.addresses import AddressError
+from hypha_network.errors import (
+    DialError,
+    HandshakeError,
+    NetworkError,
+    PeerUnreachable,
+    RemoteRefused,
+    RequestTimeout,
+    StreamReset,
+)
+from hypha_network.network import open_network
+from support.certs import Pki
+from support.networks import DEADLINE_S, LOOPBACK, direct_address, gateway, member, messages, node, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def healthy(_: str, request: HealthRequest) -> HealthResponse:
+    assert isinstance(request, HealthRequest)
+    return HealthResponse(healthy=True)
+
+
+async def test_a_node_says_at_which_addresses_it_is_reached() -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b", listen_addresses=()) as b:
+        (address,) = a.addresses()
+        assert address.startswith("/ip4/127.0.0.1/tcp/")
+        assert not address.startswith("/ip4/127.0.0.1/tcp/0/")
+        assert address.endswith(a.peer_id)
+        assert await b.dial(address) == a.peer_id
+        assert b.connected_peers() == [a.peer_id]
+
+
+async def test_external_addresses_are_told_beside_those_listened_on() -> None:
+    async with node(Pki(), "a", external_addresses=("/dns4/worker.example.org/tcp/4001",)) as a:
+        assert f"/dns4/worker.example.org/tcp/4001/p2p/{a.peer_id}" in a.addresses()
+
+
+async def test_a_node_without_gateways_is_healthy_once_it_listens() -> None:
+    async with node(Pki(), "a") as a:
+        assert a.status().healthy
+        assert a.status().listening
+
+
+@pytest.mark.parametrize("with_peer_id", [True, False])
+async def test_a_node_joins_through_a_gateway_with_and_without_its_peer_id(with_peer_id: bool) -> None:
+    pki = Pki()
+    async with gateway(pki) as g:
+        address = direct_address(g) if with_peer_id else direct_address(g).partition("/p2p/")[0]
+        async with node(pki, "a", gateways=(address,)) as a:
+            assert not a.status().healthy
+            with trio.fail_after(DEADLINE_S):
+                await a.wait_ready()
+            assert a.status().gateways == (g.peer_id,)
+            assert a.status().bootstrapped
+
+
+async def test_a_gateway_of_a_name_is_found() -> None:
+    pki = Pki()
+    async with gateway(pki) as g:
+        port = direct_address(g).split("/")[4]
+        async with node(pki, "a", gateways=(f"/dns4/localhost/tcp/{port}",)) as a:
+            with trio.fail_after(DEADLINE_S):
+                await a.wait_ready()
+
+
+async def test_one_of_two_gateways_is_enough() -> None:
+    pki = Pki()
+    async with gateway(pki) as g:
+        async with node(pki, "b") as gone:
+            dead = direct_address(gone)
+        async with node(pki, "a", gateways=(dead, direct_address(g))) as a:
+            with trio.fail_after(DEADLINE_S):
+                await a.wait_ready()
+
+
+async def test_quic_addresses_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    addresses = ("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1")
+    async with node(Pki(), "a", listen_addresses=addresses) as a:
+        assert len(a.status().listening) == 1
+    assert any("/ip4/127.0.0.1/udp/0/quic-v1 is left out" in text for text in messages(caplog.records))
+
+
+async def test_gateways_that_are_all_of_other_transports_are_an_error() -> None:
+    with pytest.raises(NetworkError, match="none of the gateway addresses"):
+        async with node(Pki(), "a", gateways=("/ip4/127.0.0.1/udp/1/quic-v1",)):
+            pass
+
+
+async def test_an_address_in_use_is_named_in_the_error() -> None:
+    pki = Pki()
+    async with node(pki, "a") as a:
+        address = direct_address(a).partition("/p2p/")[0]
+        with pytest.raises(NetworkError, match=address):
+            async with node(pki, "b", listen_addresses=(address,)):
+                pass
+
+
+async def test_a_bad_address_in_the_configuration_is_an_error() -> None:
+    with pytest.raises(AddressError, match="nonsense"):
+        async with node(Pki(), "a", listen_addresses=("nonsense",)):
+            pass
+
+
+async def test_what_the_body_raises_comes_out_as_it_is() -> None:
+    with pytest.raises(KeyError, match="mine"):
+        async with node(Pki(), "a"):
+            raise KeyError("mine")
+
+
+async def test_a_node_of_another_authority_is_refused() -> None:
+    async with node(Pki(), "a") as a, node(Pki(), "b") as b:
+        with pytest.raises(HandshakeError):
+            await b.dial(direct_address(a))
+        assert not a.connected_peers()
+
+
+async def test_whoever_answers_as_another_peer_is_refused() -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b, node(pki, "c") as c:
+        with pytest.raises(DialError, match=a.peer_id):
+            await c.dial(direct_address(a).replace(a.peer_id, b.peer_id))
+
+
+async def test_a_node_does_not_connect_to_itself() -> None:
+    async with node(Pki(), "a") as a:
+        with pytest.raises(DialError, match="this node itself"):
+            await a.dial(direct_address(a).partition("/p2p/")[0])
+        with pytest.raises(PeerUnreachable):
+            await a.request(a.peer_id, HEALTH, HealthRequest())
+
+
+async def test_a_peer_is_asked_and_answers() -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        askers = []
+
+        async def answer(peer_id: str, _: HealthRequest) -> HealthResponse:
+            askers.append(peer_id)
+            return HealthResponse(healthy=False)
+
+        a.handle(HEALTH, answer)
+        await b.dial(direct_address(a))
+        assert await b.request(a.peer_id, HEALTH, HealthRequest()) == HealthResponse(healthy=False)
+        assert askers == [b.peer_id]
+
+
+async def test_a_peer_never_connected_to_is_found_through_the_gateway() -> None:
+    pki = Pki()
+    async with gateway(pki) as g, member(pki, "a", g) as a, member(pki, "b", g) as b:
+        a.handle(HEALTH, healthy)
+        response = await b.request(a.peer_id, HEALTH, HealthRequest())
+        assert response.healthy
+
+
+async def test_a_handler_that_returns_none_refuses() -> None:
+    pki = Pki()
+
+    async def refuse(_: str, __: HealthRequest) -> None:
+        return None
+
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        a.handle(HEALTH, refuse)
+        await b.dial(direct_address(a))
+        with pytest.raises(StreamReset, match=a.peer_id):
+            await b.request(a.peer_id, HEALTH, HealthRequest())
+
+
+async def test_a_protocol_that_the_peer_does_not_speak_is_refused() -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        await b.dial(direct_address(a))
+        with pytest.raises(RemoteRefused, match="/hypha-health"):
+            await b.request(a.peer_id, HEALTH, HealthRequest())
+
+
+async def test_a_handler_that_fails_harms_only_its_own_request(caplog: pytest.LogCaptureFixture) -> None:
+    pki = Pki()
+    failed = False
+
+    async def fail_once(_: str, __: HealthRequest) -> HealthResponse:
+        nonlocal failed
+        if not failed:
+            failed = True
+            raise RuntimeError("a bug")
+        return HealthResponse(healthy=True)
+
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        a.handle(HEALTH, fail_once)
+        await b.dial(direct_address(a))
+        with pytest.raises(StreamReset):
+            await b.request(a.peer_id, HEALTH, HealthRequest())
+        assert (await b.request(a.peer_id, HEALTH, HealthRequest())).healthy
+    assert any(record.exc_info and record.levelno == logging.ERROR for record in caplog.records)
+
+
+async def test_a_peer_that_does_not_answer_in_time_is_given_up() -> None:
+    pki = Pki()
+
+    async def sleep(_: str, __: HealthRequest) -> HealthResponse:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        a.handle(HEALTH, sleep)
+        await b.dial(direct_address(a))
+        with pytest.raises(RequestTimeout, match="0.2 s"):
+            await b.request(a.peer_id, HEALTH, HealthRequest(), timeout_s=0.2)
+
+
+async def test_a_peer_nobody_knows_is_unreachable() -> None:
+    pki = Pki()
+    stranger = pki.identity("stranger").peer_id
+    async with gateway(pki) as g, member(pki, "a", g) as a:
+        with pytest.raises(PeerUnreachable, match=stranger):
+            await a.request(stranger, HEALTH, HealthRequest())
+
+
+async def test_nothing_is_left_when_a_network_is_closed() -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        await b.dial(direct_address(a))
+        async with open_network(pki.identity("c"), LOOPBACK) as c:
+            await c.dial(direct_address(a))
+            await until(a, lambda: c.peer_id in a.connected_peers())
+            address = direct_address(c)
+        await until(a, lambda: c.peer_id not in a.connected_peers())
+        with pytest.raises(DialError):
+            await a.dial(address)

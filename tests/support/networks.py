@@ -1,0 +1,54 @@
+"""Nodes of a network on loopback, with certificates of one authority."""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import trio
+from hypha_network.network import Network, NetworkConfig, open_network
+
+from support.certs import Pki
+
+LOOPBACK = NetworkConfig(listen_addresses=("/ip4/127.0.0.1/tcp/0",), exclude_cidr=())
+DEADLINE_S = 20.0
+
+
+@asynccontextmanager
+async def node(pki: Pki, name: str, **config: object) -> AsyncIterator[Network]:
+    """Run a node; `config` overrides what makes it one on loopback without a gateway."""
+    async with open_network(pki.identity(name), replace(LOOPBACK, **config)) as network:
+        yield network
+
+
+@asynccontextmanager
+async def gateway(pki: Pki, name: str = "gateway", **config: object) -> AsyncIterator[Network]:
+    """Run a node that does what gateways do."""
+    async with node(pki, name, kademlia_server=True, relay_server=True, **config) as network:
+        yield network
+
+
+@asynccontextmanager
+async def member(pki: Pki, name: str, *gateways: Network, **config: object) -> AsyncIterator[Network]:
+    """Run a node that has joined through these gateways."""
+    addresses = tuple(direct_address(network) for network in gateways)
+    async with node(pki, name, gateways=addresses, **config) as network:
+        with trio.fail_after(DEADLINE_S):
+            await network.wait_ready()
+        yield network
+
+
+def direct_address(network: Network) -> str:
+    """Where the node listens, with its peer id."""
+    return network.addresses()[0]
+
+
+async def until(network: Network, condition: Callable[[], bool]) -> None:
+    """Wait until a condition on a node's connections, subscribers or status holds; fail if it takes too long."""
+    with trio.fail_after(DEADLINE_S):
+        await network.wait_until(condition)
+
+
+def messages(records: list[logging.LogRecord]) -> list[str]:
+    """The texts of log records."""
+    return [record.getMessage() for record in records]
