@@ -1,0 +1,42 @@
+"""`hypha-bridge --config FILE`: serve one job until told to stop (SIGTERM, SIGINT)."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+
+from hypha_bridge.config import BridgeConfig, ConfigError
+from hypha_bridge.server import BridgeServer
+
+
+def main() -> None:
+    """Run the bridge; exits 0 once stopped in order, 1 if it cannot start."""
+    parser = argparse.ArgumentParser(prog="hypha-bridge", description="The REST API of one job of a Hypha worker.")
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the bridge's configuration (JSON)")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('hypha-worker')}")
+    path = parser.parse_args().config
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for client in ("httpx", "httpx2"):
+        logging.getLogger(client).setLevel(logging.WARNING)  # they log URLs, which may hold secrets
+    os.umask(0o077)
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, _ignore)  # uvicorn raises what it caught once more when it is done
+    try:
+        asyncio.run(BridgeServer(BridgeConfig.load(path)).run_until_stopped())
+    except (ConfigError, OSError) as error:
+        sys.exit(f"hypha-bridge: {error}")
+    logging.shutdown()
+    os._exit(0)  # a download in a thread may be waiting for a server that never answers
+
+
+def _ignore(_signal: int, _frame: FrameType | None) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The REST API that the executor sees, on the job's socket."""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Final
+
+import anyio
+import anyio.lowlevel
+from fastapi import Body, FastAPI, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hypha_bridge.bridge import Bridge
+from hypha_bridge.errors import BridgeError
+from hypha_bridge.fetch import FetchedFile
+from hypha_bridge.inbox import Listener, Pointer
+from hypha_bridge.spelling import FetchRequest, ReceiveRequest, SendRequest
+from hypha_messages.progress import Progress, ProgressResponse
+
+logger = logging.getLogger(__name__)
+
+_MAX_BODY_BYTES: Final = 1024 * 1024
+
+
+class ErrorBody(BaseModel):
+    """What went wrong: a code for programs, a text for people."""
+
+    error: str
+    detail: str
+
+
+_ERRORS: Final[dict[int | str, dict[str, Any]]] = {
+    "4XX": {"model": ErrorBody, "description": "the request cannot be granted as it is"},
+    "5XX": {"model": ErrorBody, "description": "the node, a peer, a server or the storage failed"},
+}
+
+_EVENTS: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"text/event-stream": {"schema": Pointer.model_json_schema()}}, "description": "an event a push"},
+}
+_PROGRESS: Final[dict[str, Any]] = {
+    "a batch is done": {"value": {"status": {"batch_size": 32}}},
+    "a round's metrics": {"value": {"metrics": {"round": 1, "metrics": {"loss": 0.5}}}},
+    "a stage": {"value": "update", "description": "or `updated`, `update-received`"},
+}
+
+
+def create_app(bridge: Bridge) -> FastAPI:
+    """Build the API of a bridge; its lifespan is the bridge's."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with bridge:
+            yield
+
+    app = FastAPI(
+        title="Hypha job bridge",
+        summary="Resources, peers and progress for one job. Paths are relative to the job's work directory.",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=_ERRORS,
+    )
+    app.add_middleware(LimitBody)
+    app.add_exception_handler(BridgeError, _bridge_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _unexpected)
+
+    @app.get("/healthz")
+    async def health() -> dict[str, str]:
+        """Answer once the bridge serves."""
+        return {"status": "ok"}
+
+    @app.post("/resources/fetch")
+    async def fetch(request: FetchRequest) -> list[FetchedFile]:
+        """Fetch files into the work directory; answers when they are whole."""
+        return await bridge.fetcher.fetch(request.fetch, request.out_dir)
+
+    @app.post("/resources/send", response_class=Response)
+    async def send(request: SendRequest) -> Response:
+        """Send a file to peers; answers once the file may be changed or deleted, and goes on in the background."""
+        await bridge.outbox.send(request.send, request.path)
+        return Response()
+
+    @app.post("/resources/receive", response_class=Response, responses=_EVENTS)
+    async def receive(request: ReceiveRequest, last_event_id: Annotated[int | None, Header()] = None) -> Response:
+        """Stream an event (SSE) for each file that a peer has pushed; Last-Event-ID asks for those missed since."""
+        return EventStream(bridge.inbox.listener(request.receive, request.out_dir, last_event_id))
+
+    @app.post("/status/send", response_model=ProgressResponse)
+    async def status(progress: Annotated[Progress, Body(openapi_examples=_PROGRESS)]) -> Response:
+        """Report progress to the scheduler; answers with what it wants next."""
+        return Response(await bridge.report(progress), media_type="application/json")
+
+    return app
+
+
+class EventStream(Response):
+    """Server-sent events for as long as the listener reads them."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(headers={"Cache-Control": "no-store"})
+        del self.headers["Content-Length"]
+        self._listener = listener
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+        """Write events until the listener goes or the bridge closes."""
+
+        async def emit(event: bytes) -> None:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+            await anyio.lowlevel.checkpoint()  # where a listener that has gone is noticed
+
+        async def until_disconnected() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            tasks.cancel_scope.cancel()
+
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(until_disconnected)
+            await self._listener.run(emit)
+            tasks.cancel_scope.cancel()
+        await send({"type": "http.response.body", "body": b""})
+
+
+class LimitBody:
+    """Refuses request bodies beyond the limit, announced or not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, counting."""
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > _MAX_BODY_BYTES:
+                raise BridgeError(413, "too_large", f"a request body has at most {_MAX_BODY_BYTES} bytes")
+            return message
+
+        await self._app(scope, counted, send)
+
+
+async def _bridge_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, BridgeError)  # noqa: S101 - registered for it
+    logger.warning("%s: %s: %s", request.url.path, error.code, error.detail)
+    return _answer(error.status, error.code, error.detail)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
+    reasons = "; ".join(f"{'.'.join(map(str, e['loc'][1:])) or 'body'}: {e['msg']}" for e in error.errors()[:3])
+    logger.warning("%s: invalid_request: %s", request.url.path, reasons)
+    return _answer(400, "invalid_request", f"{reasons}; GET /openapi.json describes requests")
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    logger.exception("%s failed", request.url.path, exc_info=error)
+    return _answer(500, "internal_error", f"{type(error).__name__}: {error}; the bridge's log has the details")
+
+
+def _answer(status: int, code: str, detail: str) -> Response:
+    return JSONResponse(ErrorBody(error=code, detail=detail).model_dump(), status)

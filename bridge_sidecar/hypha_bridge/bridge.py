@@ -1,0 +1,75 @@
+"""One job's bridge: its parts, and the order in which they start and stop."""
+
+import asyncio
+import contextlib
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+
+from hypha_bridge.config import BridgeConfig, ConfigError
+from hypha_bridge.connector import Connector
+from hypha_bridge.fetch import Fetcher
+from hypha_bridge.inbox import Inbox
+from hypha_bridge.outbox import Outbox
+from hypha_bridge.paths import WorkDir
+from hypha_bridge.storage import JobFiles, Storage
+from hypha_messages.progress import Progress
+
+_CONCURRENT_REPORTS: Final = 8
+
+
+class Bridge:
+    """Fetches, sends, receives and reports for one job, while the context is open."""
+
+    def __init__(self, config: BridgeConfig) -> None:
+        job = config.job()
+        self._staging = _staging(config)
+        self._connector = Connector(config.connector)
+        self._work_dir = WorkDir(config.work_dir)
+        storage = Storage((config.work_dir, self._staging), config.storage_bytes)
+        files = JobFiles(self._work_dir, self._staging, storage)
+        self._threads = CapacityLimiter(_CONCURRENT_REPORTS)
+        self.fetcher = Fetcher(config, files, self._connector)
+        self.outbox = Outbox(config, job, files, self._connector)
+        self.inbox = Inbox(config, job, files, self._connector)
+
+    async def report(self, progress: Progress) -> bytes:
+        """Report progress to the scheduler and return its answer (JSON); BridgeError."""
+        body = progress.model_dump(mode="json")
+        return await anyio.to_thread.run_sync(
+            lambda: self._connector.retrying(lambda: self._connector.progress(body)),
+            limiter=self._threads,
+            abandon_on_cancel=True,
+        )
+
+    async def __aenter__(self) -> Self:
+        self._polling = asyncio.create_task(self.inbox.poll())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._polling.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._polling
+        self.fetcher.close()
+        await self.outbox.drain()
+        self._connector.close()
+        self._work_dir.close()
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+
+def _staging(config: BridgeConfig) -> Path:
+    """Make the bridge's own directory, empty, where files can be moved into the work directory; ConfigError."""
+    directory = config.state_dir
+    if directory is None:
+        raise ConfigError("state_dir is needed where the configuration is not read from a file")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700, parents=True)
+    if directory.stat().st_dev != config.work_dir.stat().st_dev:
+        raise ConfigError(f"state_dir {directory} must be on the same file system as work_dir {config.work_dir}")
+    return directory

@@ -1,0 +1,133 @@
+"""Files behind HTTP(S): resumed where they broke off, hashed on the way, from public addresses only."""
+
+import logging
+import threading
+from typing import Final
+from urllib.parse import unquote
+
+import httpx
+
+from hypha_bridge.config import BridgeConfig
+from hypha_bridge.connector import Attempts
+from hypha_bridge.errors import invalid_request, source_failed
+from hypha_bridge.guard import GuardedTransport
+from hypha_bridge.storage import StagedFile, Storage
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT: Final = httpx.Timeout(60, connect=15)
+_BUFFER_BYTES: Final = 1024 * 1024
+_MAX_REDIRECTS: Final = 10
+_RETRYABLE: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class Downloads:
+    """Downloads over HTTP(S). Thread-safe."""
+
+    def __init__(self, config: BridgeConfig, storage: Storage) -> None:
+        self._storage = storage
+        self._deadline_s = config.connector.deadline_s
+        self._stopping = threading.Event()
+        self._client = httpx.Client(
+            transport=GuardedTransport(allow_private_addresses=config.allow_private_addresses),
+            timeout=_TIMEOUT,
+            follow_redirects=True,
+            max_redirects=_MAX_REDIRECTS,
+            headers={"Accept-Encoding": "identity"},
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        """End what is under way at its next chunk."""
+        self._stopping.set()
+
+    def download(self, uri: str, staged: StagedFile) -> None:
+        """Download a file into a staged one; BridgeError."""
+        url = _parse(uri)
+        delays = Attempts(self._deadline_s).delays()
+        validator: str | None = None
+        while True:
+            size_before = staged.size_bytes
+            try:
+                validator = self._attempt(url, staged, validator)
+            except _Broken as broken:
+                if staged.size_bytes > size_before:
+                    delays = Attempts(self._deadline_s).delays()
+                delay = next(delays, None)
+                if delay is None or self._stopping.wait(delay):
+                    raise source_failed(f"{_shown(url)}: {broken}") from broken
+                validator = broken.validator or validator
+                logger.info("%s: %s; trying again at byte %d", _shown(url), broken, staged.size_bytes)
+            else:
+                return
+
+    def _attempt(self, url: httpx.URL, staged: StagedFile, validator: str | None) -> str | None:
+        """Download what is missing; _Broken if that may be tried again."""
+        headers = {"Range": f"bytes={staged.size_bytes}-", "If-Range": validator} if validator else {}
+        try:
+            with self._client.stream("GET", url, headers=headers) as response:
+                expected = self._prepare(response, staged)
+                validator = _validator(response)
+                for chunk in response.iter_raw(_BUFFER_BYTES):
+                    if self._stopping.is_set():
+                        raise source_failed("the bridge is stopping")
+                    staged.write(chunk)
+        except httpx.TransportError as error:
+            raise _Broken(f"{type(error).__name__}: {error}", validator) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise source_failed(f"{_shown(url)}: {error}") from error
+        if expected is not None and staged.size_bytes != expected:
+            raise _Broken(f"{staged.size_bytes} of {expected} bytes", validator)
+        return validator
+
+    def _prepare(self, response: httpx.Response, staged: StagedFile) -> int | None:
+        """Check what the server announces, start over unless it resumes; return the size of the whole file if known."""
+        if response.status_code in _RETRYABLE:
+            raise _Broken(f"HTTP {response.status_code}", None)
+        if response.status_code not in (httpx.codes.OK, httpx.codes.PARTIAL_CONTENT):
+            raise source_failed(f"{_shown(response.url)}: HTTP {response.status_code} {response.reason_phrase}")
+        resumed = response.headers.get("Content-Range", "").startswith(f"bytes {staged.size_bytes}-")
+        if response.status_code == httpx.codes.OK or not resumed:
+            staged.restart()
+        if response.status_code == httpx.codes.PARTIAL_CONTENT and not resumed:
+            raise _Broken("the server resumed at another byte than asked for", None)
+        length = response.headers.get("Content-Length", "")
+        if not length.isdecimal():
+            return None
+        self._storage.check(int(length))
+        return staged.size_bytes + int(length)
+
+
+class _Broken(Exception):  # noqa: N818 - a download that broke off
+    def __init__(self, reason: str, validator: str | None) -> None:
+        super().__init__(reason)
+        self.validator = validator
+
+
+def file_name(uri: str) -> str:
+    """Return the name that a URI's last segment gives; BridgeError (400) if it gives none."""
+    name = unquote(_parse(uri).path.rstrip("/").rpartition("/")[2])
+    if not name:
+        raise invalid_request(f"{_shown(_parse(uri))} names no file; its path must end with one")
+    return name
+
+
+def _parse(uri: str) -> httpx.URL:
+    try:
+        url = httpx.URL(uri)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise invalid_request(f"not a URI: {error}") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise invalid_request(f"{_shown(url)!r} is not an http:// or https:// URI")
+    return url
+
+
+def _shown(url: httpx.URL) -> str:
+    """The URL without what may be secret in it."""
+    return str(url.copy_with(query=None, fragment=None, userinfo=b""))
+
+
+def _validator(response: httpx.Response) -> str | None:
+    """What identifies this version of the file: a strong entity tag, else nothing (a date may name two versions)."""
+    etag: str | None = response.headers.get("ETag")
+    return etag if etag and not etag.startswith("W/") and response.headers.get("Accept-Ranges") != "none" else None

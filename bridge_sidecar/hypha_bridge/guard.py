@@ -1,0 +1,71 @@
+"""Where a job may download from: addresses of the public Internet only, checked at the moment of connecting.
+
+The name is resolved here and the connection made to the very address that was checked, so that a name which resolves
+differently a moment later leads nowhere else. Redirects pass here again, hop by hop.
+"""
+
+import ipaddress
+import socket
+from typing import Final
+
+import httpx
+
+from hypha_bridge.errors import forbidden, source_failed
+
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public Internet, also where an IPv6 address stands for an IPv4 one."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False  # a scoped IPv6 address: link-local by nature
+    if isinstance(parsed, ipaddress.IPv6Address):
+        embedded = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo or (None, None))[1]
+        if embedded is None and parsed in _NAT64:
+            embedded = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
+        if embedded is not None:
+            return is_public(str(embedded))
+    return parsed.is_global and not parsed.is_multicast
+
+
+class GuardedTransport(httpx.BaseTransport):
+    """An HTTP transport that connects to public addresses only, unless private ones are allowed."""
+
+    def __init__(self, *, allow_private_addresses: bool) -> None:
+        self._transport = httpx.HTTPTransport()
+        self._allow_private_addresses = allow_private_addresses
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request to a checked address; BridgeError (400, 403, 502)."""
+        host = request.url.host
+        if self._allow_private_addresses:
+            return self._transport.handle_request(request)
+        error: httpx.ConnectError | None = None
+        for address in _resolve(host, request.url.port):
+            request.url = request.url.copy_with(host=address)
+            request.extensions = {**request.extensions, "sni_hostname": host}
+            try:
+                return self._transport.handle_request(request)
+            except httpx.ConnectError as refused:
+                error = refused
+        raise error or source_failed(f"{host!r} has no address")
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._transport.close()
+
+
+def _resolve(host: str, port: int | None) -> list[str]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise source_failed(f"cannot resolve {host!r}: {error}") from error
+    addresses = [str(entry[4][0]) for entry in found]
+    if not all(map(is_public, addresses)):
+        raise forbidden(
+            f"{host!r} is at a private, local or reserved address, and this worker downloads from public ones only; "
+            "its operator can allow others with allow_private_addresses"
+        )
+    return addresses

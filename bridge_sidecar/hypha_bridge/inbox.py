@@ -1,0 +1,211 @@
+"""Receiving: what peers push waits on disk, whole, until the executor listens; nothing is lost when it listens anew."""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from pydantic import BaseModel, Field
+
+from hypha_bridge import paths, safetensors
+from hypha_bridge.config import BridgeConfig
+from hypha_bridge.connector import Attempts, Connector
+from hypha_bridge.errors import BridgeError, ConnectorError, forbidden, invalid_request
+from hypha_bridge.storage import JobFiles
+from hypha_messages.job import JobSpec, PeersReference, Reference
+
+logger = logging.getLogger(__name__)
+
+_REMEMBERED: Final = 1024
+_KEEP_ALIVE_S: Final = 5.0
+_FOREVER_S: Final = float("inf")
+
+
+class Pointer(BaseModel):
+    """A push that has arrived whole."""
+
+    path: str = Field(description="relative to the work directory")
+    size: int = Field(description="bytes")
+    from_peer: str
+    sequence: int = Field(description="counts the pushes that this job received")
+    checksum: str = Field(description="sha256:<hex>")
+
+
+class _Waiting(BaseModel):
+    """A push on disk that no executor has taken."""
+
+    staged: Path
+    size: int
+    from_peer: str
+    sequence: int
+    checksum: str
+    pointer: Pointer | None = None  # once it lies in the work directory
+
+
+class Inbox:
+    """Takes pushes from the node and hands them to whoever listens."""
+
+    def __init__(self, config: BridgeConfig, job: JobSpec, files: JobFiles, connector: Connector) -> None:
+        self._senders = job.senders
+        self._files = files
+        self._connector = connector
+        self._pollers = config.push_pollers
+        self._max_waiting = config.waiting_pushes
+        self._max_waiting_bytes = _FOREVER_S if config.storage_bytes is None else config.storage_bytes / 2
+        self._threads = CapacityLimiter(config.push_pollers)
+        self._waiting: deque[_Waiting] = deque()
+        self._delivered: deque[Pointer] = deque(maxlen=_REMEMBERED)
+        self._sequence = 0
+        self._changed = asyncio.Condition()
+        self.closing = False
+
+    async def close(self) -> None:
+        """End the event streams."""
+        self.closing = True
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def poll(self) -> None:
+        """Take pushes until cancelled, several at a time; with the limit reached, the node and its peers wait."""
+        if self._senders:
+            await asyncio.gather(*(self._poll_one_by_one() for _ in range(self._pollers)))
+
+    async def _poll_one_by_one(self) -> None:
+        delays = Attempts(_FOREVER_S).delays()
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(self._has_room)
+            try:
+                waiting = await anyio.to_thread.run_sync(self._take, limiter=self._threads, abandon_on_cancel=True)
+            except (BridgeError, OSError) as error:
+                logger.log(_level(error), "receiving a push failed: %s", error)
+                await asyncio.sleep(next(delays))
+                continue
+            delays = Attempts(_FOREVER_S).delays()
+            if waiting is not None:
+                async with self._changed:
+                    self._add(waiting)
+                    self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        held_bytes = sum(waiting.size for waiting in self._waiting)
+        return len(self._waiting) < self._max_waiting and held_bytes < self._max_waiting_bytes
+
+    def _take(self) -> _Waiting | None:
+        """Take one push into a file of ours (blocks); None if none came, or none that may be kept."""
+        with self._files.stage() as staged:
+            peer = self._connector.take_push(lambda: staged)
+            problem = None if peer is None else self._problem(peer, staged.path)
+            if peer is None or problem is not None:
+                staged.path.unlink()
+                if problem is not None:
+                    logger.warning("dropped a push of %d bytes from %s: %s", staged.size_bytes, peer, problem)
+                return None
+            return _Waiting(
+                staged=staged.path, size=staged.size_bytes, from_peer=peer, sequence=-1, checksum=staged.checksum
+            )
+
+    def _problem(self, peer: str, path: Path) -> str | None:
+        if peer not in self._senders:
+            return "the job's specification does not name this peer"
+        try:
+            safetensors.check(path)
+        except safetensors.Truncated as error:
+            return f"it is not whole: {error}"
+        except safetensors.NotSafeTensors:
+            return None  # executors may exchange other files; theirs to judge
+        return None
+
+    def _add(self, waiting: _Waiting) -> None:
+        self._waiting.append(waiting.model_copy(update={"sequence": self._sequence}))
+        self._sequence += 1
+
+    def listener(self, reference: Reference, out_dir: str, last_seen: int | None) -> "Listener":
+        """Return who listens to these peers and has seen all up to a sequence number; BridgeError."""
+        if not isinstance(reference, PeersReference):
+            raise invalid_request(f"files are received from peers, not from {reference.type!r}")
+        wanted = frozenset(reference.peers) or self._senders
+        if strangers := wanted - self._senders:
+            raise forbidden(f"the job's specification does not receive from {min(strangers)}")
+        directory = paths.parse(out_dir)
+        self._files.work_dir.make_directory(directory)
+        return Listener(self, wanted, directory, last_seen)
+
+    def missed(self, wanted: frozenset[str], last_seen: int) -> list[Pointer]:
+        """Return the pushes that were handed out after a sequence number, of the last thousand or so."""
+        return [pointer for pointer in self._delivered if pointer.sequence > last_seen and pointer.from_peer in wanted]
+
+    @contextlib.asynccontextmanager
+    async def next(self, wanted: frozenset[str], directory: tuple[str, ...]) -> AsyncIterator[Pointer | None]:
+        """Hand out the next push; it is back if the context fails. None after a while without one, or when closing."""
+        waiting = await self._wait(wanted)
+        if waiting is None:
+            yield None
+            return
+        pointer = waiting.pointer
+        try:
+            if pointer is None:
+                pointer = self._place(waiting, directory)
+                waiting = waiting.model_copy(update={"pointer": pointer})
+            yield pointer
+        except BaseException:
+            self._waiting.appendleft(waiting)
+            raise
+        self._delivered.append(pointer)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _wait(self, wanted: frozenset[str]) -> _Waiting | None:
+        def ready() -> _Waiting | bool:
+            return next((waiting for waiting in self._waiting if waiting.from_peer in wanted), self.closing)
+
+        async with self._changed:
+            try:
+                async with asyncio.timeout(_KEEP_ALIVE_S):
+                    found = await self._changed.wait_for(ready)
+            except TimeoutError:
+                return None
+            if not isinstance(found, _Waiting):
+                return None
+            self._waiting.remove(found)
+            return found
+
+    def _place(self, waiting: _Waiting, directory: tuple[str, ...]) -> Pointer:
+        target = (*directory, f"{waiting.from_peer}.{waiting.sequence}")
+        self._files.work_dir.place(waiting.staged, target)
+        return Pointer(
+            path="/".join(target), **waiting.model_dump(include={"size", "from_peer", "sequence", "checksum"})
+        )
+
+
+class Listener:
+    """Writes the event stream (SSE) of one executor that listens."""
+
+    def __init__(self, inbox: Inbox, wanted: frozenset[str], directory: tuple[str, ...], last_seen: int | None) -> None:
+        self._inbox = inbox
+        self._wanted = wanted
+        self._directory = directory
+        self._last_seen = last_seen
+
+    async def run(self, emit: Callable[[bytes], Awaitable[None]]) -> None:
+        """Emit what was missed, then each push as it comes, until the bridge closes; emit fails once nobody listens."""
+        if self._last_seen is not None:
+            for missed in self._inbox.missed(self._wanted, self._last_seen):
+                await emit(_event(missed))
+        while not self._inbox.closing:
+            async with self._inbox.next(self._wanted, self._directory) as pointer:
+                await emit(b": keepalive\n\n" if pointer is None else _event(pointer))
+
+
+def _event(pointer: Pointer) -> bytes:
+    return f"id: {pointer.sequence}\ndata: {pointer.model_dump_json()}\n\n".encode()
+
+
+def _level(error: Exception) -> int:
+    """A node that is away is nothing unusual; a full disk is."""
+    return logging.INFO if isinstance(error, ConnectorError) and error.retryable else logging.ERROR

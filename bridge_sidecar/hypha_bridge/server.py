@@ -1,0 +1,54 @@
+"""The HTTP server on the job's socket."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+
+from hypha_bridge.api import create_app
+from hypha_bridge.bridge import Bridge
+from hypha_bridge.config import BridgeConfig
+
+_REQUESTS_END_S: Final = 2
+
+
+class BridgeServer(uvicorn.Server):
+    """Serves a bridge until `should_exit` is set, by a signal or otherwise."""
+
+    def __init__(self, config: BridgeConfig) -> None:
+        self._bridge = Bridge(config)
+        self._path = config.socket
+        super().__init__(
+            uvicorn.Config(
+                create_app(self._bridge),
+                log_config=None,
+                access_log=False,
+                lifespan="on",
+                timeout_graceful_shutdown=_REQUESTS_END_S,
+            )
+        )
+
+    async def run_until_stopped(self) -> None:
+        """Serve; OSError if the socket cannot be made."""
+        with listen(self._path) as listener:
+            await self.serve([listener])
+        self._path.unlink(missing_ok=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop in order: event streams first, which would go on for ever."""
+        await self._bridge.inbox.close()
+        await super().shutdown(sockets)
+
+
+def listen(path: Path) -> socket.socket:
+    """Listen where only this user may connect, over what an earlier bridge left; OSError."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    umask = os.umask(0o177)
+    try:
+        listener.bind(os.fspath(path))
+    finally:
+        os.umask(umask)
+    return listener

@@ -1,0 +1,88 @@
+"""Slices of datasets: pulled whole or not at all, the next ones before the executor asks for them."""
+
+import asyncio
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypha_bridge import safetensors
+from hypha_bridge.connector import Connector
+from hypha_bridge.errors import BridgeError, ConnectorError, source_failed
+from hypha_bridge.storage import JobFiles
+from hypha_messages.job import DataSlice
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PulledSlice:
+    """A whole slice in our own directory, ours to move."""
+
+    index: int
+    path: Path
+    size_bytes: int
+    checksum: str
+
+
+def pull(connector: Connector, files: JobFiles, provider: str, slice_: DataSlice) -> PulledSlice:
+    """Pull a slice, again if it breaks off (blocks); BridgeError."""
+
+    def attempt() -> PulledSlice:
+        with files.stage() as staged:
+            connector.pull(provider, slice_.dataset, slice_.index, staged)
+            try:
+                safetensors.check(staged.path)
+            except safetensors.Truncated as error:
+                detail = f"slice {slice_.index} of {slice_.dataset!r} from {provider} broke off: {error}"
+                raise ConnectorError(502, "source_failed", detail, retryable=True) from error
+            except safetensors.NotSafeTensors as error:
+                detail = f"slice {slice_.index} of {slice_.dataset!r} from {provider} is not SafeTensors: {error}"
+                raise source_failed(detail) from error
+            return PulledSlice(slice_.index, staged.path, staged.size_bytes, staged.checksum)
+
+    return connector.retrying(attempt)
+
+
+class ReadAhead:
+    """A scheduler's slices of one dataset, in its order; up to `depth` wait here already pulled."""
+
+    def __init__(self, pull_next: Callable[[], Awaitable[PulledSlice]], depth: int) -> None:
+        self._pull_next = pull_next
+        self._depth = depth
+        self._ahead: deque[asyncio.Task[PulledSlice]] = deque()
+        self._one_at_a_time = asyncio.Lock()
+
+    async def next(self) -> PulledSlice:
+        """Return the next slice and begin to pull those after it; BridgeError."""
+        slice_ = await self._take_ahead() or await self._pull()
+        while len(self._ahead) < self._depth:
+            self._ahead.append(asyncio.create_task(self._pull()))
+        return slice_
+
+    async def _take_ahead(self) -> PulledSlice | None:
+        if not self._ahead:
+            return None
+        try:
+            return await self._ahead.popleft()
+        except BridgeError as error:  # there may be slices, room or peers now that were not there then
+            logger.info("reading ahead failed: %s", error)
+            return None
+
+    async def _pull(self) -> PulledSlice:
+        async with self._one_at_a_time:
+            return await self._pull_next()
+
+    def close(self) -> None:
+        """Give up what is ahead."""
+        for task in self._ahead:
+            task.cancel()
+
+
+def file_name(index: int, dataset: str, first_dataset: str) -> str:
+    """Name a slice's file: its index, as executors expect; with a mark where a job has more than one dataset."""
+    if dataset == first_dataset:
+        return str(index)
+    return f"{index}-{hashlib.sha256(dataset.encode()).hexdigest()[:12]}"

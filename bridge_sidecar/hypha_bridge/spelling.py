@@ -1,0 +1,57 @@
+"""The API's two spellings: the documented one, and the one that the stock executor speaks.
+
+Documented: `{"fetch": reference, "out_dir"?}`, `{"send": reference, "path"}`, `{"receive": reference, "out_dir"?}`,
+with types in PascalCase and a strategy as text.
+Stock: a bare reference to fetch, else `{"resource": reference, "path"?}`. One request may mix them.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from hypha_messages.job import Reference
+
+
+def _stock(value: Any) -> Any:
+    """Rewrite a reference as the wire spells it."""
+    if not isinstance(value, dict):
+        return value
+    rewritten = dict(value)
+    if isinstance(value.get("type"), str):
+        rewritten["type"] = value["type"].lower()
+    if isinstance(value.get("strategy"), str):
+        rewritten["strategy"] = {"type": value["strategy"]}
+    return rewritten
+
+
+AnyReference = Annotated[Reference, BeforeValidator(_stock)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class FetchRequest(_Request):
+    """Fetch all that a reference names."""
+
+    fetch: AnyReference
+    out_dir: str = "artifacts"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return {"fetch": value} if isinstance(value, dict) and "fetch" not in value and "type" in value else value
+
+
+class SendRequest(_Request):
+    """Send a file to peers."""
+
+    send: Annotated[AnyReference, Field(validation_alias=AliasChoices("send", "resource"))]
+    path: str
+
+
+class ReceiveRequest(_Request):
+    """Receive what peers push."""
+
+    receive: Annotated[AnyReference, Field(validation_alias=AliasChoices("receive", "resource"))]
+    out_dir: Annotated[str, Field(validation_alias=AliasChoices("out_dir", "path"))] = "incoming"
