@@ -11,7 +11,7 @@ from libp2p.stream_muxer.exceptions import (
     MuxedStreamEOF,
     MuxedStreamReset,
 )
-from trio.testing import MockClock, memory_stream_pair
+from trio.testing import MockClock, memory_stream_pair, memory_stream_pump
 
 from hypha_network.errors import StreamReset
 from hypha_network.yamux import PING_INTERVAL_S, SILENCE_TIMEOUT_S, Yamux, YamuxEnded, YamuxStream
@@ -173,7 +173,12 @@ async def test_a_connection_that_does_not_take_bytes_blocks_its_senders_without_
     async with connected((stuck, peer)) as (left, right):
         near, far = await stream_pair(left, right)
         gate = trio.Event()
-        stuck.send_stream.send_all_hook = gate.wait
+
+        async def pass_gate() -> None:
+            await gate.wait()
+            memory_stream_pump(stuck.send_stream, peer.receive_stream)
+
+        stuck.send_stream.send_all_hook = pass_gate
         with trio.move_on_after(SILENCE_TIMEOUT_S / 2):
             await near.send_all(BLOB)
         assert near._state.unsent_bytes == 0
