@@ -1,0 +1,319 @@
+"""The connector API: what the bridge of a job may ask of this node, over HTTP on a Unix socket.
+
+The bearer token says which job asks, and that job's specification what it may ask: its own scheduler for slices, those
+slices from those who have them, pushes to and from the peers that it names.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final, Protocol, TypeVar
+from uuid import UUID
+
+import trio
+from pydantic import ValidationError
+
+from hypha_messages.api import API, DataAssignment, RequestData
+from hypha_messages.job import DataSlice, JobSpec, PeersReference, SchedulerReference, TrainConfig
+from hypha_messages.progress import PROGRESS, Progress, ProgressResponse, ReportProgress
+from hypha_messages.streams import PULL, PUSH, encode_pull_header
+from hypha_messages.types import Message, PeerId
+from hypha_network.errors import NetworkClosed, NetworkError, PeerUnreachable, StreamReset
+from hypha_network.streams import Stream
+from hypha_worker.pushes import PushRouter, PushStream
+from hypha_worker.runtime import Job
+from hypha_worker.unix_http import Exchange, HttpError
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_M = TypeVar("_M", bound=Message)
+
+_REQUEST_TIMEOUT_S: Final = 10.0
+_OPEN_TIMEOUT_S: Final = 30.0
+_STALL_TIMEOUT_S: Final = 300.0
+"""How long a peer may neither take nor give a byte: a parameter server may read its senders one after another."""
+_LONG_POLL_S: Final = 25.0
+_MAX_CALLS_PER_JOB: Final = 64
+_MAX_ASSIGNMENTS: Final = 4096
+
+
+class Peers(Protocol):
+    """What the connector needs of the network."""
+
+    peer_id: str
+
+    async def request(self, peer_id: str, protocol: Any, message: Any, timeout_s: float = ...) -> Any:
+        """Ask a peer."""
+
+    async def open_stream(self, peer_id: str, protocol: str) -> Stream:
+        """Open a stream to a peer."""
+
+    def connected_peers(self) -> list[str]:
+        """Who this node has connections with."""
+
+
+class NextSlice(Message):
+    """The body of `POST /slices/next`."""
+
+    scheduler: PeerId
+    dataset: str
+
+
+class PullSlice(DataSlice):
+    """The body of `POST /slices/pull`."""
+
+    provider: PeerId
+
+
+@dataclass
+class _Session:
+    """A job that may ask."""
+
+    job: Job
+    token_hash: bytes
+    remembers: bool  # False after a restart of the node: which slices were assigned before is not known
+    assigned: dict[PullSlice, None] = field(default_factory=dict)
+    calls: int = 0
+
+    def __post_init__(self) -> None:
+        self.schedulers = {self.job.scheduler}
+        self.datasets = set()
+        for reference in _references(self.job.spec):
+            if isinstance(reference, SchedulerReference):
+                self.schedulers.add(reference.peer)
+                self.datasets.add(reference.dataset)
+            elif isinstance(reference, PeersReference) and reference.resource:
+                for peer in reference.peers:
+                    self.assigned[_slice_of(peer, reference.resource.dataset, reference.resource.index)] = None
+
+    def assign(self, slice_: PullSlice) -> None:
+        self.assigned[slice_] = None
+        if len(self.assigned) > _MAX_ASSIGNMENTS:
+            del self.assigned[next(iter(self.assigned))]
+
+    def may_pull(self, slice_: PullSlice) -> bool:
+        return slice_ in self.assigned or (not self.remembers and slice_.dataset in self.datasets)
+
+
+class Connector:
+    """Serves the bridges of this node's jobs; `handle` is the handler for `unix_http.serve`.
+
+    Args:
+        network: where the peers are.
+        pushes: what peers push to jobs.
+        on_progress: told of every progress of a job before it goes to the scheduler.
+    """
+
+    def __init__(
+        self, network: Peers, pushes: PushRouter, on_progress: Callable[[UUID, Progress], None] = lambda *_: None
+    ) -> None:
+        self._network = network
+        self._pushes = pushes
+        self._on_progress = on_progress
+        self._sessions: dict[UUID, _Session] = {}
+        self._calls: dict[tuple[str, str], Callable[[_Session, Exchange], Awaitable[None]]] = {
+            ("POST", "/slices/next"): self._next_slice,
+            ("POST", "/slices/pull"): self._pull,
+            ("POST", "/pushes"): self._push,
+            ("GET", "/pushes"): self._take_push,
+            ("POST", "/progress"): self._progress,
+        }
+
+    def add(self, job: Job, *, adopted: bool = False) -> None:
+        """From now on the job's bridge may ask, and peers may push to it."""
+        self._sessions[job.task_id] = _Session(job, _hash(job.token), remembers=not adopted)
+        self._pushes.add(job.task_id, str(job.spec.job_id), job.spec.senders)
+
+    def remove(self, task_id: UUID) -> None:
+        """The job has ended."""
+        self._sessions.pop(task_id, None)
+        self._pushes.remove(task_id)
+
+    async def handle(self, exchange: Exchange) -> None:
+        """Answer one request."""
+        session = self._authenticate(exchange.headers.get("authorization", ""))
+        call = self._calls.get((exchange.method, exchange.path))
+        if call is None:
+            known = ", ".join(f"{method} {path}" for method, path in self._calls)
+            raise HttpError(
+                HTTPStatus.NOT_FOUND, "no_such_call", f"{exchange.method} {exchange.path} is none of {known}"
+            )
+        if session.calls >= _MAX_CALLS_PER_JOB:
+            raise _unavailable(f"the job has {_MAX_CALLS_PER_JOB} calls under way")
+        session.calls += 1
+        try:
+            await call(session, exchange)
+        finally:
+            session.calls -= 1
+
+    def _authenticate(self, authorization: str) -> _Session:
+        scheme, _, token = authorization.partition(" ")
+        shown = _hash(token.strip())
+        found = [s for s in self._sessions.values() if hmac.compare_digest(s.token_hash, shown)]
+        if scheme.lower() != "bearer" or not found:
+            raise HttpError(HTTPStatus.UNAUTHORIZED, "unauthorized", "the token is that of no job which runs here")
+        return found[0]
+
+    async def _next_slice(self, session: _Session, exchange: Exchange) -> None:
+        wanted = _validate(NextSlice, await exchange.read_json())
+        if wanted.scheduler not in session.schedulers:
+            raise _forbidden(f"{wanted.scheduler} is not this job's scheduler")
+        async with exchange.until_disconnected():
+            request = RequestData(dataset=wanted.dataset)
+            answer = await self._ask(wanted.scheduler, API, request, DataAssignment)
+        if answer.error is not None:
+            raise _peer_failed(f"the scheduler has no slice of {wanted.dataset!r}: {answer.error}")
+        if answer.data_provider is None or answer.index is None:
+            raise _not_found(f"the scheduler knows no dataset {wanted.dataset!r}")
+        session.assign(_slice_of(answer.data_provider, wanted.dataset, answer.index))
+        await exchange.answer_json({"provider": answer.data_provider, "index": answer.index})
+
+    async def _pull(self, session: _Session, exchange: Exchange) -> None:
+        wanted = _validate(PullSlice, await exchange.read_json())
+        if not session.may_pull(wanted):
+            raise _forbidden(
+                f"slice {wanted.index} of {wanted.dataset!r} at {wanted.provider} is not assigned to this job"
+            )
+        async with exchange.until_disconnected():
+            with _peer_errors(wanted.provider):
+                stream = await _within(_OPEN_TIMEOUT_S, self._network.open_stream(wanted.provider, PULL))
+                try:
+                    await _within(_OPEN_TIMEOUT_S, stream.send_all(encode_pull_header(wanted)))
+                    await self._relay_slice(wanted, stream, exchange)
+                finally:
+                    stream.reset()
+
+    async def _relay_slice(self, wanted: PullSlice, stream: Stream, exchange: Exchange) -> None:
+        data = await _within(_STALL_TIMEOUT_S, stream.receive_some())
+        if not data:
+            raise _not_found(f"{wanted.provider} has no slice {wanted.index} of {wanted.dataset!r}")
+        await exchange.start_stream({})
+        # The reference data node ends a slice with a reset; the bridge sees whether it is whole.
+        with contextlib.suppress(StreamReset):
+            while data:
+                await exchange.send_piece(data)
+                data = await _within(_STALL_TIMEOUT_S, stream.receive_some())
+        await exchange.end_stream()
+
+    async def _push(self, session: _Session, exchange: Exchange) -> None:
+        peer = exchange.query.get("peer", "")
+        if peer not in session.job.spec.receivers:
+            raise _forbidden(f"peer {peer!r} is none that this job pushes to")
+        with _peer_errors(peer):
+            stream = await _within(_OPEN_TIMEOUT_S, self._network.open_stream(peer, PUSH))
+            delivered = False
+            try:
+                async for data in exchange.pieces():
+                    await _within(_STALL_TIMEOUT_S, stream.send_all(data))
+                await stream.send_eof()
+                async with exchange.until_disconnected():
+                    await self._await_delivery(peer, stream)
+                delivered = True
+            finally:
+                if not delivered:
+                    stream.reset()
+            await stream.aclose()
+        await exchange.answer_empty()
+
+    async def _await_delivery(self, peer: str, stream: Stream) -> None:
+        """Return once the peer, having read all, closes its side: in order, or by a reset as the reference does."""
+        try:
+            while await _within(_STALL_TIMEOUT_S, stream.receive_some()):
+                pass  # a receiver has nothing to say
+        except StreamReset:
+            if peer not in self._network.connected_peers():
+                raise
+
+    async def _take_push(self, session: _Session, exchange: Exchange) -> None:
+        await exchange.read_nothing()
+
+        async def deliver(peer: str, stream: PushStream) -> None:
+            with _peer_errors(peer):
+                await exchange.start_stream({"Hypha-Peer": peer})
+                while data := await _within(_STALL_TIMEOUT_S, stream.receive_some()):
+                    await exchange.send_piece(data)
+                await exchange.end_stream()
+
+        async with exchange.until_disconnected():
+            taken = await self._pushes.take(session.job.task_id, deliver, _LONG_POLL_S)
+        if not taken:
+            await exchange.answer_empty()
+
+    async def _progress(self, session: _Session, exchange: Exchange) -> None:
+        progress = _validate(Progress, await exchange.read_json())
+        self._on_progress(session.job.task_id, progress)
+        report = ReportProgress(job_id=session.job.spec.job_id, progress=progress)
+        async with exchange.until_disconnected():
+            answer = await self._ask(session.job.scheduler, PROGRESS, report, ProgressResponse)
+        await exchange.answer_json(answer.model_dump(mode="json"))
+
+    async def _ask(self, peer: str, protocol: Any, message: Message, expected: type[_T]) -> _T:
+        with _peer_errors(peer):
+            answer = await self._network.request(peer, protocol, message, timeout_s=_REQUEST_TIMEOUT_S)
+        if not isinstance(answer, expected):
+            raise _peer_failed(f"{peer} answered with {type(answer).__name__}, expected {expected.__name__}")
+        return answer
+
+
+async def _within(timeout_s: float, action: Awaitable[_T]) -> _T:
+    with trio.fail_after(timeout_s):
+        return await action
+
+
+@contextlib.contextmanager
+def _peer_errors(peer: str) -> Iterator[None]:
+    """Answer what goes wrong with a peer: 503 where another attempt may find it back, else 502."""
+    try:
+        yield
+    except (PeerUnreachable, NetworkClosed) as error:
+        raise _unavailable(f"{peer}: {error}") from error
+    except NetworkError as error:
+        raise _peer_failed(f"{peer}: {error}") from error
+    except trio.TooSlowError as error:
+        raise _peer_failed(f"{peer} did nothing for too long") from error
+
+
+def _validate(model: type[_M], value: Any) -> _M:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()[:3])
+        raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", reasons) from error
+
+
+def _references(spec: JobSpec) -> list[Any]:
+    """All references of a job that it may fetch from."""
+    config = spec.executor.config
+    if not isinstance(config, TrainConfig):
+        return []
+    preprocessor = [config.preprocessor.artifact] if config.preprocessor else []
+    return [config.model.artifact, *preprocessor, config.data]
+
+
+def _slice_of(provider: str, dataset: str, index: int) -> PullSlice:
+    return PullSlice(provider=provider, dataset=dataset, index=index)
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _forbidden(detail: str) -> HttpError:
+    return HttpError(HTTPStatus.FORBIDDEN, "forbidden", detail)
+
+
+def _not_found(detail: str) -> HttpError:
+    return HttpError(HTTPStatus.NOT_FOUND, "not_found", detail)
+
+
+def _unavailable(detail: str) -> HttpError:
+    return HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", detail)
+
+
+def _peer_failed(detail: str) -> HttpError:
+    return HttpError(HTTPStatus.BAD_GATEWAY, "peer_failed", detail)
