@@ -1,7 +1,7 @@
 """Hears what schedulers ask for and answers with offers.
 
 What there is room for is answered at once. Requests that compete for room are collected while an offer is outstanding,
-until the window is over or room comes free; then the best of them are answered. What finds no room waits for it as long as
+until the window is over or room comes free; then the best are answered. What finds no room waits for it as long as
 its scheduler does.
 """
 

@@ -1,6 +1,5 @@
 """The worker's configuration: what it says, as models. `config_file` reads it from TOML and the environment."""
 
-import sys
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -153,7 +152,7 @@ class JobsConfig(Section):
         default=False, description="Let jobs fetch from private, local and metadata addresses."
     )
     read_ahead: Annotated[int, Field(ge=0, le=64)] = Field(
-        default=2, description="Slices fetched before they are asked for."
+        default=1, description="Slices fetched before they are asked for."
     )
     output_log_bytes: Annotated[int, Field(ge=4096)] = Field(
         default=4 * 1024 * 1024, description="Most of a job's output that is kept, in bytes."
@@ -201,14 +200,6 @@ class ExecutorConfig(Section):
     def descriptor(self) -> ExecutorDescriptor:
         """How schedulers name this executor."""
         return ExecutorDescriptor(class_=self.class_, name=self.name)
-
-    @property
-    def command(self) -> list[str]:
-        """The program and its arguments, placeholders not yet replaced."""
-        if self.cmd is not None:
-            return [self.cmd, *self.args]
-        where = ["--socket", "{SOCKET_PATH}", "--work-dir", "{WORK_DIR}", "--job-file", "{JOB_FILE}"]
-        return [sys.executable, "-m", "hypha_parameter_server", *where, *self.args]
 
 
 class Config(Section):

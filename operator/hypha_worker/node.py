@@ -1,0 +1,260 @@
+"""The composition root: puts the parts of a worker together and runs them until a signal ends it."""
+
+import logging
+import os
+import secrets
+import signal
+import stat
+import time
+from collections.abc import AsyncIterator, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, Protocol
+from uuid import UUID
+
+import trio
+from opentelemetry.metrics import Observation
+
+from hypha_messages.api import API
+from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
+from hypha_messages.job import JobSpec
+from hypha_network import addresses
+from hypha_network.identity import Identity
+from hypha_network.network import Network, NetworkConfig, open_network
+from hypha_worker.arbiter import Arbiter
+from hypha_worker.config import Config, ExecutorConfig
+from hypha_worker.errors import NodeError
+from hypha_worker.evaluator import Policy, Preferences
+from hypha_worker.lease_service import Jobs, LeaseService
+from hypha_worker.ledger import Lease, Ledger
+from hypha_worker.ledger_file import LedgerFile
+from hypha_worker.runtime import AdoptedJob, Job, Runtime
+from hypha_worker.runtimes import launch
+from hypha_worker.runtimes.control import ProcessConfig
+from hypha_worker.runtimes.launch import ExecutorCommand
+from hypha_worker.runtimes.process import open_process_runtime
+from hypha_worker.telemetry import Telemetry, open_telemetry
+from hypha_worker.waiting import RateLimit, WaitingRequests
+
+logger = logging.getLogger(__name__)
+
+VERSION: Final = version("hypha-worker")
+_FAREWELL_S: Final = 5.0
+"""How long schedulers have to hear of the ends of their jobs when the node stops."""
+
+
+class NodeJobs(Jobs, Protocol):
+    """Jobs that can be adopted."""
+
+    async def adopt(self) -> list[AdoptedJob]:
+        """Find what outlived the node."""
+
+
+async def run_node(config: Config) -> None:
+    """Run a worker until SIGTERM or SIGINT; returns once its jobs have ended and their schedulers know.
+
+    Raises:
+        IdentityError: the certificate, key, trust bundle or revocation lists cannot be used.
+        NetworkError: it is impossible to listen.
+        NodeError: the work directory cannot be used.
+    """
+    identity = Identity.load(config.cert_pem, config.key_pem, config.trust_pem, config.crls_pem)
+    logger.info(
+        "hypha-worker %s, peer id %s, certificate valid until %s", VERSION, identity.peer_id, identity.not_valid_after
+    )
+    state_dir = prepare_state_dir(config.work_dir, identity.peer_id)
+    _warn_of_excluded_gateways(config)
+    with (
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+        open_telemetry(config, identity.peer_id, VERSION) as telemetry,
+    ):
+        async with (
+            open_process_runtime(process_config(config, state_dir)) as runtime,
+            open_network(identity, network_config(config)) as network,
+        ):
+            node = Node(config, state_dir, network, RuntimeJobs(runtime), telemetry)
+            await node.run(signals)
+    logger.info("stopped")
+
+
+class RuntimeJobs:
+    """Jobs without a connector."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.events = runtime.events
+        self.extend = runtime.extend
+        self.terminate = runtime.terminate
+        self.adopt = runtime.adopt
+
+    async def start(self, lease: Lease, task_id: UUID, spec: JobSpec, scheduler: str) -> None:
+        """Start a job under a lease."""
+        token = secrets.token_urlsafe(32)
+        await self._runtime.launch(Job(task_id, lease.id, scheduler, spec, lease.resources, lease.deadline, token))
+
+
+class Node:
+    """A worker whose parts are there: answers schedulers until a signal comes."""
+
+    def __init__(self, config: Config, state_dir: Path, network: Network, jobs: NodeJobs, telemetry: Telemetry) -> None:
+        self._network = network
+        self._jobs = jobs
+        leases = config.leases
+        self._ledger = Ledger(
+            config.capacity,
+            time.time,
+            temporary_s=leases.temporary_ms / 1000,
+            duration_s=leases.duration_s,
+            ended_s=leases.ended_s,
+            max_live=leases.max_live,
+        )
+        self._file = LedgerFile(state_dir / "leases.json", self._ledger)
+        self._leases = LeaseService(
+            network,
+            self._ledger,
+            self._file,
+            jobs,
+            telemetry,
+            prune_s=leases.prune_ms / 1000,
+            report_s=config.jobs.report_s,
+        )
+        arbiter = config.arbiter
+        self._arbiter = Arbiter(
+            network,
+            self._ledger,
+            policy(config),
+            telemetry,
+            waiting=WaitingRequests(arbiter.max_waiting, arbiter.window_ms / 1000, arbiter.window_messages),
+            rate_limit=RateLimit(arbiter.requests_per_s),
+            wall_clock=time.time,
+            offer_timeout_s=leases.temporary_ms / 1000,
+        )
+        self._leases.on_room = self._arbiter.note_room
+        self._leases.on_accepted = self._arbiter.note_accepted
+        self._leases.on_lapsed = self._arbiter.note_lapsed
+        self._observe(telemetry)
+
+    async def run(self, signals: AsyncIterator[int]) -> None:
+        """Work until the first signal, then end the jobs in order; a second signal does not wait for schedulers."""
+        self._file.load()
+        await self._leases.resume(await self._jobs.adopt())
+        self._network.handle(HEALTH, self._answer_health)
+        self._network.handle(API, self._leases.answer)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._leases.run)
+            nursery.start_soon(self._arbiter.run)
+            nursery.start_soon(self._announce)
+            number = await anext(signals)
+            logger.info("%s: no more offers, ending jobs", signal.Signals(number).name)
+            self._arbiter.stop_offering()
+            await self._end_jobs(signals)
+            nursery.cancel_scope.cancel()
+
+    async def _end_jobs(self, signals: AsyncIterator[int]) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def hurry() -> None:
+                await anext(signals)
+                logger.warning("second signal: not waiting for jobs to end; their supervisors see to that")
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(hurry)
+            await self._leases.end_all("the worker is shutting down", _FAREWELL_S)
+            nursery.cancel_scope.cancel()
+
+    async def _announce(self) -> None:
+        await self._network.wait_ready()
+        status = self._network.status()
+        logger.info("ready: gateways %s, listening on %s", ", ".join(status.gateways), ", ".join(status.listening))
+
+    async def _answer_health(self, _peer: str, _request: HealthRequest) -> HealthResponse:
+        return HealthResponse(healthy=self._network.status().healthy)
+
+    def _observe(self, telemetry: Telemetry) -> None:
+        def leases() -> Iterable[Observation]:
+            states = [lease.state for lease in self._ledger.leases]
+            return [Observation(states.count(state), {"state": state}) for state in ("offered", "held", "ending")]
+
+        def jobs() -> Iterable[Observation]:
+            return [Observation(sum(lease.task_id is not None for lease in self._ledger.leases))]
+
+        def free() -> Iterable[Observation]:
+            amounts = self._ledger.free().model_dump()
+            return [Observation(amount, {"resource": name}) for name, amount in amounts.items()]
+
+        telemetry.observe("hypha.worker.leases.active", "{lease}", "Leases that reserve something, by state", leases)
+        telemetry.observe("hypha.worker.jobs.active", "{job}", "Jobs that run", jobs)
+        telemetry.observe("hypha.worker.resources.free", "1", "What no lease reserves (GB, cores)", free)
+
+
+def policy(config: Config) -> Policy:
+    """Return what the configuration says of which requests are wanted."""
+    return Policy(
+        capacity=config.capacity,
+        executors=frozenset(executor.descriptor for executor in config.executors),
+        price=config.offer.price,
+        floor=config.offer.floor,
+        offer=config.offer.strategy,
+        selection=config.selection.strategy,
+        preferences=Preferences(config.selection.schedulers, config.selection.executors),
+    )
+
+
+def network_config(config: Config) -> NetworkConfig:
+    """Return what the configuration says of the network."""
+    return NetworkConfig(
+        gateways=tuple(config.gateway_addresses),
+        listen_addresses=tuple(config.listen_addresses),
+        external_addresses=tuple(config.external_addresses),
+        exclude_cidr=tuple(config.exclude_cidr),
+        relay_circuit=config.relay_circuit,
+    )
+
+
+def process_config(config: Config, state_dir: Path) -> ProcessConfig:
+    """Return what the configuration says of running jobs."""
+    jobs = config.jobs
+    return ProcessConfig(
+        work_dir=state_dir,
+        executors={str(executor.descriptor): _command(executor) for executor in config.executors},
+        bridge_options={"read_ahead": jobs.read_ahead, "allow_private_addresses": jobs.allow_private_addresses},
+        kill_after_s=jobs.termination_grace_s,
+        log_bytes=jobs.output_log_bytes,
+    )
+
+
+def _command(executor: ExecutorConfig) -> ExecutorCommand:
+    program = launch.PARAMETER_SERVER if executor.cmd is None else (executor.cmd,)
+    return ExecutorCommand((*program, *executor.args), executor.env)
+
+
+def prepare_state_dir(work_dir: Path, peer_id: str) -> Path:
+    """Return the directory for jobs and state, made private; NodeError if it cannot be used.
+
+    A directory that every user may write to, such as /tmp, is not used itself: this node has a private one in it.
+    """
+    try:
+        work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not work_dir.stat().st_mode & stat.S_IWOTH:
+            return work_dir
+        private = work_dir / f"hypha-worker-{peer_id[-8:]}"
+        private.mkdir(mode=0o700, exist_ok=True)
+        found = private.lstat()
+    except OSError as error:
+        raise NodeError(
+            f"work_dir {work_dir}: {error.strerror}; choose a directory that this user may write to"
+        ) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise NodeError(f"{private}: not a private directory of this user; remove it or choose another work_dir")
+    return private
+
+
+def _warn_of_excluded_gateways(config: Config) -> None:
+    networks = addresses.parse_cidrs(config.exclude_cidr)
+    for text in config.gateway_addresses:
+        if "/udp/" not in text and addresses.excluded(addresses.parse(text), networks):
+            logger.warning(
+                "the gateway %s lies in a network of exclude_cidr: other nodes there are reached through gateways "
+                "only; remove that network from exclude_cidr to reach them directly",
+                text,
+            )
