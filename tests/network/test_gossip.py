@@ -1,0 +1,189 @@
+"""Gossip between nodes on loopback, and with peers that do not keep to the protocol."""
+
+import pytest
+import trio
+from hypha_network import gossip
+from hypha_network.errors import NetworkError
+from hypha_network.gossip_messages import Gossip, Signer
+from hypha_network.host import Connection
+from hypha_network.multistream import prefixed
+from hypha_network.network import Network
+from libp2p.pubsub.pb import rpc_pb2
+from support.certs import Pki
+from support.networks import DEADLINE_S, direct_address, gateway, member, messages, node, until
+
+pytestmark = pytest.mark.anyio
+
+TOPIC = "hypha/worker"
+
+
+def connection(network: Network, peer: Network) -> Connection:
+    found = network._host.connection(peer.peer_id)
+    assert found is not None
+    return found
+
+
+async def test_a_subscriber_receives_what_others_publish_and_not_its_own() -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        received, own = b.subscribe(TOPIC), a.subscribe(TOPIC)
+        await a.dial(direct_address(b))
+        await until(a, lambda: a.subscribers(TOPIC) == [b.peer_id])
+        await a.publish(TOPIC, b"hello")
+        with trio.fail_after(DEADLINE_S):
+            assert await received.receive() == Gossip(a.peer_id, b"hello")
+        with pytest.raises(trio.WouldBlock):
+            own.receive_nowait()
+
+
+async def test_gossip_passes_through_a_node_that_subscribes() -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b, node(pki, "c") as c:
+        b.subscribe(TOPIC)
+        received = c.subscribe(TOPIC)
+        await b.dial(direct_address(a))
+        await b.dial(direct_address(c))
+        await until(a, lambda: bool(a.subscribers(TOPIC)))
+        await until(c, lambda: bool(c.subscribers(TOPIC)))
+        await until(b, lambda: bool(b.subscribers(TOPIC)))
+        with trio.fail_after(DEADLINE_S):
+            await a.publish(TOPIC, b"hello")
+            assert await received.receive() == Gossip(a.peer_id, b"hello")
+
+
+async def test_members_of_a_gateway_hear_each_other() -> None:
+    pki = Pki()
+    async with gateway(pki) as g, member(pki, "a", g) as a:
+        received = a.subscribe(TOPIC)
+        async with member(pki, "b", g) as b:
+            await until(b, lambda: a.peer_id in b.subscribers(TOPIC))
+            await b.publish(TOPIC, b"hello")
+            with trio.fail_after(DEADLINE_S):
+                assert (await received.receive()).source == b.peer_id
+
+
+async def test_a_thousand_messages_arrive_in_order_and_once() -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        received = b.subscribe(TOPIC, limit=1000)
+        await a.dial(direct_address(b))
+        await until(a, lambda: bool(a.subscribers(TOPIC)))
+        for number in range(1000):
+            await a.publish(TOPIC, b"%d" % number)
+        with trio.fail_after(DEADLINE_S):
+            assert [(await received.receive()).data for _ in range(1000)] == [b"%d" % number for number in range(1000)]
+        with pytest.raises(trio.WouldBlock):
+            received.receive_nowait()
+
+
+async def test_publishing_to_nobody_is_an_error() -> None:
+    async with node(Pki(), "a") as a:
+        with pytest.raises(NetworkError, match="nobody subscribes"):
+            await a.publish(TOPIC, b"hello")
+
+
+async def test_a_message_that_is_too_large_is_an_error() -> None:
+    async with node(Pki(), "a") as a:
+        with pytest.raises(NetworkError, match="too large"):
+            await a.publish(TOPIC, bytes(70_000))
+
+
+async def test_a_slow_reader_loses_messages_and_holds_up_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        slow, quick = b.subscribe(TOPIC, limit=2), b.subscribe(TOPIC, limit=100)
+        await a.dial(direct_address(b))
+        await until(a, lambda: bool(a.subscribers(TOPIC)))
+        for number in range(50):
+            await a.publish(TOPIC, b"%d" % number)
+        with trio.fail_after(DEADLINE_S):
+            assert [(await quick.receive()).data for _ in range(50)][-1] == b"49"
+        assert [slow.receive_nowait().data for _ in range(2)] == [b"0", b"1"]
+    assert any("its reader is too slow" in text for text in messages(caplog.records))
+
+
+async def test_a_topic_nobody_reads_any_more_is_unsubscribed() -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        async with b.subscribe(TOPIC):
+            await a.dial(direct_address(b))
+            await until(a, lambda: bool(a.subscribers(TOPIC)))
+        await a.publish(TOPIC, b"nobody is there")
+        await until(a, lambda: not a.subscribers(TOPIC))
+
+
+async def test_a_subscription_made_after_connecting_is_told() -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        await a.dial(direct_address(b))
+        received = b.subscribe(TOPIC)
+        await until(a, lambda: bool(a.subscribers(TOPIC)))
+        await a.publish(TOPIC, b"hello")
+        with trio.fail_after(DEADLINE_S):
+            assert (await received.receive()).data == b"hello"
+
+
+async def test_forged_gossip_is_refused_and_honest_gossip_of_the_same_peer_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pki = Pki()
+    identity = pki.identity("signer")
+    honest = Signer(identity.seed, identity.peer_id).sign(TOPIC, b"honest")
+    forged = Signer(identity.seed, identity.peer_id).sign(TOPIC, b"honest")
+    forged.data = b"forged"
+    unsigned = Signer(identity.seed, identity.peer_id).sign(TOPIC, b"unsigned")
+    unsigned.ClearField("signature")
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        received = b.subscribe(TOPIC)
+        await a.dial(direct_address(b))
+        stream = await connection(a, b).open(gossip.PROTOCOLS)
+        for message in (forged, unsigned, honest):
+            await stream.send_all(prefixed(rpc_pb2.RPC(publish=[message]).SerializeToString()))
+        with trio.fail_after(DEADLINE_S):
+            assert await received.receive() == Gossip(identity.peer_id, b"honest")
+        assert b.connected_peers() == [a.peer_id]
+    assert any(f"peer {a.peer_id}: refused gossip" in text for text in messages(caplog.records))
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\xff\xff\xff\xff\xff", prefixed(b"\xff" * 100), b"\x80\x80\x80\x80\x80\x01"])
+async def test_garbage_ends_its_own_stream_only(garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        received = b.subscribe(TOPIC)
+        await a.dial(direct_address(b))
+        stream = await connection(a, b).open(gossip.PROTOCOLS)
+        await stream.send_all(garbage)
+        with trio.fail_after(DEADLINE_S), pytest.raises(NetworkError):
+            await stream.receive_some()
+        await until(a, lambda: bool(a.subscribers(TOPIC)))
+        await a.publish(TOPIC, b"hello")
+        with trio.fail_after(DEADLINE_S):
+            assert (await received.receive()).data == b"hello"
+    assert any("malformed gossip" in text for text in messages(caplog.records))
+
+
+async def test_a_flood_of_subscriptions_is_bounded() -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        await a.dial(direct_address(b))
+        stream = await connection(a, b).open(gossip.PROTOCOLS)
+        topics = [rpc_pb2.RPC.SubOpts(subscribe=True, topicid=f"topic {number}") for number in range(1000)]
+        await stream.send_all(prefixed(rpc_pb2.RPC(subscriptions=topics).SerializeToString()))
+        await until(b, lambda: bool(b.subscribers("topic 0")))
+        assert sum(bool(b.subscribers(topic.topicid)) for topic in topics) == gossip.MAX_TOPICS_PER_PEER
+
+
+async def test_a_peer_that_missed_a_message_asks_for_it_by_name() -> None:
+    """The peer here is in nobody's mesh: it hears of the message at the heartbeat, and is sent it when it asks."""
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        a.subscribe(TOPIC)
+        await b.dial(direct_address(a))
+        stream = await connection(b, a).open(gossip.PROTOCOLS)
+        identity = pki.identity("signer")
+        message = Signer(identity.seed, identity.peer_id).sign(TOPIC, b"missed")
+        prune = rpc_pb2.ControlMessage(prune=[rpc_pb2.ControlPrune(topicID=TOPIC, backoff=60)])
+        await stream.send_all(prefixed(rpc_pb2.RPC(publish=[message], control=prune).SerializeToString()))
+        received = b.subscribe(TOPIC)  # after the message
+        with trio.fail_after(DEADLINE_S):
+            assert (await received.receive()).data == b"missed"

@@ -1,0 +1,147 @@
+"""Signing, naming and remembering gossip; the bytes were recorded from a Rust scheduler where they say so."""
+
+import pytest
+from hypha_network.gossip_messages import MAX_SEEN, SEEN_S, Cache, Seen, Signer, message_id, verify
+from hypothesis import given
+from hypothesis import strategies as st
+from libp2p.pubsub.pb import rpc_pb2
+from support.certs import Pki
+
+PKI = Pki()
+IDENTITY = PKI.identity("a")
+OTHER = PKI.identity("b")
+TOPIC = "hypha/worker"
+
+
+def signed(data: bytes = b"hello") -> rpc_pb2.Message:
+    return Signer(IDENTITY.seed, IDENTITY.peer_id).sign(TOPIC, data)
+
+
+@given(st.binary(max_size=1000))
+def test_what_a_node_signs_is_verified_as_its_own(data: bytes) -> None:
+    message = rpc_pb2.Message.FromString(signed(data).SerializeToString())
+    assert verify(message) == IDENTITY.peer_id
+    assert message.data == data
+
+
+def test_a_message_is_named_by_source_and_sequence_number() -> None:
+    message = signed()
+    message.seqno = (258).to_bytes(8, "big")
+    assert message_id(message) == f"{IDENTITY.peer_id}258".encode()
+
+
+def test_every_message_of_a_node_has_another_name() -> None:
+    signer = Signer(IDENTITY.seed, IDENTITY.peer_id)
+    assert len({message_id(signer.sign(TOPIC, b"")) for _ in range(100)}) == 100
+
+
+def test_a_key_that_is_the_sources_own_may_be_carried() -> None:
+    message = signed()
+    message.key = bytes.fromhex("08011220") + message.from_id[6:]
+    assert verify(message) == IDENTITY.peer_id
+
+
+def change(message: rpc_pb2.Message, what: str) -> None:
+    match what:
+        case "data":
+            message.data += b"!"
+        case "topic":
+            message.topicIDs[0] = "another"
+        case "sequence":
+            message.seqno = bytes(8)
+        case "source":
+            message.from_id = OTHER.key_pair.public_key.serialize()
+        case "another source":
+            message.from_id = message.from_id[:6] + bytes(32)
+        case "no signature":
+            message.ClearField("signature")
+        case "empty signature":
+            message.signature = b""
+        case "no sequence":
+            message.ClearField("seqno")
+        case "short sequence":
+            message.seqno = b"\x01"
+        case "no source":
+            message.ClearField("from_id")
+        case "another key":
+            message.key = OTHER.key_pair.public_key.serialize()
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "data",
+        "topic",
+        "sequence",
+        "source",
+        "another source",
+        "no signature",
+        "empty signature",
+        "no sequence",
+        "short sequence",
+        "no source",
+        "another key",
+    ],
+)
+def test_a_message_that_was_changed_is_refused(what: str) -> None:
+    message = signed()
+    change(message, what)
+    with pytest.raises(ValueError, match="message"):
+        verify(message)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_that_parse_as_a_message_are_named_and_refused(data: bytes) -> None:
+    try:
+        message = rpc_pb2.Message.FromString(data)
+    except Exception:
+        return
+    assert message_id(message)
+    with pytest.raises(ValueError, match="message"):
+        verify(message)
+
+
+def test_messages_are_remembered_for_a_minute() -> None:
+    seen = Seen()
+    seen.add(b"first", now=0)
+    seen.add(b"second", now=SEEN_S)
+    assert b"first" in seen
+    seen.add(b"third", now=SEEN_S + 1)
+    assert b"first" not in seen
+    assert b"second" in seen
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    seen = Seen()
+    for number in range(MAX_SEEN + 10):
+        seen.add(number.to_bytes(4, "big"), now=1)
+    assert (9).to_bytes(4, "big") not in seen
+    assert (10).to_bytes(4, "big") in seen
+
+
+def test_a_message_is_mentioned_for_three_heartbeats_and_kept_for_five() -> None:
+    cache = Cache()
+    cache.put(b"id", signed())
+    for _ in range(2):
+        cache.shift()
+    assert cache.recent(TOPIC) == [b"id"]
+    assert cache.recent("another") == []
+    for _ in range(2):
+        cache.shift()
+    assert cache.recent(TOPIC) == []
+    assert cache.get(b"id") is not None
+    cache.shift()
+    assert cache.get(b"id") is None
+
+
+def test_what_is_kept_is_bounded_and_room_comes_back() -> None:
+    cache = Cache()
+    message = signed(bytes(1024 * 1024))
+    for number in range(20):
+        cache.put(str(number).encode(), message)
+    assert cache.get(b"0") is not None
+    assert cache.get(b"19") is None
+    for _ in range(5):
+        cache.shift()
+    cache.put(b"again", message)
+    assert cache.get(b"again") is not None

@@ -1,0 +1,138 @@
+"""The upkeep of the gossip mesh, without connections: peers are queues that remember what they would have been sent."""
+
+import pytest
+from hypha_network import gossip
+from hypha_network.gossip import PubSub, _Peer, _Queue
+from hypha_network.gossip_messages import Signer
+from hypha_network.host import Host
+from libp2p.pubsub.pb import rpc_pb2
+from support.certs import Pki
+
+IDENTITY = Pki().identity("a")
+TOPIC = "hypha/worker"
+
+
+class Sent(_Queue):
+    """What a peer was sent."""
+
+    def __init__(self) -> None:
+        self.rpcs: list[rpc_pb2.RPC] = []
+
+    def put(self, rpc: rpc_pb2.RPC) -> bool:
+        self.rpcs.append(rpc)
+        return True
+
+    def controls(self, kind: str) -> list[rpc_pb2.ControlMessage]:
+        return [part for rpc in self.rpcs for part in getattr(rpc.control, kind)]
+
+
+class Mesh:
+    def __init__(self, peers: int) -> None:
+        self.pubsub = PubSub(Host(IDENTITY.peer_id, None, None), Signer(IDENTITY.seed, IDENTITY.peer_id))  # type: ignore[arg-type]
+        self.sent = {f"peer {number}": Sent() for number in range(peers)}
+        for peer_id, queue in self.sent.items():
+            self.pubsub._peers[peer_id] = _Peer(connections=1, queues=[queue], topics={TOPIC})
+        self.pubsub.subscribe(TOPIC, 10)
+
+    @property
+    def members(self) -> set[str]:
+        return self.pubsub._mesh[TOPIC]
+
+    def hear(self, peer_id: str, **control: object) -> None:
+        self.pubsub._handle(peer_id, rpc_pb2.RPC(control=rpc_pb2.ControlMessage(**control)))  # type: ignore[arg-type]
+
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_mesh_is_filled_with_six_peers() -> None:
+    mesh = Mesh(20)
+    assert len(mesh.members) == gossip.MESH
+    assert {peer_id for peer_id, sent in mesh.sent.items() if sent.controls("graft")} == mesh.members
+
+
+async def test_all_peers_join_a_small_mesh() -> None:
+    assert len(Mesh(3).members) == 3
+
+
+async def test_a_peer_that_prunes_leaves_the_mesh_and_is_left_alone_for_its_backoff() -> None:
+    mesh = Mesh(3)
+    mesh.hear("peer 1", prune=[rpc_pb2.ControlPrune(topicID=TOPIC, backoff=60)])
+    mesh.pubsub._heartbeat()
+    assert mesh.members == {"peer 0", "peer 2"}
+    assert len(mesh.sent["peer 1"].controls("graft")) == 1
+
+
+async def test_a_graft_within_the_backoff_is_answered_with_prune() -> None:
+    mesh = Mesh(3)
+    mesh.hear("peer 1", prune=[rpc_pb2.ControlPrune(topicID=TOPIC)])
+    mesh.hear("peer 1", graft=[rpc_pb2.ControlGraft(topicID=TOPIC)])
+    assert mesh.sent["peer 1"].controls("prune")
+    assert "peer 1" not in mesh.members
+
+
+async def test_grafts_are_taken_up_to_the_limit() -> None:
+    mesh = Mesh(20)
+    for peer_id in mesh.sent:
+        mesh.hear(peer_id, graft=[rpc_pb2.ControlGraft(topicID=TOPIC)])
+    assert len(mesh.members) == gossip.MESH_HIGH
+    pruned = {peer_id for peer_id, sent in mesh.sent.items() if sent.controls("prune")}
+    assert pruned == set(mesh.sent) - mesh.members
+
+
+async def test_a_mesh_grown_too_large_is_cut_back_at_the_heartbeat() -> None:
+    mesh = Mesh(20)
+    mesh.members.update(mesh.sent)
+    mesh.pubsub._heartbeat()
+    assert len(mesh.members) == gossip.MESH
+
+
+async def test_a_mesh_grown_too_small_is_filled_at_the_heartbeat() -> None:
+    mesh = Mesh(20)
+    for peer_id in list(mesh.members)[:3]:
+        mesh.pubsub._forget(peer_id)
+    mesh.pubsub._heartbeat()
+    assert len(mesh.members) == gossip.MESH
+
+
+async def test_a_graft_of_an_unknown_topic_is_ignored() -> None:
+    mesh = Mesh(1)
+    mesh.hear("peer 0", graft=[rpc_pb2.ControlGraft(topicID="another")])
+    assert not mesh.sent["peer 0"].controls("prune")
+    assert "another" not in mesh.pubsub._mesh
+
+
+async def test_peers_outside_the_mesh_hear_of_messages_at_the_heartbeat() -> None:
+    mesh = Mesh(20)
+    mesh.pubsub.publish(TOPIC, b"hello")
+    mesh.pubsub._heartbeat()
+    told = {peer_id for peer_id, sent in mesh.sent.items() if sent.controls("ihave")}
+    assert len(told) == gossip.GOSSIP_PEERS
+    assert not told & mesh.members
+
+
+async def test_only_unknown_messages_are_asked_for_and_not_without_end() -> None:
+    mesh = Mesh(1)
+    ids = [str(number).encode() for number in range(gossip.MAX_IHAVE_IDS + 10)]
+    mesh.pubsub._seen.add(ids[0], 0)
+    for _ in range(20):
+        mesh.hear("peer 0", ihave=[rpc_pb2.ControlIHave(topicID=TOPIC, messageIDs=ids)])
+    asked = [id_ for iwant in mesh.sent["peer 0"].controls("iwant") for id_ in iwant.messageIDs]
+    assert ids[0] not in asked
+    assert len(asked) <= gossip.MAX_IHAVE_IDS
+
+
+async def test_a_message_is_sent_again_three_times_at_most() -> None:
+    mesh = Mesh(1)
+    mesh.pubsub.publish(TOPIC, b"hello")
+    (id_,) = mesh.pubsub._cache.recent(TOPIC)
+    mesh.sent["peer 0"].rpcs.clear()
+    for _ in range(10):
+        mesh.hear("peer 0", iwant=[rpc_pb2.ControlIWant(messageIDs=[id_])])
+    assert sum(len(rpc.publish) for rpc in mesh.sent["peer 0"].rpcs) == gossip.MAX_RETRANSMISSIONS
+
+
+async def test_a_peer_that_takes_nothing_costs_a_bounded_amount_of_memory() -> None:
+    queue = _Queue()
+    rpc = rpc_pb2.RPC(publish=[Signer(IDENTITY.seed, IDENTITY.peer_id).sign(TOPIC, bytes(60_000))])
+    assert sum(queue.put(rpc) for _ in range(1000)) == gossip.MAX_QUEUED_BYTES // (rpc.ByteSize() + 3)
