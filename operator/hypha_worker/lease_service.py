@@ -1,7 +1,7 @@
 """What becomes of leases: renewals, dispatches, expiry, and the ends of jobs, of which the schedulers are told."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from time import monotonic
 from typing import Any, Protocol
 from uuid import UUID
@@ -43,8 +43,8 @@ class Jobs(Protocol):
     """The part of the job manager that runs jobs under leases."""
 
     @property
-    def events(self) -> trio.MemoryReceiveChannel[JobEvent]:
-        """What becomes of the jobs."""
+    def events(self) -> AsyncIterator[JobEvent]:
+        """What becomes of the jobs; asking for the next one says that the one before has been recorded."""
 
     async def start(self, lease: Lease, task_id: UUID, spec: JobSpec, scheduler: str) -> None:
         """Start a job under a lease; LaunchError if it cannot run here."""

@@ -1,10 +1,9 @@
 """What a job is to the node, and what runs it: the seam between the job manager and the runtimes."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 from uuid import UUID
-
-import trio
 
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Resources
@@ -78,8 +77,11 @@ class Runtime(Protocol):
     """Runs jobs. Every launched or adopted job sends exactly one Finished or Failed."""
 
     @property
-    def events(self) -> trio.MemoryReceiveChannel[JobEvent]:
-        """What becomes of the jobs."""
+    def events(self) -> AsyncIterator[JobEvent]:
+        """What becomes of the jobs.
+
+        Asking for the next event says that the one before is recorded; until then a restarted node reports it again.
+        """
 
     async def launch(self, job: Job) -> None:
         """Start the job; returns once its processes are on their way. LaunchError if it cannot run here."""

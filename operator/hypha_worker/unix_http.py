@@ -3,6 +3,7 @@
 h11 does the protocol. Bulk bodies of gigabytes pass through here, so nothing is done per byte and little per piece.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -188,14 +189,19 @@ async def _serve_one(handler: Handler, stream: trio.SocketStream) -> None:
 
 
 async def serve(listener: trio.SocketListener, handler: Handler) -> None:
-    """Answer every request with `await handler(exchange)`, until cancelled."""
+    """Answer every request with `await handler(exchange)`, until cancelled; then remove the socket."""
     limit = trio.CapacityLimiter(_MAX_CONNECTIONS)
 
     async def serve_limited(stream: trio.SocketStream) -> None:
         async with limit:
             await _serve_one(handler, stream)
 
-    await trio.serve_listeners(serve_limited, [listener])
+    path = listener.socket.getsockname()
+    try:
+        await trio.serve_listeners(serve_limited, [listener])
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # noqa: PTH108 - as it was bound
 
 
 def listen(path: Path) -> trio.SocketListener:

@@ -30,14 +30,14 @@ class ProcessRuntime:
         self._config = config
         self._nursery = nursery
         self._directories = ControlDirectories(config)
-        self._send_event, self._events = trio.open_memory_channel[JobEvent](0)
+        self._events = _Events()
         self._running: dict[UUID, Supervised] = {}
         self._launching: dict[UUID, trio.Event] = {}
         self._ending: dict[UUID, trio.Event] = {}
 
     @property
-    def events(self) -> trio.MemoryReceiveChannel[JobEvent]:
-        """What becomes of the jobs."""
+    def events(self) -> AsyncIterator[JobEvent]:
+        """What becomes of the jobs; asking for the next one says that the one before has been recorded."""
         return self._events
 
     async def launch(self, job: Job) -> None:
@@ -92,11 +92,11 @@ class ProcessRuntime:
         self._nursery.start_soon(self._follow_to_end, task_id, supervised)
 
     async def _follow_to_end(self, task_id: UUID, supervised: Supervised | None) -> None:
-        """Watch the supervisor; then remove what is left and report, the record last, once the report is taken."""
+        """Watch the supervisor; then remove what is left, report the end and, that recorded, remove the record."""
         if supervised:
             await self._watch(task_id, supervised)
         event = await trio.to_thread.run_sync(self._directories.conclude, task_id)
-        await self._send(event)
+        await self._events.put(event)
         await trio.to_thread.run_sync(self._directories.remove, self._directories.paths(task_id))
         self._ending.pop(task_id).set()
 
@@ -105,7 +105,7 @@ class ProcessRuntime:
             if supervised.notify_fd is not None:
                 await trio.lowlevel.wait_readable(supervised.notify_fd)
                 if os.read(supervised.notify_fd, len(supervisor.STARTED)) == supervisor.STARTED:
-                    await self._send(Started(task_id))
+                    await self._events.put(Started(task_id))
             await trio.lowlevel.wait_readable(supervised.pidfd)
             if supervised.process:
                 supervised.process.wait()  # it has ended: this only reaps it
@@ -115,9 +115,23 @@ class ProcessRuntime:
                 if fd is not None:
                     os.close(fd)
 
-    async def _send(self, event: JobEvent) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):  # the node is closing
-            await self._send_event.send(event)
+
+class _Events(AsyncIterator[JobEvent]):
+    """Events, one at a time: `put` returns once the consumer, done with this one, asks for the next."""
+
+    def __init__(self) -> None:
+        self._send, self._receive = trio.open_memory_channel[tuple[JobEvent, trio.Event]](0)
+        self._recorded = trio.Event()
+
+    async def put(self, event: JobEvent) -> None:
+        recorded = trio.Event()
+        await self._send.send((event, recorded))
+        await recorded.wait()
+
+    async def __anext__(self) -> JobEvent:
+        self._recorded.set()
+        event, self._recorded = await self._receive.receive()
+        return event
 
 
 def _signal(supervised: Supervised, number: signal.Signals) -> None:

@@ -1,0 +1,94 @@
+"""Jobs of this node: started under leases, run by a runtime, connected to the network by the connector API."""
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, Protocol
+from uuid import UUID
+
+import trio
+
+from hypha_messages.job import JobSpec
+from hypha_messages.streams import PUSH
+from hypha_network.streams import Stream
+from hypha_worker import connector, unix_http
+from hypha_worker.connector import Connector
+from hypha_worker.ledger import Lease
+from hypha_worker.pushes import PushRouter
+from hypha_worker.runtime import AdoptedJob, Job, JobEvent, Runtime, Started
+
+logger = logging.getLogger(__name__)
+
+_TOKEN_BYTES: Final = 32
+
+
+class JobNetwork(connector.Peers, Protocol):
+    """What jobs need of the network."""
+
+    def handle_stream(self, protocol: str, handler: Callable[[str, Stream], Awaitable[None]]) -> None:
+        """Serve streams of a protocol."""
+
+
+class JobManager:
+    """Starts, watches and ends jobs; `open_job_manager` makes one."""
+
+    def __init__(self, runtime: Runtime, network: JobNetwork, connector_socket: Path, nursery: trio.Nursery) -> None:
+        self._runtime = runtime
+        self._network = network
+        self._socket = connector_socket
+        self._nursery = nursery
+        self._pushes = PushRouter()
+        self._connector = Connector(network, self._pushes)
+
+    @property
+    def events(self) -> AsyncIterator[JobEvent]:
+        """What becomes of the jobs; asking for the next one says that the one before has been recorded."""
+        return self._events()
+
+    async def start(self, lease: Lease, task_id: UUID, spec: JobSpec, scheduler: str) -> None:
+        """Start a job under a lease; LaunchError if it cannot run here."""
+        token = secrets.token_urlsafe(_TOKEN_BYTES)
+        job = Job(task_id, lease.id, scheduler, spec, lease.resources, lease.deadline, token)
+        self._connector.add(job)
+        try:
+            await self._runtime.launch(job)
+        except BaseException:
+            self._connector.remove(task_id)
+            raise
+
+    async def extend(self, task_id: UUID, deadline: float) -> None:
+        """The job's lease was renewed: it may run until `deadline` (seconds since the epoch)."""
+        await self._runtime.extend(task_id, deadline)
+
+    async def terminate(self, task_id: UUID, reason: str) -> None:
+        """End a job and return once nothing of it is left."""
+        await self._runtime.terminate(task_id, reason)
+
+    async def adopt(self) -> list[AdoptedJob]:
+        """Find what outlived the node, once, before anything is started; from then on bridges and peers are served."""
+        adopted = await self._runtime.adopt()
+        for found in adopted:
+            if found.running:
+                self._connector.add(found.job, adopted=True)
+        # Not before: a bridge whose job is not known yet would be refused for good.
+        self._nursery.start_soon(unix_http.serve, unix_http.listen(self._socket), self._connector.handle)
+        self._network.handle_stream(PUSH, self._pushes.handle)
+        return adopted
+
+    async def _events(self) -> AsyncIterator[JobEvent]:
+        async for event in self._runtime.events:
+            if not isinstance(event, Started):
+                self._connector.remove(event.task_id)
+            yield event
+
+
+@asynccontextmanager
+async def open_job_manager(runtime: Runtime, network: JobNetwork, connector_socket: Path) -> AsyncIterator[JobManager]:
+    """Manage the jobs of a runtime. When this ends, what runs goes on, and its bridges wait for the next node."""
+    async with trio.open_nursery() as nursery:
+        try:
+            yield JobManager(runtime, network, connector_socket, nursery)
+        finally:
+            nursery.cancel_scope.cancel()
