@@ -2,22 +2,19 @@
 
 import logging
 import os
-import secrets
 import signal
 import stat
 import time
 from collections.abc import AsyncIterator, Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Protocol
-from uuid import UUID
+from typing import Final
 
 import trio
 from opentelemetry.metrics import Observation
 
 from hypha_messages.api import API
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
-from hypha_messages.job import JobSpec
 from hypha_network import addresses
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkConfig, open_network
@@ -25,10 +22,10 @@ from hypha_worker.arbiter import Arbiter
 from hypha_worker.config import Config, ExecutorConfig
 from hypha_worker.errors import NodeError
 from hypha_worker.evaluator import Policy, Preferences
-from hypha_worker.lease_service import Jobs, LeaseService
-from hypha_worker.ledger import Lease, Ledger
+from hypha_worker.job_manager import JobManager, open_job_manager
+from hypha_worker.lease_service import LeaseService
+from hypha_worker.ledger import Ledger
 from hypha_worker.ledger_file import LedgerFile
-from hypha_worker.runtime import AdoptedJob, Job, Runtime
 from hypha_worker.runtimes import launch
 from hypha_worker.runtimes.control import ProcessConfig
 from hypha_worker.runtimes.launch import ExecutorCommand
@@ -41,13 +38,6 @@ logger = logging.getLogger(__name__)
 VERSION: Final = version("hypha-worker")
 _FAREWELL_S: Final = 5.0
 """How long schedulers have to hear of the ends of their jobs when the node stops."""
-
-
-class NodeJobs(Jobs, Protocol):
-    """Jobs that can be adopted."""
-
-    async def adopt(self) -> list[AdoptedJob]:
-        """Find what outlived the node."""
 
 
 async def run_node(config: Config) -> None:
@@ -71,32 +61,19 @@ async def run_node(config: Config) -> None:
         async with (
             open_process_runtime(process_config(config, state_dir)) as runtime,
             open_network(identity, network_config(config)) as network,
+            open_job_manager(runtime, network, state_dir / "connector.sock") as jobs,
         ):
-            node = Node(config, state_dir, network, RuntimeJobs(runtime), telemetry)
+            node = Node(config, state_dir, network, jobs, telemetry)
             await node.run(signals)
     logger.info("stopped")
-
-
-class RuntimeJobs:
-    """Jobs without a connector."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self.events = runtime.events
-        self.extend = runtime.extend
-        self.terminate = runtime.terminate
-        self.adopt = runtime.adopt
-
-    async def start(self, lease: Lease, task_id: UUID, spec: JobSpec, scheduler: str) -> None:
-        """Start a job under a lease."""
-        token = secrets.token_urlsafe(32)
-        await self._runtime.launch(Job(task_id, lease.id, scheduler, spec, lease.resources, lease.deadline, token))
 
 
 class Node:
     """A worker whose parts are there: answers schedulers until a signal comes."""
 
-    def __init__(self, config: Config, state_dir: Path, network: Network, jobs: NodeJobs, telemetry: Telemetry) -> None:
+    def __init__(
+        self, config: Config, state_dir: Path, network: Network, jobs: JobManager, telemetry: Telemetry
+    ) -> None:
         self._network = network
         self._jobs = jobs
         leases = config.leases
