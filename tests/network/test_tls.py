@@ -1,0 +1,468 @@
+import logging
+import ssl
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.peer.id import ID
+from libp2p.security.exceptions import HandshakeFailure
+from libp2p.security.tls.transport import TLSTransport as SelfSignedTransport
+from trio.testing import MockClock, memory_stream_pair
+
+from hypha_devnet.certs import Credential, create_crl, create_node, create_organisation, write_private
+from hypha_network.addresses import Address
+from hypha_network.identity import Identity
+from hypha_network.tls import SecureConnection, TlsTransport, follow_files
+from hypha_network.transport import RawConnection
+from support.certs import Pki, identity_of
+
+pytestmark = pytest.mark.anyio
+Outcome = SecureConnection | Exception
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "trio", {"clock": MockClock(autojump_threshold=0)}
+
+
+@pytest.fixture
+def pki() -> Pki:
+    return Pki()
+
+
+def raw_pair() -> tuple[RawConnection, RawConnection]:
+    left, right = memory_stream_pair()
+    return (
+        RawConnection(left, Address("ip4", "192.0.2.2", 4001), is_initiator=True),
+        RawConnection(right, Address("ip4", "192.0.2.1", 50000), is_initiator=False),
+    )
+
+
+async def outcome_of(secure: Callable[[], Awaitable[SecureConnection]]) -> Outcome:
+    try:
+        return await secure()
+    except Exception as error:
+        return error
+
+
+async def meet(
+    dialler: Any, acceptor: Any, *, expected: str | None = None, timeout_s: float = 10.0
+) -> tuple[Outcome, Outcome]:
+    """Let two identities (or transports) shake hands; what came of it for the one that dialled and for the other."""
+    client, server = (
+        peer if hasattr(peer, "secure_inbound") else TlsTransport(peer, handshake_timeout_s=timeout_s)
+        for peer in (dialler, acceptor)
+    )
+    near, far = raw_pair()
+    found: dict[str, Outcome] = {}
+
+    async def dial() -> None:
+        found["dialler"] = await outcome_of(
+            partial(client.secure_outbound, near, ID.from_base58(expected) if expected else None)
+        )
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(dial)
+        found["acceptor"] = await outcome_of(partial(server.secure_inbound, far))
+    return found["dialler"], found["acceptor"]
+
+
+async def connect(dialler: Any, acceptor: Any) -> tuple[SecureConnection, SecureConnection]:
+    client, server = await meet(dialler, acceptor)
+    assert isinstance(client, SecureConnection), client
+    assert isinstance(server, SecureConnection), server
+    return client, server
+
+
+def refused(outcome: Outcome, reason: str) -> bool:
+    return isinstance(outcome, HandshakeFailure) and reason in str(outcome)
+
+
+async def what_the_refused_learns(connection: Outcome) -> str:
+    """TLS 1.3 lets the client finish before the server has looked at it: the refusal shows at the first read."""
+    assert isinstance(connection, SecureConnection)
+    try:
+        assert not await connection.read_some()
+    except ConnectionClosedError as error:
+        return str(error)
+    return "the end of the connection"
+
+
+def impostor(credential: Credential | None, **settings: Any) -> Any:
+    """A peer that trusts anyone and shows whatever certificate it is given."""
+
+    def context(protocol: int) -> ssl.SSLContext:
+        made = ssl.SSLContext(protocol)
+        made.check_hostname = False
+        made.verify_mode = ssl.CERT_NONE
+        for name, value in settings.items():
+            setattr(made, name, value)
+        if credential is not None:
+            pem = Path(f"/dev/shm/hypha-test-{id(made)}.pem")
+            try:
+                write_private(pem, credential.key_pem + credential.cert_pem)
+                made.load_cert_chain(pem)
+            finally:
+                pem.unlink()
+        return made
+
+    key_pair = create_new_key_pair()
+    return SimpleNamespace(
+        client_context=context(ssl.PROTOCOL_TLS_CLIENT),
+        server_context=context(ssl.PROTOCOL_TLS_SERVER),
+        key_pair=key_pair,
+        peer_id=ID.from_pubkey(key_pair.public_key).to_base58(),
+        revocation=lambda _path: None,
+    )
+
+
+def ecdsa_node(pki: Pki) -> Credential:
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(pki.organisation.certificate.subject, x509.Name([]), key.public_key(), 7)
+        .not_valid_before(now - timedelta(1))
+        .not_valid_after(now + timedelta(1))
+        .sign(pki.organisation.key, None)
+    )
+    return Credential(certificate, key, (pki.organisation.certificate, pki.root.certificate))  # type: ignore[arg-type]
+
+
+class TestAccepted:
+    async def test_both_sides_know_each_other(self, pki: Pki) -> None:
+        worker, gateway = pki.identity("worker"), pki.identity("gateway")
+        client, server = await connect(worker, gateway)
+        assert client.get_remote_peer().to_base58() == gateway.peer_id
+        assert server.get_remote_peer().to_base58() == worker.peer_id
+        assert (client.is_initiator, server.is_initiator) == (True, False)
+
+    async def test_the_peer_that_was_dialled(self, pki: Pki) -> None:
+        gateway = pki.identity("gateway")
+        client, _ = await meet(pki.identity("worker"), gateway, expected=gateway.peer_id)
+        assert isinstance(client, SecureConnection)
+
+    async def test_peers_of_another_organisation_of_the_same_root(self, pki: Pki) -> None:
+        globex = create_organisation(pki.root, "Globex")
+        await connect(pki.identity("worker"), identity_of(create_node(globex, "gateway")))
+
+    async def test_peers_that_trust_only_the_organisation(self, pki: Pki) -> None:
+        trust = pki.organisation.certificate.public_bytes(Encoding.PEM)
+        await connect(identity_of(pki.node("a"), trust=trust), identity_of(pki.node("b"), trust=trust))
+
+    async def test_peers_that_lists_do_not_name(self, pki: Pki) -> None:
+        crls = pki.crls(pki.node("somebody else"))
+        await connect(pki.identity("a", crls=crls), pki.identity("b", crls=crls))
+
+    async def test_lists_past_their_next_update_still_count(self, pki: Pki) -> None:
+        past = datetime.now(UTC) - timedelta(hours=1)
+        crls = create_crl(pki.root, next_update=past) + create_crl(pki.organisation, next_update=past)
+        await connect(pki.identity("a", crls=crls), pki.identity("b", crls=crls))
+
+
+class TestRefused:
+    async def test_no_certificate(self, pki: Pki) -> None:
+        client, server = await meet(impostor(None), pki.identity("gateway"))
+        assert refused(server, "it showed no certificate")
+        assert "wants a certificate" in await what_the_refused_learns(client)
+
+    async def test_a_certificate_of_another_network(self, pki: Pki) -> None:
+        stranger = impostor(Pki().node("stranger"))
+        client, server = await meet(stranger, pki.identity("gateway"))
+        assert refused(server, "its certificate is refused")
+        assert "trust bundle does not lead to our certificate" in await what_the_refused_learns(client)
+        client, _ = await meet(pki.identity("worker"), stranger)
+        assert refused(client, "its certificate is refused")
+
+    async def test_two_honest_peers_of_different_networks(self, pki: Pki) -> None:
+        client, server = await meet(pki.identity("worker"), Pki().identity("gateway"))
+        assert refused(client, "its certificate is refused")
+        assert refused(server, "its trust bundle does not lead to our certificate")
+
+    async def test_an_expired_certificate(self, pki: Pki) -> None:
+        now = datetime.now(UTC)
+        times = {"not_before": now - timedelta(9), "not_after": now - timedelta(1)}
+        expired = impostor(create_node(pki.organisation, "late", **times))
+        _, server = await meet(expired, pki.identity("gateway"))
+        client, _ = await meet(pki.identity("worker"), expired)
+        assert refused(server, "certificate has expired")
+        assert refused(client, "certificate has expired")
+
+    async def test_a_revoked_certificate_in_both_directions(self, pki: Pki) -> None:
+        revoked = pki.node("revoked")
+        careful = pki.identity("careful", crls=pki.crls(revoked))
+        _, server = await meet(identity_of(revoked), careful)
+        client, _ = await meet(careful, identity_of(revoked))
+        assert refused(server, "was revoked by")
+        assert refused(client, "was revoked by")
+
+    async def test_a_node_of_a_revoked_organisation(self, pki: Pki) -> None:
+        careful = identity_of(
+            create_node(create_organisation(pki.root, "Globex"), "careful"), crls=pki.crls(pki.organisation)
+        )
+        for outcome in (
+            (await meet(pki.identity("worker"), careful))[1],
+            (await meet(careful, pki.identity("worker")))[0],
+        ):
+            assert refused(outcome, "O=Acme")
+            assert refused(outcome, "was revoked by CN=Hypha Devnet Root CA")
+
+    @pytest.mark.parametrize("missing", ["root", "organisation"])
+    async def test_a_peer_whose_issuer_has_no_list_while_others_have(self, pki: Pki, missing: str) -> None:
+        there = pki.organisation if missing == "root" else pki.root
+        _, server = await meet(pki.identity("worker"), pki.identity("careful", crls=create_crl(there)))
+        assert refused(server, "none from")
+
+    async def test_a_peer_whose_issuers_list_was_signed_by_someone_else(self, pki: Pki) -> None:
+        forged = create_crl(Credential(pki.organisation.certificate, pki.root.key))
+        _, server = await meet(pki.identity("worker"), pki.identity("careful", crls=create_crl(pki.root) + forged))
+        assert refused(server, "was not signed by its key")
+
+    async def test_a_key_that_is_not_ed25519(self, pki: Pki) -> None:
+        odd = impostor(ecdsa_node(pki))
+        _, server = await meet(odd, pki.identity("gateway"))
+        client, _ = await meet(pki.identity("worker"), odd)
+        assert refused(server, "no Ed25519 key")
+        assert refused(client, "no Ed25519 key")
+
+    async def test_another_peer_than_the_one_dialled(self, pki: Pki) -> None:
+        dialled, answering = pki.identity("dialled"), pki.identity("answering")
+        client, _ = await meet(pki.identity("worker"), answering, expected=dialled.peer_id)
+        assert refused(client, f"dialled {dialled.peer_id}, but {answering.peer_id} answered")
+
+    async def test_tls_1_2(self, pki: Pki) -> None:
+        old = impostor(pki.node("old"), maximum_version=ssl.TLSVersion.TLSv1_2)
+        client, server = await meet(old, pki.identity("gateway"))
+        assert refused(server, "does not speak TLS 1.3")
+        assert isinstance(client, HandshakeFailure)
+        client, _ = await meet(pki.identity("worker"), old)
+        assert refused(client, "does not speak TLS 1.3")
+
+    async def test_a_certificate_for_clients_only_when_dialled(self, pki: Pki) -> None:
+        node = pki.node("client")
+        builder = (
+            x509.CertificateBuilder(node.certificate.issuer, node.certificate.subject, node.key.public_key(), 7)
+            .not_valid_before(datetime.now(UTC) - timedelta(1))
+            .not_valid_after(datetime.now(UTC) + timedelta(1))
+            .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        )
+        client_only = impostor(Credential(builder.sign(pki.organisation.key, None), node.key, node.issuers))
+        client, _ = await meet(pki.identity("worker"), client_only)
+        assert refused(client, "its certificate is refused")
+
+    async def test_a_node_that_signs_certificates_itself(self, pki: Pki) -> None:
+        node = pki.node("node")
+        _, server = await meet(impostor(create_node(node, "child")), pki.identity("gateway"))
+        assert refused(server, "its certificate is refused")
+
+    async def test_a_peer_vouched_for_by_a_node_in_the_trust_bundle(self, pki: Pki) -> None:
+        other_network = Pki().node("guest")
+        trust = pki.root.trust_pem + other_network.certificate.public_bytes(Encoding.PEM)
+        _, server = await meet(impostor(other_network), identity_of(pki.node("gateway"), trust=trust))
+        assert refused(server, "its certificate is refused")
+
+    async def test_a_self_signed_libp2p_peer(self, pki: Pki) -> None:
+        keys = create_new_key_pair()
+        _, server = await meet(SelfSignedTransport(keys), pki.identity("gateway"))
+        assert refused(server, "its certificate is refused")
+        client, _ = await meet(pki.identity("worker"), SelfSignedTransport(keys))
+        assert isinstance(client, HandshakeFailure)
+
+    async def test_a_peer_that_says_nothing(self, pki: Pki) -> None:
+        for side in "secure_inbound", "secure_outbound":
+            near, far = raw_pair()
+            started = trio.current_time()
+            transport = TlsTransport(pki.identity("gateway"), handshake_timeout_s=7.0)
+            arguments = (near,) if side == "secure_inbound" else (near, None)
+            with pytest.raises(HandshakeFailure, match="not completed within 7 s"):
+                await getattr(transport, side)(*arguments)
+            assert trio.current_time() - started == pytest.approx(7.0)
+            while await far.read():  # what it got, then the end: the connection was closed
+                pass
+
+    async def test_a_peer_that_stalls_halfway(self, pki: Pki) -> None:
+        near, far = raw_pair()
+        transport = TlsTransport(pki.identity("gateway"))
+        hello = ssl.MemoryBIO()
+        with pytest.raises(ssl.SSLWantReadError):
+            pki.identity("worker").client_context.wrap_bio(ssl.MemoryBIO(), hello).do_handshake()
+        await near.write(hello.read())
+        with pytest.raises(HandshakeFailure, match="not completed within 10 s"):
+            await transport.secure_inbound(far)
+
+    @pytest.mark.parametrize(
+        "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff" + bytes(70000), b"\x00" * 100]
+    )
+    async def test_a_peer_that_does_not_speak_tls(self, pki: Pki, garbage: bytes) -> None:
+        near, far = raw_pair()
+        await near.write(garbage)
+        with pytest.raises(HandshakeFailure):
+            await TlsTransport(pki.identity("gateway")).secure_inbound(far)
+
+    async def test_a_peer_that_hangs_up(self, pki: Pki) -> None:
+        near, far = raw_pair()
+        await near.close()
+        with pytest.raises(HandshakeFailure, match="closed by the peer"):
+            await TlsTransport(pki.identity("gateway")).secure_inbound(far)
+
+    async def test_every_refusal_is_one_line_in_the_log(self, pki: Pki, caplog: pytest.LogCaptureFixture) -> None:
+        await meet(impostor(None), pki.identity("gateway"))
+        [record] = [r for r in caplog.records if r.name == "hypha_network.tls" and "handshake" in r.message]
+        assert record.levelno == logging.WARNING
+        assert "192.0.2.1:50000" in record.message
+
+
+class TestConnection:
+    async def test_data_of_any_size_arrives_in_order(self, pki: Pki) -> None:
+        client, server = await connect(pki.identity("a"), pki.identity("b"))
+        sent = [bytes([n % 251]) * n for n in (1, 16_384, 16_385, 1_000_000, 3_000_000)]
+        received = bytearray()
+
+        async def send() -> None:
+            for data in sent:
+                await client.write(data)
+            await client.close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            while data := await server.read_some():
+                received += data
+        assert received == b"".join(sent)
+
+    async def test_many_records_are_read_at_once(self, pki: Pki) -> None:
+        client, server = await connect(pki.identity("a"), pki.identity("b"))
+        for _ in range(8):
+            await client.write(bytes(8192))
+        assert len(await server.read_some()) > 8192
+
+    async def test_what_was_read_is_not_touched_by_later_reads(self, pki: Pki) -> None:
+        client, server = await connect(pki.identity("a"), pki.identity("b"))
+        await client.write(b"first")
+        first = await server.read_some()
+        await client.write(b"other")
+        await server.read_some()
+        assert bytes(first) == b"first"
+
+    async def test_small_reads_leave_the_rest(self, pki: Pki) -> None:
+        client, server = await connect(pki.identity("a"), pki.identity("b"))
+        await client.write(b"abcdef")
+        assert await server.read(2) == b"ab"
+        assert await server.read(0) == b""
+        assert await server.read(3) == b"cde"
+        assert bytes(await server.read_some()) == b"f"
+
+    async def test_two_writers_do_not_mix_their_records(self, pki: Pki) -> None:
+        client, server = await connect(pki.identity("a"), pki.identity("b"))
+        async with trio.open_nursery() as nursery:
+            for letter in b"x", b"y":
+                nursery.start_soon(client.write, letter * 500_000)
+        received = b""
+        while len(received) < 1_000_000:
+            received += bytes(await server.read_some())
+        assert received.count(b"x") == received.count(b"y") == 500_000
+
+    async def test_data_sent_with_the_end_arrives(self, pki: Pki) -> None:
+        client, server = await connect(pki.identity("a"), pki.identity("b"))
+        await client.write(b"last words")
+        await client.close()
+        assert bytes(await server.read_some()) == b"last words"
+        assert bytes(await server.read_some()) == b""
+        with pytest.raises(ConnectionClosedError):
+            await server.read(1)
+
+    async def test_nothing_is_written_after_the_end(self, pki: Pki) -> None:
+        client, _ = await connect(pki.identity("a"), pki.identity("b"))
+        await client.close()
+        with pytest.raises(ConnectionClosedError):
+            await client.write(b"more")
+
+    async def test_a_cancelled_write_breaks_the_connection_rather_than_its_records(self, pki: Pki) -> None:
+        client, _ = await connect(pki.identity("a"), pki.identity("b"))
+        client._raw._stream.send_all_hook = trio.sleep_forever
+        with trio.move_on_after(1) as scope:
+            await client.write(b"half")
+        assert scope.cancelled_caught
+        with pytest.raises(ConnectionClosedError):
+            await client.write(b"rest")
+
+    async def test_a_changed_byte_ends_the_connection_with_an_error(self, pki: Pki) -> None:
+        client, server = await connect(pki.identity("a"), pki.identity("b"))
+        encrypted = bytearray(client._tls.encrypt(memoryview(b"data")))
+        encrypted[-1] ^= 1
+        await client._raw.write(bytes(encrypted))
+        with pytest.raises(ConnectionClosedError, match="failed"):
+            await server.read_some()
+
+
+class TestReloading:
+    async def run(self, transport: TlsTransport, change: Callable[[], object]) -> None:
+        """Follow the files for a while, in which they change."""
+        with trio.move_on_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(follow_files, transport)
+                await trio.sleep(7)
+                change()
+
+    def gateway(self, pki: Pki, directory: Path) -> tuple[TlsTransport, Path]:
+        files = pki.files("gateway", directory)
+        crls = directory / "crls.pem"
+        crls.write_bytes(pki.crls())
+        return TlsTransport(Identity.load(files.cert, files.key, files.trust, crls)), crls
+
+    async def test_a_new_list_refuses_from_then_on(self, pki: Pki, tmp_path: Path) -> None:
+        gateway, crls = self.gateway(pki, tmp_path)
+        worker = pki.node("worker")
+        await connect(identity_of(worker), gateway)
+        await self.run(gateway, lambda: crls.write_bytes(pki.crls(worker)))
+        _, server = await meet(identity_of(worker), gateway)
+        assert refused(server, "was revoked by")
+
+    async def test_a_new_list_ends_the_connections_of_whom_it_names_and_no_others(
+        self, pki: Pki, tmp_path: Path
+    ) -> None:
+        gateway, crls = self.gateway(pki, tmp_path)
+        revoked, honest = pki.node("revoked"), pki.identity("honest")
+        bad, ours = await connect(identity_of(revoked), gateway)
+        good, _theirs = await connect(honest, gateway)
+        await self.run(gateway, lambda: crls.write_bytes(pki.crls(revoked)))
+        assert bytes(await bad.read_some()) == b""
+        with pytest.raises(ConnectionClosedError):
+            await ours.write(b"x")
+        await good.write(b"still here")
+        assert bytes(await _theirs.read_some()) == b"still here"
+
+    async def test_a_broken_file_keeps_what_is_in_use_and_says_why(
+        self, pki: Pki, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        gateway, crls = self.gateway(pki, tmp_path)
+        before = gateway.identity
+        await self.run(gateway, lambda: crls.write_bytes(b"not a list"))
+        assert gateway.identity is before
+        assert "crls.pem" in caplog.text
+        await connect(pki.identity("worker"), gateway)
+
+    async def test_a_file_repaired_later_is_taken(self, pki: Pki, tmp_path: Path) -> None:
+        gateway, crls = self.gateway(pki, tmp_path)
+        worker = pki.node("worker")
+        await self.run(gateway, lambda: crls.write_bytes(b""))
+        await self.run(gateway, lambda: crls.write_bytes(pki.crls(worker)))
+        _, server = await meet(identity_of(worker), gateway)
+        assert refused(server, "was revoked by")
+
+    async def test_another_peers_identity_is_not_taken(
+        self, pki: Pki, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        gateway, _ = self.gateway(pki, tmp_path)
+        before = gateway.identity.peer_id
+        await self.run(gateway, lambda: pki.files("gateway", tmp_path))
+        assert gateway.identity.peer_id == before
+        assert "cannot change its peer id" in caplog.text
