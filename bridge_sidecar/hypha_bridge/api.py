@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 import anyio
@@ -11,6 +12,7 @@ from fastapi import Body, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hypha_bridge.bridge import Bridge
@@ -67,6 +69,7 @@ def create_app(bridge: Bridge) -> FastAPI:
     app.add_middleware(LimitBody)
     app.add_exception_handler(BridgeError, _bridge_error)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
 
     @app.get("/healthz")
@@ -123,7 +126,10 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(until_disconnected)
-            await self._listener.run(emit)
+            try:
+                await self._listener.run(emit)
+            except BridgeError as error:  # the push waits for the next listener
+                logger.error("ending an event stream: %s", error)  # noqa: TRY400 - no fault of ours
             tasks.cancel_scope.cancel()
         await send({"type": "http.response.body", "body": b""})
 
@@ -143,7 +149,7 @@ class LimitBody:
             message = await receive()
             received += len(message.get("body", b""))
             if received > _MAX_BODY_BYTES:
-                raise BridgeError(413, "too_large", f"a request body has at most {_MAX_BODY_BYTES} bytes")
+                raise HTTPException(413, f"a request body has at most {_MAX_BODY_BYTES} bytes")
             return message
 
         await self._app(scope, counted, send)
@@ -153,6 +159,12 @@ async def _bridge_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, BridgeError)  # noqa: S101 - registered for it
     logger.warning("%s: %s: %s", request.url.path, error.code, error.detail)
     return _answer(error.status, error.code, error.detail)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    return _answer(error.status_code, code, f"{error.detail}; GET /openapi.json describes requests")
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

@@ -3,7 +3,6 @@
 import logging
 import threading
 from typing import Final
-from urllib.parse import unquote
 
 import httpx
 
@@ -51,7 +50,7 @@ class Downloads:
             try:
                 validator = self._attempt(url, staged, validator)
             except _Broken as broken:
-                if staged.size_bytes > size_before:
+                if validator and staged.size_bytes > size_before:
                     delays = Attempts(self._deadline_s).delays()
                 delay = next(delays, None)
                 if delay is None or self._stopping.wait(delay):
@@ -72,6 +71,8 @@ class Downloads:
                     if self._stopping.is_set():
                         raise source_failed("the bridge is stopping")
                     staged.write(chunk)
+        except httpx.UnsupportedProtocol as error:
+            raise source_failed(f"{_shown(url)} redirects to something that is not HTTP: {error}") from error
         except httpx.TransportError as error:
             raise _Broken(f"{type(error).__name__}: {error}", validator) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -105,11 +106,8 @@ class _Broken(Exception):  # noqa: N818 - a download that broke off
 
 
 def file_name(uri: str) -> str:
-    """Return the name that a URI's last segment gives; BridgeError (400) if it gives none."""
-    name = unquote(_parse(uri).path.rstrip("/").rpartition("/")[2])
-    if not name:
-        raise invalid_request(f"{_shown(_parse(uri))} names no file; its path must end with one")
-    return name
+    """Return the name that a URI's last segment gives, or a plain one; BridgeError (400)."""
+    return _parse(uri).path.rpartition("/")[2] or "part-0.bin"
 
 
 def _parse(uri: str) -> httpx.URL:

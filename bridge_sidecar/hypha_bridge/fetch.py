@@ -1,6 +1,7 @@
 """Fetching: whatever a reference names ends up as whole files in the work directory."""
 
 import hashlib
+import random
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -110,21 +111,24 @@ class Fetcher:
         wanted = reference.resource
         if wanted is None or not reference.peers:
             raise invalid_request("to fetch from peers, name them in peers and the slice in resource")
-        pulled = await self._in_thread(lambda: self._pull(reference.peers[0], wanted.dataset, wanted.index))
+        peers = reference.peers
+        if reference.strategy.type == "Random":
+            peers = random.sample(peers, len(peers))
+        pulled = await self._in_thread(lambda: self._pull(peers, wanted.dataset, wanted.index))
         return self._place_slice(pulled, wanted.dataset, directory, reference.type)
 
     def _queue(self, reference: SchedulerReference) -> ReadAhead:
         def pull_next() -> PulledSlice:
             assigned = self._connector.retrying(lambda: self._connector.next_slice(reference.peer, reference.dataset))
-            return self._pull(assigned.provider, reference.dataset, assigned.index)
+            return self._pull([assigned.provider], reference.dataset, assigned.index)
 
         key = (reference.peer, reference.dataset)
         if key not in self._queues:
             self._queues[key] = ReadAhead(lambda: self._in_thread(pull_next), self._read_ahead)
         return self._queues[key]
 
-    def _pull(self, provider: str, dataset: str, index: int) -> PulledSlice:
-        return slices.pull(self._connector, self._files, provider, DataSlice(dataset=dataset, index=index))
+    def _pull(self, providers: list[str], dataset: str, index: int) -> PulledSlice:
+        return slices.pull(self._connector, self._files, providers, DataSlice(dataset=dataset, index=index))
 
     def _place_slice(self, pulled: PulledSlice, dataset: str, directory: tuple[str, ...], source: str) -> FetchedFile:
         self._first_dataset = self._first_dataset or dataset

@@ -10,8 +10,9 @@ from typing import Final
 
 import httpx
 
-from hypha_bridge.errors import forbidden, source_failed
+from hypha_bridge.errors import forbidden
 
+_GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -27,6 +28,8 @@ def is_public(address: str) -> bool:
             embedded = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
         if embedded is not None:
             return is_public(str(embedded))
+        if parsed not in _GLOBAL_UNICAST:
+            return False
     return parsed.is_global and not parsed.is_multicast
 
 
@@ -38,19 +41,24 @@ class GuardedTransport(httpx.BaseTransport):
         self._allow_private_addresses = allow_private_addresses
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request to a checked address; BridgeError (400, 403, 502)."""
+        """Send a request to a checked address; BridgeError (403), httpx.TransportError."""
         host = request.url.host
         if self._allow_private_addresses:
             return self._transport.handle_request(request)
         error: httpx.ConnectError | None = None
         for address in _resolve(host, request.url.port):
-            request.url = request.url.copy_with(host=address)
-            request.extensions = {**request.extensions, "sni_hostname": host}
+            pinned = httpx.Request(
+                request.method,
+                request.url.copy_with(host=address),
+                headers=request.headers,
+                stream=request.stream,
+                extensions={**request.extensions, "sni_hostname": host},
+            )
             try:
-                return self._transport.handle_request(request)
+                return self._transport.handle_request(pinned)
             except httpx.ConnectError as refused:
                 error = refused
-        raise error or source_failed(f"{host!r} has no address")
+        raise error or httpx.ConnectError(f"{host!r} has no address")
 
     def close(self) -> None:
         """Close all connections."""
@@ -61,7 +69,7 @@ def _resolve(host: str, port: int | None) -> list[str]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise source_failed(f"cannot resolve {host!r}: {error}") from error
+        raise httpx.ConnectError(f"cannot resolve {host!r}: {error}") from error
     addresses = [str(entry[4][0]) for entry in found]
     if not all(map(is_public, addresses)):
         raise forbidden(

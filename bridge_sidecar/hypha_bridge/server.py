@@ -12,6 +12,7 @@ from hypha_bridge.bridge import Bridge
 from hypha_bridge.config import BridgeConfig
 
 _REQUESTS_END_S: Final = 2
+_KEEP_ALIVE_S: Final = 86_400  # a connection closed between two batches would race with the next report
 
 
 class BridgeServer(uvicorn.Server):
@@ -26,6 +27,7 @@ class BridgeServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 lifespan="on",
+                timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_REQUESTS_END_S,
             )
         )

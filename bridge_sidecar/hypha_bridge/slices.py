@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +27,18 @@ class PulledSlice:
     checksum: str
 
 
-def pull(connector: Connector, files: JobFiles, provider: str, slice_: DataSlice) -> PulledSlice:
-    """Pull a slice, again if it breaks off (blocks); BridgeError."""
+def pull(connector: Connector, files: JobFiles, providers: Sequence[str], slice_: DataSlice) -> PulledSlice:
+    """Pull a slice from the first provider that has it whole, again if it breaks off (blocks); BridgeError."""
 
-    def attempt() -> PulledSlice:
+    def attempt_any() -> PulledSlice:
+        for provider in providers[:-1]:
+            try:
+                return attempt(provider)
+            except BridgeError as error:
+                logger.warning("trying the next peer: %s", error)
+        return attempt(providers[-1])
+
+    def attempt(provider: str) -> PulledSlice:
         with files.stage() as staged:
             connector.pull(provider, slice_.dataset, slice_.index, staged)
             try:
@@ -43,7 +51,7 @@ def pull(connector: Connector, files: JobFiles, provider: str, slice_: DataSlice
                 raise source_failed(detail) from error
             return PulledSlice(slice_.index, staged.path, staged.size_bytes, staged.checksum)
 
-    return connector.retrying(attempt)
+    return connector.retrying(attempt_any)
 
 
 class ReadAhead:
@@ -59,7 +67,9 @@ class ReadAhead:
         """Return the next slice and begin to pull those after it; BridgeError."""
         slice_ = await self._take_ahead() or await self._pull()
         while len(self._ahead) < self._depth:
-            self._ahead.append(asyncio.create_task(self._pull()))
+            task = asyncio.create_task(self._pull())
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, should nobody ask
+            self._ahead.append(task)
         return slice_
 
     async def _take_ahead(self) -> PulledSlice | None:

@@ -155,7 +155,7 @@ def snapshot(source_fd: int, files: JobFiles) -> Path:
             if not _clone(source_fd, fd):
                 files.storage.grow(size)
                 offset = 0
-                while count := os.copy_file_range(source_fd, fd, _COPY_BYTES, offset, offset):
+                while count := os.sendfile(fd, source_fd, offset, min(_COPY_BYTES, size - offset)):
                     offset += count
     except BaseException:
         Path(name).unlink(missing_ok=True)
