@@ -63,7 +63,7 @@ async def run_node(config: Config) -> None:
             open_network(identity, network_config(config)) as network,
             open_job_manager(runtime, network, state_dir / "connector.sock") as jobs,
         ):
-            node = Node(config, state_dir, network, jobs, telemetry)
+            node = Node(config, state_dir, network, jobs, telemetry=telemetry)
             await node.run(signals)
     logger.info("stopped")
 
@@ -197,6 +197,7 @@ def process_config(config: Config, state_dir: Path) -> ProcessConfig:
         bridge_options={"read_ahead": jobs.read_ahead, "allow_private_addresses": jobs.allow_private_addresses},
         kill_after_s=jobs.termination_grace_s,
         log_bytes=jobs.output_log_bytes,
+        limits=jobs.limits,
     )
 
 
