@@ -35,8 +35,8 @@ class DataNode:
         """Serve one pull: read which slice is asked for and stream it; nothing if there is no such slice."""
         try:
             with trio.fail_after(HEADER_TIMEOUT_S):
-                length = decode_pull_length(await stream.read_exactly(PULL_LENGTH_BYTES))
-                wanted = decode_pull_header(await stream.read_exactly(length))
+                length = decode_pull_length(bytes(await stream.read_exactly(PULL_LENGTH_BYTES)))
+                wanted = decode_pull_header(bytes(await stream.read_exactly(length)))
         except (DecodeError, trio.TooSlowError) as error:
             logger.warning("%s sent no pull header: %s", peer_id, error or "it took too long")
             return

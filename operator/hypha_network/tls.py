@@ -20,7 +20,7 @@ from libp2p.io.exceptions import ConnectionClosedError, IOException
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.id import ID
 from libp2p.security.exceptions import HandshakeFailure
-from multiaddr import Multiaddr  # type: ignore[import-untyped]
+from multiaddr import Multiaddr
 
 from hypha_network.errors import HandshakeError, IdentityError
 from hypha_network.identity import Identity, peer_id_of

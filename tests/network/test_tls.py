@@ -387,7 +387,7 @@ class TestConnection:
 
     async def test_a_cancelled_write_breaks_the_connection_rather_than_its_records(self, pki: Pki) -> None:
         client, _ = await connect(pki.identity("a"), pki.identity("b"))
-        client._raw._stream.send_all_hook = trio.sleep_forever
+        client._raw._stream.send_stream.send_all_hook = trio.sleep_forever
         with trio.move_on_after(1) as scope:
             await client.write(b"half")
         assert scope.cancelled_caught
