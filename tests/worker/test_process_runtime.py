@@ -1,86 +1,35 @@
 """The process runtime with real supervisors, bridges and executors."""
 
 import json
-import os
-import shutil
-import signal
-import stat
-import tempfile
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 import trio
 import trio.testing
-from support import jobs
 
-from hypha_worker.runtime import Failed, Finished, Job, JobEvent, LaunchError, Started
-from hypha_worker.runtimes import processes, supervisor
+from hypha_worker.runtime import Failed, Finished, LaunchError, Started
 from hypha_worker.runtimes.control import ProcessConfig
-from hypha_worker.runtimes.process import ProcessRuntime, open_process_runtime
+from hypha_worker.runtimes.process import open_process_runtime
+from support import jobs
+from support.rig import PATIENCE_S, left_behind, open_rig, output_of
 
 pytestmark = pytest.mark.anyio
 
-PATIENCE_S = 20
 SLEEP = "import time; print('ready', flush=True); time.sleep(600)"
 
 
-@pytest.fixture
-def work_dir() -> Iterator[Path]:
-    """Short enough for sockets' names, which pytest's own are not."""
-    path = Path(tempfile.mkdtemp(prefix="hypha-test-"))
-    yield path
-    for pid in processes.strays(str(path)):
-        os.kill(pid, signal.SIGKILL)
-    shutil.rmtree(path)
-
-
-@asynccontextmanager
-async def open_runtime(config: ProcessConfig) -> AsyncIterator[ProcessRuntime]:
-    with trio.fail_after(PATIENCE_S):
-        async with open_process_runtime(config) as runtime:
-            yield runtime
-
-
-async def run_to_end(runtime: ProcessRuntime, job: Job) -> list[JobEvent]:
-    await runtime.launch(job)
-    return await events_to_end(runtime, job.task_id)
-
-
-async def events_to_end(runtime: ProcessRuntime, task_id: UUID) -> list[JobEvent]:
-    events: list[JobEvent] = []
-    async for event in runtime.events:
-        assert event.task_id == task_id
-        events.append(event)
-        if not isinstance(event, Started):
-            await runtime.terminate(task_id, "wait until its record is removed")
-            return events
-    raise AssertionError("no end")
-
-
-def left_behind(work_dir: Path) -> list[str]:
-    pids = processes.strays(str(work_dir))
-    return [str(path) for path in work_dir.glob("*") if path.name not in ("jobs", "node.lock")] + [
-        *map(str, (work_dir / "jobs").glob("*")),
-        *map(str, pids),
-    ]
-
-
 async def test_a_job_whose_executor_ends_well_is_finished_and_leaves_nothing(work_dir: Path) -> None:
-    async with open_runtime(jobs.config(work_dir, "print('done')")) as runtime:
+    async with open_rig(jobs.config(work_dir, "print('done')")) as rig:
         job = jobs.job()
-        assert await run_to_end(runtime, job) == [Started(job.task_id), Finished(job.task_id)]
+        assert await rig.run(job) == Finished(job.task_id)
+        assert rig.events == [Started(job.task_id), Finished(job.task_id)]
         assert left_behind(work_dir) == []
 
 
 async def test_a_crash_is_reported_with_its_last_lines(work_dir: Path) -> None:
     crash = "print('line one'); raise RuntimeError('no such tensor')"
-    async with open_runtime(jobs.config(work_dir, crash)) as runtime:
-        _, failed = await run_to_end(runtime, jobs.job())
+    async with open_rig(jobs.config(work_dir, crash)) as rig:
+        failed = await rig.run(jobs.job())
         assert isinstance(failed, Failed)
         assert failed.reason == "the executor ended: exit code 1"
         assert failed.last_lines[0] == "line one"
@@ -101,9 +50,9 @@ report = dict(args=sys.argv[1:], env=dict(os.environ), cwd=os.getcwd(), job=Path
     modes=[stat("."), stat("job.json"), stat("tmp")], tmp=__import__("tempfile").gettempdir())
 Path({str(report)!r}).write_text(json.dumps(report))
 """
-    async with open_runtime(jobs.config(work_dir, executor)) as runtime:
+    async with open_rig(jobs.config(work_dir, executor)) as rig:
         job = jobs.job(cpu=3)
-        assert isinstance((await run_to_end(runtime, job))[-1], Finished)
+        assert isinstance(await rig.run(job), Finished)
     seen = json.loads(report.read_text())
     its_dir = str(work_dir / f"hypha-{job.task_id}")
     assert seen["args"] == [f"{its_dir}/bridge.sock", its_dir, f"{its_dir}/job.json"]
@@ -123,14 +72,12 @@ subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_n
 print("ready", flush=True)
 time.sleep(600)
 """
-    async with open_runtime(jobs.config(work_dir, executor)) as runtime:
+    async with open_rig(jobs.config(work_dir, executor)) as rig:
         job = jobs.job()
-        async with trio.open_nursery() as nursery:
-            await runtime.launch(job)
-            assert await runtime.events.receive() == Started(job.task_id)
-            await output_of(work_dir, job, "ready")
-            nursery.start_soon(runtime.terminate, job.task_id, "its lease was not renewed")
-            ended = await runtime.events.receive()
+        await rig.runtime.launch(job)
+        await output_of(work_dir, job, "ready")
+        await rig.runtime.terminate(job.task_id, "its lease was not renewed")
+        ended = await rig.end_of(job.task_id)
         assert isinstance(ended, Failed)
         assert ended.reason == "its lease was not renewed"
         assert ended.last_lines == ("ready", "told to end")
@@ -138,42 +85,42 @@ time.sleep(600)
 
 
 async def test_an_executor_deaf_to_sigterm_is_killed(work_dir: Path) -> None:
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(600)"
-    async with open_runtime(jobs.config(work_dir, deaf, kill_after_s=0.2)) as runtime, trio.open_nursery() as nursery:
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP
+    async with open_rig(jobs.config(work_dir, deaf, kill_after_s=0.2)) as rig:
         job = jobs.job()
-        await runtime.launch(job)
-        await runtime.events.receive()
+        await rig.runtime.launch(job)
         await output_of(work_dir, job, "ready")
-        nursery.start_soon(runtime.terminate, job.task_id, "enough")
-        assert await runtime.events.receive() == Failed(job.task_id, "enough", ("ready",))
+        await rig.runtime.terminate(job.task_id, "enough")
+        assert await rig.end_of(job.task_id) == Failed(job.task_id, "enough", ("ready",))
 
 
 async def test_a_job_terminated_while_it_is_launched_ends(work_dir: Path) -> None:
-    async with open_runtime(jobs.config(work_dir, SLEEP)) as runtime:
+    async with open_rig(jobs.config(work_dir, SLEEP)) as rig:
         job = jobs.job()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(runtime.launch, job)
+            nursery.start_soon(rig.runtime.launch, job)
             await trio.testing.wait_all_tasks_blocked()
-            nursery.start_soon(runtime.terminate, job.task_id, "changed my mind")
-            events = [event async for event in until_end(runtime)]
-        assert events[-1] == Failed(job.task_id, "changed my mind")
+            await rig.runtime.terminate(job.task_id, "changed my mind")
+        assert await rig.end_of(job.task_id) == Failed(job.task_id, "changed my mind")
         assert left_behind(work_dir) == []
 
 
 async def test_the_bridge_finishes_its_sends_before_the_job_is_finished(work_dir: Path) -> None:
     marker = work_dir / "sent"
     slow = jobs.BRIDGE.replace("sys.exit(0)", f"(time.sleep(0.3), open({str(marker)!r}, 'w'), sys.exit(0))")
-    async with open_runtime(jobs.config(work_dir, "print('done')", slow)) as runtime:
+    async with open_rig(jobs.config(work_dir, "print('done')", slow)) as rig:
         job = jobs.job()
-        assert (await run_to_end(runtime, job))[-1] == Finished(job.task_id)
+        assert await rig.run(job) == Finished(job.task_id)
         assert marker.exists()
 
 
 async def test_a_bridge_that_dies_fails_the_job_with_the_bridges_last_lines(work_dir: Path) -> None:
-    dying = jobs.BRIDGE.replace("while True:", "listener.accept(); print('out of cheese', flush=True); sys.exit(7)\nwhile 1:")
-    async with open_runtime(jobs.config(work_dir, SLEEP, dying)) as runtime:
+    dying = jobs.BRIDGE.replace(
+        "while True:", "listener.accept(); print('out of cheese', flush=True); sys.exit(7)\nwhile 1:"
+    )
+    async with open_rig(jobs.config(work_dir, SLEEP, dying)) as rig:
         job = jobs.job()
-        failed = (await run_to_end(runtime, job))[-1]
+        failed = await rig.run(job)
         assert isinstance(failed, Failed)
         assert "the bridge ended" in failed.reason
         assert "exit code 7" in failed.reason
@@ -182,41 +129,40 @@ async def test_a_bridge_that_dies_fails_the_job_with_the_bridges_last_lines(work
 
 async def test_a_bridge_that_never_listens_fails_the_job(work_dir: Path) -> None:
     silent = "import time; time.sleep(600)"
-    async with open_runtime(jobs.config(work_dir, SLEEP, silent, start_s=0.3)) as runtime:
+    async with open_rig(jobs.config(work_dir, SLEEP, silent, start_s=0.3)) as rig:
         job = jobs.job()
-        assert await run_to_end(runtime, job) == [
-            Failed(job.task_id, "the bridge did not open its socket within 0.3 s")
-        ]
+        assert await rig.run(job) == Failed(job.task_id, "the bridge did not open its socket within 0.3 s")
+        assert len(rig.events) == 1
 
 
 async def test_a_command_that_does_not_exist_fails_the_job(work_dir: Path) -> None:
     config = jobs.config(work_dir, "")
     config.executors["train/test"].__dict__["args"] = ("/no/such/program",)
-    async with open_runtime(config) as runtime:
-        (failed,) = await run_to_end(runtime, jobs.job())
+    async with open_rig(config) as rig:
+        failed = await rig.run(jobs.job())
         assert isinstance(failed, Failed)
         assert "'/no/such/program' could not be started" in failed.reason
 
 
 async def test_an_executor_that_is_not_configured_is_refused(work_dir: Path) -> None:
     config = jobs.config(work_dir, "")
-    async with open_runtime(ProcessConfig(work_dir, {}, config.bridge)) as runtime:
+    async with open_rig(ProcessConfig(work_dir, {}, config.bridge)) as rig:
         with pytest.raises(LaunchError, match="train/test"):
-            await runtime.launch(jobs.job())
+            await rig.runtime.launch(jobs.job())
         assert left_behind(work_dir) == []
 
 
 async def test_the_same_task_twice_is_refused(work_dir: Path) -> None:
-    async with open_runtime(jobs.config(work_dir, SLEEP)) as runtime:
+    async with open_rig(jobs.config(work_dir, SLEEP)) as rig:
         job = jobs.job()
-        await runtime.launch(job)
+        await rig.runtime.launch(job)
         with pytest.raises(LaunchError, match="exists already"):
-            await runtime.launch(job)
+            await rig.runtime.launch(job)
 
 
 async def test_two_nodes_cannot_share_a_work_directory(work_dir: Path) -> None:
     config = jobs.config(work_dir, SLEEP)
-    async with open_runtime(config):
+    async with open_rig(config):
         with pytest.raises(ValueError, match="another node uses work_dir"):
             async with open_process_runtime(config):
                 pass
@@ -224,32 +170,14 @@ async def test_two_nodes_cannot_share_a_work_directory(work_dir: Path) -> None:
 
 async def test_output_is_bounded(work_dir: Path) -> None:
     chatty = "for i in range(20000): print(f'line {i:>100}')\nraise SystemExit(1)"
-    sizes = work_dir / "sizes"
-    async with open_runtime(jobs.config(work_dir, chatty, log_bytes=50_000)) as runtime:
+    async with open_process_runtime(jobs.config(work_dir, chatty, log_bytes=50_000)) as runtime:
         job = jobs.job()
-        control = work_dir / "jobs" / str(job.task_id)
         await runtime.launch(job)
-        await runtime.events.receive()
         with trio.fail_after(PATIENCE_S):
-            while not (control / supervisor.EXIT_FILE).exists():
-                await trio.sleep(0.01)
-        logs = [path.stat().st_size for path in control.glob("output.log*")]
-        assert len(logs) == 2
-        assert sum(logs) <= 2 * 50_000 + 64 * 1024
-        failed = await runtime.events.receive()
+            assert await anext(runtime.events) == Started(job.task_id)
+            failed = await anext(runtime.events)
         assert isinstance(failed, Failed)
         assert failed.last_lines[-1].endswith(" 19999")
-    assert not sizes.exists()
-
-
-async def output_of(work_dir: Path, job: Job, text: str) -> None:
-    log = work_dir / "jobs" / str(job.task_id) / supervisor.OUTPUT_FILE
-    while not log.exists() or text not in log.read_text():
-        await trio.sleep(0.01)
-
-
-async def until_end(runtime: ProcessRuntime) -> AsyncIterator[JobEvent]:
-    async for event in runtime.events:
-        yield event
-        if not isinstance(event, Started):
-            return
+        logs = [path.stat().st_size for path in (work_dir / "jobs" / str(job.task_id)).glob("output.log*")]
+        assert len(logs) == 2
+        assert sum(logs) <= 2 * 50_000 + 64 * 1024

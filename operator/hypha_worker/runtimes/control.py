@@ -48,6 +48,7 @@ class ProcessConfig:
         kill_after_s: how long a job has from SIGTERM to SIGKILL.
         drain_s: how long sends in flight may take once the executor has ended well.
         log_bytes: size of each of the two files of a job's output.
+        limits: whether jobs are held to what their leases reserve.
     """
 
     work_dir: Path
@@ -59,6 +60,7 @@ class ProcessConfig:
     kill_after_s: float = 5.0
     drain_s: float = 120.0
     log_bytes: int = 4 * 1024 * 1024
+    limits: bool = True
 
     @property
     def connector_socket(self) -> Path:
@@ -104,7 +106,7 @@ class ControlDirectories:
         self._config = config
         self._jobs_dir = config.work_dir / "jobs"
         self._jobs_dir.mkdir(mode=0o700, exist_ok=True)
-        self._hierarchies = limits.find_hierarchies()
+        self._hierarchies = limits.find_hierarchies() if config.limits else ()
 
     def paths(self, task_id: UUID | str) -> JobPaths:
         """Return where the parts of a job are."""
@@ -176,6 +178,8 @@ class ControlDirectories:
         return _start_supervisor(paths)
 
     def _apply_limits(self, record: JobRecord) -> limits.Limits:
+        if not self._config.limits:
+            return limits.Limits()
         planned = limits.plan_limits(record.resources, record.task_id, self._hierarchies)
         try:
             limits.create_groups(planned.groups)

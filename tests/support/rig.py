@@ -1,0 +1,74 @@
+"""A process runtime under test, whose events are taken as they come."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import UUID
+
+import trio
+
+from hypha_worker.runtime import Failed, Finished, Job, JobEvent, Started
+from hypha_worker.runtimes import processes, supervisor
+from hypha_worker.runtimes.control import ProcessConfig
+from hypha_worker.runtimes.process import ProcessRuntime, open_process_runtime
+
+PATIENCE_S = 20
+
+
+class Rig:
+    """A runtime whose events are taken as they come."""
+
+    def __init__(self, runtime: ProcessRuntime) -> None:
+        self.runtime = runtime
+        self.events: list[JobEvent] = []
+        self._changed = trio.Event()
+
+    async def take_events(self) -> None:
+        async for event in self.runtime.events:
+            self.events.append(event)
+            self._changed.set()
+            self._changed = trio.Event()
+
+    async def run(self, job: Job) -> JobEvent:
+        """Launch a job; how it ended, once nothing of it is left."""
+        await self.runtime.launch(job)
+        return await self.end_of(job.task_id)
+
+    async def end_of(self, task_id: UUID) -> JobEvent:
+        event = await self._await_event(task_id, Finished, Failed)
+        await self.runtime.terminate(task_id, "returns once its record is removed")
+        return event
+
+    async def started(self, task_id: UUID) -> None:
+        await self._await_event(task_id, Started)
+
+    async def _await_event(self, task_id: UUID, *kinds: type) -> JobEvent:
+        while True:
+            for event in self.events:
+                if event.task_id == task_id and isinstance(event, kinds):
+                    return event
+            await self._changed.wait()
+
+
+@asynccontextmanager
+async def open_rig(config: ProcessConfig) -> AsyncIterator[Rig]:
+    with trio.fail_after(PATIENCE_S):
+        async with open_process_runtime(config) as runtime, trio.open_nursery() as nursery:
+            rig = Rig(runtime)
+            nursery.start_soon(rig.take_events)
+            yield rig
+            nursery.cancel_scope.cancel()
+
+
+def left_behind(work_dir: Path) -> list[str]:
+    pids = processes.strays(str(work_dir))
+    return [str(path) for path in work_dir.glob("*") if path.name not in ("jobs", "node.lock")] + [
+        *map(str, (work_dir / "jobs").glob("*")),
+        *map(str, pids),
+    ]
+
+
+async def output_of(work_dir: Path, job: Job, text: str) -> None:
+    log = work_dir / "jobs" / str(job.task_id) / supervisor.OUTPUT_FILE
+    while not log.exists() or text not in log.read_text():  # noqa: ASYNC110 - another process writes it
+        await trio.sleep(0.01)
