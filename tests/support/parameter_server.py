@@ -52,7 +52,8 @@ class Bridge:
     def push(self, peer: str, write: Callable[[Path], None], announce: bool = True) -> Path:
         """A peer's file arrives: `write` makes it."""
         path = self.work_dir / "incoming" / peer
-        write(path)
+        write(self.work_dir / "staged")
+        (self.work_dir / "staged").rename(path)
         if announce:
             self.announce(peer, f"incoming/{peer}")
         return path
@@ -111,6 +112,10 @@ class Bridge:
                 self.end_headers()
                 self.wfile.write(b": keepalive\n\n")
                 while (event := bridge._events.get()) is not None:
-                    self.wfile.write(event.encode())
+                    try:
+                        self.wfile.write(event.encode())
+                    except BrokenPipeError:
+                        bridge._events.put(event)
+                        return
 
         return Handler

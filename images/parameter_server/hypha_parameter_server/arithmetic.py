@@ -21,6 +21,7 @@ from hypha_parameter_server.safetensors import DTYPES, Header, Tensor, lay_out
 CHUNK_ELEMENTS: Final = 1 << 18
 _WIDEST: Final = 8
 _THREADS: Final = min(4, os.cpu_count() or 1)
+_HALVES: Final = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -87,6 +88,14 @@ class _Buffers:
             raise OSError("a write was cut short: the disk may be full")
 
 
+def _widen(raw: Array, target: Array) -> None:
+    """Copies to a wider dtype. NumPy converts half precision one by one; looking it up is twice as fast."""
+    if raw.dtype == np.float16:
+        np.take(_HALVES, raw.view(np.uint16), out=target, mode="clip")
+    else:
+        np.copyto(target, raw, casting="unsafe")
+
+
 def _as_array(buffer: Array, count: int, dtype: str) -> Array:
     kind = DTYPES[dtype]
     return buffer[: count * kind.itemsize].view(kind)
@@ -144,7 +153,7 @@ def check(descriptor: int, header: Header) -> float:
         if raw.dtype == values.dtype:
             values = raw
         else:
-            np.copyto(values, raw, casting="unsafe")
+            _widen(raw, values)
         length = math.sqrt(float(np.dot(values, values)))
         if not math.isfinite(length):  # the squares of large numbers overflow too
             unsound = np.flatnonzero(~np.isfinite(values))
@@ -237,7 +246,7 @@ class _Step:
             if raw.dtype == target.dtype:
                 np.multiply(raw, kind(share), out=target)
             else:
-                np.copyto(target, raw, casting="unsafe")
+                _widen(raw, target)
                 np.multiply(target, kind(share), out=target)
             if index:
                 np.add(mean, scratch, out=mean)

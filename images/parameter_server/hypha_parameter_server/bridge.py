@@ -107,10 +107,13 @@ class Arrivals:
 
     def _follow(self) -> None:
         last_heard = time.monotonic()
+        last_id = None
         while True:
             try:
-                for line in self._lines():
+                for line in self._lines(last_id):
                     last_heard = time.monotonic()
+                    if line.startswith("id:"):
+                        last_id = line.removeprefix("id:").strip()
                     arrival = parse_event(line)
                     if arrival is not None:
                         self._queue.put(arrival)
@@ -123,12 +126,13 @@ class Arrivals:
             log.warning("/resources/receive broke off (%s); subscribing again", problem)
             time.sleep(1)
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self, last_id: str | None) -> Iterator[str]:
         timeout = httpx.Timeout(_REQUEST_S, read=_SILENCE_S)
         transport = httpx.HTTPTransport(uds=str(self._socket))
+        headers = {} if last_id is None else {"Last-Event-ID": last_id}
         with (
             httpx.Client(transport=transport, base_url="http://bridge", timeout=timeout) as client,
-            client.stream("POST", "/resources/receive", json=self._body) as response,
+            client.stream("POST", "/resources/receive", json=self._body, headers=headers) as response,
         ):
             if not response.is_success:
                 response.read()

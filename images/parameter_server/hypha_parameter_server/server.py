@@ -54,6 +54,8 @@ class Server:
         done = self._deliver()
         for peer, path in self._store.unmerged():
             self._take(peer, path)
+        for peer, name in self._store.unannounced(INCOMING, self._job.members):
+            self._receive(Arrival(peer, name))
         while not done:
             selection = self._select()
             if selection is not None:

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -110,6 +110,15 @@ class Store:
         """Pseudo-gradients (peer and file) that an earlier process took over, in the order of their arrival."""
         return [(peer, path) for peer, path, _ in sorted(self._contributions(), key=lambda item: item[2])]
 
+    def unannounced(self, directory: str, members: Collection[str]) -> list[tuple[str, str]]:
+        """Whole files of members (peer and path) that lie where the bridge puts them; its word of them may be lost."""
+        found = []
+        for path in sorted((self._work_dir / directory).glob("*"), key=lambda path: path.lstat().st_mtime):
+            peer = path.name.partition(".")[0]
+            if peer in members and _is_whole(path):
+                found.append((peer, str(path.relative_to(self._work_dir))))
+        return found
+
     def _contributions(self) -> Iterator[tuple[str, Path, int]]:
         for path in self._own.iterdir():
             match = _CONTRIBUTION.fullmatch(path.name)
@@ -171,3 +180,11 @@ def _header(path: Path) -> Header:
     descriptor, header = open_header(path)
     os.close(descriptor)
     return header
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _header(path)
+    except (Refused, OSError):
+        return False
+    return True

@@ -1,0 +1,202 @@
+"""Averaging and the outer step, against straightforward float64 arithmetic and against torch."""
+
+import os
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hypha_parameter_server import arithmetic
+from hypha_parameter_server.arithmetic import Nesterov, Source, check, outer_step, spans
+from hypha_parameter_server.errors import Refused
+from hypha_parameter_server.safetensors import DTYPES, lay_out, open_header
+
+EPSILON = {"F64": 1e-14, "F32": 1e-6, "F16": 2e-3, "BF16": 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Chunks of a few elements, so that small tensors have several."""
+    monkeypatch.setattr(arithmetic, "CHUNK_ELEMENTS", 7)
+
+
+def write(path, tensors, order=None, metadata=None):
+    """Writes named arrays, laid out in the given order."""
+    names = order or list(tensors)
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    head, _ = lay_out([(name, codes[tensors[name].dtype], tensors[name].shape) for name in names], metadata or {})
+    path.write_bytes(head + b"".join(tensors[name].tobytes() for name in names))
+    return path
+
+
+def header_of(path):
+    descriptor, header = open_header(path)
+    os.close(descriptor)
+    return header
+
+
+def read(path):
+    content = path.read_bytes()
+    return {
+        name: np.frombuffer(content, DTYPES[tensor.dtype], tensor.count, tensor.offset).reshape(tensor.shape)
+        for name, tensor in header_of(path).tensors.items()
+    }
+
+
+def step(directory, files, shares, optimizer, first):
+    momentum = directory / "momentum"
+    sources = [Source(path, header_of(path), share) for path, share in zip(files, shares, strict=True)]
+    outer_step(
+        sources,
+        optimizer,
+        None if first else (momentum, header_of(momentum)),
+        (directory / "momentum.new", {}),
+        (directory / "update", {}),
+    )
+    (directory / "momentum.new").rename(momentum)
+    return read(directory / "update")
+
+
+def check_file(path):
+    descriptor, header = open_header(path)
+    try:
+        return check(descriptor, header)
+    finally:
+        os.close(descriptor)
+
+
+@st.composite
+def rounds_of_files(draw):
+    """Rounds of pseudo-gradients (name to array for each worker), each worker with a tensor order of its own."""
+    layout = draw(
+        st.dictionaries(
+            st.text(min_size=1, max_size=3).filter(lambda name: name != "__metadata__"),
+            st.tuples(st.sampled_from(sorted(EPSILON)), st.lists(st.integers(0, 6), max_size=3)),
+            min_size=1,
+            max_size=5,
+        )
+    )
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    workers, rounds = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    orders = [draw(st.permutations(sorted(layout))) for _ in range(workers)]
+    files = [
+        [
+            {name: random.normal(0, 3, shape).astype(DTYPES[dtype]) for name, (dtype, shape) in layout.items()}
+            for _ in range(workers)
+        ]
+        for _ in range(rounds)
+    ]
+    samples = [draw(st.integers(1, 1000)) for _ in range(workers)]
+    return layout, orders, files, [count / sum(samples) for count in samples]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rounds_of_files(), st.floats(0.01, 2), st.floats(0, 0.99))
+def test_updates_are_those_of_plain_float64_arithmetic(tmp_path_factory, case, learning_rate, momentum):
+    layout, orders, rounds, shares = case
+    directory = tmp_path_factory.mktemp("step")
+    velocity = dict.fromkeys(layout, 0.0)
+    for number, workers in enumerate(rounds):
+        files = [
+            write(directory / f"worker-{worker}", tensors, order)
+            for worker, (tensors, order) in enumerate(zip(workers, orders, strict=True))
+        ]
+        found = step(directory, files, shares, Nesterov(learning_rate, momentum), first=number == 0)
+        assert {name: (array.dtype, array.shape) for name, array in found.items()} == {
+            name: (DTYPES[dtype], tuple(shape)) for name, (dtype, shape) in layout.items()
+        }
+        for name, (dtype, _) in layout.items():
+            wide = [tensors[name].astype(np.float64) * share for tensors, share in zip(workers, shares, strict=True)]
+            mean = sum(wide)
+            velocity[name] = momentum * velocity[name] + mean
+            expected = learning_rate * (momentum * velocity[name] + mean)
+            tolerance = EPSILON[dtype] * (1 + 30 * learning_rate)
+            np.testing.assert_allclose(found[name].astype(np.float64), expected, rtol=EPSILON[dtype], atol=tolerance)
+
+
+def test_weights_follow_the_trajectory_of_torch_sgd_with_nesterov(tmp_path):
+    parameter = torch.nn.Parameter(torch.linspace(-1, 1, 50))
+    optimizer = torch.optim.SGD([parameter], lr=0.7, momentum=0.9, nesterov=True)
+    weights = parameter.detach().numpy().copy()
+    random = np.random.default_rng(1)
+    for number in range(6):
+        gradients = [random.standard_normal(50, dtype=np.float32) for _ in range(3)]
+        files = [write(tmp_path / f"worker-{index}", {"w": gradient}) for index, gradient in enumerate(gradients)]
+        weights = weights + step(tmp_path, files, [1 / 3] * 3, Nesterov(0.7, 0.9), first=number == 0)["w"]
+        # A pseudo-gradient points where the weights went, a gradient the other way.
+        parameter.grad = -torch.from_numpy(np.mean(gradients, axis=0))
+        optimizer.step()
+        np.testing.assert_allclose(weights, parameter.detach().numpy(), atol=1e-5)
+
+
+def test_whole_numbers_are_averaged_and_rounded(tmp_path):
+    files = [
+        write(tmp_path / name, {"n": np.array([count, -count, 100], dtype)})
+        for name, count, dtype in [("a", 10, np.int64), ("b", 15, np.int64)]
+    ]
+    update = step(tmp_path, files, [0.5, 0.5], Nesterov(1.0, 0.0), first=True)["n"]
+    assert update.dtype == np.int64
+    assert update.tolist() == [12, -12, 100]
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64", "I8", "U8", "I64"])
+def test_the_largest_numbers_never_turn_into_infinities_or_wrap_around(tmp_path, dtype):
+    kind = DTYPES[dtype]
+    largest = np.iinfo(kind).max if kind.kind in "iu" else ml_dtypes.finfo(kind).max
+    files = [write(tmp_path / f"worker-{index}", {"w": np.full(20, largest, kind)}) for index in range(3)]
+    for number in range(4):
+        update = step(tmp_path, files, [1 / 3] * 3, Nesterov(2.0, 0.9), first=number == 0)["w"].astype(np.float64)
+        assert np.isfinite(update).all()
+        assert (update >= 0.99 * float(largest)).all()
+    assert np.isfinite(read(tmp_path / "momentum")["w"]).all()
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 6, 7, 19])
+def test_nan_and_infinity_are_found_wherever_they_are(tmp_path, dtype, value, place):
+    tensors = {name: np.ones(20, DTYPES[dtype]) for name in ("first", "second", "third")}
+    tensors["second"][place] = value
+    with pytest.raises(Refused, match="in tensor 'second'"):
+        check_file(write(tmp_path / "file", tensors))
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F64"])
+def test_large_numbers_are_no_infinities(tmp_path, dtype):
+    largest = np.finfo(DTYPES[dtype]).max
+    file = write(tmp_path / "file", {"w": np.full(4, largest / 4, DTYPES[dtype])})
+    assert check_file(file) == pytest.approx(float(largest) / 2)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rounds_of_files())
+def test_the_length_is_the_euclidean_norm_of_all_tensors(tmp_path_factory, case):
+    _, orders, rounds, _ = case
+    file = write(tmp_path_factory.mktemp("length") / "file", rounds[0][0], orders[0])
+    flat = np.concatenate([array.astype(np.float64).ravel() for array in rounds[0][0].values()])
+    assert check_file(file) == pytest.approx(float(np.linalg.norm(flat)), rel=1e-5)
+
+
+def test_neighbouring_tensors_are_worked_on_as_one(tmp_path):
+    tensors = {f"layer.{number:04}": np.ones(3, np.float32) for number in range(1000)}
+    files = [header_of(write(tmp_path / name, tensors)).tensors for name in "ab"]
+    assert [(span.count, len(span.offsets)) for span in spans(files)] == [(3000, 2)]
+
+
+def test_tensors_in_another_order_are_matched_by_name(tmp_path):
+    tensors = {"a": np.full(3, 1, np.float32), "b": np.full(5, 2, np.float32)}
+    files = [write(tmp_path / "x", tensors), write(tmp_path / "y", tensors, order=["b", "a"])]
+    update = step(tmp_path, files, [0.5, 0.5], Nesterov(1.0, 0.0), first=True)
+    assert update["a"].tolist() == [1] * 3
+    assert update["b"].tolist() == [2] * 5
+
+
+def test_a_file_cut_short_after_its_check_is_an_error_not_a_crash(tmp_path):
+    file = write(tmp_path / "file", {"w": np.ones(100, np.float32)})
+    source = Source(file, header_of(file), 1.0)
+    os.truncate(file, file.stat().st_size - 200)
+    with pytest.raises(OSError, match="cut short"):
+        outer_step([source], Nesterov(1.0, 0.0), None, (tmp_path / "m", {}), (tmp_path / "u", {}))

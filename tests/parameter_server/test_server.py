@@ -1,0 +1,332 @@
+"""The parameter server as a process, over the bridge's API."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from support.parameter_server import JOB_ID, MEMBERS, Bridge, job_json
+
+A, B, C = MEMBERS
+WAIT_S = 30
+
+
+def tensors(value):
+    return {"weight": np.full((3, 2), value, np.float32), "bias": np.full(4, value, np.float16)}
+
+
+class Process:
+    """A parameter server whose log can be waited for."""
+
+    def __init__(self, bridge, *options, members=MEMBERS, momentum=0.9):
+        bridge.statuses.clear()
+        job = job_json(members, learning_rate=1.0, momentum=momentum)
+        command = [sys.executable, "-m", "hypha_parameter_server", "--socket", bridge.socket, "--job", job, *options]
+        self.log_path = bridge.work_dir / "log"
+        with self.log_path.open("w") as log:
+            self._process = subprocess.Popen([*command, "--work-dir", bridge.work_dir], stderr=log)
+
+    @property
+    def log(self):
+        return self.log_path.read_text()
+
+    def logs(self, text, times=1):
+        deadline = time.monotonic() + WAIT_S
+        while self.log.count(text) < times:
+            assert self._process.poll() is None, self.log
+            assert time.monotonic() < deadline, f"{text!r} is not in the log:\n{self.log}"
+            time.sleep(0.01)
+
+    def kill(self):
+        self._process.kill()
+        self._process.wait()
+
+    def exit_status(self):
+        return self._process.wait(WAIT_S)
+
+    def send_signal(self, number):
+        self._process.send_signal(number)
+
+
+@pytest.fixture
+def bridge(tmp_path):
+    served = Bridge(tmp_path)
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def start(bridge):
+    processes = []
+
+    def _start(*options, **job):
+        processes.append(Process(bridge, *options, **job))
+        return processes[-1]
+
+    yield _start
+    for process in processes:
+        process.kill()
+
+
+def update(bridge):
+    return bridge.updates.get(timeout=WAIT_S)
+
+
+def contributions(bridge):
+    return [path.name for path in (bridge.work_dir / "parameter-server").iterdir() if path.name.startswith("12D3")]
+
+
+def test_a_job_of_two_rounds_ends_when_the_scheduler_says_so(bridge, start):
+    bridge.answers = [{"type": "Ok"}, {"type": "Done"}]
+    server = start()
+    for number, expected in [(1, 1.9 * 20 / 6), (2, 20 / 6 * (1 + 0.9 * 1.9))]:
+        for value, peer in enumerate(MEMBERS, 1):
+            bridge.push_tensors(peer, tensors(value + 1), round=number, samples=value, job_id=JOB_ID)
+        metadata, found, _ = update(bridge)
+        assert metadata == {"job_id": JOB_ID, "round": str(number)}
+        np.testing.assert_allclose(found["weight"], np.full((3, 2), expected), rtol=1e-6)
+        np.testing.assert_allclose(found["bias"], np.full(4, expected), rtol=1e-3)
+    assert server.exit_status() == 0
+    assert bridge.statuses == ["updated", "updated"]
+    assert contributions(bridge) == []
+    assert not any((bridge.work_dir / "incoming").iterdir())
+
+
+def test_trainers_without_metadata_are_served(bridge, start):
+    start(momentum=0.0)
+    for value in (1, 5):
+        for peer in MEMBERS:
+            bridge.push_tensors(peer, tensors(value))
+        assert update(bridge)[1]["bias"].tolist() == [value] * 4
+
+
+def test_the_round_goes_on_without_a_straggler_and_its_late_file_is_dropped(bridge, start):
+    server = start("--deadline-s", "0.2", "--quorum", "0.6", momentum=0.0)
+    for peer in (A, B):
+        bridge.push_tensors(peer, tensors(1), round=1)
+    assert update(bridge)[1]["bias"].tolist() == [1] * 4
+    assert f"Round 1 goes on without {C}" in server.log
+    bridge.push_tensors(C, tensors(100), round=1)
+    server.logs("is late: it is for round 1, and round 2 is being collected")
+    for peer in MEMBERS:
+        bridge.push_tensors(peer, tensors(2), round=2)
+    assert update(bridge)[1]["bias"].tolist() == [2] * 4
+    assert contributions(bridge) == []
+
+
+def test_below_the_quorum_the_round_waits_past_the_deadline(bridge, start):
+    server = start("--deadline-s", "0.05", "--quorum", "0.6", momentum=0.0)
+    bridge.push_tensors(A, tensors(1), round=1)
+    server.logs("going on as soon as there are 2")
+    assert bridge.updates.empty()
+    bridge.push_tensors(B, tensors(3), round=1)
+    assert update(bridge)[1]["bias"].tolist() == [2] * 4
+
+
+def truncated(path):
+    save_file(tensors(1), path, {"round": "1"})
+    os.truncate(path, path.stat().st_size - 1)
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (truncated, "is truncated"),
+        (lambda path: path.write_bytes(b""), "is truncated"),
+        (
+            lambda path: save_file({**tensors(1), "bias": np.full(4, np.nan, np.float16)}, path),
+            "has nan in tensor 'bias'",
+        ),
+        (
+            lambda path: save_file({**tensors(1), "bias": np.full(4, np.inf, np.float16)}, path),
+            "has inf in tensor 'bias'",
+        ),
+        (lambda path: save_file({"weight": tensors(1)["weight"]}, path), "lacks tensor 'bias'"),
+        (lambda path: save_file({**tensors(1), "more": np.ones(1)}, path), "has a tensor 'more'"),
+        (lambda path: save_file({**tensors(1), "bias": np.ones(5, np.float16)}, path), "has tensor 'bias' as"),
+        (lambda path: save_file({**tensors(1), "bias": np.ones(4, np.float32)}, path), "has tensor 'bias' as"),
+        (lambda path: save_file(tensors(1), path, {"samples": "-1"}), "which is not a count"),
+        (lambda path: save_file(tensors(1), path, {"job_id": "another"}), "is for another job"),
+        (lambda path: path.symlink_to("/etc/passwd"), "can't be opened"),
+    ],
+)
+def test_an_unusable_file_is_deleted_and_the_round_goes_on(bridge, start, write, reason):
+    server = start(momentum=0.0)
+    for peer in MEMBERS:
+        bridge.push_tensors(peer, tensors(1), round=1)
+    update(bridge)
+    bridge.push(A, write)
+    server.logs(reason)
+    for peer in (B, C):
+        bridge.push_tensors(peer, tensors(4), round=2)
+    assert update(bridge)[1]["bias"].tolist() == [4] * 4
+    assert contributions(bridge) == []
+
+
+def test_a_refused_peer_may_send_again(bridge, start):
+    server = start(momentum=0.0)
+    bridge.push_tensors(A, tensors(np.nan), round=1)
+    server.logs("has nan")
+    for peer in MEMBERS:
+        bridge.push_tensors(peer, tensors(1), round=1)
+    assert update(bridge)[1]["bias"].tolist() == [1] * 4
+    assert "goes on without" not in server.log
+
+
+def test_a_second_file_of_the_same_round_is_refused(bridge, start):
+    server = start(momentum=0.0)
+    bridge.push_tensors(A, tensors(1), round=1)
+    server.logs("(1 of 3)")
+    bridge.push_tensors(A, tensors(100), round=1)
+    server.logs("is its second for this round")
+    for peer in (B, C):
+        bridge.push_tensors(peer, tensors(1), round=1)
+    assert update(bridge)[1]["bias"].tolist() == [1] * 4
+
+
+def test_a_stranger_has_no_part_in_a_round(bridge, start):
+    server = start(momentum=0.0)
+    path = bridge.push_tensors("12D3KooWX", tensors(100), round=1)
+    server.logs("'12D3KooWX', which is no member of this job")
+    for peer in MEMBERS:
+        bridge.push_tensors(peer, tensors(1), round=1)
+    assert update(bridge)[1]["bias"].tolist() == [1] * 4
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../outside", "incoming/../../outside", ".."])
+@pytest.mark.parametrize("peer", [A, "12D3KooWX"])
+def test_no_path_leads_out_of_the_work_directory(bridge, start, path, peer):
+    outside = bridge.work_dir.parent / "outside"
+    outside.write_text("mine")
+    server = start()
+    bridge.announce(peer, path)
+    server.logs("has a path outside the work directory")
+    assert outside.read_text() == "mine"
+    outside.unlink()
+
+
+def test_an_outlier_is_clipped_when_asked(bridge, start):
+    start("--clip-factor", "1", momentum=0.0)
+    for peer, value in zip(MEMBERS, (1, 1, 1000), strict=True):
+        bridge.push_tensors(peer, tensors(value), round=1)
+    np.testing.assert_allclose(update(bridge)[1]["weight"], np.ones((3, 2)), rtol=1e-5)
+
+
+def test_momentum_and_unmerged_files_survive_a_kill(bridge, start):
+    server = start(momentum=0.5)
+    for peer in MEMBERS:
+        bridge.push_tensors(peer, tensors(1), round=1)
+    assert update(bridge)[1]["bias"].tolist() == [1.5] * 4
+    for number, peer in enumerate((A, B), 1):
+        bridge.push_tensors(peer, tensors(1), round=2)
+        server.logs(f"round 2, unknown samples, 2 tensors, length 3.162 ({number} of 3)")
+    server.kill()
+    server = start(momentum=0.5)
+    server.logs("(2 of 3)")
+    bridge.push_tensors(C, tensors(1), round=2)
+    metadata, found, _ = update(bridge)
+    assert metadata["round"] == "2"
+    assert found["bias"].tolist() == [0.5 * 1.5 + 1] * 4  # m = 0.5 * 1 + 1; update = 0.5 * m + 1
+    assert bridge.statuses == ["updated"]
+
+
+def test_a_file_that_was_never_announced_is_found_at_the_start(bridge, start):
+    for peer in (A, B):
+        path = bridge.push(peer, lambda path: save_file(tensors(1), path), announce=False)
+        path.rename(f"{path}.7")
+    bridge.push(C, truncated, announce=False)
+    start(momentum=0.0).logs("(2 of 3)")
+    bridge.push_tensors(C, tensors(4))
+    assert update(bridge)[1]["bias"].tolist() == [2] * 4
+
+
+def test_a_broken_event_stream_is_taken_up_again(bridge, start):
+    server = start(momentum=0.0)
+    bridge.push_tensors(A, tensors(1), round=1)
+    server.logs("(1 of 3)")
+    bridge.break_stream()
+    for peer in (B, C):
+        bridge.push_tensors(peer, tensors(1), round=1)
+    assert update(bridge)[1]["bias"].tolist() == [1] * 4
+    assert "subscribing again" in server.log
+
+
+def test_an_update_that_was_not_handed_out_is_handed_out_by_the_next_process(bridge, start):
+    start()
+    for peer in MEMBERS:
+        bridge.push_tensors(peer, tensors(1), round=1)
+    first = update(bridge)
+    state = bridge.work_dir / "parameter-server"
+    start().logs("Going on after round 1")
+    (state / "delivery.json").unlink()
+    start()
+    again = update(bridge)
+    assert again[0] == first[0]
+    assert again[1]["bias"].tolist() == first[1]["bias"].tolist()
+
+
+def test_files_already_merged_are_not_merged_again_by_the_next_process(bridge, start):
+    server = start()
+    for peer in MEMBERS:
+        bridge.push_tensors(peer, tensors(1))
+    update(bridge)
+    server.kill()
+    state = bridge.work_dir / "parameter-server"
+    with safe_open(state / "momentum.safetensors", "numpy") as momentum:
+        consumed = json.loads(momentum.metadata()["consumed"])
+    for name in consumed:  # as if killed before they were deleted
+        save_file(tensors(1), state / name)
+    start().logs("Going on after round 1")
+    assert contributions(bridge) == []
+
+
+def test_a_done_job_stays_done_after_a_restart(bridge, start):
+    bridge.answers = [{"type": "Done"}]
+    for _ in range(2):
+        server = start()
+        if not (bridge.work_dir / "parameter-server" / "momentum.safetensors").exists():
+            for peer in MEMBERS:
+                bridge.push_tensors(peer, tensors(1), round=1)
+        assert server.exit_status() == 0
+    assert bridge.updates.qsize() == 1
+
+
+def test_killed_at_any_moment_of_a_round_it_still_makes_the_same_updates(bridge, start):
+    random = np.random.default_rng(int.from_bytes(os.urandom(4)))
+    big = {"weight": np.ones(2_000_000, np.float32)}
+    for number in (1, 2, 3):
+        server = start(momentum=0.5)
+        for peer in MEMBERS:
+            bridge.push_tensors(peer, big, round=number)
+        server.logs("(1 of 3)")
+        time.sleep(float(random.uniform(0, 0.05)))
+        server.kill()
+        server = start(momentum=0.5)
+        metadata, found, _ = update(bridge)
+        while metadata["round"] != str(number):
+            metadata, found, _ = update(bridge)
+        velocity = sum(0.5**power for power in range(number))
+        assert set(found["weight"].tolist()) == {0.5 * velocity + 1}
+        server.kill()
+
+
+def test_a_broken_job_ends_with_status_2(bridge, start):
+    server = start(momentum=2)
+    assert server.exit_status() == 2
+    assert "momentum is 2.0; it must be at least 0 and below 1" in server.log
+
+
+def test_sigterm_ends_it_at_once(bridge, start):
+    server = start()
+    bridge.push_tensors(A, tensors(1), round=1)
+    server.logs("(1 of 3)")
+    server.send_signal(signal.SIGTERM)
+    assert server.exit_status() == -signal.SIGTERM
