@@ -219,6 +219,7 @@ class Network:
     def _learned(self, peer_id: str, info: Info) -> None:
         known = [address for address in info.addresses if not addresses.excluded(address, self._excluded)]
         self._kademlia.learn(peer_id, known, info.protocols)
+        self._host.notify()
 
 
 def _parse_all(texts: tuple[str, ...]) -> list[Address]:

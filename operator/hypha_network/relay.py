@@ -65,7 +65,7 @@ class Relays:
     @property
     def reservations(self) -> list[str]:
         """The relays where a slot is reserved."""
-        return list(dict.fromkeys(connection.peer_id for connection in self._reservations))
+        return list(dict.fromkeys(c.peer_id for c in self._reservations if not c.closed.is_set()))
 
     def own_addresses(self) -> list[Address]:
         """The addresses that lead to this node through relays."""

@@ -1,9 +1,12 @@
+import re
+
 import pytest
-from hypha_network import addresses
-from hypha_network.addresses import RESERVED_CIDRS, Address, AddressError, excluded, expand, parse, parse_cidrs, usable
 from hypothesis import given
 from hypothesis import strategies as st
 from multiaddr import Multiaddr
+
+from hypha_network import addresses
+from hypha_network.addresses import RESERVED_CIDRS, Address, AddressError, excluded, expand, parse, parse_cidrs, usable
 
 A = "12D3KooWBkAZ52FV28vNpUsNcSLLfdTZdhph8Vhb2w5hCENAinpB"
 B = "12D3KooWF8o9cA532TjN4kByfuKUEnX4BdZzxUh1z7TUEfzk23Ne"
@@ -47,7 +50,7 @@ def test_an_address_reads_back_as_it_was_written(text: str) -> None:
     ],
 )
 def test_what_is_no_address_is_refused_and_the_reason_given(text: str, reason: str) -> None:
-    with pytest.raises(AddressError, match=reason.replace("(", "")):
+    with pytest.raises(AddressError, match=re.escape(reason)):
         parse(text)
 
 
@@ -119,7 +122,7 @@ def test_an_address_behind_a_relay_is_judged_by_the_relays() -> None:
 
 
 def test_a_network_that_is_none_is_named() -> None:
-    with pytest.raises(AddressError, match="10.0.0.0/40"):
+    with pytest.raises(AddressError, match=re.escape("10.0.0.0/40")):
         parse_cidrs(["10.0.0.0/8", "10.0.0.0/40"])
 
 

@@ -2,13 +2,14 @@
 
 import pytest
 import trio
+from libp2p.pubsub.pb import rpc_pb2
+
 from hypha_network import gossip
 from hypha_network.errors import NetworkError
 from hypha_network.gossip_messages import Gossip, Signer
 from hypha_network.host import Connection
 from hypha_network.multistream import prefixed
 from hypha_network.network import Network
-from libp2p.pubsub.pb import rpc_pb2
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, gateway, member, messages, node, until
 

@@ -1,10 +1,11 @@
 """Signing, naming and remembering gossip; the bytes were recorded from a Rust scheduler where they say so."""
 
 import pytest
-from hypha_network.gossip_messages import MAX_SEEN, SEEN_S, Cache, Seen, Signer, message_id, verify
 from hypothesis import given
 from hypothesis import strategies as st
 from libp2p.pubsub.pb import rpc_pb2
+
+from hypha_network.gossip_messages import MAX_SEEN, SEEN_S, Cache, Seen, Signer, message_id, verify
 from support.certs import Pki
 
 PKI = Pki()

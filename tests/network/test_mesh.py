@@ -1,11 +1,12 @@
 """The upkeep of the gossip mesh, without connections: peers are queues that remember what they would have been sent."""
 
 import pytest
+from libp2p.pubsub.pb import rpc_pb2
+
 from hypha_network import gossip
 from hypha_network.gossip import PubSub, _Peer, _Queue
 from hypha_network.gossip_messages import Signer
 from hypha_network.host import Host
-from libp2p.pubsub.pb import rpc_pb2
 from support.certs import Pki
 
 IDENTITY = Pki().identity("a")

@@ -1,6 +1,7 @@
 import logging
 
 import pytest
+
 from hypha_network import quiet
 from hypha_network.quiet import Quiet
 
@@ -10,12 +11,12 @@ def test_one_line_per_peer_and_interval_that_counts_the_rest(
 ) -> None:
     now = 100.0
     monkeypatch.setattr(quiet.time, "monotonic", lambda: now)
-    log = Quiet(logging.getLogger("test"), interval_s=10)
+    quietly = Quiet(logging.getLogger("test"), interval_s=10)
     for _ in range(5):
-        log.warning("A", "sends %s", "garbage")
-    log.warning("B", "sends %s", "garbage")
+        quietly.warning("A", "sends %s", "garbage")
+    quietly.warning("B", "sends %s", "garbage")
     now = 111.0
-    log.warning("A", "sends %s", "more")
+    quietly.warning("A", "sends %s", "more")
     assert [record.getMessage() for record in caplog.records] == [
         "peer A: sends garbage",
         "peer B: sends garbage",
@@ -24,7 +25,7 @@ def test_one_line_per_peer_and_interval_that_counts_the_rest(
 
 
 def test_what_is_remembered_of_peers_is_bounded() -> None:
-    log = Quiet(logging.getLogger("test"))
+    quietly = Quiet(logging.getLogger("test"))
     for number in range(5000):
-        log.warning(str(number), "x")
-    assert len(log._peers) <= 1024
+        quietly.warning(str(number), "x")
+    assert len(quietly._peers) <= 1024

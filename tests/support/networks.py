@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import trio
-from hypha_network.network import Network, NetworkConfig, open_network
 
+from hypha_network.identity import Identity
+from hypha_network.network import Network, NetworkConfig, open_network
 from support.certs import Pki
 
 LOOPBACK = NetworkConfig(listen_addresses=("/ip4/127.0.0.1/tcp/0",), exclude_cidr=())
@@ -36,6 +37,16 @@ async def member(pki: Pki, name: str, *gateways: Network, **config: object) -> A
         with trio.fail_after(DEADLINE_S):
             await network.wait_ready()
         yield network
+
+
+async def run_node(
+    identity: Identity, config: NetworkConfig, task_status: trio.TaskStatus[tuple[Network, trio.Event]]
+) -> None:
+    """A node as a task of its own, to be started with `nursery.start`: gives it, and the event that stops it."""
+    stop = trio.Event()
+    async with open_network(identity, config) as network:
+        task_status.started((network, stop))
+        await stop.wait()
 
 
 def direct_address(network: Network) -> str:

@@ -1,0 +1,71 @@
+"""Gateways come and go; nodes find back to them."""
+
+from dataclasses import replace
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypha_network.gateways import FIRST_DELAY_S, LONGEST_DELAY_S, backoff_s
+from hypha_network.network import open_network
+from support.certs import Pki
+from support.networks import DEADLINE_S, LOOPBACK, direct_address, gateway, member, node, run_node, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_node_comes_back_to_a_gateway_that_restarts_with_its_reservation_and_records() -> None:
+    pki = Pki()
+    identity = pki.identity("gateway")
+    roles = replace(LOOPBACK, kademlia_server=True, relay_server=True)
+    async with trio.open_nursery() as nursery:
+        first, stop = await nursery.start(run_node, identity, roles)
+        address = direct_address(first).partition("/p2p/")[0]
+        async with member(pki, "a", first, relay_circuit=True, listen_addresses=()) as a:
+            await a.put_record("digits", b"3 slices")
+            stop.set()
+            await until(a, lambda: not a.status().gateways)
+            assert not a.status().healthy
+            assert not a.status().reservations
+            async with open_network(identity, replace(roles, listen_addresses=(address,))) as second:
+                await until(a, lambda: a.status().healthy)
+                assert a.status().reservations == (second.peer_id,)
+                with trio.fail_after(DEADLINE_S):
+                    while await second.get_record("digits") is None:  # noqa: ASYNC110 - nothing tells that it has come
+                        await trio.sleep(0.01)
+
+
+async def test_a_gateway_that_is_not_there_yet_is_dialled_until_it_is() -> None:
+    pki = Pki()
+    async with gateway(pki) as g:
+        address = direct_address(g)
+    async with node(pki, "a", gateways=(address.partition("/p2p/")[0],)) as a:
+        await until(a, lambda: not a.status().healthy)
+        async with gateway(pki, listen_addresses=(address.partition("/p2p/")[0],)):
+            await until(a, lambda: a.status().healthy)
+
+
+async def test_another_gateway_may_answer_at_an_address_without_peer_id() -> None:
+    pki = Pki()
+    async with trio.open_nursery() as nursery:
+        first, stop = await nursery.start(run_node, pki.identity("first"), replace(LOOPBACK, kademlia_server=True))
+        address = direct_address(first).partition("/p2p/")[0]
+        async with node(pki, "a", gateways=(address,)) as a:
+            await until(a, lambda: a.status().healthy)
+            stop.set()
+            await until(a, lambda: not a.status().gateways)
+            async with gateway(pki, "second", listen_addresses=(address,)) as second:
+                await until(a, lambda: a.status().gateways == (second.peer_id,))
+
+
+@given(failures=st.integers(1, 10_000), jitter=st.floats(0, 1))
+def test_a_gateway_is_dialled_again_after_half_a_minute_at_most(failures: int, jitter: float) -> None:
+    assert FIRST_DELAY_S / 2 <= backoff_s(failures, jitter) <= LONGEST_DELAY_S
+
+
+def test_the_wait_grows_with_every_failure() -> None:
+    waits = [backoff_s(failures, 1.0) for failures in range(1, 8)]
+    assert waits == sorted(waits)
+    assert waits[0] == FIRST_DELAY_S
+    assert waits[-1] == LONGEST_DELAY_S

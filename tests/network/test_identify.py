@@ -1,0 +1,101 @@
+"""What peers say of themselves, and whether they are still there."""
+
+import pytest
+import trio
+from libp2p.identity.identify.pb.identify_pb2 import Identify
+from multiaddr import Multiaddr
+
+from hypha_network import identify
+from hypha_network.errors import NetworkError
+from hypha_network.identify import IDENTIFY, PING, PUSH
+from hypha_network.multistream import prefixed, read_prefixed
+from hypha_network.streams import Stream
+from support.certs import Pki
+from support.networks import DEADLINE_S, direct_address, gateway, member, node, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_node_identifies_itself_as_the_network_expects() -> None:
+    pki = Pki()
+    identity = pki.identity("other")
+    async with node(pki, "a", external_addresses=("/dns4/a.example.org/tcp/1",)) as a, node(pki, "b") as b:
+        await b.dial(direct_address(a))
+        stream = await b.open_stream(a.peer_id, IDENTIFY)
+        with trio.fail_after(DEADLINE_S):
+            said = Identify.FromString(await read_prefixed(stream, 1 << 16))
+        assert said.protocol_version == "/hypha-identify/0.0.1"
+        assert said.agent_version.startswith("hypha-worker/")
+        assert said.public_key[:4] == identity.key_pair.public_key.serialize()[:4] == bytes.fromhex("08011220")
+        assert {str(Multiaddr(address)) for address in said.listen_addrs} == {
+            direct_address(a).partition("/p2p/")[0],
+            "/dns4/a.example.org/tcp/1",
+        }
+        assert str(Multiaddr(said.observed_addr)).startswith("/ip4/127.0.0.1/tcp/")
+        assert {IDENTIFY, PUSH, PING, "/meshsub/1.1.0", "/libp2p/circuit/relay/0.2.0/stop"} <= set(said.protocols)
+
+
+async def test_a_new_relay_address_is_pushed_to_peers() -> None:
+    pki = Pki()
+    async with gateway(pki) as g, member(pki, "a", g, listen_addresses=(), relay_circuit=True) as a:
+        await until(g, lambda: bool(g._kademlia.addresses_of(a.peer_id)))
+        assert [address.relay for address in g._kademlia.addresses_of(a.peer_id)] == [g.peer_id]
+
+
+@pytest.mark.parametrize("garbage", [prefixed(b"\xff" * 100), b"\xff\xff\xff\xff\x01"])
+async def test_a_push_of_garbage_changes_nothing(garbage: bytes) -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        await b.dial(direct_address(a))
+        await until(a, lambda: bool(a._kademlia.addresses_of(b.peer_id)))
+        stream = await b.open_stream(a.peer_id, PUSH)
+        await stream.send_all(garbage)
+        with trio.fail_after(DEADLINE_S), pytest.raises(NetworkError):
+            await stream.read_exactly(1)
+        assert a._kademlia.addresses_of(b.peer_id)
+
+
+async def test_a_ping_is_echoed_as_often_as_asked() -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        await b.dial(direct_address(a))
+        stream = await b.open_stream(a.peer_id, PING)
+        with trio.fail_after(DEADLINE_S):
+            for number in range(3):
+                await stream.send_all(bytes([number]) * 32)
+                assert await stream.read_exactly(32) == bytes([number]) * 32
+
+
+async def test_a_connection_whose_other_end_stops_answering_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identify, "PING_INTERVAL_S", 0.02)
+    monkeypatch.setattr(identify, "PING_TIMEOUT_S", 0.05)
+    pki = Pki()
+
+    async def mute(_: str, __: Stream) -> None:
+        await trio.sleep_forever()
+
+    async with node(pki, "mute") as a, node(pki, "b") as b:
+        a.handle_stream(PING, mute)
+        await b.dial(direct_address(a))
+        await until(b, lambda: not b.connected_peers())
+
+
+async def test_a_connection_whose_other_end_answers_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identify, "PING_INTERVAL_S", 0.001)
+    pki = Pki()
+    pinged = 0
+    enough = trio.Event()
+
+    async def count(_: str, stream: Stream) -> None:
+        nonlocal pinged
+        pinged += 1
+        if pinged == 5:
+            enough.set()
+        await stream.send_all(bytes(await stream.read_exactly(32)))
+
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        a.handle_stream(PING, count)
+        await b.dial(direct_address(a))
+        with trio.fail_after(DEADLINE_S):
+            await enough.wait()
+        assert b.connected_peers() == [a.peer_id]

@@ -1,0 +1,131 @@
+"""Records and addresses that nodes keep for each other."""
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypha_network import kademlia, kademlia_messages
+from hypha_network.addresses import parse
+from hypha_network.errors import NetworkError, RemoteRefused
+from hypha_network.kademlia_messages import Kind, Message, Record, StoredRecord, decode, encode
+from hypha_network.multistream import prefixed
+from support.certs import Pki
+from support.networks import DEADLINE_S, direct_address, gateway, member, node, until
+
+A = "12D3KooWBkAZ52FV28vNpUsNcSLLfdTZdhph8Vhb2w5hCENAinpB"
+B = "12D3KooWF8o9cA532TjN4kByfuKUEnX4BdZzxUh1z7TUEfzk23Ne"
+
+
+@pytest.mark.anyio
+async def test_a_record_is_found_with_its_publisher() -> None:
+    pki = Pki()
+    async with gateway(pki) as g, member(pki, "a", g) as a, member(pki, "b", g) as b:
+        await a.put_record("digits", b'{"num_slices":3}')
+        expected = Record(b'{"num_slices":3}', a.peer_id)
+        assert [await network.get_record("digits") for network in (a, b, g)] == [expected] * 3
+        assert await b.get_record("letters") is None
+
+
+@pytest.mark.anyio
+async def test_a_record_may_be_replaced_by_its_publisher_only() -> None:
+    pki = Pki()
+    async with gateway(pki) as g, member(pki, "a", g) as a, member(pki, "b", g) as b:
+        await a.put_record("digits", b"old")
+        await a.put_record("digits", b"new")
+        with pytest.raises(NetworkError, match="nobody took"):
+            await b.put_record("digits", b"stolen")
+        assert await g.get_record("digits") == Record(b"new", a.peer_id)
+
+
+@pytest.mark.anyio
+async def test_a_record_in_anothers_name_is_refused() -> None:
+    pki = Pki()
+    async with gateway(pki) as g, node(pki, "a") as a:
+        await a.dial(direct_address(g))
+        stream = await a.open_stream(g.peer_id, kademlia.PROTOCOL)
+        forged = Message(Kind.PUT_VALUE, b"digits", StoredRecord(b"digits", Record(b"forged", B)))
+        await stream.send_all(prefixed(encode(forged)))
+        with trio.fail_after(DEADLINE_S), pytest.raises(NetworkError):
+            await stream.read_exactly(1)
+        assert await g.get_record("digits") is None
+
+
+@pytest.mark.anyio
+async def test_a_record_without_anybody_to_keep_it_is_an_error() -> None:
+    async with node(Pki(), "a") as a:
+        with pytest.raises(NetworkError, match="nobody took"):
+            await a.put_record("digits", b"x")
+        assert await a.get_record("letters") is None
+
+
+@pytest.mark.anyio
+async def test_a_record_that_is_too_large_is_an_error() -> None:
+    async with node(Pki(), "a") as a:
+        with pytest.raises(NetworkError, match="too large"):
+            await a.put_record("digits", bytes(kademlia.MAX_RECORD_BYTES))
+
+
+@pytest.mark.anyio
+async def test_records_kept_for_others_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kademlia, "MAX_RECORDS", 3)
+    pki = Pki()
+    async with gateway(pki) as g, member(pki, "a", g) as a:
+        for number in range(5):
+            await a.put_record(f"dataset {number}", b"x")
+        assert await g.get_record("dataset 1") is None
+        assert await g.get_record("dataset 4") is not None
+
+
+@pytest.mark.anyio
+async def test_members_of_a_gateway_get_to_know_each_other() -> None:
+    pki = Pki()
+    async with gateway(pki) as g, member(pki, "a", g) as a, member(pki, "b", g) as b:
+        await until(b, lambda: a.peer_id in b.connected_peers())
+        await until(a, lambda: b.peer_id in a.connected_peers())
+
+
+@pytest.mark.anyio
+async def test_excluded_addresses_are_not_taken_from_peers() -> None:
+    pki = Pki()
+    async with gateway(pki, exclude_cidr=("127.0.0.0/8",)) as g, member(pki, "a", g) as a:
+        await until(g, lambda: a.peer_id in g._kademlia._table)
+        assert g._kademlia.addresses_of(a.peer_id) == ()
+        assert a._kademlia.addresses_of(g.peer_id) != ()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("garbage", [prefixed(b"\xff" * 20), b"\xff\xff\xff\xff\x01", prefixed(b"\x08\x63")])
+async def test_garbage_is_refused(garbage: bytes) -> None:
+    pki = Pki()
+    async with gateway(pki) as g, node(pki, "a") as a:
+        await a.dial(direct_address(g))
+        stream = await a.open_stream(g.peer_id, kademlia.PROTOCOL)
+        await stream.send_all(garbage)
+        with trio.fail_after(DEADLINE_S), pytest.raises(NetworkError):
+            await stream.read_exactly(1)
+        assert a.connected_peers() == [g.peer_id]
+
+
+def test_a_message_reads_back_as_it_was_written() -> None:
+    addresses = (parse("/ip4/203.0.113.1/tcp/4001"), parse(f"/dns4/gateway/tcp/1/p2p/{A}/p2p-circuit/p2p/{B}"))
+    message = Message(
+        Kind.GET_VALUE, b"digits", StoredRecord(b"digits", Record(b"value", A), 3600), ((A, addresses), (B, ()))
+    )
+    assert decode(encode(message)) == message
+
+
+def test_what_a_message_names_is_bounded() -> None:
+    addresses = tuple(parse(f"/ip4/203.0.113.1/tcp/{port}") for port in range(1, 100))
+    decoded = decode(encode(Message(Kind.FIND_NODE, b"key", closer=((A, addresses),) * 100)))
+    assert len(decoded.closer) == kademlia_messages.MAX_PEERS
+    assert len(decoded.closer[0][1]) == kademlia_messages.MAX_ADDRESSES_PER_PEER
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
+    try:
+        message = decode(data)
+    except RemoteRefused:
+        return
+    assert isinstance(message.kind, Kind)

@@ -1,0 +1,136 @@
+"""Reaching nodes through gateways."""
+
+import pytest
+import trio
+
+from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
+from hypha_network import relay_server
+from hypha_network.errors import DialError, NetworkError, PeerUnreachable
+from hypha_network.network import Network
+from hypha_network.relay import LONGEST_REFRESH_S, SHORTEST_REFRESH_S, refresh_in_s
+from hypha_network.streams import Stream
+from support.certs import Pki
+from support.networks import DEADLINE_S, direct_address, gateway, member, node, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def healthy(_: str, __: HealthRequest) -> HealthResponse:
+    return HealthResponse(healthy=True)
+
+
+def relayed(network: Network, peer: Network) -> bool:
+    connection = network._host.connection(peer.peer_id)
+    assert connection is not None
+    return connection.relayed
+
+
+async def test_a_node_that_listens_nowhere_is_reached_through_its_gateway() -> None:
+    pki = Pki()
+    async with (
+        gateway(pki) as g,
+        member(pki, "hidden", g, listen_addresses=(), relay_circuit=True) as hidden,
+        member(pki, "a", g) as a,
+    ):
+        hidden.handle(HEALTH, healthy)
+        assert hidden.status().reservations == (g.peer_id,)
+        assert (await a.request(hidden.peer_id, HEALTH, HealthRequest())).healthy
+        assert relayed(a, hidden)
+        assert relayed(hidden, a)
+
+
+async def test_the_address_through_the_gateway_can_be_dialled() -> None:
+    pki = Pki()
+    async with (
+        gateway(pki) as g,
+        member(pki, "hidden", g, listen_addresses=(), relay_circuit=True) as hidden,
+        node(pki, "a") as a,
+    ):
+        (address,) = hidden.addresses()
+        assert address == f"{direct_address(g)}/p2p-circuit/p2p/{hidden.peer_id}"
+        assert await a.dial(address) == hidden.peer_id
+
+
+async def test_a_node_with_relay_circuit_is_not_healthy_before_its_reservation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_server, "MAX_RESERVATIONS", 0)
+    pki = Pki()
+    async with gateway(pki) as g, node(pki, "a", gateways=(direct_address(g),), relay_circuit=True) as a:
+        await until(a, lambda: bool(a.status().gateways) and a.status().bootstrapped)
+        assert not a.status().healthy
+
+
+async def test_a_node_without_a_reservation_is_not_reached_through_the_gateway() -> None:
+    pki = Pki()
+    async with gateway(pki) as g, member(pki, "hidden", g, listen_addresses=()) as hidden, member(pki, "a", g) as a:
+        with pytest.raises(PeerUnreachable, match="status 204"):
+            await a.request(hidden.peer_id, HEALTH, HealthRequest())
+
+
+async def test_a_gateway_that_is_none_relays_nothing() -> None:
+    pki = Pki()
+    async with node(pki, "g") as g, node(pki, "a") as a, node(pki, "b") as b:
+        with pytest.raises(NetworkError, match="hop"):
+            await a.dial(f"{direct_address(g)}/p2p-circuit/p2p/{b.peer_id}")
+
+
+async def test_whoever_the_relay_connects_to_must_be_the_peer_asked_for() -> None:
+    """The circuit is secured end to end: a relay that connects to somebody else is found out."""
+    pki = Pki()
+    async with (
+        gateway(pki) as g,
+        member(pki, "hidden", g, listen_addresses=(), relay_circuit=True) as hidden,
+        member(pki, "other", g, listen_addresses=(), relay_circuit=True) as other,
+        node(pki, "a") as a,
+    ):
+        servers = [h.__self__ for h in g._host.handlers.values() if hasattr(h, "__self__")]
+        (server,) = (s for s in servers if isinstance(s, relay_server.RelayServer))
+        server._reserved[hidden.peer_id] = server._reserved[other.peer_id]
+        with pytest.raises(DialError, match=other.peer_id):
+            await a.dial(hidden.addresses()[0])
+
+
+async def test_a_circuit_carries_a_bounded_amount() -> None:
+    pki = Pki()
+
+    async def swallow(_: str, stream: Stream) -> None:
+        while await stream.receive_some():
+            pass
+
+    async with (
+        gateway(pki) as g,
+        member(pki, "hidden", g, listen_addresses=(), relay_circuit=True) as hidden,
+        member(pki, "a", g, listen_addresses=()) as a,
+    ):
+        hidden.handle_stream("/swallow", swallow)
+        stream = await a.open_stream(hidden.peer_id, "/swallow")
+        await stream.send_all(bytes(relay_server.CIRCUIT_BYTES))
+        with trio.fail_after(DEADLINE_S), pytest.raises(NetworkError):
+            await stream.receive_some()
+
+
+async def test_a_stream_prefers_a_direct_connection_over_an_existing_relayed_one() -> None:
+    pki = Pki()
+
+    async def greet(_: str, stream: Stream) -> None:
+        await stream.send_all(b"hello")
+
+    async with gateway(pki) as g, member(pki, "a", g, relay_circuit=True) as a, member(pki, "b", g) as b:
+        await until(b, lambda: a.peer_id in b.connected_peers())
+        for connection in list(b._host.connections[a.peer_id]):
+            connection.close()
+        await until(b, lambda: a.peer_id not in b.connected_peers())
+        await b.dial(next(address for address in a.addresses() if "p2p-circuit" in address))
+        assert relayed(b, a)
+        a.handle_stream("/greet", greet)
+        stream = await b.open_stream(a.peer_id, "/greet")
+        with trio.fail_after(DEADLINE_S):
+            assert await stream.receive_some() == b"hello"
+        assert not relayed(b, a)
+
+
+@pytest.mark.parametrize(
+    ("left_s", "expected"),
+    [(3600, LONGEST_REFRESH_S), (1000, 750), (0, SHORTEST_REFRESH_S), (-100, SHORTEST_REFRESH_S)],
+)
+def test_a_reservation_is_renewed_well_before_it_expires(left_s: float, expected: float) -> None:
+    assert refresh_in_s(expires=1e9 + left_s, now=1e9) == expected
