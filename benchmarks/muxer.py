@@ -1,0 +1,176 @@
+"""The muxer between two processes on this machine, against bare TLS between the same two.
+
+`python -m benchmarks.muxer [--mebibytes 512]`
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from multiprocessing.connection import Connection as Pipe
+from typing import TypeVar
+
+import trio
+
+from hypha_devnet.certs import create_node, create_organisation, create_root
+from hypha_network.addresses import Address
+from hypha_network.identity import Identity
+from hypha_network.tls import SecureConnection, TlsTransport
+from hypha_network.transport import RawConnection
+from hypha_network.yamux import Yamux, YamuxStream
+from hypha_network.yamux_core import Limits
+
+FRAME_KIB = (8, 16, 64, 256)
+_PIECE = bytes(1024 * 1024)
+_REQUEST = bytes(200)
+_ROUNDS = 300
+
+T = TypeVar("T")
+Credentials = tuple[bytes, bytes, bytes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mebibytes", type=int, default=512, help="how much is sent for each figure")
+    print(json.dumps(run(parser.parse_args().mebibytes), indent=2))
+
+
+def run(mebibytes: int = 512) -> dict[str, float]:
+    """Rates in MB/s, processor time of the receiving side in seconds per GB, times in ms."""
+    figures: dict[str, float] = {}
+    for kib in FRAME_KIB:
+        for name, peer, receive in (("tls", send_plain, receive_plain), ("muxer", send_muxed, receive_muxed)):
+            elapsed_s, busy_s = with_peer(peer, (mebibytes, kib * 1024), receive)
+            size_gb = mebibytes * 1024 * 1024 / 1e9
+            figures[f"{name}_{kib}_kib_mb_per_s"] = round(size_gb * 1000 / elapsed_s)
+            figures[f"{name}_{kib}_kib_cpu_s_per_gb"] = round(busy_s / size_gb, 2)
+    for name, bulk in (("idle", False), ("beside_bulk", True)):
+        times_s = sorted(with_peer(answer, (bulk,), partial(ask, bulk)))
+        figures[f"request_{name}_p50_ms"] = round(statistics.median(times_s) * 1000, 2)
+        figures[f"request_{name}_p99_ms"] = round(times_s[len(times_s) * 99 // 100] * 1000, 2)
+    return figures
+
+
+def with_peer(
+    peer: Callable[..., Awaitable[None]],
+    arguments: tuple[object, ...],
+    here: Callable[[SecureConnection], Awaitable[T]],
+) -> T:
+    """Run `peer(connection, *arguments)` in another process and `here(connection)` in this one."""
+    organisation = create_organisation(create_root(), "benchmark")
+    nodes = [create_node(organisation, name) for name in ("here", "peer")]
+    ours, theirs = [(node.cert_pem, node.key_pem, node.trust_pem) for node in nodes]
+    context = multiprocessing.get_context("spawn")
+    pipe, other_end = context.Pipe()
+    process = context.Process(target=serve, args=(other_end, theirs, peer, arguments))
+    process.start()
+    try:
+        return trio.run(dial, pipe.recv(), ours, here)
+    finally:
+        process.terminate()
+        process.join()
+
+
+def serve(
+    pipe: Pipe, credentials: Credentials, peer: Callable[..., Awaitable[None]], arguments: tuple[object, ...]
+) -> None:
+    async def accept() -> None:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        pipe.send(port)
+        raw = RawConnection(await listener.accept(), Address("ip4", "127.0.0.1", port), is_initiator=False)
+        await peer(await TlsTransport(Identity.from_pem(*credentials)).secure_inbound(raw), *arguments)
+
+    trio.run(accept)
+
+
+async def dial(port: int, credentials: Credentials, here: Callable[[SecureConnection], Awaitable[T]]) -> T:
+    raw = RawConnection(
+        await trio.open_tcp_stream("127.0.0.1", port), Address("ip4", "127.0.0.1", port), is_initiator=True
+    )
+    return await here(await TlsTransport(Identity.from_pem(*credentials)).secure_outbound(raw, None))
+
+
+async def send_plain(connection: SecureConnection, mebibytes: int, piece_bytes: int) -> None:
+    for _ in range(mebibytes * 1024 * 1024 // piece_bytes):
+        await connection.write(_PIECE[:piece_bytes])
+    await connection.close()
+
+
+async def receive_plain(connection: SecureConnection) -> tuple[float, float]:
+    await connection.read_some()
+    start_s, start_busy_s = time.perf_counter(), time.process_time()
+    while await connection.read_some():
+        pass
+    return time.perf_counter() - start_s, time.process_time() - start_busy_s
+
+
+async def send_muxed(connection: SecureConnection, mebibytes: int, frame_bytes: int) -> None:
+    muxed = Yamux(connection, connection.get_remote_peer(), limits=Limits(frame_bytes=frame_bytes))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(muxed.start)
+        stream = await muxed.accept_stream()
+        for _ in range(mebibytes):
+            await stream.send_all(_PIECE)
+        await stream.send_eof()
+
+
+async def receive_muxed(connection: SecureConnection) -> tuple[float, float]:
+    muxed = Yamux(connection, connection.get_remote_peer())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(muxed.start)
+        stream = await muxed.open_stream()
+        await stream.receive_some()
+        start_s, start_busy_s = time.perf_counter(), time.process_time()
+        await drain(stream)
+        elapsed_s, busy_s = time.perf_counter() - start_s, time.process_time() - start_busy_s
+        await muxed.close()
+    return elapsed_s, busy_s
+
+
+async def drain(stream: YamuxStream) -> None:
+    while await stream.receive_some():
+        pass
+
+
+async def answer(connection: SecureConnection, bulk: bool) -> None:
+    muxed = Yamux(connection, connection.get_remote_peer())
+
+    async def pour(stream: YamuxStream) -> None:
+        while True:
+            await stream.send_all(_PIECE)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(muxed.start)
+        if bulk:
+            nursery.start_soon(pour, await muxed.accept_stream())
+        while True:
+            stream = await muxed.accept_stream()
+            await drain(stream)
+            await stream.send_all(_REQUEST)
+            await stream.aclose()
+
+
+async def ask(bulk: bool, connection: SecureConnection) -> list[float]:
+    muxed = Yamux(connection, connection.get_remote_peer())
+    times_s = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(muxed.start)
+        if bulk:
+            nursery.start_soon(drain, await muxed.open_stream())
+        for _ in range(_ROUNDS):
+            start_s = time.perf_counter()
+            stream = await muxed.open_stream()
+            await stream.send_all(_REQUEST)
+            await stream.send_eof()
+            await drain(stream)
+            times_s.append(time.perf_counter() - start_s)
+        nursery.cancel_scope.cancel()
+    return times_s
+
+
+if __name__ == "__main__":
+    main()
