@@ -1,0 +1,126 @@
+"""Parts of a worker for tests: requests, a market in memory, jobs that end when told to."""
+
+import math
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import trio
+
+from hypha_messages import advertisement
+from hypha_messages.advertisement import RequestWorker, WorkerSpec
+from hypha_messages.api import ReportJobStatus, ReportJobStatusReceived, WorkerOffer, WorkerOfferAccepted
+from hypha_messages.job import ExecutorDescriptor, JobSpec
+from hypha_messages.types import Resources, SystemTime
+from hypha_network.errors import PeerUnreachable
+from hypha_network.gossip_messages import Gossip
+from hypha_worker.ledger import Lease
+from hypha_worker.runtime import Failed, Finished, JobEvent, LaunchError
+
+ALICE = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
+BOB = "12D3KooWJWoaqZhDaoEFshF7Rh1bpY9ohihFhzcW6d69Lr2NASuq"
+TRAIN = ExecutorDescriptor(class_="train", name="test")
+AGGREGATE = ExecutorDescriptor(class_="aggregate", name="test")
+WHOLE = Resources(gpu=8, cpu=4, memory=16, storage=100)
+HALF = Resources(gpu=4, cpu=2, memory=8, storage=50)
+
+
+def request(
+    resources: Resources = HALF,
+    bid: float = 100,
+    *,
+    timeout: float = 1e9,
+    executors: tuple[ExecutorDescriptor, ...] = (TRAIN,),
+    request_id: UUID | None = None,
+) -> RequestWorker:
+    """A request for a worker; `timeout` is seconds since the epoch."""
+    return RequestWorker(
+        id=request_id or uuid4(),
+        spec=WorkerSpec(resources=resources, executor=list(executors)),
+        timeout=SystemTime.from_timestamp(timeout),
+        bid=bid,
+    )
+
+
+class Market:
+    """A network of schedulers in memory: what is advertised reaches the arbiter, offers and reports are recorded."""
+
+    def __init__(self) -> None:
+        self._send, self._receive = trio.open_memory_channel[Gossip](math.inf)
+        self.offers: dict[str, list[WorkerOffer]] = defaultdict(list)
+        self.offered_at: dict[UUID, float] = {}
+        self.statuses: dict[str, list[ReportJobStatus]] = defaultdict(list)
+        self.unreachable: set[str] = set()
+        self.changed = trio.Event()
+
+    def advertise(self, scheduler: str, *requests: RequestWorker) -> None:
+        """Publish requests of a scheduler."""
+        for wanted in requests:
+            self._send.send_nowait(Gossip(scheduler, advertisement.encode(wanted)))
+
+    def publish(self, scheduler: str, data: bytes) -> None:
+        """Publish any bytes."""
+        self._send.send_nowait(Gossip(scheduler, data))
+
+    def subscribe(self, _topic: str, _limit: int = 0) -> trio.MemoryReceiveChannel[Gossip]:
+        """The arbiter's subscription."""
+        return self._receive
+
+    async def request(self, peer_id: str, _protocol: Any, message: Any, timeout_s: float) -> Any:
+        """Take what the worker sends to a scheduler."""
+        await trio.lowlevel.checkpoint()
+        if peer_id in self.unreachable:
+            raise PeerUnreachable(f"{peer_id} is gone")
+        answer = self._take(peer_id, message)
+        self.changed.set()
+        self.changed = trio.Event()
+        return answer
+
+    def _take(self, peer_id: str, message: Any) -> Any:
+        if isinstance(message, WorkerOffer):
+            self.offers[peer_id].append(message)
+            self.offered_at[message.request_id] = trio.current_time()
+            return WorkerOfferAccepted()
+        assert isinstance(message, ReportJobStatus)
+        self.statuses[peer_id].append(message)
+        return ReportJobStatusReceived()
+
+
+class Jobs:
+    """Jobs that run until they are told to end."""
+
+    def __init__(self) -> None:
+        self._send, self._receive = trio.open_memory_channel[JobEvent](math.inf)
+        self.running: dict[UUID, Lease] = {}
+        self.deadlines: dict[UUID, float] = {}
+        self.broken = False
+
+    @property
+    def events(self) -> AsyncIterator[JobEvent]:
+        """What becomes of the jobs."""
+        return self._receive
+
+    async def start(self, lease: Lease, task_id: UUID, _spec: JobSpec, _scheduler: str) -> None:
+        """Run a job."""
+        await trio.lowlevel.checkpoint()
+        if self.broken:
+            raise LaunchError("no such program: trainer")
+        assert task_id not in self.running
+        self.running[task_id] = lease
+
+    async def extend(self, task_id: UUID, deadline: float) -> None:
+        """Note a renewal."""
+        await trio.lowlevel.checkpoint()
+        self.deadlines[task_id] = deadline
+
+    async def terminate(self, task_id: UUID, reason: str) -> None:
+        """End a job."""
+        await trio.lowlevel.checkpoint()
+        if self.running.pop(task_id, None):
+            self._send.send_nowait(Failed(task_id, reason))
+
+    def finish(self, task_id: UUID) -> None:
+        """A job ends well."""
+        del self.running[task_id]
+        self._send.send_nowait(Finished(task_id))

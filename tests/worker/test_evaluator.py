@@ -1,0 +1,79 @@
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypha_messages.types import Resources
+from hypha_worker.evaluator import Policy, Preferences
+from support.worker import AGGREGATE, ALICE, BOB, HALF, TRAIN, WHOLE, request
+
+POLICY = Policy(capacity=WHOLE, executors=frozenset([TRAIN]), price=150, floor=80)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        (request(executors=(AGGREGATE,)), "aggregate/test is not supported"),
+        (request(executors=(TRAIN, AGGREGATE)), "aggregate/test is not supported"),
+        (request(executors=()), "names no executor"),
+        (request(bid=79), "below the floor 80"),
+        (request(Resources(cpu=4.1)), "more than this worker has"),
+        (request(timeout=100), "expired"),
+    ],
+)
+def test_what_is_never_answered_is_refused_with_a_reason(wanted: object, reason: str) -> None:
+    assert reason in POLICY.refusal(wanted, now=100)
+
+
+def test_a_request_at_the_floor_for_all_of_the_worker_is_wanted() -> None:
+    assert POLICY.refusal(request(WHOLE, bid=80), now=100) is None
+
+
+def test_flexible_offers_what_was_asked_at_the_bid() -> None:
+    assert replace(POLICY, offer="flexible").terms(request(HALF, bid=90)) == (HALF, 90)
+
+
+@pytest.mark.parametrize(("bid", "price"), [(90, 150), (200, 200)])
+def test_whole_offers_the_worker_at_the_better_of_price_and_bid(bid: float, price: float) -> None:
+    assert POLICY.terms(request(HALF, bid=bid)) == (WHOLE, price)
+
+
+def test_profit_weighs_the_bid_by_the_resources_as_the_network_does() -> None:
+    score = POLICY.score(ALICE, request(Resources(gpu=2, cpu=10, memory=100, storage=1000), bid=160), WHOLE)
+    assert score[0] == pytest.approx(160 / (2 * 25 + 10 * 1 + 100 * 0.1 + 1000 * 0.01))
+
+
+def test_utilization_prefers_what_fills_the_gap_over_what_pays_more() -> None:
+    policy = replace(POLICY, selection="utilization")
+    filling, small, large = request(HALF), request(Resources(cpu=1), bid=900), request(WHOLE, bid=900)
+    ranked = sorted([small, large, filling], key=lambda r: policy.score(ALICE, r, HALF), reverse=True)
+    assert ranked == [filling, small, large]
+
+
+def test_affinity_prefers_schedulers_and_executors_and_then_profit() -> None:
+    preferences = Preferences(schedulers={ALICE: 2, BOB: -1}, executors={"train": 1, "aggregate/test": 5})
+    policy = replace(POLICY, selection="affinity", preferences=preferences)
+
+    def score(scheduler: str, **wanted: object) -> tuple[float, float]:
+        return policy.score(scheduler, request(**wanted), WHOLE)
+
+    assert score(ALICE) > score(BOB, bid=1000)
+    assert score(BOB, executors=(AGGREGATE,)) > score(ALICE)
+    assert score(ALICE, bid=200) > score(ALICE, bid=100)
+
+
+@given(
+    st.sampled_from(["profit", "utilization", "affinity"]),
+    st.lists(st.tuples(*[st.floats(min_value=0, max_value=1e308)] * 5), min_size=2, max_size=5),
+    st.tuples(*[st.floats(min_value=0, max_value=1e308)] * 4),
+)
+def test_no_request_whatever_it_asks_for_has_a_score_that_cannot_be_compared(
+    selection: str, wanted: list[tuple[float, ...]], free: tuple[float, ...]
+) -> None:
+    policy = replace(POLICY, selection=selection)
+    room = Resources(gpu=free[0], cpu=free[1], memory=free[2], storage=free[3])
+    for gpu, cpu, memory, storage, bid in wanted:
+        resources = Resources(gpu=gpu, cpu=cpu, memory=memory, storage=storage)
+        assert not any(math.isnan(part) for part in policy.score(ALICE, request(resources, bid), room))

@@ -1,0 +1,256 @@
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from hypha_messages.types import Resources
+from hypha_worker.ledger import EndedJob, Lease, Ledger, LedgerError, LedgerState
+from support.worker import AGGREGATE, ALICE, BOB, HALF, TRAIN, WHOLE
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(clock: Clock) -> Ledger:
+    return Ledger(WHOLE, clock)
+
+
+def offered(ledger: Ledger, scheduler: str = ALICE, resources: Resources = HALF) -> Lease:
+    lease = ledger.offer(scheduler, uuid4(), [TRAIN], resources)
+    assert lease is not None
+    return lease
+
+
+def held(ledger: Ledger, scheduler: str = ALICE, resources: Resources = HALF) -> Lease:
+    lease = offered(ledger, scheduler, resources)
+    ledger.renew(lease.id, scheduler)
+    return lease
+
+
+def test_an_offer_stands_for_half_a_second_and_a_renewal_for_ten(ledger: Ledger, clock: Clock) -> None:
+    lease = offered(ledger)
+    assert lease.deadline == clock.now + 0.5
+    clock.now += 0.4
+    assert ledger.renew(lease.id, ALICE) == clock.now + 10
+
+
+def test_what_is_reserved_cannot_be_offered_again(ledger: Ledger) -> None:
+    offered(ledger, resources=WHOLE)
+    assert ledger.offer(BOB, uuid4(), [TRAIN], Resources(cpu=0.1)) is None
+
+
+def test_amounts_that_only_floating_point_makes_exceed_the_capacity_fit() -> None:
+    ledger = Ledger(Resources(cpu=1), Clock())
+    for share in (0.1, 0.1, 0.1, 0.7):
+        assert ledger.offer(ALICE, uuid4(), [TRAIN], Resources(cpu=share))
+    assert ledger.free().cpu == 0
+
+
+def test_an_expired_offer_frees_its_room(ledger: Ledger, clock: Clock) -> None:
+    lease = offered(ledger, resources=WHOLE)
+    clock.now += 0.5
+    assert ledger.expire() == [lease]
+    assert ledger.free() == WHOLE
+
+
+def test_only_the_owner_renews(ledger: Ledger) -> None:
+    lease = offered(ledger)
+    with pytest.raises(LedgerError, match=ALICE):
+        ledger.renew(lease.id, BOB)
+
+
+def test_an_expired_lease_is_not_renewed_even_before_it_is_removed(ledger: Ledger, clock: Clock) -> None:
+    lease = held(ledger)
+    clock.now += 10
+    with pytest.raises(LedgerError, match="expired"):
+        ledger.renew(lease.id, ALICE)
+
+
+def test_a_renewed_lease_is_not_withdrawn_with_its_offer(ledger: Ledger) -> None:
+    renewed, untouched = held(ledger), offered(ledger)
+    assert not ledger.withdraw(renewed.id)
+    assert ledger.withdraw(untouched.id)
+    assert [lease.id for lease in ledger.leases] == [renewed.id]
+
+
+def test_a_dispatch_takes_the_lease_of_its_own_request(ledger: Ledger) -> None:
+    train = held(ledger)
+    aggregate = ledger.offer(ALICE, uuid4(), [AGGREGATE], HALF)
+    assert aggregate is not None
+    assert ledger.assign(ALICE, AGGREGATE, uuid4()).id == aggregate.id
+    assert ledger.assign(ALICE, TRAIN, uuid4()).id == train.id
+
+
+def test_a_dispatch_without_a_lease_says_which_is_missing(ledger: Ledger) -> None:
+    held(ledger)
+    with pytest.raises(LedgerError, match="no live lease"):
+        ledger.assign(BOB, TRAIN, uuid4())
+    with pytest.raises(LedgerError, match="no lease for aggregate/test"):
+        ledger.assign(ALICE, AGGREGATE, uuid4())
+    ledger.assign(ALICE, TRAIN, uuid4())
+    with pytest.raises(LedgerError, match="a job on each of its leases for train/test"):
+        ledger.assign(ALICE, TRAIN, uuid4())
+
+
+def test_a_lease_that_lapses_with_a_job_reserves_until_the_job_is_gone(ledger: Ledger, clock: Clock) -> None:
+    lease, task_id = held(ledger, resources=WHOLE), uuid4()
+    ledger.assign(ALICE, TRAIN, task_id)
+    clock.now += 10
+    assert [expired.id for expired in ledger.expire()] == [lease.id]
+    assert ledger.expire() == []
+    assert not ledger.fits([HALF])
+    with pytest.raises(LedgerError, match="expired"):
+        ledger.renew(lease.id, ALICE)
+    ledger.end(task_id, "Failed")
+    assert ledger.free() == WHOLE
+
+
+def test_the_lease_of_a_finished_job_reserves_nothing_but_is_still_renewed_for_a_while(
+    ledger: Ledger, clock: Clock
+) -> None:
+    lease, task_id = held(ledger, resources=WHOLE), uuid4()
+    ledger.assign(ALICE, TRAIN, task_id)
+    ledger.end(task_id, "Finished")
+    assert ledger.free() == WHOLE
+    assert ledger.renew(lease.id, ALICE) == clock.now + 10
+    with pytest.raises(LedgerError):
+        ledger.renew(lease.id, BOB)
+    clock.now += 60
+    with pytest.raises(LedgerError):
+        ledger.renew(lease.id, ALICE)
+
+
+def test_the_lease_of_a_failed_job_is_gone(ledger: Ledger) -> None:
+    lease, task_id = held(ledger), uuid4()
+    ledger.assign(ALICE, TRAIN, task_id)
+    ledger.end(task_id, "Failed")
+    with pytest.raises(LedgerError):
+        ledger.renew(lease.id, ALICE)
+
+
+def test_an_end_is_remembered_until_the_scheduler_knows_of_it(ledger: Ledger, clock: Clock) -> None:
+    held(ledger)
+    task_id = uuid4()
+    ledger.assign(ALICE, TRAIN, task_id)
+    ledger.end(task_id, "Failed")
+    clock.now += 1000
+    ledger.expire()
+    assert [ended.task_id for ended in ledger.unreported] == [task_id]
+    ledger.reported(task_id)
+    ledger.expire()
+    assert ledger.find(task_id, ALICE) is None
+
+
+def test_leases_and_jobs_survive_a_restart_and_mere_offers_do_not(ledger: Ledger, clock: Clock) -> None:
+    kept, task_id, ended = held(ledger), uuid4(), uuid4()
+    ledger.assign(ALICE, TRAIN, task_id)
+    held(ledger, BOB)
+    ledger.assign(BOB, TRAIN, ended)
+    ledger.end(ended, "Finished")
+    offered(ledger, BOB)
+    again = Ledger(WHOLE, clock)
+    again.restore(LedgerState.model_validate_json(ledger.state().model_dump_json()))
+    assert [lease.id for lease in again.leases] == [kept.id]
+    assert isinstance(again.find(task_id, ALICE), Lease)
+    assert isinstance(again.find(ended, BOB), EndedJob)
+    assert again.renew(kept.id, ALICE) == clock.now + 10
+
+
+def test_the_number_of_leases_is_bounded_even_if_they_ask_for_nothing(clock: Clock) -> None:
+    ledger = Ledger(WHOLE, clock, max_live=3)
+    leases = [ledger.offer(ALICE, uuid4(), [TRAIN], Resources()) for _ in range(4)]
+    assert [lease is not None for lease in leases] == [True, True, True, False]
+
+
+amounts = st.floats(min_value=0, max_value=10, allow_nan=False)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Whatever schedulers do in whatever order: nothing is booked twice, and what is over comes back."""
+
+    leases: Bundle[UUID] = Bundle("leases")
+    tasks: Bundle[UUID] = Bundle("tasks")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.ledger = Ledger(WHOLE, self.clock, max_live=5)
+        self.owners: dict[UUID, str] = {}
+        self.promised: dict[UUID, float] = {}
+
+    @rule(target=leases, owner=st.sampled_from([ALICE, BOB]), gpu=amounts, cpu=amounts)
+    def offer(self, owner: str, gpu: float, cpu: float) -> object:
+        lease = self.ledger.offer(owner, uuid4(), [TRAIN], Resources(gpu=gpu, cpu=cpu))
+        if lease is None:
+            return multiple()
+        self.owners[lease.id], self.promised[lease.id] = owner, lease.deadline
+        return lease.id
+
+    @rule(lease_id=leases, who=st.sampled_from([ALICE, BOB]))
+    def renew(self, lease_id: UUID, who: str) -> None:
+        try:
+            deadline = self.ledger.renew(lease_id, who)
+        except LedgerError:
+            return
+        assert who == self.owners[lease_id]
+        assert self.clock.now < self.promised[lease_id] or not any(x.id == lease_id for x in self.ledger.leases)
+        self.promised[lease_id] = deadline
+
+    @rule(lease_id=consumes(leases))
+    def withdraw(self, lease_id: UUID) -> None:
+        self.ledger.withdraw(lease_id)
+
+    @rule(target=tasks, who=st.sampled_from([ALICE, BOB]))
+    def assign(self, who: str) -> object:
+        task_id = uuid4()
+        try:
+            lease = self.ledger.assign(who, TRAIN, task_id)
+        except LedgerError:
+            return multiple()
+        assert lease.scheduler == who
+        assert self.clock.now < lease.deadline
+        return task_id
+
+    @rule(task_id=consumes(tasks), status=st.sampled_from(["Finished", "Failed"]))
+    def end(self, task_id: UUID, status: str) -> None:
+        before = len(self.ledger.leases)
+        assert self.ledger.end(task_id, status) is not None, "a job lost its lease before it ended"
+        assert len(self.ledger.leases) == before - 1
+
+    @rule(seconds=st.floats(min_value=0.01, max_value=30))
+    def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.ledger.expire()
+        assert all(lease.state == "ending" or lease.deadline > self.clock.now for lease in self.ledger.leases)
+
+    @rule()
+    def restart(self) -> None:
+        state = LedgerState.model_validate_json(self.ledger.state().model_dump_json())
+        self.ledger = Ledger(WHOLE, self.clock, max_live=5)
+        self.ledger.restore(state)
+
+    @invariant()
+    def nothing_is_booked_twice(self) -> None:
+        used = sum((lease.resources for lease in self.ledger.leases), start=Resources())
+        slack = Resources(gpu=WHOLE.gpu + 1e-9, cpu=WHOLE.cpu + 1e-9, memory=WHOLE.memory, storage=WHOLE.storage)
+        assert used.fits_into(slack)
+        assert len(self.ledger.leases) <= 5
+        tasks = [lease.task_id for lease in self.ledger.leases if lease.task_id]
+        assert len(tasks) == len(set(tasks))
+
+
+LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLedgerMachine = LedgerMachine.TestCase
