@@ -61,6 +61,7 @@ class Gateways:
                     await connection.closed.wait()
                 finally:
                     del self.connected[address]
+                    self._host.notify()
                     peer_id = address.peer_id  # another gateway may answer at this address
                 logger.warning("gateway %s is lost", address)
                 failures = 1 if trio.current_time() - started > STABLE_S else failures + 1

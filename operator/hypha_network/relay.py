@@ -92,6 +92,7 @@ class Relays:
                 await trio.sleep(refresh_in_s(reservation.expires, time.time()))
         finally:
             self._reservations.pop(connection, None)
+            self._host.notify()
 
     def _expired(self, connection: Connection) -> bool:
         reservation = self._reservations.get(connection)
