@@ -67,8 +67,9 @@ class _Lookup:
 class Kademlia:
     """What this node knows of others, and how it finds out more."""
 
-    def __init__(self, host: Host, *, server: bool) -> None:
+    def __init__(self, host: Host, usable: Callable[[Address], bool], *, server: bool) -> None:
         self._host = host
+        self._usable = usable
         self._table: OrderedDict[str, _Known] = OrderedDict()
         self._failed: dict[str, float] = {}
         self._own: dict[bytes, bytes] = {}
@@ -82,7 +83,7 @@ class Kademlia:
     def learn(self, peer_id: str, known: Iterable[Address], protocols: frozenset[str]) -> None:
         """Take note of what a peer said of itself."""
         fresh = peer_id not in self._table
-        self._table[peer_id] = _Known(tuple(known), PROTOCOL in protocols)
+        self._table[peer_id] = _Known(tuple(filter(self._usable, known)), PROTOCOL in protocols)
         self._table.move_to_end(peer_id)
         self._failed.pop(peer_id, None)
         if len(self._table) > MAX_KNOWN_PEERS:
@@ -168,8 +169,8 @@ class Kademlia:
 
         def done(message: Message) -> bool:
             for closer, known in message.closer:
-                if closer == peer_id and known:
-                    found.extend(known)
+                if closer == peer_id:
+                    found.extend(filter(self._usable, known))
             return bool(found)
 
         await self._lookup(peer_id_to_bytes(peer_id), Kind.FIND_NODE, done, leave_out=peer_id)
@@ -225,7 +226,7 @@ class Kademlia:
                 lookup.answered.append(peer_id)
                 for closer, known in answer.closer:
                     if closer != self._host.peer_id:
-                        lookup.candidates.setdefault(closer, known)
+                        lookup.candidates.setdefault(closer, tuple(filter(self._usable, known)))
                 if done(answer):
                     scope.cancel()
             finally:

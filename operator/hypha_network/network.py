@@ -85,7 +85,7 @@ class Network:
             raise NetworkError("none of the gateway addresses is a TCP address; add one, as in /ip4/192.0.2.1/tcp/4001")
         self._gateways = Gateways(host, gateways, self._welcome_gateway)
         server = config.kademlia_server or bool(self._external)
-        self._kademlia = Kademlia(host, server=server)
+        self._kademlia = Kademlia(host, self._usable, server=server)
         if config.relay_server:
             RelayServer(host, self._own_addresses)
         public_key = identity.key_pair.public_key.serialize()
@@ -207,8 +207,10 @@ class Network:
 
     async def _find_addresses(self, peer_id: str) -> list[Address]:
         found = [*self._kademlia.addresses_of(peer_id), *await self._kademlia.find_peer(peer_id)]
-        ways = self._relays.ways_to(peer_id, self._gateways.connected)
-        return [*(address for address in found if not addresses.excluded(address, self._excluded)), *ways]
+        return [*found, *self._relays.ways_to(peer_id, self._gateways.connected)]
+
+    def _usable(self, address: Address) -> bool:
+        return not addresses.excluded(address, self._excluded)
 
     async def _welcome_gateway(self, connection: Connection) -> None:
         async with trio.open_nursery() as nursery:
@@ -217,8 +219,7 @@ class Network:
                 nursery.start_soon(self._relays.keep_reserved, connection)
 
     def _learned(self, peer_id: str, info: Info) -> None:
-        known = [address for address in info.addresses if not addresses.excluded(address, self._excluded)]
-        self._kademlia.learn(peer_id, known, info.protocols)
+        self._kademlia.learn(peer_id, info.addresses, info.protocols)
         self._host.notify()
 
 

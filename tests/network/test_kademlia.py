@@ -5,9 +5,10 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hypha_messages.health import HEALTH, HealthRequest
 from hypha_network import kademlia, kademlia_messages
 from hypha_network.addresses import parse
-from hypha_network.errors import NetworkError, RemoteRefused
+from hypha_network.errors import NetworkError, PeerUnreachable, RemoteRefused
 from hypha_network.kademlia_messages import Kind, Message, Record, StoredRecord, decode, encode
 from hypha_network.multistream import prefixed
 from support.certs import Pki
@@ -92,6 +93,20 @@ async def test_excluded_addresses_are_not_taken_from_peers() -> None:
         await until(g, lambda: a.peer_id in g._kademlia._table)
         assert g._kademlia.addresses_of(a.peer_id) == ()
         assert a._kademlia.addresses_of(g.peer_id) != ()
+
+
+@pytest.mark.anyio
+async def test_excluded_addresses_that_others_tell_of_are_not_dialled() -> None:
+    pki = Pki()
+    async with (
+        gateway(pki) as g,
+        member(pki, "a", g) as a,
+        node(pki, "b", gateways=(direct_address(g),), exclude_cidr=("127.0.0.0/8",)) as b,
+    ):
+        await until(b, lambda: bool(b.status().gateways))
+        with pytest.raises(PeerUnreachable):
+            await b.request(a.peer_id, HEALTH, HealthRequest())
+        assert a.peer_id not in b.connected_peers()
 
 
 @pytest.mark.anyio
