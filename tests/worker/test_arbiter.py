@@ -1,0 +1,192 @@
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from hypha_messages.types import Resources
+from hypha_worker.arbiter import Arbiter
+from hypha_worker.evaluator import Policy
+from hypha_worker.ledger import Ledger
+from hypha_worker.telemetry import Telemetry
+from hypha_worker.waiting import RateLimit, WaitingRequests
+from support.worker import ALICE, BOB, HALF, TRAIN, WHOLE, Market, request
+
+pytestmark = pytest.mark.anyio
+
+WHOLE_WORKER = Policy(capacity=WHOLE, executors=frozenset([TRAIN]), price=100, floor=80)
+FLEXIBLE = replace(WHOLE_WORKER, offer="flexible")
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "trio", {"clock": MockClock(autojump_threshold=0)}
+
+
+class Setting:
+    """An arbiter in a market; expired leases are removed as the node does it."""
+
+    def __init__(self, policy: Policy, requests_per_s: float = 1000) -> None:
+        self.market = Market()
+        self.ledger = Ledger(WHOLE, trio.current_time)
+        self.arbiter = Arbiter(
+            self.market,
+            self.ledger,
+            policy,
+            Telemetry(),
+            waiting=WaitingRequests(1000, 0.2, 100),
+            rate_limit=RateLimit(requests_per_s),
+            wall_clock=trio.current_time,
+        )
+
+    async def prune(self) -> None:
+        while True:
+            await trio.sleep(0.25)
+            for lease in self.ledger.expire():
+                self.arbiter.note_lapsed(lease.scheduler)
+                self.arbiter.note_room()
+
+
+@asynccontextmanager
+async def arbiter(policy: Policy, **options: float) -> AsyncIterator[Setting]:
+    setting = Setting(policy, **options)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(setting.arbiter.run)
+        nursery.start_soon(setting.prune)
+        yield setting
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lone_request_is_answered_without_waiting_for_others() -> None:
+    async with arbiter(WHOLE_WORKER) as setting:
+        wanted = request()
+        setting.market.advertise(ALICE, wanted)
+        await trio.sleep(0.001)
+        (offer,) = setting.market.offers[ALICE]
+    assert setting.market.offered_at[wanted.id] == pytest.approx(trio.current_time(), abs=0.002)
+    assert (offer.request_id, offer.resources, offer.price) == (wanted.id, WHOLE, 100)
+    assert offer.timeout.timestamp == pytest.approx(setting.market.offered_at[wanted.id] + 0.5, abs=0.002)
+
+
+async def test_requests_that_come_together_compete_and_the_best_wins() -> None:
+    async with arbiter(WHOLE_WORKER) as setting:
+        setting.market.advertise(ALICE, request(bid=90))
+        setting.market.advertise(BOB, request(bid=95))
+        await trio.sleep(0.1)
+        assert not setting.market.offers[ALICE]
+        assert len(setting.market.offers[BOB]) == 1
+
+
+async def test_all_that_there_is_room_for_are_answered_at_once() -> None:
+    async with arbiter(FLEXIBLE) as setting:
+        setting.market.advertise(ALICE, request(HALF))
+        await trio.sleep(0.01)
+        setting.market.advertise(BOB, request(HALF))
+        await trio.sleep(0.001)
+        assert len(setting.market.offers[ALICE]) == len(setting.market.offers[BOB]) == 1
+
+
+async def test_those_who_compete_while_an_offer_is_out_are_collected_for_a_window() -> None:
+    async with arbiter(FLEXIBLE) as setting:
+        setting.market.advertise(ALICE, request(HALF))
+        await trio.sleep(0.01)
+        late = request(HALF, bid=200)
+        setting.market.advertise(ALICE, request(HALF, bid=100), request(HALF, bid=110))
+        await trio.sleep(0.1)
+        setting.market.advertise(BOB, late)
+        await trio.sleep(0.05)
+        assert not setting.market.offers[BOB]
+        await trio.sleep(0.1)
+        assert [offer.request_id for offer in setting.market.offers[BOB]] == [late.id]
+        assert len(setting.market.offers[ALICE]) == 1
+
+
+async def test_who_finds_no_room_gets_it_when_an_offer_lapses() -> None:
+    async with arbiter(WHOLE_WORKER) as setting:
+        setting.market.advertise(ALICE, request())
+        await trio.sleep(0.01)
+        setting.market.advertise(BOB, request())
+        await trio.sleep(0.4)
+        assert not setting.market.offers[BOB]
+        await trio.sleep(0.4)
+        assert len(setting.market.offers[BOB]) == 1
+
+
+async def test_an_offer_that_cannot_be_sent_makes_room_for_the_next_at_once() -> None:
+    async with arbiter(WHOLE_WORKER) as setting:
+        setting.market.unreachable.add(ALICE)
+        setting.market.advertise(ALICE, request(bid=200))
+        setting.market.advertise(BOB, request(bid=100))
+        await trio.sleep(0.01)
+        assert len(setting.market.offers[BOB]) == 1
+        assert [lease.scheduler for lease in setting.ledger.leases] == [BOB]
+
+
+async def test_a_request_that_is_published_again_is_answered_once() -> None:
+    async with arbiter(FLEXIBLE) as setting:
+        wanted = request(Resources(cpu=0.1))
+        for _ in range(3):
+            setting.market.advertise(ALICE, wanted)
+            await trio.sleep(0.05)
+        assert len(setting.market.offers[ALICE]) == 1
+
+
+async def test_after_its_offer_lapsed_a_request_may_be_published_again() -> None:
+    async with arbiter(FLEXIBLE) as setting:
+        wanted = request()
+        setting.market.advertise(ALICE, wanted)
+        await trio.sleep(1)
+        setting.market.advertise(ALICE, wanted)
+        await trio.sleep(0.01)
+        assert len(setting.market.offers[ALICE]) == 2
+
+
+async def test_a_scheduler_that_floods_and_takes_nothing_does_not_starve_another() -> None:
+    async with arbiter(WHOLE_WORKER) as setting:
+        setting.market.advertise(ALICE, *[request(bid=1000) for _ in range(500)])
+        await trio.sleep(0.01)
+        assert len(setting.market.offers[ALICE]) == 1
+        setting.market.advertise(BOB, request(bid=100))
+        await trio.sleep(0.8)
+        assert len(setting.market.offers[BOB]) == 1
+
+
+async def test_more_than_its_rate_is_not_even_decoded() -> None:
+    async with arbiter(FLEXIBLE, requests_per_s=5) as setting:
+        setting.market.advertise(ALICE, *[request(Resources(cpu=0.01)) for _ in range(20)])
+        await trio.sleep(0.01)
+        assert len(setting.market.offers[ALICE]) == 5
+
+
+async def test_garbage_and_unwanted_requests_leave_the_arbiter_working() -> None:
+    async with arbiter(WHOLE_WORKER) as setting:
+        for data in (b"", b"\xff" * 100, b"\xa0", b"\x9f" * 5000, b"\xa1\x62id\x40"):
+            setting.market.publish(ALICE, data)
+        setting.market.advertise(ALICE, request(bid=1), request(Resources(gpu=1e300)), request(timeout=0))
+        wanted = request()
+        setting.market.advertise(BOB, wanted)
+        await trio.sleep(0.3)
+        assert [offer.request_id for offer in setting.market.offers[BOB]] == [wanted.id]
+        assert not setting.market.offers[ALICE]
+
+
+async def test_a_node_that_stops_offers_nothing_more() -> None:
+    async with arbiter(WHOLE_WORKER) as setting:
+        setting.arbiter.stop_offering()
+        setting.market.advertise(ALICE, request())
+        await trio.sleep(1)
+        assert not setting.market.offers
+        assert not setting.ledger.leases
+
+
+async def test_five_hundred_requests_a_second_are_all_answered_where_there_is_room() -> None:
+    async with arbiter(FLEXIBLE) as setting:
+        for number in range(1000):
+            setting.market.advertise([ALICE, BOB][number % 2], request(Resources(cpu=0.001), request_id=uuid4()))
+            await trio.sleep(0.002)
+        await trio.sleep(0.3)
+        assert sum(map(len, setting.market.offers.values())) == 1000

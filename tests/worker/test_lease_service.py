@@ -1,0 +1,307 @@
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from hypha_messages.api import DispatchJob, DispatchJobOutcome, RenewLease, RenewLeaseOutcome, RequestData
+from hypha_worker.lease_service import LeaseService
+from hypha_worker.ledger import Lease, Ledger
+from hypha_worker.ledger_file import LedgerFile
+from hypha_worker.runtime import AdoptedJob, Job
+from hypha_worker.telemetry import Telemetry
+from support.jobs import train_spec
+from support.worker import ALICE, BOB, HALF, TRAIN, WHOLE, Jobs, Market
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "trio", {"clock": MockClock(autojump_threshold=0.003)}
+
+
+class Setting:
+    """A lease service whose schedulers and jobs are in memory; its ledger's file is real."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "leases.json"
+        self.market = Market()
+        self.jobs = Jobs()
+        self.ledger = Ledger(WHOLE, trio.current_time)
+        self.file = LedgerFile(self.path, self.ledger)
+        self.service = LeaseService(self.market, self.ledger, self.file, self.jobs, Telemetry())
+
+    def offer(self, scheduler: str = ALICE) -> Lease:
+        lease = self.ledger.offer(scheduler, uuid4(), [TRAIN], HALF)
+        assert lease is not None
+        return lease
+
+    async def renew(self, lease: Lease, scheduler: str = ALICE) -> RenewLeaseOutcome:
+        answer = await self.service.answer(scheduler, RenewLease(id=lease.id))
+        assert isinstance(answer, RenewLeaseOutcome)
+        return answer
+
+    async def dispatch(self, task_id: UUID, scheduler: str = ALICE) -> DispatchJobOutcome:
+        answer = await self.service.answer(scheduler, DispatchJob(id=task_id, spec=train_spec()))
+        assert isinstance(answer, DispatchJobOutcome)
+        return answer
+
+    def on_disk(self) -> list[Lease]:
+        ledger = Ledger(WHOLE, trio.current_time)
+        LedgerFile(self.path, ledger).load()
+        return list(ledger.leases)
+
+
+@asynccontextmanager
+async def service(directory: Path) -> AsyncIterator[Setting]:
+    setting = Setting(directory)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(setting.service.run)
+        yield setting
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_renewal_is_on_the_disk_before_it_is_answered(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        lease = setting.offer()
+        answer = await setting.renew(lease)
+        assert answer.timeout is not None
+        assert answer.timeout.timestamp == pytest.approx(trio.current_time() + 10, abs=1)
+        assert [kept.id for kept in setting.on_disk()] == [lease.id]
+
+
+async def test_a_stranger_cannot_renew(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        lease = setting.offer()
+        assert (await setting.renew(lease, BOB)).failed
+        assert not (await setting.renew(lease, ALICE)).failed
+
+
+async def test_a_dispatched_job_runs_under_its_lease_and_is_on_the_disk(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        lease, task_id = setting.offer(), uuid4()
+        await setting.renew(lease)
+        answer = await setting.dispatch(task_id)
+        assert answer.id == task_id
+        assert setting.jobs.running[task_id].id == lease.id
+        assert [kept.task_id for kept in setting.on_disk()] == [task_id]
+
+
+async def test_a_dispatch_without_a_lease_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with service(tmp_path) as setting:
+        setting.offer(ALICE)
+        assert (await setting.dispatch(uuid4(), BOB)).failed
+        assert "no live lease" in caplog.text
+        assert not setting.jobs.running
+
+
+async def test_a_repeated_dispatch_starts_nothing_twice_not_even_after_the_end(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        task_id = uuid4()
+        setting.offer()
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(setting.dispatch, task_id)
+        assert not (await setting.dispatch(task_id)).failed
+        setting.jobs.finish(task_id)
+        await trio.sleep(0.1)
+        assert not (await setting.dispatch(task_id)).failed
+        assert not setting.jobs.running
+
+
+async def test_a_job_that_cannot_start_leaves_the_lease_to_the_scheduler(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with service(tmp_path) as setting:
+        setting.offer()
+        setting.jobs.broken = True
+        assert (await setting.dispatch(uuid4())).failed
+        assert "no such program" in caplog.text
+        setting.jobs.broken = False
+        assert not (await setting.dispatch(uuid4())).failed
+
+
+async def test_a_renewal_extends_the_job(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        lease, task_id = setting.offer(), uuid4()
+        await setting.dispatch(task_id)
+        answer = await setting.renew(lease)
+        assert answer.timeout is not None
+        assert setting.jobs.deadlines[task_id] == pytest.approx(answer.timeout.timestamp)
+
+
+async def test_an_expired_lease_ends_its_job_and_the_scheduler_is_told(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        lease, task_id = setting.offer(), uuid4()
+        await setting.renew(lease)
+        await setting.dispatch(task_id)
+        await trio.sleep(11)
+        assert not setting.jobs.running
+        assert [report.status.type for report in setting.market.statuses[ALICE]] == ["Failed"]
+        assert setting.ledger.free() == WHOLE
+        assert setting.on_disk() == []
+
+
+async def test_a_finished_job_releases_its_lease_and_tells_who_waits_for_room(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        room = trio.Event()
+        setting.service.on_room = room.set
+        task_id = uuid4()
+        setting.offer()
+        await setting.dispatch(task_id)
+        setting.jobs.finish(task_id)
+        with trio.fail_after(1):
+            await room.wait()
+        assert setting.ledger.free() == WHOLE
+        await trio.sleep(0.1)
+        (report,) = setting.market.statuses[ALICE]
+        assert (report.task_id, report.status.type) == (task_id, "Finished")
+
+
+async def test_an_end_is_reported_until_the_scheduler_can_be_reached(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        task_id = uuid4()
+        setting.offer()
+        await setting.dispatch(task_id)
+        setting.market.unreachable.add(ALICE)
+        setting.jobs.finish(task_id)
+        await trio.sleep(20)
+        assert not setting.market.statuses[ALICE]
+        setting.market.unreachable.clear()
+        await trio.sleep(20)
+        assert len(setting.market.statuses[ALICE]) == 1
+
+
+async def test_who_never_answers_is_given_up_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with service(tmp_path) as setting:
+        task_id = uuid4()
+        setting.offer()
+        await setting.dispatch(task_id)
+        setting.market.unreachable.add(ALICE)
+        setting.jobs.finish(task_id)
+        await trio.sleep(200)
+        assert "never heard" in caplog.text
+        assert setting.ledger.unreported == ()
+        assert setting.on_disk() == []
+
+
+async def test_a_stopping_node_ends_its_jobs_and_says_so_before_it_goes(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        setting.offer()
+        task_id = uuid4()
+        await setting.dispatch(task_id)
+        setting.offer(BOB)
+        await setting.service.end_all("shutting down", 5)
+        assert not setting.jobs.running
+        assert not setting.ledger.leases
+        assert [report.task_id for report in setting.market.statuses[ALICE]] == [task_id]
+
+
+async def test_a_stopping_node_does_not_wait_long_for_a_dead_scheduler(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        setting.offer()
+        await setting.dispatch(uuid4())
+        setting.market.unreachable.add(ALICE)
+        before = trio.current_time()
+        await setting.service.end_all("shutting down", 5)
+        assert trio.current_time() - before < 6
+        assert not setting.jobs.running
+
+
+async def test_what_workers_are_not_asked_is_refused(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        assert await setting.service.answer(ALICE, RequestData(dataset="digits")) is None
+
+
+async def restart(setting: Setting, *adopted: AdoptedJob) -> Setting:
+    """A second node on the first one's files, as it is after it has adopted what runs."""
+    again = Setting(setting.path.parent)
+    again.file.load()
+    await again.service.resume(adopted)
+    return again
+
+
+async def test_after_a_restart_the_job_and_its_lease_go_on(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        lease, task_id = setting.offer(), uuid4()
+        await setting.renew(lease)
+        await setting.dispatch(task_id)
+    job = Job(task_id, lease.id, ALICE, train_spec(), HALF, trio.current_time() + 10, "token")
+    again = await restart(setting, AdoptedJob(job, running=True))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(again.service.run)
+        assert not (await again.renew(lease)).failed
+        assert not (await again.dispatch(task_id)).failed
+        assert not again.jobs.running, "the job was started a second time"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_job_of_which_nothing_is_left_is_reported_as_unknown(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        task_id = uuid4()
+        setting.offer()
+        await setting.dispatch(task_id)
+    again = await restart(setting)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(again.service.run)
+        await trio.sleep(0.1)
+        assert [report.status.type for report in again.market.statuses[ALICE]] == ["Unknown"]
+        assert again.ledger.free() == WHOLE
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_end_that_was_not_reported_yet_is_reported_by_the_next_node(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        task_id = uuid4()
+        setting.offer()
+        await setting.dispatch(task_id)
+        setting.market.unreachable.add(ALICE)
+        setting.jobs.finish(task_id)
+        await trio.sleep(0.2)
+    again = await restart(setting)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(again.service.run)
+        await trio.sleep(0.1)
+        assert [report.status.type for report in again.market.statuses[ALICE]] == ["Finished"]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"version": 2}', b'{"leases": [{}]}', b"\xff"])
+async def test_a_damaged_file_is_put_aside_and_jobs_keep_their_leases(
+    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "leases.json").write_bytes(damage)
+    job = Job(uuid4(), uuid4(), ALICE, train_spec(), HALF, trio.current_time() + 10, "token")
+    again = await restart(Setting(tmp_path), AdoptedJob(job, running=True))
+    assert "leases.unreadable" in caplog.text
+    assert [(lease.id, lease.task_id) for lease in again.ledger.leases] == [(job.lease_id, job.task_id)]
+    assert again.ledger.renew(job.lease_id, ALICE) > 0
+
+
+async def test_a_full_disk_is_logged_and_costs_no_lease(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = tmp_path / "gone"
+    async with service(directory) as setting:
+        assert not (await setting.renew(setting.offer())).failed
+        assert "cannot write" in caplog.text
+
+
+async def test_concurrent_saves_share_writes_and_none_returns_early(tmp_path: Path) -> None:
+    setting = Setting(tmp_path)
+    seen: list[bool] = []
+
+    async def hold(scheduler: str) -> None:
+        lease = setting.ledger.offer(scheduler, uuid4(), [TRAIN], HALF)
+        assert lease is not None
+        setting.ledger.renew(lease.id, scheduler)
+        await setting.file.save()
+        seen.append(lease.id in [kept.id for kept in setting.on_disk()])
+
+    async with trio.open_nursery() as nursery:
+        for who in (ALICE, BOB):
+            nursery.start_soon(hold, who)
+    assert seen == [True, True]
