@@ -1,0 +1,161 @@
+"""A small model hub: what huggingface_hub needs to list and download models, served from a directory.
+
+HF_ENDPOINT=http://127.0.0.1:PORT leads the client to it.
+"""
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+import uvicorn
+from fastapi import FastAPI, Header, Request
+from fastapi.responses import FileResponse, JSONResponse
+
+from hypha_devnet.events import Events
+from hypha_devnet.repositories import DEFAULT_REVISION, File, NotFoundError, Repositories, Snapshot, read_tokens
+
+Authorization = Annotated[str | None, Header()]
+
+_SHUTDOWN_S: Final = 2
+
+
+class _File(FileResponse):
+    chunk_size = 1 << 20
+
+
+def build(repositories: Repositories) -> FastAPI:
+    """The hub's HTTP API."""
+    api = FastAPI(title="Hypha devnet model hub", docs_url=None, redoc_url=None)
+
+    @api.exception_handler(NotFoundError)
+    def not_found(request: Request, error: NotFoundError) -> JSONResponse:
+        # The real hub answers 401 where a token might help.
+        no_token = error.code == "RepoNotFound" and "authorization" not in request.headers
+        headers = {"X-Error-Code": error.code, "X-Error-Message": str(error)}
+        return JSONResponse({"error": str(error)}, 401 if no_token else 404, headers)
+
+    @api.get("/health")
+    def health() -> dict[str, bool]:
+        return {"healthy": True}
+
+    @api.get("/api/models/{repository:path}/tree/{revision}")
+    def tree(repository: str, revision: str, authorization: Authorization = None, recursive: bool = False) -> Any:
+        return _tree(repositories.snapshot(repository, revision, _token(authorization)), "", recursive)
+
+    @api.get("/api/models/{repository:path}/tree/{revision}/{folder:path}")
+    def subtree(
+        repository: str, revision: str, folder: str, authorization: Authorization = None, recursive: bool = False
+    ) -> Any:
+        return _tree(repositories.snapshot(repository, revision, _token(authorization)), f"{folder}/", recursive)
+
+    @api.get("/api/models/{repository:path}/refs")
+    def refs(repository: str, authorization: Authorization = None) -> Any:
+        token = _token(authorization)
+        commits = {DEFAULT_REVISION: repositories.snapshot(repository, DEFAULT_REVISION, token).commit}
+        for name in repositories.revisions(repository):
+            commits[name] = repositories.snapshot(repository, name, token).commit
+        branches = [
+            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit} for name, commit in commits.items()
+        ]
+        return {"branches": branches, "tags": [], "converts": []}
+
+    @api.get("/api/models/{repository:path}/revision/{revision}")
+    def model_at(repository: str, revision: str, authorization: Authorization = None) -> Any:
+        return _model(repositories.snapshot(repository, revision, _token(authorization)))
+
+    @api.get("/api/models/{repository:path}")
+    def model(repository: str, authorization: Authorization = None) -> Any:
+        return _model(repositories.snapshot(repository, DEFAULT_REVISION, _token(authorization)))
+
+    @api.api_route("/{repository:path}/resolve/{revision}/{name:path}", methods=["GET", "HEAD"])
+    def resolve(repository: str, revision: str, name: str, authorization: Authorization = None) -> FileResponse:
+        snapshot = repositories.snapshot(repository, revision, _token(authorization))
+        file = snapshot.file(name)
+        headers = {"ETag": f'"{file.sha256}"', "X-Repo-Commit": snapshot.commit}
+        return _File(file.path, headers=headers, filename=file.path.name)
+
+    return api
+
+
+def _token(authorization: str | None) -> str | None:
+    scheme, _, token = (authorization or "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def _model(snapshot: Snapshot) -> dict[str, Any]:
+    siblings = [
+        {"rfilename": file.name, "size": file.size_bytes, "blobId": file.sha256} for file in snapshot.files.values()
+    ]
+    return {
+        "id": snapshot.repository,
+        "modelId": snapshot.repository,
+        "sha": snapshot.commit,
+        "private": snapshot.private,
+        "gated": False,
+        "disabled": False,
+        "tags": [],
+        "downloads": 0,
+        "likes": 0,
+        "siblings": siblings,
+    }
+
+
+def _tree(snapshot: Snapshot, prefix: str, recursive: bool) -> list[dict[str, Any]]:
+    entries: dict[str, dict[str, Any]] = {}
+    for file in snapshot.files.values():
+        if not file.name.startswith(prefix):
+            continue
+        *folders, _ = file.name[len(prefix) :].split("/")
+        for depth in range(1, len(folders) + 1):
+            folder = prefix + "/".join(folders[:depth])
+            if recursive or depth == 1:
+                entries.setdefault(folder, {"type": "directory", "path": folder, "size": 0, "oid": snapshot.commit})
+        if recursive or not folders:
+            entries[file.name] = _entry(file)
+    if prefix and not entries:
+        raise NotFoundError("EntryNotFound", f"{snapshot.repository} has no folder {prefix!a}")
+    return list(entries.values())
+
+
+def _entry(file: File) -> dict[str, Any]:
+    return {"type": "file", "path": file.name, "size": file.size_bytes, "oid": file.sha256}
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def hub(
+    root: Annotated[Path, typer.Option(help="Holds owner/name/..., other revisions as owner/name@revision/...")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "127.0.0.1:0",
+    tokens: Annotated[Path | None, typer.Option(help='TOML; "owner/name" = ["token"] is private.')] = None,
+    events: Annotated[bool, typer.Option("--events", help="Write the address to standard output as JSON.")] = False,
+) -> None:
+    """Serve model repositories to huggingface_hub clients (HF_ENDPOINT=http://HOST:PORT)."""
+    try:
+        repositories = Repositories(root, read_tokens(tokens) if tokens else {})
+        listener = _listen(listen)
+    except (OSError, ValueError) as error:
+        typer.echo(f"hypha-devnet hub: {error}", err=True)
+        raise typer.Exit(2) from error
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    typer.echo(f"Serving {root} at {url}", err=True)
+    asyncio.run(_serve(build(repositories), listener, Events.to_stdout(events), url))
+
+
+def _listen(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdigit():
+        raise ValueError(f"--listen {address}: write it as HOST:PORT")
+    return socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+
+async def _serve(api: FastAPI, listener: socket.socket, events: Events, url: str) -> None:
+    server = uvicorn.Server(uvicorn.Config(api, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN_S))
+    serving = asyncio.create_task(server.serve([listener]))
+    events.emit("listening", url=url)
+    await serving
