@@ -21,7 +21,7 @@ from hypha_network.identity import Identity
 from hypha_network.tls import SecureConnection, TlsTransport
 from hypha_network.transport import RawConnection
 from hypha_network.yamux import Yamux, YamuxStream
-from hypha_network.yamux_core import Limits
+from hypha_network.yamux_frames import Limits
 
 FRAME_KIB = (8, 16, 64, 256)
 _PIECE = bytes(1024 * 1024)

@@ -21,9 +21,9 @@ from libp2p.stream_muxer.exceptions import (
 )
 from multiaddr import Multiaddr
 
-from hypha_network import yamux_core
 from hypha_network.errors import NetworkError, StreamReset
-from hypha_network.yamux_core import Buffer, Core, Limits, ProtocolError, StreamState
+from hypha_network.yamux_core import Core
+from hypha_network.yamux_frames import NORMAL, PROTOCOL_ERROR, Buffer, Limits, ProtocolError, StreamState
 
 logger = logging.getLogger(__name__)
 
@@ -237,7 +237,7 @@ class Yamux(IMuxedConn):
             await self._closed.wait()
             return
         self._closing = True
-        self.core.close(yamux_core.NORMAL)
+        self.core.close(NORMAL)
         try:
             with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
                 scope.shield = True
@@ -297,7 +297,7 @@ class Yamux(IMuxedConn):
             await task()
         except ProtocolError as error:
             logger.warning("closing the connection with %s, which breaks the muxer's protocol: %s", self.peer_id, error)
-            self.core.close(yamux_core.PROTOCOL_ERROR)
+            self.core.close(PROTOCOL_ERROR)
             self._fail(f"the peer broke the protocol: {error}")
         except _CONNECTION_ERRORS as error:
             logger.debug("connection with %s broke: %r", self.peer_id, error)

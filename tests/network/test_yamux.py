@@ -15,7 +15,7 @@ from trio.testing import MockClock, memory_stream_pair, memory_stream_pump
 
 from hypha_network.errors import StreamReset
 from hypha_network.yamux import PING_INTERVAL_S, SILENCE_TIMEOUT_S, Yamux, YamuxEnded, YamuxStream
-from hypha_network.yamux_core import (
+from hypha_network.yamux_frames import (
     ACK,
     DATA,
     FIN,

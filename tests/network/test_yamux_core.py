@@ -4,7 +4,8 @@ import tracemalloc
 
 import pytest
 
-from hypha_network.yamux_core import (
+from hypha_network.yamux_core import Core
+from hypha_network.yamux_frames import (
     ACK,
     DATA,
     FIN,
@@ -17,7 +18,6 @@ from hypha_network.yamux_core import (
     RST,
     SYN,
     WINDOW_UPDATE,
-    Core,
     Limits,
     ProtocolError,
 )
