@@ -150,8 +150,10 @@ class PubSub:
             await self._send_queued(peer, stream)
         except RemoteRefused:
             await trio.sleep_forever()
-        except (NetworkError, trio.TooSlowError) as error:
-            _refusals.warning(connection.peer_id, "gossip broke: %s", error or "it takes none")
+        except trio.TooSlowError:
+            _refusals.warning(connection.peer_id, "takes no gossip; trying again in %g s", RETRY_S)
+        except NetworkError as error:
+            logger.debug("gossip with %s broke: %s", connection.peer_id, error)
 
     async def _send_queued(self, peer: _Peer, stream: Stream) -> None:
         queue = _Queue()

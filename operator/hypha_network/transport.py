@@ -79,7 +79,7 @@ async def connect_tcp(address: Address) -> RawConnection:
                 try:
                     stream = await trio.open_tcp_stream(host, address.port)
                 except OSError as error:
-                    reasons.append(str(error.__cause__ or error))
+                    reasons.append(_reason(error))
                 else:
                     return RawConnection(stream, address, is_initiator=True)
     except trio.TooSlowError:
@@ -87,6 +87,14 @@ async def connect_tcp(address: Address) -> RawConnection:
     except OSError as error:
         raise DialError(f"{address}: {error.strerror or error}") from error
     raise DialError(f"{address}: {'; '.join(reasons) or 'no such host'}")
+
+
+def _reason(error: OSError) -> str:
+    """Say what an attempt to connect met; trio puts that into a group."""
+    cause: BaseException = error.__cause__ or error
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    return (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
 
 
 async def listen_tcp(address: Address) -> Sequence[trio.SocketListener]:

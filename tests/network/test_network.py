@@ -233,5 +233,5 @@ async def test_nothing_is_left_when_a_network_is_closed() -> None:
             await until(a, lambda: c.peer_id in a.connected_peers())
             address = direct_address(c)
         await until(a, lambda: c.peer_id not in a.connected_peers())
-        with pytest.raises(DialError):
+        with pytest.raises(DialError, match="Connection refused"):
             await a.dial(address)
