@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
+from transformers import ConvNextConfig, ConvNextForImageClassification, LlamaConfig, LlamaForCausalLM
 
 PEER = "12D3KooWAYWS7kNsRXmUDsTKdU9eksCh3WPKktS3kqU4mJXP66Xh"
 JOB_ID = "7b0f7b3e-4d0a-4c6b-9e52-0d6b3f7d2a11"
@@ -220,8 +222,6 @@ def _forever(mailbox: "queue.Queue[Path]") -> Iterator[Path]:
 
 def write_digit_slices(folder: Path, count: int = 4, samples: int = 20) -> list[Path]:
     """Slices of real handwritten digits."""
-    from sklearn.datasets import load_digits
-
     digits = load_digits()
     paths = []
     for number in range(count):
@@ -235,8 +235,6 @@ def write_digit_slices(folder: Path, count: int = 4, samples: int = 20) -> list[
 
 def write_tiny_model(folder: Path) -> Path:
     """A ConvNext for 8x8 digits, as transformers saves it."""
-    from transformers import ConvNextConfig, ConvNextForImageClassification
-
     torch.manual_seed(0)
     config = ConvNextConfig(
         num_channels=1,
@@ -251,3 +249,41 @@ def write_tiny_model(folder: Path) -> Path:
     )
     ConvNextForImageClassification(config).save_pretrained(folder)
     return folder
+
+
+def language_model(tied: bool = True) -> Any:
+    """A Llama of 2 layers and 32 tokens; its embedding is tied to its head."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config)
+
+
+def write_text_slices(folder: Path, count: int = 4, samples: int = 20, length: int = 12) -> list[Path]:
+    """Slices of token sequences that count upwards, so that there is something to learn."""
+    paths = []
+    for number in range(count):
+        starts = torch.arange(number * samples, (number + 1) * samples).unsqueeze(1)
+        tokens = (starts + torch.arange(length)) % 29 + 3
+        path = folder / f"slice-{number:04d}.safetensors"
+        save_file({"input_ids": tokens.to(torch.int32), "labels": tokens.to(torch.int32)}, path)
+        paths.append(path)
+    return paths
+
+
+def language_job(**config: Any) -> dict[str, Any]:
+    """As `job_spec`, for the language model."""
+    artifact = {"type": "huggingface", "repository": "tests/llama", "filenames": ["config.json", "model.safetensors"]}
+    names = ["input_ids", "labels"]
+    return job_spec(model={"task": "causal-lm", "artifact": artifact, "input-names": names}, **config)

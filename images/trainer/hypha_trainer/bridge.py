@@ -83,19 +83,20 @@ class Bridge:
             raise BridgeError(f"the scheduler's ScheduleUpdate has no usable counter: {answer!r}"[:300])
         return Answer(kind, counter)
 
-    def events(self, reference: Mapping[str, Any], folder: str, opened: threading.Event) -> Iterator[dict[str, Any]]:
-        """Subscribes once to what peers push; ends or raises `httpx.HTTPError` when the connection does."""
+    def events(self, reference: Mapping[str, Any], folder: str, since: str | None) -> Iterator[tuple[str, str]]:
+        """Subscribes once to what peers push, beyond event `since`; yields fields of the events and their values.
+
+        First comes an empty field, once the subscription stands. Ends or raises `httpx.HTTPError` as the connection does.
+        """
         timeout = httpx.Timeout(_STATUS_S, read=_SILENCE_S)
         body = {"resource": reference, "path": folder}
-        headers = {"Accept": "text/event-stream"}
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": since} if since else {})
         with self._client.stream("POST", "/resources/receive", json=body, headers=headers, timeout=timeout) as response:
             response.raise_for_status()
-            opened.set()
+            yield "", ""
             for line in response.iter_lines():
                 field, _, value = line.partition(":")
-                if field == "data":
-                    event = json.loads(value)
-                    yield from event if isinstance(event, list) else [event]
+                yield field or "comment", value.strip()
 
     def inside(self, path: str) -> Path:
         """The absolute path of a file that the bridge names relative to the work directory."""
@@ -131,7 +132,7 @@ class Bridge:
 class Updates:
     """The updates that the parameter server pushes, listened for from the start.
 
-    A thread holds the subscription and takes it up again when it breaks.
+    A thread holds the subscription and takes it up again when it breaks, after the last event that it saw.
     """
 
     def __init__(self, bridge: Bridge, reference: Mapping[str, Any], folder: str = "incoming"):
@@ -165,25 +166,32 @@ class Updates:
         return arrived
 
     def _listen(self) -> None:
-        pauses, last_contact = iter(_PAUSES_S), time.monotonic()
+        pauses, contact, last_id = iter(_PAUSES_S), time.monotonic(), None
         while True:
             problem = "the stream ended"
             try:
-                for event in self._bridge.events(self._reference, self._folder, self._opened):
-                    pauses, last_contact = iter(_PAUSES_S), time.monotonic()
-                    self._take(event)
+                for field, value in self._bridge.events(self._reference, self._folder, last_id):
+                    contact = time.monotonic()
+                    if field == "":
+                        pauses = iter(_PAUSES_S)
+                        self._opened.set()
+                    elif field == "id":
+                        last_id = value
+                    elif field == "data":
+                        self._take(json.loads(value))
             except (httpx.HTTPError, ValueError) as error:
                 problem = f"{type(error).__name__}: {error}"
             except BridgeError as error:
                 return self._arrived.put(error)
-            if self._bridge.gone() or time.monotonic() - last_contact > RETRY_FOR_S and not self._opened.is_set():
+            if self._bridge.gone() or time.monotonic() - contact > RETRY_FOR_S:
                 return self._arrived.put(BridgeError(f"job bridge, POST /resources/receive: {problem}"))
             log(f"job bridge, POST /resources/receive: {problem}; subscribing again")
             time.sleep(next(pauses, _PAUSES_S[-1]))
 
     def _take(self, event: object) -> None:
-        path = event.get("path") if isinstance(event, dict) else None
-        if isinstance(path, str):
-            self._arrived.put(self._bridge.inside(path))
-        else:
-            log(f"job bridge: an event without a path was ignored: {event!r}"[:300])
+        for pointer in event if isinstance(event, list) else [event]:
+            path = pointer.get("path") if isinstance(pointer, dict) else None
+            if isinstance(path, str):
+                self._arrived.put(self._bridge.inside(path))
+            else:
+                log(f"job bridge: an event without a path was ignored: {pointer!r}"[:300])

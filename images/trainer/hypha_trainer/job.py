@@ -40,7 +40,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Job:
-    """What to train, on what, and whom to exchange updates with. References stay as they came: the bridge reads them."""
+    """What to train, on what, and with whom to exchange updates. References stay as they came, for the bridge."""
 
     job_id: str
     model: Artifact
@@ -69,7 +69,7 @@ def parse_job(text: str) -> Job:
     executor = spec.node("executor")
     if executor.text("class") != "train":
         raise JobError(
-            f"executor.class is {executor.text('class')!r}, this executor trains; check the worker's executors"
+            f"executor.class is {executor.text('class')!r}, this executor only trains; check the worker's executors"
         )
     config = executor.node("config")
     preprocessor, schedule = config.optional("preprocessor"), config.optional("scheduler")

@@ -1,4 +1,4 @@
-"""DiLoCo's inner loop: train batches until the scheduler wants an update, send the pseudo-gradient, merge what comes back."""
+"""DiLoCo's inner loop: train until the scheduler wants an update, send the pseudo-gradient, merge what comes back."""
 
 import time
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class Training:
         loss = outputs if isinstance(outputs, torch.Tensor) else outputs.get("loss")
         if loss is None:
             raise TrainerError("the model computed no loss; name its labels among the model's input-names")
-        return loss  # type: ignore[no-any-return]
+        return loss
 
 
 class Coordinator:

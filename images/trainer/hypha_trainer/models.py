@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from hypha_trainer.errors import JobError
 from hypha_trainer.log import log
@@ -73,14 +75,14 @@ _PREPROCESSOR_CLASSES = {
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 
 
-def load_model(task: str, folder: Path, *, trust_remote_code: bool, **placement: Any) -> torch.nn.Module:
+def load_model(task: str, folder: Path, *, trust_remote_code: bool, placement: dict[str, Any]) -> torch.nn.Module:
     """Builds the model from the files in `folder`, in float32, ready to be trained.
 
     Args:
         task: The job's model type, in any of its spellings.
         folder: Where config.json lies.
         trust_remote_code: Whether code among the files may be run.
-        **placement: Further arguments of `from_pretrained` that place the model on devices.
+        placement: Further arguments of `from_pretrained` that place the model on devices.
 
     Raises:
         JobError: The type or the files are not usable.
@@ -88,14 +90,13 @@ def load_model(task: str, folder: Path, *, trust_remote_code: bool, **placement:
     auto_class = _auto_class(AUTO_CLASSES.get(_SPELLINGS.get(task, task), ()), f"model type {task!r}")
     config = _read_config(folder, "config.json")
     _check_code(config, trust_remote_code, "model")
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.manual_seed(SEED)
     options = {"trust_remote_code": trust_remote_code}
     try:
         if any(match for pattern in _WEIGHTS for match in folder.glob(pattern)):
             model = auto_class.from_pretrained(folder, dtype=torch.float32, **options, **placement)
         else:
-            from transformers import AutoConfig
-
             log("the model's files hold no weights; it starts from random ones, the same in every trainer")
             model = auto_class.from_config(AutoConfig.from_pretrained(folder, **options), **options).float()
     except (ValueError, OSError, KeyError, ImportError, AttributeError, RuntimeError) as error:
@@ -121,8 +122,6 @@ def load_preprocessor(task: str, folder: Path, *, trust_remote_code: bool) -> An
 
 
 def _auto_class(names: tuple[str, ...], what: str) -> Any:
-    import transformers
-
     if not names:
         raise JobError(f"{what} is not known")
     for name in names:
@@ -144,8 +143,6 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _check_code(config: dict[str, Any], trusted: bool, what: str) -> None:
-    from transformers import CONFIG_MAPPING
-
     native = config.get("model_type") in CONFIG_MAPPING
     if "auto_map" in config and not native and not trusted:
         raise JobError(

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from functools import partial
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from hypha_trainer.job import Optimizer, Schedule
@@ -18,7 +19,10 @@ def make_optimizer(settings: Optimizer, parameters: Iterable[torch.nn.Parameter]
     if settings.epsilon is not None:
         options["eps"] = settings.epsilon
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=settings.learning_rate, fused=True, **options)  # type: ignore[arg-type]
+    # Tensor parallel leaves some parameters whole, and one fused step takes one kind only.
+    kinds = [[p for p in trained if isinstance(p, DTensor) is parted] for parted in (False, True)]
+    groups = [{"params": kind} for kind in kinds if kind]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True, **options)  # type: ignore[arg-type]
 
 
 def make_schedule(schedule: Schedule | None, optimizer: torch.optim.Optimizer) -> LambdaLR:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from hypha_trainer.errors import JobError
-from hypha_trainer.job import Job
+from hypha_trainer.job import Artifact, Job
 
 Tensors = dict[str, torch.Tensor]
 
@@ -21,7 +21,7 @@ def slice_names(job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
 class Preparation:
     """Applies the job's preprocessor and selects the model's inputs, in the model's number formats."""
 
-    def __init__(self, job: Job, preprocessor: Any | None):
+    def __init__(self, job: Job, preprocessor: Any):
         self._job = job
         self._preprocessor = preprocessor
 
@@ -31,7 +31,8 @@ class Preparation:
         Raises:
             JobError: The preprocessor fails on them, or an input is missing.
         """
-        made = self._preprocess(rows) if self._preprocessor else rows
+        stage = self._job.preprocessor
+        made = self._preprocess(stage, rows) if stage else rows
         if self._job.model.task == "causal-lm" and "labels" not in made and "input_ids" in made:
             made = {**made, "labels": _causal_labels(made)}
         if missing := [name for name in self._job.model.input_names if name not in made]:
@@ -40,10 +41,7 @@ class Preparation:
             )
         return {name: _model_format(made[name]) for name in self._job.model.input_names}
 
-    def _preprocess(self, rows: Tensors) -> Tensors:
-        stage = self._job.preprocessor
-        assert stage is not None
-        assert self._preprocessor is not None
+    def _preprocess(self, stage: Artifact, rows: Tensors) -> Tensors:
         taken = {name: _preprocessor_format(stage.task, name, rows[name]) for name in stage.input_names}
         options: dict[str, Any] = {"return_tensors": "pt"}
         if stage.task == "tokenizer":

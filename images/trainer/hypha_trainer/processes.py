@@ -1,7 +1,7 @@
 """The processes of one trainer: who talks to the bridge, who has which rows, and how they agree.
 
-Decisions travel over a gloo group of their own on the CPU, so that the accelerators are never waited for, and data paths
-over another, because they travel in another thread.
+Decisions travel over a gloo group of their own on the CPU, so that the accelerators are never waited for, and paths of
+data over another, because they travel in another thread.
 """
 
 from collections.abc import Callable
@@ -33,8 +33,8 @@ class Processes:
         self.data_rank = data_rank
         self.data_ranks = data_ranks
         self.alone = size == 1
-        self._decisions = None if self.alone else dist.new_group(backend="gloo", timeout=_PATIENCE)
-        self._data = None if self.alone else dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._decisions: Any = None if self.alone else dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._data: Any = None if self.alone else dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     def rows(self, samples: int) -> tuple[int, int]:
         """The half-open range of a batch's rows that is this process's; shares differ by one at most."""
@@ -60,7 +60,7 @@ class Processes:
         if self.main:
             try:
                 box = [make()]
-            except Exception as error:  # noqa: BLE001  # raised in every process
+            except Exception as error:  # raised in every process
                 box = [_Raised(error)]
         dist.broadcast_object_list(box, src=0, group=group)
         if isinstance(box[0], _Raised):

@@ -43,8 +43,8 @@ class Countdown:
 class Reporter:
     """Reports batches in order, one report under way at a time, while the next batch is computed.
 
-    Before the next batch the answer is waited for, but no longer than a tenth of what a batch takes: slow batches stop where the
-    scheduler says, fast ones do not wait for the network and may overrun by one.
+    Before the next batch the answer is waited for, but no longer than a tenth of what a batch takes: slow batches stop
+    where the scheduler says, fast ones do not wait for the network and may overrun by one.
     """
 
     def __init__(self, bridge: Bridge):
@@ -97,7 +97,7 @@ class Reporter:
 
 
 class Metrics:
-    """Loss, batch time and samples, sent by a thread of its own: of each batch, or the mean of a few where batches are fast."""
+    """Loss, batch time and samples, sent by a thread of its own: of each batch, or of several if they are fast."""
 
     def __init__(self, bridge: Bridge, every_s: float = METRICS_EVERY_S, clock: Callable[[], float] = time.monotonic):
         self._bridge = bridge

@@ -1,10 +1,13 @@
 """What a job is trained with: the model on its devices, its weights, its data, its processes."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from hypha_trainer.bridge import Bridge
 from hypha_trainer.errors import JobError
@@ -15,9 +18,9 @@ from hypha_trainer.models import load_model, load_preprocessor
 from hypha_trainer.optimizer import make_optimizer, make_schedule
 from hypha_trainer.preprocessing import Preparation, slice_names
 from hypha_trainer.processes import Processes
-from hypha_trainer.replicas import Replicated, Sharded, unique_names
+from hypha_trainer.replicas import Weights, standing_names
 from hypha_trainer.slices import Batches, fetch_slices
-from hypha_trainer.weights import Tensors
+from hypha_trainer.weights import Tensors, save_tensors
 
 
 def make_processes(accelerator: Accelerator) -> Processes:
@@ -37,6 +40,7 @@ def make_training(
     folders: tuple[Path, Path | None],
     accelerator: Accelerator,
     processes: Processes,
+    *,
     trust_remote_code: bool,
 ) -> tuple[Training, Tensors]:
     """The training of `job`, ready for its first batch, and (in the main process) the weights it starts from."""
@@ -59,33 +63,53 @@ def make_training(
         processes=processes,
         device=accelerator.device,
     )
-    plain = load_model(job.model.task, model_folder, trust_remote_code=trust_remote_code)
-    names = unique_names(plain)
+    plain = load_model(
+        job.model.task, model_folder, trust_remote_code=trust_remote_code, placement=_placement(accelerator)
+    )
+    names = standing_names(plain)
     optimizer = make_optimizer(job.optimizer, plain.parameters())
     schedule = make_schedule(job.schedule, optimizer)
     count = sum(parameter.numel() for parameter in plain.parameters())
     model, prepared = accelerator.prepare(plain, optimizer)
-    if accelerator.distributed_type == DistributedType.FSDP or _tensor_parallel(accelerator) > 1:
-        weights: Replicated | Sharded = Sharded(model, names, main=processes.main)
-    else:
-        unwrapped = accelerator.unwrap_model(model)
-        weights = Replicated(unwrapped, names, main=processes.main, alone=processes.alone)
+    weights = Weights(
+        accelerator.unwrap_model(model), names, main=processes.main, alone=processes.alone, device=accelerator.device
+    )
     start = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.whole()}
     torch.seed()  # from here on every process draws its own random numbers
     if processes.main:
         log(
-            f"{type(plain).__name__}, {count:,} parameters, on {accelerator.num_processes} x {accelerator.device.type}, "
-            f"precision {accelerator.mixed_precision}"
+            f"{type(plain).__name__}, {count:,} parameters, {accelerator.num_processes} x {accelerator.device.type}, "
+            f"mixed precision: {accelerator.mixed_precision}"
         )
     return Training(accelerator, processes, model, prepared, schedule, weights, batches), start
 
 
-def keep_model(training: Training, folder: Path) -> None:
-    """Writes the trained model where it outlives the job; every process calls this."""
-    state = dict(training.weights.whole())
-    if training.processes.main:
-        training.accelerator.unwrap_model(training.model).save_pretrained(folder, state_dict=state)
-        log(f"the trained model is in {folder}")
+def keep_model(weights: Tensors, source: Path, folder: Path) -> None:
+    """Writes the trained weights, with what described the model, to a folder that outlives the job."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in source.glob("*.json"):
+        if not file.name.endswith(".index.json"):
+            shutil.copyfile(file, folder / file.name)
+    save_tensors(folder / "model.safetensors", weights.items(), weights, {"format": "pt"})
+    log(f"the trained model is in {folder}")
+
+
+def _placement(accelerator: Accelerator) -> dict[str, Any]:
+    """How `from_pretrained` is to place the model.
+
+    Raises:
+        JobError: The accelerate configuration asks for what this trainer cannot do.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise JobError("this trainer shards by FSDP 2; set fsdp_config.fsdp_version: 2 in the accelerate configuration")
+    size = _tensor_parallel(accelerator)
+    if size == 1:
+        return {}
+    if size != accelerator.num_processes:
+        raise JobError(
+            f"tp_size is {size} but num_processes {accelerator.num_processes}; make them equal for accelerate"
+        )
+    return {"distributed_config": DistributedConfig(tp_size=size)}
 
 
 def _tensor_parallel(accelerator: Accelerator) -> int:

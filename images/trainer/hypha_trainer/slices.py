@@ -1,7 +1,7 @@
 """Training data: slices fetched ahead of need, cut into batches, preprocessed and laid out for the device.
 
-A slice is a SafeTensors file of tensors whose first dimension counts the samples. All of this runs in threads beside the
-training; only `Batches.next` is called by it.
+A slice is a SafeTensors file of tensors whose first dimension counts the samples. All of this runs in threads beside
+the training; only `Batches.next` is called by it.
 """
 
 import queue
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +19,7 @@ from hypha_trainer.errors import JobError, TrainerError
 from hypha_trainer.processes import Processes
 
 Tensors = dict[str, torch.Tensor]
+T = TypeVar("T")
 
 SLICES_AHEAD = 1
 BATCHES_AHEAD = 2
@@ -32,12 +33,6 @@ class Batch:
     samples: int
     share: float
     """The part of the whole batch's samples that this process has."""
-
-
-class Prepare(Protocol):
-    """Turns tensors of a slice into the model's inputs."""
-
-    def __call__(self, rows: Tensors) -> Tensors: ...
 
 
 def fetch_slices(bridge: Bridge, reference: Mapping[str, Any]) -> Iterator[Path]:
@@ -79,8 +74,8 @@ def read_slice(path: Path, required: tuple[str, ...], optional: tuple[str, ...] 
 def cut(slices: Iterator[Tensors], batch_size: int) -> Iterator[Tensors]:
     """Batches of exactly `batch_size` samples; one may span slices.
 
-    Where the next slice's samples are shaped differently (padded to another length), what is left of the slice before is a
-    smaller batch of its own.
+    Where the next slice's samples are shaped differently (padded to another length), what is left of the slice before
+    is a smaller batch of its own.
     """
     rest: Tensors = {}
     for tensors in slices:
@@ -120,7 +115,7 @@ class Batches:
         *,
         required: tuple[str, ...],
         optional: tuple[str, ...],
-        prepare: Prepare,
+        prepare: Callable[[Tensors], Tensors],
         batch_size: int,
         processes: Processes,
         device: torch.device,
@@ -163,15 +158,15 @@ class Batches:
             yield tensors
 
 
-def _pour(source: Iterator[Any], sink: "queue.Queue[Any]") -> None:
+def _pour(source: Iterator[T], sink: "queue.Queue[T | Exception]") -> None:
     try:
         for item in source:
             sink.put(item)
-    except Exception as error:  # noqa: BLE001  # it is raised where the items are taken
+    except Exception as error:  # it is raised where the items are taken
         sink.put(error)
 
 
-def _take(source: "queue.Queue[Any]") -> Any:
+def _take(source: "queue.Queue[T | Exception]") -> T:
     item = source.get()
     if isinstance(item, Exception):
         raise item

@@ -4,10 +4,13 @@ import argparse
 import os
 import signal
 import sys
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import NoReturn
 
+from hypha_trainer.bridge import Bridge
 from hypha_trainer.errors import JobError, TrainerError
 from hypha_trainer.job import Artifact, Job, parse_job
 from hypha_trainer.log import log
@@ -26,6 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
     except TrainerError as error:
         log(f"error: {error}")
         return error.exit_code
+    except Exception as error:  # what nobody foresaw: one line for the worker's log, the rest for whoever mends it
+        traceback.print_exc()
+        log(f"error: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        return 1
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -56,35 +63,36 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 def _run(job: Job, options: argparse.Namespace, work_dir: Path) -> int:
-    # Late, because these take seconds: a job that is refused is refused at once.
-    from accelerate import Accelerator
-
-    from hypha_trainer.bridge import Bridge
-    from hypha_trainer.loop import Coordinator, train
-    from hypha_trainer.setup import keep_model, make_processes, make_training
-
     bridge = Bridge(options.socket, work_dir)
+    fetched = ThreadPoolExecutor(1, "fetch").submit(_fetch, bridge, job) if os.environ.get("RANK", "0") == "0" else None
+
+    # These imports take seconds: the files come meanwhile, and a job that is refused is refused before.
+    from accelerate import Accelerator  # noqa: PLC0415
+
+    from hypha_trainer.loop import Coordinator, train  # noqa: PLC0415
+    from hypha_trainer.setup import keep_model, make_processes, make_training  # noqa: PLC0415
+
     accelerator = Accelerator()
     processes = make_processes(accelerator)
-    folders = processes.decide(lambda: _fetch(bridge, job))
-    training, start = make_training(job, bridge, folders, accelerator, processes, options.trust_remote_code)
+    folders = processes.decide(lambda: fetched.result() if fetched else _fetch(bridge, job))
+    training, start = make_training(
+        job, bridge, folders, accelerator, processes, trust_remote_code=options.trust_remote_code
+    )
     coordinator = Coordinator(bridge, job, work_dir, start, options.update_timeout_s) if processes.main else None
     rounds = train(training, coordinator)
-    if options.output_dir:
-        keep_model(training, options.output_dir / job.job_id)
+    if coordinator and options.output_dir:
+        keep_model(coordinator.weights, folders[0], options.output_dir / job.job_id)
     log(f"training finished after {rounds} rounds")
-    accelerator.end_training()
-    bridge.close()
     return 0
 
 
-def _fetch(bridge: Any, job: Job) -> tuple[Path, Path | None]:
+def _fetch(bridge: Bridge, job: Job) -> tuple[Path, Path | None]:
     """Fetches model and preprocessor; the model last, so that a config.json of both is the model's."""
     preprocessor = _folder(bridge, job.preprocessor) if job.preprocessor else None
     return _folder(bridge, job.model), preprocessor
 
 
-def _folder(bridge: Any, artifact: Artifact) -> Path:
+def _folder(bridge: Bridge, artifact: Artifact) -> Path:
     files = [fetched.path for fetched in bridge.fetch(artifact.reference)]
     if not files:
         raise JobError(f"the artifact of {artifact.task!r} has no files; name them in its filenames")
@@ -92,5 +100,15 @@ def _folder(bridge: Any, artifact: Artifact) -> Path:
     return min((path.parent for path in files), key=lambda folder: len(folder.parts))
 
 
+def _leave(code: int | str | None) -> NoReturn:
+    """Ends the process at once: its other threads may wait in requests or collectives that nobody will answer."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        _leave(main())
+    except SystemExit as exit_request:
+        _leave(exit_request.code)

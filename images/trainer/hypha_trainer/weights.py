@@ -16,7 +16,7 @@ from hypha_trainer.errors import TrainerError
 Tensors = dict[str, torch.Tensor]
 Named = Iterable[tuple[str, torch.Tensor]]
 
-_DTYPE_NAMES = {
+DTYPE_NAMES = {  # numbers that can be averaged
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -26,7 +26,6 @@ _DTYPE_NAMES = {
     torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
-    torch.bool: "BOOL",
 }
 
 
@@ -49,7 +48,7 @@ def save_tensors(path: Path, tensors: Named, like: Tensors, metadata: Mapping[st
     end = 0
     for name, tensor in like.items():
         start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     partial = path.with_suffix(".partial")
@@ -61,7 +60,7 @@ def save_tensors(path: Path, tensors: Named, like: Tensors, metadata: Mapping[st
 
 
 def _write_all(descriptor: int, tensor: torch.Tensor) -> None:
-    view = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+    view = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
     while view:
         view = view[os.write(descriptor, view) :]
 
