@@ -16,6 +16,8 @@ from hypha_messages.job import (
     Preprocessor,
     PreprocessorType,
     UriReference,
+    WarmupSchedule,
+    WarmupStableDecay,
 )
 from hypha_messages.types import Amount, Resources
 from hypha_network.addresses import RESERVED_CIDRS
@@ -153,7 +155,7 @@ class JobResources(BaseModel):
 
 
 class DilocoJob(BaseModel):
-    """A training job."""
+    """A training job; `schedule` is that of the trainers' learning rates, constant without one."""
 
     type: Literal["diloco"] = "diloco"
     model: ModelSource
@@ -162,6 +164,7 @@ class DilocoJob(BaseModel):
     rounds: Rounds
     inner_optimizer: Adam
     outer_optimizer: Nesterov
+    schedule: Annotated[WarmupSchedule | WarmupStableDecay, Field(discriminator="type")] | None = None
     resources: JobResources
 
 

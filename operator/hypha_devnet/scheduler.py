@@ -186,6 +186,7 @@ class Scheduler:
             optimizer=job.inner_optimizer,
             batch_size=self._rounds.trainers[peer_id].batch_size,
             preprocessor=job.preprocessor.preprocessor() if job.preprocessor else None,
+            scheduler=job.schedule,
         )
         return JobSpec(
             job_id=self._job_id, executor=TrainExecutor(descriptor=ExecutorName(name=TRAIN_EXECUTOR), config=config)
