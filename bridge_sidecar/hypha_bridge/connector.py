@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import BinaryIO, Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -132,16 +133,17 @@ class Connector:
         with self._request("POST", f"/pushes?peer={quote(peer, safe='')}", file):
             pass
 
-    def take_push(self, open_sink: Callable[[], Sink]) -> str | None:
-        """Wait for a push (seconds), stream it into a sink; its sender, or None if none came. ConnectorError."""
+    @contextlib.contextmanager
+    def next_push(self) -> Iterator["Push | None"]:
+        """Wait for a push, some seconds, to be read within the context; None if none came. ConnectorError."""
         with self._request("GET", "/pushes", None) as response:
             if response.status == http.client.NO_CONTENT:
-                return None
+                yield None
+                return
             peer = response.headers.get("Hypha-Peer")
             if peer is None:
                 raise _nonsense("/pushes", b"a push without the header Hypha-Peer")
-            _drain(response, open_sink())
-            return peer
+            yield Push(peer, response)
 
     def progress(self, progress: object) -> bytes:
         """Report progress and return the scheduler's answer (JSON); ConnectorError."""
@@ -179,6 +181,18 @@ class Connector:
             with self._lock:
                 self._open.discard(connection)
             connection.close()
+
+
+@dataclass(frozen=True)
+class Push:
+    """A push on its way from a peer. Left unread, it is broken off, and the peer knows."""
+
+    peer: str
+    _response: http.client.HTTPResponse
+
+    def stream_into(self, sink: Sink) -> None:
+        """Take all of it; ConnectorError, from the context, if it breaks off."""
+        _drain(self._response, sink)
 
 
 def _send(connection: _UnixConnection, method: str, path: str, token: str, body: bytes | BinaryIO | None) -> None:

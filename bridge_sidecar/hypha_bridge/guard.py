@@ -12,6 +12,7 @@ import httpx
 
 from hypha_bridge.errors import forbidden
 
+_PROTOCOL_ASSIGNMENTS: Final = ipaddress.ip_network("192.0.0.0/24")  # Python 3.11 takes parts of it for public
 _GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
@@ -28,9 +29,8 @@ def is_public(address: str) -> bool:
             embedded = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
         if embedded is not None:
             return is_public(str(embedded))
-        if parsed not in _GLOBAL_UNICAST:
-            return False
-    return parsed.is_global and not parsed.is_multicast
+        return parsed in _GLOBAL_UNICAST and parsed.is_global
+    return parsed.is_global and not parsed.is_multicast and parsed not in _PROTOCOL_ASSIGNMENTS
 
 
 class GuardedTransport(httpx.BaseTransport):

@@ -98,28 +98,25 @@ class Inbox:
 
     def _take(self) -> _Waiting | None:
         """Take one push into a file of ours (blocks); None if none came, or none that may be kept."""
-        with self._files.stage() as staged:
-            peer = self._connector.take_push(lambda: staged)
-            problem = None if peer is None else self._problem(peer, staged.path)
-            if peer is None or problem is not None:
-                staged.path.unlink()
-                if problem is not None:
-                    logger.warning("dropped a push of %d bytes from %s: %s", staged.size_bytes, peer, problem)
+        with self._connector.next_push() as push:
+            if push is None:
                 return None
-            return _Waiting(
-                staged=staged.path, size=staged.size_bytes, from_peer=peer, sequence=-1, checksum=staged.checksum
-            )
-
-    def _problem(self, peer: str, path: Path) -> str | None:
-        if peer not in self._senders:
-            return "the job's specification does not name this peer"
+            if push.peer not in self._senders:
+                logger.warning("refused a push from %s: the job's specification does not name it", push.peer)
+                return None
+            with self._files.stage() as staged:
+                push.stream_into(staged)
         try:
-            safetensors.check(path)
+            safetensors.check(staged.path)
         except safetensors.Truncated as error:
-            return f"it is not whole: {error}"
+            logger.warning("dropped a push from %s that is not whole: %s", push.peer, error)
+            staged.path.unlink()
+            return None
         except safetensors.NotSafeTensors:
-            return None  # executors may exchange other files; theirs to judge
-        return None
+            pass  # executors may exchange other files; theirs to judge
+        return _Waiting(
+            staged=staged.path, size=staged.size_bytes, from_peer=push.peer, sequence=-1, checksum=staged.checksum
+        )
 
     def _add(self, waiting: _Waiting) -> None:
         self._waiting.append(waiting.model_copy(update={"sequence": self._sequence}))

@@ -1,0 +1,122 @@
+"""Jobs download from public addresses only."""
+
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from hypha_bridge.errors import BridgeError
+from hypha_bridge.guard import GuardedTransport, is_public
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.1", "127.8.8.8", "169.254.169.254", "172.16.0.1",
+        "172.31.255.255",
+        "192.0.0.8", "192.0.2.1", "192.168.1.1", "198.18.0.1", "203.0.113.7", "224.0.0.1", "240.0.0.1",
+        "255.255.255.255",
+        "::", "::1", "::ffff:10.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::1",
+        "2001:db8::1", "2002:7f00:1::", "fc00::1", "fd00:ec2::254", "fe80::1", "fe80::1%eth0", "fec0::1", "ff02::1",
+        "100::1", "not an address",
+    ],
+)  # fmt: skip
+def test_addresses_that_are_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["1.1.1.1", "8.8.8.8", "2606:4700::1111", "2a00:1450:4001::1", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+)
+def test_addresses_that_are_public(address: str) -> None:
+    assert is_public(address)
+
+
+class _Server(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.hosts.append(self.headers["Host"])  # type: ignore[attr-defined]
+        if self.path == "/away":
+            self.send_response(302)
+            self.send_header("Location", "/here")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[http.server.ThreadingHTTPServer]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Server)
+    server.hosts = []  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def client(**options: Any) -> httpx.Client:
+    transport = GuardedTransport(**{"allow_private_addresses": False} | options)
+    return httpx.Client(transport=transport, follow_redirects=True)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.1", "2130706433", "0x7f000001", "[::1]", "[::ffff:127.0.0.1]", "0"])
+def test_every_way_to_write_this_machine_is_refused(server: http.server.ThreadingHTTPServer, host: str) -> None:
+    with client() as guarded, pytest.raises(BridgeError) as refusal:
+        guarded.get(f"http://{host}:{server.server_port}/")
+    assert refusal.value.status == 403
+    assert server.hosts == []  # type: ignore[attr-defined]
+
+
+def test_private_addresses_can_be_allowed(server: http.server.ThreadingHTTPServer) -> None:
+    with client(allow_private_addresses=True) as open_client:
+        assert open_client.get(f"http://127.0.0.1:{server.server_port}/").text == "ok"
+
+
+def _resolving(monkeypatch: pytest.MonkeyPatch, answers: list[list[str]]) -> list[str]:
+    """Make names resolve to these answers, one after the other; returns what was asked for."""
+    asked: list[str] = []
+
+    def getaddrinfo(host: str, port: int | None, **_: Any) -> list[Any]:
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers.pop(0)]
+
+    resolver = SimpleNamespace(getaddrinfo=getaddrinfo, SOCK_STREAM=socket.SOCK_STREAM)
+    monkeypatch.setattr("hypha_bridge.guard.socket", resolver)
+    return asked
+
+
+def test_a_name_with_one_private_address_among_public_ones_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _resolving(monkeypatch, [["8.8.8.8", "10.0.0.1"]])
+    with client() as guarded, pytest.raises(BridgeError):
+        guarded.get("http://rebinding.example/")
+
+
+def test_the_connection_goes_to_the_address_that_was_checked_and_redirects_are_checked_again(
+    monkeypatch: pytest.MonkeyPatch, server: http.server.ThreadingHTTPServer
+) -> None:
+    """A rebinding name server answers with a public address first and a private one then."""
+    connected: list[str] = []
+    real_connect = socket.create_connection
+
+    def create_connection(address: tuple[str, int], *args: Any, **options: Any) -> socket.socket:
+        connected.append(address[0])
+        return real_connect(("127.0.0.1", server.server_port), *args, **options)
+
+    monkeypatch.setattr("httpcore._backends.sync.socket.create_connection", create_connection)
+    asked = _resolving(monkeypatch, [["93.184.215.14"], ["127.0.0.1"]])
+    with client() as guarded, pytest.raises(BridgeError):
+        guarded.get("http://rebinding.example/away")
+    assert asked == ["rebinding.example", "rebinding.example"]
+    assert connected == ["93.184.215.14"]
+    assert server.hosts == ["rebinding.example"]  # type: ignore[attr-defined]

@@ -1,0 +1,194 @@
+"""Receiving through the bridge: pushes wait on disk until somebody listens, and reach nobody else."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from hypha_bridge.config import BridgeConfig
+from support.bridge_node import FakeNode, safetensors, streaming
+
+from .conftest import OTHER, SERVER, STRANGER, until
+
+pytestmark = pytest.mark.anyio
+
+STOCK = {"resource": {"type": "peers", "peers": [SERVER, OTHER], "strategy": {"type": "All"}}}
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    bridge: httpx.AsyncClient, body: dict[str, Any] = STOCK, **headers: str
+) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+    async def events() -> AsyncIterator[dict[str, Any]]:
+        async for line in response.aiter_lines():
+            if line.startswith("data:"):
+                yield json.loads(line.removeprefix("data:"))
+
+    async with bridge.stream("POST", "/resources/receive", json=body, headers=headers) as response:
+        assert response.status_code == 200, await response.aread()
+        assert response.headers["Content-Type"].startswith("text/event-stream")
+        yield events()
+
+
+async def spooled(config: BridgeConfig, count: int) -> None:
+    """Wait until so many pushes lie whole in the bridge's own directory."""
+    state_dir = config.state_dir
+    assert state_dir is not None
+    await until(lambda: sum(path.is_file() and path.stat().st_size > 0 for path in state_dir.glob("tmp*")) == count)
+
+
+@pytest.mark.parametrize(
+    ("body", "folder"),
+    [
+        (STOCK, "incoming"),
+        (STOCK | {"path": "updates"}, "updates"),
+        ({"receive": {"type": "Peers", "peers": [SERVER], "strategy": "All"}, "out_dir": "a/b"}, "a/b"),
+        ({"receive": {"type": "Peers", "peers": [], "strategy": "All"}}, "incoming"),
+    ],
+)
+async def test_both_spellings_receive_what_a_peer_pushes(
+    bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, body: dict[str, Any], folder: str
+) -> None:
+    data = safetensors(2_000_000)
+    async with listening(bridge, body) as events:
+        node.incoming.put((SERVER, data))
+        event = await anext(events)
+    assert event["path"].startswith(f"{folder}/{SERVER}")
+    assert (event["size"], event["from_peer"], event["sequence"]) == (len(data), SERVER, 0)
+    assert event["checksum"] == "sha256:" + hashlib.sha256(data).hexdigest()
+    file = config.work_dir / event["path"]
+    assert file.read_bytes() == data
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+async def test_pushes_wait_until_somebody_listens_and_come_in_order_each_in_its_own_file(
+    bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
+) -> None:
+    for number in range(3):
+        node.incoming.put((SERVER, safetensors(100 + number)))
+        await spooled(config, number + 1)
+    assert not (config.work_dir / "incoming").exists()
+    async with listening(bridge) as events:
+        received = [await anext(events) for _ in range(3)]
+    assert [event["sequence"] for event in received] == [0, 1, 2]
+    sizes = [(config.work_dir / event["path"]).stat().st_size for event in received]
+    assert sizes == [len(safetensors(100 + number)) for number in range(3)]
+
+
+async def test_a_listener_that_returns_gets_what_came_meanwhile(
+    bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
+) -> None:
+    async with listening(bridge) as events:
+        node.incoming.put((SERVER, safetensors(10)))
+        assert (await anext(events))["sequence"] == 0
+    node.incoming.put((OTHER, safetensors(20)))
+    await spooled(config, 1)
+    async with listening(bridge) as events:
+        assert (await anext(events))["sequence"] == 1
+
+
+async def test_last_event_id_brings_back_what_got_lost_on_the_way(
+    bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
+) -> None:
+    async with listening(bridge) as events:
+        for size in (10, 20, 30):
+            node.incoming.put((SERVER, safetensors(size)))
+            last = await anext(events)
+    async with listening(bridge, **{"Last-Event-ID": "0"}) as events:
+        again = [await anext(events) for _ in range(2)]
+    assert [event["sequence"] for event in again] == [1, 2]
+    assert again[1] == last
+
+
+async def test_each_listener_gets_only_what_is_from_its_peers(bridge: httpx.AsyncClient, node: FakeNode) -> None:
+    def only(peer: str) -> dict[str, Any]:
+        return {"receive": {"type": "peers", "peers": [peer], "strategy": "All"}}
+
+    async with listening(bridge, only(SERVER)) as from_server, listening(bridge, only(OTHER)) as from_other:
+        node.incoming.put((OTHER, safetensors(1)))
+        node.incoming.put((SERVER, safetensors(2)))
+        assert (await anext(from_server))["from_peer"] == SERVER
+        assert (await anext(from_other))["from_peer"] == OTHER
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        streaming(safetensors(100_000)[:50_000], whole=False),
+        streaming(b"", whole=True),
+        lambda handler: handler.stream(safetensors(9)[:-1], headers={"Hypha-Peer": SERVER}),
+        lambda handler: handler.stream(safetensors(9), headers={"Hypha-Peer": STRANGER}),
+        lambda handler: handler.stream(safetensors(100_000)[:70_000], headers={"Hypha-Peer": SERVER}, whole=False),
+    ],
+    ids=["no sender", "nothing", "short", "a stranger's", "broken off"],
+)
+async def test_what_is_not_whole_or_not_for_this_job_is_dropped(
+    bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, fault: Any
+) -> None:
+    node.fail_next("GET /pushes", fault)
+    async with listening(bridge) as events:
+        await until(lambda: not node.faults["GET /pushes"])
+        node.incoming.put((SERVER, safetensors(3)))
+        event = await anext(events)
+    assert (event["sequence"], event["size"]) == (0, len(safetensors(3)))
+    assert len(list((config.work_dir / "incoming").iterdir())) == 1
+
+
+async def test_files_that_are_not_safetensors_are_passed_on(bridge: httpx.AsyncClient, node: FakeNode) -> None:
+    node.incoming.put((SERVER, b"any other file, whole as far as anybody can tell"))
+    async with listening(bridge) as events:
+        assert (await anext(events))["size"] == 48
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (STOCK | {"path": "../x"}, 400),
+        (STOCK | {"path": "link"}, 400),
+        ({"resource": {"type": "peers", "peers": [STRANGER], "strategy": "All"}}, 403),
+        ({"resource": {"type": "uri", "value": "http://example.org/x"}}, 400),
+        ({}, 400),
+    ],
+)
+async def test_a_bad_subscription_is_refused_with_a_reason(
+    bridge: httpx.AsyncClient, config: BridgeConfig, body: dict[str, Any], status: int
+) -> None:
+    (config.work_dir / "link").symlink_to("/tmp")
+    answer = await bridge.post("/resources/receive", json=body)
+    assert answer.status_code == status
+    assert answer.json()["detail"]
+
+
+async def test_a_push_survives_a_folder_that_the_job_turned_into_a_link(
+    bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
+) -> None:
+    async with listening(bridge) as events:
+        (config.work_dir / "incoming").rmdir()
+        (config.work_dir / "incoming").symlink_to("/tmp")
+        node.incoming.put((SERVER, safetensors(10)))
+        with pytest.raises(StopAsyncIteration):
+            await anext(events)
+    async with listening(bridge, STOCK | {"path": "elsewhere"}) as events:
+        assert (await anext(events))["path"].startswith("elsewhere/")
+
+
+class TestWithASmallSpool:
+    @pytest.fixture
+    def config(self, config: BridgeConfig) -> BridgeConfig:
+        return config.model_copy(update={"waiting_pushes": 2, "push_pollers": 1})
+
+    async def test_pushes_beyond_the_limit_stay_with_the_node(
+        self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
+    ) -> None:
+        for number in range(4):
+            node.incoming.put((SERVER, safetensors(number + 1)))
+        await spooled(config, 2)
+        await asyncio.sleep(3 * node.poll_s)
+        assert node.incoming.qsize() == 2
+        async with listening(bridge) as events:
+            assert [(await anext(events))["sequence"] for _ in range(4)] == [0, 1, 2, 3]
