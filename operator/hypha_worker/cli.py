@@ -79,18 +79,23 @@ CidrOption = Annotated[
 
 
 def main() -> NoReturn:
-    """Run the command line; what goes wrong is one line on standard error."""
+    """Run the command line; what is expected to go wrong is one line on standard error."""
     from hypha_network.errors import HyphaNetworkError  # noqa: PLC0415
     from hypha_worker.config_file import ConfigError  # noqa: PLC0415
     from hypha_worker.errors import NodeError  # noqa: PLC0415
 
     try:
         app(prog_name="hypha-worker")
-    except ConfigError as error:
-        _fail(str(error), 2)
-    except (HyphaNetworkError, NodeError) as error:
-        _fail(str(error))
+    except* ConfigError as group:
+        _fail(str(_first(group)), 2)
+    except* (HyphaNetworkError, NodeError) as group:
+        _fail(str(_first(group)))
     sys.exit(0)
+
+
+def _first(group: BaseException) -> BaseException:
+    """Return the first error in a nursery's group."""
+    return _first(group.exceptions[0]) if isinstance(group, BaseExceptionGroup) else group
 
 
 @app.callback(invoke_without_command=True)

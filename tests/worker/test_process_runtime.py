@@ -7,6 +7,7 @@ import pytest
 import trio
 import trio.testing
 
+from hypha_worker.errors import NodeError
 from hypha_worker.runtime import Failed, Finished, LaunchError, Started
 from hypha_worker.runtimes.control import ProcessConfig
 from hypha_worker.runtimes.process import open_process_runtime
@@ -75,7 +76,7 @@ time.sleep(600)
     async with open_rig(jobs.config(work_dir, executor)) as rig:
         job = jobs.job()
         await rig.runtime.launch(job)
-        await output_of(work_dir, job, "ready")
+        await output_of(work_dir, job.task_id, "ready")
         await rig.runtime.terminate(job.task_id, "its lease was not renewed")
         ended = await rig.end_of(job.task_id)
         assert isinstance(ended, Failed)
@@ -89,7 +90,7 @@ async def test_an_executor_deaf_to_sigterm_is_killed(work_dir: Path) -> None:
     async with open_rig(jobs.config(work_dir, deaf, kill_after_s=0.2)) as rig:
         job = jobs.job()
         await rig.runtime.launch(job)
-        await output_of(work_dir, job, "ready")
+        await output_of(work_dir, job.task_id, "ready")
         await rig.runtime.terminate(job.task_id, "enough")
         assert await rig.end_of(job.task_id) == Failed(job.task_id, "enough", ("ready",))
 
@@ -163,7 +164,7 @@ async def test_the_same_task_twice_is_refused(work_dir: Path) -> None:
 async def test_two_nodes_cannot_share_a_work_directory(work_dir: Path) -> None:
     config = jobs.config(work_dir, SLEEP)
     async with open_rig(config):
-        with pytest.raises(ValueError, match="another node uses work_dir"):
+        with pytest.raises(NodeError, match="another node uses work_dir"):
             async with open_process_runtime(config):
                 pass
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from hypha_worker.errors import NodeError
 from hypha_worker.runtime import LaunchError
 
 PARAMETER_SERVER: Final = (
@@ -93,10 +94,10 @@ class ExecutorCommand:
 
 
 def check_work_dir(work_dir: Path) -> None:
-    """Refuse a work directory in which a job's socket would have no valid name; ValueError."""
+    """Refuse a work directory in which a job's socket would have no valid name; NodeError."""
     room = _LONGEST_SOCKET_PATH - len("/hypha-12345678-1234-1234-1234-123456789012/bridge.sock")
     if len(str(work_dir).encode()) > room:
-        raise ValueError(
+        raise NodeError(
             f"work_dir {work_dir} is longer than {room} bytes: paths of Unix sockets are short; choose another"
         )
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import trio
 
+from hypha_worker.errors import NodeError
 from hypha_worker.runtime import AdoptedJob, Job, JobEvent, LaunchError, Started
 from hypha_worker.runtimes import launch, supervisor
 from hypha_worker.runtimes.control import ControlDirectories, ProcessConfig, Supervised
@@ -144,7 +145,7 @@ async def open_process_runtime(config: ProcessConfig) -> AsyncIterator[ProcessRu
     """Open the work directory for this node alone. What still runs when this ends goes on, for the next node to adopt.
 
     Raises:
-        ValueError: the work directory cannot be used, or another node uses it.
+        NodeError: the work directory cannot be used, or another node uses it.
     """
     launch.check_work_dir(config.work_dir)
     config.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -152,7 +153,7 @@ async def open_process_runtime(config: ProcessConfig) -> AsyncIterator[ProcessRu
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another node uses work_dir {config.work_dir}") from error
+            raise NodeError(f"another node uses work_dir {config.work_dir}") from error
         async with trio.open_nursery() as nursery:
             yield ProcessRuntime(config, nursery)
             nursery.cancel_scope.cancel()

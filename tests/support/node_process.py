@@ -1,0 +1,200 @@
+"""A worker node as a process of its own, and a scheduler in this one, on a gateway in this one."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import UUID, uuid4
+
+import trio
+
+from hypha_messages import advertisement
+from hypha_messages.advertisement import TOPIC, RequestWorker, WorkerSpec
+from hypha_messages.api import (
+    API,
+    DispatchJob,
+    DispatchJobOutcome,
+    RenewLease,
+    RenewLeaseOutcome,
+    ReportJobStatus,
+    ReportJobStatusReceived,
+    WorkerOffer,
+    WorkerOfferAccepted,
+)
+from hypha_messages.job import ExecutorDescriptor, JobSpec
+from hypha_messages.types import Resources, SystemTime
+from hypha_network.network import Network
+from support.certs import Pki
+from support.networks import DEADLINE_S, direct_address, member
+
+CAPACITY = Resources(gpu=1, cpu=1, memory=2, storage=2)
+EXECUTOR = """
+import pathlib, sys, time
+work, do = pathlib.Path(sys.argv[1]), sys.argv[2]
+print("the executor says", do, flush=True)
+if do == "crash":
+    sys.exit(3)
+if do == "finish":
+    sys.exit(0)
+while True:
+    time.sleep(0.1)
+"""
+
+
+class NodeProcess:
+    """`hypha-worker run` with a configuration of its own; what it logs is in `log`."""
+
+    def __init__(self, pki: Pki, directory: Path, gateway: Network, executor: str, **tables: dict[str, Any]) -> None:
+        self.directory = directory
+        self.peer_id = ""
+        files = pki.files("worker", directory)
+        script = directory / "executor.py"
+        script.write_text(EXECUTOR)
+        top = {
+            "cert_pem": files.cert.name,
+            "key_pem": files.key.name,
+            "trust_pem": files.trust.name,
+            "gateway_addresses": [direct_address(gateway)],
+            "listen_addresses": ["/ip4/127.0.0.1/tcp/0"],
+            "exclude_cidr": [],
+            "relay_circuit": False,
+            "work_dir": "work",
+        }
+        lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]
+        for name, table in ({"resources": CAPACITY.model_dump()} | tables).items():
+            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+        args = json.dumps([str(script), "{WORK_DIR}", executor])
+        lines += ["[[executors]]", 'class = "train"', 'name = "test"', 'runtime = "process"']
+        lines += [f"cmd = {json.dumps(sys.executable)}", f"args = {args}"]
+        self.config = directory / "worker.toml"
+        self.config.write_text("\n".join(lines))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def work_dir(self) -> Path:
+        return self.directory / "work"
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "worker.log").read_text()
+
+    def start(self) -> None:
+        with (self.directory / "worker.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "hypha_worker", "run", "--config", str(self.config)],
+                stderr=log,
+                stdout=log,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def ended(self) -> int:
+        assert self._process is not None
+        with trio.fail_after(DEADLINE_S):
+            return await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
+
+    def close(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+class Scheduler:
+    """The requests of a scheduler, one by one."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self._send_offer, self.offers = trio.open_memory_channel[tuple[str, WorkerOffer]](math.inf)
+        self._send_status, self.statuses = trio.open_memory_channel[ReportJobStatus](math.inf)
+        network.handle(API, self._answer)
+
+    async def _answer(self, peer: str, request: Any) -> Any:
+        if isinstance(request, WorkerOffer):
+            self._send_offer.send_nowait((peer, request))
+            return WorkerOfferAccepted()
+        if isinstance(request, ReportJobStatus):
+            self._send_status.send_nowait(request)
+            return ReportJobStatusReceived()
+        return None
+
+    async def advertise(self, resources: Resources = CAPACITY, bid: float = 100) -> UUID:
+        """Publish a request; waits until somebody subscribes."""
+        wanted = RequestWorker(
+            id=uuid4(),
+            spec=WorkerSpec(resources=resources, executor=[ExecutorDescriptor(class_="train", name="test")]),
+            timeout=SystemTime.from_timestamp(4e9),
+            bid=bid,
+        )
+        await self.network.wait_until(lambda: bool(self.network.subscribers(TOPIC)))
+        await self.network.publish(TOPIC, advertisement.encode(wanted))
+        return wanted.id
+
+    async def lease(self) -> tuple[str, UUID]:
+        """Ask until there is an offer, take it, and return the worker and the lease."""
+        with trio.fail_after(DEADLINE_S):
+            while True:
+                wanted = await self.advertise()
+                with trio.move_on_after(1):
+                    worker, offer = await self.offers.receive()
+                    if offer.request_id == wanted and not (await self.renew(worker, offer.id)).failed:
+                        return worker, offer.id
+
+    async def renew(self, worker: str, lease: UUID) -> RenewLeaseOutcome:
+        answer = await self.network.request(worker, API, RenewLease(id=lease))
+        assert isinstance(answer, RenewLeaseOutcome)
+        return answer
+
+    async def dispatch(self, worker: str, spec: JobSpec, task_id: UUID) -> DispatchJobOutcome:
+        answer = await self.network.request(worker, API, DispatchJob(id=task_id, spec=spec))
+        assert isinstance(answer, DispatchJobOutcome)
+        return answer
+
+    async def status(self) -> ReportJobStatus:
+        with trio.fail_after(DEADLINE_S):
+            return await self.statuses.receive()
+
+
+@dataclass
+class Stage:
+    """A worker's process and its scheduler."""
+
+    node: NodeProcess
+    scheduler: Scheduler
+
+
+@asynccontextmanager
+async def stage(pki: Pki, gateway: Network, executor: str, **tables: Any) -> AsyncIterator[Stage]:
+    """Start a worker whose executor does one thing: run, finish or crash."""
+    # Not pytest's directory: its name is too long for a path of a Unix socket.
+    with TemporaryDirectory() as directory:
+        node = NodeProcess(pki, Path(directory), gateway, executor, **tables)
+        async with member(pki, "scheduler", gateway) as network:
+            node.start()
+            try:
+                yield Stage(node, Scheduler(network))
+            finally:
+                node.close()
+
+
+def processes_in(directory: Path) -> list[int]:
+    """The processes whose command line or directory names this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if f"{directory}/".encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found

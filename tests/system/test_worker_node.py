@@ -1,0 +1,114 @@
+"""The node as its owner runs it, with a gateway and a scheduler of this process."""
+
+import signal
+from uuid import uuid4
+
+import pytest
+import trio
+
+from support.certs import Pki
+from support.jobs import train_spec
+from support.networks import DEADLINE_S, gateway
+from support.node_process import NodeProcess, Stage, processes_in, stage
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def pki() -> Pki:
+    return Pki()
+
+
+def left_over(node: NodeProcess) -> list[str]:
+    """What is left of jobs: directories and processes."""
+    jobs = [*node.work_dir.glob("hypha-*"), *node.work_dir.glob("jobs/*")]
+    return [*map(str, jobs), *(f"process {pid}" for pid in processes_in(node.work_dir))]
+
+
+async def until_nothing_is_left(node: NodeProcess) -> None:
+    with trio.move_on_after(DEADLINE_S):
+        while left_over(node):  # noqa: ASYNC110 - another process sees to it
+            await trio.sleep(0.1)
+    assert left_over(node) == []
+
+
+async def running_job(s: Stage) -> tuple[str, object, object]:
+    """Have a job run; returns worker, lease and task."""
+    worker, lease = await s.scheduler.lease()
+    task_id = uuid4()
+    assert not (await s.scheduler.dispatch(worker, train_spec(), task_id)).failed
+    return worker, lease, task_id
+
+
+async def until_logged(node: NodeProcess, text: str, times: int = 1) -> None:
+    with trio.move_on_after(DEADLINE_S):
+        while node.log.count(text) < times:  # noqa: ASYNC110
+            await trio.sleep(0.05)
+    assert node.log.count(text) >= times, node.log
+
+
+async def test_a_job_that_ends_well_is_reported_and_nothing_of_it_is_left(pki: Pki) -> None:
+    async with gateway(pki) as entry, stage(pki, entry, "finish") as s:
+        _, _, task_id = await running_job(s)
+        report = await s.scheduler.status()
+        assert (report.task_id, report.status.type) == (task_id, "Finished")
+        await until_nothing_is_left(s.node)
+        await s.scheduler.lease()
+
+
+async def test_a_crash_is_reported_with_its_last_words_in_the_log(pki: Pki) -> None:
+    async with gateway(pki) as entry, stage(pki, entry, "crash") as s:
+        await running_job(s)
+        assert (await s.scheduler.status()).status.type == "Failed"
+        assert "the executor says crash" in s.node.log
+        await until_nothing_is_left(s.node)
+
+
+async def test_a_lease_that_is_not_renewed_ends_its_job(pki: Pki) -> None:
+    async with gateway(pki) as entry, stage(pki, entry, "run", leases={"duration_s": 1.0}) as s:
+        await running_job(s)
+        assert (await s.scheduler.status()).status.type == "Failed"
+        assert "expired" in s.node.log
+        await until_nothing_is_left(s.node)
+
+
+async def test_sigterm_ends_jobs_tells_their_schedulers_and_exits_0(pki: Pki) -> None:
+    async with gateway(pki) as entry, stage(pki, entry, "run") as s:
+        _, _, task_id = await running_job(s)
+        await until_logged(s.node, "the executor of task")
+        s.node.signal(signal.SIGTERM)
+        report = await s.scheduler.status()
+        assert (report.task_id, report.status.type) == (task_id, "Failed")
+        assert await s.node.ended() == 0
+        assert left_over(s.node) == []
+
+
+async def test_a_killed_node_comes_back_to_its_job_and_lease(pki: Pki) -> None:
+    async with gateway(pki) as entry, stage(pki, entry, "run", leases={"duration_s": 30.0}) as s:
+        worker, lease, task_id = await running_job(s)
+        await until_logged(s.node, "the executor of task")
+        s.node.signal(signal.SIGKILL)
+        await s.node.ended()
+        s.node.start()
+        await until_logged(s.node, "ready", times=2)
+        await s.scheduler.network.wait_until(lambda: worker in s.scheduler.network.connected_peers())
+        assert not (await s.scheduler.renew(worker, lease)).failed
+        assert "adopted job" in s.node.log
+        assert not (await s.scheduler.dispatch(worker, train_spec(), task_id)).failed
+        assert s.node.log.count("runs (train/test)") == 1
+        s.node.signal(signal.SIGTERM)
+        assert (await s.scheduler.status()).task_id == task_id
+        assert await s.node.ended() == 0
+        assert left_over(s.node) == []
+
+
+async def test_a_node_that_stays_away_longer_than_its_leases_finds_and_leaves_nothing(pki: Pki) -> None:
+    async with gateway(pki) as entry, stage(pki, entry, "run", leases={"duration_s": 1.0}) as s:
+        await running_job(s)
+        s.node.signal(signal.SIGKILL)
+        await s.node.ended()
+        await trio.sleep(2)
+        s.node.start()
+        assert (await s.scheduler.status()).status.type == "Failed"
+        await until_nothing_is_left(s.node)
+        await s.scheduler.lease()
