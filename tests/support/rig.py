@@ -68,7 +68,7 @@ def left_behind(work_dir: Path) -> list[str]:
     ]
 
 
-async def output_of(work_dir: Path, job: Job, text: str) -> None:
-    log = work_dir / "jobs" / str(job.task_id) / supervisor.OUTPUT_FILE
+async def output_of(work_dir: Path, task_id: UUID | str, text: str) -> None:
+    log = work_dir / "jobs" / str(task_id) / supervisor.OUTPUT_FILE
     while not log.exists() or text not in log.read_text():  # noqa: ASYNC110 - another process writes it
         await trio.sleep(0.01)

@@ -1,20 +1,28 @@
 """Fixtures of the worker's tests."""
 
+import contextlib
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hypha_worker.runtimes import processes
+from hypha_worker.runtimes import control, supervisor
+from support import jobs
 
 
 @pytest.fixture
 def work_dir() -> Iterator[Path]:
-    """A work directory short enough for sockets' names, which pytest's own are not; nothing runs in it afterwards."""
+    """A work directory short enough for sockets' names, which pytest's own are not; no job in it outlives the test."""
     path = Path(tempfile.mkdtemp(prefix="hypha-test-"))
     yield path
-    while left := processes.strays(str(path)):
-        processes.kill(left)
+    directories = control.ControlDirectories(jobs.config(path, ""))
+    for job in (path / "jobs").iterdir():
+        while control._is_locked(job / supervisor.LOCK_FILE):
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(int((job / supervisor.PID_FILE).read_text()), signal.SIGKILL)
+        directories.remove(directories.paths(job.name))
     shutil.rmtree(path)

@@ -143,7 +143,7 @@ class ControlDirectories:
     def conclude(self, task_id: UUID) -> Finished | Failed:
         """Kill and remove all of a job whose supervisor is gone, but not its record; return how it ended."""
         paths = self.paths(task_id)
-        _clear(paths)
+        self._clear(paths)
         try:
             ended = supervisor.Exit(**json.loads((paths.control / supervisor.EXIT_FILE).read_text()))
         except (OSError, ValueError, TypeError):
@@ -152,9 +152,23 @@ class ControlDirectories:
 
     def remove(self, paths: JobPaths) -> None:
         """Remove all that is left of a job."""
-        _clear(paths)
+        self._clear(paths)
         paths.record.unlink(missing_ok=True)
         remove_tree(paths.control)
+
+    def _clear(self, paths: JobPaths) -> None:
+        """Kill and remove all of a job but its control directory."""
+        groups = {str(hierarchy.group(paths.control.name)) for hierarchy in self._hierarchies}
+        with contextlib.suppress(OSError, ValueError, TypeError):  # there is none yet, or no more
+            groups.update(supervisor.Plan.from_json((paths.control / supervisor.PLAN_FILE).read_text()).groups)
+        until = time.monotonic() + _KILL_FOR_S
+        while (left := processes.strays(str(paths.work)) | processes.members(groups)) and time.monotonic() < until:
+            processes.kill(left)
+            time.sleep(0.005)
+        if left:
+            logger.warning("processes of %s cannot be killed: %s", paths.work, sorted(left))
+        limits.remove_groups([Path(group) for group in groups])
+        remove_tree(paths.work)
 
     def _start(self, record: JobRecord, paths: JobPaths) -> Supervised:
         """Make what the processes need and start the supervisor; also again, after a launch that was interrupted."""
@@ -294,21 +308,6 @@ def _is_locked(path: Path) -> bool:
     except BlockingIOError:
         return True
     return False
-
-
-def _clear(paths: JobPaths) -> None:
-    """Kill and remove all of a job but its control directory."""
-    groups: list[str] = []
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        groups = supervisor.Plan.from_json((paths.control / supervisor.PLAN_FILE).read_text()).groups
-    until = time.monotonic() + _KILL_FOR_S
-    while (left := processes.strays(str(paths.work)) | processes.members(groups)) and time.monotonic() < until:
-        processes.kill(left)
-        time.sleep(0.005)
-    if left:
-        logger.warning("processes of %s cannot be killed: %s", paths.work, sorted(left))
-    limits.remove_groups([Path(group) for group in groups])
-    remove_tree(paths.work)
 
 
 def _reason_without_exit(paths: JobPaths) -> str:

@@ -37,6 +37,10 @@ class Hierarchy:
     base: Path
     controllers: frozenset[str]
 
+    def group(self, name: str) -> Path:
+        """Return where the group of a job is; `name` is its task's id."""
+        return self.base / f"hypha-{name}"
+
 
 @dataclass(frozen=True)
 class Group:
@@ -83,7 +87,7 @@ def plan_limits(resources: Resources, task_id: UUID, hierarchies: tuple[Hierarch
         usable = frozenset(hierarchy.controllers - limited)
         settings = _settings(hierarchy.version, usable, memory_bytes, resources.cpu)
         if settings:
-            path = hierarchy.base / f"hypha-{task_id}"
+            path = hierarchy.group(str(task_id))
             groups.append(Group(path, settings))
             if "memory" in usable and memory_bytes:
                 oom_counter = path / ("memory.events" if hierarchy.version == 2 else "memory.oom_control")
