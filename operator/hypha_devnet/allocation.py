@@ -20,7 +20,9 @@ from hypha_network.network import Network
 logger = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 5.0
-"""How long an advertisement is good for; then another one is published."""
+"""How long an advertisement is good for."""
+ADVERTISE_EVERY_S = 1.0
+"""How long offers are waited for before the next advertisement, which reaches those who joined since."""
 OFFER_WINDOW_S = 0.25
 """How long better offers are waited for once there are enough; a temporary lease lasts 500 ms."""
 PUBLISH_RETRY_S = 0.25
@@ -169,7 +171,7 @@ class Allocator:
         try:
             await self._network.publish(TOPIC, encode(request))
             self._events.emit("request", role=wanted.role, request=str(request_id), wanted=count, bid=wanted.price.bid)
-            with trio.move_on_after(REQUEST_TIMEOUT_S):
+            with trio.move_on_after(ADVERTISE_EVERY_S):
                 await self._wait_for(lambda: bool(best()))
                 with trio.move_on_after(OFFER_WINDOW_S):
                     await self._wait_for(lambda: False)

@@ -31,8 +31,8 @@ async def join(config: NodeConfig, network_config: NetworkConfig | None = None) 
 async def until_signal(serve: Callable[[], Awaitable[int]]) -> int:
     """Run until it is done or SIGINT or SIGTERM comes; the exit code: its own, 0 after SIGTERM, 130 after SIGINT."""
     code = 1
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
                 nonlocal code

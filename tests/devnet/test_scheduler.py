@@ -1,0 +1,291 @@
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from hypha_devnet import allocation
+from hypha_devnet.allocation import AllocationError, Offer, choose
+from hypha_devnet.config import DilocoJob
+from hypha_devnet.events import Events
+from hypha_devnet.node import leaves
+from hypha_devnet.scheduler import JobFailedError, Scheduler
+from hypha_messages.api import API, JobStatus, ReportJobStatus, RequestData, WorkerOffer
+from hypha_messages.job import DataRecord
+from hypha_messages.progress import PROGRESS, Progress, ReportProgress, Status
+from hypha_messages.types import Resources, SystemTime
+from hypha_network.network import Network
+from support.certs import Pki
+from support.networks import gateway, member
+from support.volunteers import Rendezvous, Volunteer
+
+pytestmark = pytest.mark.anyio
+SLICES = 5
+
+
+class Recorded(Events):
+    """Events kept in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[dict[str, Any]] = []
+        self.happened: defaultdict[str, trio.Event] = defaultdict(trio.Event)
+
+    def emit(self, event: str, **values: Any) -> None:
+        super().emit(event, **values)
+        self.all.append({"event": event, **values})
+        self.happened[event].set()
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [entry for entry in self.all if entry["event"] == event]
+
+
+def job(**changes: Any) -> DilocoJob:
+    resources = {
+        "num_workers": 2,
+        "worker": {"cpu": 1.0},
+        "parameter_server": {"cpu": 1.0},
+        "deadline_s": 10.0,
+        **changes.pop("resources", {}),
+    }
+    return DilocoJob.model_validate(
+        {
+            "model": {"type": "image-classification", "repository": "a/b", "filenames": ["config.json"]},
+            "dataset": {"dataset": "digits"},
+            "rounds": {"update_rounds": 3, "avg_samples_between_updates": 40, "max_batch_size": 4},
+            "inner_optimizer": {"learning-rate": 0.1},
+            "outer_optimizer": {"learning-rate": 0.7, "momentum": 0.9},
+            "resources": resources,
+            **changes,
+        }
+    )
+
+
+class Devnet:
+    """A gateway, a scheduler's node that has also announced a dataset, and volunteers as they are added."""
+
+    def __init__(self, pki: Pki, entrance: Network, network: Network, nursery: trio.Nursery) -> None:
+        self.pki, self.entrance, self.network, self.nursery = pki, entrance, network, nursery
+        self.meeting = Rendezvous()
+        self.events = Recorded()
+
+    async def volunteer(self, name: str, class_: str = "train", **habits: Any) -> Volunteer:
+        ready: list[Volunteer] = []
+
+        async def run(task_status: trio.TaskStatus[None]) -> None:
+            async with member(self.pki, name, self.entrance) as network:
+                ready.append(Volunteer(network, class_, self.meeting, **habits))
+                await ready[0].run(task_status)
+
+        await self.nursery.start(run)
+        return ready[0]
+
+    def scheduler(self, **changes: Any) -> Scheduler:
+        return Scheduler(self.network, job(**changes), self.events)
+
+    async def run(self, **changes: Any) -> None:
+        with trio.fail_after(30):
+            await self.scheduler(**changes).run()
+
+    async def fails(self, **changes: Any) -> str:
+        with pytest.raises(ExceptionGroup) as group:
+            await self.run(**changes)
+        [error] = leaves(group.value)
+        assert isinstance(error, JobFailedError | AllocationError)
+        return str(error)
+
+
+@asynccontextmanager
+async def devnet() -> AsyncIterator[Devnet]:
+    pki = Pki()
+    async with (
+        gateway(pki) as entrance,
+        member(pki, "scheduler", entrance) as network,
+        trio.open_nursery() as nursery,
+    ):
+        entrance.subscribe(allocation.TOPIC, 1)
+        await network.put_record("digits", DataRecord(num_slices=SLICES).model_dump_json().encode())
+        yield Devnet(pki, entrance, network, nursery)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_job_runs_to_its_end() -> None:
+    async with devnet() as net:
+        trainers = [await net.volunteer("a"), await net.volunteer("b")]
+        server = await net.volunteer("server", "aggregate")
+        await net.run()
+        assert [entry["round"] for entry in net.events.of("round")] == [1, 2, 3]
+        assert net.events.all[-1]["event"] == "finished"
+        assert sum(len(trainer.batches) for trainer in trainers) * 4 >= 3 * 40
+        assert {entry["peer"] for entry in net.events.of("metrics")} == {t.network.peer_id for t in trainers}
+        assert {entry["status"] for entry in net.events.of("job_status")} == {"Finished"}
+        assert len(net.events.of("job_status")) == 3
+        assert server.answers == ["Ok", "Ok", "Done"]
+
+
+async def test_each_worker_gets_its_part_of_the_job() -> None:
+    async with devnet() as net:
+        trainers = [await net.volunteer("a"), await net.volunteer("b")]
+        server = await net.volunteer("server", "aggregate")
+        await net.run()
+        ids = {trainer.network.peer_id for trainer in trainers}
+        [aggregate] = server.specs
+        assert set(aggregate.executor.config.updates.peers) == set(aggregate.executor.config.results.peers) == ids
+        for trainer in trainers:
+            [spec] = trainer.specs
+            assert spec.job_id == aggregate.job_id
+            assert spec.executor.config.updates.peers == [server.network.peer_id]
+            assert spec.executor.config.data.peer == net.network.peer_id
+            assert spec.executor.config.batch_size == 4
+
+
+async def test_slices_are_shared_out_before_any_comes_again() -> None:
+    async with devnet() as net:
+        trainers = [await net.volunteer("a"), await net.volunteer("b")]
+        await net.volunteer("server", "aggregate")
+        await net.run()
+        counts = Counter(index for trainer in trainers for index in trainer.slices)
+        assert set(counts) == set(range(SLICES))
+        assert max(counts.values()) - min(counts.values()) <= 1
+
+
+async def test_the_cheapest_workers_are_taken() -> None:
+    async with devnet() as net:
+        dear = await net.volunteer("dear", price=90.0)
+        cheap = [await net.volunteer("a", price=20.0), await net.volunteer("b", price=10.0)]
+        await net.volunteer("server", "aggregate")
+        await net.run()
+        assert all(trainer.specs for trainer in cheap)
+        assert not dear.specs
+        assert len(net.events.of("offer")) >= 4
+
+
+async def test_a_worker_that_comes_late_is_found() -> None:
+    async with devnet() as net:
+        await net.volunteer("a")
+        await net.volunteer("server", "aggregate")
+
+        async def come_late() -> None:
+            await net.events.happened["lease"].wait()
+            await net.volunteer("b")
+
+        net.nursery.start_soon(come_late)
+        await net.run()
+        assert net.events.all[-1]["event"] == "finished"
+
+
+async def test_too_few_workers_are_said_to_be_too_few() -> None:
+    async with devnet() as net:
+        await net.volunteer("a")
+        await net.volunteer("too dear", price=101.0)
+        reason = await net.fails(resources={"deadline_s": 1.0})
+        assert reason == "found 1 of 2 for trainer within 1 s"
+
+
+async def test_a_dataset_that_nobody_has_is_named() -> None:
+    async with devnet() as net:
+        reason = await net.fails(dataset={"dataset": "letters"}, resources={"deadline_s": 1.0})
+        assert "'letters'" in reason
+
+
+async def test_a_failed_trainer_fails_the_job() -> None:
+    async with devnet() as net:
+        bad = await net.volunteer("bad", fail_after_batches=3)
+        await net.volunteer("good")
+        await net.volunteer("server", "aggregate")
+        reason = await net.fails()
+        assert reason.startswith(f"lost the trainer {bad.network.peer_id}: its job failed")
+
+
+async def test_a_job_that_needs_fewer_goes_on_without_a_failed_trainer() -> None:
+    async with devnet() as net:
+        await net.volunteer("bad", fail_after_batches=3)
+        await net.volunteer("good")
+        await net.volunteer("server", "aggregate")
+        await net.run(resources={"min_workers": 1})
+        assert len(net.events.of("worker_lost")) == 1
+        assert net.events.all[-1]["event"] == "finished"
+
+
+async def test_a_worker_that_is_away_for_a_part_of_its_lease_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "RENEWAL_RETRY_S", 0.1)
+    async with devnet() as net:
+        away = await net.volunteer("away", lease_s=1.2, refuse_renewals=range(2, 5), batch_time_s=0.1)
+        await net.volunteer("there", batch_time_s=0.1)
+        await net.volunteer("server", "aggregate")
+        await net.run()
+        assert away.renewals > 5
+        assert not net.events.of("worker_lost")
+
+
+async def test_a_worker_that_stays_away_is_lost_with_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "RENEWAL_RETRY_S", 0.1)
+    async with devnet() as net:
+        await net.volunteer("gone", lease_s=0.6, refuse_renewals=range(2, 1000), batch_time_s=0.1)
+        await net.volunteer("there", batch_time_s=0.1)
+        await net.volunteer("server", "aggregate")
+        reason = await net.fails(rounds={"update_rounds": 50, "avg_samples_between_updates": 100, "max_batch_size": 1})
+        assert reason.endswith("its lease is over; 2 are needed")
+
+
+async def test_a_parameter_server_that_speaks_after_its_trainers_ends_the_job_all_the_same() -> None:
+    async with devnet() as net:
+        trainers = [await net.volunteer("a"), await net.volunteer("b")]
+        await net.volunteer("server", "aggregate", says_so_late_s=0.2)
+        await net.run()
+        assert all(trainer.answers[-1] == "Done" for trainer in trainers)
+        assert [entry["round"] for entry in net.events.of("round")] == [1, 2, 3]
+
+
+async def test_strangers_get_nothing() -> None:
+    async with devnet() as net, member(net.pki, "stranger", net.entrance) as stranger:
+        net.scheduler()
+        peer = net.network.peer_id
+        progress = ReportProgress(job_id=uuid.uuid4(), progress=Progress(status=Status(batch_size=1)))
+        status = ReportJobStatus(task_id=uuid.uuid4(), status=JobStatus(type="Failed"))
+        offer = WorkerOffer(
+            id=uuid.uuid4(),
+            request_id=uuid.uuid4(),
+            price=1.0,
+            resources=Resources(),
+            timeout=SystemTime.from_timestamp(time.time()),
+        )
+        assert (await stranger.request(peer, PROGRESS, progress)).type == "Error"
+        assert (await stranger.request(peer, API, RequestData(dataset="digits"))).index is None
+        await stranger.request(peer, API, status)
+        await stranger.request(peer, API, offer)
+        assert not net.events.all
+
+
+def offer_of(peer_id: str, price: float, *, cpu: float = 1.0, lasts_s: float = 1.0) -> Offer:
+    message = WorkerOffer(
+        id=uuid.uuid4(),
+        request_id=uuid.uuid4(),
+        price=price,
+        resources=Resources(cpu=cpu),
+        timeout=SystemTime.from_timestamp(1000.0 + lasts_s),
+    )
+    return Offer(peer_id, message)
+
+
+def chosen(*offers: Offer, count: int = 9, max_price: float = 100.0, excluded: tuple[str, ...] = ()) -> list[str]:
+    return [offer.peer_id for offer in choose(offers, count, max_price, excluded, 1000.0)]
+
+
+class TestChoosing:
+    def test_the_best_price_for_what_is_offered_comes_first(self) -> None:
+        assert chosen(offer_of("a", 10), offer_of("b", 30, cpu=4), offer_of("c", 5)) == ["c", "b", "a"]
+
+    def test_no_more_than_wanted_and_one_of_each_peer(self) -> None:
+        assert chosen(offer_of("a", 10), offer_of("a", 5), offer_of("b", 20), offer_of("c", 30), count=2) == ["a", "b"]
+
+    def test_none_too_dear_expired_or_excluded(self) -> None:
+        offers = offer_of("dear", 101), offer_of("late", 1, lasts_s=-0.1), offer_of("used", 1), offer_of("good", 100)
+        assert chosen(*offers, excluded=("used",)) == ["good"]
+
+    def test_an_offer_of_nothing_is_the_worst(self) -> None:
+        assert chosen(offer_of("nothing", 0, cpu=0), offer_of("dear", 99)) == ["dear", "nothing"]
