@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -32,6 +33,8 @@ MAX_CONNECTIONS_PER_PEER = 8
 MAX_UPGRADES = 256
 MAX_INBOUND_STREAMS = 256
 """Streams of one peer served at once; more are reset."""
+DIRECT_TIMEOUT_S = 3.0
+STAY_RELAYED_S = 60.0
 _CLOSE_TIMEOUT_S = 2.0
 _DIRECT_HEAD_START_S = 0.25
 
@@ -94,6 +97,8 @@ class Host:
     """Set, and replaced, whenever a connection comes or goes, a peer subscribes, or the node's status changes."""
     _upgrades: int = 0
     _dialling: dict[str, trio.Lock] = field(default_factory=dict)
+    _stay_relayed: dict[str, float] = field(default_factory=dict)
+    """Until when not to look for a direct connection with a peer again."""
 
     async def listen(self, address: Address) -> None:
         """Listen on an address; NetworkError if that is impossible."""
@@ -237,6 +242,7 @@ class Host:
         connection.closed.set()
         if not remaining:
             del self.connections[connection.peer_id]
+            self._stay_relayed.pop(connection.peer_id, None)
             logger.info("disconnected from %s", connection.peer_id)
         self.notify()
 
@@ -275,27 +281,38 @@ class Host:
         """
         if peer_id == self.peer_id:
             raise PeerUnreachable("a node has no connection to itself")
-        existing = self.connection(peer_id)
-        if existing and not (prefer_direct and existing.relayed):
+        if existing := self._good_enough(peer_id, prefer_direct=prefer_direct):
             return existing
         lock = self._dialling.setdefault(peer_id, trio.Lock())
         try:
             async with lock:
-                existing = self.connection(peer_id)
-                if existing and not (prefer_direct and existing.relayed):
+                if existing := self._good_enough(peer_id, prefer_direct=prefer_direct):
                     return existing
                 if hints is None:
                     hints = await self.find_addresses(peer_id) if self.find_addresses else ()
-                candidates = [address.of(peer_id) for address in hints if existing is None or address.relay is None]
-                try:
-                    return await self._dial_any(peer_id, list(dict.fromkeys(candidates)))
-                except PeerUnreachable:
-                    if existing is None or existing.closed.is_set():
-                        raise
-                    return existing
+                candidates = list(dict.fromkeys(address.of(peer_id) for address in hints))
+                if relayed := self.connection(peer_id):
+                    return await self._go_direct(relayed, candidates)
+                return await self._dial_any(peer_id, candidates)
         finally:
             if not lock.locked() and self._dialling.get(peer_id) is lock:
                 del self._dialling[peer_id]
+
+    def _good_enough(self, peer_id: str, *, prefer_direct: bool) -> Connection | None:
+        existing = self.connection(peer_id)
+        if existing and existing.relayed and prefer_direct and self._stay_relayed.get(peer_id, 0) < trio.current_time():
+            return None
+        return existing
+
+    async def _go_direct(self, relayed: Connection, candidates: list[Address]) -> Connection:
+        """Return a direct connection instead of a relayed one, or the relayed one if there is no way soon."""
+        peer_id = relayed.peer_id
+        with trio.move_on_after(DIRECT_TIMEOUT_S), suppress(PeerUnreachable):
+            return await self._dial_any(peer_id, [address for address in candidates if address.relay is None])
+        if relayed.closed.is_set():
+            raise PeerUnreachable(f"the relayed connection with {peer_id} ended, and there is no direct one")
+        self._stay_relayed[peer_id] = trio.current_time() + STAY_RELAYED_S
+        return relayed
 
     async def _dial_any(self, peer_id: str, addresses: list[Address]) -> Connection:
         addresses.sort(key=lambda address: address.relay is not None)  # direct ones first, each with a head start

@@ -4,8 +4,10 @@ import pytest
 import trio
 
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
+from hypha_network import host as host_module
 from hypha_network import relay_server
 from hypha_network.errors import DialError, NetworkError, PeerUnreachable
+from hypha_network.kademlia import Kademlia
 from hypha_network.network import Network
 from hypha_network.relay import LONGEST_REFRESH_S, SHORTEST_REFRESH_S, refresh_in_s
 from hypha_network.streams import Stream
@@ -108,24 +110,53 @@ async def test_a_circuit_carries_a_bounded_amount() -> None:
             await stream.receive_some()
 
 
-async def test_a_stream_prefers_a_direct_connection_over_an_existing_relayed_one() -> None:
+async def test_a_stream_prefers_a_direct_connection_over_an_existing_relayed_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pki = Pki()
 
     async def greet(_: str, stream: Stream) -> None:
         await stream.send_all(b"hello")
 
-    async with gateway(pki) as g, member(pki, "a", g, relay_circuit=True) as a, member(pki, "b", g) as b:
-        await until(b, lambda: a.peer_id in b.connected_peers())
-        for connection in list(b._host.connections[a.peer_id]):
-            connection.close()
-        await until(b, lambda: a.peer_id not in b.connected_peers())
-        await b.dial(next(address for address in a.addresses() if "p2p-circuit" in address))
-        assert relayed(b, a)
-        a.handle_stream("/greet", greet)
-        stream = await b.open_stream(a.peer_id, "/greet")
-        with trio.fail_after(DEADLINE_S):
-            assert await stream.receive_some() == b"hello"
-        assert not relayed(b, a)
+    async with gateway(pki) as g, member(pki, "a", g, relay_circuit=True) as a:
+        monkeypatch.setattr(
+            Kademlia, "run", lambda _: trio.sleep_forever()
+        )  # else they find each other before they are asked to
+        async with node(pki, "b") as b:
+            await b.dial(next(address for address in a.addresses() if "p2p-circuit" in address))
+            await until(b, lambda: bool(b._kademlia.addresses_of(a.peer_id)))
+            assert relayed(b, a)
+            a.handle_stream("/greet", greet)
+            stream = await b.open_stream(a.peer_id, "/greet")
+            with trio.fail_after(DEADLINE_S):
+                assert await stream.receive_some() == b"hello"
+            assert not relayed(b, a)
+
+
+async def test_a_stream_takes_the_relayed_connection_when_no_direct_one_comes_about(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(host_module, "DIRECT_TIMEOUT_S", 0.2)
+    pki = Pki()
+
+    async def greet(_: str, stream: Stream) -> None:
+        await stream.send_all(b"hello")
+
+    (silent,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    address = f"/ip4/127.0.0.1/tcp/{silent.socket.getsockname()[1]}"
+    async with (
+        silent,
+        gateway(pki) as g,
+        member(pki, "hidden", g, listen_addresses=(), external_addresses=(address,), relay_circuit=True) as hidden,
+        node(pki, "a", gateways=(direct_address(g),)) as a,
+    ):
+        hidden.handle_stream("/greet", greet)
+        await a.dial(next(address for address in hidden.addresses() if "p2p-circuit" in address))
+        for _ in range(2):
+            stream = await a.open_stream(hidden.peer_id, "/greet")
+            with trio.fail_after(DEADLINE_S):
+                assert await stream.receive_some() == b"hello"
+        assert relayed(a, hidden)
 
 
 @pytest.mark.parametrize(
