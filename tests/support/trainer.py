@@ -6,7 +6,6 @@ import shutil
 import socketserver
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -70,7 +69,7 @@ class Hub:
         self._lock = threading.Lock()
         self._round: list[tuple[dict[str, torch.Tensor], int]] = []
         self._momentum: dict[str, torch.Tensor] = {}
-        self.mailboxes: dict[int, queue.Queue[Path]] = defaultdict(queue.Queue)
+        self.mailboxes: dict[int, queue.Queue[Path | None]] = defaultdict(queue.Queue)
 
     def next_slice(self) -> Path:
         """The slices in order, round and round."""
@@ -144,6 +143,10 @@ class Bridge:
         self._server.server_close()
         self.socket.unlink(missing_ok=True)
 
+    def end_events(self) -> None:
+        """Cuts the event streams that stand."""
+        self.hub.mailboxes[self.number].put(None)
+
     def fetch(self, reference: dict[str, Any]) -> list[dict[str, Any]]:
         """Copies what is asked for into artifacts/."""
         if reference["type"] == "scheduler":
@@ -209,15 +212,11 @@ class _Handler(BaseHTTPRequestHandler):
         if bridge.drop_events > 0:
             bridge.drop_events -= 1
             return
-        for path in _forever(bridge.hub.mailboxes[bridge.number]):
+        mailbox = bridge.hub.mailboxes[bridge.number]
+        while path := mailbox.get():
             relative = str(path.relative_to(bridge.work_dir))
             event = {"path": relative, "size": path.stat().st_size, "from_peer": PEER}
             self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
-
-
-def _forever(mailbox: "queue.Queue[Path]") -> Iterator[Path]:
-    while True:
-        yield mailbox.get()
 
 
 def write_digit_slices(folder: Path, count: int = 4, samples: int = 20) -> list[Path]:

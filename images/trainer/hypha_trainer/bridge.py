@@ -86,7 +86,7 @@ class Bridge:
     def events(self, reference: Mapping[str, Any], folder: str, since: str | None) -> Iterator[tuple[str, str]]:
         """Subscribes once to what peers push, beyond event `since`; yields fields of the events and their values.
 
-        First comes an empty field, once the subscription stands. Ends or raises `httpx.HTTPError` as the connection does.
+        First comes an empty field, once the subscription stands. Ends or raises `httpx.HTTPError` with the connection.
         """
         timeout = httpx.Timeout(_STATUS_S, read=_SILENCE_S)
         body = {"resource": reference, "path": folder}
