@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
-from hypha_network.addresses import AddressError
+from hypha_network.addresses import AddressError, parse
 from hypha_network.errors import (
     DialError,
     HandshakeError,
@@ -16,6 +16,7 @@ from hypha_network.errors import (
     RequestTimeout,
     StreamReset,
 )
+from hypha_network.host import MAX_CONNECTIONS_PER_PEER
 from hypha_network.network import open_network
 from support.certs import Pki
 from support.networks import DEADLINE_S, LOOPBACK, direct_address, gateway, member, messages, node, until
@@ -235,3 +236,37 @@ async def test_nothing_is_left_when_a_network_is_closed() -> None:
         await until(a, lambda: c.peer_id not in a.connected_peers())
         with pytest.raises(DialError, match="Connection refused"):
             await a.dial(address)
+
+
+async def test_requests_at_once_to_a_peer_not_yet_connected_share_one_connection() -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        a.handle(HEALTH, healthy)
+        b._kademlia.learn(a.peer_id, [parse(direct_address(a))], frozenset())
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(b.request, a.peer_id, HEALTH, HealthRequest())
+        assert len(b._host.connections[a.peer_id]) == 1
+
+
+async def test_a_peer_that_connects_again_and_again_keeps_its_latest_connections() -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        a.handle(HEALTH, healthy)
+        for _ in range(MAX_CONNECTIONS_PER_PEER + 5):
+            await b.dial(direct_address(a))
+        await until(a, lambda: len(a._host.connections[b.peer_id]) <= MAX_CONNECTIONS_PER_PEER)
+        await until(b, lambda: len(b._host.connections[a.peer_id]) <= MAX_CONNECTIONS_PER_PEER)
+        assert (await b.request(a.peer_id, HEALTH, HealthRequest())).healthy
+
+
+async def test_a_peer_is_reached_although_some_of_its_addresses_lead_nowhere() -> None:
+    pki = Pki()
+    async with node(pki, "gone") as gone:
+        dead = direct_address(gone)
+    async with node(pki, "a") as a, node(pki, "b") as b, node(pki, "c") as c:
+        a.handle(HEALTH, healthy)
+        wrong = direct_address(c).replace(c.peer_id, a.peer_id)  # another peer listens there
+        known = [parse(address) for address in (dead.replace(gone.peer_id, a.peer_id), wrong, direct_address(a))]
+        b._kademlia.learn(a.peer_id, known, frozenset())
+        assert (await b.request(a.peer_id, HEALTH, HealthRequest())).healthy

@@ -5,8 +5,9 @@ import trio
 
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_network import host as host_module
-from hypha_network import relay_server
+from hypha_network import relay, relay_server
 from hypha_network.errors import DialError, NetworkError, PeerUnreachable
+from hypha_network.host import Connection
 from hypha_network.kademlia import Kademlia
 from hypha_network.network import Network
 from hypha_network.relay import LONGEST_REFRESH_S, SHORTEST_REFRESH_S, refresh_in_s
@@ -19,6 +20,10 @@ pytestmark = pytest.mark.anyio
 
 async def healthy(_: str, __: HealthRequest) -> HealthResponse:
     return HealthResponse(healthy=True)
+
+
+async def look_at_nobody(_: Kademlia) -> None:
+    await trio.sleep_forever()
 
 
 def relayed(network: Network, peer: Network) -> bool:
@@ -119,9 +124,7 @@ async def test_a_stream_prefers_a_direct_connection_over_an_existing_relayed_one
         await stream.send_all(b"hello")
 
     async with gateway(pki) as g, member(pki, "a", g, relay_circuit=True) as a:
-        monkeypatch.setattr(
-            Kademlia, "run", lambda _: trio.sleep_forever()
-        )  # else they find each other before they are asked to
+        monkeypatch.setattr(Kademlia, "run", look_at_nobody)  # else they find each other before they are asked to
         async with node(pki, "b") as b:
             await b.dial(next(address for address in a.addresses() if "p2p-circuit" in address))
             await until(b, lambda: bool(b._kademlia.addresses_of(a.peer_id)))
@@ -157,6 +160,27 @@ async def test_a_stream_takes_the_relayed_connection_when_no_direct_one_comes_ab
             with trio.fail_after(DEADLINE_S):
                 assert await stream.receive_some() == b"hello"
         assert relayed(a, hidden)
+
+
+async def test_a_reservation_is_renewed_as_long_as_the_connection_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "SHORTEST_REFRESH_S", 0.01)
+    monkeypatch.setattr(relay_server, "RESERVATION_S", 0)
+    pki = Pki()
+    asked, enough = 0, trio.Event()
+    async with gateway(pki) as g:
+        serve = g._host.handlers[relay.HOP]
+
+        async def count(connection: Connection, stream: Stream) -> None:
+            nonlocal asked
+            await serve(connection, stream)
+            asked += 1
+            if asked == 5:
+                enough.set()
+
+        g._host.handlers[relay.HOP] = count
+        async with member(pki, "a", g, relay_circuit=True):
+            with trio.fail_after(DEADLINE_S):
+                await enough.wait()
 
 
 @pytest.mark.parametrize(
