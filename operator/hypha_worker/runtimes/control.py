@@ -218,6 +218,7 @@ class ControlDirectories:
         return supervisor.Plan(
             work_dir=str(paths.work),
             socket=str(paths.socket),
+            bridge_state=str(paths.bridge_state),
             bridge=supervisor.Command(
                 args=[*self._config.bridge, "--config", str(paths.bridge_config)],
                 env=launch.bridge_environment(os.environ, paths.work),

@@ -70,6 +70,7 @@ class Plan:
 
     work_dir: str
     socket: str
+    bridge_state: str
     bridge: Command
     executor: Command
     rlimits: dict[str, int] = field(default_factory=dict)
@@ -135,19 +136,19 @@ class Deadline:
 
 
 class StorageLimit:
-    """How much the work directory may hold, looked at now and then."""
+    """How much a job's directories may hold together, looked at now and then."""
 
-    def __init__(self, path: str, limit_bytes: int | None) -> None:
-        self._path = path
+    def __init__(self, paths: list[str], limit_bytes: int | None) -> None:
+        self._paths = paths
         self._limit_bytes = limit_bytes
         self._next_scan = time.monotonic() + _STORAGE_SCAN_EVERY_S
 
     def exceeded(self) -> bool:
-        """Whether the directory holds too much; scans it when the time for that has come."""
+        """Whether they hold too much; scans them when the time for that has come."""
         start = time.monotonic()
         if self._limit_bytes is None or start < self._next_scan:
             return False
-        size_bytes = directory_bytes(self._path)
+        size_bytes = sum(map(directory_bytes, self._paths))
         now = time.monotonic()
         self._next_scan = now + max(_STORAGE_SCAN_EVERY_S, 20 * (now - start))
         return size_bytes > self._limit_bytes
@@ -169,7 +170,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_terminate)
         self._deadline = Deadline(control_dir / DEADLINE_FILE, plan.grace_s)
-        self._storage = StorageLimit(plan.work_dir, plan.storage_bytes)
+        self._storage = StorageLimit([plan.work_dir, plan.bridge_state], plan.storage_bytes)
 
     def run(self, notify_fd: int) -> Exit:
         """Run the job to its end; whatever happens, nothing of it is left running."""
