@@ -52,7 +52,7 @@ def scheduler(config: ConfigFile, sets: Set = None, events: WithEvents = False, 
     from hypha_devnet.scheduler import run_scheduler  # noqa: PLC0415
 
     settings = _load(SchedulerConfig, config, sets)
-    _run(lambda: run_scheduler(settings, Events.to_stdout(events)), log_level)
+    _run(lambda: run_scheduler(settings, Events.to_stdout(events)), log_level, terminated_code=143)
 
 
 @app.command(name="certs")
@@ -101,14 +101,14 @@ def _load(model: type[Config], path: Path, sets: list[str] | None) -> Config:
         _fail(str(error))
 
 
-def _run(serve: Callable[[], Awaitable[int]], log_level: str) -> NoReturn:
+def _run(serve: Callable[[], Awaitable[int]], log_level: str, terminated_code: int = 0) -> NoReturn:
     logging.basicConfig(
         level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
     reasons: list[str] = []
     code = 2
     try:
-        code = trio.run(until_signal, serve)
+        code = trio.run(until_signal, serve, terminated_code)
     except* (ConfigError, HyphaNetworkError, AddressError) as group:
         reasons = [str(error) for error in leaves(group)]
     if reasons:

@@ -25,5 +25,8 @@ class Events:
         logger.info("%s %s", event, " ".join(f"{key}={value}" for key, value in values.items()))
         if self._stream is not None:
             line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
-            self._stream.write(line + "\n")
-            self._stream.flush()
+            try:
+                self._stream.write(line + "\n")
+                self._stream.flush()
+            except BrokenPipeError:  # whoever listened is gone; the node goes on
+                self._stream = None

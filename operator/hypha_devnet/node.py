@@ -28,8 +28,8 @@ async def join(config: NodeConfig, network_config: NetworkConfig | None = None) 
         yield network
 
 
-async def until_signal(serve: Callable[[], Awaitable[int]]) -> int:
-    """Run until it is done or SIGINT or SIGTERM comes; the exit code: its own, 0 after SIGTERM, 130 after SIGINT."""
+async def until_signal(serve: Callable[[], Awaitable[int]], terminated_code: int = 0) -> int:
+    """Run until it is done or a signal comes; return its exit code, `terminated_code` (SIGTERM) or 130 (SIGINT)."""
     code = 1
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
@@ -38,7 +38,7 @@ async def until_signal(serve: Callable[[], Awaitable[int]]) -> int:
                 nonlocal code
                 async for number in signals:
                     logger.info("%s: leaving", signal.Signals(number).name)
-                    code = 0 if number == signal.SIGTERM else 130
+                    code = terminated_code if number == signal.SIGTERM else 130
                     nursery.cancel_scope.cancel()
                     return
 

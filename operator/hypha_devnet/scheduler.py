@@ -331,16 +331,17 @@ async def run_scheduler(config: SchedulerConfig, events: Events) -> int:
     """Run the job; the exit code: 0 when it is done, 1 when it failed."""
     async with join(config) as network:
         events.emit("listening", peer_id=network.peer_id, addresses=network.addresses())
+        reason = "stopped by a signal"
         try:
             await Scheduler(network, config.scheduler.job, events).run()
+            reason = ""
         except* (JobFailedError, AllocationError) as group:
-            reasons = "; ".join(str(error) for error in leaves(group))
-            logger.error("the job failed: %s", reasons)  # noqa: TRY400 - the reason says it all
-            events.emit("failed", reason=reasons)
-            return_code = 1
-        else:
-            return_code = 0
-    return return_code
+            reason = "; ".join(str(error) for error in leaves(group))
+        finally:
+            if reason:
+                logger.error("the job failed: %s", reason)
+                events.emit("failed", reason=reason)
+    return 1 if reason else 0
 
 
 def _descriptor(class_: str) -> ExecutorDescriptor:

@@ -79,7 +79,7 @@ class SecureConnection(ISecureConn):
         return await self._receive()
 
     async def read(self, n: int | None = None) -> bytes:
-        """Return between 1 and `n` bytes; ConnectionClosedError at the end, as py-libp2p's negotiation expects."""
+        """Return between 1 and `n` bytes; ConnectionClosedError at the end and when the connection breaks."""
         if n == 0:
             return b""
         if not self._unread:
@@ -100,12 +100,14 @@ class SecureConnection(ISecureConn):
 
     async def close(self) -> None:
         """Tell the peer, if it listens, and close."""
-        if not self._broken:
-            with trio.move_on_after(CLOSE_TIMEOUT_S):
+        try:
+            with trio.move_on_after(CLOSE_TIMEOUT_S), suppress(ConnectionClosedError):
                 async with self._write_lock:
-                    await self._send(self._tls.goodbye())
-        self._broken = True
-        await self._raw.close()
+                    if not self._broken:
+                        await self._send(self._tls.goodbye())
+        finally:
+            self._broken = True
+            await _close_raw(self._raw)
 
     async def _receive(self) -> bytes | memoryview:
         while True:
