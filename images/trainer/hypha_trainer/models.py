@@ -65,11 +65,11 @@ _SPELLINGS = {  # as the Rust nodes write them: the protocol's page has the list
 }
 
 _PREPROCESSOR_CLASSES = {
-    "tokenizer": "AutoTokenizer",
-    "feature": "AutoFeatureExtractor",
-    "image": "AutoImageProcessor",
-    "video": "AutoVideoProcessor",
-    "auto": "AutoProcessor",
+    "tokenizer": ("AutoTokenizer",),
+    "feature": ("AutoFeatureExtractor",),
+    "image": ("AutoImageProcessor",),
+    "video": ("AutoVideoProcessor",),
+    "auto": ("AutoProcessor",),
 }
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
@@ -87,7 +87,7 @@ def load_model(task: str, folder: Path, *, trust_remote_code: bool, placement: d
     Raises:
         JobError: The type or the files are not usable.
     """
-    auto_class = _auto_class(AUTO_CLASSES.get(_SPELLINGS.get(task, task), ()), f"model type {task!r}")
+    builder = auto_class("model", task)
     config = _read_config(folder, "config.json")
     _check_code(config, trust_remote_code, "model")
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -95,10 +95,10 @@ def load_model(task: str, folder: Path, *, trust_remote_code: bool, placement: d
     options = {"trust_remote_code": trust_remote_code}
     try:
         if any(match for pattern in _WEIGHTS for match in folder.glob(pattern)):
-            model = auto_class.from_pretrained(folder, dtype=torch.float32, **options, **placement)
+            model = builder.from_pretrained(folder, dtype=torch.float32, **options, **placement)
         else:
             log("the model's files hold no weights; it starts from random ones, the same in every trainer")
-            model = auto_class.from_config(AutoConfig.from_pretrained(folder, **options), **options).float()
+            model = builder.from_config(AutoConfig.from_pretrained(folder, **options), **options).float()
     except (ValueError, OSError, KeyError, ImportError, AttributeError, RuntimeError) as error:
         raise JobError(f"the model cannot be built as {task!r}: {_one_line(error)}") from error
     return model.train()  # type: ignore[no-any-return]
@@ -110,24 +110,31 @@ def load_preprocessor(task: str, folder: Path, *, trust_remote_code: bool) -> An
     Raises:
         JobError: The type or the files are not usable.
     """
-    names = (_PREPROCESSOR_CLASSES[task],) if task in _PREPROCESSOR_CLASSES else ()
-    auto_class = _auto_class(names, f"preprocessor type {task!r}")
+    builder = auto_class("preprocessor", task)
     for name in ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json"):
         if (folder / name).exists():
             _check_code(_read_config(folder, name), trust_remote_code, "preprocessor")
     try:
-        return auto_class.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return builder.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError, ImportError, AttributeError, RuntimeError) as error:
         raise JobError(f"the preprocessor cannot be built as {task!r}: {_one_line(error)}") from error
 
 
-def _auto_class(names: tuple[str, ...], what: str) -> Any:
-    if not names:
-        raise JobError(f"{what} is not known")
-    for name in names:
+def auto_class(what: str, task: str) -> Any:
+    """The transformers class for a type of `what`, "model" or "preprocessor".
+
+    Raises:
+        JobError: There is none.
+    """
+    task_classes = AUTO_CLASSES.get(_SPELLINGS.get(task, task)) if what == "model" else _PREPROCESSOR_CLASSES.get(task)
+    if not task_classes:
+        raise JobError(f"{what} type {task!r} is not known")
+    for name in task_classes:
         if hasattr(transformers, name):
             return getattr(transformers, name)
-    raise JobError(f"{what} needs {names[0]}, which transformers {transformers.__version__} does not have")
+    raise JobError(
+        f"{what} type {task!r} needs {task_classes[0]}, which transformers {transformers.__version__} does not have"
+    )
 
 
 def _read_config(folder: Path, name: str) -> dict[str, Any]:
