@@ -39,6 +39,22 @@ _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     "5XX": {"model": ErrorBody, "description": "the node, a peer, a server or the storage failed"},
 }
 
+_STOCK_PEERS: Final = {"type": "peers", "peers": ["12D3KooW..."], "strategy": {"type": "All"}}
+_PEERS: Final = {"type": "Peers", "peers": ["12D3KooW..."], "strategy": "All"}
+_FETCH: Final[dict[str, Any]] = {
+    "documented": {
+        "value": {"fetch": {"type": "HuggingFace", "repository": "a/b", "filenames": ["c.json"]}, "out_dir": "models"}
+    },
+    "stock": {"value": {"type": "scheduler", "peer": "12D3KooW...", "dataset": "digits"}},
+}
+_SEND: Final[dict[str, Any]] = {
+    "documented": {"value": {"send": _PEERS, "path": "output/gradients.safetensors"}},
+    "stock": {"value": {"resource": _STOCK_PEERS, "path": "output/gradients.safetensors"}},
+}
+_RECEIVE: Final[dict[str, Any]] = {
+    "documented": {"value": {"receive": _PEERS, "out_dir": "incoming"}},
+    "stock": {"value": {"resource": _STOCK_PEERS, "path": "incoming"}},
+}
 _EVENTS: Final[dict[int | str, dict[str, Any]]] = {
     200: {"content": {"text/event-stream": {"schema": Pointer.model_json_schema()}}, "description": "an event a push"},
 }
@@ -78,18 +94,21 @@ def create_app(bridge: Bridge) -> FastAPI:
         return {"status": "ok"}
 
     @app.post("/resources/fetch")
-    async def fetch(request: FetchRequest) -> list[FetchedFile]:
+    async def fetch(request: Annotated[FetchRequest, Body(openapi_examples=_FETCH)]) -> list[FetchedFile]:
         """Fetch files into the work directory; answers when they are whole."""
         return await bridge.fetcher.fetch(request.fetch, request.out_dir)
 
     @app.post("/resources/send", response_class=Response)
-    async def send(request: SendRequest) -> Response:
+    async def send(request: Annotated[SendRequest, Body(openapi_examples=_SEND)]) -> Response:
         """Send a file to peers; answers once the file may be changed or deleted, and goes on in the background."""
         await bridge.outbox.send(request.send, request.path)
         return Response()
 
     @app.post("/resources/receive", response_class=Response, responses=_EVENTS)
-    async def receive(request: ReceiveRequest, last_event_id: Annotated[int | None, Header()] = None) -> Response:
+    async def receive(
+        request: Annotated[ReceiveRequest, Body(openapi_examples=_RECEIVE)],
+        last_event_id: Annotated[int | None, Header()] = None,
+    ) -> Response:
         """Stream an event (SSE) for each file that a peer has pushed; Last-Event-ID asks for those missed since."""
         return EventStream(bridge.inbox.listener(request.receive, request.out_dir, last_event_id))
 

@@ -13,7 +13,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import BinaryIO, Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -33,7 +32,7 @@ _ANSWER_S: Final = 90  # of a request without bulk data; the node itself gives a
 _STALL_S: Final = 900  # without a byte in either direction; a busy receiver may make a sender wait for minutes
 _FIRST_DELAY_S: Final = 0.1
 _LAST_DELAY_S: Final = 5.0
-_RETRYABLE: Final = frozenset({500, 502, 503, 504})
+_RETRYABLE: Final = frozenset({401, 500, 502, 503, 504})  # 401: a node that starts does not know its jobs yet
 
 
 class Sink(Protocol):
@@ -133,17 +132,16 @@ class Connector:
         with self._request("POST", f"/pushes?peer={quote(peer, safe='')}", file):
             pass
 
-    @contextlib.contextmanager
-    def next_push(self) -> Iterator["Push | None"]:
-        """Wait for a push, some seconds, to be read within the context; None if none came. ConnectorError."""
+    def take_push(self, open_sink: Callable[[], Sink]) -> str | None:
+        """Wait some seconds for a push and stream it into a sink; its sender, None if none came. ConnectorError."""
         with self._request("GET", "/pushes", None) as response:
             if response.status == http.client.NO_CONTENT:
-                yield None
-                return
+                return None
             peer = response.headers.get("Hypha-Peer")
             if peer is None:
                 raise _nonsense("/pushes", b"a push without the header Hypha-Peer")
-            yield Push(peer, response)
+            _drain(response, open_sink())
+            return peer
 
     def progress(self, progress: object) -> bytes:
         """Report progress and return the scheduler's answer (JSON); ConnectorError."""
@@ -181,18 +179,6 @@ class Connector:
             with self._lock:
                 self._open.discard(connection)
             connection.close()
-
-
-@dataclass(frozen=True)
-class Push:
-    """A push on its way from a peer. Left unread, it is broken off, and the peer knows."""
-
-    peer: str
-    _response: http.client.HTTPResponse
-
-    def stream_into(self, sink: Sink) -> None:
-        """Take all of it; ConnectorError, from the context, if it breaks off."""
-        _drain(self._response, sink)
 
 
 def _send(connection: _UnixConnection, method: str, path: str, token: str, body: bytes | BinaryIO | None) -> None:

@@ -16,7 +16,7 @@ from hypha_bridge import paths, safetensors
 from hypha_bridge.config import BridgeConfig
 from hypha_bridge.connector import Attempts, Connector
 from hypha_bridge.errors import BridgeError, ConnectorError, forbidden, invalid_request
-from hypha_bridge.storage import JobFiles
+from hypha_bridge.storage import JobFiles, StagedFile
 from hypha_messages.job import JobSpec, PeersReference, Reference
 
 logger = logging.getLogger(__name__)
@@ -98,25 +98,35 @@ class Inbox:
 
     def _take(self) -> _Waiting | None:
         """Take one push into a file of ours (blocks); None if none came, or none that may be kept."""
-        with self._connector.next_push() as push:
-            if push is None:
+        with contextlib.ExitStack() as stack:
+            opened: list[StagedFile] = []
+
+            def open_sink() -> StagedFile:
+                opened.append(stack.enter_context(self._files.stage()))
+                return opened[0]
+
+            peer = self._connector.take_push(open_sink)
+            if peer is None:
                 return None
-            if push.peer not in self._senders:
-                logger.warning("refused a push from %s: the job's specification does not name it", push.peer)
-                return None
-            with self._files.stage() as staged:
-                push.stream_into(staged)
-        try:
-            safetensors.check(staged.path)
-        except safetensors.Truncated as error:
-            logger.warning("dropped a push from %s that is not whole: %s", push.peer, error)
+        [staged] = opened
+        if problem := self._problem(peer, staged.path):
+            logger.warning("dropped a push of %d bytes from %s: %s", staged.size_bytes, peer, problem)
             staged.path.unlink()
             return None
+        return _Waiting(
+            staged=staged.path, size=staged.size_bytes, from_peer=peer, sequence=-1, checksum=staged.checksum
+        )
+
+    def _problem(self, peer: str, path: Path) -> str | None:
+        if peer not in self._senders:
+            return "the job's specification does not name this peer"
+        try:
+            safetensors.check(path)
+        except safetensors.Truncated as error:
+            return f"it is not whole: {error}"
         except safetensors.NotSafeTensors:
             pass  # executors may exchange other files; theirs to judge
-        return _Waiting(
-            staged=staged.path, size=staged.size_bytes, from_peer=push.peer, sequence=-1, checksum=staged.checksum
-        )
+        return None
 
     def _add(self, waiting: _Waiting) -> None:
         self._waiting.append(waiting.model_copy(update={"sequence": self._sequence}))

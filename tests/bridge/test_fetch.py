@@ -92,8 +92,9 @@ async def test_slices_of_two_datasets_do_not_overwrite_each_other(
         streaming(b"", whole=True),
         break_off,
         unavailable,
+        lambda handler: (handler.body(), handler.refuse(401, "unauthorized")),
     ],
-    ids=["broken off", "short", "empty", "hung up", "unavailable"],
+    ids=["broken off", "short", "empty", "hung up", "unavailable", "not known yet"],
 )
 async def test_a_pull_that_fails_is_begun_anew(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, fault: Any

@@ -1,0 +1,223 @@
+"""Downloads over HTTP: resumed where they broke off, never passed off as whole."""
+
+import hashlib
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from hypha_bridge.config import BridgeConfig
+from hypha_bridge.downloads import file_name
+from hypha_bridge.errors import BridgeError
+
+pytestmark = pytest.mark.anyio
+
+CONTENT = os.urandom(3_000_000)
+
+
+class Site(http.server.ThreadingHTTPServer):
+    """Serves CONTENT; tests say how often it breaks off and what it supports."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.content = CONTENT
+        self.etag: str | None = '"v1"'
+        self.ranges = True
+        self.break_after: list[int] = []
+        self.statuses: list[int] = []
+        self.asked: list[str | None] = []
+        self.lengths = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a client that goes away is part of the tests
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Site
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        site = self.server
+        site.asked.append(self.headers.get("Range"))
+        if site.statuses:
+            self.send_response(site.statuses.pop(0))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if self.path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/moved"))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        start = 0
+        if site.ranges and "Range" in self.headers and self.headers.get("If-Range") == site.etag:
+            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        data = site.content[start:]
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(site.content) - 1}/{len(site.content)}")
+        if site.etag:
+            self.send_header("ETag", site.etag)
+        if site.lengths:
+            self.send_header("Content-Length", str(len(data)))
+        else:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if site.break_after:
+            data = data[: site.break_after.pop(0)]
+            self.close_connection = True
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    site = Site()
+    threading.Thread(target=site.serve_forever, args=(0.01,), daemon=True).start()
+    yield site
+    site.shutdown()
+    site.server_close()
+
+
+@pytest.fixture
+def config(config: BridgeConfig) -> BridgeConfig:
+    return config.model_copy(update={"allow_private_addresses": True, "storage_bytes": 10_000_000})
+
+
+async def fetch(bridge: httpx.AsyncClient, url: str) -> httpx.Response:
+    return await bridge.post("/resources/fetch", json={"type": "uri", "value": url})
+
+
+async def assert_whole(answer: httpx.Response, config: BridgeConfig, content: bytes = CONTENT) -> None:
+    assert answer.status_code == 200, answer.text
+    [file] = answer.json()
+    assert file["size"] == len(content)
+    assert file["checksum"] == "sha256:" + hashlib.sha256(content).hexdigest()
+    assert file["metadata"]["source"] == "uri"
+    assert (config.work_dir / file["path"]).read_bytes() == content
+
+
+async def test_a_file_is_downloaded_under_the_last_name_of_its_address(
+    bridge: httpx.AsyncClient, site: Site, config: BridgeConfig
+) -> None:
+    answer = await fetch(bridge, f"{site.url}/models/model%20one.safetensors?signature=secret")
+    await assert_whole(answer, config)
+    assert answer.json()[0]["path"] == "artifacts/model one.safetensors"
+
+
+async def test_a_redirect_is_followed(bridge: httpx.AsyncClient, site: Site, config: BridgeConfig) -> None:
+    await assert_whole(await fetch(bridge, f"{site.url}/moved/x"), config)
+
+
+async def test_a_download_that_breaks_off_goes_on_where_it_was(
+    bridge: httpx.AsyncClient, site: Site, config: BridgeConfig
+) -> None:
+    site.break_after = [2_200_000, 500_000]
+    await assert_whole(await fetch(bridge, f"{site.url}/x"), config)
+    assert site.asked[0] is None
+    offsets = [int(asked.removeprefix("bytes=").removesuffix("-")) for asked in site.asked[1:] if asked]
+    assert len(offsets) == 2
+    assert 0 < offsets[0] <= offsets[1] < len(CONTENT)
+
+
+async def test_a_file_that_changed_meanwhile_is_begun_anew(
+    bridge: httpx.AsyncClient, site: Site, config: BridgeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.break_after = [2_200_000]
+    changed = CONTENT[::-1]
+    real = _Handler.do_GET
+
+    def change_after_the_first(self: _Handler) -> None:
+        if self.server.asked:
+            self.server.content, self.server.etag = changed, '"v2"'
+        real(self)
+
+    monkeypatch.setattr(_Handler, "do_GET", change_after_the_first)
+    await assert_whole(await fetch(bridge, f"{site.url}/x"), config, changed)
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+async def test_without_a_strong_entity_tag_it_is_begun_anew(
+    bridge: httpx.AsyncClient, site: Site, config: BridgeConfig, etag: str | None
+) -> None:
+    site.etag = etag
+    site.break_after = [2_200_000]
+    await assert_whole(await fetch(bridge, f"{site.url}/x"), config)
+    assert site.asked == [None, None]
+
+
+async def test_a_server_that_is_busy_is_asked_again(
+    bridge: httpx.AsyncClient, site: Site, config: BridgeConfig
+) -> None:
+    site.statuses = [503, 429, 500]
+    await assert_whole(await fetch(bridge, f"{site.url}/x"), config)
+
+
+async def test_a_file_of_unknown_length_is_taken_to_its_end(
+    bridge: httpx.AsyncClient, site: Site, config: BridgeConfig
+) -> None:
+    site.lengths = False
+    await assert_whole(await fetch(bridge, f"{site.url}/x"), config)
+
+
+@pytest.mark.parametrize("status", [401, 404, 410])
+async def test_what_a_server_refuses_is_an_error(bridge: httpx.AsyncClient, site: Site, status: int) -> None:
+    site.statuses = [status]
+    answer = await fetch(bridge, f"{site.url}/x?signature=secret")
+    assert (answer.status_code, answer.json()["error"]) == (502, "source_failed")
+    assert str(status) in answer.json()["detail"]
+    assert "secret" not in answer.json()["detail"]
+
+
+async def test_a_file_too_large_for_the_storage_is_refused_before_it_comes(
+    bridge: httpx.AsyncClient, site: Site, config: BridgeConfig
+) -> None:
+    site.content = bytes(20_000_000)
+    answer = await fetch(bridge, f"{site.url}/x")
+    assert answer.status_code == 507
+    assert not (config.work_dir / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("https://example.org/a/b.bin?x=/y#z", "b.bin"),
+        ("https://example.org/", "part-0.bin"),
+        ("https://example.org", "part-0.bin"),
+        ("https://example.org/%C3%A4.bin", "ä.bin"),
+    ],
+)
+def test_a_name_comes_from_the_path_s_last_segment(uri: str, name: str) -> None:
+    assert file_name(uri) == name
+
+
+@pytest.mark.parametrize("uri", ["ftp://example.org/x", "//example.org/x", "x", "http:///x", "https://[::1/x", ""])
+def test_what_is_no_http_address_is_refused(uri: str) -> None:
+    with pytest.raises(BridgeError):
+        file_name(uri)
+
+
+@pytest.mark.parametrize("last", ["..", "%2e%2e", "..%2f..%2fetc%2fpasswd", "%00", "a%0ab"])
+async def test_a_name_that_would_lead_out_is_refused(
+    bridge: httpx.AsyncClient, site: Site, config: BridgeConfig, tmp_path: Path, last: str
+) -> None:
+    def outside() -> set[Path]:
+        return {path for path in tmp_path.rglob("*") if "artifacts" not in path.parts}
+
+    before = outside()
+    await fetch(bridge, f"{site.url}/a/{last}")
+    assert outside() == before

@@ -1,0 +1,199 @@
+"""The bridge as a process: what its launcher relies on, driven by a client that does what the stock executor does."""
+
+import json
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from hypha_bridge.config import BridgeConfig
+from support.bridge_node import FakeNode, safetensors
+
+from .conftest import OTHER, PROVIDER, SCHEDULER, SERVER, peers
+
+COMMAND = [sys.executable, "-m", "hypha_bridge"]
+
+
+class StockClient:
+    """Blocking calls without a time limit, bare references and the first `data:` lines of an endless answer."""
+
+    def __init__(self, path: Path) -> None:
+        self._http = httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://hypha", timeout=None)
+
+    def __enter__(self) -> "StockClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        return self._http.post(path, json=body).raise_for_status()
+
+    def pushes(self, body: Any, opened: threading.Event) -> Iterator[Any]:
+        with self._http.stream("POST", "/resources/receive", json=body) as response:
+            opened.set()
+            for line in response.iter_lines():
+                field, _, value = line.partition(":")
+                if field == "data":
+                    yield json.loads(value)
+
+
+@pytest.fixture
+def config_file(config: BridgeConfig) -> Path:
+    assert config.state_dir is not None
+    return config.state_dir.parent / "bridge.json"
+
+
+@pytest.fixture
+def process(config: BridgeConfig, config_file: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([*COMMAND, "--config", config_file], stderr=subprocess.PIPE, text=True) as process:
+        probe = socket.socket(socket.AF_UNIX)
+        for _ in range(1000):
+            try:
+                probe.connect(str(config.socket))
+                break
+            except OSError:
+                threading.Event().wait(0.02)
+                assert process.poll() is None, process.stderr and process.stderr.read()
+        probe.close()
+        yield process
+        process.kill()
+
+
+def test_a_round_as_the_stock_executor_goes_through_it(
+    process: subprocess.Popen[str], node: FakeNode, config: BridgeConfig
+) -> None:
+    for index in (3, 1):
+        node.slices["digits", index] = safetensors(1000 + index)
+        node.assign("digits", PROVIDER, index)
+    node.answers.put({"type": "ScheduleUpdate", "counter": 0})
+    with StockClient(config.socket) as client:
+        opened = threading.Event()
+        updates = client.pushes({"resource": peers(SERVER), "path": "incoming"}, opened)
+        slices = {"type": "scheduler", "peer": SCHEDULER, "dataset": "digits"}
+        for index in (3, 1):
+            [fetched] = client.post("/resources/fetch", slices).json()
+            assert (config.work_dir / fetched["path"]).read_bytes() == node.slices["digits", index]
+        status = {"status": {"batch_size": 16, "round_time": 12}}
+        assert client.post("/status/send", status).json() == {"type": "ScheduleUpdate", "counter": 0}
+        client.post("/status/send", "update")
+        (config.work_dir / "1_local_gradients.pt").write_bytes(safetensors(77))
+        assert (
+            client.post("/resources/send", {"resource": peers(SERVER), "path": "1_local_gradients.pt"}).content == b""
+        )
+        assert node.received.get(timeout=10) == (SERVER, safetensors(77))
+        client.post("/status/send", {"metrics": {"round": 1, "metrics": {"loss": 0.25}}})
+        node.incoming.put((SERVER, safetensors(88)))
+        update = next(updates)
+        assert (config.work_dir / update["path"]).read_bytes() == safetensors(88)
+        node.answers.put({"type": "Done"})
+        assert client.post("/status/send", "update-received").json() == {"type": "Done"}
+        updates.close()  # type: ignore[attr-defined]
+    assert node.reported[0] == {"status": {"batch_size": 16}}
+
+
+def test_only_its_user_may_connect(process: subprocess.Popen[str], config: BridgeConfig) -> None:
+    mode = config.socket.stat().st_mode
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o600
+    assert config.state_dir is not None
+    assert stat.S_IMODE(config.state_dir.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_sends_what_it_has_accepted_leaves_nothing_and_exits_0(
+    process: subprocess.Popen[str], node: FakeNode, config: BridgeConfig, number: signal.Signals
+) -> None:
+    node.push_gate.clear()
+    with StockClient(config.socket) as client:
+        (config.work_dir / "x").write_bytes(b"last words")
+        client.post("/resources/send", {"resource": peers(SERVER, OTHER), "path": "x"})
+        opened = threading.Event()
+        updates = client.pushes({"resource": peers(SERVER)}, opened)
+        listener = threading.Thread(target=lambda: list(updates))
+        listener.start()
+        assert opened.wait(10)
+        process.send_signal(number)
+        listener.join(10)
+        assert not listener.is_alive(), "the event stream ends"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        node.push_gate.set()
+        assert process.wait(20) == 0
+    assert {node.received.get(timeout=1), node.received.get(timeout=1)} == {
+        (SERVER, b"last words"),
+        (OTHER, b"last words"),
+    }
+    assert not config.socket.exists()
+    assert config.state_dir is not None
+    assert not config.state_dir.exists()
+
+
+def test_a_send_that_nobody_takes_delays_the_end_no_longer_than_configured(
+    config: BridgeConfig, config_file: Path, node: FakeNode, request: pytest.FixtureRequest
+) -> None:
+    settings = json.loads(config_file.read_text()) | {"drain_s": 0.5}
+    config_file.write_text(json.dumps(settings))
+    node.refusing_peers[SERVER] = 1_000_000
+    process: subprocess.Popen[str] = request.getfixturevalue("process")
+    with StockClient(config.socket) as client:
+        (config.work_dir / "x").write_bytes(b"x")
+        client.post("/resources/send", {"resource": peers(SERVER), "path": "x"})
+        process.terminate()
+        assert process.wait(20) == 0
+    assert process.stderr is not None
+    assert "1 files not sent" in process.stderr.read()
+
+
+def test_a_bridge_replaces_what_a_killed_one_left(
+    process: subprocess.Popen[str], config: BridgeConfig, config_file: Path
+) -> None:
+    process.kill()
+    process.wait()
+    assert config.socket.exists()
+    with subprocess.Popen([*COMMAND, "--config", config_file]) as second:
+        transport = httpx.HTTPTransport(uds=str(config.socket), retries=0)
+        with httpx.Client(transport=transport, base_url="http://hypha") as client:
+            for _ in range(1000):
+                try:
+                    assert client.get("/healthz").status_code == 200
+                    break
+                except httpx.TransportError:
+                    threading.Event().wait(0.02)
+        second.terminate()
+        assert second.wait(20) == 0
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"work_dir": "/nowhere"}, "/nowhere"),
+        ({"storage_bytes": -1}, "storage_bytes"),
+        ({"speed": "fast"}, "speed"),
+        ({"job_file": "/nowhere/job.json"}, "/nowhere/job.json"),
+        ({"connector": {"uds": "x"}}, "connector.token_file"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_named(config_file: Path, change: dict[str, Any], named: str) -> None:
+    config_file.write_text(json.dumps(json.loads(config_file.read_text()) | change))
+    ended = run("--config", config_file)
+    assert ended.returncode == 1
+    assert named in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_it_says_what_it_is() -> None:
+    assert run("--version").stdout.startswith("hypha-bridge ")
+    assert "--config FILE" in run("--help").stdout
