@@ -1,0 +1,298 @@
+"""Which job gets a push, who waits, and what is refused."""
+
+import json
+import struct
+from uuid import UUID, uuid4
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypha_worker import pushes
+from hypha_worker.pushes import PushRouter, PushStream
+
+pytestmark = pytest.mark.anyio
+
+ALICE, BOB = "alice", "bob"
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    """Waits take no time."""
+    return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}
+
+
+class Pushed:
+    """A push stream made of pieces; None stands for a peer that says nothing more and does not end."""
+
+    def __init__(self, *pieces: bytes | None) -> None:
+        self.pieces = list(pieces)
+        self.reset_seen = False
+        self.read_bytes = 0
+
+    async def receive_some(self, max_bytes: int | None = None, /) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if not self.pieces:
+            return b""
+        piece = self.pieces.pop(0)
+        if piece is None:
+            await trio.sleep_forever()
+        if max_bytes is not None and len(piece) > max_bytes:
+            self.pieces.insert(0, piece[max_bytes:])
+            piece = piece[:max_bytes]
+        self.read_bytes += len(piece)
+        return piece
+
+    def push_back(self, data: bytes, /) -> None:
+        if data:
+            self.pieces.insert(0, data)
+
+    def reset(self) -> None:
+        self.reset_seen = True
+
+
+def labelled(job_id: object, payload: bytes = b"payload") -> bytes:
+    header = json.dumps({"__metadata__": {"job_id": str(job_id)}}).encode()
+    return struct.pack("<Q", len(header)) + header + payload
+
+
+class Inbox:
+    """What a job received."""
+
+    def __init__(self) -> None:
+        self.pushes: list[tuple[str, bytes]] = []
+
+    async def deliver(self, peer: str, stream: PushStream) -> None:
+        data = b""
+        while piece := await stream.receive_some():
+            data += piece
+        self.pushes.append((peer, data))
+
+
+def router(**jobs: tuple[UUID, set[str]]) -> tuple[PushRouter, dict[str, UUID]]:
+    """A router with jobs, each by name: its label and its senders."""
+    made = PushRouter()
+    tasks = {name: uuid4() for name in jobs}
+    for name, (label, senders) in jobs.items():
+        made.add(tasks[name], str(label), frozenset(senders))
+    return made, tasks
+
+
+async def push(made: PushRouter, peer: str, data: bytes) -> Pushed:
+    """A push from its beginning to its end."""
+    stream = Pushed(data)
+    await made.handle(peer, stream)
+    return stream
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"no header at all", labelled("other"), b"\xff" * 8, labelled(1)[:-20]])
+async def test_the_only_job_that_names_the_sender_gets_what_is_not_labelled_otherwise(data: bytes) -> None:
+    made, tasks = router(job=(UUID(int=1), {ALICE}))
+    inbox = Inbox()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.handle, ALICE, Pushed(data))
+        taken = await made.take(tasks["job"], inbox.deliver, 1) if b"other" not in data else None
+    assert inbox.pushes == ([(ALICE, data)] if taken else [])
+
+
+async def test_a_sender_that_no_job_names_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    made, _ = router(job=(uuid4(), {ALICE}))
+    stream = await push(made, BOB, b"data")
+    assert stream.reset_seen
+    assert stream.read_bytes == 0
+    assert "refused a push from bob: no job of this worker names it" in caplog.text
+
+
+async def test_refusals_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    made, _ = router(job=(uuid4(), {ALICE}))
+    for _ in range(100):
+        await push(made, BOB, b"data")
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("mine", ["first", "second"])
+async def test_of_several_jobs_the_labelled_one_gets_the_push(mine: str) -> None:
+    jobs = {"first": uuid4(), "second": uuid4()}
+    made, tasks = router(**{name: (label, {ALICE}) for name, label in jobs.items()})
+    inboxes = {name: Inbox() for name in jobs}
+    async with trio.open_nursery() as nursery:
+        for name in jobs:
+            nursery.start_soon(made.take, tasks[name], inboxes[name].deliver, 0.05)
+        await trio.testing.wait_all_tasks_blocked()
+        await push(made, ALICE, labelled(jobs[mine]))
+    assert [name for name, inbox in inboxes.items() if inbox.pushes] == [mine]
+
+
+async def test_a_push_labelled_for_a_job_that_has_ended_is_refused() -> None:
+    made, _ = router(job=(uuid4(), {ALICE}))
+    assert (await push(made, ALICE, labelled(uuid4()))).reset_seen
+
+
+async def test_of_several_jobs_the_one_that_has_waited_longest_gets_an_unlabelled_push() -> None:
+    made, tasks = router(first=(uuid4(), {ALICE}), second=(uuid4(), {ALICE}))
+    first, second = Inbox(), Inbox()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.take, tasks["second"], second.deliver, 10)
+        await trio.sleep(1)
+        nursery.start_soon(made.take, tasks["first"], first.deliver, 10)
+        await trio.sleep(1)
+        await push(made, ALICE, b"one")
+        await push(made, ALICE, b"two")
+    assert (first.pushes, second.pushes) == ([(ALICE, b"two")], [(ALICE, b"one")])
+
+
+async def test_polling_anew_keeps_a_jobs_place_in_the_queue() -> None:
+    made, tasks = router(first=(uuid4(), {ALICE}), second=(uuid4(), {ALICE}))
+    first, second = Inbox(), Inbox()
+    assert not await made.take(tasks["first"], first.deliver, 1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.take, tasks["second"], second.deliver, 10)
+        await trio.sleep(1)
+        nursery.start_soon(made.take, tasks["first"], first.deliver, 5)
+        await trio.sleep(1)
+        await push(made, ALICE, b"one")
+        assert first.pushes == [(ALICE, b"one")]
+        await push(made, ALICE, b"two")
+
+
+async def test_a_push_waits_all_but_its_header_unread_until_it_is_taken() -> None:
+    made, tasks = router(job=(UUID(int=1), {ALICE}))
+    header = labelled(UUID(int=1), b"")
+    stream = Pushed(header, b"x" * 1000)
+    inbox = Inbox()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.handle, ALICE, stream)
+        await trio.testing.wait_all_tasks_blocked()
+        assert stream.read_bytes == len(header)
+        await made.take(tasks["job"], inbox.deliver, 1)
+    assert inbox.pushes == [(ALICE, header + b"x" * 1000)]
+    assert not stream.reset_seen
+
+
+async def test_pushes_are_taken_in_the_order_in_which_they_came() -> None:
+    made, tasks = router(job=(uuid4(), {ALICE, BOB}))
+    inbox = Inbox()
+    async with trio.open_nursery() as nursery:
+        for peer in (BOB, ALICE, BOB):
+            nursery.start_soon(made.handle, peer, Pushed(peer.encode()))
+            await trio.testing.wait_all_tasks_blocked()
+        for _ in range(3):
+            assert await made.take(tasks["job"], inbox.deliver, 1)
+    assert [peer for peer, _ in inbox.pushes] == [BOB, ALICE, BOB]
+
+
+async def test_no_more_than_a_bound_of_one_peers_pushes_wait() -> None:
+    made, tasks = router(job=(uuid4(), {ALICE, BOB}))
+    inbox = Inbox()
+    async with trio.open_nursery() as nursery:
+        for _ in range(pushes._MAX_WAITING_PER_PEER):
+            nursery.start_soon(made.handle, ALICE, Pushed(b"data"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await push(made, ALICE, b"one too many")).reset_seen
+        nursery.start_soon(made.handle, BOB, Pushed(b"data"))
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(pushes._MAX_WAITING_PER_PEER + 1):
+            assert await made.take(tasks["job"], inbox.deliver, 1)
+    assert inbox.pushes[-1] == (BOB, b"data")
+    assert made._held == {}
+
+
+async def test_a_push_that_nobody_takes_is_refused_in_the_end() -> None:
+    made, _ = router(job=(uuid4(), {ALICE}))
+    assert (await push(made, ALICE, b"data")).reset_seen
+    assert trio.current_time() > 800
+
+
+async def test_a_push_whose_header_does_not_come_is_refused() -> None:
+    made, _ = router(job=(uuid4(), {ALICE}))
+    stream = Pushed(b"abc", None)
+    await made.handle(ALICE, stream)
+    assert stream.reset_seen
+
+
+async def test_the_end_of_a_job_ends_what_waits_for_it() -> None:
+    made, tasks = router(job=(uuid4(), {ALICE}))
+    stream = Pushed(b"data")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.handle, ALICE, stream)
+        await trio.testing.wait_all_tasks_blocked()
+        made.remove(tasks["job"])
+    assert stream.reset_seen
+    assert not await made.take(tasks["job"], Inbox().deliver, 1)
+
+
+async def test_a_delivery_that_fails_breaks_the_push_off() -> None:
+    made, tasks = router(job=(uuid4(), {ALICE}))
+    stream = Pushed(b"data")
+
+    async def fail(_peer: str, _stream: PushStream) -> None:
+        raise OSError("the bridge is gone")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.handle, ALICE, stream)
+        with pytest.raises(OSError, match="the bridge is gone"):
+            await made.take(tasks["job"], fail, 1)
+    assert stream.reset_seen
+
+
+async def test_a_taker_that_is_cancelled_loses_no_push() -> None:
+    made, tasks = router(job=(uuid4(), {ALICE}))
+    inbox = Inbox()
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as takers:
+                takers.start_soon(made.take, tasks["job"], inbox.deliver, 10)
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+        nursery.start_soon(made.handle, ALICE, Pushed(b"data"))
+        assert await made.take(tasks["job"], inbox.deliver, 1)
+    assert inbox.pushes == [(ALICE, b"data")]
+
+
+@pytest.mark.parametrize("order", ["cancel first", "push first"])
+async def test_a_push_that_comes_as_its_taker_is_cancelled_goes_to_the_next(order: str) -> None:
+    made, tasks = router(job=(uuid4(), {ALICE}))
+    inbox = Inbox()
+
+    async def never(_peer: str, _stream: PushStream) -> None:
+        await trio.sleep_forever()
+
+    waiting = pushes._Push(ALICE, Pushed(b"data"), [made._receivers[tasks["job"]]])
+    async with trio.open_nursery() as takers:
+        takers.start_soon(made.take, tasks["job"], never, 10)
+        await trio.testing.wait_all_tasks_blocked()
+        if order == "cancel first":  # the taker is told, but has not run yet
+            takers.cancel_scope.cancel()
+        made._pushes.append(waiting)
+        made._match()
+        takers.cancel_scope.cancel()
+    if order == "cancel first":
+        assert await made.take(tasks["job"], inbox.deliver, 1)
+        assert inbox.pushes == [(ALICE, b"data")]
+    assert waiting.done.is_set()
+
+
+@given(st.binary(max_size=64), st.integers(1, 16))
+def test_what_is_read_to_find_the_label_is_given_back(data: bytes, piece: int) -> None:
+    async def check() -> None:
+        stream = Pushed(*(data[i : i + piece] for i in range(0, len(data), piece)))
+        await pushes._read_label(stream)
+        inbox = Inbox()
+        await inbox.deliver(ALICE, stream)
+        assert inbox.pushes == [(ALICE, data)]
+
+    trio.run(check)
+
+
+headers = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["__metadata__", "job_id", "x"]), inner),
+)
+
+
+@given(headers)
+def test_any_header_has_a_label_or_none(header: object) -> None:
+    label = pushes._label(header)
+    assert label is None or isinstance(label, str)
