@@ -6,6 +6,7 @@ its scheduler does.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol
@@ -27,6 +28,8 @@ from hypha_worker.waiting import RateLimit, Waiting, WaitingRequests
 logger = logging.getLogger(__name__)
 
 _BACKLOG: Final = 4096
+_MAX_SENDING: Final = 32
+"""Offers under way to one scheduler; one that answers slowly holds no more of the worker than that."""
 
 
 class Market(Peers, Protocol):
@@ -59,6 +62,7 @@ class Arbiter:
         self._telemetry = telemetry
         self._wall_clock = wall_clock
         self._offer_timeout_s = offer_timeout_s
+        self._sending: Counter[str] = Counter()
         self._wake = trio.Event()
         self._room_came = False
         self._offering = True
@@ -141,10 +145,13 @@ class Arbiter:
             )
         chosen = []
         for waiting in ranked:
+            if self._sending[waiting.scheduler] >= _MAX_SENDING:
+                continue
             resources, price = self._policy.terms(waiting.request)
             lease = self._ledger.offer(waiting.scheduler, waiting.request.id, waiting.request.spec.executor, resources)
             if lease is not None:
                 self._waiting.remove(waiting)
+                self._sending[waiting.scheduler] += 1
                 chosen.append((lease, waiting, price))
         self._waiting.pass_over()
         return chosen
@@ -168,16 +175,25 @@ class Arbiter:
             resources=lease.resources,
             timeout=SystemTime.from_timestamp(lease.deadline),
         )
-        with self._telemetry.tracer.start_as_current_span("offer", attributes={"request": str(lease.request_id)}):
-            try:
+        try:
+            with self._telemetry.tracer.start_as_current_span("offer", attributes={"request": str(lease.request_id)}):
                 await self._market.request(lease.scheduler, API, offer, timeout_s=self._offer_timeout_s)
-            except NetworkError as error:
-                self._telemetry.offers.add(1, {"outcome": "failed"})
-                if self._ledger.withdraw(lease.id):
-                    logger.warning("the offer to %s did not arrive: %s", lease.scheduler, error)
-                    self.note_lapsed(lease.scheduler)
-                    self.note_room()
-                return
-        self._telemetry.offers.add(1, {"outcome": "sent"})
-        self._telemetry.offer_latency.record(trio.current_time() - waiting.since)
-        logger.info("offered lease %s to %s at %g", lease.id, lease.scheduler, price)
+        except NetworkError as error:
+            self._telemetry.offers.add(1, {"outcome": "failed"})
+            if self._ledger.withdraw(lease.id):
+                logger.warning("the offer to %s did not arrive: %s", lease.scheduler, error)
+                self.note_lapsed(lease.scheduler)
+                self.note_room()
+        else:
+            self._telemetry.offers.add(1, {"outcome": "sent"})
+            self._telemetry.offer_latency.record(trio.current_time() - waiting.since)
+            logger.info("offered lease %s to %s at %g", lease.id, lease.scheduler, price)
+        finally:
+            self._note_sent(lease.scheduler)
+
+    def _note_sent(self, scheduler: str) -> None:
+        self._sending[scheduler] -= 1
+        if self._sending[scheduler] == _MAX_SENDING // 2:
+            self.note_room()  # its next requests may have been held back
+        elif not self._sending[scheduler]:
+            del self._sending[scheduler]

@@ -26,6 +26,7 @@ from hypha_network.errors import NetworkClosed, NetworkError, PeerUnreachable, S
 from hypha_network.streams import Stream
 from hypha_worker.pushes import PushRouter, PushStream
 from hypha_worker.runtime import Job
+from hypha_worker.telemetry import Telemetry
 from hypha_worker.unix_http import Exchange, HttpError
 
 logger = logging.getLogger(__name__)
@@ -107,14 +108,20 @@ class Connector:
         network: where the peers are.
         pushes: what peers push to jobs.
         on_progress: told of every progress of a job before it goes to the scheduler.
+        telemetry: counts slices and bytes.
     """
 
     def __init__(
-        self, network: Peers, pushes: PushRouter, on_progress: Callable[[UUID, Progress], None] = lambda *_: None
+        self,
+        network: Peers,
+        pushes: PushRouter,
+        on_progress: Callable[[UUID, Progress], None] = lambda *_: None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._network = network
         self._pushes = pushes
         self._on_progress = on_progress
+        self._telemetry = telemetry or Telemetry()
         self._sessions: dict[UUID, _Session] = {}
         self._calls: dict[tuple[str, str], Callable[[_Session, Exchange], Awaitable[None]]] = {
             ("POST", "/slices/next"): self._next_slice,
@@ -193,12 +200,16 @@ class Connector:
         if not data:
             raise _not_found(f"{wanted.provider} has no slice {wanted.index} of {wanted.dataset!r}")
         await exchange.start_stream({})
+        size = 0
         # The reference data node ends a slice with a reset; the bridge sees whether it is whole.
         with contextlib.suppress(StreamReset):
             while data:
+                size += len(data)
                 await exchange.send_piece(data)
                 data = await _within(_STALL_TIMEOUT_S, stream.receive_some())
         await exchange.end_stream()
+        self._telemetry.slices.add(1, {"dataset": wanted.dataset})
+        self._telemetry.transferred.add(size, {"direction": "in", "of": "slice"})
 
     async def _push(self, session: _Session, exchange: Exchange) -> None:
         peer = exchange.query.get("peer", "")
@@ -208,7 +219,9 @@ class Connector:
             stream = await _within(_OPEN_TIMEOUT_S, self._network.open_stream(peer, PUSH))
             delivered = False
             try:
+                size = 0
                 async for data in exchange.pieces():
+                    size += len(data)
                     await _within(_STALL_TIMEOUT_S, stream.send_all(data))
                 await stream.send_eof()
                 async with exchange.until_disconnected():
@@ -218,6 +231,7 @@ class Connector:
                 if not delivered:
                     stream.reset()
             await stream.aclose()
+        self._telemetry.transferred.add(size, {"direction": "out", "of": "push"})
         await exchange.answer_empty()
 
     async def _await_delivery(self, peer: str, stream: Stream) -> None:
@@ -235,9 +249,12 @@ class Connector:
         async def deliver(peer: str, stream: PushStream) -> None:
             with _peer_errors(peer):
                 await exchange.start_stream({"Hypha-Peer": peer})
+                size = 0
                 while data := await _within(_STALL_TIMEOUT_S, stream.receive_some()):
+                    size += len(data)
                     await exchange.send_piece(data)
                 await exchange.end_stream()
+            self._telemetry.transferred.add(size, {"direction": "in", "of": "push"})
 
         async with exchange.until_disconnected():
             taken = await self._pushes.take(session.job.task_id, deliver, _LONG_POLL_S)

@@ -18,6 +18,7 @@ from hypha_worker.connector import Connector
 from hypha_worker.ledger import Lease
 from hypha_worker.pushes import PushRouter
 from hypha_worker.runtime import AdoptedJob, Job, JobEvent, Runtime, Started
+from hypha_worker.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +35,20 @@ class JobNetwork(connector.Peers, Protocol):
 class JobManager:
     """Starts, watches and ends jobs; `open_job_manager` makes one."""
 
-    def __init__(self, runtime: Runtime, network: JobNetwork, connector_socket: Path, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        network: JobNetwork,
+        connector_socket: Path,
+        telemetry: Telemetry,
+        nursery: trio.Nursery,
+    ) -> None:
         self._runtime = runtime
         self._network = network
         self._socket = connector_socket
         self._nursery = nursery
         self._pushes = PushRouter()
-        self._connector = Connector(network, self._pushes)
+        self._connector = Connector(network, self._pushes, telemetry=telemetry)
 
     @property
     def events(self) -> AsyncIterator[JobEvent]:
@@ -85,10 +93,12 @@ class JobManager:
 
 
 @asynccontextmanager
-async def open_job_manager(runtime: Runtime, network: JobNetwork, connector_socket: Path) -> AsyncIterator[JobManager]:
+async def open_job_manager(
+    runtime: Runtime, network: JobNetwork, connector_socket: Path, telemetry: Telemetry
+) -> AsyncIterator[JobManager]:
     """Manage the jobs of a runtime. When this ends, what runs goes on, and its bridges wait for the next node."""
     async with trio.open_nursery() as nursery:
         try:
-            yield JobManager(runtime, network, connector_socket, nursery)
+            yield JobManager(runtime, network, connector_socket, telemetry, nursery)
         finally:
             nursery.cancel_scope.cancel()

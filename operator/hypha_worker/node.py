@@ -61,7 +61,7 @@ async def run_node(config: Config) -> None:
         async with (
             open_process_runtime(process_config(config, state_dir)) as runtime,
             open_network(identity, network_config(config)) as network,
-            open_job_manager(runtime, network, state_dir / "connector.sock") as jobs,
+            open_job_manager(runtime, network, state_dir / "connector.sock", telemetry) as jobs,
         ):
             node = Node(config, state_dir, network, jobs, telemetry=telemetry)
             await node.run(signals)

@@ -162,6 +162,16 @@ async def test_more_than_its_rate_is_not_even_decoded() -> None:
         assert len(setting.market.offers[ALICE]) == 5
 
 
+async def test_a_scheduler_that_answers_slowly_gets_its_offers_a_few_at_a_time() -> None:
+    async with arbiter(FLEXIBLE) as setting:
+        setting.market.delay_s = 0.1
+        setting.market.advertise(ALICE, *[request(Resources(cpu=0.001)) for _ in range(100)])
+        await trio.sleep(0.05)
+        assert len(setting.ledger.leases) == 32
+        await trio.sleep(1)
+        assert len(setting.market.offers[ALICE]) == 100
+
+
 async def test_garbage_and_unwanted_requests_leave_the_arbiter_working() -> None:
     async with arbiter(WHOLE_WORKER) as setting:
         for data in (b"", b"\xff" * 100, b"\xa0", b"\x9f" * 5000, b"\xa1\x62id\x40"):

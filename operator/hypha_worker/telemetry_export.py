@@ -1,0 +1,69 @@
+"""Sends what the node measures and traces to a collector: OTLP over HTTP, in threads of the OpenTelemetry SDK."""
+
+from threading import Thread
+from typing import Final
+
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    ParentBasedTraceIdRatio,
+    Sampler,
+    TraceIdRatioBased,
+)
+
+from hypha_worker.config import Config
+from hypha_worker.telemetry import SCOPE
+
+_EXPORT_TIMEOUT_S: Final = 5
+_EXPORT_EVERY_MS: Final = 10_000
+_SHUTDOWN_S: Final = 5.0
+
+
+class Exporters:
+    """The pipelines of one node."""
+
+    def __init__(self, config: Config, peer_id: str, version: str) -> None:
+        base = str(config.telemetry_endpoint).rstrip("/")
+        headers = {name: value.get_secret_value() for name, value in config.telemetry_headers.items()}
+        attributes = {"service.name": "hypha-worker", "service.version": version, "service.instance.id": peer_id}
+        resource = Resource.create(attributes | config.telemetry_attributes)
+        metrics = OTLPMetricExporter(f"{base}/v1/metrics", headers=headers, timeout=_EXPORT_TIMEOUT_S)
+        reader = PeriodicExportingMetricReader(metrics, _EXPORT_EVERY_MS, _EXPORT_TIMEOUT_S * 1000)
+        self._meters = MeterProvider([reader], resource, shutdown_on_exit=False)
+        self.meter = self._meters.get_meter(SCOPE, version)
+        spans = OTLPSpanExporter(f"{base}/v1/traces", headers=headers, timeout=_EXPORT_TIMEOUT_S)
+        self._traces = TracerProvider(make_sampler(config), resource, shutdown_on_exit=False)
+        self._traces.add_span_processor(BatchSpanProcessor(spans))
+        self.tracer = self._traces.get_tracer(SCOPE, version)
+
+    def shutdown(self) -> None:
+        """Send what is left; a collector that does not answer is given up on after a deadline."""
+        threads = [
+            Thread(target=self._meters.shutdown, args=[_SHUTDOWN_S * 1000], daemon=True),
+            Thread(target=self._traces.shutdown, daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(_SHUTDOWN_S)
+
+
+def make_sampler(config: Config) -> Sampler:
+    """Return the configured sampler; all traces if none is."""
+    ratio = config.telemetry_sample_ratio
+    match config.telemetry_sampler:
+        case "always_off":
+            return ALWAYS_OFF
+        case "traceidratio":
+            return TraceIdRatioBased(ratio)
+        case "parentbased_traceidratio":
+            return ParentBasedTraceIdRatio(ratio)
+        case _:
+            return ALWAYS_ON
