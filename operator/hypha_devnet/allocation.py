@@ -28,7 +28,8 @@ OFFER_WINDOW_S = 0.25
 PUBLISH_RETRY_S = 0.25
 RENEWAL_TIMEOUT_S = 3.0
 RENEWAL_RETRY_S = 0.5
-RENEW_AT = 2 / 3
+RENEW_AT = 1 / 3
+"""After which part of a lease it is renewed; a worker that restarts has the rest to come back."""
 MAX_OFFERS = 1024
 
 _WEIGHTS = {"gpu": 25.0, "cpu": 1.0, "memory": 0.1, "storage": 0.01}

@@ -49,6 +49,7 @@ TRAIN_EXECUTOR = "diloco-transformer"
 AGGREGATE_EXECUTOR = "parameter-server"
 RECORD_RETRY_S = 0.5
 DISPATCH_TIMEOUT_S = 10.0
+DISPATCH_RETRY_S = 0.5
 STEP_WAIT_S = 5.0
 """How long a trainer that has merged waits for word of that step from the parameter server, which may come after it."""
 FINISH_GRACE_S = 15.0
@@ -158,15 +159,25 @@ class Scheduler:
     async def _dispatch_one(self, lease: Lease, spec: JobSpec) -> None:
         task_id = uuid.uuid4()
         self._tasks[task_id] = lease.peer_id
-        try:
-            outcome = await self._network.request(
-                lease.peer_id, API, DispatchJob(id=task_id, spec=spec), timeout_s=DISPATCH_TIMEOUT_S
-            )
-        except NetworkError as error:
-            raise JobFailedError(f"cannot dispatch to {lease.peer_id}: {error}") from error
+        outcome = await self._ask_to_run(lease, DispatchJob(id=task_id, spec=spec))
         if not isinstance(outcome, DispatchJobOutcome) or outcome.failed:
             raise JobFailedError(f"{lease.peer_id} refused the job")
         self._events.emit("dispatched", peer=lease.peer_id, role=lease.role, task=str(task_id), job=str(self._job_id))
+
+    async def _ask_to_run(self, lease: Lease, dispatch: DispatchJob) -> Message:
+        """Dispatch, again and again while the lease lasts: a worker that restarts knows the task by its id."""
+        while True:
+            try:
+                outcome: Message = await self._network.request(
+                    lease.peer_id, API, dispatch, timeout_s=DISPATCH_TIMEOUT_S
+                )
+            except NetworkError as error:
+                if lease.lost.is_set():
+                    raise JobFailedError(f"cannot dispatch to {lease.peer_id}: {error}") from error
+                logger.warning("cannot dispatch to %s yet: %s", lease.peer_id, error)
+                await trio.sleep(DISPATCH_RETRY_S)
+            else:
+                return outcome
 
     def _batch_size(self, lease: Lease) -> int:
         """How often the GPU memory asked for (a batch of one) fits; where none is asked for, the maximum."""

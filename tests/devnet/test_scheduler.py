@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from hypha_devnet import allocation
+from hypha_devnet import allocation, scheduler
 from hypha_devnet.allocation import AllocationError, Offer, choose
 from hypha_devnet.config import DilocoJob
 from hypha_devnet.events import Events
@@ -84,12 +84,12 @@ class Devnet:
         await self.nursery.start(run)
         return ready[0]
 
-    def scheduler(self, **changes: Any) -> Scheduler:
+    def new_scheduler(self, **changes: Any) -> Scheduler:
         return Scheduler(self.network, job(**changes), self.events)
 
     async def run(self, **changes: Any) -> None:
         with trio.fail_after(30):
-            await self.scheduler(**changes).run()
+            await self.new_scheduler(**changes).run()
 
     async def fails(self, **changes: Any) -> str:
         with pytest.raises(ExceptionGroup) as group:
@@ -222,6 +222,27 @@ async def test_a_worker_that_is_away_for_a_part_of_its_lease_is_not_lost(monkeyp
         assert not net.events.of("worker_lost")
 
 
+async def test_a_worker_that_is_away_when_its_job_comes_gets_it_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "DISPATCH_RETRY_S", 0.1)
+    async with devnet() as net:
+        away = await net.volunteer("away", ignore_dispatches=2)
+        await net.volunteer("there")
+        await net.volunteer("server", "aggregate")
+        await net.run()
+        assert len(away.specs) == 1
+
+
+async def test_a_worker_that_never_takes_its_job_fails_the_job_when_its_lease_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(allocation, "RENEWAL_RETRY_S", 0.1)
+    async with devnet() as net:
+        gone = await net.volunteer("gone", ignore_dispatches=1000, lease_s=0.5, refuse_renewals=range(2, 1000))
+        await net.volunteer("there")
+        await net.volunteer("server", "aggregate")
+        assert gone.network.peer_id in await net.fails()
+
+
 async def test_a_worker_that_stays_away_is_lost_with_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocation, "RENEWAL_RETRY_S", 0.1)
     async with devnet() as net:
@@ -243,7 +264,7 @@ async def test_a_parameter_server_that_speaks_after_its_trainers_ends_the_job_al
 
 async def test_strangers_get_nothing() -> None:
     async with devnet() as net, member(net.pki, "stranger", net.entrance) as stranger:
-        net.scheduler()
+        net.new_scheduler()
         peer = net.network.peer_id
         progress = ReportProgress(job_id=uuid.uuid4(), progress=Progress(status=Status(batch_size=1)))
         status = ReportJobStatus(task_id=uuid.uuid4(), status=JobStatus(type="Failed"))

@@ -60,6 +60,7 @@ class Volunteer:
     lease_s: float = LEASE_S
     fail_after_batches: int | None = None
     refuse_renewals: range = range(0)
+    ignore_dispatches: int = 0
     says_so_late_s: float = 0.0
     renewals: int = 0
     slices: list[int] = field(default_factory=list)
@@ -91,6 +92,9 @@ class Volunteer:
             self.renewals += 1
             return None if self.renewals in self.refuse_renewals else RenewLeaseOutcome(id=request.id, timeout=timeout)
         if isinstance(request, DispatchJob):
+            if self.ignore_dispatches:
+                self.ignore_dispatches -= 1
+                return None
             self.specs.append(request.spec)
             self.nursery.start_soon(self._work, peer_id, request)
             return DispatchJobOutcome(id=request.id, timeout=timeout)
