@@ -1,0 +1,277 @@
+"""`hypha-devnet demo`: a network on this machine trains a model while one watches."""
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import trio
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hypha_devnet import certs
+from hypha_devnet.demo_board import Board, Worker
+from hypha_devnet.demo_plot import plot
+from hypha_devnet.demo_processes import Process, ProcessDiedError, Processes, open_processes
+from hypha_devnet.demo_settings import (
+    NODES,
+    SETTINGS,
+    TRAINERS,
+    WORKERS,
+    Files,
+    certificate_keys,
+    job_config,
+    node_config,
+    worker_config,
+    write_config,
+)
+from hypha_devnet.demo_view import LiveView, PlainView, View
+from hypha_devnet.node import leaves
+from hypha_messages.health import HEALTH, HealthRequest
+from hypha_network.errors import HyphaNetworkError, NetworkError
+from hypha_network.identity import Identity
+from hypha_network.network import Network, NetworkConfig, open_network
+
+_MARKER: Final = ".hypha-demo"
+_READY_S: Final = 90.0
+_JOB_S: Final = 600.0
+_POLL_S: Final = 0.25
+_REFRESH_S: Final = 0.25
+_INTERRUPTED: Final = 130
+_DEVNET: Final = ("-m", "hypha_devnet.cli")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class DemoError(Exception):
+    """The demo cannot go on; says why and where to look."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How well the models read the held-out digits."""
+
+    network: float
+    alone: float
+
+    @property
+    def good(self) -> bool:
+        """Whether the network's model is as good as it should be."""
+        return self.network > SETTINGS.wanted_accuracy and self.alone - self.network <= SETTINGS.wanted_closeness
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="What the demo makes; an earlier demo's is replaced.")] = Path(
+        "demo-output"
+    ),
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a board.")] = False,
+) -> None:
+    """Train a digit classifier over a Hypha network on this machine: all its nodes as processes, real certificates."""
+    console = Console()
+    view: View = PlainView(console) if plain or not console.is_terminal else LiveView(console)
+    result: Result | None = None
+    problems: list[str] = []
+    try:
+        files = Files(_fresh(output.absolute()))
+        with tempfile.TemporaryDirectory(prefix="hypha-demo-") as work_dir, view:
+            result = trio.run(_Demo(files, Path(work_dir), view).run)
+    except* (DemoError, ProcessDiedError, HyphaNetworkError, OSError) as group:
+        problems = [str(error) for error in leaves(group)]
+    if problems:
+        console.print("The demo failed.", *problems, sep="\n", markup=False, highlight=False, style="red")
+        raise typer.Exit(1)
+    if result is None:
+        console.print("Interrupted; every process has ended.")
+        raise typer.Exit(_INTERRUPTED)
+    _report(console, files, result)
+    raise typer.Exit(0 if result.good else 1)
+
+
+def _fresh(output: Path) -> Path:
+    """An empty directory; an earlier demo's is emptied, another is left alone."""
+    marker = output / _MARKER
+    if marker.exists():
+        shutil.rmtree(output)
+    elif output.exists() and any(output.iterdir()):
+        raise DemoError(f"{output} holds something other than an earlier demo; name another directory with --output")
+    output.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    return output
+
+
+class _Demo:
+    """One run of it."""
+
+    def __init__(self, files: Files, work_dir: Path, view: View) -> None:
+        self._files = files
+        self._work_dir = work_dir
+        self._view = view
+        self._board = Board(time.time())
+        self._events: dict[tuple[str, str], Mapping[str, Any]] = {}
+        self._changed = trio.Event()
+        self._processes: Processes
+
+    async def run(self) -> Result | None:
+        """Everything; None if it was interrupted."""
+        files = self._files
+        files.logs.mkdir()
+        logging.basicConfig(filename=files.logs / "demo.log", level=logging.INFO, format="%(asctime)s %(message)s")
+        result: Result | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._refresh)
+            with trio.CancelScope() as scope:
+                await nursery.start(self._watch_signals, scope)
+                async with open_processes(files.logs, _environment(), self._take, WORKERS) as self._processes:
+                    result = await self._choreography()
+            nursery.cancel_scope.cancel()
+        self._view.show(self._board)
+        return result
+
+    async def _choreography(self) -> Result:
+        files, board, start = self._files, self._board, self._processes.start
+        model = await start("model", ["-m", "hypha_devnet.demo_model", files.root], talks=True)
+        certs.make(files.certificates, "demo", NODES)
+        board.peers = {_identity(files, node).peer_id: node for node in NODES}
+        board.phase = "network"
+        await self._node("gateway", node_config(files, "gateway", None))
+        gateway = (await self._event("gateway", "listening"))["addresses"][0]
+        files.hub.mkdir()
+        await start("hub", [*_DEVNET, "hub", "--root", files.hub, "--events"])
+        hub = (await self._event("hub", "listening"))["url"]
+        board.phase = "workers"
+        for worker in WORKERS:
+            config = worker_config(files, worker, gateway, self._work_dir / worker)
+            path = write_config(files, worker, config)
+            await start(worker, ["-m", "hypha_worker", "run", "--config", path], {"HF_ENDPOINT": hub})
+        await self._event("model", "prepared")
+        await self._node("data", {**node_config(files, "data", gateway), "dataset_path": str(files.dataset)})
+        await self._until_ready(gateway)
+        board.phase = "training"
+        scheduler_config = {**node_config(files, "scheduler", gateway), "scheduler": {"job": job_config()}}
+        scheduler = await self._node("scheduler", scheduler_config)
+        with trio.move_on_after(_JOB_S) as limit:
+            status = await scheduler.ended()
+        if limit.cancelled_caught or status:
+            problem = "did not end in time" if limit.cancelled_caught else "failed"
+            raise DemoError(
+                f"the job {problem}. The end of the scheduler's log, {scheduler.log}:\n{scheduler.last_lines()}"
+            )
+        board.phase = "judgement"
+        await self._processes.stop(WORKERS)
+        (trained,) = files.trained(TRAINERS[0]).iterdir()
+        await model.tell(str(trained))
+        judged = await self._event("model", "judged")
+        result = Result(judged["accuracy"], (await self._event("model", "trained_alone"))["accuracy"])
+        plot(board, result.network, result.alone, files.plot)
+        return result
+
+    async def _node(self, name: str, config: Mapping[str, Any]) -> Process:
+        path = write_config(self._files, name, config)
+        return await self._processes.start(name, [*_DEVNET, name, "--config", path, "--events"])
+
+    def _take(self, source: str, event: Mapping[str, Any]) -> None:
+        self._events[source, event["event"]] = event
+        self._board.take(source, event)
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _event(self, source: str, name: str) -> Mapping[str, Any]:
+        """An event of a process, as soon as there has been one."""
+        with trio.move_on_after(_READY_S):
+            while (source, name) not in self._events:
+                await self._changed.wait()
+            return self._events[source, name]
+        log = self._files.logs / f"{source}.log"
+        raise DemoError(f"{source} did not get as far as {name!r} within {_READY_S:.0f} s; its log is {log}")
+
+    async def _until_ready(self, gateway: str) -> None:
+        """Asks the workers and the data node for their health, as a node of the network, until all are well."""
+        waiting = dict.fromkeys((*WORKERS, "data"), "not asked")
+        peers = {name: peer for peer, name in self._board.peers.items()}
+        config = NetworkConfig(gateways=(gateway,), listen_addresses=("/ip4/127.0.0.1/tcp/0",), exclude_cidr=())
+        with trio.move_on_after(_READY_S):
+            async with open_network(_identity(self._files, "demo"), config) as network:
+                await network.wait_ready()
+                while waiting:
+                    for name in tuple(waiting):
+                        if await _healthy(network, peers[name]):
+                            del waiting[name]
+                            self._board.workers.get(name, Worker()).state = "ready"
+                    await trio.sleep(_POLL_S)
+            await self._event("data", "announced")
+            return
+        raise DemoError(f"not ready after {_READY_S:.0f} s: {', '.join(waiting)}; see {self._files.logs}")
+
+    async def _refresh(self) -> None:
+        while True:
+            self._view.show(self._board)
+            await trio.sleep(_REFRESH_S)
+
+    async def _watch_signals(self, scope: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                if scope.cancel_called:
+                    self._processes.hurry()
+                self._board.note(f"{signal.Signals(number).name}: ending all processes")
+                scope.cancel()
+
+
+async def _healthy(network: Network, peer: str) -> bool:
+    try:
+        return (await network.request(peer, HEALTH, HealthRequest(), timeout_s=5)).healthy
+    except NetworkError:
+        return False
+
+
+def _identity(files: Files, node: str) -> Identity:
+    keys = {key.removesuffix("_pem"): Path(path) for key, path in certificate_keys(files, node).items()}
+    return Identity.load(keys["cert"], keys["key"], keys["trust"], keys["crls"])
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
+
+
+def _report(console: Console, files: Files, result: Result) -> None:
+    """Says how it went and where everything lies."""
+    verdict = "[bold green]good[/]" if result.good else "[bold red]not good enough[/]"
+    close = "within" if result.alone - result.network <= SETTINGS.wanted_closeness else "NOT within"
+    above = "above" if result.network > SETTINGS.wanted_accuracy else "NOT above"
+    table = Table.grid(padding=(0, 3))
+    table.add_row("Trained over the network", f"[bold]{result.network:.1%}[/] of the held-out digits read right")
+    table.add_row("Trained in one process", f"{result.alone:.1%}, on the same number of samples")
+    table.add_row(
+        "Verdict",
+        f"{verdict}: {above} {SETTINGS.wanted_accuracy:.0%}, {close} {SETTINGS.wanted_closeness * 100:.0f} points "
+        "of the single process",
+    )
+    table.add_section()
+    for what, where, how in _places(files):
+        table.add_row(what, f"{_short(where)}  [dim]{how}[/]")
+    console.print(table)
+
+
+def _places(files: Files) -> list[tuple[str, Path, str]]:
+    python = "AutoModelForImageClassification.from_pretrained(...)"
+    return [
+        ("Loss plot", files.plot, ""),
+        ("Trained models", files.root / "models", python),
+        ("Model hub", files.hub, f"hypha-devnet hub --root {_short(files.hub)}"),
+        ("Slices", files.dataset, "safetensors.numpy.load_file(...)"),
+        ("Logs", files.logs, f"less {_short(files.logs)}/scheduler.log"),
+        ("Configurations", files.configurations, "one for each node"),
+        ("Certificates", files.certificates, "openssl x509 -text -noout -in ...-cert.pem"),
+    ]
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,137 @@
+"""What the demo knows of its network, from the events of the nodes; pure."""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from hypha_devnet.demo_settings import SETTINGS, TRAINERS
+
+PHASES: Final = ("certificates", "digits and model", "network", "workers", "training", "judgement")
+_RECENT: Final = 6
+
+
+@dataclass
+class Worker:
+    """A worker as the scheduler sees it. `losses` are (samples of this trainer so far, loss)."""
+
+    role: str = "-"
+    state: str = "starting"
+    offer: float | None = None
+    lease_until: float | None = None
+    renewals: int = 0
+    batches: int = 0
+    samples: int = 0
+    slices: int = 0
+    losses: list[tuple[float, float]] = field(default_factory=list)
+
+
+@dataclass
+class Board:
+    """The state of the demo. Times are seconds since the epoch; `rounds` has the seconds that each one took."""
+
+    began: float
+    peers: dict[str, str] = field(default_factory=dict)
+    workers: dict[str, Worker] = field(default_factory=dict)
+    phase: str = PHASES[0]
+    rounds: list[float] = field(default_factory=list)
+    samples: int = 0
+    alone: list[tuple[float, float]] = field(default_factory=list)
+    alone_accuracy: float | None = None
+    notes: int = 0
+    recent: deque[str] = field(default_factory=lambda: deque(maxlen=_RECENT))
+
+    def name(self, peer: str) -> str:
+        """The name of a peer."""
+        return self.peers.get(peer, peer)
+
+    def note(self, text: str) -> None:
+        """Remembers something to show."""
+        self.recent.append(text)
+        self.notes += 1
+
+    def take(self, source: str, event: Mapping[str, Any]) -> None:
+        """Takes in what happened."""
+        handler = getattr(self, f"_{source}_{event['event']}", None)
+        if handler is not None:
+            handler(event)
+
+    def _worker(self, event: Mapping[str, Any]) -> Worker:
+        return self.workers.setdefault(self.name(event["peer"]), Worker())
+
+    def _model_prepared(self, event: Mapping[str, Any]) -> None:
+        self.note(f"{event['train']} digits in {event['slices']} slices to train on, {event['held_out']} held out")
+
+    def _model_alone(self, event: Mapping[str, Any]) -> None:
+        self.alone.append((event["samples"], event["loss"]))
+
+    def _model_trained_alone(self, event: Mapping[str, Any]) -> None:
+        self.alone_accuracy = event["accuracy"]
+
+    def _data_announced(self, event: Mapping[str, Any]) -> None:
+        self.note(f"the data node announces {event['dataset']}: {event['slices']} slices")
+
+    def _scheduler_request(self, event: Mapping[str, Any]) -> None:
+        self.note(f"the scheduler asks for {event['wanted']} of {event['role']}, bidding {event['bid']:g}")
+
+    def _scheduler_offer(self, event: Mapping[str, Any]) -> None:
+        worker = self._worker(event)
+        worker.offer, worker.state = event["price"], "offers"
+        self.note(f"{self.name(event['peer'])} offers its resources for {event['price']:g}")
+
+    def _scheduler_lease(self, event: Mapping[str, Any]) -> None:
+        worker = self._worker(event)
+        if worker.lease_until is None:
+            worker.state = "leased"
+            self.note(f"{self.name(event['peer'])} is leased as {event['role']}")
+        else:
+            worker.renewals += 1
+        worker.role, worker.lease_until = event["role"], event["expires"]
+
+    def _scheduler_lease_lost(self, event: Mapping[str, Any]) -> None:
+        self._worker(event).lease_until = None
+
+    def _scheduler_dispatched(self, event: Mapping[str, Any]) -> None:
+        self._worker(event).state = "loads" if event["role"] == "trainer" else "waits"
+        self.note(f"the job is dispatched to {self.name(event['peer'])}")
+
+    def _scheduler_slice(self, event: Mapping[str, Any]) -> None:
+        self._worker(event).slices += 1
+
+    def _scheduler_batch(self, event: Mapping[str, Any]) -> None:
+        worker = self._worker(event)
+        worker.state = "trains"
+        worker.batches += 1
+        self.samples = event["samples"]
+
+    def _scheduler_metrics(self, event: Mapping[str, Any]) -> None:
+        metrics = event["metrics"]
+        if "loss" in metrics:
+            worker = self._worker(event)
+            worker.samples += int(metrics.get("samples", SETTINGS.batch_size))
+            worker.losses.append((worker.samples, metrics["loss"]))
+
+    def _scheduler_updating(self, event: Mapping[str, Any]) -> None:
+        self._worker(event).state = "sends"
+
+    def _scheduler_update_received(self, event: Mapping[str, Any]) -> None:
+        self._worker(event).state = "done" if event["done"] else "trains"
+
+    def _scheduler_round(self, event: Mapping[str, Any]) -> None:
+        self.rounds.append(event["seconds"])
+        self.samples = 0
+        losses = (f"{name} {self.workers[name].losses[-1][1]:.3f}" for name in self.trainers_with_losses())
+        self.note(f"round {event['round']} of {event['of']} in {event['seconds']:.1f} s; loss: {', '.join(losses)}")
+
+    def _scheduler_job_status(self, event: Mapping[str, Any]) -> None:
+        self._worker(event).state = event["status"].lower()
+
+    def _scheduler_worker_lost(self, event: Mapping[str, Any]) -> None:
+        self.note(f"lost {self.name(event['peer'])}: {event['reason']}")
+
+    def _scheduler_failed(self, event: Mapping[str, Any]) -> None:
+        self.note(f"the job failed: {event['reason']}")
+
+    def trainers_with_losses(self) -> list[str]:
+        """The trainers that have reported a loss."""
+        return [name for name in TRAINERS if name in self.workers and self.workers[name].losses]

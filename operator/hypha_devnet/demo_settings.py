@@ -1,0 +1,174 @@
+"""What the demo does, and where: numbers, files, configurations. The numbers were found by experiment."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import tomlkit
+
+TRAINERS: Final = ("trainer-1", "trainer-2")
+SERVER: Final = "parameter-server"
+WORKERS: Final = (*TRAINERS, SERVER)
+NODES: Final = ("gateway", "data", "scheduler", *WORKERS, "demo")
+REPOSITORY: Final = "hypha-demo/digits"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the digits are trained; both ways see the same number of samples.
+
+    Attributes:
+        held_out: the share of the images that no training sees.
+        samples_per_round: of all trainers together.
+        steps: over which a trainer's learning rate decays; `steps_alone` for the single process, in its smaller steps.
+    """
+
+    seed: int = 0
+    held_out: float = 0.2
+    slices: int = 8
+    batch_size: int = 32
+    samples_per_round: int = 1280
+    rounds: int = 20
+    learning_rate: float = 2e-3
+    warmup_steps: int = 20
+    steps: int = 420
+    steps_alone: int = 820
+    outer_learning_rate: float = 0.7
+    outer_momentum: float = 0.5
+    wanted_accuracy: float = 0.95
+    wanted_closeness: float = 0.02
+
+
+SETTINGS: Final = Settings()
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where everything lies in the output directory."""
+
+    root: Path
+
+    @property
+    def certificates(self) -> Path:
+        """Certificates, keys and revocation lists."""
+        return self.root / "certificates"
+
+    @property
+    def configurations(self) -> Path:
+        """One TOML file for each node."""
+        return self.root / "configurations"
+
+    @property
+    def logs(self) -> Path:
+        """One file for each process."""
+        return self.root / "logs"
+
+    @property
+    def dataset(self) -> Path:
+        """The slices; the directory's name is the dataset's."""
+        return self.root / "data" / "digits"
+
+    @property
+    def hub(self) -> Path:
+        """The model hub's repositories."""
+        return self.root / "hub"
+
+    @property
+    def model(self) -> Path:
+        """The untrained model, as the hub has it."""
+        return self.hub / REPOSITORY
+
+    @property
+    def alone(self) -> Path:
+        """The model that one process has trained."""
+        return self.root / "models" / "single-process"
+
+    def trained(self, trainer: str) -> Path:
+        """Where a trainer leaves its model, in a directory named after the job."""
+        return self.root / "models" / trainer
+
+    @property
+    def plot(self) -> Path:
+        """The losses."""
+        return self.root / "loss.png"
+
+
+def certificate_keys(files: Files, node: str) -> dict[str, str]:
+    """What every node's configuration says of its certificate."""
+    paths = {key: str(files.certificates / f"{node}-{key}.pem") for key in ("cert", "key", "trust")}
+    return {f"{key}_pem": path for key, path in paths.items()} | {"crls_pem": str(files.certificates / "crls.pem")}
+
+
+def node_config(files: Files, node: str, gateway: str | None) -> dict[str, Any]:
+    """The configuration of a node: on loopback, at a port that the system chooses."""
+    gateways = {"gateway_addresses": [gateway]} if gateway else {}
+    return {
+        **certificate_keys(files, node),
+        **gateways,
+        "listen_addresses": ["/ip4/127.0.0.1/tcp/0"],
+        "exclude_cidr": [],  # here, the network is the loopback
+    }
+
+
+def worker_config(files: Files, worker: str, gateway: str, work_dir: Path) -> dict[str, Any]:
+    """The configuration of a worker, as its user would write it."""
+    executor: dict[str, Any]
+    if worker == SERVER:
+        executor = {"class": "aggregate", "name": "parameter-server", "runtime": "parameter-server"}
+    else:
+        executor = {
+            "class": "train",
+            "name": "diloco-transformer",
+            "runtime": "process",
+            "cmd": sys.executable,
+            "args": [
+                *("-m", "hypha_trainer.training", "--socket", "{SOCKET_PATH}", "--work-dir", "{WORK_DIR}"),
+                *("--job-file", "{JOB_FILE}", "--output-dir", str(files.trained(worker))),
+            ],
+            "env": {"OMP_NUM_THREADS": "1"},
+        }
+    return {
+        **node_config(files, worker, gateway),
+        "work_dir": str(work_dir),
+        "resources": {"cpu": 1, "memory": 8, "storage": 10},
+        "jobs": {"allow_private_addresses": True},  # the model hub is on loopback, too
+        "executors": [executor],
+    }
+
+
+def job_config() -> dict[str, Any]:
+    """The job that the scheduler runs."""
+    needed = {"cpu": 1, "memory": 4, "storage": 2, "gpu": 0}
+    return {
+        "type": "diloco",
+        "dataset": {"dataset": "digits"},
+        "model": {
+            "type": "image-classification",
+            "repository": REPOSITORY,
+            "filenames": ["config.json", "model.safetensors"],
+            "input_names": ["pixel_values", "labels"],
+        },
+        "rounds": {
+            "update_rounds": SETTINGS.rounds,
+            "avg_samples_between_updates": SETTINGS.samples_per_round,
+            "max_batch_size": SETTINGS.batch_size,
+        },
+        "inner_optimizer": {"learning-rate": SETTINGS.learning_rate},
+        "outer_optimizer": {"learning-rate": SETTINGS.outer_learning_rate, "momentum": SETTINGS.outer_momentum},
+        "schedule": {
+            "type": "cosine-with-warmup",
+            "warmup_steps": SETTINGS.warmup_steps,
+            "training_steps": SETTINGS.steps,
+        },
+        "resources": {"num_workers": len(TRAINERS), "worker": needed, "parameter_server": needed},
+    }
+
+
+def write_config(files: Files, node: str, values: Mapping[str, Any]) -> Path:
+    """Writes a node's configuration file."""
+    files.configurations.mkdir(exist_ok=True)
+    path = files.configurations / f"{node}.toml"
+    path.write_text(tomlkit.dumps(values))
+    return path

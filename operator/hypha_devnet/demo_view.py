@@ -1,0 +1,162 @@
+"""How the demo looks: a live board on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from hypha_devnet.demo_board import PHASES, Board, Worker
+from hypha_devnet.demo_settings import SETTINGS, WORKERS
+
+_BARS: Final = " ▁▂▃▄▅▆▇█"
+_SPARKS: Final = 24
+
+
+class View(Protocol):
+    """Shows a board."""
+
+    def __enter__(self) -> Self:
+        """Begins."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Ends; the last state stays on the screen."""
+
+    def show(self, board: Board) -> None:
+        """Shows the board as it is now."""
+
+
+class LiveView:
+    """A board that is drawn anew in place."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, auto_refresh=False)
+
+    def __enter__(self) -> Self:
+        """Takes the terminal."""
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Gives it back."""
+        self._live.stop()
+
+    def show(self, board: Board) -> None:
+        """Draws."""
+        self._live.update(draw(board, time.time()), refresh=True)
+
+
+class PlainView:
+    """A line for everything new."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._phase = ""
+        self._shown = 0
+
+    def __enter__(self) -> Self:
+        """Begins."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Ends."""
+
+    def show(self, board: Board) -> None:
+        """Prints what is new."""
+        if board.phase != self._phase:
+            self._phase = board.phase
+            self._print(board, f"== {board.phase}")
+        for text in list(board.recent)[len(board.recent) - min(board.notes - self._shown, len(board.recent)) :]:
+            self._print(board, text)
+        self._shown = board.notes
+
+    def _print(self, board: Board, text: str) -> None:
+        self._console.print(
+            f"{time.time() - board.began:6.1f} s  {text}", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+def draw(board: Board, now: float) -> Panel:
+    """The board as a picture."""
+    parts = [_phases(board), Text(), _progress(board), Text(), _workers(board, now), Text(), _alone(board), Text()]
+    recent = Text("\n".join(board.recent), style="dim", overflow="ellipsis", no_wrap=True)
+    title = f"[bold]A Hypha network on this machine[/] · {now - board.began:.0f} s"
+    return Panel(Group(*parts, recent), title=title, title_align="left", border_style="cyan", padding=(1, 2))
+
+
+def _phases(board: Board) -> Text:
+    text = Text()
+    current = PHASES.index(board.phase)
+    for number, phase in enumerate(PHASES):
+        mark, style = ("✓", "green") if number < current else ("▶", "bold cyan") if number == current else ("○", "dim")
+        text.append(f"{mark} {phase}   ", style=style)
+    return text
+
+
+def _progress(board: Board) -> Table:
+    table = Table.grid(padding=(0, 2))
+    done = len(board.rounds) + min(1.0, board.samples / SETTINGS.samples_per_round)
+    table.add_row(
+        f"round [bold]{min(len(board.rounds) + 1, SETTINGS.rounds)}[/] of {SETTINGS.rounds}",
+        ProgressBar(total=SETTINGS.rounds, completed=done, width=44),
+        f"{board.samples} of {SETTINGS.samples_per_round} samples",
+        f"last round {board.rounds[-1]:.1f} s" if board.rounds else "",
+    )
+    return table
+
+
+def _workers(board: Board, now: float) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for heading in ("worker", "state", "offer", "lease", "slices", "batches", "loss", ""):
+        table.add_column(heading, justify="right" if heading in ("offer", "slices", "batches", "loss") else "left")
+    for name in WORKERS:
+        worker = board.workers.get(name, Worker())
+        losses = [loss for _, loss in worker.losses]
+        table.add_row(
+            name,
+            worker.state,
+            f"{worker.offer:g}" if worker.offer is not None else "",
+            _lease(worker, now),
+            str(worker.slices or ""),
+            str(worker.batches or ""),
+            f"{losses[-1]:.4f}" if losses else "",
+            Text(sparks(losses), style="cyan"),
+        )
+    return table
+
+
+def _lease(worker: Worker, now: float) -> str:
+    if worker.lease_until is None:
+        return ""
+    return f"{max(0.0, worker.lease_until - now):4.1f} s left, renewed {worker.renewals} times"
+
+
+def _alone(board: Board) -> Text:
+    text = Text("for comparison, one process:  ", style="dim")
+    if board.alone_accuracy is not None:
+        return text.append(f"done, {board.alone_accuracy:.1%} of the held-out digits read right")
+    samples, loss = board.alone[-1] if board.alone else (0, float("nan"))
+    total = SETTINGS.rounds * SETTINGS.samples_per_round
+    return text.append(f"{samples / total:.0%}" + (f", loss {loss:.4f}" if board.alone else ""))
+
+
+def sparks(values: Sequence[float]) -> str:
+    """A small bar chart of numbers, of the means where there are too many to show."""
+    if not values:
+        return ""
+    size = -(-len(values) // _SPARKS)
+    means = [sum(values[i : i + size]) / len(values[i : i + size]) for i in range(0, len(values), size)]
+    top = max(means) or 1.0
+    return "".join(_BARS[max(0, min(8, round(8 * mean / top)))] for mean in means)
