@@ -24,7 +24,7 @@ NOT_IN_TRANSFORMERS_5 = {"next-sentence-prediction", "keypoint-detection", "keyp
 @pytest.mark.parametrize("task", [*(kind.value for kind in ModelType), *STOCK_SPELLINGS])
 def test_every_model_type_of_the_protocol_has_a_class_or_says_that_transformers_has_none(task: str) -> None:
     if task in NOT_IN_TRANSFORMERS_5 and not hasattr(transformers, "AutoModelForNextSentencePrediction"):
-        with pytest.raises(JobError, match=f"'{task}' needs AutoModel.* does not have"):
+        with pytest.raises(JobError, match=rf"'{task}' needs AutoModel.* does not have"):
             auto_class("model", task)
     else:
         assert auto_class("model", task).__name__.startswith("AutoModel")
