@@ -77,3 +77,33 @@ def test_mistakes_are_one_line_that_says_what_is_wrong(tmp_path: Path, arguments
     [line] = [line for line in errors.splitlines() if line.startswith("hypha-devnet: ")]
     assert reason in line
     assert "Traceback" not in errors
+
+
+JOB = """
+[scheduler.job]
+model = { type = "auto", repository = "a/b", filenames = ["config.json"] }
+dataset = { dataset = "digits" }
+rounds = { update_rounds = 1, avg_samples_between_updates = 1 }
+inner_optimizer = { learning-rate = 0.1 }
+outer_optimizer = { learning-rate = 0.7, momentum = 0.9 }
+resources = { num_workers = 1, worker = {}, parameter_server = {} }
+"""
+
+
+def test_a_scheduler_without_a_dataset_says_so_and_fails(tmp_path: Path) -> None:
+    certs.make(tmp_path, "Acme", ["scheduler"])
+    file = node_file(tmp_path, "scheduler", JOB)
+    with process(
+        "scheduler", "--config", file, "--set", "scheduler.job.resources.deadline_s=0.5", "--events"
+    ) as running:
+        assert "'digits'" in event(running, "failed")["reason"]
+        assert running.wait(20) == 1
+
+
+def test_a_scheduler_that_is_stopped_has_failed(tmp_path: Path) -> None:
+    certs.make(tmp_path, "Acme", ["scheduler"])
+    with process("scheduler", "--config", node_file(tmp_path, "scheduler", JOB), "--events") as running:
+        event(running, "listening")
+        running.send_signal(signal.SIGTERM)
+        assert event(running, "failed")["reason"] == "stopped by a signal"
+        assert running.wait(20) == 143
