@@ -161,7 +161,7 @@ def _spellings(key: str) -> list[str]:
 def _describe(error: ValidationError, path: Path, text: str, sources: Mapping[str, str]) -> str:
     """Say in one line what is wrong first, and how much more there is."""
     details = error.errors(include_url=False, include_input=False)
-    first = details[0]
+    first = min(details, key=lambda detail: detail["type"] != "extra_forbidden")  # why another key is missing
     location = tuple(part for part in first["loc"] if not (isinstance(part, str) and part.endswith("()")))
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     message = str(first["msg"]).removeprefix("Value error, ")
