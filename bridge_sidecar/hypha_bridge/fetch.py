@@ -1,6 +1,7 @@
 """Fetching: whatever a reference names ends up as whole files in the work directory."""
 
 import hashlib
+import logging
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -29,10 +30,13 @@ from hypha_messages.job import (
     UriReference,
 )
 
+logger = logging.getLogger(__name__)
+
 _Result = TypeVar("_Result")
 
 _CONCURRENT_FETCHES: Final = 8
 _MAX_FILES: Final = 4096
+_MAX_DATASETS: Final = 64
 
 
 class FileMetadata(BaseModel):
@@ -124,6 +128,8 @@ class Fetcher:
 
         key = (reference.peer, reference.dataset)
         if key not in self._queues:
+            if len(self._queues) >= _MAX_DATASETS:
+                raise invalid_request(f"a job reads at most {_MAX_DATASETS} datasets")
             self._queues[key] = ReadAhead(lambda: self._in_thread(pull_next), self._read_ahead)
         return self._queues[key]
 
@@ -141,6 +147,7 @@ class Fetcher:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+        logger.info("fetched %s, %d bytes, from %s", "/".join(target), size, source)
         metadata = FileMetadata(source=source, timestamp=datetime.now(UTC))
         return FetchedFile(path="/".join(target), size=size, checksum=checksum, metadata=metadata)
 

@@ -113,6 +113,7 @@ class Inbox:
             logger.warning("dropped a push of %d bytes from %s: %s", staged.size_bytes, peer, problem)
             staged.path.unlink()
             return None
+        logger.info("received %d bytes from %s", staged.size_bytes, peer)
         return _Waiting(
             staged=staged.path, size=staged.size_bytes, from_peer=peer, sequence=-1, checksum=staged.checksum
         )

@@ -7,7 +7,18 @@ Stock: a bare reference to fetch, else `{"resource": reference, "path"?}`. One r
 
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from hypha_messages.job import Reference
 
@@ -36,6 +47,10 @@ class FetchRequest(_Request):
 
     fetch: AnyReference
     out_dir: str = "artifacts"
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [handler(schema), handler(TypeAdapter(Reference).core_schema)]}
 
     @model_validator(mode="before")
     @classmethod

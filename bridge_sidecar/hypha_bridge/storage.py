@@ -1,4 +1,7 @@
-"""Files on their way into the work directory, and how much of the job's storage they may take."""
+"""Files on their way into the work directory, and how much of the job's storage they may take.
+
+Nothing is flushed to the disk: a job ends with its machine, and its files survive the end of any process.
+"""
 
 import contextlib
 import errno

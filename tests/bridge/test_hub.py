@@ -1,10 +1,14 @@
 """Hugging Face repositories, fetched through the bridge by the real client from the real devnet hub."""
 
+import contextlib
 import hashlib
 import json
 import os
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +119,67 @@ async def test_nothing_is_kept_outside_the_work_directory(
     answer = await bridge.post("/resources/fetch", json=reference("onnx/model.onnx"))
     assert answer.status_code == 200, answer.text
     assert large_files(tmp_path) == [config.work_dir / "artifacts/onnx/model.onnx"]
+
+
+class _BreakingProxy(socketserver.ThreadingTCPServer):
+    """Passes requests on to the hub and breaks off the first answer that is longer than a megabyte, in its middle."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def __init__(self, hub: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Pass)
+        self.hub = httpx.URL(hub)
+        self.breaks_left = 1
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # broken connections are what it is for
+
+
+class _Pass(socketserver.BaseRequestHandler):
+    server: _BreakingProxy
+
+    def handle(self) -> None:
+        with socket.create_connection((self.server.hub.host, self.server.hub.port or 80)) as hub:
+            threading.Thread(target=self._pass_requests, args=(hub,), daemon=True).start()
+            passed = 0
+            while data := hub.recv(65536):
+                passed += len(data)
+                if passed > 1_000_000 and self.server.breaks_left:
+                    self.server.breaks_left -= 1
+                    return
+                self.request.sendall(data)
+
+    def _pass_requests(self, hub: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := self.request.recv(65536):
+                hub.sendall(data)
+            hub.shutdown(socket.SHUT_WR)
+
+
+class TestOverALineThatBreaks:
+    @pytest.fixture
+    def proxy(self, hub: str) -> Iterator[_BreakingProxy]:
+        with _BreakingProxy(hub) as proxy:
+            threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
+            yield proxy
+            proxy.shutdown()
+
+    @pytest.fixture
+    def config(self, config: BridgeConfig, proxy: _BreakingProxy) -> BridgeConfig:
+        return config.model_copy(update={"hub_endpoint": proxy.url})
+
+    async def test_a_download_is_resumed(
+        self, bridge: httpx.AsyncClient, config: BridgeConfig, proxy: _BreakingProxy
+    ) -> None:
+        answer = await bridge.post("/resources/fetch", json=reference("onnx/model.onnx"))
+        assert answer.status_code == 200, answer.text
+        assert proxy.breaks_left == 0
+        assert (config.work_dir / "artifacts/onnx/model.onnx").read_bytes() == WEIGHTS
 
 
 class TestWithLittleStorage:

@@ -145,6 +145,15 @@ async def test_files_that_are_not_safetensors_are_passed_on(bridge: httpx.AsyncC
         assert (await anext(events))["size"] == 48
 
 
+async def test_a_listener_hears_that_the_bridge_is_alive(
+    bridge: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hypha_bridge.inbox._KEEP_ALIVE_S", 0.05)
+    async with bridge.stream("POST", "/resources/receive", json=STOCK) as response:
+        lines = response.aiter_lines()
+        assert [await anext(lines) for _ in range(4)] == [": keepalive", "", ": keepalive", ""]
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [

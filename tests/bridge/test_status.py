@@ -82,6 +82,9 @@ async def test_the_api_describes_every_call_and_its_errors(bridge: httpx.AsyncCl
         content = operation["requestBody"]["content"]["application/json"]
         assert content["schema"]
         assert len(content["examples"]) > 1, "both spellings"
+    fetch = json.dumps(description["components"]["schemas"]["FetchRequest"])
+    assert "out_dir" in fetch
+    assert "SchedulerReference" in fetch, "a bare reference will do"
     assert "text/event-stream" in json.dumps(description["paths"]["/resources/receive"])
 
 
