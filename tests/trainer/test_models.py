@@ -67,7 +67,7 @@ def test_a_head_that_the_files_lack_starts_alike_in_every_trainer(model_folder: 
 
 
 def test_files_without_a_config_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="no config.json; name it among its filenames"):
+    with pytest.raises(JobError, match=r"no config\.json; name it among its filenames"):
         load_model("auto", tmp_path, trust_remote_code=False, placement={})
 
 

@@ -32,11 +32,19 @@ DTYPE_NAMES = {  # numbers that can be averaged
 def difference(local: Named, start: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
     """The pseudo-gradient, tensor by tensor: local weights less those that the round started from.
 
+    A tensor is good until the next one is asked for: their memory is the same.
+
     Raises:
         TrainerError: The model has diverged.
     """
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in start.values():
+        sizes[tensor.dtype] = max(sizes.get(tensor.dtype, 0), tensor.numel())
+    scratch = {dtype: torch.empty(size, dtype=dtype) for dtype, size in sizes.items()}
     for name, tensor in local:
-        delta = torch.sub(tensor.to("cpu", start[name].dtype), start[name])
+        before = start[name]
+        delta = scratch[before.dtype][: before.numel()].view(before.shape)
+        torch.sub(tensor.detach().to("cpu", before.dtype), before, out=delta)
         if not is_finite(delta):
             raise TrainerError(f"{name} is not finite after training: the model diverged; lower the learning rate")
         yield name, delta
