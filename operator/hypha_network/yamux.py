@@ -22,10 +22,12 @@ from libp2p.stream_muxer.exceptions import (
 from multiaddr import Multiaddr
 
 from hypha_network.errors import NetworkError, StreamReset
+from hypha_network.quiet import Quiet
 from hypha_network.yamux_core import Core
 from hypha_network.yamux_frames import NORMAL, PROTOCOL_ERROR, Buffer, Limits, ProtocolError, StreamState
 
 logger = logging.getLogger(__name__)
+_complaints = Quiet(logger)
 
 PROTOCOL_ID = "/yamux/1.0.0"
 PING_INTERVAL_S = 30.0
@@ -266,8 +268,11 @@ class Yamux(IMuxedConn):
             self.wake_writer()
             if core.incoming:
                 self._arrivals.unpark_all()
+            if core.refused_streams:
+                _complaints.warning(str(self.peer_id), "opens too many streams, reset %d", core.refused_streams)
+                core.refused_streams = 0
         if core.peer_goodbye:
-            logger.warning("%s closed the connection with error %d", self.peer_id, core.peer_goodbye)
+            _complaints.warning(str(self.peer_id), "closed the connection with error %d", core.peer_goodbye)
         self._fail("the peer closed the connection")
 
     async def _write(self) -> None:
@@ -296,7 +301,7 @@ class Yamux(IMuxedConn):
         try:
             await task()
         except ProtocolError as error:
-            logger.warning("closing the connection with %s, which breaks the muxer's protocol: %s", self.peer_id, error)
+            _complaints.warning(str(self.peer_id), "breaks the muxer's protocol, closing the connection: %s", error)
             self.core.close(PROTOCOL_ERROR)
             self._fail(f"the peer broke the protocol: {error}")
         except _CONNECTION_ERRORS as error:

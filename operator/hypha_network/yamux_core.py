@@ -42,6 +42,7 @@ class Core:
         self.rtt_s: float | None = None
         """The shortest round trip seen."""
         self.refused_streams = 0
+        """How many streams were reset because of too many, or because the connection is closing."""
         self._clock = clock
         self._parity = 1 if is_initiator else 0
         self._next_id = 1 if is_initiator else 2

@@ -13,7 +13,9 @@ from libp2p.stream_muxer.exceptions import (
 )
 from trio.testing import MockClock, memory_stream_pair, memory_stream_pump
 
+from hypha_network import yamux
 from hypha_network.errors import StreamReset
+from hypha_network.quiet import Quiet
 from hypha_network.yamux import PING_INTERVAL_S, SILENCE_TIMEOUT_S, Yamux, YamuxEnded, YamuxStream
 from hypha_network.yamux_frames import (
     ACK,
@@ -37,6 +39,11 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "trio", {"clock": MockClock(autojump_threshold=0)}
+
+
+@pytest.fixture(autouse=True)
+def _every_complaint_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yamux, "_complaints", Quiet(yamux.logger))
 
 
 async def read_all(stream: YamuxStream) -> bytes:
@@ -376,6 +383,20 @@ async def test_breaking_the_protocol_ends_the_connection_with_a_goodbye_and_a_lo
     assert [record.levelno for record in lines] == [logging.WARNING]
     assert str(PEER) in lines[0].getMessage()
     assert "262144 bytes on stream 1" in lines[0].getMessage()
+
+
+async def test_a_peer_that_opens_too_many_streams_is_refused_those_with_one_log_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with facing_raw_peer(limits=Limits(max_inbound_streams=2)) as (peer, ours):
+        for first in (1, 101, 201):
+            await peer.send(*(frame(DATA, SYN, first + 2 * i, body=b"hi") for i in range(50)))
+            refused = {(await peer.next_frame(but=[PING]) or ())[1] for _ in range(48)}
+            assert refused == {RST}
+        assert await (await ours.accept_stream()).receive_some() == b"hi"
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        f"peer {PEER}: opens too many streams, reset 48"
+    ]
 
 
 async def test_a_peers_complaint_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -125,6 +125,27 @@ def test_a_stream_reset_by_this_node_is_reset_for_the_peer_and_forgotten() -> No
     assert output(side) == []
 
 
+def test_a_stream_ends_only_after_the_whole_of_its_last_frame() -> None:
+    side = core()
+    last = frame(DATA, SYN | FIN, 1, body=b"abcdef")
+    side.receive(last[:-1])
+    stream = side.accept()
+    assert side.take(stream) == b"abcde"
+    assert not stream.readable
+    side.receive(last[-1:])
+    assert side.take(stream) == b"f"
+    assert stream.fin_received
+
+
+def test_a_peer_never_hears_of_a_stream_that_is_reset_before_it_was_announced() -> None:
+    side = core(is_initiator=True)
+    stream = side.open()
+    side.send(stream, memoryview(b"never mind"))
+    side.reset(stream, "no")
+    assert output(side) == []
+    assert not side.streams
+
+
 def test_the_window_opens_again_once_half_of_it_was_taken() -> None:
     clock = Clock()
     side = core(clock=clock)
