@@ -68,5 +68,6 @@ class Gateways:
             await trio.sleep(backoff_s(failures, random.random()))  # noqa: S311
 
     def _existing(self, peer_id: str | None) -> Connection | None:
-        connection = self._host.connection(peer_id) if peer_id is not None else None
-        return connection if connection is not None and not connection.relayed else None
+        """Return a connection that this node dialled: only its address is one that others can dial, too."""
+        connections = self._host.connections.get(peer_id or "", [])
+        return next((c for c in connections if not c.inbound and not c.relayed), None)

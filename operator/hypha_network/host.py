@@ -17,6 +17,7 @@ from hypha_messages.cbor import DecodeError
 from hypha_network import multistream
 from hypha_network.addresses import Address, expand
 from hypha_network.errors import DialError, HandshakeError, NetworkError, PeerUnreachable, RemoteRefused, StreamReset
+from hypha_network.quiet import Quiet
 from hypha_network.streams import Stream
 from hypha_network.tls import PROTOCOL_ID as TLS
 from hypha_network.tls import TlsTransport
@@ -25,6 +26,7 @@ from hypha_network.yamux import PROTOCOL_ID as YAMUX
 from hypha_network.yamux import Yamux
 
 logger = logging.getLogger(__name__)
+_refusals = Quiet(logger)
 
 UPGRADE_TIMEOUT_S = 15.0
 NEGOTIATION_TIMEOUT_S = 10.0
@@ -113,7 +115,7 @@ class Host:
     async def _accept(self, stream: trio.SocketStream) -> None:
         raw = RawConnection(stream, peer_address(stream), is_initiator=False)
         if self._upgrades >= MAX_UPGRADES or self.connection_count() >= MAX_CONNECTIONS:
-            logger.warning("refused a connection from %s: too many connections", raw.address)
+            _refusals.warning(raw.address.host, "connection refused, there are too many")
             await raw.close()
             return
         try:
@@ -191,12 +193,12 @@ class Host:
         while True:
             try:
                 muxed = await connection.muxed.accept_stream()
-            except Exception as error:
-                logger.debug("connection with %s ended: %r", connection.peer_id, error)
+            except NetworkError as error:
+                logger.debug("connection with %s ended: %s", connection.peer_id, error)
                 return
             stream = Stream(muxed, connection.peer_id)
             if connection.streams >= MAX_INBOUND_STREAMS:
-                logger.warning("%s opens more than %d streams at once", connection.peer_id, MAX_INBOUND_STREAMS)
+                _refusals.warning(connection.peer_id, "opens more than %d streams at once", MAX_INBOUND_STREAMS)
                 stream.reset()
             else:
                 connection.streams += 1

@@ -97,6 +97,8 @@ class Network:
 
     async def _run(self) -> None:
         for address in _parse_all(self._config.listen_addresses):
+            if address.relay is not None:
+                raise NetworkError(f"cannot listen on {address}; set relay_circuit to be reached through the gateways")
             await self._host.listen(address)
         for listening in self._host.listen_addresses:
             logger.info("listening on %s", listening.of(self.peer_id))

@@ -105,6 +105,14 @@ async def test_an_address_in_use_is_named_in_the_error() -> None:
                 pass
 
 
+async def test_listening_behind_a_relay_is_configured_otherwise() -> None:
+    pki = Pki()
+    relay = pki.identity("relay").peer_id
+    with pytest.raises(NetworkError, match="relay_circuit"):
+        async with node(pki, "a", listen_addresses=(f"/ip4/127.0.0.1/tcp/4001/p2p/{relay}/p2p-circuit",)):
+            pass
+
+
 async def test_a_bad_address_in_the_configuration_is_an_error() -> None:
     with pytest.raises(AddressError, match="nonsense"):
         async with node(Pki(), "a", listen_addresses=("nonsense",)):

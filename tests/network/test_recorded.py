@@ -32,7 +32,8 @@ def test_a_schedulers_advertisement_is_signed_by_it() -> None:
     assert message_id(message) == f"{SCHEDULER}{int.from_bytes(message.seqno, 'big')}".encode()
     assert list(message.topicIDs) == [advertisement.TOPIC]
     request = advertisement.decode(message.data)
-    assert [(executor.class_, executor.name) for executor in request.spec.executor] == [("aggregate", "parameter-server")]
+    (executor,) = request.spec.executor
+    assert (executor.class_, executor.name) == ("aggregate", "parameter-server")
     assert request.timeout.timestamp < time.time()
 
 
