@@ -1,0 +1,136 @@
+import os
+import pty
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from hypha_worker.errors import NodeError
+from hypha_worker.node import prepare_state_dir
+from support.certs import Pki
+
+
+def worker(*args: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hypha_worker", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+
+
+def one_line(error: str) -> str:
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A worker's directory as its owner has it: certificates, and a configuration from `init`."""
+    directory = tmp_path_factory.mktemp("worker")
+    Pki().files("worker", directory)
+    assert worker("init", cwd=directory).returncode == 0
+    return directory
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert worker("--version").stdout == f"hypha-worker {version('hypha-worker')}\n"
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["init"], ["probe"], ["identity"]])
+def test_every_command_explains_itself(command: list[str]) -> None:
+    result = worker(*command, "--help")
+    assert result.returncode == 0
+    assert "--config" in result.stdout
+
+
+def test_nothing_to_do_is_wrong_usage() -> None:
+    assert worker().returncode == 2
+
+
+def test_an_unknown_option_is_wrong_usage_without_a_traceback() -> None:
+    result = worker("run", "--configg", "x")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+def test_init_does_not_overwrite_unless_told_to(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("mine")
+    result = worker("init", "--config", file)
+    assert (result.returncode, file.read_text()) == (2, "mine")
+    assert "--force" in one_line(result.stderr)
+    assert worker("init", "--config", file, "--force", "--name", "gpu-1").returncode == 0
+    assert 'cert_pem = "gpu-1-cert.pem"' in file.read_text()
+
+
+def test_identity_prints_the_peer_id_and_how_long_the_certificate_is_valid(directory: Path) -> None:
+    result = worker("identity", cwd=directory)
+    assert result.returncode == 0, result.stderr
+    assert "12D3KooW" in result.stdout
+    assert "valid until" in result.stdout
+    assert "days" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [["run"], ["--config", "worker.toml"], ["identity"], ["probe", "/ip4/127.0.0.1/tcp/1"]]
+)
+def test_a_wrong_configuration_is_one_line_and_exit_code_2(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "worker.toml").write_text("gateways = []")
+    result = worker(*command, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "worker.toml:1: gateways: unknown key; did you mean gateway_addresses?" in one_line(result.stderr)
+
+
+def test_a_certificate_that_is_not_there_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    assert worker("init", cwd=tmp_path).returncode == 0
+    result = worker("identity", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "worker-cert.pem: No such file" in one_line(result.stderr)
+
+
+def test_a_work_dir_that_cannot_be_used_is_one_line_and_exit_code_1(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = worker("run", "--work-dir", tmp_path / "file" / "work", "--log-level", "error", cwd=directory)
+    assert result.returncode == 1
+    assert "choose a directory" in one_line(result.stderr)
+
+
+def test_a_probe_of_nobody_fails_with_a_reason(directory: Path) -> None:
+    result = worker("probe", "/ip4/127.0.0.1/tcp/1", cwd=directory)
+    assert result.returncode == 1
+    assert "/ip4/127.0.0.1/tcp/1" in one_line(result.stderr)
+
+
+def test_colour_is_for_terminals_only(directory: Path) -> None:
+    assert "\x1b" not in worker("probe", "/ip4/127.0.0.1/tcp/1", cwd=directory).stderr
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "hypha_worker", "identity", "--config", "missing.toml"]
+    subprocess.run(command, cwd=directory, stderr=theirs, timeout=60, check=False)
+    assert b"\x1b[31merror" in os.read(ours, 1000)
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_a_private_work_dir_is_used_itself(tmp_path: Path) -> None:
+    assert prepare_state_dir(tmp_path / "a/b", "12D3KooWabcdefgh") == tmp_path / "a/b"
+    assert (tmp_path / "a/b").stat().st_mode & 0o777 == 0o700
+
+
+def test_in_a_work_dir_that_everyone_may_write_to_the_node_has_a_private_one(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    private = prepare_state_dir(tmp_path, "12D3KooWabcdefgh")
+    assert private == tmp_path / "hypha-worker-abcdefgh"
+    assert private.stat().st_mode & 0o777 == 0o700
+    assert tmp_path.stat().st_mode & 0o777 == 0o777
+    assert prepare_state_dir(tmp_path, "12D3KooWabcdefgh") == private
+
+
+def test_a_directory_that_someone_else_prepared_is_not_used(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (tmp_path / "hypha-worker-abcdefgh").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NodeError, match="not a private directory"):
+        prepare_state_dir(tmp_path, "12D3KooWabcdefgh")
+    (tmp_path / "hypha-worker-12345678").mkdir(mode=0o755)
+    with pytest.raises(NodeError, match="not a private directory"):
+        prepare_state_dir(tmp_path, "12D3KooW12345678")
