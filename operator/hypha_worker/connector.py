@@ -107,7 +107,6 @@ class Connector:
     Args:
         network: where the peers are.
         pushes: what peers push to jobs.
-        on_progress: told of every progress of a job before it goes to the scheduler.
         telemetry: counts slices and bytes.
     """
 
@@ -115,12 +114,10 @@ class Connector:
         self,
         network: Peers,
         pushes: PushRouter,
-        on_progress: Callable[[UUID, Progress], None] = lambda *_: None,
         telemetry: Telemetry | None = None,
     ) -> None:
         self._network = network
         self._pushes = pushes
-        self._on_progress = on_progress
         self._telemetry = telemetry or Telemetry()
         self._sessions: dict[UUID, _Session] = {}
         self._calls: dict[tuple[str, str], Callable[[_Session, Exchange], Awaitable[None]]] = {
@@ -263,7 +260,6 @@ class Connector:
 
     async def _progress(self, session: _Session, exchange: Exchange) -> None:
         progress = _validate(Progress, await exchange.read_json())
-        self._on_progress(session.job.task_id, progress)
         report = ReportProgress(job_id=session.job.spec.job_id, progress=progress)
         async with exchange.until_disconnected():
             answer = await self._ask(session.job.scheduler, PROGRESS, report, ProgressResponse)
