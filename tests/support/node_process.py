@@ -37,8 +37,10 @@ from support.networks import DEADLINE_S, direct_address, member
 
 CAPACITY = Resources(gpu=1, cpu=1, memory=2, storage=2)
 EXECUTOR = """
-import pathlib, sys, time
-work, do = pathlib.Path(sys.argv[1]), sys.argv[2]
+import os, pathlib, sys, time
+do = sys.argv[2]
+with pathlib.Path(__file__).with_name("starts").open("a") as starts:
+    print(os.getpid(), file=starts)
 print("the executor says", do, flush=True)
 if do == "crash":
     sys.exit(3)
@@ -85,6 +87,12 @@ class NodeProcess:
     @property
     def log(self) -> str:
         return (self.directory / "worker.log").read_text()
+
+    @property
+    def starts(self) -> list[int]:
+        """The process ids of all executors that were ever started."""
+        file = self.directory / "starts"
+        return [int(line) for line in file.read_text().split()] if file.exists() else []
 
     def start(self) -> None:
         with (self.directory / "worker.log").open("ab") as log:

@@ -1,15 +1,19 @@
 """The node as its owner runs it, with a gateway and a scheduler of this process."""
 
+import random
 import signal
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from uuid import uuid4
 
 import pytest
 import trio
 
+from hypha_network.errors import NetworkError
 from support.certs import Pki
 from support.jobs import train_spec
-from support.networks import DEADLINE_S, gateway
-from support.node_process import NodeProcess, Stage, processes_in, stage
+from support.networks import DEADLINE_S, gateway, member
+from support.node_process import NodeProcess, Scheduler, Stage, processes_in, stage
 
 pytestmark = pytest.mark.anyio
 
@@ -112,3 +116,50 @@ async def test_a_node_that_stays_away_longer_than_its_leases_finds_and_leaves_no
         assert (await s.scheduler.status()).status.type == "Failed"
         await until_nothing_is_left(s.node)
         await s.scheduler.lease()
+
+
+@pytest.mark.timeout(240)
+async def test_killed_at_twenty_random_moments_it_loses_no_job_and_books_nothing_twice(pki: Pki) -> None:
+    moments = random.Random(20)
+    async with (
+        gateway(pki) as entry,
+        stage(pki, entry, "run", leases={"duration_s": 60.0}) as s,
+        member(pki, "other scheduler", entry) as outsider,
+    ):
+        other = Scheduler(outsider)
+        worker, lease = await s.scheduler.lease()
+        task_id = uuid4()
+
+        async def keep_asking(ask: Callable[[], Awaitable[object]], every_s: float) -> None:
+            while True:
+                with suppress(NetworkError):
+                    await ask()
+                await trio.sleep(every_s)
+
+        async def renew() -> None:
+            assert not (await s.scheduler.renew(worker, lease)).failed, s.node.log
+
+        async def dispatch() -> None:
+            assert not (await s.scheduler.dispatch(worker, train_spec(), task_id)).failed, s.node.log
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_asking, dispatch, 0.1)
+            nursery.start_soon(keep_asking, renew, 0.3)
+            nursery.start_soon(keep_asking, other.advertise, 0.3)
+            for _ in range(20):
+                await trio.sleep(moments.uniform(0, 4))
+                s.node.signal(signal.SIGKILL)
+                await s.node.ended()
+                s.node.start()
+            await until_logged(s.node, "ready", times=s.node.log.count("ready") + 1)
+            await renew()
+            await dispatch()
+            nursery.cancel_scope.cancel()
+        (executor,) = s.node.starts
+        assert executor in processes_in(s.node.directory)
+        with pytest.raises(trio.WouldBlock):
+            other.offers.receive_nowait()
+        s.node.signal(signal.SIGTERM)
+        assert (await s.scheduler.status()).task_id == task_id
+        assert await s.node.ended() == 0
+        assert left_over(s.node) == []
