@@ -34,6 +34,7 @@ _ED25519_PEER_ID_PREFIX = bytes.fromhex("002408011220")  # identity multihash of
 _CRL_PEM = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 _MAX_FILE_BYTES = 4 * 1024 * 1024
 _UNSPECIFIED = IPv4Address(0)
+_UNREADABLE = (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError)
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Identity:
         try:
             names = self.chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
             named = _UNSPECIFIED in names.get_values_for_type(x509.IPAddress)
-        except x509.ExtensionNotFound:
+        except _UNREADABLE:
             named = False
         if not named:
             found.append("it lacks the alternative name IP:0.0.0.0, without which Rust nodes cannot dial this one")
@@ -304,7 +305,7 @@ def _anchors(
 def _is_authority(certificate: x509.Certificate) -> bool:
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError):
+    except _UNREADABLE:
         return False
 
 
@@ -324,4 +325,5 @@ def _signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) ->
 
 
 def _name(certificate: x509.Certificate) -> str:
-    return certificate.subject.rfc4514_string() or f"serial {certificate.serial_number:x}"
+    name = certificate.subject.rfc4514_string() or f"serial {certificate.serial_number:x}"
+    return "".join(character if character.isprintable() else "?" for character in name)  # it is the peer's own text

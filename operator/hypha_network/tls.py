@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 import trio
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from libp2p.abc import IRawConnection, ISecureConn, ISecureTransport
 from libp2p.connection_types import ConnectionType
 from libp2p.crypto.ed25519 import Ed25519PublicKey
@@ -206,6 +207,7 @@ class TlsTransport(ISecureTransport):
                 await tls.handshake(raw)
             path = tls.verified_path()
             peer_id = peer_id_of(path[0])
+            revoked = identity.revocation(path)
         except trio.TooSlowError:
             raise HandshakeError(f"not completed within {self._handshake_timeout_s:g} s") from None
         except ssl.SSLError as error:
@@ -214,10 +216,12 @@ class TlsTransport(ISecureTransport):
             raise HandshakeError(str(error)) from error
         except (IOException, OSError) as error:
             raise HandshakeError(f"the connection broke: {error or type(error).__name__}") from error
+        except (ValueError, UnsupportedAlgorithm) as error:  # OpenSSL lets more pass than `cryptography` can read
+            raise HandshakeError(f"its certificate cannot be read: {error}") from error
         if expected is not None and peer_id != expected.to_base58():
             raise HandshakeError(f"dialled {expected}, but {peer_id} answered")
-        if reason := identity.revocation(path):
-            raise HandshakeError(reason)
+        if revoked:
+            raise HandshakeError(revoked)
         return SecureConnection(raw, tls, identity, path)
 
 

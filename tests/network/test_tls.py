@@ -98,7 +98,7 @@ async def what_the_refused_learns(connection: Outcome) -> str:
     return "the end of the connection"
 
 
-def impostor(credential: Credential | None, **settings: Any) -> Any:
+def impostor(credential: Any, **settings: Any) -> Any:
     """A peer that trusts anyone and shows whatever certificate it is given."""
 
     def context(protocol: int) -> ssl.SSLContext:
@@ -136,6 +136,19 @@ def ecdsa_node(pki: Pki) -> Credential:
         .sign(pki.organisation.key, None)
     )
     return Credential(certificate, key, (pki.organisation.certificate, pki.root.certificate))  # type: ignore[arg-type]
+
+
+UTF8_STRING, PRINTABLE_STRING = 0x0C, 0x13
+
+
+def named(pki: Pki, text: bytes, kind: int = UTF8_STRING) -> Any:
+    """A node whose common name is these bytes, signed as they are; not every X.509 parser takes it."""
+    node = pki.node("n" * len(text))
+    old = node.certificate.tbs_certificate_bytes
+    new = old.replace(bytes([UTF8_STRING, len(text)]) + b"n" * len(text), bytes([kind, len(text)]) + text)
+    der = node.certificate.public_bytes(Encoding.DER).replace(old, new)[: -len(node.certificate.signature)]
+    pem = ssl.DER_cert_to_PEM_cert(der + pki.organisation.key.sign(new)).encode()
+    return SimpleNamespace(key_pem=node.key_pem, cert_pem=pem + pki.organisation.cert_pem)
 
 
 class TestAccepted:
@@ -269,6 +282,19 @@ class TestRefused:
         trust = pki.root.trust_pem + other_network.certificate.public_bytes(Encoding.PEM)
         _, server = await meet(impostor(other_network), identity_of(pki.node("gateway"), trust=trust))
         assert refused(server, "its certificate is refused")
+
+    async def test_a_certificate_whose_name_is_not_text(self, pki: Pki) -> None:
+        odd = impostor(named(pki, b"\xff\xfe", PRINTABLE_STRING))
+        careful = pki.identity("careful", crls=create_crl(pki.root))  # what it says about the peer would name it
+        _, server = await meet(odd, careful)
+        assert refused(server, "its certificate cannot be read")
+
+    async def test_a_name_that_would_write_a_log_line_of_its_own(
+        self, pki: Pki, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        odd = impostor(named(pki, b"a\r\nb"))
+        await meet(odd, pki.identity("careful", crls=create_crl(pki.root)))
+        assert "CN=a??b" in caplog.text
 
     async def test_a_self_signed_libp2p_peer(self, pki: Pki) -> None:
         keys = create_new_key_pair()
