@@ -100,15 +100,16 @@ def _folder(bridge: Bridge, artifact: Artifact) -> Path:
     return min((path.parent for path in files), key=lambda folder: len(folder.parts))
 
 
-def _leave(code: int | str | None) -> NoReturn:
-    """Ends the process at once: its other threads may wait in requests or collectives that nobody will answer."""
+def run() -> NoReturn:
+    """Runs the job and ends the process at once: its other threads may wait for answers that nobody will give."""
+    try:
+        code = main()
+    except SystemExit as request:
+        code = request.code if isinstance(request.code, int) else int(request.code is not None)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    try:
-        _leave(main())
-    except SystemExit as exit_request:
-        _leave(exit_request.code)
+    run()
