@@ -36,7 +36,7 @@ _M = TypeVar("_M", bound=Message)
 
 _REQUEST_TIMEOUT_S: Final = 10.0
 _OPEN_TIMEOUT_S: Final = 30.0
-_STALL_TIMEOUT_S: Final = 300.0
+_STALL_TIMEOUT_S: Final = 600.0
 """How long a peer may neither take nor give a byte: a parameter server may read its senders one after another."""
 _LONG_POLL_S: Final = 25.0
 _MAX_CALLS_PER_JOB: Final = 64

@@ -24,7 +24,7 @@ Buffer = bytes | bytearray | memoryview
 Handler = Callable[["Exchange"], Awaitable[None]]
 
 _READ_BYTES: Final = 512 * 1024
-_MAX_CONNECTIONS: Final = 1024
+_MAX_CONNECTIONS: Final = 256
 _HEAD_TIMEOUT_S: Final = 10.0
 _STALL_TIMEOUT_S: Final = 900.0
 """How long the other side may neither read nor write: a bridge may wait for a disk, never for ever."""
@@ -193,8 +193,14 @@ async def serve(listener: trio.SocketListener, handler: Handler) -> None:
     limit = trio.CapacityLimiter(_MAX_CONNECTIONS)
 
     async def serve_limited(stream: trio.SocketStream) -> None:
-        async with limit:
+        try:
+            limit.acquire_nowait()
+        except trio.WouldBlock:
+            return  # which closes the connection: the client tries again
+        try:
             await _serve_one(handler, stream)
+        finally:
+            limit.release()
 
     path = listener.socket.getsockname()
     try:
