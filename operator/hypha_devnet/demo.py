@@ -6,7 +6,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -14,10 +14,9 @@ from typing import Annotated, Any, Final
 import trio
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from hypha_devnet import certs
-from hypha_devnet.demo_board import Board, Worker
+from hypha_devnet.demo_board import Board
 from hypha_devnet.demo_plot import plot
 from hypha_devnet.demo_processes import Process, ProcessDiedError, Processes, open_processes
 from hypha_devnet.demo_settings import (
@@ -34,7 +33,7 @@ from hypha_devnet.demo_settings import (
 )
 from hypha_devnet.demo_view import LiveView, PlainView, View
 from hypha_devnet.node import leaves
-from hypha_messages.health import HEALTH, HealthRequest
+from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_network.errors import HyphaNetworkError, NetworkError
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkConfig, open_network
@@ -125,13 +124,14 @@ class _Demo:
         files.logs.mkdir()
         logging.basicConfig(filename=files.logs / "demo.log", level=logging.INFO, format="%(asctime)s %(message)s")
         result: Result | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._refresh)
-            with trio.CancelScope() as scope:
-                await nursery.start(self._watch_signals, scope)
-                async with open_processes(files.logs, _environment(), self._take, WORKERS) as self._processes:
-                    result = await self._choreography()
-            nursery.cancel_scope.cancel()
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._refresh)
+                with trio.CancelScope() as scope:
+                    nursery.start_soon(self._watch, signals, scope)
+                    async with open_processes(files.logs, _environment(), self._take, WORKERS) as self._processes:
+                        result = await self._choreography()
+                nursery.cancel_scope.cancel()
         self._view.show(self._board)
         return result
 
@@ -204,7 +204,9 @@ class _Demo:
                     for name in tuple(waiting):
                         if await _healthy(network, peers[name]):
                             del waiting[name]
-                            self._board.workers.get(name, Worker()).state = "ready"
+                            self._board.note(f"{name} is ready")
+                            if name in WORKERS:
+                                self._board.workers[name].state = "ready"
                     await trio.sleep(_POLL_S)
             await self._event("data", "announced")
             return
@@ -215,21 +217,20 @@ class _Demo:
             self._view.show(self._board)
             await trio.sleep(_REFRESH_S)
 
-    async def _watch_signals(self, scope: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            task_status.started()
-            async for number in signals:
-                if scope.cancel_called:
-                    self._processes.hurry()
-                self._board.note(f"{signal.Signals(number).name}: ending all processes")
-                scope.cancel()
+    async def _watch(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+        async for number in signals:
+            if scope.cancel_called:
+                self._processes.hurry()
+            self._board.note(f"{signal.Signals(number).name}: ending all processes")
+            scope.cancel()
 
 
 async def _healthy(network: Network, peer: str) -> bool:
     try:
-        return (await network.request(peer, HEALTH, HealthRequest(), timeout_s=5)).healthy
+        response = await network.request(peer, HEALTH, HealthRequest(), timeout_s=5)
     except NetworkError:
         return False
+    return isinstance(response, HealthResponse) and response.healthy
 
 
 def _identity(files: Files, node: str) -> Identity:
@@ -243,21 +244,19 @@ def _environment() -> dict[str, str]:
 
 def _report(console: Console, files: Files, result: Result) -> None:
     """Says how it went and where everything lies."""
-    verdict = "[bold green]good[/]" if result.good else "[bold red]not good enough[/]"
     close = "within" if result.alone - result.network <= SETTINGS.wanted_closeness else "NOT within"
     above = "above" if result.network > SETTINGS.wanted_accuracy else "NOT above"
-    table = Table.grid(padding=(0, 3))
-    table.add_row("Trained over the network", f"[bold]{result.network:.1%}[/] of the held-out digits read right")
-    table.add_row("Trained in one process", f"{result.alone:.1%}, on the same number of samples")
-    table.add_row(
-        "Verdict",
-        f"{verdict}: {above} {SETTINGS.wanted_accuracy:.0%}, {close} {SETTINGS.wanted_closeness * 100:.0f} points "
-        "of the single process",
-    )
-    table.add_section()
-    for what, where, how in _places(files):
-        table.add_row(what, f"{_short(where)}  [dim]{how}[/]")
-    console.print(table)
+    verdict = "[bold green]good[/]" if result.good else "[bold red]not good enough[/]"
+    points = SETTINGS.wanted_closeness * 100
+    lines = [
+        ("Trained over the network", f"[bold]{result.network:.1%}[/] of the held-out digits read right"),
+        ("Trained in one process", f"{result.alone:.1%}, on the same number of samples"),
+        ("Verdict", f"{verdict}: {above} {SETTINGS.wanted_accuracy:.0%}, {close} {points:.0f} points of it"),
+        ("", ""),
+        *((what, f"{_short(where)}  [dim]{how}[/]") for what, where, how in _places(files)),
+    ]
+    for heading, text in lines:
+        console.print(f"{heading:26}{text}", highlight=False, soft_wrap=True)
 
 
 def _places(files: Files) -> list[tuple[str, Path, str]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from hypha_devnet.demo_settings import SETTINGS, TRAINERS
+from hypha_devnet.demo_settings import SERVER, SETTINGS, TRAINERS, WORKERS
 
 PHASES: Final = ("certificates", "digits and model", "network", "workers", "training", "judgement")
 _RECENT: Final = 6
@@ -32,7 +32,7 @@ class Board:
 
     began: float
     peers: dict[str, str] = field(default_factory=dict)
-    workers: dict[str, Worker] = field(default_factory=dict)
+    workers: dict[str, Worker] = field(default_factory=lambda: {name: Worker() for name in WORKERS})
     phase: str = PHASES[0]
     rounds: list[float] = field(default_factory=list)
     samples: int = 0
@@ -113,6 +113,7 @@ class Board:
 
     def _scheduler_updating(self, event: Mapping[str, Any]) -> None:
         self._worker(event).state = "sends"
+        self.workers[SERVER].state = "collects"
 
     def _scheduler_update_received(self, event: Mapping[str, Any]) -> None:
         self._worker(event).state = "done" if event["done"] else "trains"
@@ -120,6 +121,7 @@ class Board:
     def _scheduler_round(self, event: Mapping[str, Any]) -> None:
         self.rounds.append(event["seconds"])
         self.samples = 0
+        self.workers[SERVER].state = "waits"
         losses = (f"{name} {self.workers[name].losses[-1][1]:.3f}" for name in self.trainers_with_losses())
         self.note(f"round {event['round']} of {event['of']} in {event['seconds']:.1f} s; loss: {', '.join(losses)}")
 
@@ -134,4 +136,4 @@ class Board:
 
     def trainers_with_losses(self) -> list[str]:
         """The trainers that have reported a loss."""
-        return [name for name in TRAINERS if name in self.workers and self.workers[name].losses]
+        return [name for name in TRAINERS if self.workers[name].losses]

@@ -1,7 +1,7 @@
 """What the demo trains, in a process of its own, as importing torch takes long: data, model, comparison, judgement.
 
-`python -m hypha_devnet.demo_model DIRECTORY` prepares, then trains the same model in one process, then judges each model
-directory that it is told on standard input, a line each; all of it as events (lines of JSON) on standard output.
+`python -m hypha_devnet.demo_model DIRECTORY` prepares, then trains the same model in one process, then judges each
+model directory that it is told on standard input, a line each; it tells of all that by events on standard output.
 """
 
 import math
@@ -62,10 +62,10 @@ def prepare(files: Files) -> tuple[int, int]:
         num_stages=2,
         hidden_sizes=[48, 96],
         depths=[1, 2],
-        num_labels=10,
         drop_path_rate=0.0,
         layer_scale_init_value=1.0,
     )
+    config.num_labels = 10
     ConvNextForImageClassification(config).save_pretrained(files.model)
     return len(train.labels), len(held_out.labels)
 
@@ -82,7 +82,7 @@ def train_alone(files: Files) -> Iterator[tuple[int, float]]:
         chosen = torch.arange(batch * size, (batch + 1) * size) % len(train.labels)
         loss = cross_entropy(model(train.pixel_values[chosen]).logits, train.labels[chosen])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         yield batch + 1, loss.item()

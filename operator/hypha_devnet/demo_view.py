@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -90,7 +90,16 @@ class PlainView:
 
 def draw(board: Board, now: float) -> Panel:
     """The board as a picture."""
-    parts = [_phases(board), Text(), _progress(board), Text(), _workers(board, now), Text(), _alone(board), Text()]
+    parts: list[RenderableType] = [
+        _phases(board),
+        Text(),
+        _progress(board),
+        Text(),
+        _workers(board, now),
+        Text(),
+        _alone(board),
+        Text(),
+    ]
     recent = Text("\n".join(board.recent), style="dim", overflow="ellipsis", no_wrap=True)
     title = f"[bold]A Hypha network on this machine[/] · {now - board.began:.0f} s"
     return Panel(Group(*parts, recent), title=title, title_align="left", border_style="cyan", padding=(1, 2))
@@ -122,7 +131,7 @@ def _workers(board: Board, now: float) -> Table:
     for heading in ("worker", "state", "offer", "lease", "slices", "batches", "loss", ""):
         table.add_column(heading, justify="right" if heading in ("offer", "slices", "batches", "loss") else "left")
     for name in WORKERS:
-        worker = board.workers.get(name, Worker())
+        worker = board.workers[name]
         losses = [loss for _, loss in worker.losses]
         table.add_row(
             name,
