@@ -142,7 +142,7 @@ class JobResources(BaseModel):
     """What the job needs of its workers, and what it pays.
 
     `min_workers` is how many trainers must be left for the job to go on when some fail (default: all);
-    `deadline_s` is how long to look for workers.
+    `deadline_s` is how long to look for workers, `stall_s` how long the job may go without a word from any of them.
     """
 
     num_workers: Annotated[int, Field(ge=1)]
@@ -152,6 +152,7 @@ class JobResources(BaseModel):
     worker_price: Price = Price()
     parameter_server_price: Price = Price()
     deadline_s: Annotated[float, Field(gt=0)] = 120.0
+    stall_s: Annotated[float, Field(gt=0)] = 3600.0
 
 
 class DilocoJob(BaseModel):

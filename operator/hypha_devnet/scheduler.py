@@ -85,6 +85,7 @@ class Scheduler:
         self._stepped = trio.Event()
         self._changed = trio.Event()
         self._failure: str | None = None
+        self._last_progress = 0.0
         network.handle(API, self._answer)
         network.handle(PROGRESS, self._progress)
 
@@ -92,7 +93,7 @@ class Scheduler:
         """Run the job to its end; JobFailedError or AllocationError if it has none."""
         resources = self._job.resources
         async with trio.open_nursery() as nursery:
-            await self._network.wait_ready()
+            await self._join(resources.deadline_s)
             self._dataset = await self._find_dataset(resources.deadline_s)
             trainers, server = await self._allocate(nursery)
             await self._dispatch(trainers, server)
@@ -101,6 +102,12 @@ class Scheduler:
                 await self._until(lambda: not self._tasks)
             nursery.cancel_scope.cancel()
         self._events.emit("finished", job=str(self._job_id), rounds=self._rounds.round)
+
+    async def _join(self, deadline_s: float) -> None:
+        with trio.move_on_after(deadline_s) as scope:
+            await self._network.wait_ready()
+        if scope.cancelled_caught:
+            raise JobFailedError(f"no gateway was reached within {deadline_s:g} s; check gateway_addresses")
 
     async def _allocate(self, nursery: trio.Nursery) -> tuple[list[Lease], Lease]:
         resources = self._job.resources
@@ -150,7 +157,7 @@ class Scheduler:
         for lease in trainers:
             self._rounds.trainers[lease.peer_id] = Trainer(self._batch_size(lease))
         peers = [lease.peer_id for lease in trainers]
-        self._rounds.started_at = trio.current_time()
+        self._rounds.started_at = self._last_progress = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._dispatch_one, server, self._aggregate_spec(peers))
             for lease in trainers:
@@ -235,8 +242,12 @@ class Scheduler:
         self._notify()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
+        stall_s = self._job.resources.stall_s
         while self._failure is None and not condition():
-            await self._changed.wait()
+            with trio.move_on_at(self._last_progress + stall_s) as scope:
+                await self._changed.wait()
+            if scope.cancelled_caught and trio.current_time() >= self._last_progress + stall_s:
+                self._failure = f"no worker has reported anything for {stall_s:g} s"
         if self._failure is not None:
             raise JobFailedError(self._failure)
 
@@ -283,6 +294,7 @@ class Scheduler:
         if report.job_id != self._job_id or not self._takes_part(peer_id):
             logger.warning("%s reports progress of a job that is not its own", peer_id)
             return ProgressResponse(type="Error")
+        self._last_progress = trio.current_time()
         if progress.metrics is not None:
             self._events.emit("metrics", peer=peer_id, round=progress.metrics.round, metrics=progress.metrics.metrics)
             return ProgressResponse(type="Ok")

@@ -20,7 +20,7 @@ from hypha_messages.progress import PROGRESS, Progress, ReportProgress, Status
 from hypha_messages.types import Resources, SystemTime
 from hypha_network.network import Network
 from support.certs import Pki
-from support.networks import gateway, member
+from support.networks import gateway, member, node
 from support.volunteers import Rendezvous, Volunteer
 
 pytestmark = pytest.mark.anyio
@@ -220,6 +220,22 @@ async def test_a_worker_that_is_away_for_a_part_of_its_lease_is_not_lost(monkeyp
         await net.run()
         assert away.renewals > 5
         assert not net.events.of("worker_lost")
+
+
+async def test_workers_that_say_nothing_for_too_long_fail_the_job() -> None:
+    async with devnet() as net:
+        await net.volunteer("a", batch_time_s=1000)
+        await net.volunteer("b", batch_time_s=1000)
+        await net.volunteer("server", "aggregate")
+        assert await net.fails(resources={"stall_s": 0.5}) == "no worker has reported anything for 0.5 s"
+
+
+async def test_a_network_without_its_gateway_is_an_error() -> None:
+    pki = Pki()
+    async with node(pki, "scheduler", gateways=("/ip4/127.0.0.1/tcp/1",)) as network:
+        with pytest.raises(ExceptionGroup) as group:
+            await Scheduler(network, job(resources={"deadline_s": 0.5}), Recorded()).run()
+        assert "no gateway was reached" in str(leaves(group.value)[0])
 
 
 async def test_a_worker_that_is_away_when_its_job_comes_gets_it_later(monkeypatch: pytest.MonkeyPatch) -> None:
