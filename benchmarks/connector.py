@@ -85,9 +85,9 @@ def job() -> Job:
 
 def serve(path: Path, piece_bytes: int, ready: Any, stop: Any, cpu: Any) -> None:
     async def run() -> None:
-        connector = Connector(NoNetwork(piece_bytes), PushRouter())
-        connector.add(job())
         async with trio.open_nursery() as nursery:
+            connector = Connector(NoNetwork(piece_bytes), PushRouter(), nursery)
+            connector.add(job())
             nursery.start_soon(unix_http.serve, unix_http.listen(path), connector.handle)
             ready.set()
             await trio.to_thread.run_sync(stop.wait)

@@ -48,7 +48,7 @@ class JobManager:
         self._socket = connector_socket
         self._nursery = nursery
         self._pushes = PushRouter()
-        self._connector = Connector(network, self._pushes, telemetry=telemetry)
+        self._connector = Connector(network, self._pushes, nursery, telemetry)
 
     @property
     def events(self) -> AsyncIterator[JobEvent]:

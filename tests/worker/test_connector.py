@@ -111,7 +111,7 @@ async def world(work_dir: Path, **changes: Any) -> AsyncIterator[World]:
             peer.serve()
             await worker.dial(direct_address(other))
             pushes = PushRouter()
-            connector = Connector(worker, pushes)
+            connector = Connector(worker, pushes, nursery)
             job = replace(jobs.job(spec_for(other.peer_id, **changes), token=TOKEN), scheduler=other.peer_id)
             connector.add(job)
             worker.handle_stream(PUSH, pushes.handle)
@@ -265,6 +265,38 @@ async def test_a_push_to_a_peer_that_the_job_does_not_name_is_refused(work_dir: 
     async with world(work_dir) as the:
         refusal = await the.refusal(the.client.push, jobs.STRANGER, file_of(work_dir, b"data"))
         assert (refusal.status, refusal.code) == (403, "forbidden")
+
+
+async def test_a_large_push_that_is_refused_is_answered_all_the_same(work_dir: Path) -> None:
+    async with world(work_dir) as the:
+        refusal = await the.refusal(the.client.push, jobs.STRANGER, file_of(work_dir, BIG))
+        assert (refusal.status, refusal.code) == (403, "forbidden")
+
+
+async def test_a_job_pushes_to_another_job_of_the_same_worker(work_dir: Path) -> None:
+    async with world(work_dir) as the:
+        own = {"type": "peers", "peers": [the.worker.peer_id], "strategy": {"type": "All"}}
+        the.connector.add(replace(the.job, spec=spec_for(the.peer.network.peer_id, updates=own, results=own)))
+        sink = io.BytesIO()
+        delivered = []
+
+        async def push() -> None:
+            await the.call(the.client.push, the.worker.peer_id, file_of(work_dir, BIG))
+            delivered.append(len(sink.getvalue()))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(push)
+            assert await the.call(the.client.take_push, lambda: sink) == the.worker.peer_id
+        assert sink.getvalue() == BIG
+        assert delivered
+
+
+async def test_a_push_to_the_same_worker_that_no_job_there_wants_failed(work_dir: Path) -> None:
+    async with world(work_dir) as the:
+        own = {"type": "peers", "peers": [the.worker.peer_id], "strategy": {"type": "All"}}
+        the.connector.add(replace(the.job, spec=spec_for(the.peer.network.peer_id, updates=own)))
+        refusal = await the.refusal(the.client.push, the.worker.peer_id, file_of(work_dir, BIG))
+        assert (refusal.status, refusal.code) == (502, "peer_failed")
 
 
 async def test_what_a_peer_pushes_reaches_the_job(work_dir: Path) -> None:
