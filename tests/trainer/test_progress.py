@@ -107,3 +107,8 @@ def test_metrics_of_fast_batches_are_sent_together() -> None:
 
 def test_no_time_at_all_is_no_division_by_zero() -> None:
     assert summarise([(1.0, 0.0, 4)])["samples_per_second"] == 0.0
+
+
+def test_a_loss_that_is_not_finite_is_left_out() -> None:
+    assert summarise([(float("nan"), 1.0, 4), (2.0, 1.0, 4), (float("inf"), 1.0, 4)])["loss"] == 2.0
+    assert "loss" not in summarise([(float("nan"), 1.0, 4)])

@@ -1,5 +1,6 @@
 """Progress reports beside the training, and the countdown to the next update that the answers set."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -129,12 +130,13 @@ class Metrics:
 
 
 def summarise(batches: list[tuple[float, float, int]]) -> dict[str, float]:
-    """Metrics of some batches: mean loss, mean batch time in seconds, samples in all, samples per second."""
-    count, duration_s = len(batches), sum(batch[1] for batch in batches)
+    """Metrics of some batches: mean of finite losses, mean batch time in seconds, samples, samples per second."""
+    duration_s = sum(batch[1] for batch in batches)
     samples = sum(batch[2] for batch in batches)
+    losses = [loss for loss, _, _ in batches if math.isfinite(loss)]
     return {
-        "loss": sum(batch[0] for batch in batches) / count,
-        "batch_time": duration_s / count,
+        **({"loss": sum(losses) / len(losses)} if losses else {}),
+        "batch_time": duration_s / len(batches),
         "samples": float(samples),
         "samples_per_second": samples / duration_s if duration_s > 0 else 0.0,
     }
