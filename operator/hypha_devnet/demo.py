@@ -85,7 +85,7 @@ def demo(
     except* (DemoError, ProcessDiedError, HyphaNetworkError, OSError) as group:
         problems = [str(error) for error in leaves(group)]
     if problems:
-        console.print("The demo failed.", *problems, sep="\n", markup=False, highlight=False, style="red")
+        console.print("The demo failed.", *problems, sep="\n", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1)
     if result is None:
         console.print("Interrupted; every process has ended.")

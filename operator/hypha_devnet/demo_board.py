@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from hypha_devnet.demo_settings import SERVER, SETTINGS, TRAINERS, WORKERS
 
-PHASES: Final = ("certificates", "digits and model", "network", "workers", "training", "judgement")
+PHASES: Final = ("certificates", "network", "workers", "training", "judgement")
 _RECENT: Final = 6
 
 
@@ -22,7 +22,6 @@ class Worker:
     renewals: int = 0
     batches: int = 0
     samples: int = 0
-    slices: int = 0
     losses: list[tuple[float, float]] = field(default_factory=list)
 
 
@@ -94,9 +93,6 @@ class Board:
     def _scheduler_dispatched(self, event: Mapping[str, Any]) -> None:
         self._worker(event).state = "loads" if event["role"] == "trainer" else "waits"
         self.note(f"the job is dispatched to {self.name(event['peer'])}")
-
-    def _scheduler_slice(self, event: Mapping[str, Any]) -> None:
-        self._worker(event).slices += 1
 
     def _scheduler_batch(self, event: Mapping[str, Any]) -> None:
         worker = self._worker(event)

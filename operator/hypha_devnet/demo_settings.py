@@ -133,7 +133,8 @@ def worker_config(files: Files, worker: str, gateway: str, work_dir: Path) -> di
         **node_config(files, worker, gateway),
         "work_dir": str(work_dir),
         "resources": {"cpu": 1, "memory": 8, "storage": 10},
-        "jobs": {"allow_private_addresses": True},  # the model hub is on loopback, too
+        # The model hub is on loopback, too; and control groups would outlive a worker that is killed.
+        "jobs": {"allow_private_addresses": True, "limits": False},
         "executors": [executor],
     }
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Literal, Protocol, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,11 +12,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hypha_devnet.demo_board import PHASES, Board, Worker
+from hypha_devnet.demo_board import PHASES, Board
 from hypha_devnet.demo_settings import SETTINGS, WORKERS
 
 _BARS: Final = " ▁▂▃▄▅▆▇█"
-_SPARKS: Final = 24
+_SPARKS: Final = 12
+_NUMBERS: Final = ("offer", "lease", "renewed", "batches", "loss")
 
 
 class View(Protocol):
@@ -127,9 +128,10 @@ def _progress(board: Board) -> Table:
 
 
 def _workers(board: Board, now: float) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for heading in ("worker", "state", "offer", "lease", "slices", "batches", "loss", ""):
-        table.add_column(heading, justify="right" if heading in ("offer", "slices", "batches", "loss") else "left")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
+    for heading in ("worker", "state", "offer", "lease", "renewed", "batches", "loss", ""):
+        justify: Literal["left", "right"] = "right" if heading in _NUMBERS else "left"
+        table.add_column(heading, justify=justify, no_wrap=True)
     for name in WORKERS:
         worker = board.workers[name]
         losses = [loss for _, loss in worker.losses]
@@ -137,19 +139,13 @@ def _workers(board: Board, now: float) -> Table:
             name,
             worker.state,
             f"{worker.offer:g}" if worker.offer is not None else "",
-            _lease(worker, now),
-            str(worker.slices or ""),
+            f"{max(0.0, worker.lease_until - now):.1f} s" if worker.lease_until is not None else "",
+            f"{worker.renewals}x" if worker.lease_until is not None else "",
             str(worker.batches or ""),
             f"{losses[-1]:.4f}" if losses else "",
             Text(sparks(losses), style="cyan"),
         )
     return table
-
-
-def _lease(worker: Worker, now: float) -> str:
-    if worker.lease_until is None:
-        return ""
-    return f"{max(0.0, worker.lease_until - now):4.1f} s left, renewed {worker.renewals} times"
 
 
 def _alone(board: Board) -> Text:

@@ -1,0 +1,141 @@
+"""The demo's parts: what it knows, shows, draws and configures."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from hypha_devnet.config import DataConfig, SchedulerConfig, load
+from hypha_devnet.demo import Result
+from hypha_devnet.demo_board import PHASES, Board
+from hypha_devnet.demo_plot import plot, smoothed
+from hypha_devnet.demo_settings import (
+    NODES,
+    SETTINGS,
+    TRAINERS,
+    WORKERS,
+    Files,
+    job_config,
+    node_config,
+    worker_config,
+    write_config,
+)
+from hypha_devnet.demo_view import PlainView, draw, sparks
+from hypha_worker.config_file import load as load_worker
+
+GATEWAY = "/ip4/127.0.0.1/tcp/4001"
+
+
+@pytest.fixture
+def board():
+    board = Board(began=1000.0)
+    board.peers = {f"12D3{name}": name for name in NODES}
+    return board
+
+
+def scheduler(board, event, worker="trainer-1", **values):
+    board.take("scheduler", {"event": event, "peer": f"12D3{worker}", **values})
+
+
+def test_a_worker_is_followed_from_its_offer_to_its_losses(board):
+    scheduler(board, "offer", price=100.0)
+    assert board.workers["trainer-1"].state == "offers"
+    scheduler(board, "lease", role="trainer", expires=1010.0)
+    scheduler(board, "lease", role="trainer", expires=1017.0)
+    scheduler(board, "dispatched", role="trainer")
+    for samples, loss in ((64, 2.0), (32, 1.5)):
+        scheduler(board, "batch", samples=samples)
+        scheduler(board, "metrics", metrics={"loss": loss, "samples": samples})
+    worker = board.workers["trainer-1"]
+    assert (worker.offer, worker.lease_until, worker.renewals) == (100.0, 1017.0, 1)
+    assert worker.losses == [(64, 2.0), (96, 1.5)]
+    assert (worker.state, worker.batches) == ("trains", 2)
+    scheduler(board, "lease_lost")
+    assert worker.lease_until is None
+
+
+def test_a_round_is_noted_with_the_losses_it_ended_with(board):
+    scheduler(board, "metrics", metrics={"loss": 0.5})
+    board.take("scheduler", {"event": "round", "round": 3, "of": 20, "seconds": 1.25})
+    assert board.rounds == [1.25]
+    assert board.recent[-1] == "round 3 of 20 in 1.2 s; loss: trainer-1 0.500"
+
+
+def test_events_that_nobody_asked_for_change_nothing(board):
+    before = repr(board)
+    board.take("gateway", {"event": "listening", "addresses": []})
+    board.take("scheduler", {"event": "take"})
+    assert repr(board) == before
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_board_fits_the_terminal(board, width, phase):
+    board.phase = phase
+    for worker in WORKERS:
+        scheduler(board, "offer", worker, price=100.0)
+        scheduler(board, "lease", worker, role="trainer", expires=1012.0)
+        scheduler(board, "batch", worker, samples=640)
+        for _ in range(100):
+            scheduler(board, "metrics", worker, metrics={"loss": 0.1234, "samples": 32})
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    console.print(draw(board, 1002.5))
+    text = console.file.getvalue()
+    for shown in (*WORKERS, "9.5 s", "0.1234", f"round 1 of {SETTINGS.rounds}", "640 of 1280 samples"):
+        assert shown in text
+    assert "…" not in text
+
+
+def test_without_a_terminal_each_note_is_printed_once(board):
+    output = io.StringIO()
+    with PlainView(Console(file=output, width=80)) as view:
+        for number in range(30):
+            board.note(f"note {number}.")
+            if number % 4 == 0:
+                view.show(board)
+        view.show(board)
+        view.show(board)
+    lines = [line.split("  ")[-1] for line in output.getvalue().splitlines()]
+    assert lines == ["== certificates", *(f"note {number}." for number in range(30))]
+
+
+def test_sparks_are_tallest_where_the_numbers_are():
+    assert sparks([8, 4, 1]) == "█▄▁"
+    assert sparks([]) == ""
+    assert sparks([0.0, 0.0]) == "  "
+    assert len(sparks(range(1000))) <= 12
+
+
+def test_smoothing_takes_neighbours_as_far_as_there_are():
+    assert smoothed([1, 1, 1, 10]) == [1, 3.25, 3.25, 4]
+    assert smoothed([]) == []
+
+
+def test_the_picture_is_drawn(board, tmp_path):
+    for trainer in TRAINERS:
+        for number in range(50):
+            scheduler(board, "metrics", trainer, metrics={"loss": 2 / (number + 1), "samples": 32})
+    board.alone = [(number * 320, 2 / number) for number in range(1, 40)]
+    plot(board, 0.98, 0.975, tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("network", "alone", "good"),
+    [(0.97, 0.975, True), (0.99, 0.95, True), (0.95, 0.95, False), (0.96, 0.99, False), (0.951, 0.96, True)],
+)
+def test_the_verdict(network, alone, good):
+    assert Result(network, alone).good == good
+
+
+def test_the_nodes_understand_their_configurations(tmp_path):
+    files = Files(tmp_path)
+    data = {**node_config(files, "data", GATEWAY), "dataset_path": str(files.dataset)}
+    assert load(DataConfig, write_config(files, "data", data)).datasets == (files.dataset,)
+    job = {**node_config(files, "scheduler", GATEWAY), "scheduler": {"job": job_config()}}
+    loaded = load(SchedulerConfig, write_config(files, "scheduler", job)).scheduler.job
+    assert loaded.rounds.update_rounds == SETTINGS.rounds
+    assert loaded.schedule.training_steps == SETTINGS.steps
+    for worker in WORKERS:
+        path = write_config(files, worker, worker_config(files, worker, GATEWAY, tmp_path / "work"))
+        assert load_worker(path, {}, {}).config.gateway_addresses == [GATEWAY]
