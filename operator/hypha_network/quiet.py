@@ -17,7 +17,14 @@ class Quiet:
         self._peers: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def warning(self, peer_id: str, message: str, *args: object) -> None:
-        """Log a warning about a peer, unless there has been one within the interval."""
+        """Log a warning about a peer, unless there has been a line within the interval."""
+        self._log(logging.WARNING, peer_id, message, args)
+
+    def info(self, peer_id: str, message: str, *args: object) -> None:
+        """Log a piece of information about a peer, unless there has been a line within the interval."""
+        self._log(logging.INFO, peer_id, message, args)
+
+    def _log(self, level: int, peer_id: str, message: str, args: tuple[object, ...]) -> None:
         now = time.monotonic()
         last, left_out = self._peers.get(peer_id, (float("-inf"), 0))
         if now - last < self._interval_s:
@@ -28,4 +35,4 @@ class Quiet:
         if len(self._peers) > _MAX_PEERS:
             self._peers.popitem(last=False)
         suffix = f" ({left_out} more like this were not logged)" if left_out else ""
-        self._logger.warning("peer %s: " + message + suffix, peer_id, *args)
+        self._logger.log(level, "peer %s: " + message + suffix, peer_id, *args)

@@ -19,6 +19,7 @@ from hypha_messages.cbor import DecodeError
 from hypha_messages.types import SystemTime
 from hypha_network.errors import NetworkError
 from hypha_network.gossip_messages import Gossip
+from hypha_network.quiet import Quiet
 from hypha_worker.evaluator import Policy
 from hypha_worker.lease_service import Peers
 from hypha_worker.ledger import Lease, Ledger
@@ -26,6 +27,7 @@ from hypha_worker.telemetry import Telemetry
 from hypha_worker.waiting import RateLimit, Waiting, WaitingRequests
 
 logger = logging.getLogger(__name__)
+_quiet = Quiet(logger)
 
 _BACKLOG: Final = 4096
 _MAX_SENDING: Final = 32
@@ -113,12 +115,12 @@ class Arbiter:
         try:
             request = decode(gossip.data)
         except DecodeError as error:
-            logger.debug("a malformed request of %s: %s", gossip.source, error)
+            _quiet.warning(gossip.source, "a malformed request: %s", error)
             self._telemetry.requests.add(1, {"decision": "malformed"})
             return
         reason = self._policy.refusal(request, self._wall_clock())
         if reason is not None:
-            logger.debug("request %s of %s is not answered: %s", request.id, gossip.source, reason)
+            _quiet.info(gossip.source, "request %s is not answered: %s", request.id, reason)
             self._telemetry.requests.add(1, {"decision": "refused"})
         elif not self._ledger.answered(gossip.source, request.id):
             added = self._waiting.add(Waiting(gossip.source, request, now))

@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol
 from uuid import UUID
 
 import trio
+from opentelemetry.trace import Span
 
 from hypha_messages.api import (
     API,
@@ -19,7 +21,7 @@ from hypha_messages.api import (
 )
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Message, SystemTime
-from hypha_network.errors import NetworkError
+from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_worker.ledger import EndedJob, Lease, Ledger, LedgerError
 from hypha_worker.ledger_file import LedgerFile
 from hypha_worker.runtime import AdoptedJob, Failed, Finished, JobEvent, LaunchError, Started
@@ -56,6 +58,14 @@ class Jobs(Protocol):
         """End a job and return once nothing of it is left."""
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A job that this node has seen running, since `began` (monotonic seconds)."""
+
+    began: float
+    span: Span
+
+
 class LeaseService:
     """Serves the holders of leases; `lapsed` hears of each offer that nobody took, `room` of each lease that ended."""
 
@@ -78,7 +88,7 @@ class LeaseService:
         self._prune_s = prune_s
         self._report_s = report_s
         self._dispatching = trio.Lock()
-        self._started: dict[UUID, float] = {}
+        self._runs: dict[UUID, _Run] = {}
         self._reporting: set[UUID] = set()
         self._progress = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -112,7 +122,7 @@ class LeaseService:
                 logger.warning("nothing is left of job %s, which ran under lease %s", lease.task_id, lease.id)
                 self._ledger.end(lease.task_id, "Unknown")
         for job in jobs.values():
-            self._started[job.task_id] = monotonic()
+            self._runs[job.task_id] = self._begin(job.task_id, job.spec)
             if self._ledger.find(job.task_id, job.scheduler) is None:
                 logger.warning("job %s has no lease in the ledger; its own record tells of it", job.task_id)
                 self._ledger.recover(
@@ -172,16 +182,19 @@ class LeaseService:
         descriptor = request.spec.descriptor
         lease = self._ledger.assign(scheduler, descriptor, request.id)
         await self._file.save()
-        self._started[request.id] = monotonic()
         try:
             await self._jobs.start(lease, request.id, request.spec, scheduler)
         except BaseException:
-            self._started.pop(request.id, None)
             self._ledger.unassign(request.id)
             raise
+        self._runs[request.id] = self._begin(request.id, request.spec)
         self._telemetry.jobs_started.add(1, {"executor": str(descriptor)})
         logger.info("task %s of job %s runs (%s)", request.id, request.spec.job_id, descriptor)
         return lease
+
+    def _begin(self, task_id: UUID, spec: JobSpec) -> "_Run":
+        attributes = {"task": str(task_id), "job": str(spec.job_id), "executor": str(spec.descriptor)}
+        return _Run(monotonic(), self._telemetry.tracer.start_span("job", attributes=attributes))
 
     async def _prune(self) -> None:
         while True:
@@ -216,18 +229,21 @@ class LeaseService:
             return
         lease = next((lease for lease in self._ledger.leases if lease.task_id == event.task_id), None)
         ended = self._ledger.end(event.task_id, "Finished" if isinstance(event, Finished) else "Failed")
+        if lease is not None and ended is not None:
+            self._log_end(event, lease)
+            self._report_soon(ended)
+            self.on_room()
         await self._file.save()
-        if lease is None or ended is None:
-            return
-        self._log_end(event, lease)
-        self.on_room()
-        self._report_soon(ended)
 
     def _log_end(self, event: Finished | Failed, lease: Lease) -> None:
-        duration_s = monotonic() - self._started.pop(event.task_id, monotonic())
+        run = self._runs.pop(event.task_id, None)
+        duration_s = monotonic() - run.began if run else 0.0
         attributes = {"executor": str(lease.executors[0]), "status": type(event).__name__.lower()}
         self._telemetry.jobs_ended.add(1, attributes)
         self._telemetry.job_duration.record(duration_s, attributes)
+        if run:
+            run.span.set_attribute("status", attributes["status"])
+            run.span.end()
         if isinstance(event, Failed):
             output = "".join(f"\n  | {line}" for line in event.last_lines)
             logger.error("task %s failed: %s%s", event.task_id, event.reason, output)
@@ -247,6 +263,9 @@ class LeaseService:
             while True:
                 try:
                     await self._peers.request(ended.scheduler, API, report, timeout_s=_REPORT_TIMEOUT_S)
+                    break
+                except RemoteRefused as error:  # it is there and does not listen for reports
+                    logger.info("%s takes no report of the end of task %s: %s", ended.scheduler, ended.task_id, error)
                     break
                 except NetworkError as error:
                     logger.debug("cannot tell %s of the end of task %s yet: %s", ended.scheduler, ended.task_id, error)

@@ -31,6 +31,7 @@ from hypha_worker.runtimes.control import ProcessConfig
 from hypha_worker.runtimes.launch import ExecutorCommand
 from hypha_worker.runtimes.process import open_process_runtime
 from hypha_worker.telemetry import Telemetry, open_telemetry
+from hypha_worker.usage import measure
 from hypha_worker.waiting import RateLimit, WaitingRequests
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class Node:
         self._leases.on_room = self._arbiter.note_room
         self._leases.on_accepted = self._arbiter.note_accepted
         self._leases.on_lapsed = self._arbiter.note_lapsed
-        self._observe(telemetry)
+        self._observe(telemetry, state_dir)
 
     async def run(self, signals: AsyncIterator[int]) -> None:
         """Work until the first signal, then end the jobs in order; a second signal does not wait for schedulers."""
@@ -147,7 +148,7 @@ class Node:
     async def _answer_health(self, _peer: str, _request: HealthRequest) -> HealthResponse:
         return HealthResponse(healthy=self._network.status().healthy)
 
-    def _observe(self, telemetry: Telemetry) -> None:
+    def _observe(self, telemetry: Telemetry, state_dir: Path) -> None:
         def leases() -> Iterable[Observation]:
             states = [lease.state for lease in self._ledger.leases]
             return [Observation(states.count(state), {"state": state}) for state in ("offered", "held", "ending")]
@@ -159,6 +160,18 @@ class Node:
             amounts = self._ledger.free().model_dump()
             return [Observation(amount, {"resource": name}) for name, amount in amounts.items()]
 
+        def cpu() -> Iterable[Observation]:
+            return [Observation(usage.cpu_s, {"task": usage.task_id}) for usage in measure(state_dir / "jobs")]
+
+        def memory() -> Iterable[Observation]:
+            return [Observation(usage.memory_bytes, {"task": usage.task_id}) for usage in measure(state_dir / "jobs")]
+
+        def disk() -> Iterable[Observation]:
+            return [Observation(usage.disk_bytes, {"task": usage.task_id}) for usage in measure(state_dir / "jobs")]
+
+        telemetry.observe("hypha.worker.job.cpu_time", "s", "CPU time of a job's processes", cpu)
+        telemetry.observe("hypha.worker.job.memory", "By", "Resident memory of a job's processes", memory)
+        telemetry.observe("hypha.worker.job.disk_io", "By", "What a job's processes read and wrote on disks", disk)
         telemetry.observe("hypha.worker.leases.active", "{lease}", "Leases that reserve something, by state", leases)
         telemetry.observe("hypha.worker.jobs.active", "{job}", "Jobs that run", jobs)
         telemetry.observe("hypha.worker.resources.free", "1", "What no lease reserves (GB, cores)", free)

@@ -13,7 +13,7 @@ from hypha_messages.advertisement import RequestWorker, WorkerSpec
 from hypha_messages.api import ReportJobStatus, ReportJobStatusReceived, WorkerOffer, WorkerOfferAccepted
 from hypha_messages.job import ExecutorDescriptor, JobSpec
 from hypha_messages.types import Resources, SystemTime
-from hypha_network.errors import PeerUnreachable
+from hypha_network.errors import PeerUnreachable, RemoteRefused
 from hypha_network.gossip_messages import Gossip
 from hypha_worker.ledger import Lease
 from hypha_worker.runtime import Failed, Finished, JobEvent, LaunchError
@@ -52,6 +52,7 @@ class Market:
         self.offered_at: dict[UUID, float] = {}
         self.statuses: dict[str, list[ReportJobStatus]] = defaultdict(list)
         self.unreachable: set[str] = set()
+        self.refusing: set[str] = set()
         self.delay_s = 0.0
         self.changed = trio.Event()
 
@@ -73,6 +74,8 @@ class Market:
         await trio.sleep(self.delay_s)
         if peer_id in self.unreachable:
             raise PeerUnreachable(f"{peer_id} is gone")
+        if peer_id in self.refusing:
+            raise RemoteRefused(f"{peer_id} closed the stream without an answer")
         answer = self._take(peer_id, message)
         self.changed.set()
         self.changed = trio.Event()

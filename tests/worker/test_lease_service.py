@@ -1,4 +1,4 @@
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,18 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, Any]]:
-    return "trio", {"clock": MockClock(autojump_threshold=0.003)}
+    return "trio", {"clock": MockClock(autojump_threshold=0)}
+
+
+@pytest.fixture(autouse=True)
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write files in place: the clock would jump while a thread is at work."""
+
+    async def run_sync(function: Callable[..., Any], *args: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        return function(*args)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
 
 
 class Setting:
@@ -188,6 +199,17 @@ async def test_who_never_answers_is_given_up_on(tmp_path: Path, caplog: pytest.L
         assert "never heard" in caplog.text
         assert setting.ledger.unreported == ()
         assert setting.on_disk() == []
+
+
+async def test_a_scheduler_that_takes_no_reports_is_not_asked_again(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        task_id = uuid4()
+        setting.offer()
+        await setting.dispatch(task_id)
+        setting.market.refusing.add(ALICE)
+        setting.jobs.finish(task_id)
+        await trio.sleep(0.2)
+        assert setting.ledger.unreported == ()
 
 
 async def test_a_stopping_node_ends_its_jobs_and_says_so_before_it_goes(tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""What the jobs of this host use, read from the processes of their supervisors. Blocking; for telemetry's thread."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from hypha_worker.runtimes.supervisor import PID_FILE
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One job's use: CPU time since its start, resident memory, and what it read from and wrote to disks."""
+
+    task_id: str
+    cpu_s: float
+    memory_bytes: int
+    disk_bytes: int
+
+
+def measure(jobs_dir: Path) -> Iterator[Usage]:
+    """Yield what each job uses now; a job that ends meanwhile is left out."""
+    for pid_file in jobs_dir.glob(f"*/{PID_FILE}"):
+        try:
+            supervisor = psutil.Process(int(pid_file.read_text()))
+            processes = [supervisor, *supervisor.children(recursive=True)]
+            times = [process.cpu_times() for process in processes]
+            disks = [process.io_counters() for process in processes]
+            yield Usage(
+                pid_file.parent.name,
+                sum(t.user + t.system for t in times),
+                sum(process.memory_info().rss for process in processes),
+                sum(disk.read_bytes + disk.write_bytes for disk in disks),
+            )
+        except (psutil.Error, OSError, ValueError):
+            continue
