@@ -137,7 +137,7 @@ class ArbiterConfig(Section):
     window_ms: PositiveMs = Field(default=200, description="How long competing requests are collected.")
     window_messages: Annotated[int, Field(gt=0)] = Field(default=100, description="Most requests that are collected.")
     max_waiting: Annotated[int, Field(gt=0)] = Field(
-        default=1000, description="Most requests that wait for room, those of one scheduler at most a quarter."
+        default=2000, description="Most requests that wait for room, those of one scheduler at most a quarter."
     )
     requests_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         default=1000, description="Most requests of one scheduler per second; more are ignored."
