@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import support.parallel_trainer as parallel_trainer
 from hypha_trainer.training import main
 from support.trainer import Bridge, Hub, language_job, language_model, write_text_slices
 
 from .conftest import OpenBridge
 
+PROCESS = Path(__file__).parents[1] / "support" / "parallel_trainer.py"
 SPEC = language_job(batch_size=9, optimizer={"learning-rate": 5e-3, "epsilon": 1e-3})
 
 
@@ -39,7 +39,7 @@ def run_two_processes(way: str, bridge: Bridge) -> list[str]:
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
     }
-    command = [sys.executable, parallel_trainer.__file__, way, *arguments(bridge)]
+    command = [sys.executable, str(PROCESS), way, *arguments(bridge)]
     processes = [
         subprocess.Popen(
             command,
