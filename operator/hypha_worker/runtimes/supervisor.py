@@ -256,9 +256,10 @@ class Supervisor:
         return True
 
     def _check_stop(self) -> None:
+        terminated = self._terminated  # before looking for the file: the node writes that first, then signals
         with contextlib.suppress(FileNotFoundError):
             raise Stopped((self._control_dir / STOP_FILE).read_text(errors="replace"))
-        if self._terminated:
+        if terminated:
             raise Stopped("the supervisor was told to end, not by its node")
         if self._deadline.passed():
             raise Stopped("the lease ran out and the node did not come back")
