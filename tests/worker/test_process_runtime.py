@@ -115,6 +115,16 @@ async def test_the_bridge_finishes_its_sends_before_the_job_is_finished(work_dir
         assert marker.exists()
 
 
+async def test_a_bridge_that_cannot_finish_its_sends_is_said_in_the_log(
+    work_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck = jobs.BRIDGE.replace("lambda *_: sys.exit(0)", "signal.SIG_IGN")
+    async with open_rig(jobs.config(work_dir, "print('done')", stuck, drain_s=0.1, kill_after_s=0.1)) as rig:
+        assert isinstance(await rig.run(jobs.job()), Finished)
+        assert left_behind(work_dir) == []
+    assert "its bridge did not deliver all" in caplog.text
+
+
 async def test_a_bridge_that_dies_fails_the_job_with_the_bridges_last_lines(work_dir: Path) -> None:
     dying = jobs.BRIDGE.replace(
         "while True:", "listener.accept(); print('out of cheese', flush=True); sys.exit(7)\nwhile 1:"

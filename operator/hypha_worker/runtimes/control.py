@@ -148,6 +148,8 @@ class ControlDirectories:
             ended = supervisor.Exit(**json.loads((paths.control / supervisor.EXIT_FILE).read_text()))
         except (OSError, ValueError, TypeError):
             return Failed(task_id, _reason_without_exit(paths), _last_lines(paths.control / "supervisor.log"))
+        if ended.finished and ended.undelivered:
+            logger.warning("job %s finished, but its bridge did not deliver all that it had been given", task_id)
         return Finished(task_id) if ended.finished else Failed(task_id, ended.reason, tuple(ended.last_lines))
 
     def remove(self, paths: JobPaths) -> None:
@@ -234,7 +236,7 @@ class ControlDirectories:
             start_s=self._config.start_s,
             grace_s=self._config.grace_s,
             kill_after_s=self._config.kill_after_s,
-            drain_s=self._config.drain_s,
+            drain_s=self._config.drain_s + self._config.kill_after_s,  # the bridge gives up by itself before
             log_bytes=self._config.log_bytes,
         )
 

@@ -103,6 +103,7 @@ class Exit:
     last_lines: list[str]
     exit_code: int | None
     out_of_memory: bool
+    undelivered: bool
     started_at: float
     ended_at: float
 
@@ -176,6 +177,7 @@ class Supervisor:
         """Run the job to its end; whatever happens, nothing of it is left running."""
         started_at = time.time()
         executor: Child | None = None
+        undelivered = False
         try:
             bridge = self._start("bridge", self._plan.bridge, BRIDGE_LOG_FILE, die_with_parent)
             self._await_socket(bridge)
@@ -187,7 +189,7 @@ class Supervisor:
             reason = f"the executor ended: {describe(executor.status)}"
             finished = executor.status == 0
             log: BoundedLog | None = executor.log
-            self._drain(executor, bridge)
+            undelivered = not self._drain(executor, bridge)
         except Stopped as stopped:
             finished, reason = False, str(stopped)
             log = stopped.log or (executor.log if executor else None)
@@ -203,6 +205,7 @@ class Supervisor:
             last_lines=log.last_lines() if log else [],
             exit_code=executor.status if executor else None,
             out_of_memory=kills > 0,
+            undelivered=undelivered,
             started_at=started_at,
             ended_at=time.time(),
         )
@@ -228,13 +231,14 @@ class Supervisor:
         if not executor.ended:
             raise Stopped(f"the bridge ended while the executor was running: {describe(bridge.status)}", bridge.log)
 
-    def _drain(self, executor: Child, bridge: Child) -> None:
-        """Let the bridge finish what the executor has handed to it; a stop cuts this short, but is no failure."""
+    def _drain(self, executor: Child, bridge: Child) -> bool:
+        """Let the bridge finish what the executor has handed to it; False if it did not. A stop cuts this short."""
         self._kill_all(spare=bridge)
         bridge.signal_group(signal.SIGTERM)
         patience_s = self._plan.drain_s if executor.status == 0 else self._plan.kill_after_s
         with contextlib.suppress(Stopped):
             self._wait(lambda: bridge.ended, patience_s)
+        return bridge.status == 0
 
     def _end_children(self) -> None:
         for child in self._children:
