@@ -87,7 +87,9 @@ def test_an_interrupted_event_stream_and_an_unavailable_bridge_do_not_stop_a_job
     assert len(hub.updates) == hub.rounds
 
 
-def test_bfloat16_autocast_leaves_weights_and_pseudo_gradients_in_float32(hub: Hub, open_bridge: OpenBridge) -> None:
+def test_bfloat16_autocast_leaves_weights_and_pseudo_gradients_in_float32(
+    hub: Hub, open_bridge: OpenBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bridge = open_bridge(hub)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     trainer = start(bridge, job_spec())
