@@ -110,18 +110,18 @@ async def test_a_node_that_restarts_in_the_middle_of_a_pull_is_asked_again(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
 ) -> None:
     data = assign(node, 4, 5_000_000)
-    pulling = asyncio.Event()
+    gone = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def killed(handler: Any) -> None:
         handler.body()
         handler.stream(data[:2_000_000], whole=False)
-        loop.call_soon_threadsafe(pulling.set)
         node.stop()
+        loop.call_soon_threadsafe(gone.set)
 
     node.fail_next("POST /slices/pull", killed)
     fetching = asyncio.create_task(bridge.post("/resources/fetch", json=STOCK))
-    await pulling.wait()
+    await gone.wait()
     node.start()
     answer = await fetching
     assert answer.status_code == 200, answer.text

@@ -29,7 +29,8 @@ async def listening(
             if line.startswith("data:"):
                 yield json.loads(line.removeprefix("data:"))
 
-    async with bridge.stream("POST", "/resources/receive", json=body, headers=headers) as response:
+    request = bridge.stream("POST", "/resources/receive", json=body, headers=headers)
+    async with asyncio.timeout(20), request as response:
         assert response.status_code == 200, await response.aread()
         assert response.headers["Content-Type"].startswith("text/event-stream")
         yield events()

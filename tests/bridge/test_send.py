@@ -59,6 +59,16 @@ async def test_the_file_may_be_overwritten_and_deleted_as_soon_as_the_bridge_has
     assert await received(node, 2) == [(SERVER, b"first" * 100_000), (SERVER, b"second")]
 
 
+async def test_what_is_sent_to_a_peer_arrives_in_order_though_the_first_attempt_fails(
+    bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
+) -> None:
+    node.refusing_peers[SERVER] = 1
+    for name in ("first", "second"):
+        (config.work_dir / name).write_text(name)
+        await bridge.post("/resources/send", json=stock(name))
+    assert await received(node, 2) == [(SERVER, b"first"), (SERVER, b"second")]
+
+
 async def test_all_means_every_peer_once(bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig) -> None:
     (config.work_dir / "x").write_bytes(b"x")
     await bridge.post("/resources/send", json=stock("x", "All", SERVER, OTHER, SERVER))
