@@ -1,11 +1,12 @@
 """CBOR as serde writes it: whole-message encoding and decoding, floats of the width that the other side expects."""
 
 import io
+import math
 import struct
 from typing import Annotated, Any, Final
 
 import cbor2
-from pydantic import Field, PlainSerializer, SerializationInfo
+from pydantic import AfterValidator, PlainSerializer, SerializationInfo
 
 
 class DecodeError(ValueError):
@@ -29,11 +30,16 @@ def _serialize_single(value: float, info: SerializationInfo) -> Any:
     return value if info.mode == "json" else _Encoded(b"\xfa" + struct.pack(">f", value))
 
 
-_LARGEST_SINGLE: Final = struct.unpack(">f", bytes.fromhex("7f7fffff"))[0]
+_LARGEST_SINGLE: Final[float] = struct.unpack(">f", bytes.fromhex("7f7fffff"))[0]
 
-Single = Annotated[
-    float, Field(ge=-_LARGEST_SINGLE, le=_LARGEST_SINGLE, allow_inf_nan=True), PlainSerializer(_serialize_single)
-]
+
+def _fits_single(value: float) -> float:
+    if math.isfinite(value) and abs(value) > _LARGEST_SINGLE:
+        raise ValueError(f"a single-precision number is at most {_LARGEST_SINGLE:g}")
+    return value
+
+
+Single = Annotated[float, AfterValidator(_fits_single), PlainSerializer(_serialize_single)]
 """Rust's f32: four bytes in CBOR, since the other side accepts no eight."""
 
 

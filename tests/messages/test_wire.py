@@ -7,6 +7,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from hypha_messages import advertisement, cbor
 from hypha_messages.api import API, RequestData
 from hypha_messages.health import HEALTH
 from hypha_messages.job import DataRecord, DataSlice, ModelType, PreprocessorType
-from hypha_messages.progress import PROGRESS, ProgressResponse
+from hypha_messages.progress import PROGRESS, Metrics, Progress, ProgressResponse, ReportProgress
 from hypha_messages.protocol import Body
 from hypha_messages.streams import decode_pull_header, decode_pull_length, encode_pull_header
 from hypha_messages.types import Resources, SystemTime, peer_id_from_bytes, peer_id_to_bytes
@@ -165,6 +166,18 @@ def test_a_malformed_request_says_what_is_wrong(wire: bytes, reason: str) -> Non
 
 def test_unknown_keys_are_ignored_as_the_reference_does() -> None:
     assert API.request.decode(cbor.dumps({"Data": {"dataset": "d", "extra": 1}})) == RequestData(dataset="d")
+
+
+@given(st.floats(width=32))
+def test_every_single_precision_metric_survives_the_wire(value: float) -> None:
+    report = ReportProgress(job_id=UUID(int=0), progress=Progress(metrics=Metrics(round=1, metrics={"loss": value})))
+    decoded = PROGRESS.request.decode(PROGRESS.request.encode(report)).progress.metrics.metrics["loss"]
+    assert decoded == value or (decoded != decoded and value != value)  # noqa: PLR0124 - NaN is not itself
+
+
+def test_a_metric_too_large_for_single_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="at most 3.40282e\\+38"):
+        Metrics(round=1, metrics={"loss": 1e39})
 
 
 @given(st.binary(min_size=32, max_size=32))
