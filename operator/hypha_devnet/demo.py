@@ -44,6 +44,7 @@ _JOB_S: Final = 600.0
 _POLL_S: Final = 0.25
 _REFRESH_S: Final = 0.25
 _INTERRUPTED: Final = 130
+_LONGEST_TEMPORARY: Final = 28
 _DEVNET: Final = ("-m", "hypha_devnet.cli")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -80,7 +81,7 @@ def demo(
     problems: list[str] = []
     try:
         files = Files(_fresh(output.absolute()))
-        with tempfile.TemporaryDirectory(prefix="hypha-demo-") as work_dir, view:
+        with tempfile.TemporaryDirectory(prefix="hypha-demo-", dir=_short_directory()) as work_dir, view:
             result = trio.run(_Demo(files, Path(work_dir), view).run)
     except* (DemoError, ProcessDiedError, HyphaNetworkError, OSError) as group:
         problems = [str(error) for error in leaves(group)]
@@ -106,6 +107,12 @@ def _fresh(output: Path) -> Path:
     return output
 
 
+def _short_directory() -> str:
+    """Where temporary directories are made; paths of Unix sockets must be short, and jobs have theirs below it."""
+    directory = tempfile.gettempdir()
+    return directory if len(directory) <= _LONGEST_TEMPORARY else "/tmp"  # noqa: S108 - the name below is random
+
+
 class _Demo:
     """One run of it."""
 
@@ -129,7 +136,7 @@ class _Demo:
                 nursery.start_soon(self._refresh)
                 with trio.CancelScope() as scope:
                     nursery.start_soon(self._watch, signals, scope)
-                    async with open_processes(files.logs, _environment(), self._take, WORKERS) as self._processes:
+                    async with open_processes(files.logs, self._environment(), self._take, WORKERS) as self._processes:
                         result = await self._choreography()
                 nursery.cancel_scope.cancel()
         self._view.show(self._board)
@@ -147,8 +154,8 @@ class _Demo:
         await start("hub", [*_DEVNET, "hub", "--root", files.hub, "--events"])
         hub = (await self._event("hub", "listening"))["url"]
         board.phase = "workers"
-        for worker in WORKERS:
-            config = worker_config(files, worker, gateway, self._work_dir / worker)
+        for number, worker in enumerate(WORKERS):
+            config = worker_config(files, worker, gateway, self._work_dir / str(number))
             path = write_config(files, worker, config)
             await start(worker, ["-m", "hypha_worker", "run", "--config", path], {"HF_ENDPOINT": hub})
         await self._event("model", "prepared")
@@ -172,6 +179,10 @@ class _Demo:
         result = Result(judged["accuracy"], (await self._event("model", "trained_alone"))["accuracy"])
         plot(board, result.network, result.alone, files.plot)
         return result
+
+    def _environment(self) -> dict[str, str]:
+        quiet = {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
+        return {**os.environ, **quiet, "TMPDIR": str(self._work_dir)}  # torch leaves directories in it
 
     async def _node(self, name: str, config: Mapping[str, Any]) -> Process:
         path = write_config(self._files, name, config)
@@ -236,10 +247,6 @@ async def _healthy(network: Network, peer: str) -> bool:
 def _identity(files: Files, node: str) -> Identity:
     keys = {key.removesuffix("_pem"): Path(path) for key, path in certificate_keys(files, node).items()}
     return Identity.load(keys["cert"], keys["key"], keys["trust"], keys["crls"])
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def _report(console: Console, files: Files, result: Result) -> None:
