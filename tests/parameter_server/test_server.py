@@ -79,6 +79,15 @@ def update(bridge):
     return bridge.updates.get(timeout=WAIT_S)
 
 
+def update_of(bridge, number):
+    """The update of a round; one that was handed out just before a kill may come again."""
+    metadata, found, _ = update(bridge)
+    while int(metadata["round"]) < number:
+        metadata, found, _ = update(bridge)
+    assert metadata["round"] == str(number)
+    return found
+
+
 def contributions(bridge):
     return [path.name for path in (bridge.work_dir / "parameter-server").iterdir() if path.name.startswith("12D3")]
 
@@ -232,9 +241,8 @@ def test_momentum_and_unmerged_files_survive_a_kill(bridge, start):
     server = start(momentum=0.5)
     server.logs("(2 of 3)")
     bridge.push_tensors(C, tensors(1), round=2)
-    metadata, found, _ = update(bridge)
-    assert metadata["round"] == "2"
-    assert found["bias"].tolist() == [0.5 * 1.5 + 1] * 4  # m = 0.5 * 1 + 1; update = 0.5 * m + 1
+    # m = 0.5 * 1 + 1; update = 0.5 * m + 1
+    assert update_of(bridge, 2)["bias"].tolist() == [0.5 * 1.5 + 1] * 4
     assert bridge.statuses == ["updated"]
 
 
@@ -260,13 +268,12 @@ def test_a_broken_event_stream_is_taken_up_again(bridge, start):
 
 
 def test_an_update_that_was_not_handed_out_is_handed_out_by_the_next_process(bridge, start):
-    start()
+    server = start()
     for peer in MEMBERS:
         bridge.push_tensors(peer, tensors(1), round=1)
     first = update(bridge)
-    state = bridge.work_dir / "parameter-server"
-    start().logs("Going on after round 1")
-    (state / "delivery.json").unlink()
+    server.kill()
+    (bridge.work_dir / "parameter-server" / "delivery.json").unlink(missing_ok=True)
     start()
     again = update(bridge)
     assert again[0] == first[0]
@@ -286,6 +293,21 @@ def test_files_already_merged_are_not_merged_again_by_the_next_process(bridge, s
         save_file(tensors(1), state / name)
     start().logs("Going on after round 1")
     assert contributions(bridge) == []
+
+
+def test_files_that_come_after_a_restart_survive_the_next_one(bridge, start):
+    server = start(momentum=0.0)
+    for peer in MEMBERS:
+        bridge.push_tensors(peer, tensors(1), round=1)
+    update(bridge)
+    server.kill()
+    for number, peer in enumerate(MEMBERS, 1):  # each is taken by another process
+        server = start(momentum=0.0)
+        bridge.push_tensors(peer, tensors(number), round=2)
+        server.logs(f"({number} of 3)")
+        if number < len(MEMBERS):
+            server.kill()
+    assert update_of(bridge, 2)["bias"].tolist() == [2] * 4
 
 
 def test_a_done_job_stays_done_after_a_restart(bridge, start):
@@ -310,11 +332,8 @@ def test_killed_at_any_moment_of_a_round_it_still_makes_the_same_updates(bridge,
         time.sleep(float(random.uniform(0, 0.05)))
         server.kill()
         server = start(momentum=0.5)
-        metadata, found, _ = update(bridge)
-        while metadata["round"] != str(number):
-            metadata, found, _ = update(bridge)
         velocity = sum(0.5**power for power in range(number))
-        assert set(found["weight"].tolist()) == {0.5 * velocity + 1}
+        assert set(update_of(bridge, number)["weight"].tolist()) == {0.5 * velocity + 1}
         server.kill()
 
 

@@ -9,6 +9,7 @@ Renaming the momentum commits a round. Nothing is synced to the disk: if the mac
 job with it, while a killed process loses no page.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -60,22 +61,24 @@ class Store:
         self.layout: Layout | None = None
         for leftover in self._own.glob("*.new"):
             leftover.unlink()
-        self._number = max((number for _, _, number in self._contributions()), default=0)
+        self._number = 0
         if self._momentum.exists():
             self._resume()
+        self._number = max([self._number, *(number for _, _, number in self._contributions())])
 
     def _resume(self) -> None:
         try:
             metadata = _header(self._momentum).metadata
             self.last_round = int(metadata["round"])
             self.layout = _header(self._update(self.last_round)).layout
-            consumed = json.loads(metadata["consumed"])
+            consumed = [_parse(Path(name)) for name in json.loads(metadata["consumed"])]
         except (Refused, OSError, KeyError, ValueError) as error:
             raise JobError(
                 f"{self._own} holds a state that can't be read ({error}); remove it to start anew"
             ) from error
-        for name in consumed:
-            (self._own / Path(name).name).unlink(missing_ok=True)
+        for peer, number in consumed:
+            self._contribution(peer, number).unlink(missing_ok=True)
+            self._number = max(self._number, number)  # a name must not come again: the next process would delete it
         log.info("Going on after round %d", self.last_round)
 
     def claim(self, peer: str, path: str) -> Path | None:
@@ -86,9 +89,8 @@ class Store:
         """
         source = self._inside(path)
         self._number += 1
-        target = self._own / f"{peer}.{self._number}.safetensors"
         try:
-            return source.rename(target)
+            return source.rename(self._contribution(peer, self._number))
         except FileNotFoundError:
             return None
 
@@ -121,9 +123,12 @@ class Store:
 
     def _contributions(self) -> Iterator[tuple[str, Path, int]]:
         for path in self._own.iterdir():
-            match = _CONTRIBUTION.fullmatch(path.name)
-            if match:
-                yield match["peer"], path, int(match["number"])
+            with contextlib.suppress(ValueError):
+                peer, number = _parse(path)
+                yield peer, path, number
+
+    def _contribution(self, peer: str, number: int) -> Path:
+        return self._own / f"{peer}.{number}.safetensors"
 
     def merge(self, number: int, sources: Sequence[Source], optimizer: Nesterov) -> None:
         """Takes the outer step of a round and deletes the files it was made from.
@@ -180,6 +185,14 @@ def _header(path: Path) -> Header:
     descriptor, header = open_header(path)
     os.close(descriptor)
     return header
+
+
+def _parse(path: Path) -> tuple[str, int]:
+    """The peer and the number in the name of a contribution; ValueError."""
+    match = _CONTRIBUTION.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path.name!r} is no name of a pseudo-gradient")
+    return match["peer"], int(match["number"])
 
 
 def _is_whole(path: Path) -> bool:
