@@ -12,7 +12,7 @@ from hypha_network.network import Network, NetworkConfig, open_network
 from support.certs import Pki
 
 LOOPBACK = NetworkConfig(listen_addresses=("/ip4/127.0.0.1/tcp/0",), exclude_cidr=())
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 @asynccontextmanager
