@@ -89,11 +89,6 @@ def demo(context: typer.Context) -> None:
     demo_app(context.args, prog_name="hypha-devnet demo")
 
 
-def main() -> None:
-    """Run the command line."""
-    app()
-
-
 def _load(model: type[Config], path: Path, sets: list[str] | None) -> Config:
     try:
         return load(model, path, sets or ())
@@ -119,7 +114,3 @@ def _run(serve: Callable[[], Awaitable[int]], log_level: str, terminated_code: i
 def _fail(message: str) -> NoReturn:
     typer.echo(f"hypha-devnet: {message}", err=True)
     raise SystemExit(2)
-
-
-if __name__ == "__main__":
-    main()

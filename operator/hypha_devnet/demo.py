@@ -45,7 +45,7 @@ _POLL_S: Final = 0.25
 _REFRESH_S: Final = 0.25
 _INTERRUPTED: Final = 130
 _LONGEST_TEMPORARY: Final = 28
-_DEVNET: Final = ("-m", "hypha_devnet.cli")
+_DEVNET: Final = ("-m", "hypha_devnet")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -37,7 +37,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
-    command = [sys.executable, "-m", "hypha_devnet.cli", "hub", "--root", root, "--tokens", root / "tokens.toml"]
+    command = [sys.executable, "-m", "hypha_devnet", "hub", "--root", root, "--tokens", root / "tokens.toml"]
     with subprocess.Popen([*command, "--events"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         yield json.loads(process.stdout.readline())["url"]

@@ -13,7 +13,7 @@ import pytest
 
 from hypha_devnet import certs
 
-CLI = (sys.executable, "-m", "hypha_devnet.cli")
+CLI = (sys.executable, "-m", "hypha_devnet")
 
 
 @contextmanager

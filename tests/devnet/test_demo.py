@@ -21,7 +21,7 @@ class Demo:
         self.output = directory / "demo-output"
         # Everything that it starts inherits the environment, or runs in its temporary directory.
         self._temporary = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # short, for the sockets' names
-        command = [sys.executable, "-m", "hypha_devnet.cli", "demo", "--output", self.output]
+        command = [sys.executable, "-m", "hypha_devnet", "demo", "--output", self.output]
         environment = {**os.environ, "TMPDIR": str(self._temporary)}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
@@ -108,7 +108,7 @@ def test_a_process_that_dies_is_named_with_its_last_words(demo):
 def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path):
     (tmp_path / "precious").write_text("mine")
     result = subprocess.run(
-        [sys.executable, "-m", "hypha_devnet.cli", "demo", "--output", tmp_path],
+        [sys.executable, "-m", "hypha_devnet", "demo", "--output", tmp_path],
         capture_output=True,
         text=True,
         check=False,

@@ -44,7 +44,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def endpoint(root):
-    command = [sys.executable, "-m", "hypha_devnet.cli", "hub", "--root", root, "--tokens", root / "tokens.toml"]
+    command = [sys.executable, "-m", "hypha_devnet", "hub", "--root", root, "--tokens", root / "tokens.toml"]
     with subprocess.Popen([*command, "--events"], stdout=subprocess.PIPE) as process:
         event = json.loads(process.stdout.readline())
         assert event["event"] == "listening"
@@ -177,7 +177,7 @@ def test_an_edited_file_is_a_new_commit(root, api, endpoint, tmp_path):
 )
 def test_wrong_options_are_explained(options, reason):
     result = subprocess.run(
-        [sys.executable, "-m", "hypha_devnet.cli", "hub", *options],
+        [sys.executable, "-m", "hypha_devnet", "hub", *options],
         capture_output=True,
         text=True,
         timeout=60,
