@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import trio
 
+from benchmarks.figures import Figure
 from hypha_bridge.config import ConnectorConfig
 from hypha_bridge.connector import Connector as Client
 from hypha_messages.job import JobSpec
@@ -103,7 +104,16 @@ class Nowhere:
         pass
 
 
-def measure(piece_bytes: int, direction: str) -> None:
+def run() -> list[Figure]:
+    """Rates in MB/s, and what a GB costs the node in seconds of a processor."""
+    return [
+        figure
+        for direction, piece_bytes in (("pull", 16 * 1024), ("pull", 256 * 1024), ("push", 256 * 1024))
+        for figure in measure(piece_bytes, direction)
+    ]
+
+
+def measure(piece_bytes: int, direction: str) -> list[Figure]:
     with tempfile.TemporaryDirectory() as directory:
         path, token_file = Path(directory, "connector.sock"), Path(directory, "token")
         token_file.write_text(TOKEN)
@@ -122,12 +132,8 @@ def measure(piece_bytes: int, direction: str) -> None:
         seconds = time.monotonic() - started
         stop.set()
         server.join()
-    rate, cost = TOTAL_BYTES / seconds / 1e6, cpu.value / TOTAL_BYTES * 1e9
-    size = f"in pieces of {piece_bytes // 1024:4} KiB" if direction == "pull" else "of a sparse file    "
-    print(f"{direction} {size}: {rate:6.0f} MB/s, {cost:.2f} CPU-s/GB in the node")
-
-
-if __name__ == "__main__":
-    for piece_bytes in (16 * 1024, 64 * 1024, 256 * 1024, 1024 * 1024):
-        measure(piece_bytes, "pull")
-    measure(256 * 1024, "push")
+    name = f"pull in pieces of {piece_bytes // 1024} KiB" if direction == "pull" else "push of a file"
+    return [
+        Figure(name, TOTAL_BYTES / seconds / 1e6, "MB/s"),
+        Figure(f"{name}, the node's processor time", cpu.value / TOTAL_BYTES * 1e9, "s/GB"),
+    ]

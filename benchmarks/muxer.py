@@ -1,12 +1,6 @@
-"""The muxer between two processes on this machine, against bare TLS between the same two.
+"""The muxer between two processes on this machine, against bare TLS between the same two."""
 
-`python -m benchmarks.muxer [--mebibytes 512]`
-"""
-
-import argparse
-import json
 import multiprocessing
-import statistics
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -15,6 +9,7 @@ from typing import TypeVar
 
 import trio
 
+from benchmarks.figures import Figure, percentile
 from hypha_devnet.certs import create_node, create_organisation, create_root
 from hypha_network.addresses import Address
 from hypha_network.identity import Identity
@@ -34,26 +29,21 @@ T = TypeVar("T")
 Credentials = tuple[bytes, bytes, bytes]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mebibytes", type=int, default=512, help="how much is sent for each figure")
-    print(json.dumps(run(parser.parse_args().mebibytes), indent=2))
-
-
-def run(mebibytes: int = 512) -> dict[str, float]:
+def run(mebibytes: int = 512) -> list[Figure]:
     """Rates in MB/s, processor time of the receiving side in seconds per GB, times in ms."""
-    figures: dict[str, float] = {}
+    figures: list[Figure] = []
+    size_gb = mebibytes * 1024 * 1024 / 1e9
     for kib in FRAME_KIB:
-        for name, peer, receive in (("tls", send_plain, receive_plain), ("muxer", send_muxed, receive_muxed)):
+        for name, peer, receive in (("bare TLS", send_plain, receive_plain), ("muxer", send_muxed, receive_muxed)):
             times = [with_peer(peer, (mebibytes, kib * 1024), receive) for _ in range(_REPEATS)]
             elapsed_s, busy_s = map(min, zip(*times, strict=True))
-            size_gb = mebibytes * 1024 * 1024 / 1e9
-            figures[f"{name}_{kib}_kib_mb_per_s"] = round(size_gb * 1000 / elapsed_s)
-            figures[f"{name}_{kib}_kib_cpu_s_per_gb"] = round(busy_s / size_gb, 2)
-    for name, bulk in (("idle", False), ("beside_bulk", True)):
-        times_s = sorted(with_peer(answer, (bulk,), partial(ask, bulk)))
-        figures[f"request_{name}_p50_ms"] = round(statistics.median(times_s) * 1000, 2)
-        figures[f"request_{name}_p99_ms"] = round(times_s[len(times_s) * 99 // 100] * 1000, 2)
+            figures.append(Figure(f"{name}, {kib} KiB frames", size_gb * 1000 / elapsed_s, "MB/s"))
+            figures.append(Figure(f"{name}, {kib} KiB frames, receiver", busy_s / size_gb, "s/GB"))
+    for name, bulk in (("alone", False), ("beside a bulk transfer", True)):
+        times_s = with_peer(answer, (bulk,), partial(ask, bulk))
+        figures += [
+            Figure(f"request {name}, p{percent}", percentile(times_s, percent) * 1000, "ms") for percent in (50, 99)
+        ]
     return figures
 
 
@@ -71,10 +61,11 @@ def with_peer(
     process = context.Process(target=serve, args=(other_end, theirs, peer, arguments))
     process.start()
     try:
-        return trio.run(dial, pipe.recv(), ours, here)
+        result: T = trio.run(dial, pipe.recv(), ours, here)
     finally:
         process.terminate()
         process.join()
+    return result
 
 
 def serve(
@@ -173,7 +164,3 @@ async def ask(bulk: bool, connection: SecureConnection) -> list[float]:
             times_s.append(time.perf_counter() - start_s)
         nursery.cancel_scope.cancel()
     return times_s
-
-
-if __name__ == "__main__":
-    main()

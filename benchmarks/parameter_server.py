@@ -1,10 +1,5 @@
-"""The parameter server's round at full size, against merely reading and writing the same bytes once.
+"""The parameter server's round at full size, against merely reading and writing the same bytes once."""
 
-`python -m benchmarks.parameter_server [--gigabytes 1] [--workers 4] [--dtype F32] [--dir DIR]`
-"""
-
-import argparse
-import json
 import multiprocessing
 import os
 import resource
@@ -16,45 +11,40 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.figures import Figure
 from hypha_parameter_server.arithmetic import Nesterov, Source, check, outer_step
 from hypha_parameter_server.safetensors import DTYPES, lay_out, open_header
 
+WORKERS = 4
 _BLOCK = 1 << 20
 _TENSORS = 64
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=1)
-    parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--dtype", choices=["F32", "F16", "BF16", "F64"], default="F32")
-    parser.add_argument("--dir", type=Path, help="where the files are made (the default temporary directory)")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.dir) as name:
-        print(json.dumps(measure(Path(name), options.gigabytes, options.workers, options.dtype), indent=2))
+def run() -> list[Figure]:
+    """The round with momentum, every worker's file checked, as the same peers make it again and again."""
+    with tempfile.TemporaryDirectory() as name:
+        return measure(Path(name), 1e9, WORKERS)
 
 
-def measure(directory: Path, gigabytes: float, workers: int, dtype: str) -> dict[str, object]:
-    """Times in seconds, memory in MiB. Files are made just before, as they are when peers have just pushed them."""
+def measure(directory: Path, size_bytes: float, workers: int, dtype: str = "F32") -> list[Figure]:
+    """Files are made just before, as they are when peers have just pushed them."""
     files = [directory / f"worker-{number}" for number in range(workers)]
     for number, path in enumerate(files):
-        make(path, int(gigabytes * 1e9), dtype, number)
+        make(path, int(size_bytes), dtype, number)
     copying_s, _ = timed(lambda: copy_once(files, directory / "copy"))
     (directory / "copy").unlink()
     checking_s, _ = timed(lambda: run_check(files))
-    first_s, memory_mib = timed(lambda: run_step(files, directory, first=True))
-    second_s, memory_second_mib = timed(lambda: run_step(files, directory, first=False))
-    return {
-        "workers": workers,
-        "gigabytes_each": gigabytes,
-        "dtype": dtype,
-        "read_and_write_once_s": round(copying_s, 2),
-        "check_s": round(checking_s, 2),
-        "first_step_s": round(first_s, 2),
-        "later_step_s": round(second_s, 2),
-        "speed_against_reading_and_writing": round(copying_s / (checking_s + second_s), 2),
-        "memory_mib": {"first_step": memory_mib, "later_step": memory_second_mib},
-    }
+    timed(lambda: run_step(files, directory, first=True))
+    step_s, memory_mib = timed(lambda: run_step(files, directory, first=False))
+    _, memory_of_two_mib = timed(lambda: run_step(files[:2], directory, first=False))
+    return [
+        Figure(f"reading and writing {workers} x {size_bytes / 1e9:g} GB once", copying_s, "s"),
+        Figure("checking the files, as they arrive", checking_s, "s"),
+        Figure("outer step", step_s, "s"),
+        Figure("speed against reading and writing", copying_s / (checking_s + step_s), "x", at_least=0.5),
+        Figure(f"memory, {workers} workers", memory_mib, "MiB"),
+        Figure("memory, 2 workers", memory_of_two_mib, "MiB"),
+    ]
 
 
 def make(path: Path, size_bytes: int, dtype: str, seed: int) -> None:
@@ -132,7 +122,3 @@ def _timed(work: Callable[[], None], sender: "multiprocessing.connection.Connect
 
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-if __name__ == "__main__":
-    main()

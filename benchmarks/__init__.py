@@ -1,0 +1,1 @@
+"""Measurements of the project against what it promises; `python -m benchmarks --help`."""

@@ -1,0 +1,43 @@
+"""Measures and prints tables: `python -m benchmarks [NAME ...]`."""
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from datetime import UTC, datetime
+
+from benchmarks.figures import table
+from benchmarks.nodes import BenchmarkError, rust_binaries
+from hypha_devnet.node import leaves
+
+NAMES = ("fetch", "allocation", "outer_step", "parameter_server", "connector", "muxer")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog="With HYPHA_BIN=DIR, the directory of hypha-gateway, hypha-data and hypha-worker, the Rust nodes "
+        "are measured in the same run.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which (default: all): {', '.join(NAMES)}")
+    names = parser.parse_args().names or NAMES
+    if unknown := [name for name in names if name not in NAMES]:
+        parser.error(f"no benchmark is called {unknown[0]}; there are {', '.join(NAMES)}")
+    try:
+        with_rust = "with" if rust_binaries() else "without (HYPHA_BIN is not set)"
+        print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {os.cpu_count()} cores, {with_rust} the Rust nodes")
+        for name in names:
+            module = importlib.import_module(f"benchmarks.{name}")
+            load, started = os.getloadavg()[0], time.monotonic()
+            figures = module.run()
+            seconds = time.monotonic() - started
+            print(f"\n## {name}\n\n{(module.__doc__ or '').strip()}\n\n{table(figures)}\n")
+            print(f"{seconds:.0f} s; load average before {load:.1f}, after {os.getloadavg()[0]:.1f}", flush=True)
+    except* BenchmarkError as group:
+        sys.exit("\n".join(f"benchmarks: {error}" for error in leaves(group)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""From a scheduler's advertisement to a worker's offer, both through the gateway that the two have in common."""
+
+import math
+from uuid import UUID
+
+import trio
+
+from benchmarks.figures import Figure, percentile
+from benchmarks.nodes import SMALL, Kind, Node, Scheduler, kinds, open_stage
+from hypha_messages.api import WorkerOffer
+
+LONE_REQUESTS = 100
+PAUSE_S = 0.8
+"""An offer that nobody takes stands for half a second."""
+RATE_PER_S = 500
+BURST_S = 5
+NAMES = {"ours": "our worker", "rust": "Rust worker"}
+
+
+def run() -> list[Figure]:
+    """Times in ms; of requests at a fixed rate also how many were answered."""
+    return trio.run(_run)
+
+
+async def _run() -> list[Figure]:
+    figures: list[Figure] = []
+    async with open_stage() as (stage, scheduler):
+        for kind in kinds():
+            worker = stage.start_worker(f"worker-{kind}", kind, ["none"])
+            await scheduler.until_ready(worker)
+            offers = Offers(scheduler)
+            await offers.lone(worker, number=3)  # it finds the way to the scheduler
+            times_ms = await offers.lone(worker, LONE_REQUESTS)
+            figures += [
+                Figure(f"{NAMES[kind]}, lone request, p50", percentile(times_ms, 50), "ms"),
+                Figure(
+                    f"{NAMES[kind]}, lone request, p99",
+                    percentile(times_ms, 99),
+                    "ms",
+                    at_most=20 if kind == "ours" else None,
+                ),
+            ]
+            figures += await _burst(offers, worker, kind)
+            await stage.stop(worker)
+    return figures
+
+
+async def _burst(offers: "Offers", worker: Node, kind: Kind) -> list[Figure]:
+    times_ms, published_per_s = await offers.burst(worker)
+    answered = sum(time < math.inf for time in times_ms) / len(times_ms) * 100
+    name = f"{NAMES[kind]}, {RATE_PER_S} requests/s"
+    return [
+        Figure(f"{name}, published", published_per_s, "1/s"),
+        Figure(f"{name}, answered", answered, "%", at_least=100 if kind == "ours" else None),
+        Figure(f"{name}, p50", percentile(times_ms, 50), "ms"),
+        Figure(f"{name}, p99", percentile(times_ms, 99), "ms"),
+    ]
+
+
+class Offers:
+    """Notes when the offers come."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._came: dict[UUID, float] = {}
+        scheduler.on_offer = self._take
+
+    def _take(self, _peer: str, offer: WorkerOffer) -> None:
+        self._came.setdefault(offer.request_id, trio.current_time())
+
+    async def lone(self, worker: Node, number: int) -> list[float]:
+        """Ask again and again, when nothing else is asked."""
+        times_ms = []
+        for _ in range(number):
+            started = trio.current_time()
+            request = await self._scheduler.advertise(worker, SMALL)
+            await trio.sleep(PAUSE_S)
+            times_ms.append((self._came.get(request, math.inf) - started) * 1000)
+        return times_ms
+
+    async def burst(self, worker: Node) -> tuple[list[float], float]:
+        """Ask at a fixed rate; milliseconds, and how often a second this process managed to ask."""
+        started = trio.current_time()
+        published: dict[UUID, float] = {}
+        for number in range(RATE_PER_S * BURST_S):
+            await trio.sleep_until(started + number / RATE_PER_S)
+            now = trio.current_time()
+            published[await self._scheduler.advertise(worker, SMALL)] = now
+        rate = len(published) / (trio.current_time() - started)
+        await trio.sleep(2)
+        return [(self._came.get(request, math.inf) - at) * 1000 for request, at in published.items()], rate

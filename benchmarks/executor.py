@@ -1,0 +1,106 @@
+"""The job that is run under every worker alike: it speaks the stock spelling of the job bridge, and takes the time.
+
+`executor.py WORK REPORT NUMBER [DIRECTORY]`: fetches NUMBER slices, or takes part in NUMBER outer steps together
+with whoever else uses DIRECTORY; writes seconds to REPORT as JSON. Standard library only: it runs everywhere.
+"""
+
+import http.client
+import json
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TENSORS = 16
+TOGETHER = 2
+
+
+class BridgeConnection(http.client.HTTPConnection):
+    def __init__(self) -> None:
+        super().__init__("bridge")
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(os.environ["SOCKET_PATH"])
+
+
+def post(path: str, body: Any) -> http.client.HTTPResponse:
+    connection = BridgeConnection()
+    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    if response.status != http.client.OK:
+        raise SystemExit(f"{path}: {response.status} {response.read()!r}")
+    return response
+
+
+def arrivals(resource: Any) -> Iterator[Path]:
+    """The files that peers push, as they arrive."""
+    for line in post("/resources/receive", {"resource": resource, "path": "incoming"}):
+        if line.startswith(b"data:"):
+            yield Path(os.environ["WORK_DIR"], json.loads(line[5:])["path"])
+
+
+def fetch(config: Any, number: int) -> Iterator[float]:
+    """Seconds from asking for a slice to being told that it is there."""
+    for _ in range(number):
+        started = time.monotonic()
+        (file,) = json.load(post("/resources/fetch", config["data"]))
+        yield time.monotonic() - started
+        Path(os.environ["WORK_DIR"], file["path"]).unlink()
+
+
+def outer_steps(config: Any, number: int, directory: Path) -> Iterator[tuple[float, float]]:
+    """When a pseudo-gradient was sent and when the update was there; the clock is the same for all processes."""
+    make_gradient(Path(os.environ["WORK_DIR"], "gradient"), int((directory / "size").read_text()))
+    updates = arrivals(config["results"])
+    for step in range(number):
+        meet(directory / str(step))
+        started = time.monotonic()
+        post("/resources/send", {"resource": config["updates"], "path": "gradient"})
+        update = next(updates)
+        yield started, time.monotonic()
+        update.unlink()
+
+
+def meet(directory: Path) -> None:
+    """Wait for the others, and for what they may still be at."""
+    directory.mkdir(exist_ok=True)
+    (directory / str(os.getpid())).touch()
+    while len(list(directory.iterdir())) < TOGETHER:
+        time.sleep(0.01)
+    time.sleep(1)
+
+
+def make_gradient(path: Path, size_bytes: int) -> None:
+    """Tensors of small numbers that are not all the same."""
+    each = size_bytes // TENSORS // 4 * 4
+    header = json.dumps(
+        {
+            f"layer.{i}": {"dtype": "F32", "shape": [each // 4], "data_offsets": [i * each, (i + 1) * each]}
+            for i in range(TENSORS)
+        }
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    tensor = struct.pack("<1024f", *(i / 1e6 for i in range(1024))) * (each // 4096 + 1)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for _ in range(TENSORS):
+            file.write(memoryview(tensor)[:each])
+
+
+def main() -> None:
+    work, report, number, *directory = sys.argv[1:]
+    config = json.loads(os.environ["JOB_JSON"])["executor"]["config"]
+    times = fetch(config, int(number)) if work == "fetch" else outer_steps(config, int(number), Path(directory[0]))
+    result = json.dumps(list(times))
+    partial = Path(f"{report}.part")
+    partial.write_text(result)
+    partial.rename(report)
+
+
+if __name__ == "__main__":
+    main()

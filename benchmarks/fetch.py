@@ -1,0 +1,70 @@
+"""A slice of 256 MiB from a data node through the job bridge to disk."""
+
+import json
+import os
+import statistics
+from pathlib import Path
+
+import trio
+
+from benchmarks.figures import Figure
+from benchmarks.nodes import Kind, Scheduler, Stage, job_of, kinds, open_stage, train_config
+
+SLICE_BYTES = 256 * 1024 * 1024
+FETCHES = 5
+TURNS = 3
+NAMES = {"ours": "our", "rust": "Rust"}
+
+
+def run() -> list[Figure]:
+    """Rates in MB/s, medians over all fetches; the pairs of data node and worker take turns."""
+    return trio.run(_run)
+
+
+async def _run() -> list[Figure]:
+    pairs = [(data, worker) for data in kinds() for worker in kinds()]
+    rates: dict[tuple[Kind, Kind], list[float]] = {pair: [] for pair in pairs}
+    async with open_stage() as (stage, scheduler):
+        dataset = stage.directory / "slices"
+        dataset.mkdir()
+        make_slice(dataset / "0.safetensors", SLICE_BYTES)
+        providers = {kind: stage.start_data_node(f"data-{kind}", kind, dataset) for kind in kinds()}
+        await scheduler.until_ready(*providers.values())
+        for turn in range(TURNS):
+            for pair in pairs:
+                scheduler.provider = providers[pair[0]].peer_id
+                rates[pair] += await _fetch(stage, scheduler, pair[1], f"{'-'.join(pair)}-{turn}")
+    medians = {pair: statistics.median(values) for pair, values in rates.items()}
+    figures = [
+        Figure(f"{NAMES[data]} data node to {NAMES[worker]} worker", rate, "MB/s")
+        for (data, worker), rate in medians.items()
+    ]
+    if ("rust", "rust") in medians:
+        rust = medians["rust", "rust"]
+        figures += [
+            Figure("Rust data node: our worker / Rust worker", medians["rust", "ours"] / rust, "x", at_least=1),
+            Figure("all ours / all Rust", medians["ours", "ours"] / rust, "x", at_least=3),
+        ]
+    return figures
+
+
+async def _fetch(stage: Stage, scheduler: Scheduler, kind: Kind, name: str) -> list[float]:
+    report = stage.directory / f"{name}.json"
+    worker = stage.start_worker(name, kind, ["fetch", str(report), str(FETCHES)])
+    await scheduler.until_ready(worker)
+    data = {"type": "scheduler", "peer": scheduler.network.peer_id, "dataset": "slices"}
+    await scheduler.hire(worker, job_of(name, train_config(data, scheduler.network.peer_id)))
+    seconds = json.loads(await scheduler.report(report, worker, timeout_s=120))
+    await stage.stop(worker)
+    return [SLICE_BYTES / 1e6 / each for each in seconds]
+
+
+def make_slice(path: Path, size_bytes: int) -> None:
+    """One tensor of random bytes."""
+    tensor = {"data": {"dtype": "U8", "shape": [size_bytes], "data_offsets": [0, size_bytes]}}
+    header = json.dumps(tensor).encode()
+    block = os.urandom(1024 * 1024)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for _ in range(size_bytes // len(block)):
+            file.write(block)

@@ -1,0 +1,359 @@
+"""A network to measure: real processes of ours and, where their binaries are at hand, of the Rust implementation.
+
+Its scheduler is this process, so that both kinds of workers are asked the same things at the same times.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+import tomlkit
+import trio
+
+from hypha_devnet import certs
+from hypha_devnet.config import NodeConfig
+from hypha_devnet.node import join
+from hypha_messages import advertisement
+from hypha_messages.advertisement import TOPIC, RequestWorker, WorkerSpec
+from hypha_messages.api import (
+    API,
+    DataAssignment,
+    DispatchJob,
+    DispatchJobOutcome,
+    RenewLease,
+    RenewLeaseOutcome,
+    ReportJobStatus,
+    ReportJobStatusReceived,
+    RequestData,
+    WorkerOffer,
+    WorkerOfferAccepted,
+)
+from hypha_messages.health import HEALTH, HealthRequest
+from hypha_messages.job import ExecutorDescriptor, JobSpec
+from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
+from hypha_messages.types import Resources, SystemTime
+from hypha_network.errors import NetworkError, RemoteRefused
+from hypha_network.identity import Identity
+from hypha_network.network import Network
+
+Kind = Literal["ours", "rust"]
+EXECUTOR = Path(__file__).with_name("executor.py")
+SMALL = Resources(cpu=0.001, memory=0.001, storage=0, gpu=0)
+JOB = Resources(cpu=1, memory=4, storage=8, gpu=0)
+READY_S = 60.0
+STOP_S = 20.0
+RENEW_S = 3.0
+_LAST_LINES = 15
+
+
+class BenchmarkError(Exception):
+    """Something did not do what was to be measured; says what, and what its log says."""
+
+
+def rust_binaries() -> Path | None:
+    """The directory that HYPHA_BIN names, None without it; BenchmarkError if it lacks a program."""
+    value = os.environ.get("HYPHA_BIN")
+    if not value:
+        return None
+    for name in ("gateway", "data", "worker"):
+        if not os.access(Path(value, f"hypha-{name}"), os.X_OK):
+            raise BenchmarkError(f"HYPHA_BIN={value} holds no program hypha-{name}")
+    return Path(value)
+
+
+def kinds() -> tuple[Kind, ...]:
+    """The kinds of nodes that can be measured."""
+    return ("ours", "rust") if rust_binaries() else ("ours",)
+
+
+def job_of(executor: str, config: dict[str, Any]) -> JobSpec:
+    """A job for one executor."""
+    class_ = "aggregate" if executor == "aggregate" else "train"
+    descriptor = {"class": class_, "descriptor": {"name": executor}, "config": config}
+    return JobSpec.model_validate({"job_id": str(uuid4()), "executor": descriptor})
+
+
+def peers(*ids: str) -> dict[str, Any]:
+    """A reference to all of these peers."""
+    return {"type": "peers", "peers": list(ids), "strategy": {"type": "All"}}
+
+
+def train_config(data: dict[str, Any], server: str) -> dict[str, Any]:
+    """The configuration of a training job that uses no model."""
+    model = {"task": "auto", "artifact": {"type": "uri", "value": "http://127.0.0.1/none"}, "input-names": []}
+    both = {"updates": peers(server), "results": peers(server)}
+    return {"model": model, "data": data, **both, "optimizer": {"learning-rate": 0.1}, "batch_size": 1}
+
+
+@dataclass
+class Node:
+    """A process; `name` is also that of its executor, if it is a worker."""
+
+    name: str
+    program: str
+    peer_id: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def check(self) -> None:
+        """BenchmarkError if it has ended."""
+        if self.process.poll() is not None:
+            raise BenchmarkError(f"{self.name} ended with status {self.process.returncode}:\n{self.last_lines()}")
+
+    def wait(self) -> None:
+        """Wait for its end."""
+        self.process.wait()
+
+    def last_lines(self) -> str:
+        """The end of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
+
+
+@dataclass
+class Stage:
+    """The network's directory and processes."""
+
+    directory: Path
+    authority: certs.Credential
+    nursery: trio.Nursery
+    nodes: list[Node] = field(default_factory=list)
+    gateway: str = ""
+
+    def credentials(self, name: str) -> dict[str, str]:
+        """A new node's certificate, as its configuration names it."""
+        files = certs.write_node(certs.create_node(self.authority, name), self.directory, name)
+        return {"cert_pem": str(files.cert), "key_pem": str(files.key), "trust_pem": str(files.trust)}
+
+    def common(self, name: str) -> dict[str, Any]:
+        """What is in every configuration; the Rust nodes need all of it."""
+        return {
+            **self.credentials(name),
+            "gateway_addresses": [self.gateway],
+            "listen_addresses": ["/ip4/127.0.0.1/tcp/0"],
+            "external_addresses": [],
+            "exclude_cidr": ["10.0.0.0/8"],
+            "relay_circuit": True,
+        }
+
+    def start(self, name: str, kind: Kind, program: str, config: dict[str, Any]) -> Node:
+        """Start a node: the Rust program hypha-PROGRAM, or ours."""
+        path = self.directory / f"{name}.toml"
+        path.write_text(tomlkit.dumps(config))
+        if kind == "rust":
+            binaries = rust_binaries()
+            assert binaries is not None
+            command = [str(binaries / f"hypha-{program}"), "run", "--config", str(path)]
+        elif program == "worker":
+            command = [sys.executable, "-m", "hypha_worker", "run", "--config", str(path)]
+        else:
+            command = [sys.executable, "-m", "hypha_devnet", program, "--config", str(path)]
+        log = self.directory / f"{name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "RUST_LOG": "info", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
+            )
+        identity = Identity.load(Path(config["cert_pem"]), Path(config["key_pem"]), Path(config["trust_pem"]))
+        node = Node(name, program, identity.peer_id, process, log)
+        self.nodes.append(node)
+        return node
+
+    def start_data_node(self, name: str, kind: Kind, dataset: Path) -> Node:
+        """Start a data node with one dataset."""
+        config = self.common(name)
+        if kind == "rust":
+            del config["external_addresses"]
+        return self.start(name, kind, "data", {**config, "dataset_path": str(dataset)})
+
+    def start_worker(self, name: str, kind: Kind, arguments: Sequence[str] | None) -> Node:
+        """Start a worker that runs the executor with these arguments, or a parameter server."""
+        work_dir = self.directory / f"work-{name}"
+        work_dir.mkdir()
+        executor: dict[str, Any]
+        if arguments is None:
+            executor = {"class": "aggregate", "name": name, "runtime": "parameter-server"}
+        else:
+            call = {"cmd": sys.executable, "args": [str(EXECUTOR), *arguments]}
+            executor = {"class": "train", "name": name, "runtime": "process", **call}
+        config = {
+            **self.common(name),
+            "work_dir": str(work_dir),
+            "resources": {"cpu": 4, "memory": 16, "storage": 64, "gpu": 0},
+            "offer": {"price": 1.0, "floor": 1.0, "strategy": {"type": "flexible"}},
+            "executors": [executor],
+        }
+        if kind == "ours":
+            config["jobs"] = {"read_ahead": 0}  # one slice at a time is what the Rust worker fetches
+        return self.start(name, kind, "worker", config)
+
+    async def stop(self, *nodes: Node) -> None:
+        """End these nodes, or all."""
+        chosen = nodes or tuple(self.nodes)
+        for node in chosen:
+            node.process.terminate()
+        with trio.move_on_after(STOP_S):
+            for node in chosen:
+                await trio.to_thread.run_sync(node.wait, abandon_on_cancel=True)
+        for node in chosen:
+            with suppress(ProcessLookupError):
+                os.killpg(node.process.pid, signal.SIGKILL)
+            node.process.wait()
+            self.nodes.remove(node)
+
+
+class Scheduler:
+    """Asks workers one by one and gives them jobs."""
+
+    def __init__(self, stage: Stage, network: Network) -> None:
+        self._stage = stage
+        self.network = network
+        self.on_offer: Callable[[str, WorkerOffer], None] = lambda _peer, _offer: None
+        self.provider = ""
+        self.failed: set[str] = set()
+        network.handle(API, self._answer)
+        network.handle(PROGRESS, self._progress)
+
+    async def _answer(self, peer: str, request: Any) -> Any:
+        match request:
+            case WorkerOffer():
+                self.on_offer(peer, request)
+                return WorkerOfferAccepted()
+            case RequestData():
+                return DataAssignment(data_provider=self.provider, index=0)
+            case ReportJobStatus():
+                if request.status.type == "Failed":
+                    self.failed.add(peer)
+                return ReportJobStatusReceived()
+        return None
+
+    async def _progress(self, _peer: str, _report: ReportProgress) -> ProgressResponse:
+        return ProgressResponse(type="Ok")
+
+    async def until_ready(self, *nodes: Node) -> None:
+        """Wait until workers say that they are healthy; a data node may refuse to say, but must be there."""
+        for node in nodes:
+            with trio.move_on_after(READY_S) as scope:
+                while not await self._is_ready(node):
+                    node.check()
+                    await trio.sleep(0.2)
+            if scope.cancelled_caught:
+                raise BenchmarkError(f"{node.name} is not healthy after {READY_S:g} s:\n{node.last_lines()}")
+
+    async def _is_ready(self, node: Node) -> bool:
+        try:
+            answer = await self.network.request(node.peer_id, HEALTH, HealthRequest(), timeout_s=2)
+        except RemoteRefused:
+            return node.program == "data"
+        except NetworkError:
+            return False
+        return bool(answer.healthy)
+
+    async def advertise(self, node: Node, resources: Resources, *, class_: str = "train") -> UUID:
+        """Publish a request that only this worker can answer, once it listens for them."""
+        with trio.fail_after(READY_S):
+            await self.network.wait_until(lambda: node.peer_id in self.network.subscribers(TOPIC))
+        executor = ExecutorDescriptor.model_validate({"class": class_, "name": node.name})
+        request = RequestWorker(
+            id=uuid4(),
+            spec=WorkerSpec(resources=resources, executor=[executor]),
+            timeout=SystemTime.from_timestamp(4e9),
+            bid=10,
+        )
+        await self.network.publish(TOPIC, advertisement.encode(request))
+        return request.id
+
+    async def hire(self, node: Node, spec: JobSpec) -> None:
+        """Give a worker a job, and renew its lease as long as the stage lasts."""
+        lease = await self._lease(node, spec.executor.class_)
+        outcome = await self.network.request(node.peer_id, API, DispatchJob(id=uuid4(), spec=spec))
+        if not isinstance(outcome, DispatchJobOutcome) or outcome.failed:
+            raise BenchmarkError(f"{node.name} refuses the job:\n{node.last_lines()}")
+        self._stage.nursery.start_soon(self._keep, node, lease)
+
+    async def _lease(self, node: Node, class_: str) -> UUID:
+        send, offers = trio.open_memory_channel[UUID](8)
+        self.on_offer = lambda peer, offer: send.send_nowait(offer.id) if peer == node.peer_id else None
+        with trio.move_on_after(READY_S):
+            while True:
+                node.check()
+                await self.advertise(node, JOB, class_=class_)
+                with trio.move_on_after(2):
+                    lease = await offers.receive()
+                    if not (await self._renew(node, lease)).failed:
+                        return lease
+        raise BenchmarkError(f"{node.name} offers nothing:\n{node.last_lines()}")
+
+    async def _renew(self, node: Node, lease: UUID) -> RenewLeaseOutcome:
+        outcome = await self.network.request(node.peer_id, API, RenewLease(id=lease))
+        assert isinstance(outcome, RenewLeaseOutcome)
+        return outcome
+
+    async def _keep(self, node: Node, lease: UUID) -> None:
+        """Until the worker refuses: it was told to stop, or its job has ended."""
+        with suppress(NetworkError):
+            while not (await self._renew(node, lease)).failed:  # noqa: ASYNC110 - nothing tells of it
+                await trio.sleep(RENEW_S)
+
+    async def report(self, path: Path, *nodes: Node, timeout_s: float) -> str:
+        """Wait for what an executor writes."""
+        with trio.move_on_after(timeout_s):
+            while not path.exists():  # noqa: ASYNC240 - a local file, seldom
+                for node in nodes:
+                    node.check()
+                    if node.peer_id in self.failed:
+                        raise BenchmarkError(f"the job of {node.name} failed:\n{node.last_lines()}")
+                await trio.sleep(0.1)
+            return path.read_text()  # noqa: ASYNC240
+        raise BenchmarkError(f"no report within {timeout_s:g} s:\n" + "\n".join(n.last_lines() for n in nodes))
+
+
+@asynccontextmanager
+async def open_stage() -> AsyncIterator[tuple[Stage, Scheduler]]:
+    """A gateway (the Rust one where it is at hand) and a scheduler; what is started ends with the context."""
+    with TemporaryDirectory(prefix="bench-") as directory:
+        async with trio.open_nursery() as nursery:
+            stage = Stage(Path(directory), certs.create_organisation(certs.create_root(), "benchmark"), nursery)
+            try:
+                await _start_gateway(stage)
+                async with join(NodeConfig.model_validate(stage.common("scheduler"))) as network:
+                    with trio.fail_after(READY_S):
+                        await network.wait_ready()
+                    yield stage, Scheduler(stage, network)
+                    nursery.cancel_scope.cancel()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await stage.stop()
+
+
+async def _start_gateway(stage: Stage) -> None:
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = chosen.getsockname()[1]
+    stage.gateway = f"/ip4/127.0.0.1/tcp/{port}"
+    config = stage.common("gateway")
+    del config["gateway_addresses"], config["relay_circuit"]
+    addresses = {"listen_addresses": [stage.gateway], "external_addresses": [stage.gateway]}
+    node = stage.start("gateway", "rust" if rust_binaries() else "ours", "gateway", {**config, **addresses})
+    with trio.fail_after(READY_S):
+        while True:
+            node.check()
+            try:
+                stream = await trio.open_tcp_stream("127.0.0.1", port)
+            except OSError:
+                await trio.sleep(0.1)
+            else:
+                await stream.aclose()
+                return

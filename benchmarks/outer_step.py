@@ -1,0 +1,64 @@
+"""An outer step of two trainers and a parameter server, from the first byte sent to the last update received.
+
+The trainers are the same program under all workers; it only sends and waits.
+"""
+
+import json
+import statistics
+
+import trio
+
+from benchmarks.figures import Figure
+from benchmarks.nodes import Kind, Scheduler, Stage, job_of, kinds, open_stage, peers, train_config
+
+STEPS = {64: 6, 256: 4}
+TURNS = 2
+NAMES = {"ours": "all ours", "rust": "all Rust"}
+
+
+def run() -> list[Figure]:
+    """Seconds, medians over all steps; ours and Rust take turns."""
+    return trio.run(_run)
+
+
+async def _run() -> list[Figure]:
+    figures = []
+    for megabytes in STEPS:
+        seconds: dict[Kind, list[float]] = {kind: [] for kind in kinds()}
+        for _ in range(TURNS):
+            for kind in kinds():
+                async with open_stage() as (stage, scheduler):
+                    seconds[kind] += await _steps(stage, scheduler, kind, megabytes)
+        medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+        figures += [Figure(f"{megabytes} MB, {NAMES[kind]}", value, "s") for kind, value in medians.items()]
+        if "rust" in medians:
+            figures.append(Figure(f"{megabytes} MB, ours / Rust", medians["ours"] / medians["rust"], "x", at_most=0.7))
+    return figures
+
+
+async def _steps(stage: Stage, scheduler: Scheduler, kind: Kind, megabytes: int) -> list[float]:
+    meeting = stage.directory / "meeting"
+    meeting.mkdir()
+    (meeting / "size").write_text(str(megabytes * 1_000_000))
+    steps = STEPS[megabytes]
+    names = [f"trainer-{number}" for number in range(2)]
+    reports = [stage.directory / f"{name}.json" for name in names]
+    trainers = [
+        stage.start_worker(name, kind, ["outer-steps", str(report), str(steps), str(meeting)])
+        for name, report in zip(names, reports, strict=True)
+    ]
+    server = stage.start_worker("aggregate", kind, None)
+    await scheduler.until_ready(*trainers, server)
+    ids = [trainer.peer_id for trainer in trainers]
+    optimizer = {"learning-rate": 0.7, "momentum": 0.9}
+    aggregate = {"updates": peers(*ids), "results": peers(*ids), "optimizer": optimizer}
+    await scheduler.hire(server, job_of("aggregate", aggregate))
+    data = {"type": "scheduler", "peer": scheduler.network.peer_id, "dataset": "none"}
+    for trainer in trainers:
+        await scheduler.hire(trainer, job_of(trainer.name, train_config(data, server.peer_id)))
+    texts = [await scheduler.report(report, *trainers, server, timeout_s=60 * steps) for report in reports]
+    await stage.stop(*trainers, server)
+    return [
+        max(received for _, received in step) - min(sent for sent, _ in step)
+        for step in zip(*map(json.loads, texts), strict=True)
+    ]
