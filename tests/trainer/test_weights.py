@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file, save_model
 
 from hypha_trainer.errors import TrainerError
-from hypha_trainer.replicas import Weights, standing_names
+from hypha_trainer.replicas import Weights, exchanged_groups
 from hypha_trainer.weights import Tensors, add_update, difference, is_finite, read_metadata, save_tensors
 from support.trainer import language_model
 
@@ -102,10 +102,9 @@ def test_a_diverged_model_is_not_sent() -> None:
 def test_tied_weights_travel_once_under_the_name_that_safetensors_gives_them(tmp_path: Path) -> None:
     model = language_model(tied=True)
     save_model(model, tmp_path / "stock.safetensors")
-    names = standing_names(model)
-    assert set(names) == set(load_file(tmp_path / "stock.safetensors"))
+    spread = Weights(model, exchanged_groups(model), main=True, alone=True, device=torch.device("cpu"))
+    assert {name for name, _ in spread.whole()} == set(load_file(tmp_path / "stock.safetensors"))
 
-    spread = Weights(model, names, main=True, alone=True, device=torch.device("cpu"))
     spread.load({name: tensor.detach() + 1 for name, tensor in spread.whole()})
     untouched = language_model(tied=True)
     assert torch.equal(model.lm_head.weight, untouched.lm_head.weight + 1)
@@ -115,7 +114,8 @@ def test_tied_weights_travel_once_under_the_name_that_safetensors_gives_them(tmp
 def test_running_statistics_travel_as_the_stock_trainer_sends_them_but_masks_do_not(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
     save_model(model, tmp_path / "stock.safetensors")
-    assert set(standing_names(model)) == set(load_file(tmp_path / "stock.safetensors"))
+    names = [group.names[0] for group in exchanged_groups(model)]
+    assert set(names) == set(load_file(tmp_path / "stock.safetensors"))
+    assert "1.num_batches_tracked" in names
     model.register_buffer("mask", torch.ones(3, dtype=torch.bool))
-    assert "mask" not in standing_names(model)
-    assert "1.num_batches_tracked" in standing_names(model)
+    assert [group.names[0] for group in exchanged_groups(model)] == names

@@ -11,21 +11,22 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from hypha_trainer.naming import Group, groups_of
 from hypha_trainer.weights import DTYPE_NAMES, Tensors
 
 
-def standing_names(model: torch.nn.Module) -> tuple[str, ...]:
-    """The names under which the model's state is exchanged, one for each tensor that others are tied to.
+def exchanged_groups(model: torch.nn.Module) -> list[Group]:
+    """The model's state as it is exchanged: by the checkpoint's names, one for each tensor that others are tied to.
 
     The first name in alphabetical order stands for the others, as safetensors' `save_model` chooses it. What cannot be
     averaged (masks) stays with each trainer. To be asked before the model is spread over processes.
     """
-    chosen: dict[tuple[object, ...], str] = {}
-    state = model.state_dict()
-    for name in sorted(state):
-        chosen.setdefault(_place(name, state[name]), name)
-    standing = set(chosen.values())
-    return tuple(name for name, tensor in state.items() if name in standing and tensor.dtype in DTYPE_NAMES)
+    state = {name: tensor for name, tensor in model.state_dict().items() if tensor.dtype in DTYPE_NAMES}
+    groups = sorted(groups_of(model, state), key=lambda group: group.names)
+    chosen: dict[tuple[object, ...], Group] = {}
+    for group in groups:
+        chosen.setdefault(tuple(_place(name, state[name]) for name in group.shapes), group)
+    return list(chosen.values())
 
 
 def _place(name: str, tensor: torch.Tensor) -> tuple[object, ...]:
@@ -41,50 +42,55 @@ class Weights:
 
     Args:
         model: The model as accelerate prepared it, unwrapped.
-        names: What `standing_names` said of it before.
+        groups: What `exchanged_groups` said of it before.
         main: Whether this is the main process, the only one that sees whole tensors.
         alone: Whether there are no other processes.
         device: Where this process computes.
     """
 
-    def __init__(
-        self, model: torch.nn.Module, names: tuple[str, ...], *, main: bool, alone: bool, device: torch.device
-    ):
+    def __init__(self, model: torch.nn.Module, groups: list[Group], *, main: bool, alone: bool, device: torch.device):
         self._model = model
-        self._names = names
+        self._groups = groups
         self._main = main
         self._alone = alone
         self._device = device
 
     def whole(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The current weights by name; in the other processes nothing, but they must iterate too."""
+        """The current weights by the checkpoint's names; in the other processes nothing, but they must iterate too."""
         state = self._model.state_dict()
-        for name in self._names:
-            tensor = state[name]
-            whole = _gather(tensor, self._device) if isinstance(tensor, DTensor) else tensor
+        for group in self._groups:
+            parts = {name: _gather(state[name], self._device) for name in group.shapes}
             if self._main:
-                yield name, whole
+                yield from group.to_wire(parts).items()
 
     def load(self, tensors: Tensors) -> None:
         """Puts `tensors` (empty in the other processes) into the model."""
         state = self._model.state_dict()
         with torch.no_grad():
-            for name in self._names:
-                here = state[name]
-                if self._alone:
-                    here.copy_(tensors[name])
-                    continue
-                whole = tensors[name].to(self._device) if self._main else torch.empty_like(here, device=self._device)
-                if isinstance(here, DTensor):
-                    whole = whole if self._main else torch.empty(here.shape, dtype=here.dtype, device=self._device)
-                    part = distribute_tensor(whole, here.device_mesh, here.placements, src_data_rank=0)
-                    here.to_local().copy_(part.to_local())
-                else:
-                    dist.broadcast(whole, src=0)
-                    here.copy_(whole)
+            for group in self._groups:
+                parts = group.to_model(tensors) if self._main else {}
+                for name in group.shapes:
+                    self._put(parts.get(name), state[name])
+
+    def _put(self, tensor: torch.Tensor | None, here: torch.Tensor) -> None:
+        if self._alone and tensor is not None:
+            here.copy_(tensor)
+            return
+        if tensor is None:
+            whole = torch.empty(here.shape, dtype=here.dtype, device=self._device)
+        else:
+            whole = tensor.to(self._device, here.dtype)
+        if isinstance(here, DTensor):
+            part = distribute_tensor(whole, here.device_mesh, here.placements, src_data_rank=0)
+            here.to_local().copy_(part.to_local())
+        else:
+            dist.broadcast(whole, src=0)
+            here.copy_(whole)
 
 
-def _gather(parted: DTensor, device: torch.device) -> torch.Tensor:
-    on_device: Any = parted.to(device)  # parts may be offloaded to the CPU, whose memory nccl cannot reach
+def _gather(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if not isinstance(tensor, DTensor):
+        return tensor
+    on_device: Any = tensor.to(device)  # parts may be offloaded to the CPU, whose memory nccl cannot reach
     whole: torch.Tensor = on_device.full_tensor()
     return whole

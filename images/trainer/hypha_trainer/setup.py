@@ -18,7 +18,7 @@ from hypha_trainer.models import load_model, load_preprocessor
 from hypha_trainer.optimizer import make_optimizer, make_schedule
 from hypha_trainer.preprocessing import Preparation, slice_names
 from hypha_trainer.processes import Processes
-from hypha_trainer.replicas import Weights, standing_names
+from hypha_trainer.replicas import Weights, exchanged_groups
 from hypha_trainer.slices import Batches, fetch_slices
 from hypha_trainer.weights import Tensors, save_tensors
 
@@ -66,13 +66,13 @@ def make_training(
     plain = load_model(
         job.model.task, model_folder, trust_remote_code=trust_remote_code, placement=_placement(accelerator)
     )
-    names = standing_names(plain)
+    groups = exchanged_groups(plain)
     optimizer = make_optimizer(job.optimizer, plain.parameters())
     schedule = make_schedule(job.schedule, optimizer)
     count = sum(parameter.numel() for parameter in plain.parameters())
     model, prepared = accelerator.prepare(plain, optimizer)
     weights = Weights(
-        accelerator.unwrap_model(model), names, main=processes.main, alone=processes.alone, device=accelerator.device
+        accelerator.unwrap_model(model), groups, main=processes.main, alone=processes.alone, device=accelerator.device
     )
     start = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.whole()}
     torch.seed()  # from here on every process draws its own random numbers
