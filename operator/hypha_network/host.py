@@ -16,6 +16,7 @@ from libp2p.security.exceptions import HandshakeFailure
 from hypha_messages.cbor import DecodeError
 from hypha_network import multistream
 from hypha_network.addresses import Address, expand
+from hypha_network.backlog import Backlog
 from hypha_network.errors import DialError, HandshakeError, NetworkError, PeerUnreachable, RemoteRefused, StreamReset
 from hypha_network.quiet import Quiet
 from hypha_network.streams import Stream
@@ -97,6 +98,7 @@ class Host:
     dial_relayed: RelayDialer | None = None
     changed: trio.Event = field(default_factory=trio.Event)
     """Set, and replaced, whenever a connection comes or goes, a peer subscribes, or the node's status changes."""
+    _backlog: Backlog = field(default_factory=Backlog)
     _upgrades: int = 0
     _dialling: dict[str, trio.Lock] = field(default_factory=dict)
     _stay_relayed: dict[str, float] = field(default_factory=dict)
@@ -121,7 +123,7 @@ class Host:
         try:
             connection = await self.upgrade(raw, None)
         except NetworkError as error:
-            logger.info("connection from %s came to nothing: %s", raw.address, error)
+            _refusals.info(raw.address.host, "connection from %s came to nothing: %s", raw.address, error)
         else:
             await connection.closed.wait()  # trio closes the socket once this returns
 
@@ -163,7 +165,7 @@ class Host:
             secure = await self.tls.secure_inbound(raw)
             await multistream.accept(_Reader(secure), {YAMUX})
         peer_id = secure.get_remote_peer()
-        return Yamux(secure, peer_id), peer_id.to_base58()
+        return Yamux(secure, peer_id, backlog=self._backlog), peer_id.to_base58()
 
     async def _run(self, muxed: Yamux, peer_id: str, raw: RawConnection, task_status: Any) -> None:
         try:

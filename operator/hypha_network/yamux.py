@@ -21,6 +21,7 @@ from libp2p.stream_muxer.exceptions import (
 )
 from multiaddr import Multiaddr
 
+from hypha_network.backlog import Backlog
 from hypha_network.errors import NetworkError, StreamReset
 from hypha_network.quiet import Quiet
 from hypha_network.yamux_core import Core
@@ -34,6 +35,7 @@ PING_INTERVAL_S = 30.0
 SILENCE_TIMEOUT_S = 180.0
 CLOSE_TIMEOUT_S = 2.0
 _READ_BYTES = 256 * 1024
+_PAUSE_S = 0.25
 _CONNECTION_ERRORS = (BaseLibp2pError, NetworkError, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -165,6 +167,7 @@ class Yamux(IMuxedConn):
         *,
         is_initiator: bool | None = None,
         limits: Limits | None = None,
+        backlog: Backlog | None = None,
         ping_interval_s: float = PING_INTERVAL_S,
         silence_timeout_s: float = SILENCE_TIMEOUT_S,
     ) -> None:
@@ -173,6 +176,8 @@ class Yamux(IMuxedConn):
         self.event_started = trio.Event()
         self._is_initiator = secured_conn.is_initiator if is_initiator is None else is_initiator
         self.core = Core(is_initiator=self._is_initiator, clock=trio.current_time, limits=limits)
+        self._backlog = backlog or Backlog()
+        self._backlog.add(self.core)
         self._ping_interval_s = ping_interval_s
         self._silence_timeout_s = silence_timeout_s
         self._last_received_s = trio.current_time()
@@ -265,12 +270,18 @@ class Yamux(IMuxedConn):
         while data := await read_some():
             self._last_received_s = trio.current_time()
             core.receive(data)
+            self._backlog.grow(len(data))
             self.wake_writer()
             if core.incoming:
                 self._arrivals.unpark_all()
             if core.refused_streams:
                 _complaints.warning(str(self.peer_id), "opens too many streams, reset %d", core.refused_streams)
                 core.refused_streams = 0
+            while self._backlog.excludes(core):
+                _complaints.warning(str(self.peer_id), "sends much that waits to be read, not reading on for now")
+                with trio.move_on_after(_PAUSE_S):
+                    await self._room.park()
+                self._last_received_s = trio.current_time()
         if core.peer_goodbye:
             _complaints.warning(str(self.peer_id), "closed the connection with error %d", core.peer_goodbye)
         self._fail("the peer closed the connection")

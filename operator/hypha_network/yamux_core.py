@@ -66,6 +66,11 @@ class Core:
         return sum(stream.outbound for stream in self.streams.values()) < self.limits.max_outbound_streams
 
     @property
+    def unread_bytes(self) -> int:
+        """How much has arrived and was not taken."""
+        return sum(len(stream.received) for stream in self.streams.values())
+
+    @property
     def closing(self) -> bool:
         """Whether no more streams can be opened."""
         return bool(self.failure) or self._goodbye is not None or self.peer_goodbye is not None

@@ -39,6 +39,8 @@ _REQUEST_TIMEOUT_S: Final = 10.0
 _OPEN_TIMEOUT_S: Final = 30.0
 _STALL_TIMEOUT_S: Final = 600.0
 """How long a peer may neither take nor give a byte: a parameter server may read its senders one after another."""
+_SILENCE_TIMEOUT_S: Final = 60.0
+"""How long a peer that pushes may be silent: meanwhile it occupies one of the few pushes that a job gets at once."""
 _LONG_POLL_S: Final = 25.0
 _MAX_CALLS_PER_JOB: Final = 64
 _MAX_ASSIGNMENTS: Final = 4096
@@ -262,7 +264,7 @@ class Connector:
             with _peer_errors(peer):
                 await exchange.start_stream({"Hypha-Peer": peer})
                 size = 0
-                while data := await _within(_STALL_TIMEOUT_S, stream.receive_some()):
+                while data := await _within(_SILENCE_TIMEOUT_S, stream.receive_some()):
                     size += len(data)
                     await exchange.send_piece(data)
                 await exchange.end_stream()

@@ -22,6 +22,7 @@ from hypha_messages.api import (
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Message, SystemTime
 from hypha_network.errors import NetworkError, RemoteRefused
+from hypha_network.quiet import Quiet
 from hypha_worker.ledger import EndedJob, Lease, Ledger, LedgerError
 from hypha_worker.ledger_file import LedgerFile
 from hypha_worker.runtime import AdoptedJob, Failed, Finished, JobEvent, LaunchError, Started
@@ -92,6 +93,7 @@ class LeaseService:
         self._reporting: set[UUID] = set()
         self._progress = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._refusals = Quiet(logger)
         self.on_room: Callable[[], None] = lambda: None
         self.on_accepted: Callable[[str], None] = lambda _scheduler: None
         self.on_lapsed: Callable[[str], None] = lambda _scheduler: None
@@ -156,7 +158,7 @@ class LeaseService:
         try:
             deadline = self._ledger.renew(request.id, scheduler)
         except LedgerError as error:
-            logger.info("refused to renew lease %s for %s: %s", request.id, scheduler, error)
+            self._refusals.info(scheduler, "refused to renew lease %s: %s", request.id, error)
             self._telemetry.renewals.add(1, {"outcome": "failed"})
             return RenewLeaseOutcome()
         self.on_accepted(scheduler)
@@ -173,7 +175,7 @@ class LeaseService:
             try:
                 lease = known or await self._start(scheduler, request)
             except (LedgerError, LaunchError) as error:
-                logger.warning("refused to run task %s for %s: %s", request.id, scheduler, error)
+                self._refusals.warning(scheduler, "refused to run task %s: %s", request.id, error)
                 return DispatchJobOutcome()
         deadline = lease.deadline if isinstance(lease, Lease) else lease.until
         return DispatchJobOutcome(id=request.id, timeout=SystemTime.from_timestamp(deadline))

@@ -24,6 +24,8 @@ _MAX_HEADER_BYTES: Final = 2 * 1024 * 1024
 _HEADER_TIMEOUT_S: Final = 30.0
 _MAX_WAITING: Final = 128
 _MAX_WAITING_PER_PEER: Final = 16
+_MAX_TAKEN_PER_PEER: Final = 2
+"""Pushes of one peer that a job receives at once: fewer than its bridge can, so that one that stops holds up itself."""
 _MAX_WAIT_S: Final = 900.0
 _LOG_EVERY_S: Final = 10.0
 
@@ -55,6 +57,7 @@ class _Receiver:
     label: str
     senders: frozenset[str]
     hungry_since: float | None = None
+    taken: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(eq=False)
@@ -64,6 +67,7 @@ class _Push:
     peer: str
     stream: PushStream
     receivers: list[_Receiver]
+    taken_by: _Receiver | None = None
     settled: trio.Event = field(default_factory=trio.Event)  # taken, or there is nobody left to take it
     done: trio.Event = field(default_factory=trio.Event)
     whole: bool = False
@@ -129,6 +133,7 @@ class PushRouter:
             push.whole = True
         finally:
             push.done.set()
+            self._release(push)
         return True
 
     async def _admit(self, peer: str, stream: PushStream) -> _Push:
@@ -188,6 +193,7 @@ class PushRouter:
             if taker.push is not None:  # served in the very moment it was cancelled: the next one gets it
                 taker.push.settled = trio.Event()
                 self._pushes.insert(0, taker.push)
+                self._release(taker.push)
             raise
         finally:
             if taker in self._takers:
@@ -197,15 +203,28 @@ class PushRouter:
     def _match(self) -> None:
         """Give what waits to who waits: the oldest push first, to the job that has waited longest."""
         for push in list(self._pushes):
-            takers = [taker for taker in self._takers if taker.receiver in push.receivers]
+            takers = [
+                taker
+                for taker in self._takers
+                if taker.receiver in push.receivers and taker.receiver.taken[push.peer] < _MAX_TAKEN_PER_PEER
+            ]
             if takers:
                 taker = min(takers, key=lambda taker: taker.receiver.hungry_since or 0.0)
                 taker.receiver.hungry_since = None
                 taker.push = push
+                push.taken_by = taker.receiver
+                taker.receiver.taken[push.peer] += 1
                 taker.served.set()
                 push.settled.set()
                 self._takers.remove(taker)
                 self._pushes.remove(push)
+
+    def _release(self, push: _Push) -> None:
+        """A push is no longer being received: its sender may have another one taken."""
+        if push.taken_by is not None:
+            push.taken_by.taken[push.peer] -= 1
+            push.taken_by = None
+            self._match()
 
     def _log_refusal(self, peer: str, refusal: _RefusedPush) -> None:
         """Say now and then what is refused: whoever pushes without end must not fill the log."""

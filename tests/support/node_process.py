@@ -85,6 +85,11 @@ class NodeProcess:
         return self.directory / "work"
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         return (self.directory / "worker.log").read_text()
 

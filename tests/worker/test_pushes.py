@@ -199,6 +199,39 @@ async def test_no_more_than_a_bound_of_one_peers_pushes_wait() -> None:
     assert made._held == {}
 
 
+async def test_a_peer_whose_pushes_stop_in_the_middle_holds_up_no_other_peers() -> None:
+    made, tasks = router(job=(uuid4(), {ALICE, BOB}))
+    inbox = Inbox()
+    async with trio.open_nursery() as nursery:
+        for _ in range(pushes._MAX_TAKEN_PER_PEER + 2):
+            nursery.start_soon(made.handle, ALICE, Pushed(b"a part that is long enough", None))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(made.handle, BOB, Pushed(b"whole"))
+        for _ in range(pushes._MAX_TAKEN_PER_PEER + 1):
+            nursery.start_soon(made.take, tasks["job"], inbox.deliver, 10)
+        await trio.testing.wait_all_tasks_blocked()
+        assert inbox.pushes == [(BOB, b"whole")]
+        nursery.cancel_scope.cancel()
+
+
+async def test_pushes_that_broke_off_make_room_for_the_next_of_the_same_peer() -> None:
+    made, tasks = router(job=(uuid4(), {ALICE}))
+    inbox = Inbox()
+
+    async def break_off(_: str, __: PushStream) -> None:
+        raise ValueError("the bridge has gone")
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2 * pushes._MAX_TAKEN_PER_PEER):
+            nursery.start_soon(made.handle, ALICE, Pushed(b"data"))
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(2 * pushes._MAX_TAKEN_PER_PEER):
+            with pytest.raises(ValueError, match="the bridge has gone"):
+                await made.take(tasks["job"], break_off, 1)
+        nursery.start_soon(made.handle, ALICE, Pushed(b"data"))
+        assert await made.take(tasks["job"], inbox.deliver, 1)
+
+
 async def test_a_push_that_nobody_takes_is_refused_in_the_end() -> None:
     made, _ = router(job=(uuid4(), {ALICE}))
     assert (await push(made, ALICE, b"data")).reset_seen
