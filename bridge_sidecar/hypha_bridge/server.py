@@ -11,6 +11,8 @@ from hypha_bridge.api import create_app
 from hypha_bridge.bridge import Bridge
 from hypha_bridge.config import BridgeConfig
 
+MAX_CONNECTIONS: Final = 128
+"""More are answered 503: the bridge's memory is outside of the job's limits."""
 _REQUESTS_END_S: Final = 2
 _KEEP_ALIVE_S: Final = 86_400  # a connection closed between two batches would race with the next report
 
@@ -27,6 +29,8 @@ class BridgeServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 lifespan="on",
+                http="h11",  # which bounds the heads of requests
+                limit_concurrency=MAX_CONNECTIONS,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_REQUESTS_END_S,
             )

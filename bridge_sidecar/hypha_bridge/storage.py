@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -152,6 +153,8 @@ def disk_full_is_storage_exceeded() -> Iterator[None]:
 def snapshot(source_fd: int, files: JobFiles) -> Path:
     """Copy an open file to one of ours (sharing blocks where the file system can) and return it; BridgeError (507)."""
     size = os.fstat(source_fd).st_size
+    if size > (free := shutil.disk_usage(files.staging).free):  # sparse, or there is no limit
+        raise storage_exceeded(f"a file of {size} bytes cannot be copied aside: the disk has {free} left")
     fd, name = tempfile.mkstemp(dir=files.staging)
     try:
         with disk_full_is_storage_exceeded():
