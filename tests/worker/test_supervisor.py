@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypha_worker.runtime import Failed, Finished
-from hypha_worker.runtimes import processes, supervisor
+from hypha_worker.runtimes import limits, processes, supervisor
 from hypha_worker.runtimes.processes import BoundedLog
 from hypha_worker.runtimes.supervisor import Deadline
 from support import jobs
@@ -211,3 +211,45 @@ def test_a_log_keeps_its_bound_and_its_end(tmp_path_factory: pytest.TempPathFact
     assert all(file.stat().st_size <= 1000 for file in files if file.exists())
     assert b"".join(pieces).endswith(kept)
     assert len(kept) >= min(700, sum(map(len, pieces)))
+
+
+HOSTILE = """
+import os, signal, sys, time
+supervisor = os.getppid()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.chdir("/")
+    code = "import os, time; os.kill(int(os.sys.argv[1]), int(os.sys.argv[2])); time.sleep(600)"
+    os.execve(sys.executable, [sys.executable, "-c", code, str(supervisor), str(int(signal.SIGNAL)), "WORK"], {})
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGSTOP", "SIGKILL"])
+async def test_a_job_that_stops_or_kills_its_supervisor_ends_all_the_same_with_its_daemons(
+    work_dir: Path, number: str
+) -> None:
+    if number == "SIGKILL" and not limits.find_hierarchies():
+        pytest.skip("without control groups nothing tells such a daemon from other programs")
+    mark = f"hostile-{work_dir.name}"
+    executor = HOSTILE.replace("SIGNAL", number).replace("WORK", mark)
+    async with open_rig(jobs.config(work_dir, executor)) as rig:
+        job = jobs.job()
+        await rig.runtime.launch(job)
+        await rig.started(job.task_id)
+        pid = supervisor_of(work_dir, job.task_id)
+        while state_of(pid) not in ("T", ""):  # noqa: ASYNC110 - another process brings it about
+            await trio.sleep(0.01)
+        await rig.runtime.terminate(job.task_id, "its lease expired")
+        assert isinstance(await rig.end_of(job.task_id), Failed)
+        assert left_behind(work_dir) == []
+        assert not [pid for pid in processes._processes() if command_of(pid).endswith(f"{mark}\0")]
+
+
+def state_of(pid: int) -> str:
+    try:
+        return processes._stat_fields(pid)[0]
+    except OSError:
+        return ""
