@@ -34,6 +34,8 @@ GOSSIP = "/meshsub/1.1.0"
 PEERS = 100
 ROUNDS = 6
 WAVES = 3
+MAX_GROWTH_MIB = 256
+"""What may wait unread (64 MiB), a hundred connections, and what the allocator keeps."""
 ANSWER_S = 15.0
 SMALL = Resources(cpu=1, memory=1, storage=1)
 ROOM = {"gpu": 0, "cpu": 32, "memory": 32, "storage": 32}
@@ -337,8 +339,7 @@ async def test_a_hundred_hostile_peers_harm_neither_a_job_nor_an_honest_schedule
                 await wave()
                 resident.append(resident_mib(s.node.pid))
             nursery.cancel_scope.cancel()
-        assert resident[-1] - resident[-2] < 60
-        assert resident[-1] - calm < 200
+        assert max(resident) - calm < MAX_GROWTH_MIB
         assert (await s.scheduler.network.request(worker, HEALTH, HealthRequest())).healthy
         with trio.fail_after(ANSWER_S):
             while len(reports) < 1 + WAVES * ROUNDS:  # noqa: ASYNC110
