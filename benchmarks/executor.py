@@ -28,12 +28,16 @@ class BridgeConnection(http.client.HTTPConnection):
         self.sock.connect(os.environ["SOCKET_PATH"])
 
 
+class BridgeRefusal(Exception):  # noqa: N818 - not always an error
+    pass
+
+
 def post(path: str, body: Any) -> http.client.HTTPResponse:
     connection = BridgeConnection()
     connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
     if response.status != http.client.OK:
-        raise SystemExit(f"{path}: {response.status} {response.read()!r}")
+        raise BridgeRefusal(f"{path}: {response.status} {response.read()!r}")
     return response
 
 
@@ -59,11 +63,23 @@ def outer_steps(config: Any, number: int, directory: Path) -> Iterator[tuple[flo
     updates = arrivals(config["results"])
     for step in range(number):
         meet(directory / str(step))
-        started = time.monotonic()
-        post("/resources/send", {"resource": config["updates"], "path": "gradient"})
+        started = send(config["updates"])
         update = next(updates)
         yield started, time.monotonic()
         update.unlink()
+
+
+def send(resource: Any) -> float:
+    """Send the pseudo-gradient; when that began. The Rust bridge refuses it while it does not know the way."""
+    while True:
+        started = time.monotonic()
+        try:
+            post("/resources/send", {"resource": resource, "path": "gradient"})
+        except BridgeRefusal as error:
+            print(error, flush=True)
+            time.sleep(0.2)
+        else:
+            return started
 
 
 def meet(directory: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import statistics
 from pathlib import Path
+from uuid import uuid4
 
 import trio
 
@@ -53,7 +54,7 @@ async def _fetch(stage: Stage, scheduler: Scheduler, kind: Kind, name: str) -> l
     worker = stage.start_worker(name, kind, ["fetch", str(report), str(FETCHES)])
     await scheduler.until_ready(worker)
     data = {"type": "scheduler", "peer": scheduler.network.peer_id, "dataset": "slices"}
-    await scheduler.hire(worker, job_of(name, train_config(data, scheduler.network.peer_id)))
+    await scheduler.hire(worker, job_of(uuid4(), name, train_config(data, scheduler.network.peer_id)))
     seconds = json.loads(await scheduler.report(report, worker, timeout_s=120))
     await stage.stop(worker)
     return [SLICE_BYTES / 1e6 / each for each in seconds]

@@ -75,11 +75,11 @@ def kinds() -> tuple[Kind, ...]:
     return ("ours", "rust") if rust_binaries() else ("ours",)
 
 
-def job_of(executor: str, config: dict[str, Any]) -> JobSpec:
-    """A job for one executor."""
+def job_of(job_id: UUID, executor: str, config: dict[str, Any]) -> JobSpec:
+    """What one executor does in a job."""
     class_ = "aggregate" if executor == "aggregate" else "train"
     descriptor = {"class": class_, "descriptor": {"name": executor}, "config": config}
-    return JobSpec.model_validate({"job_id": str(uuid4()), "executor": descriptor})
+    return JobSpec.model_validate({"job_id": str(job_id), "executor": descriptor})
 
 
 def peers(*ids: str) -> dict[str, Any]:
@@ -124,7 +124,6 @@ class Stage:
 
     directory: Path
     authority: certs.Credential
-    nursery: trio.Nursery
     nodes: list[Node] = field(default_factory=list)
     gateway: str = ""
 
@@ -217,8 +216,8 @@ class Stage:
 class Scheduler:
     """Asks workers one by one and gives them jobs."""
 
-    def __init__(self, stage: Stage, network: Network) -> None:
-        self._stage = stage
+    def __init__(self, nursery: trio.Nursery, network: Network) -> None:
+        self._nursery = nursery
         self.network = network
         self.on_offer: Callable[[str, WorkerOffer], None] = lambda _peer, _offer: None
         self.provider = ""
@@ -281,7 +280,7 @@ class Scheduler:
         outcome = await self.network.request(node.peer_id, API, DispatchJob(id=uuid4(), spec=spec))
         if not isinstance(outcome, DispatchJobOutcome) or outcome.failed:
             raise BenchmarkError(f"{node.name} refuses the job:\n{node.last_lines()}")
-        self._stage.nursery.start_soon(self._keep, node, lease)
+        self._nursery.start_soon(self._keep, node, lease)
 
     async def _lease(self, node: Node, class_: str) -> UUID:
         send, offers = trio.open_memory_channel[UUID](8)
@@ -324,18 +323,18 @@ class Scheduler:
 async def open_stage() -> AsyncIterator[tuple[Stage, Scheduler]]:
     """A gateway (the Rust one where it is at hand) and a scheduler; what is started ends with the context."""
     with TemporaryDirectory(prefix="bench-") as directory:
-        async with trio.open_nursery() as nursery:
-            stage = Stage(Path(directory), certs.create_organisation(certs.create_root(), "benchmark"), nursery)
-            try:
-                await _start_gateway(stage)
-                async with join(NodeConfig.model_validate(stage.common("scheduler"))) as network:
-                    with trio.fail_after(READY_S):
-                        await network.wait_ready()
-                    yield stage, Scheduler(stage, network)
+        stage = Stage(Path(directory), certs.create_organisation(certs.create_root(), "benchmark"))
+        try:
+            await _start_gateway(stage)
+            async with join(NodeConfig.model_validate(stage.common("scheduler"))) as network:
+                with trio.fail_after(READY_S):
+                    await network.wait_ready()
+                async with trio.open_nursery() as nursery:
+                    yield stage, Scheduler(nursery, network)
                     nursery.cancel_scope.cancel()
-            finally:
-                with trio.CancelScope(shield=True):
-                    await stage.stop()
+        finally:
+            with trio.CancelScope(shield=True):
+                await stage.stop()
 
 
 async def _start_gateway(stage: Stage) -> None:

@@ -5,13 +5,14 @@ The trainers are the same program under all workers; it only sends and waits.
 
 import json
 import statistics
+from uuid import uuid4
 
 import trio
 
 from benchmarks.figures import Figure
 from benchmarks.nodes import Kind, Scheduler, Stage, job_of, kinds, open_stage, peers, train_config
 
-STEPS = {64: 6, 256: 4}
+STEPS = {64: 5, 256: 3}
 TURNS = 2
 NAMES = {"ours": "all ours", "rust": "all Rust"}
 
@@ -50,12 +51,13 @@ async def _steps(stage: Stage, scheduler: Scheduler, kind: Kind, megabytes: int)
     server = stage.start_worker("aggregate", kind, None)
     await scheduler.until_ready(*trainers, server)
     ids = [trainer.peer_id for trainer in trainers]
+    job_id = uuid4()
     optimizer = {"learning-rate": 0.7, "momentum": 0.9}
     aggregate = {"updates": peers(*ids), "results": peers(*ids), "optimizer": optimizer}
-    await scheduler.hire(server, job_of("aggregate", aggregate))
+    await scheduler.hire(server, job_of(job_id, "aggregate", aggregate))
     data = {"type": "scheduler", "peer": scheduler.network.peer_id, "dataset": "none"}
     for trainer in trainers:
-        await scheduler.hire(trainer, job_of(trainer.name, train_config(data, server.peer_id)))
+        await scheduler.hire(trainer, job_of(job_id, trainer.name, train_config(data, server.peer_id)))
     texts = [await scheduler.report(report, *trainers, server, timeout_s=60 * steps) for report in reports]
     await stage.stop(*trainers, server)
     return [
