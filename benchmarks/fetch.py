@@ -13,7 +13,7 @@ from benchmarks.nodes import Kind, Scheduler, Stage, job_of, kinds, open_stage, 
 
 SLICE_BYTES = 256 * 1024 * 1024
 FETCHES = 5
-TURNS = 3
+TURNS = 2
 NAMES = {"ours": "our", "rust": "Rust"}
 
 

@@ -205,7 +205,7 @@ class Stage:
             node.process.terminate()
         with trio.move_on_after(STOP_S):
             for node in chosen:
-                await trio.to_thread.run_sync(node.wait, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(node.wait, abandon_on_cancel=True)  # type: ignore[call-arg] # mypy and variadic generics
         for node in chosen:
             with suppress(ProcessLookupError):
                 os.killpg(node.process.pid, signal.SIGKILL)
