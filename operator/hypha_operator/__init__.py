@@ -1,0 +1,1 @@
+"""The operator: reconciles HyphaWorkers into controllers and HyphaJobs into pods."""

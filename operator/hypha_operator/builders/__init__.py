@@ -1,0 +1,1 @@
+"""Manifests of children, as pure functions of their owners."""

@@ -1,0 +1,84 @@
+"""What both resources are made of: names, quantities, conditions."""
+
+import re
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+GROUP: Final = "hypha.space"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+WORKER_LABEL: Final = f"{GROUP}/worker"
+"""On every child of a HyphaWorker and every HyphaJob: the worker's name."""
+JOB_LABEL: Final = f"{GROUP}/job"
+"""On every child of a HyphaJob: its name."""
+
+QUANTITY_PATTERN: Final = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[munkMGTPE]|[eE][+-]?[0-9]+)?$"
+_QUANTITY: Final = re.compile(r"([0-9.]+)(?:([KMGTPE])i|([munkMGTPE])|[eE]([+-]?[0-9]{1,3}))?")
+_BINARY: Final = {letter: Decimal(1024) ** power for power, letter in enumerate("KMGTPE", start=1)}
+_DECIMAL: Final = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+
+
+class Schema(BaseModel):
+    """Base of all parts: immutable, camelCase in the API; fields of newer versions are ignored."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True, alias_generator=to_camel
+    )
+
+
+def parse_quantity(text: str) -> Decimal:
+    """Return the value of a Kubernetes quantity such as 500m, 2, 1.5Gi or 1e3; ValueError if it is none."""
+    if not re.fullmatch(QUANTITY_PATTERN, text):
+        raise ValueError(f"{text!r} is not a quantity; write 2, 500m, 64Gi or 1T")
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is out of range for a quantity")
+    number, binary, decimal, exponent = match.groups()
+    if binary:
+        return Decimal(number) * _BINARY[binary]
+    return Decimal(number).scaleb(_DECIMAL[decimal] if decimal else int(exponent or 0))
+
+
+def _check_quantity(text: str) -> str:
+    parse_quantity(text)
+    return text
+
+
+def _number_to_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Quantity = Annotated[
+    str,
+    BeforeValidator(_number_to_text),
+    AfterValidator(_check_quantity),
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN}),
+]
+"""A Kubernetes quantity, kept as it was written so that nothing that Git holds is normalised."""
+
+Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+"""The name of another object in the same namespace."""
+
+Passthrough = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
+"""An object whose fields are not ours to describe."""
+
+
+class Condition(Schema):
+    """One aspect of the state, as `metav1.Condition` has it."""
+
+    type: Annotated[str, Field(max_length=316)]
+    status: Literal["True", "False", "Unknown"]
+    reason: Annotated[str, Field(max_length=1024)]
+    message: Annotated[str, Field(max_length=32768)] = ""
+    last_transition_time: datetime
+    observed_generation: Annotated[int, Field(ge=0)] = 0
+
+
+Conditions = Annotated[
+    list[Condition],
+    Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+]

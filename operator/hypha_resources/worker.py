@@ -1,0 +1,265 @@
+"""HyphaWorker: a worker node of a Hypha network whose jobs are pods of this namespace."""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from hypha_messages.types import Resources
+from hypha_resources.common import Conditions, Name, Passthrough, Quantity, Schema, parse_quantity
+
+BYTES_PER_GB: Final = 10**9
+"""A GB of the Hypha network."""
+
+Multiaddr = Annotated[str, Field(max_length=512, pattern=r"^/(ip4|ip6|dns|dns4|dns6)/.+$")]
+Cidr = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-fA-F.:]+/[0-9]{1,3}$")]
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class IssuerRef(Schema):
+    """A cert-manager issuer."""
+
+    name: Name
+    kind: Literal["Issuer", "ClusterIssuer"] = "Issuer"
+    group: str = "cert-manager.io"
+
+
+class Identity(Schema):
+    """Who the worker is: its peer id is its Ed25519 key."""
+
+    secret_name: Name | None = Field(
+        default=None,
+        description="Secret with tls.crt and tls.key (Ed25519, PKCS#8); with issuerRef made, as <worker>-identity.",
+    )
+    issuer_ref: IssuerRef | None = Field(default=None, description="cert-manager issuer to get the certificate from.")
+    trust_secret_name: Name | None = Field(
+        default=None,
+        description="Secret with ca.crt (the network's authorities) and maybe crl.pem; default: the identity's own.",
+    )
+    allow_peer_id_change: bool = Field(
+        default=False, description="Accept a certificate with another key, which makes this another peer."
+    )
+
+
+class Expose(Schema):
+    """How peers outside the cluster reach the worker directly."""
+
+    type: Literal["NodePort", "LoadBalancer", "HostPort"]
+    port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        default=None, description="The outer port; by default the cluster chooses, for HostPort the listen port."
+    )
+
+
+class NetworkSpec(Schema):
+    """Where the Hypha network is."""
+
+    gateways: Annotated[list[Multiaddr], Field(min_length=1, max_length=64)] = Field(
+        description="Gateways, with or without /p2p/<id>; one must be reachable."
+    )
+    listen_addresses: Annotated[list[Multiaddr], Field(max_length=16)] = Field(
+        default=["/ip4/0.0.0.0/tcp/4001"], description="Where the pod accepts peers."
+    )
+    external_addresses: Annotated[list[Multiaddr], Field(max_length=16)] = Field(
+        default=[], description="Where others reach it; derived from expose when empty."
+    )
+    exclude_cidr: Annotated[list[Cidr], Field(max_length=256)] | None = Field(
+        default=None, description="Networks whose addresses are not taken from peers; default: all reserved ones."
+    )
+    relay_circuit: bool = Field(default=True, description="Be reachable through the gateways.")
+    expose: Expose | None = None
+
+
+class Gpu(Schema):
+    """The devices of this worker: Hypha trades their memory, Kubernetes counts them."""
+
+    resource_name: str = Field(
+        default="nvidia.com/gpu", description="Extended resource, also a MIG profile or amd.com/gpu."
+    )
+    device_class_name: Name | None = Field(
+        default=None, description="Claim devices of this DeviceClass (DRA) instead of the extended resource."
+    )
+    count: Annotated[int, Field(ge=1, le=1024)]
+    memory: Quantity = Field(description="Memory of one device.")
+
+
+class ResourcesSpec(Schema):
+    """What all jobs of this worker may use together."""
+
+    cpu: Quantity
+    memory: Quantity
+    storage: Quantity
+    gpu: Gpu | None = None
+
+    @property
+    def capacity(self) -> Resources:
+        """The same in the network's units: cores and GB."""
+
+        def gigabytes(quantity: str) -> float:
+            return float(parse_quantity(quantity) / BYTES_PER_GB)
+
+        return Resources(
+            cpu=float(parse_quantity(self.cpu)),
+            memory=gigabytes(self.memory),
+            storage=gigabytes(self.storage),
+            gpu=gigabytes(self.gpu.memory) * self.gpu.count if self.gpu else 0.0,
+        )
+
+
+class Offer(Schema):
+    """What an offer says."""
+
+    price: Price = Field(default=100.0, description="The least that the whole worker costs (strategy whole).")
+    floor: Price = Field(default=100.0, description="Bids below this are not answered.")
+    strategy: Literal["flexible", "whole"] = Field(
+        default="whole", description="whole: the entire worker; flexible: what was asked, at the bid."
+    )
+
+
+class Selection(Schema):
+    """Which of several competing requests is answered first."""
+
+    strategy: Literal["profit", "utilization", "affinity"] = "profit"
+    schedulers: dict[str, Weight] = Field(default={}, description="Affinity: peer id = preference.")
+    executors: dict[str, Weight] = Field(default={}, description="Affinity: class/name or class = preference.")
+
+
+class Leases(Schema):
+    """How long resources are reserved."""
+
+    duration_seconds: Annotated[int, Field(ge=5, le=3600)] = Field(
+        default=30, description="From each renewal; a controller that is away longer than this loses its jobs."
+    )
+
+
+class Jobs(Schema):
+    """What holds for every job."""
+
+    allow_private_addresses: bool = Field(
+        default=False, description="Let jobs fetch from private, local and metadata addresses."
+    )
+    read_ahead: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=1, description="Slices fetched before they are asked for."
+    )
+    termination_grace_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
+        default=120, description="How long results may still be sent once the executor has ended."
+    )
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] = Field(
+        default=3600, description="How long an ended HyphaJob is kept."
+    )
+
+
+class Accelerate(Schema):
+    """What `accelerate launch` is told."""
+
+    mixed_precision: Literal["no", "fp16", "bf16", "fp8"] = "no"
+
+
+class Executor(Schema):
+    """One kind of job that this worker runs, and how."""
+
+    class_: Literal["train", "aggregate"] = Field(alias="class")
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+    image: str | None = Field(default=None, description="Default: the operator's trainer or parameter-server image.")
+    command: list[str] | None = Field(
+        default=None,
+        description="Default: the image's own trainer or parameter server; {SOCKET_PATH} and the like are replaced.",
+    )
+    args: list[str] = Field(default=[], description="Added to the command; {SOCKET_PATH} and the like are replaced.")
+    env: dict[str, str] = Field(default={}, description="Added to its environment.")
+    accelerate: Accelerate = Accelerate()
+    trust_remote_code: bool = Field(default=False, description="Run models that bring code of their own.")
+    queue_name: str | None = Field(default=None, description="Kueue's local queue.")
+    runtime_class_name: Name | None = Field(default=None, description="For example gvisor or kata.")
+    template: Passthrough = Field(default={}, description="Pod template overlay (metadata, spec), merged by key.")
+    allow_privileged_template: bool = Field(default=False, description="Let the template weaken what isolates the pod.")
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What no two executors of a worker have in common."""
+        return self.class_, self.name
+
+
+class Telemetry(Schema):
+    """Where OpenTelemetry goes."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://.+$")]
+    protocol: Literal["http/protobuf"] = "http/protobuf"
+    sampler: Literal["always_on", "always_off", "traceidratio", "parentbased_traceidratio"] = "parentbased_traceidratio"
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    attributes: dict[str, str] = Field(default={}, description="Attributes of everything exported.")
+
+
+class Controller(Schema):
+    """The pod that is the node."""
+
+    image: str | None = Field(default=None, description="Default: the operator's worker image.")
+    resources: Passthrough = Field(default={}, description="Container resources; default: small requests.")
+    template: Passthrough = Field(default={}, description="Pod template overlay (metadata, spec), merged by key.")
+
+
+class HyphaWorkerSpec(Schema):
+    """What a worker should be."""
+
+    identity: Identity
+    network: NetworkSpec
+    resources: ResourcesSpec
+    offer: Offer = Offer()
+    selection: Selection = Selection()
+    leases: Leases = Leases()
+    jobs: Jobs = Jobs()
+    executors: Annotated[
+        list[Executor],
+        Field(
+            min_length=1,
+            max_length=32,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["class", "name"]},
+        ),
+    ]
+    telemetry: Telemetry | None = None
+    controller: Controller = Controller()
+    image_pull_secrets: list[Name] = Field(default=[], description="For the controller and all jobs.")
+    suspend: bool = Field(default=False, description="No new offers; running jobs finish.")
+
+    def executor(self, class_: str, name: str) -> Executor | None:
+        """The executor of this class and name."""
+        return next((executor for executor in self.executors if executor.key == (class_, name)), None)
+
+
+class NodeStatus(Schema):
+    """What the node says of itself; only its controller writes it."""
+
+    peer_id: str | None = None
+    gateways: list[str] = Field(default=[], description="Gateways it is connected with.")
+    connected_gateways: int = 0
+    listening: list[str] = Field(default=[], description="Where it accepts peers.")
+    circuits: list[str] = Field(default=[], description="Where it is reached through gateways.")
+    healthy: bool = False
+    certificate_expires: datetime | None = None
+    problem: str | None = Field(default=None, description="Why its identity was refused.")
+    allocated: Passthrough = Field(
+        default={}, description="What leases reserve: cpu, memory, storage, gpu (GB, cores)."
+    )
+    active_leases: int = 0
+    active_jobs: int = 0
+    pod_name: str | None = Field(default=None, description="Which controller pod said so.")
+
+
+class HyphaWorkerStatus(Schema):
+    """What a worker is."""
+
+    observed_generation: int = 0
+    conditions: Conditions = Field(default=[])
+    peer_id: str | None = Field(default=None, description="The first one seen; another needs allowPeerIdChange.")
+    capacity: Passthrough = Field(default={}, description="What it offers: cpu, memory, storage, gpu (GB, cores).")
+    external_addresses: list[str] = Field(default=[], description="Where peers outside reach it.")
+    node: NodeStatus = NodeStatus()
+
+
+def devices_needed(gpu_gb: float, gpu: Gpu) -> int:
+    """Return how many devices hold this much video memory: ceil(GB / GB per device)."""
+    if gpu_gb <= 0:
+        return 0
+    per_device_gb = parse_quantity(gpu.memory) / BYTES_PER_GB
+    return int(-(-Decimal(str(gpu_gb)) // per_device_gb))
