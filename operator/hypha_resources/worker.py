@@ -139,6 +139,9 @@ class Jobs(Schema):
     allow_private_addresses: bool = Field(
         default=False, description="Let jobs fetch from private, local and metadata addresses."
     )
+    hub_endpoint: Annotated[str, Field(max_length=2048, pattern=r"^https?://.+$")] | None = Field(
+        default=None, description="Where repositories of Hugging Face are fetched from; default: the public hub."
+    )
     read_ahead: Annotated[int, Field(ge=0, le=64)] = Field(
         default=1, description="Slices fetched before they are asked for."
     )
