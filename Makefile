@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint format requirements bench clean
+.PHONY: help install demo test lint format tools-api tools cluster cluster-down requirements bench clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml
 demo: install ## Train a digit classifier over a Hypha network on this machine (3 minutes)
 	@$(BIN)/hypha-devnet demo
 
-test: install lint ## Lint, type-check and run every test
+test: install tools-api lint ## Lint, type-check and run every test
 	$(BIN)/pytest -n auto
 
 lint: install ## Check style, types and import contracts
@@ -36,8 +36,22 @@ format: install ## Format the code
 bench: install ## Measure; HYPHA_BIN=DIR adds the Rust nodes' binaries for comparison
 	$(BIN)/python -m benchmarks
 
+tools-api: install ## Build the API server that the tests talk to into .tools (a few minutes the first time)
+	@$(BIN)/python -m e2e.cluster.tools etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok
+
+tools: install ## Build all programs of a cluster, and helm, into .tools (10 minutes the first time)
+	@$(BIN)/python -m e2e.cluster.tools
+
+cluster: tools ## Start a Kubernetes cluster of one node on this machine, or repair it (as root)
+	@$(BIN)/python -m e2e.cluster up
+
+cluster-down: install ## Remove the cluster and all that it left
+	@$(BIN)/python -m e2e.cluster down
+
 requirements: install ## Compile requirements/*.txt from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra dev pyproject.toml -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links requirements/go.in -o requirements/go.txt
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@test ! -e .cluster || $(MAKE) cluster-down
+	rm -rf $(VENV) .tools demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
