@@ -1,0 +1,249 @@
+"""The one module that asks the API server for things and writes to it (the watches are kopf's)."""
+
+import json
+import logging
+import os
+import random
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Final, Literal
+from urllib.parse import quote
+
+import aiohttp
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+
+from hypha_operator.clock import Clock
+from hypha_operator.errors import ApiError, Conflict, NotFound, Unavailable, from_answer
+from hypha_operator.kinds import EVENT, Kind, Manifest, kind_of
+
+FIELD_MANAGER: Final = "hypha-operator"
+_APPLY: Final = "application/apply-patch+yaml"
+_FORCE: Final = {"fieldManager": FIELD_MANAGER, "force": "true"}
+_METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_CALL_S: Final = 15.0
+_ATTEMPTS: Final = 4
+_PAGE: Final = 500
+_SAME_EVENT_S: Final = 60.0
+_MOST_EVENTS_KEPT: Final = 4096
+
+_log = logging.getLogger(__name__)
+
+
+class Cluster:
+    """Reads and writes objects of any kind.
+
+    Each call is made up to four times when the server is busy or gone, and ends within about a minute. All but
+    `event` raise `ApiError`.
+
+    Args:
+        client: an authenticated client.
+        clock: what retries wait by.
+        wrote: is given every object that came back from a write, so that what one has written is known at once.
+    """
+
+    def __init__(self, client: ApiClient, clock: Clock, wrote: Callable[[Kind, Manifest], object]) -> None:
+        self._client = client
+        self._clock = clock
+        self._wrote = wrote
+        self._events: OrderedDict[str, tuple[int, float, datetime]] = OrderedDict()
+
+    async def get(self, kind: Kind, namespace: str | None, name: str) -> Manifest | None:
+        """Return an object as it is now, or None."""
+        try:
+            return await self._call("GET", kind.path(namespace, name))
+        except NotFound:
+            return None
+
+    async def find(
+        self, kind: Kind, namespace: str | None, *, label_selector: str = "", field_selector: str = ""
+    ) -> list[Manifest]:
+        """Return all objects of a namespace (None: of the cluster) as they are now."""
+        selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
+        return [item async for page in self.pages(kind, namespace, selectors) for item in page]
+
+    async def pages(
+        self, kind: Kind, namespace: str | None, selectors: dict[str, str], *, metadata_only: bool = False
+    ) -> AsyncIterator[list[Manifest]]:
+        """Yield all objects, some hundred at a time."""
+        query = {"limit": str(_PAGE), **{key: value for key, value in selectors.items() if value}}
+        accept = _METADATA_ONLY if metadata_only else "application/json"
+        while True:
+            answer = await self._call("GET", kind.path(namespace), query, accept=accept)
+            yield [{"apiVersion": kind.api_version, "kind": kind.name, **item} for item in answer["items"]]
+            if not (token := answer["metadata"].get("continue")):
+                return
+            query["continue"] = token
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        """Create an object; `Conflict` with reason AlreadyExists if there is one of this name."""
+        kind, metadata = kind_of(manifest), manifest["metadata"]
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._write("POST", kind.path(metadata.get("namespace")), query, manifest)
+
+    async def apply(self, manifest: Manifest) -> Manifest:
+        """Create an object or make its fields what the manifest says; other fields stay as they are.
+
+        With `metadata.uid` in the manifest only that very object is changed, else `Conflict`.
+        """
+        return await self._apply(manifest, None)
+
+    async def apply_status(self, manifest: Manifest) -> Manifest:
+        """The same for the fields of `status`."""
+        return await self._apply(manifest, "status")
+
+    async def _apply(self, manifest: Manifest, subresource: str | None) -> Manifest:
+        kind, metadata = kind_of(manifest), manifest["metadata"]
+        path = kind.path(metadata.get("namespace"), metadata["name"], subresource)
+        return await self._write("PATCH", path, _FORCE, manifest, _APPLY)
+
+    async def delete(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        name: str,
+        *,
+        propagation: Literal["Background", "Foreground", "Orphan"] = "Background",
+        uid: str | None = None,
+    ) -> bool:
+        """Delete an object (with a uid: only that very one); False if it was gone already."""
+        body: dict[str, Any] = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation}
+        if uid is not None:
+            body["preconditions"] = {"uid": uid}
+        try:
+            await self._call("DELETE", kind.path(namespace, name), body=body)
+        except NotFound:
+            return False
+        except Conflict:
+            if uid is None:
+                raise
+            return False  # another one has the name by now
+        return True
+
+    async def event(self, about: Manifest, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        """Post a Kubernetes Event; the same one is counted, at most once a minute. A failure is only logged."""
+        metadata = about["metadata"]
+        digest = sha256(f"{metadata['uid']}/{reason}/{message}".encode()).hexdigest()[:16]
+        count, last_s, first = self._events.pop(digest, (0, float("-inf"), self._clock.now()))
+        due = self._clock.monotonic() - last_s >= _SAME_EVENT_S
+        self._events[digest] = (count + due, self._clock.monotonic() if due else last_s, first)
+        while len(self._events) > _MOST_EVENTS_KEPT:
+            self._events.popitem(last=False)
+        if not due:
+            return
+        manifest: Manifest = {
+            "apiVersion": EVENT.api_version,
+            "kind": EVENT.name,
+            "metadata": {"name": f"{metadata['name']}.{digest}", "namespace": metadata.get("namespace", "default")},
+            "involvedObject": {
+                "apiVersion": about["apiVersion"],
+                "kind": about["kind"],
+                **{key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion") if key in metadata},
+            },
+            "type": type_,
+            "reason": reason,
+            "message": message[:1024],
+            "source": {"component": FIELD_MANAGER},
+            "reportingComponent": FIELD_MANAGER,
+            "reportingInstance": FIELD_MANAGER,
+            "firstTimestamp": _time(first),
+            "lastTimestamp": _time(self._clock.now()),
+            "count": count + 1,
+        }
+        try:
+            path = EVENT.path(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+            await self._call("PATCH", path, _FORCE, manifest, content_type=_APPLY)
+        except ApiError as error:
+            _log.warning("event %s about %s %s: %s", reason, about["kind"], metadata["name"], error)
+
+    async def _write(
+        self, method: str, path: str, query: dict[str, str], body: Manifest, content_type: str = "application/json"
+    ) -> Manifest:
+        answer = await self._call(method, path, query, body, content_type=content_type)
+        self._wrote(kind_of(body), answer)
+        return answer
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str] | None = None,
+        body: Manifest | None = None,
+        *,
+        accept: str = "application/json",
+        content_type: str = "application/json",
+    ) -> Manifest:
+        headers = {"Accept": accept, "Content-Type": content_type}
+        for attempt in range(_ATTEMPTS):
+            try:
+                return await self._once(method, path, query, body, headers)
+            except Unavailable as error:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+                pause_s = 0.25 * 4**attempt * random.uniform(0.5, 1.5)  # noqa: S311 - not for secrets
+                _log.info("%s; trying again in %.1f s", error, pause_s)
+                await self._clock.sleep(pause_s)
+        raise AssertionError("unreachable")
+
+    async def _once(
+        self, method: str, path: str, query: dict[str, str] | None, body: Manifest | None, headers: dict[str, str]
+    ) -> Manifest:
+        call = f"{method} {path}"
+        try:
+            request = await self._client.param_serialize(
+                method,
+                quote(path),
+                query_params=list((query or {}).items()),
+                header_params=dict(headers),
+                body=body,
+                auth_settings=["BearerToken"],
+            )
+            response = await self._client.call_api(*request, _request_timeout=aiohttp.ClientTimeout(total=_CALL_S))
+            text = await response.response.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise Unavailable(call, 0, type(error).__name__, f"no answer from the API server: {error!r}") from error
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            answer = text.decode(errors="replace")
+        if not 200 <= response.status < 300:
+            raise from_answer(call, response.status, answer)
+        if not isinstance(answer, dict):
+            raise Unavailable(call, response.status, "NotJson", f"the answer is no JSON object: {answer[:200]!r}")
+        return answer
+
+
+def _time(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+class NoClusterError(Exception):
+    """There is no API server to talk to; the message says where it was looked for."""
+
+
+@asynccontextmanager
+async def open_cluster(clock: Clock, wrote: Callable[[Kind, Manifest], object]) -> AsyncIterator[Cluster]:
+    """Connect as the pod's service account, or else as the kubeconfig (KUBECONFIG, ~/.kube/config) says.
+
+    Raises:
+        NoClusterError: there is neither.
+    """
+    configuration = Configuration()
+    try:
+        if os.environ.get("KUBERNETES_SERVICE_HOST"):
+            load_incluster_config(  # type: ignore[no-untyped-call]
+                client_configuration=configuration
+            )
+        else:
+            await load_kube_config(  # type: ignore[no-untyped-call]
+                client_configuration=configuration
+            )
+    except (ConfigException, OSError) as error:
+        raise NoClusterError(
+            f"no API server is configured: {error}; run in a pod with a service account, or set KUBECONFIG"
+        ) from error
+    async with ApiClient(configuration) as client:
+        yield Cluster(client, clock, wrote)

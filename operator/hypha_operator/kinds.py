@@ -1,0 +1,86 @@
+"""The kinds of objects that the operator reads or writes, and how each is named in the API."""
+
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from hypha_resources.common import API_VERSION
+
+Manifest: TypeAlias = dict[str, Any]
+"""An object as the API server takes and gives it."""
+
+
+class Kind(NamedTuple):
+    """A kind of object."""
+
+    api_version: str
+    name: str
+    plural: str
+    namespaced: bool = True
+
+    def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
+        """Return the URL path of one object, or of all of a namespace (or, without one, of the cluster)."""
+        root = f"/apis/{self.api_version}" if "/" in self.api_version else f"/api/{self.api_version}"
+        place = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
+        return "/".join(filter(None, (root + place, self.plural, name, subresource)))
+
+    @property
+    def group(self) -> str:
+        """The API group; empty for the core."""
+        return self.api_version.rpartition("/")[0]
+
+
+WORKER: Final = Kind(API_VERSION, "HyphaWorker", "hyphaworkers")
+HYPHA_JOB: Final = Kind(API_VERSION, "HyphaJob", "hyphajobs")
+CONFIG_MAP: Final = Kind("v1", "ConfigMap", "configmaps")
+POD: Final = Kind("v1", "Pod", "pods")
+NODE: Final = Kind("v1", "Node", "nodes", namespaced=False)
+SERVICE: Final = Kind("v1", "Service", "services")
+SERVICE_ACCOUNT: Final = Kind("v1", "ServiceAccount", "serviceaccounts")
+DEPLOYMENT: Final = Kind("apps/v1", "Deployment", "deployments")
+JOB: Final = Kind("batch/v1", "Job", "jobs")
+EVENT: Final = Kind("v1", "Event", "events")
+NETWORK_POLICY: Final = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
+POD_DISRUPTION_BUDGET: Final = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+ROLE: Final = Kind("rbac.authorization.k8s.io/v1", "Role", "roles")
+ROLE_BINDING: Final = Kind("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
+CLUSTER_ROLE_BINDING: Final = Kind(
+    "rbac.authorization.k8s.io/v1", "ClusterRoleBinding", "clusterrolebindings", namespaced=False
+)
+RESOURCE_CLAIM_TEMPLATE: Final = Kind("resource.k8s.io/v1", "ResourceClaimTemplate", "resourceclaimtemplates")
+CERTIFICATE: Final = Kind("cert-manager.io/v1", "Certificate", "certificates")
+
+KINDS: Final = (
+    WORKER,
+    HYPHA_JOB,
+    CONFIG_MAP,
+    POD,
+    NODE,
+    SERVICE,
+    SERVICE_ACCOUNT,
+    DEPLOYMENT,
+    JOB,
+    EVENT,
+    NETWORK_POLICY,
+    POD_DISRUPTION_BUDGET,
+    ROLE,
+    ROLE_BINDING,
+    CLUSTER_ROLE_BINDING,
+    RESOURCE_CLAIM_TEMPLATE,
+    CERTIFICATE,
+)
+_BY_NAME: Final = {(kind.api_version, kind.name): kind for kind in KINDS}
+
+
+class Key(NamedTuple):
+    """What is reconciled: a HyphaWorker or a HyphaJob."""
+
+    kind: Kind
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.name} {self.namespace}/{self.name}"
+
+
+def kind_of(manifest: Manifest) -> Kind:
+    """Return the kind of a manifest; KeyError if the operator has nothing to do with it."""
+    return _BY_NAME[manifest["apiVersion"], manifest["kind"]]

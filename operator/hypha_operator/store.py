@@ -1,0 +1,110 @@
+"""What the watches have shown so far: a cache to decide by, never the truth to destroy by."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hypha_operator.kinds import DEPLOYMENT, HYPHA_JOB, JOB, POD, Kind, Manifest
+from hypha_resources.common import JOB_LABEL, WORKER_LABEL
+
+_Place = tuple[str | None, str]  # namespace, name
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    uid: str
+    version: int
+    worker: str | None
+    job: str | None
+    text: bytes
+
+
+class Store:
+    """Objects by kind, namespace and name.
+
+    They are kept as JSON text and without what no decision needs, so that tens of thousands fit; each call returns
+    a copy of its own. A change that is older than what is known is ignored, so events may come late, twice or in
+    any order.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[Kind, dict[_Place, _Entry]] = defaultdict(dict)
+        self._children: dict[tuple[Kind, str, str | None, str], set[str]] = defaultdict(set)
+
+    def put(self, kind: Kind, manifest: Manifest) -> bool:
+        """Note what an object is now; False if this or something newer of it is known."""
+        metadata = manifest["metadata"]
+        place = (metadata.get("namespace"), metadata["name"])
+        version = int(metadata["resourceVersion"])
+        known = self._entries[kind].get(place)
+        if known is not None and known.version >= version:
+            return False
+        labels = metadata.get("labels") or {}
+        text = json.dumps(trimmed(kind, manifest), separators=(",", ":")).encode()
+        entry = _Entry(metadata["uid"], version, labels.get(WORKER_LABEL), labels.get(JOB_LABEL), text)
+        if known is not None:
+            self._forget(kind, place, known)
+        self._entries[kind][place] = entry
+        for label, value in ((WORKER_LABEL, entry.worker), (JOB_LABEL, entry.job)):
+            if value is not None:
+                self._children[kind, label, place[0], value].add(place[1])
+        return True
+
+    def remove(self, kind: Kind, namespace: str | None, name: str, uid: str | None = None) -> bool:
+        """Note that an object is gone; False if it was not known, or is another one by now (another uid)."""
+        known = self._entries[kind].get((namespace, name))
+        if known is None or uid not in (None, known.uid):
+            return False
+        self._forget(kind, (namespace, name), known)
+        del self._entries[kind][namespace, name]
+        return True
+
+    def _forget(self, kind: Kind, place: _Place, entry: _Entry) -> None:
+        for label, value in ((WORKER_LABEL, entry.worker), (JOB_LABEL, entry.job)):
+            if value is not None:
+                names = self._children[kind, label, place[0], value]
+                names.discard(place[1])
+                if not names:
+                    del self._children[kind, label, place[0], value]
+
+    def get(self, kind: Kind, namespace: str | None, name: str) -> Manifest | None:
+        """Return an object as it was last seen."""
+        entry = self._entries[kind].get((namespace, name))
+        return None if entry is None else json.loads(entry.text)
+
+    def of_worker(self, kind: Kind, namespace: str | None, worker: str) -> list[Manifest]:
+        """Return the objects labelled as this worker's (its jobs' children are among them), by name."""
+        return self._labelled(kind, WORKER_LABEL, namespace, worker)
+
+    def of_job(self, kind: Kind, namespace: str, job: str) -> list[Manifest]:
+        """Return the objects labelled as this HyphaJob's, by name."""
+        return self._labelled(kind, JOB_LABEL, namespace, job)
+
+    def _labelled(self, kind: Kind, label: str, namespace: str | None, value: str) -> list[Manifest]:
+        names = self._children.get((kind, label, namespace, value), set())
+        return [json.loads(self._entries[kind][namespace, name].text) for name in sorted(names)]
+
+    def places(self, kind: Kind) -> Iterator[tuple[str | None, str, str, int]]:
+        """Yield namespace, name, uid and resource version of all objects of a kind."""
+        for (namespace, name), entry in self._entries[kind].items():
+            yield namespace, name, entry.uid, entry.version
+
+    def count(self, kind: Kind) -> int:
+        """Return how many objects of a kind are known."""
+        return len(self._entries[kind])
+
+
+def trimmed(kind: Kind, manifest: Manifest) -> Manifest:
+    """Return an object without what no decision needs; what is left is not changed."""
+    metadata = {key: value for key, value in manifest["metadata"].items() if key not in ("managedFields", "selfLink")}
+    kept = {**manifest, "metadata": metadata}
+    if kind in (POD, JOB):  # pods' templates are immutable: nothing in them is ever compared
+        spec = manifest.get("spec") or {}
+        kept["spec"] = {key: spec[key] for key in ("nodeName", "suspend") if key in spec}
+    elif kind == HYPHA_JOB:
+        kept["spec"] = {key: value for key, value in manifest["spec"].items() if key != "config"}
+    elif kind == DEPLOYMENT:
+        annotations = metadata.get("annotations") or {}
+        metadata["annotations"] = {k: v for k, v in annotations.items() if not k.startswith("deployment.kubernetes.io")}
+    return kept
