@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest_plugins = ["support.api_server"]
+
 
 @pytest.fixture
 def anyio_backend() -> str:

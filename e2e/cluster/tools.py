@@ -146,8 +146,8 @@ def _go(module_file: str) -> str:
             flush=True,
         )
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-        pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--require-hashes", "-r", ROOT / "requirements" / "go.txt"], check=True)
+        pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--require-hashes", "-r", str(ROOT / "requirements" / "go.txt")], check=True)
     return str(environment / "bin" / "go")
 
 

@@ -1,0 +1,147 @@
+"""Nodes that exist in name only: pods bound to them are Running at once, and stay so until they are deleted."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from e2e.cluster.processes import Processes, Program
+from e2e.cluster.tools import tool
+from support.api_server import ApiServer
+
+OWNER = "kwok.example/owner"
+
+NODE_BECOMES_READY = """
+apiVersion: kwok.x-k8s.io/v1alpha1
+kind: Stage
+metadata: {name: node-becomes-ready}
+spec:
+  resourceRef: {apiGroup: v1, kind: Node}
+  selector:
+    matchExpressions:
+    - {key: '.status.conditions.[] | select(.type == "Ready") | .status', operator: NotIn, values: ["True"]}
+  next:
+    statusTemplate: |
+      conditions:
+      {{ range NodeConditions }}
+      - type: {{ .type | Quote }}
+        status: {{ .status | Quote }}
+        reason: {{ .reason | Quote }}
+        message: {{ .message | Quote }}
+        lastHeartbeatTime: {{ Now | Quote }}
+        lastTransitionTime: {{ Now | Quote }}
+      {{ end }}
+"""
+POD_RUNS = """
+apiVersion: kwok.x-k8s.io/v1alpha1
+kind: Stage
+metadata: {name: pod-runs}
+spec:
+  resourceRef: {apiGroup: v1, kind: Pod}
+  selector:
+    matchExpressions:
+    - {key: .metadata.deletionTimestamp, operator: DoesNotExist}
+    - {key: .status.phase, operator: In, values: [Pending]}
+  next:
+    statusTemplate: |
+      {{ $now := Now }}
+      phase: Running
+      startTime: {{ $now | Quote }}
+      conditions:
+      {{ range $type := list "Initialized" "ContainersReady" "Ready" }}
+      - {type: {{ $type }}, status: "True", lastTransitionTime: {{ $now | Quote }}}
+      {{ end }}
+      initContainerStatuses:
+      {{ range .spec.initContainers }}
+      - name: {{ .name | Quote }}
+        image: {{ .image | Quote }}
+        restartCount: 0
+        ready: true
+        {{ if eq .restartPolicy "Always" }}
+        started: true
+        state: {running: {startedAt: {{ $now | Quote }}}}
+        {{ else }}
+        state: {terminated: {exitCode: 0, startedAt: {{ $now | Quote }}, finishedAt: {{ $now | Quote }}}}
+        {{ end }}
+      {{ end }}
+      containerStatuses:
+      {{ range .spec.containers }}
+      - name: {{ .name | Quote }}
+        image: {{ .image | Quote }}
+        restartCount: 0
+        ready: true
+        started: true
+        state: {running: {startedAt: {{ $now | Quote }}}}
+      {{ end }}
+"""
+POD_GOES = """
+apiVersion: kwok.x-k8s.io/v1alpha1
+kind: Stage
+metadata: {name: pod-goes}
+spec:
+  resourceRef: {apiGroup: v1, kind: Pod}
+  selector:
+    matchExpressions:
+    - {key: .metadata.deletionTimestamp, operator: Exists}
+  next: {delete: true}
+"""
+
+
+@contextmanager
+def kwok(control_plane: ApiServer, directory: Path, *, nodes: int = 1, gpus: int = 4) -> Iterator[list[str]]:
+    """Nodes with GPUs in a control plane for as long as the context lasts; yields their names.
+
+    They carry a taint and a label `kwok.example/owner=OWNER`, the same of all, so that other tests' pods stay away:
+    `pod_placement(names)` is what a pod's spec needs to get there.
+    """
+    owner = uuid4().hex[:12]
+    names = [f"kwok-{owner}-{number}" for number in range(nodes)]
+    stages = directory / "stages.yaml"
+    stages.write_text("---".join([NODE_BECOMES_READY, POD_RUNS, POD_GOES]))
+    command = (
+        tool("kwok"),
+        f"--kubeconfig={control_plane.kubeconfig}",
+        f"--config={stages}",
+        f"--manage-nodes-with-label-selector={OWNER}={owner}",
+        "--node-lease-duration-seconds=40",
+        "--node-port=0",
+    )
+
+    def all_ready() -> bool:
+        with control_plane.client() as client:
+            found = client.get("/api/v1/nodes", params={"labelSelector": f"{OWNER}={owner}"}).json()["items"]
+        return len(found) == nodes and all(_is_ready(node) for node in found)
+
+    with control_plane.client() as client:
+        for name in names:
+            client.post("/api/v1/nodes", json=_node(name, owner, gpus)).raise_for_status()
+    processes = Processes(directory, [Program("kwok", command, all_ready)], die_with_parent=True)
+    try:
+        processes.up()
+        yield names
+    finally:
+        processes.down()
+        with control_plane.client() as client:
+            for name in names:
+                client.delete(f"/api/v1/nodes/{name}")
+
+
+def pod_placement(nodes: list[str]) -> dict[str, Any]:
+    """What a pod's spec needs to be scheduled to nodes that `kwok` made."""
+    owner = nodes[0].split("-")[1]
+    toleration = {"key": OWNER, "operator": "Exists"}
+    return {"nodeSelector": {OWNER: owner}, "tolerations": [toleration]}
+
+
+def _node(name: str, owner: str, gpus: int) -> dict[str, Any]:
+    room = {"cpu": "1000", "memory": "1Ti", "pods": "100000", "ephemeral-storage": "100Ti", "nvidia.com/gpu": str(gpus)}
+    return {
+        "metadata": {"name": name, "labels": {OWNER: owner, "kubernetes.io/hostname": name}},
+        "spec": {"taints": [{"key": OWNER, "value": owner, "effect": "NoSchedule"}]},
+        "status": {"capacity": room, "allocatable": room},
+    }
+
+
+def _is_ready(node: dict[str, Any]) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in node["status"].get("conditions", []))
