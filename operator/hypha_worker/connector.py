@@ -24,11 +24,11 @@ from hypha_messages.streams import PULL, PUSH, encode_pull_header
 from hypha_messages.types import Message, PeerId
 from hypha_network.errors import NetworkClosed, NetworkError, PeerUnreachable, StreamReset
 from hypha_network.streams import Stream
+from hypha_worker.http_server import Exchange, HttpError
 from hypha_worker.loopback import LoopbackStream, loopback
 from hypha_worker.pushes import PushRouter, PushStream
 from hypha_worker.runtime import Job
 from hypha_worker.telemetry import Telemetry
-from hypha_worker.unix_http import Exchange, HttpError
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class _Session:
 
 
 class Connector:
-    """Serves the bridges of this node's jobs; `handle` is the handler for `unix_http.serve`.
+    """Serves the bridges of this node's jobs; `handle` is the handler for `http_server.serve`.
 
     Args:
         network: where the peers are.

@@ -13,7 +13,7 @@ import trio
 from hypha_messages.job import JobSpec
 from hypha_messages.streams import PUSH
 from hypha_network.streams import Stream
-from hypha_worker import connector, unix_http
+from hypha_worker import connector, http_server
 from hypha_worker.connector import Connector
 from hypha_worker.ledger import Lease
 from hypha_worker.pushes import PushRouter
@@ -81,7 +81,7 @@ class JobManager:
             if found.running:
                 self._connector.add(found.job, adopted=True)
         # Not before: a bridge whose job is not known yet would be refused for good.
-        self._nursery.start_soon(unix_http.serve, unix_http.listen(self._socket), self._connector.handle)
+        self._nursery.start_soon(http_server.serve, http_server.listen(self._socket), self._connector.handle)
         self._network.handle_stream(PUSH, self._pushes.handle)
         return adopted
 

@@ -24,7 +24,7 @@ from hypha_messages.types import Message
 from hypha_network.errors import NetworkError
 from hypha_network.network import Network
 from hypha_network.streams import Stream
-from hypha_worker import unix_http
+from hypha_worker import http_server
 from hypha_worker.connector import Connector
 from hypha_worker.pushes import PushRouter
 from hypha_worker.runtime import Job
@@ -115,7 +115,7 @@ async def world(work_dir: Path, **changes: Any) -> AsyncIterator[World]:
             job = replace(jobs.job(spec_for(other.peer_id, **changes), token=TOKEN), scheduler=other.peer_id)
             connector.add(job)
             worker.handle_stream(PUSH, pushes.handle)
-            nursery.start_soon(unix_http.serve, unix_http.listen(path), connector.handle)
+            nursery.start_soon(http_server.serve, http_server.listen(path), connector.handle)
             yield World(worker, peer, connector, pushes, client, job, path)
             client.close()
             nursery.cancel_scope.cancel()
