@@ -147,6 +147,14 @@ class Identity:
         context.num_tickets = 0  # nobody resumes
         return context
 
+    @cached_property
+    def anonymous_context(self) -> ssl.SSLContext:
+        """The TLS settings for being dialled by who shows no certificate, and knows this node by its key."""
+        context = self._context(ssl.PROTOCOL_TLS_SERVER)
+        context.verify_mode = ssl.CERT_NONE
+        context.num_tickets = 0
+        return context
+
     def warnings(self, now: datetime) -> list[str]:
         """What does not keep this node from starting but will make peers refuse it."""
         found = []

@@ -1,4 +1,4 @@
-"""The connector API: what the bridge of a job may ask of this node, over HTTP on a Unix socket.
+"""The connector API: what the bridge of a job may ask of this node, over HTTP.
 
 The bearer token says which job asks, and that job's specification what it may ask: its own scheduler for slices, those
 slices from those who have them, pushes to and from the peers that it names.
@@ -104,6 +104,10 @@ class _Session:
         return slice_ in self.assigned or (not self.remembers and slice_.dataset in self.datasets)
 
 
+Authenticate = Callable[[str], Awaitable[UUID | None]]
+"""Which task's bridge shows this token; None if that of no task. HttpError (503) if that cannot be told just now."""
+
+
 class Connector:
     """Serves the bridges of this node's jobs; `handle` is the handler for `http_server.serve`.
 
@@ -112,6 +116,8 @@ class Connector:
         pushes: what peers push to jobs.
         nursery: where pushes from one job of this node to another are served.
         telemetry: counts slices and bytes.
+        authenticate: who shows a token, where that is more than the job's own token.
+        note_progress: hears of what jobs report.
     """
 
     def __init__(
@@ -120,9 +126,14 @@ class Connector:
         pushes: PushRouter,
         nursery: trio.Nursery,
         telemetry: Telemetry | None = None,
+        *,
+        authenticate: Authenticate | None = None,
+        note_progress: Callable[[UUID, Progress], None] = lambda _task_id, _progress: None,
     ) -> None:
         self._network = network
         self._pushes = pushes
+        self._identify = authenticate or self._match_token
+        self._note_progress = note_progress
         self._nursery = nursery
         self._telemetry = telemetry or Telemetry()
         self._sessions: dict[UUID, _Session] = {}
@@ -146,7 +157,8 @@ class Connector:
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request."""
-        session = self._authenticate(exchange.headers.get("authorization", ""))
+        session = await self._authenticate(exchange.headers.get("authorization", ""))
+        exchange.admit()
         call = self._calls.get((exchange.method, exchange.path))
         if call is None:
             known = ", ".join(f"{method} {path}" for method, path in self._calls)
@@ -161,13 +173,19 @@ class Connector:
         finally:
             session.calls -= 1
 
-    def _authenticate(self, authorization: str) -> _Session:
+    async def _authenticate(self, authorization: str) -> _Session:
         scheme, _, token = authorization.partition(" ")
-        shown = _hash(token.strip())
-        found = [s for s in self._sessions.values() if hmac.compare_digest(s.token_hash, shown)]
-        if scheme.lower() != "bearer" or not found:
+        task_id = await self._identify(token.strip()) if scheme.lower() == "bearer" else None
+        session = self._sessions.get(task_id) if task_id else None
+        if session is None:
             raise HttpError(HTTPStatus.UNAUTHORIZED, "unauthorized", "the token is that of no job which runs here")
-        return found[0]
+        return session
+
+    async def _match_token(self, token: str) -> UUID | None:
+        await trio.lowlevel.checkpoint()
+        shown = _hash(token)
+        found = (task for task, s in self._sessions.items() if hmac.compare_digest(s.token_hash, shown))
+        return next(found, None)
 
     async def _next_slice(self, session: _Session, exchange: Exchange) -> None:
         wanted = _validate(NextSlice, await exchange.read_json())
@@ -277,6 +295,7 @@ class Connector:
 
     async def _progress(self, session: _Session, exchange: Exchange) -> None:
         progress = _validate(Progress, await exchange.read_json())
+        self._note_progress(session.job.task_id, progress)
         report = ReportProgress(job_id=session.job.spec.job_id, progress=progress)
         async with exchange.until_disconnected():
             answer = await self._ask(session.job.scheduler, PROGRESS, report, ProgressResponse)

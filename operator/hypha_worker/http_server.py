@@ -1,6 +1,8 @@
-"""A small HTTP/1.1 server on trio for a Unix socket: one request per connection, bodies streamed in large pieces.
+"""A small HTTP/1.1 server on trio, on a Unix socket or over TLS: one request per connection, bodies in large pieces.
 
 h11 does the protocol. Bulk bodies of gigabytes pass through here, so nothing is done per byte and little per piece.
+Who connects is a stranger until the handler admits the request: of strangers there are few, each has little time, and
+the one who has waited longest makes room for the next, so that they cannot keep others out.
 """
 
 import contextlib
@@ -8,15 +10,18 @@ import json
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 from urllib.parse import parse_qsl, urlsplit
 
 import h11
 import trio
+
+from hypha_network.identity import Identity
+from hypha_network.tls_server import ServerTlsStream
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +29,10 @@ Buffer = bytes | bytearray | memoryview
 Handler = Callable[["Exchange"], Awaitable[None]]
 
 _READ_BYTES: Final = 512 * 1024
-_MAX_CONNECTIONS: Final = 256
-_HEAD_TIMEOUT_S: Final = 10.0
+_MAX_ADMITTED: Final = 1024
+_MAX_STRANGERS: Final = 128
+_HANDSHAKE_TIMEOUT_S: Final = 5.0
+_HEAD_TIMEOUT_S: Final = 5.0
 _STALL_TIMEOUT_S: Final = 900.0
 """How long the other side may neither read nor write: a bridge may wait for a disk, never for ever."""
 
@@ -43,11 +50,37 @@ class Disconnected(Exception):  # noqa: N818 - what the client did
     """The client has gone, or does not keep to the protocol."""
 
 
-class Exchange:
-    """One request and its answer."""
+class ByteStream(Protocol):
+    """What requests come on."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        """The socket at the bottom."""
+
+    async def receive_some(self, max_bytes: int | None = None, /) -> Buffer:
+        """Return what has arrived; empty at the end."""
+
+    async def send_all(self, data: Buffer, /) -> None:
+        """Send all data."""
+
+    async def aclose(self) -> None:
+        """Close."""
+
+
+Open = Callable[[trio.SocketStream], Awaitable[ByteStream]]
+"""Makes of an accepted connection one that a request comes on."""
+
+
+class Exchange:
+    """One request and its answer.
+
+    Args:
+        admit: called once it is known that the request is of somebody; HttpError if too many are.
+    """
+
+    def __init__(self, stream: ByteStream, admit: Callable[[], None]) -> None:
         self._stream = stream
+        self.admit = admit
         self._http = h11.Connection(h11.SERVER)
         self.method = ""
         self.path = ""
@@ -172,8 +205,63 @@ def _stall_timeout() -> Iterator[None]:
         raise Disconnected("the client neither reads nor writes") from error
 
 
-async def _serve_one(handler: Handler, stream: trio.SocketStream) -> None:
-    exchange = Exchange(stream)
+class _Doors:
+    """Who is connected: strangers, whom a newer one may replace, and those who were admitted."""
+
+    def __init__(self) -> None:
+        self._strangers: dict[trio.CancelScope, None] = {}
+        self._admitted = 0
+
+    @contextmanager
+    def enter(self) -> Iterator[Callable[[], None]]:
+        """Be connected; gives what admits."""
+        if len(self._strangers) >= _MAX_STRANGERS:
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.cancel()
+        admitted = False
+
+        def admit() -> None:
+            nonlocal admitted
+            if self._admitted >= _MAX_ADMITTED:
+                raise HttpError(
+                    HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"the node serves {_MAX_ADMITTED} calls already"
+                )
+            if not admitted:
+                admitted = True
+                self._admitted += 1
+                self._strangers.pop(scope, None)
+
+        with trio.CancelScope() as scope:
+            self._strangers[scope] = None
+            try:
+                yield admit
+            finally:
+                self._strangers.pop(scope, None)
+                self._admitted -= admitted
+
+
+async def serve(listeners: Sequence[trio.SocketListener], handler: Handler, open_stream: Open) -> None:
+    """Answer every request with `await handler(exchange)`, until cancelled."""
+    doors = _Doors()
+
+    async def serve_connection(raw: trio.SocketStream) -> None:
+        with doors.enter() as admit:
+            try:
+                with trio.fail_after(_HANDSHAKE_TIMEOUT_S):
+                    stream = await open_stream(raw)
+            except (trio.BrokenResourceError, trio.TooSlowError) as error:
+                logger.debug("no request: %s", error or type(error).__name__)
+                return
+            try:
+                await _serve_one(handler, Exchange(stream, admit))
+            finally:
+                await stream.aclose()
+
+    await trio.serve_listeners(serve_connection, list(listeners))
+
+
+async def _serve_one(handler: Handler, exchange: Exchange) -> None:
     try:
         await exchange.read_head()
         try:
@@ -188,29 +276,35 @@ async def _serve_one(handler: Handler, stream: trio.SocketStream) -> None:
         logger.exception("%s %s failed", exchange.method, exchange.path)
 
 
-async def serve(listener: trio.SocketListener, handler: Handler) -> None:
-    """Answer every request with `await handler(exchange)`, until cancelled; then remove the socket."""
-    limit = trio.CapacityLimiter(_MAX_CONNECTIONS)
+async def serve_unix(listener: trio.SocketListener, handler: Handler) -> None:
+    """Serve on a Unix socket until cancelled; then remove it."""
 
-    async def serve_limited(stream: trio.SocketStream) -> None:
-        try:
-            limit.acquire_nowait()
-        except trio.WouldBlock:
-            return  # which closes the connection: the client tries again
-        try:
-            await _serve_one(handler, stream)
-        finally:
-            limit.release()
+    async def open_plain(stream: trio.SocketStream) -> ByteStream:
+        await trio.lowlevel.checkpoint()
+        return stream
 
     path = listener.socket.getsockname()
     try:
-        await trio.serve_listeners(serve_limited, [listener])
+        await serve([listener], handler, open_plain)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)  # noqa: PTH108 - as it was bound
 
 
-def listen(path: Path) -> trio.SocketListener:
+async def serve_tls(
+    listeners: Sequence[trio.SocketListener], identity: Callable[[], Identity], handler: Handler
+) -> None:
+    """Serve over TLS 1.3 as whoever `identity` says at the time of each connection, until cancelled."""
+
+    async def open_tls(stream: trio.SocketStream) -> ByteStream:
+        secured = ServerTlsStream(stream, identity())
+        await secured.handshake()
+        return secured
+
+    await serve(listeners, handler, open_tls)
+
+
+def listen_unix(path: Path) -> trio.SocketListener:
     """Listen on a Unix socket that only its owner may use; one left by another process is replaced. OSError."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -4,7 +4,6 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -13,8 +12,9 @@ import trio
 from hypha_messages.job import JobSpec
 from hypha_messages.streams import PUSH
 from hypha_network.streams import Stream
-from hypha_worker import connector, http_server
-from hypha_worker.connector import Connector
+from hypha_worker import connector
+from hypha_worker.connector import Authenticate, Connector
+from hypha_worker.http_server import Handler
 from hypha_worker.ledger import Lease
 from hypha_worker.pushes import PushRouter
 from hypha_worker.runtime import AdoptedJob, Job, JobEvent, Runtime, Started
@@ -23,6 +23,9 @@ from hypha_worker.telemetry import Telemetry
 logger = logging.getLogger(__name__)
 
 _TOKEN_BYTES: Final = 32
+
+Serve = Callable[[Handler], Awaitable[None]]
+"""Serves an API with a handler until cancelled."""
 
 
 class JobNetwork(connector.Peers, Protocol):
@@ -39,16 +42,25 @@ class JobManager:
         self,
         runtime: Runtime,
         network: JobNetwork,
-        connector_socket: Path,
+        serve: Serve,
         telemetry: Telemetry,
         nursery: trio.Nursery,
+        *,
+        authenticate: Authenticate | None = None,
     ) -> None:
         self._runtime = runtime
         self._network = network
-        self._socket = connector_socket
+        self._serve = serve
         self._nursery = nursery
         self._pushes = PushRouter()
-        self._connector = Connector(network, self._pushes, nursery, telemetry)
+        self._connector = Connector(
+            network,
+            self._pushes,
+            nursery,
+            telemetry,
+            authenticate=authenticate,
+            note_progress=runtime.note_progress,
+        )
 
     @property
     def events(self) -> AsyncIterator[JobEvent]:
@@ -74,6 +86,10 @@ class JobManager:
         """End a job and return once nothing of it is left."""
         await self._runtime.terminate(task_id, reason)
 
+    def note_reported(self, task_id: UUID) -> None:
+        """The scheduler knows how the job ended, or will never know."""
+        self._runtime.note_reported(task_id)
+
     async def adopt(self) -> list[AdoptedJob]:
         """Find what outlived the node, once, before anything is started; from then on bridges and peers are served."""
         adopted = await self._runtime.adopt()
@@ -81,7 +97,7 @@ class JobManager:
             if found.running:
                 self._connector.add(found.job, adopted=True)
         # Not before: a bridge whose job is not known yet would be refused for good.
-        self._nursery.start_soon(http_server.serve, http_server.listen(self._socket), self._connector.handle)
+        self._nursery.start_soon(self._serve, self._connector.handle)
         self._network.handle_stream(PUSH, self._pushes.handle)
         return adopted
 
@@ -94,11 +110,23 @@ class JobManager:
 
 @asynccontextmanager
 async def open_job_manager(
-    runtime: Runtime, network: JobNetwork, connector_socket: Path, telemetry: Telemetry
+    runtime: Runtime,
+    network: JobNetwork,
+    serve: Serve,
+    telemetry: Telemetry,
+    authenticate: Authenticate | None = None,
 ) -> AsyncIterator[JobManager]:
-    """Manage the jobs of a runtime. When this ends, what runs goes on, and its bridges wait for the next node."""
+    """Manage the jobs of a runtime. When this ends, what runs goes on, and its bridges wait for the next node.
+
+    Args:
+        runtime: runs the jobs.
+        network: where the peers are.
+        serve: serves the connector API where bridges find it, with the handler that it is given.
+        telemetry: counts slices and bytes.
+        authenticate: who shows a token, where that is more than the job's own token.
+    """
     async with trio.open_nursery() as nursery:
         try:
-            yield JobManager(runtime, network, connector_socket, telemetry, nursery)
+            yield JobManager(runtime, network, serve, telemetry, nursery, authenticate=authenticate)
         finally:
             nursery.cancel_scope.cancel()

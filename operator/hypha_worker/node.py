@@ -6,6 +6,7 @@ import signal
 import stat
 import time
 from collections.abc import AsyncIterator, Iterable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,8 @@ from hypha_worker.arbiter import Arbiter
 from hypha_worker.config import Config, ExecutorConfig
 from hypha_worker.errors import NodeError
 from hypha_worker.evaluator import Policy, Preferences
-from hypha_worker.job_manager import JobManager, open_job_manager
+from hypha_worker.http_server import listen_unix, serve_unix
+from hypha_worker.job_manager import JobManager, Serve, open_job_manager
 from hypha_worker.lease_service import LeaseService
 from hypha_worker.ledger import Ledger
 from hypha_worker.ledger_file import LedgerFile
@@ -62,7 +64,7 @@ async def run_node(config: Config) -> None:
         async with (
             open_process_runtime(process_config(config, state_dir)) as runtime,
             open_network(identity, network_config(config)) as network,
-            open_job_manager(runtime, network, state_dir / "connector.sock", telemetry) as jobs,
+            open_job_manager(runtime, network, _serve_on(state_dir / "connector.sock"), telemetry) as jobs,
         ):
             node = Node(config, state_dir, network, jobs, telemetry=telemetry)
             await node.run(signals)
@@ -175,6 +177,11 @@ class Node:
         telemetry.observe("hypha.worker.leases.active", "{lease}", "Leases that reserve something, by state", leases)
         telemetry.observe("hypha.worker.jobs.active", "{job}", "Jobs that run", jobs)
         telemetry.observe("hypha.worker.resources.free", "1", "What no lease reserves (GB, cores)", free)
+
+
+def _serve_on(path: Path) -> Serve:
+    """Listen on a Unix socket from now on."""
+    return partial(serve_unix, listen_unix(path))
 
 
 def policy(config: Config) -> Policy:

@@ -6,6 +6,7 @@ from typing import Protocol
 from uuid import UUID
 
 from hypha_messages.job import JobSpec
+from hypha_messages.progress import Progress
 from hypha_messages.types import Resources
 
 
@@ -91,6 +92,12 @@ class Runtime(Protocol):
 
     async def terminate(self, task_id: UUID, reason: str) -> None:
         """Tell the job to end and return once nothing of it is left. No-op if unknown."""
+
+    def note_progress(self, task_id: UUID, progress: Progress) -> None:
+        """The job reported this to its scheduler; whoever watches the worker may like to know. No-op if unknown."""
+
+    def note_reported(self, task_id: UUID) -> None:
+        """The job's scheduler knows how it ended, or will never know: nobody asks for it again. No-op if unknown."""
 
     async def adopt(self) -> list[AdoptedJob]:
         """Find what outlived the node, once, before anything is launched; what is left of dead jobs is removed."""

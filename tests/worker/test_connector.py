@@ -115,7 +115,7 @@ async def world(work_dir: Path, **changes: Any) -> AsyncIterator[World]:
             job = replace(jobs.job(spec_for(other.peer_id, **changes), token=TOKEN), scheduler=other.peer_id)
             connector.add(job)
             worker.handle_stream(PUSH, pushes.handle)
-            nursery.start_soon(http_server.serve, http_server.listen(path), connector.handle)
+            nursery.start_soon(http_server.serve_unix, http_server.listen_unix(path), connector.handle)
             yield World(worker, peer, connector, pushes, client, job, path)
             client.close()
             nursery.cancel_scope.cancel()

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -22,7 +23,8 @@ from hypha_messages.types import Message, Resources
 from hypha_network.errors import StreamReset
 from hypha_network.network import Network
 from hypha_network.streams import Stream
-from hypha_worker.job_manager import JobManager, open_job_manager
+from hypha_worker.http_server import listen_unix, serve_unix
+from hypha_worker.job_manager import JobManager, Serve, open_job_manager
 from hypha_worker.ledger import Lease
 from hypha_worker.runtime import Failed, Finished, JobEvent, LaunchError, Started
 from hypha_worker.runtimes import launch
@@ -130,13 +132,17 @@ class Worker:
             await self.changed.wait()
 
 
+def serve(path: Path) -> Serve:
+    return partial(serve_unix, listen_unix(path))
+
+
 @asynccontextmanager
 async def worker(pki: Pki, name: str, config: ProcessConfig) -> AsyncIterator[Worker]:
     """A node that runs jobs of one executor with the real bridge."""
     async with (
         open_process_runtime(config) as runtime,
         node(pki, name) as network,
-        open_job_manager(runtime, network, config.connector_socket, Telemetry()) as manager,
+        open_job_manager(runtime, network, serve(config.connector_socket), Telemetry()) as manager,
         trio.open_nursery() as nursery,
     ):
         made = Worker(network, manager, config.work_dir)

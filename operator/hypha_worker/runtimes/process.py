@@ -12,6 +12,7 @@ from uuid import UUID
 
 import trio
 
+from hypha_messages.progress import Progress
 from hypha_worker.errors import NodeError
 from hypha_worker.runtime import AdoptedJob, Job, JobEvent, LaunchError, Started
 from hypha_worker.runtimes import launch, supervisor
@@ -73,6 +74,12 @@ class ProcessRuntime:
                 logger.warning("the supervisor of job %s does not end; killing it", task_id)
                 _signal(self._running[task_id], signal.SIGKILL)
             await ended.wait()
+
+    def note_progress(self, task_id: UUID, progress: Progress) -> None:
+        """The job's own scheduler is all who is told."""
+
+    def note_reported(self, task_id: UUID) -> None:
+        """Nothing is left of an ended job that could be reported again."""
 
     async def adopt(self) -> list[AdoptedJob]:
         """Find what outlived the node, once, before anything is launched; what is left of dead jobs is removed."""

@@ -1,0 +1,65 @@
+"""TLS 1.3 for clients that show no certificate: they know this node by its key, it knows them by what they say."""
+
+import socket
+import ssl
+from contextlib import suppress
+
+import trio
+from libp2p.io.exceptions import IOException
+
+from hypha_network.identity import Identity
+from hypha_network.tls import CLOSE_TIMEOUT_S, READ_BYTES, WRITE_BYTES, _Tls
+from hypha_network.transport import RawConnection, peer_address
+
+
+class ServerTlsStream:
+    """A connection that such a client opened; what goes wrong on it is a `trio.BrokenResourceError`."""
+
+    def __init__(self, stream: trio.SocketStream, identity: Identity) -> None:
+        self._stream = stream
+        self._tls = _Tls(identity.anonymous_context, server=True)
+        self._answered = False
+
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        """The socket below, for waiting on it."""
+        return self._stream.socket
+
+    async def handshake(self) -> None:
+        """Complete the handshake; the caller bounds its time."""
+        try:
+            await self._tls.handshake(RawConnection(self._stream, peer_address(self._stream), is_initiator=False))
+        except (ssl.SSLError, IOException) as error:
+            raise trio.BrokenResourceError(f"TLS handshake failed: {error}") from error
+
+    async def receive_some(self, _max_bytes: int | None = None) -> bytes | memoryview:
+        """Return all that has arrived, waiting for at least one byte; empty at the end."""
+        while True:
+            try:
+                data = self._tls.decrypt()
+            except ssl.SSLError as error:
+                raise trio.BrokenResourceError(f"TLS failed: {error.reason or error}") from error
+            if data or self._tls.ended:
+                return data
+            encrypted = await self._stream.receive_some(READ_BYTES)
+            if not encrypted:
+                return b""
+            self._tls.feed(bytes(encrypted))
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send data of any size."""
+        self._answered = True
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), WRITE_BYTES):
+            await self._stream.send_all(self._tls.encrypt(view[start : start + WRITE_BYTES]))
+
+    async def aclose(self) -> None:
+        """Close so that what was sent still reaches a client that is in the middle of sending."""
+        if self._answered:
+            with trio.move_on_after(CLOSE_TIMEOUT_S) as scope, suppress(trio.BrokenResourceError, OSError):
+                scope.shield = True
+                await self._stream.send_all(self._tls.goodbye())
+                self.socket.shutdown(socket.SHUT_WR)
+                while await self._stream.receive_some(READ_BYTES):
+                    pass
+        await trio.aclose_forcefully(self._stream)
