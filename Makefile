@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint format tools-api tools cluster cluster-down requirements bench clean
+.PHONY: help install demo test lint format tools-api tools cluster cluster-down chart-docs requirements bench clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ bench: install ## Measure; HYPHA_BIN=DIR adds the Rust nodes' binaries for compa
 	$(BIN)/python -m benchmarks
 
 tools-api: install ## Build the API server that the tests talk to into .tools (a few minutes the first time)
-	@$(BIN)/python -m e2e.cluster.tools etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok
+	@$(BIN)/python -m e2e.cluster.tools etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm3 helm
 
 tools: install ## Build all programs of a cluster, and helm, into .tools (10 minutes the first time)
 	@$(BIN)/python -m e2e.cluster.tools
@@ -47,6 +47,9 @@ cluster: tools ## Start a Kubernetes cluster of one node on this machine, or rep
 
 cluster-down: install ## Remove the cluster and all that it left
 	@$(BIN)/python -m e2e.cluster down
+
+chart-docs: install ## Write the table of values in the chart's README
+	@$(BIN)/python charts/chart_docs.py
 
 requirements: install ## Compile requirements/*.txt from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra dev pyproject.toml -o requirements/dev.txt
