@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 _IDENTITY_MULTIHASH = 0x00
 _SHA256_MULTIHASH = 0x12
 _NANOSECONDS_PER_SECOND = 1_000_000_000
+_ED25519_PEER_ID_PREFIX = bytes.fromhex("002408011220")  # identity multihash of the protobuf key
 
 
 class Message(BaseModel):
@@ -26,6 +27,11 @@ def peer_id_from_bytes(multihash: bytes) -> str:
     if not (code == _IDENTITY_MULTIHASH and length <= 42) and not (code == _SHA256_MULTIHASH and length == 32):
         raise ValueError("a peer id is an identity multihash of at most 42 bytes or a sha2-256 multihash")
     return base58.b58encode(multihash).decode("ascii")
+
+
+def peer_id_from_ed25519(public_key: bytes) -> str:
+    """Return the peer id of the holder of an Ed25519 key; `public_key` is its 32 bytes."""
+    return peer_id_from_bytes(_ED25519_PEER_ID_PREFIX + public_key)
 
 
 def peer_id_to_bytes(peer_id: str) -> bytes:

@@ -24,13 +24,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.keys import KeyPair
 
-from hypha_messages.types import peer_id_from_bytes
+from hypha_messages.types import peer_id_from_ed25519
 from hypha_network.errors import IdentityError
 from hypha_network.pkcs8 import seed_from_pem, seed_to_pem
 
 logger = logging.getLogger(__name__)
 
-_ED25519_PEER_ID_PREFIX = bytes.fromhex("002408011220")  # identity multihash of the protobuf key
 _CRL_PEM = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 _MAX_FILE_BYTES = 4 * 1024 * 1024
 _UNSPECIFIED = IPv4Address(0)
@@ -241,7 +240,7 @@ def peer_id_of(certificate: x509.Certificate) -> str:
     key = certificate.public_key()
     if not isinstance(key, Ed25519PublicKey):
         raise IdentityError(f"the certificate of {_name(certificate)} holds no Ed25519 key")
-    return peer_id_from_bytes(_ED25519_PEER_ID_PREFIX + key.public_bytes_raw())
+    return peer_id_from_ed25519(key.public_bytes_raw())
 
 
 def _read(path: Path | None) -> _Source:
