@@ -89,6 +89,10 @@ class ControlPlane:
 
         return probe
 
+    def client(self) -> httpx.Client:
+        """Return a client of the API for the administrator."""
+        return httpx.Client(base_url=self.url, verify=self._tls, timeout=30, trust_env=False)
+
     @cached_property
     def _tls(self) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=str(self.pki.ca))
@@ -189,6 +193,7 @@ class ControlPlane:
             f"--kubeconfig={kubeconfig}",
             f"--authentication-kubeconfig={kubeconfig}",
             f"--authorization-kubeconfig={kubeconfig}",
+            "--authentication-skip-lookup",
             f"--bind-address={self.address}",
             f"--secure-port={port}",
             "--permit-port-sharing",

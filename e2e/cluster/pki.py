@@ -31,8 +31,8 @@ class Authority:
                 .add_extension(_usage(authority=True), critical=True)
                 .sign(key, hashes.SHA256())
             )
-            _write(directory / "ca.key", _pem(key))
-            _write(self.ca, certificate.public_bytes(serialization.Encoding.PEM))
+            write_private(directory / "ca.key", _pem(key))
+            write_private(self.ca, certificate.public_bytes(serialization.Encoding.PEM))
         self._certificate = x509.load_pem_x509_certificate(self.ca.read_bytes())
         kept_key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), None)
         if not isinstance(kept_key, ec.EllipticCurvePrivateKey):
@@ -67,16 +67,16 @@ class Authority:
             builder = builder.add_extension(
                 x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False
             )
-        _write(key_file, _pem(key))
+        write_private(key_file, _pem(key))
         certificate = builder.sign(self._key, hashes.SHA256())
-        _write(certificate_file, certificate.public_bytes(serialization.Encoding.PEM))
+        write_private(certificate_file, certificate.public_bytes(serialization.Encoding.PEM))
         return certificate_file, key_file
 
     def signing_key(self, name: str) -> Path:
         """Return the file of a private key that signs tokens; it is made once and then kept."""
         path = self.directory / f"{name}.key"
         if not path.exists():
-            _write(path, _pem(ec.generate_private_key(ec.SECP256R1())))
+            write_private(path, _pem(ec.generate_private_key(ec.SECP256R1())))
         return path
 
     def kubeconfig(self, path: Path, url: str, user: str, groups: tuple[str, ...] = ()) -> Path:
@@ -95,8 +95,7 @@ def write_kubeconfig(path: Path, url: str, ca: Path, credentials: dict[str, str]
         "contexts": [{"name": "hypha", "context": {"cluster": "hypha", "user": "hypha", "namespace": namespace}}],
         "current-context": "hypha",
     }
-    _write(path, yaml.safe_dump(config).encode())
-    return path
+    return write_private(path, yaml.safe_dump(config).encode())
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
@@ -139,8 +138,11 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_private(path: Path, content: bytes) -> Path:
+    """Write a file that only its owner can read, unless it holds the content already: programs watch their files."""
+    if path.exists() and path.read_bytes() == content:
+        return path
     temporary = path.with_name(f".{path.name}")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123
         file.write(content)
-    temporary.rename(path)
+    return temporary.rename(path)

@@ -1,0 +1,78 @@
+"""The cluster's own network namespace, joined to the host by a pair of virtual interfaces."""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Network:
+    """A namespace and its addresses, all in 10.NUMBER.0.0/16.
+
+    The host reaches all of them, pods and Services included, by one route; pods reach the host at `host`, which routes
+    them no further.
+    """
+
+    name: str = "hypha"
+    number: int = 97
+
+    @property
+    def host(self) -> str:
+        """The host's address."""
+        return f"10.{self.number}.0.1"
+
+    @property
+    def node(self) -> str:
+        """The node's address."""
+        return f"10.{self.number}.0.2"
+
+    @property
+    def pod_range(self) -> str:
+        """Where pods get their addresses."""
+        return f"10.{self.number}.64.0/18"
+
+    @property
+    def service_range(self) -> str:
+        """Where Services get their addresses."""
+        return f"10.{self.number}.128.0/18"
+
+    @property
+    def dns(self) -> str:
+        """The address of the Service that resolves names."""
+        return f"10.{self.number}.128.10"
+
+    @property
+    def enter(self) -> tuple[str, ...]:
+        """What runs a command in the namespace. `ip netns exec` would hide the control groups from it."""
+        return ("nsenter", f"--net=/run/netns/{self.name}", "--")
+
+    @property
+    def exists(self) -> bool:
+        """Whether the namespace is there."""
+        return Path("/run/netns", self.name).exists()
+
+    def up(self) -> None:
+        """Make the namespace unless it exists."""
+        if self.exists:
+            return
+        outside = f"veth-{self.name}"[:15]
+        _run("ip", "netns", "add", self.name)
+        inside = ("ip", "-netns", self.name)
+        _run("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", self.name)
+        _run("ip", "address", "add", f"{self.host}/24", "dev", outside)
+        _run("ip", "link", "set", outside, "up")
+        _run(*inside, "link", "set", "lo", "up")
+        _run(*inside, "address", "add", f"{self.node}/24", "dev", "eth0")
+        _run(*inside, "link", "set", "eth0", "up")
+        _run(*inside, "route", "add", "default", "via", self.host)
+        _run(*self.enter, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+        _run("ip", "route", "replace", f"10.{self.number}.0.0/16", "via", self.node)
+
+    def down(self) -> None:
+        """Remove the namespace; its interfaces and the route go with it."""
+        if self.exists:
+            _run("ip", "netns", "delete", self.name)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True)

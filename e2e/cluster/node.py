@@ -1,0 +1,255 @@
+"""The node: containerd, the kubelet, kube-proxy and DNS, all in the cluster's network namespace."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import yaml
+
+from e2e.cluster.control_plane import ControlPlane
+from e2e.cluster.image import BUSYBOX
+from e2e.cluster.network import Network
+from e2e.cluster.pki import write_private
+from e2e.cluster.processes import Program
+from e2e.cluster.tools import ToolError, tool
+
+NAME: Final = "node-1"
+CGROUPS: Final = Path("/sys/fs/cgroup")
+PACKAGES: Final = {
+    "containerd": "containerd",
+    "runc": "runc",
+    "iptables": "iptables",
+    "nft": "nftables",
+    "ip": "iproute2",
+    "busybox": "busybox-static",
+}
+PLUGINS: Final = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
+_KUBELET_PORT: Final = 10248
+_PROXY_PORT: Final = 10256
+_DNS_PORT: Final = 8181
+
+
+def install_packages() -> None:
+    """Install from the distribution what the node needs and the machine lacks.
+
+    Raises:
+        ToolError: If the machine has no apt, or it fails.
+    """
+    missing = [package for program, package in PACKAGES.items() if not shutil.which(program)]
+    if not any((directory / "ptp").exists() for directory in PLUGINS):
+        missing.append("containernetworking-plugins")
+    if not missing:
+        return
+    apt = shutil.which("apt-get")
+    if not apt:
+        raise ToolError(f"install {' '.join(missing)}: this machine has no apt-get to do it with")
+    print(f"installing {' '.join(missing)}", flush=True)
+    install = [apt, "install", "-y", "-qq", "--no-install-recommends", *missing]
+    command = ["env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", f"{apt} update -qq && {' '.join(install)}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ToolError(f"apt-get could not install {' '.join(missing)}: {done.stderr or done.stdout}")
+
+
+@dataclass(frozen=True)
+class Node:
+    """The programs of a node, which keeps everything in one directory.
+
+    Attributes:
+        directory: Where data, sockets and configuration files go.
+        network: Its network namespace.
+        plane: The control plane that it belongs to.
+    """
+
+    directory: Path
+    network: Network
+    plane: ControlPlane
+
+    @property
+    def containerd_socket(self) -> Path:
+        """Where containerd listens."""
+        return self.directory / "containerd" / "containerd.sock"
+
+    @property
+    def cgroup(self) -> str:
+        """The control group that all pods are in."""
+        return f"{self.network.name}-cluster"
+
+    def ctr(self, *arguments: str) -> str:
+        """Run containerd's own client and return its output.
+
+        Raises:
+            ToolError: If it fails.
+        """
+        command = ["ctr", f"--address={self.containerd_socket}", "--namespace=k8s.io", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ToolError(f"ctr {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def programs(self) -> list[Program]:
+        """Return the programs, in the order in which one needs the other."""
+        return [
+            Program("containerd", self._containerd(), self._containerd_answers),
+            Program("kubelet", self._kubelet(), lambda: self._answers(_KUBELET_PORT, "/healthz")),
+            Program("kube-proxy", self._kube_proxy(), lambda: self._answers(_PROXY_PORT, "/livez")),
+            Program("coredns", self._coredns(), lambda: self._answers(_DNS_PORT, "/ready")),
+        ]
+
+    def make_cgroups(self) -> None:
+        """Make the control group of all pods: in each hierarchy of version 1, or with all controllers of version 2."""
+        controllers = CGROUPS / "cgroup.controllers"
+        if controllers.exists():
+            wanted = " ".join(f"+{controller}" for controller in controllers.read_text().split())
+            (CGROUPS / "cgroup.subtree_control").write_text(wanted)
+            (CGROUPS / self.cgroup).mkdir(exist_ok=True)
+            (CGROUPS / self.cgroup / "cgroup.subtree_control").write_text(wanted)
+            return
+        for hierarchy in CGROUPS.iterdir():
+            if hierarchy.is_dir() and not hierarchy.is_symlink():
+                (hierarchy / self.cgroup).mkdir(exist_ok=True)
+        # Nothing can run in a group of version 1 that was given no cores.
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if (CGROUPS / "cpuset" / self.cgroup / name).exists():
+                (CGROUPS / "cpuset" / self.cgroup / name).write_text((CGROUPS / "cpuset" / name).read_text())
+
+    def _answers(self, port: int, path: str) -> bool:
+        try:
+            return httpx.get(f"http://{self.network.node}:{port}{path}", timeout=2, trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    def _containerd_answers(self) -> bool:
+        try:
+            self.ctr("version")
+        except ToolError:
+            return False
+        return True
+
+    @cached_property
+    def _configuration(self) -> Path:
+        directory = self.directory / "etc"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return directory
+
+    def _write(self, name: str, content: str) -> Path:
+        return write_private(self._configuration / name, content.encode())
+
+    def _containerd(self) -> tuple[str, ...]:
+        plugins = next((directory for directory in PLUGINS if (directory / "ptp").exists()), PLUGINS[0])
+        networks = self._configuration / "networks"
+        networks.mkdir(exist_ok=True)
+        # Point to point, not a bridge: between two pods on one bridge the answers of a Service would miss the node's
+        # address translation, unless the kernel has br_netfilter.
+        addresses = {
+            "type": "host-local",
+            "ranges": [[{"subnet": self.network.pod_range}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+            "dataDir": str(self.directory / "addresses"),
+        }
+        chain = [{"type": "ptp", "ipam": addresses}, {"type": "portmap", "capabilities": {"portMappings": True}}]
+        network = {"cniVersion": "0.4.0", "name": self.network.name, "plugins": chain}
+        write_private(networks / "10-pods.conflist", json.dumps(network).encode())
+        # restrict_oom_score_adj: without CAP_SYS_RESOURCE no sandbox could be started otherwise.
+        path = self._write(
+            "containerd.toml",
+            f"""\
+version = 2
+root = "{self.directory / "containerd" / "root"}"
+state = "{self.directory / "containerd" / "state"}"
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs"]
+[grpc]
+address = "{self.containerd_socket}"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{BUSYBOX}"
+restrict_oom_score_adj = true
+netns_mounts_under_state_dir = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{plugins}"
+conf_dir = "{networks}"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+""",
+        )
+        return (*self.network.enter, "containerd", f"--config={path}")
+
+    def _kubelet(self) -> tuple[str, ...]:
+        node = self.network.node
+        certificate, key = self.plane.pki.issue("kubelet", f"system:node:{NAME}", ("system:nodes",), hosts=(node, NAME))
+        kubeconfig = self.plane.pki.kubeconfig(
+            self.directory / "kubelet.kubeconfig", self.plane.url, f"system:node:{NAME}", ("system:nodes",)
+        )
+        configuration: dict[str, Any] = {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "address": node,
+            "healthzBindAddress": node,
+            "healthzPort": _KUBELET_PORT,
+            "authentication": {"anonymous": {"enabled": False}, "x509": {"clientCAFile": str(self.plane.pki.ca)}},
+            "authorization": {"mode": "Webhook"},
+            "tlsCertFile": str(certificate),
+            "tlsPrivateKeyFile": str(key),
+            "containerRuntimeEndpoint": f"unix://{self.containerd_socket}",
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": f"/{self.cgroup}",
+            "failCgroupV1": False,
+            "failSwapOn": False,
+            "oomScoreAdj": 0,
+            "clusterDomain": "cluster.local",
+            "clusterDNS": [self.network.dns],
+            "resolvConf": "",
+            "seccompDefault": True,
+            "podLogsDir": str(self.directory / "logs"),
+            "volumePluginDir": str(self.directory / "plugins"),
+            "imageGCHighThresholdPercent": 100,  # images were loaded by hand: nobody would bring them back
+            "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "nodefs.inodesFree": "1%"},
+            "volumeStatsAggPeriod": "5s",  # how long a volume may be over its size unseen
+        }
+        return (
+            *self.network.enter,
+            tool("kubelet"),
+            f"--config={self._write('kubelet.yaml', yaml.safe_dump(configuration))}",
+            f"--kubeconfig={kubeconfig}",
+            f"--root-dir={self.directory / 'kubelet'}",
+            f"--hostname-override={NAME}",
+            f"--node-ip={node}",
+        )
+
+    def _kube_proxy(self) -> tuple[str, ...]:
+        kubeconfig = self.plane.pki.kubeconfig(
+            self.directory / "kube-proxy.kubeconfig", self.plane.url, "system:kube-proxy"
+        )
+        configuration = {
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "kind": "KubeProxyConfiguration",
+            "mode": "nftables",
+            "clientConnection": {"kubeconfig": str(kubeconfig)},
+            "hostnameOverride": NAME,
+            "clusterCIDR": self.network.pod_range,
+            "healthzBindAddress": f"{self.network.node}:{_PROXY_PORT}",
+            "metricsBindAddress": "127.0.0.1:10249",
+            "oomScoreAdj": 0,
+            "conntrack": {"maxPerCore": 0},
+        }
+        path = self._write("kube-proxy.yaml", yaml.safe_dump(configuration))
+        return (*self.network.enter, tool("kube-proxy"), f"--config={path}")
+
+    def _coredns(self) -> tuple[str, ...]:
+        kubeconfig = self.plane.pki.kubeconfig(self.directory / "coredns.kubeconfig", self.plane.url, "system:coredns")
+        corefile = f"""\
+. {{
+    bind {self.network.node}
+    errors
+    ready {self.network.node}:{_DNS_PORT}
+    kubernetes cluster.local in-addr.arpa {{
+        kubeconfig {kubeconfig}
+    }}
+    cache 5
+}}
+"""
+        return (*self.network.enter, tool("coredns"), f"-conf={self._write('Corefile', corefile)}")
