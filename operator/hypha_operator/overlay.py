@@ -1,0 +1,348 @@
+"""Pod templates of users laid over ours: merged by key, and never so that a pod loses what isolates it."""
+
+import copy
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
+    "containers": ("name",),
+    "initContainers": ("name",),
+    "volumes": ("name",),
+    "env": ("name",),
+    "volumeMounts": ("mountPath",),
+    "ports": ("containerPort", "protocol"),
+    "tolerations": ("key", "operator", "value", "effect"),
+    "imagePullSecrets": ("name",),
+    "resourceClaims": ("name",),
+    "claims": ("name", "request"),
+    "hostAliases": ("ip",),
+    "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
+    "readinessGates": ("conditionType",),
+    "schedulingGates": ("name",),
+}
+"""Lists whose items are known by these fields; of any other list the overlay's replaces ours."""
+_DEFAULTS: Final = {"protocol": "TCP"}
+_OPTIONAL: Final = frozenset({"protocol", "key", "operator", "value", "effect", "request"})
+
+_FREE: Final = frozenset(
+    {
+        *("nodeSelector", "affinity", "tolerations", "topologySpreadConstraints", "nodeName", "schedulerName"),
+        *("priorityClassName", "preemptionPolicy", "schedulingGates", "readinessGates", "runtimeClassName", "overhead"),
+        *("dnsPolicy", "dnsConfig", "hostname", "subdomain", "setHostnameAsFQDN", "hostAliases", "imagePullSecrets"),
+    }
+)
+"""Fields of a pod's specification with which nobody gets at anything."""
+_POD_CONTEXT: Final = frozenset({"fsGroupChangePolicy", "supplementalGroups", "supplementalGroupsPolicy"})
+_CONTAINER_ADDITIONS: Final = frozenset(
+    {"image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "ports", "resources", "lifecycle", "workingDir"}
+)
+_CONTAINER_FREE: Final = frozenset({"image", "imagePullPolicy"})
+_NEW_CONTAINER: Final = frozenset(
+    {
+        *(_CONTAINER_ADDITIONS | {"name", "command", "args", "restartPolicy", "securityContext"}),
+        *("startupProbe", "livenessProbe", "readinessProbe", "terminationMessagePath", "terminationMessagePolicy"),
+    }
+)
+_VOLUMES: Final = frozenset(
+    {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "secret"}
+)
+_PROJECTIONS: Final = frozenset({"configMap", "downwardAPI", "secret", "clusterTrustBundle"})
+_OUR_LABELS: Final = ("hypha.space/", "app.kubernetes.io/", "batch.kubernetes.io/", "job-name", "controller-uid")
+_UNSAFE_ANNOTATIONS: Final = (
+    "container.apparmor.security.beta.kubernetes.io/",
+    "container.seccomp.security.alpha.kubernetes.io/",
+    "seccomp.security.alpha.kubernetes.io/",
+)
+_SECRET_REFERENCES: Final = frozenset({"secret", "secretRef", "secretKeyRef", "nodePublishSecretRef"})
+_OPT_IN: Final = "remove it, or set allowPrivilegedTemplate on the executor if the job's code is as trusted as the node"
+
+
+class OverlayError(ValueError):
+    """A template that cannot be used; the text names the path in it and the remedy."""
+
+
+@dataclass(frozen=True)
+class _Violation:
+    path: str
+    problem: str
+    remedy: str
+    isolation: bool
+    """Whether the opt-in makes it acceptable."""
+
+    def __str__(self) -> str:
+        return f"template.{self.path}: {self.problem}; {self.remedy}"
+
+
+def merge_pod_template(
+    base: Mapping[str, Any],
+    overlay: Mapping[str, Any],
+    *,
+    allow_privileged: bool = False,
+    leased: Collection[str] = (),
+    keys: Collection[str] = (),
+) -> dict[str, Any]:
+    """Lay a user's pod template over ours.
+
+    Args:
+        base: our pod template (metadata, spec), whose own containers, volumes and labels always stay as they are.
+        overlay: the user's. Objects and keyed lists are merged, anything else is replaced, null removes.
+        allow_privileged: accept what weakens the pod's isolation.
+        leased: containers whose resources are a lease's, so that they cannot be changed.
+        keys: Secrets that hold the worker's identity, which no template may mount.
+
+    Raises:
+        OverlayError: the overlay is malformed or breaks what must stay.
+    """
+    merged = _merge(dict(base), overlay, "")
+    fresh = {name: {c["name"] for c in _items(base["spec"], name)} for name in ("containers", "initContainers")}
+    for field, ours in fresh.items():
+        for container in _items(merged["spec"], field):
+            if container["name"] not in ours:  # what a template adds is confined as we confine our own
+                context = base["spec"]["containers"][0].get("securityContext", {})
+                container["securityContext"] = _merge(context, container.get("securityContext") or {}, f"spec.{field}")
+    broken = [
+        violation
+        for violation in _violations(base, merged, leased, keys)
+        if not (allow_privileged and violation.isolation)
+    ]
+    if broken:
+        raise OverlayError("; ".join(map(str, broken[:3])))
+    return merged
+
+
+def _merge(base: Mapping[str, Any], overlay: Any, path: str) -> dict[str, Any]:
+    if not isinstance(overlay, Mapping):
+        raise OverlayError(f"template.{path or 'metadata'}: must be an object; write fields below it")
+    merged = copy.deepcopy(dict(base))
+    for name, value in overlay.items():
+        here = f"{path}.{name}" if path else str(name)
+        ours = merged.get(name)
+        if value is None:
+            merged.pop(name, None)
+        elif name in _KEYS:
+            merged[name] = _merge_list(ours or [], value, _KEYS[name], here)
+        elif isinstance(ours, dict) or (ours is None and isinstance(value, Mapping)):
+            merged[name] = _merge(ours or {}, value, here)
+        elif isinstance(ours, list) and not isinstance(value, list):
+            raise OverlayError(f"template.{here}: must be a list")
+        else:
+            merged[name] = copy.deepcopy(value)
+    return merged
+
+
+def _merge_list(base: list[Any], overlay: Any, keys: tuple[str, ...], path: str) -> list[Any]:
+    if not isinstance(overlay, list):
+        raise OverlayError(f"template.{path}: must be a list")
+    merged = {_identity(item, keys, path): item for item in base}
+    for item in overlay:
+        identity = _identity(item, keys, path)
+        merged[identity] = _merge(merged.get(identity, {}), item, f"{path}[{_shown(identity)}]")
+    return list(merged.values())
+
+
+def _identity(item: Any, keys: tuple[str, ...], path: str) -> tuple[str, ...]:
+    if not isinstance(item, Mapping):
+        raise OverlayError(f"template.{path}: every item must be an object")
+    missing = [key for key in keys if key not in _OPTIONAL and item.get(key) is None]
+    if missing:
+        raise OverlayError(f"template.{path}: an item has no {missing[0]}, by which items are merged; give it one")
+    return tuple(str(item.get(key) or _DEFAULTS.get(key, "")) for key in keys)
+
+
+def _shown(identity: tuple[str, ...]) -> str:
+    return "/".join(filter(None, identity))
+
+
+def _items(holder: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
+    return holder.get(field) or []
+
+
+def _by_name(holder: Mapping[str, Any], field: str) -> dict[str, dict[str, Any]]:
+    return {item["name"]: item for item in _items(holder, field)}
+
+
+def _ours(path: str, what: str = "is ours and cannot be changed") -> _Violation:
+    return _Violation(path, what, "remove it", isolation=False)
+
+
+def _unsafe(path: str, problem: str) -> _Violation:
+    return _Violation(path, problem, _OPT_IN, isolation=True)
+
+
+def _violations(
+    base: Mapping[str, Any], merged: Mapping[str, Any], leased: Collection[str], keys: Collection[str]
+) -> Iterator[_Violation]:
+    yield from (_ours(key, "is not a part of a pod template") for key in merged if key not in ("metadata", "spec"))
+    yield from _of_metadata(base.get("metadata", {}), _mapping(merged.get("metadata"), "metadata"))
+    ours, spec = base["spec"], _mapping(merged.get("spec"), "spec")
+    yield from _of_spec(ours, spec)
+    yield from _of_volumes(ours, spec)
+    for field in ("initContainers", "containers"):
+        before, after = _by_name(ours, field), _by_name(spec, field)
+        yield from (_ours(f"spec.{field}", f"lacks {name}, which is ours") for name in before if name not in after)
+        for name, container in after.items():
+            path = f"spec.{field}[{name}]"
+            if name in before:
+                yield from _of_our_container(before[name], container, path, leased=name in leased)
+            else:
+                yield from _of_new_container(ours, container, path)
+            yield from _of_any_container(ours, before.get(name, {}), container, path)
+    yield from (
+        _ours(path, f"reads the Secret {name}, which holds the worker's identity")
+        for path, name in _secrets(spec, "spec")
+        if name in keys
+    )
+
+
+def _mapping(value: Any, path: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise OverlayError(f"template.{path}: must be an object")
+    return value
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """Names of what was there before and is not the same any more."""
+    return (name for name, value in before.items() if after.get(name) != value)
+
+
+def _of_metadata(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[_Violation]:
+    yield from (
+        _ours(f"metadata.{name}", "cannot be set; labels and annotations can")
+        for name in {*before, *after} - {"labels", "annotations"}
+        if before.get(name) != after.get(name)
+    )
+    ours, labels = before.get("labels", {}), _mapping(after.get("labels", {}), "metadata.labels")
+    for name in {*ours, *labels}:
+        if ours.get(name) != labels.get(name) and (name in ours or str(name).startswith(_OUR_LABELS)):
+            yield _ours(f"metadata.labels[{name}]", "selects what may reach the pod")
+    for name in _mapping(after.get("annotations", {}), "metadata.annotations"):
+        if str(name).startswith(_UNSAFE_ANNOTATIONS):
+            yield _unsafe(f"metadata.annotations[{name}]", "changes the confinement of a container")
+    yield from (
+        _ours(f"metadata.annotations[{name}]")
+        for name in _changed(before.get("annotations", {}), after.get("annotations", {}))
+    )
+
+
+def _of_spec(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[_Violation]:
+    for field in {*before, *after} - _FREE - {"containers", "initContainers", "volumes"}:
+        old, new, path = before.get(field), after.get(field), f"spec.{field}"
+        if old == new:
+            continue
+        if field == "terminationGracePeriodSeconds":
+            if not isinstance(new, int) or (isinstance(old, int) and new < old):
+                yield _ours(path, f"must be at least {old}, or results are lost (jobs.terminationGraceSeconds + 30)")
+        elif field == "restartPolicy":
+            yield _ours(path)
+        elif field == "resourceClaims":
+            claims = _by_name(after, field)
+            yield from (_ours(f"{path}[{name}]") for name in _changed(_by_name(before, field), claims))
+        elif field == "securityContext":
+            context = _mapping(new, path)
+            for name in {*(old or {}), *context} - _POD_CONTEXT:
+                if (old or {}).get(name) != context.get(name):
+                    yield _unsafe(f"{path}.{name}", "changes the confinement of the pod")
+            if 0 in (context.get("supplementalGroups") or []):
+                yield _unsafe(f"{path}.supplementalGroups", "adds the group root")
+        elif not (field == "hostUsers" and new is False):
+            yield _unsafe(path, "weakens what isolates the pod, or is not known to be harmless")
+
+
+def _of_volumes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[_Violation]:
+    ours, volumes = _by_name(before, "volumes"), _by_name(after, "volumes")
+    yield from (_ours(f"spec.volumes[{name}]") for name in _changed(ours, volumes))
+    for name, volume in volumes.items():
+        path = f"spec.volumes[{name}]"
+        if name in ours:
+            continue
+        for kind, source in volume.items():
+            if kind == "projected":
+                for projection in _mapping(source, path).get("sources") or []:
+                    yield from (
+                        _unsafe(f"{path}.projected.sources", f"{part} would give the pod a credential")
+                        for part in _mapping(projection, path)
+                        if part not in _PROJECTIONS
+                    )
+            elif kind not in _VOLUMES and kind != "name":
+                yield _unsafe(f"{path}.{kind}", "is a kind of volume that reaches out of the pod")
+            elif kind == "emptyDir" and not _mapping(source, path).get("sizeLimit"):
+                yield _unsafe(f"{path}.emptyDir", "has no sizeLimit, so that it escapes the lease's storage; set one")
+
+
+def _of_our_container(
+    before: Mapping[str, Any], after: Mapping[str, Any], path: str, *, leased: bool
+) -> Iterator[_Violation]:
+    for field in {*before, *after} - _CONTAINER_FREE:
+        old, new = before.get(field), after.get(field)
+        if old == new or (field == "resources" and not leased):
+            continue
+        if field == "securityContext":
+            yield _unsafe(f"{path}.securityContext", "changes the confinement of the container")
+        elif field not in _CONTAINER_ADDITIONS:
+            yield _ours(f"{path}.{field}")
+        elif field == "resources":
+            resources = _mapping(new, f"{path}.resources")
+            for part in ("requests", "limits"):
+                amounts = _mapping(resources.get(part, {}), f"{path}.resources.{part}")
+                for name in _changed((old or {}).get(part, {}), amounts):
+                    yield _ours(f"{path}.resources.{part}.{name}", "is the lease's")
+            claims = resources.get("claims") or []
+            if any(claim not in claims for claim in (old or {}).get("claims", [])):
+                yield _ours(f"{path}.resources.claims", "are the lease's")
+        elif field in ("env", "volumeMounts"):
+            key = _KEYS[field][0]
+            items = {item[key]: item for item in new or []}
+            yield from (_ours(f"{path}.{field}[{item[key]}]") for item in old or [] if items.get(item[key]) != item)
+        elif old is not None:
+            yield _ours(f"{path}.{field}")
+
+
+def _of_new_container(ours: Mapping[str, Any], after: Mapping[str, Any], path: str) -> Iterator[_Violation]:
+    yield from (_unsafe(f"{path}.{field}", "is not known to be harmless") for field in {*after} - _NEW_CONTAINER)
+    if after["securityContext"] != ours["containers"][0].get("securityContext", {}):
+        yield _unsafe(f"{path}.securityContext", "changes the confinement of the container")
+    resources = _mapping(after.get("resources", {}), f"{path}.resources")
+    if not _mapping(resources.get("limits", {}), f"{path}.resources.limits").get("memory"):
+        yield _unsafe(f"{path}.resources.limits.memory", "is missing, so that it escapes the lease's memory; set one")
+
+
+def _of_any_container(
+    ours: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], path: str
+) -> Iterator[_Violation]:
+    for port in _items(after, "ports"):
+        if port.get("hostPort") or port.get("hostIP"):
+            yield _unsafe(f"{path}.ports[{port['containerPort']}].hostPort", "opens a port of the node")
+    reserved = _by_name(ours, "volumes")
+    for mount in _items(after, "volumeMounts"):
+        if mount in _items(before, "volumeMounts"):
+            continue
+        if mount.get("name") in reserved:
+            yield _ours(f"{path}.volumeMounts[{mount['mountPath']}]", f"mounts {mount['name']}, which is ours")
+        if mount.get("mountPropagation") not in (None, "None"):
+            yield _unsafe(f"{path}.volumeMounts[{mount['mountPath']}].mountPropagation", "reaches out of the pod")
+    lifecycle = _mapping(after.get("lifecycle") or {}, f"{path}.lifecycle")
+    for field in ("startupProbe", "livenessProbe", "readinessProbe"):
+        if field not in before:
+            yield from _of_handler(after.get(field) or {}, f"{path}.{field}")
+    for field in ("postStart", "preStop"):
+        yield from _of_handler(lifecycle.get(field) or {}, f"{path}.lifecycle.{field}")
+
+
+def _of_handler(handler: Any, path: str) -> Iterator[_Violation]:
+    for kind in ("httpGet", "tcpSocket"):
+        host = _mapping(_mapping(handler, path).get(kind) or {}, f"{path}.{kind}").get("host")
+        if host:  # the kubelet would connect there, from the node
+            yield _unsafe(f"{path}.{kind}.host", "makes the node connect to another host")
+
+
+def _secrets(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            here = f"{path}.{name}"
+            if name in _SECRET_REFERENCES and isinstance(item, Mapping):
+                yield here, str(item.get("secretName") or item.get("name"))
+            yield from _secrets(item, here)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _secrets(item, path)
