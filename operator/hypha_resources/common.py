@@ -30,6 +30,11 @@ class Schema(BaseModel):
     )
 
 
+def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
+    """Return the part of a schema that says in CEL what it cannot otherwise, each rule with what breaking it means."""
+    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs]}
+
+
 def parse_quantity(text: str) -> Decimal:
     """Return the value of a Kubernetes quantity such as 500m, 2, 1.5Gi or 1e3; ValueError if it is none."""
     if not re.fullmatch(QUANTITY_PATTERN, text):
@@ -44,7 +49,8 @@ def parse_quantity(text: str) -> Decimal:
 
 
 def _check_quantity(text: str) -> str:
-    parse_quantity(text)
+    if parse_quantity(text) <= 0:
+        raise ValueError(f"{text!r} is not more than zero")
     return text
 
 
@@ -56,12 +62,26 @@ Quantity = Annotated[
     str,
     BeforeValidator(_number_to_text),
     AfterValidator(_check_quantity),
-    Field(json_schema_extra={"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN}),
+    Field(
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "pattern": QUANTITY_PATTERN,
+            **rules(
+                (
+                    "type(self) == int ? self > 0 : !isQuantity(self) || quantity(self).isGreaterThan(quantity('0'))",
+                    "must be more than zero",
+                )
+            ),
+        }
+    ),
 ]
-"""A Kubernetes quantity, kept as it was written so that nothing that Git holds is normalised."""
+"""A Kubernetes quantity above zero, kept as it was written so that nothing that Git holds is normalised."""
 
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 """The name of another object in the same namespace."""
+
+PeerIdText = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[1-9A-HJ-NP-Za-km-z]+$")]
+"""A peer id in base58."""
 
 Passthrough = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 """An object whose fields are not ours to describe."""

@@ -4,10 +4,10 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from hypha_messages.types import Resources
-from hypha_resources.common import Conditions, Name, Passthrough, Schema
+from hypha_resources.common import Conditions, Name, Passthrough, PeerIdText, Schema, rules
 
 Phase = Literal["Pending", "Starting", "Running", "Succeeded", "Failed"]
 TERMINAL: Final = frozenset({"Succeeded", "Failed"})
@@ -19,7 +19,7 @@ class WorkerRef(Schema):
     """The HyphaWorker, in the same namespace."""
 
     name: Name
-    uid: str
+    uid: Annotated[str, Field(max_length=64)]
 
 
 class Lease(Schema):
@@ -33,7 +33,7 @@ class ExecutorRef(Schema):
     """An executor of the worker."""
 
     class_: Literal["train", "aggregate"] = Field(alias="class")
-    name: str
+    name: Annotated[str, Field(min_length=1, max_length=253)]
 
 
 class Amounts(Schema):
@@ -61,14 +61,34 @@ class Cancel(Schema):
     reason: Annotated[str, Field(min_length=1, max_length=1024)]
 
 
+def _never_changes(field: str) -> tuple[str, str]:
+    present = f"has(self.{field})"
+    same = f"{present} == has(oldSelf.{field}) && (!{present} || self.{field} == oldSelf.{field})"
+    return same, f"{field} never changes: a HyphaJob is one task under one lease"
+
+
 class HyphaJobSpec(Schema):
     """What runs. Nothing but the lease's deadline and cancel ever changes."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            *map(
+                _never_changes,
+                (
+                    *("workerRef", "workerPeerId", "taskId", "jobId", "scheduler", "executor", "config", "resources"),
+                    "ttlSecondsAfterFinished",
+                ),
+            ),
+            ("self.lease.id == oldSelf.lease.id", "lease.id never changes: a HyphaJob is one task under one lease"),
+            ("!has(oldSelf.cancel) || has(self.cancel)", "cancel stays once it is set: the job is ending"),
+        )
+    )
+
     worker_ref: WorkerRef
-    worker_peer_id: str = Field(description="By which the bridge knows the connector it talks to.")
+    worker_peer_id: PeerIdText = Field(description="By which the bridge knows the connector it talks to.")
     task_id: UUID
     job_id: UUID
-    scheduler: str
+    scheduler: PeerIdText
     lease: Lease
     executor: ExecutorRef
     config: Passthrough = Field(default={}, description="The job without its secrets; the Secret <name> has it whole.")

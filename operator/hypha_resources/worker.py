@@ -1,18 +1,19 @@
 """HyphaWorker: a worker node of a Hypha network whose jobs are pods of this namespace."""
 
+import math
 from datetime import datetime
-from decimal import Decimal
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from hypha_messages.types import Resources
-from hypha_resources.common import Conditions, Name, Passthrough, Quantity, Schema, parse_quantity
+from hypha_resources.common import Conditions, Name, Passthrough, Quantity, Schema, parse_quantity, rules
 
 BYTES_PER_GB: Final = 10**9
 """A GB of the Hypha network."""
 
 Multiaddr = Annotated[str, Field(max_length=512, pattern=r"^/(ip4|ip6|dns|dns4|dns6)/.+$")]
+ListenAddress = Annotated[str, Field(max_length=128, pattern=r"^/(ip4|ip6)/[0-9a-fA-F.:]+/tcp/[1-9][0-9]{0,4}$")]
 Cidr = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-fA-F.:]+/[0-9]{1,3}$")]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(allow_inf_nan=False)]
@@ -28,6 +29,19 @@ class IssuerRef(Schema):
 
 class Identity(Schema):
     """Who the worker is: its peer id is its Ed25519 key."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "has(self.secretName) || has(self.issuerRef)",
+                "set secretName (a Secret with tls.crt and tls.key), or issuerRef to have a certificate made",
+            ),
+            (
+                "!has(self.issuerRef) || has(self.trustSecretName)",
+                "issuerRef needs trustSecretName: the issuer's own ca.crt is not what the network trusts",
+            ),
+        )
+    )
 
     secret_name: Name | None = Field(
         default=None,
@@ -55,10 +69,29 @@ class Expose(Schema):
 class NetworkSpec(Schema):
     """Where the Hypha network is."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                (
+                    "!has(self.expose) || self.expose.type != 'HostPort' || !has(self.listenAddresses) "
+                    "|| self.listenAddresses.size() == 1"
+                ),
+                "expose of type HostPort needs exactly one of listenAddresses",
+            ),
+            (
+                (
+                    "(has(self.relayCircuit) ? self.relayCircuit : true) || has(self.expose) "
+                    "|| (has(self.externalAddresses) && self.externalAddresses.size() > 0)"
+                ),
+                "nobody could reach this worker: set relayCircuit, expose or externalAddresses",
+            ),
+        )
+    )
+
     gateways: Annotated[list[Multiaddr], Field(min_length=1, max_length=64)] = Field(
         description="Gateways, with or without /p2p/<id>; one must be reachable."
     )
-    listen_addresses: Annotated[list[Multiaddr], Field(max_length=16)] = Field(
+    listen_addresses: Annotated[list[ListenAddress], Field(min_length=1, max_length=16)] = Field(
         default=["/ip4/0.0.0.0/tcp/4001"], description="Where the pod accepts peers."
     )
     external_addresses: Annotated[list[Multiaddr], Field(max_length=16)] = Field(
@@ -74,7 +107,7 @@ class NetworkSpec(Schema):
 class Gpu(Schema):
     """The devices of this worker: Hypha trades their memory, Kubernetes counts them."""
 
-    resource_name: str = Field(
+    resource_name: Annotated[str, Field(min_length=1, max_length=317, pattern=r"^[^/]+/[^/]+$")] = Field(
         default="nvidia.com/gpu", description="Extended resource, also a MIG profile or amd.com/gpu."
     )
     device_class_name: Name | None = Field(
@@ -109,6 +142,18 @@ class ResourcesSpec(Schema):
 
 class Offer(Schema):
     """What an offer says."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                (
+                    "!has(self.price) || !has(self.floor) || self.floor <= self.price "
+                    "|| (has(self.strategy) && self.strategy == 'flexible')"
+                ),
+                "floor is above price: bids between the two would be refused though they pay the price; lower floor",
+            ),
+        )
+    )
 
     price: Price = Field(default=100.0, description="The least that the whole worker costs (strategy whole).")
     floor: Price = Field(default=100.0, description="Bids below this are not answered.")
@@ -164,7 +209,9 @@ class Executor(Schema):
 
     class_: Literal["train", "aggregate"] = Field(alias="class")
     name: Annotated[str, Field(min_length=1, max_length=253)]
-    image: str | None = Field(default=None, description="Default: the operator's trainer or parameter-server image.")
+    image: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
+        default=None, description="Default: the operator's trainer or parameter-server image."
+    )
     command: list[str] | None = Field(
         default=None,
         description="Default: the image's own trainer or parameter server; {SOCKET_PATH} and the like are replaced.",
@@ -173,7 +220,9 @@ class Executor(Schema):
     env: dict[str, str] = Field(default={}, description="Added to its environment.")
     accelerate: Accelerate = Accelerate()
     trust_remote_code: bool = Field(default=False, description="Run models that bring code of their own.")
-    queue_name: str | None = Field(default=None, description="Kueue's local queue.")
+    queue_name: Annotated[str, Field(min_length=1, max_length=63)] | None = Field(
+        default=None, description="Kueue's local queue."
+    )
     runtime_class_name: Name | None = Field(default=None, description="For example gvisor or kata.")
     template: Passthrough = Field(default={}, description="Pod template overlay (metadata, spec), merged by key.")
     allow_privileged_template: bool = Field(default=False, description="Let the template weaken what isolates the pod.")
@@ -187,7 +236,7 @@ class Executor(Schema):
 class Telemetry(Schema):
     """Where OpenTelemetry goes."""
 
-    endpoint: Annotated[str, Field(pattern=r"^https?://.+$")]
+    endpoint: Annotated[str, Field(max_length=2048, pattern=r"^https?://.+$")]
     protocol: Literal["http/protobuf"] = "http/protobuf"
     sampler: Literal["always_on", "always_off", "traceidratio", "parentbased_traceidratio"] = "parentbased_traceidratio"
     sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
@@ -261,8 +310,9 @@ class HyphaWorkerStatus(Schema):
 
 
 def devices_needed(gpu_gb: float, gpu: Gpu) -> int:
-    """Return how many devices hold this much video memory: ceil(GB / GB per device)."""
-    if gpu_gb <= 0:
-        return 0
-    per_device_gb = parse_quantity(gpu.memory) / BYTES_PER_GB
-    return int(-(-Decimal(str(gpu_gb)) // per_device_gb))
+    """Return how many devices hold this much video memory: GB / GB per device, rounded up.
+
+    A billionth is taken for a rounding error: the memory of all devices together needs no device more.
+    """
+    per_device_gb = float(parse_quantity(gpu.memory) / BYTES_PER_GB)
+    return math.ceil(gpu_gb / per_device_gb * (1 - 1e-9))

@@ -1,0 +1,244 @@
+"""Makes CustomResourceDefinitions of the models: pydantic's JSON schema to the structural one of Kubernetes.
+
+Nothing is defaulted by the API server: a default that it writes into an item of a list is drift to those who compare
+with Git. What is left out is filled in by whoever reads the models; the descriptions say with what.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from pydantic import BaseModel
+
+from hypha_resources.common import GROUP, VERSION
+from hypha_resources.job import HyphaJobSpec, HyphaJobStatus
+from hypha_resources.worker import HyphaWorkerSpec, HyphaWorkerStatus
+
+Schema = dict[str, Any]
+
+_MAX_LENGTH: Final = 4096
+_MAX_ITEMS: Final = 256
+_MAX_PROPERTIES: Final = 256
+"""For what the models do not bound: rules are only accepted where the API server can tell what they cost."""
+
+
+class Column(NamedTuple):
+    """What `kubectl get` shows; the wide ones only with `-o wide`."""
+
+    name: str
+    type: str
+    path: str
+    wide: bool = False
+
+    @property
+    def schema(self) -> Schema:
+        """The column as a CustomResourceDefinition has it."""
+        column = {"name": self.name, "type": self.type, "jsonPath": self.path}
+        return column | {"priority": 1} if self.wide else column
+
+
+class Resource(NamedTuple):
+    """What a CustomResourceDefinition says besides the fields."""
+
+    kind: str
+    short_name: str
+    description: str
+    spec: type[BaseModel]
+    status: type[BaseModel]
+    rules: tuple[tuple[str, str], ...]
+    columns: tuple[Column, ...]
+
+    @property
+    def plural(self) -> str:
+        """Its name in URLs."""
+        return f"{self.kind.lower()}s"
+
+
+def _of_condition(type_: str, field: str) -> str:
+    return f'.status.conditions[?(@.type=="{type_}")].{field}'
+
+
+HYPHA_WORKER: Final = Resource(
+    kind="HyphaWorker",
+    short_name="hw",
+    description="A worker node of a Hypha network whose jobs are pods of this namespace.",
+    spec=HyphaWorkerSpec,
+    status=HyphaWorkerStatus,
+    rules=(
+        (
+            "self.metadata.name.size() <= 48 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            (
+                "metadata.name: at most 48 characters, a letter first, then letters, digits and hyphens: "
+                "Services and labels are named after it"
+            ),
+        ),
+    ),
+    columns=(
+        Column("Ready", "string", _of_condition("Ready", "status")),
+        Column("Peer", "string", ".status.peerId"),
+        Column("Gateways", "integer", ".status.node.connectedGateways"),
+        Column("Leases", "integer", ".status.node.activeLeases"),
+        Column("Jobs", "integer", ".status.node.activeJobs"),
+        Column("Reason", "string", _of_condition("Ready", "reason"), wide=True),
+        Column("Message", "string", _of_condition("Ready", "message"), wide=True),
+        Column("Age", "date", ".metadata.creationTimestamp"),
+    ),
+)
+HYPHA_JOB: Final = Resource(
+    kind="HyphaJob",
+    short_name="hj",
+    description="A task that a HyphaWorker runs under a lease. The worker makes it; nobody else needs to.",
+    spec=HyphaJobSpec,
+    status=HyphaJobStatus,
+    rules=(("self.metadata.name == 'hypha-' + self.spec.taskId", "metadata.name: must be hypha-<spec.taskId>"),),
+    columns=(
+        Column("Worker", "string", ".spec.workerRef.name"),
+        Column("Executor", "string", ".spec.executor.name"),
+        Column("Phase", "string", ".status.phase"),
+        Column("Round", "integer", ".status.progress.round"),
+        Column("Loss", "number", ".status.progress.metrics.loss"),
+        Column("Reason", "string", ".status.reason", wide=True),
+        Column("Node", "string", ".status.nodeName", wide=True),
+        Column("Age", "date", ".metadata.creationTimestamp"),
+    ),
+)
+RESOURCES: Final = (HYPHA_WORKER, HYPHA_JOB)
+
+
+def definition(resource: Resource, annotations: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the CustomResourceDefinition of a resource."""
+    root = {
+        "type": "object",
+        "description": resource.description,
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": structural(resource.spec, for_users=True),
+            "status": structural(resource.status, for_users=False),
+        },
+        "x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in resource.rules],
+    }
+    metadata: dict[str, Any] = {"name": f"{resource.plural}.{GROUP}"}
+    if annotations:
+        metadata["annotations"] = dict(annotations)
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": metadata,
+        "spec": {
+            "group": GROUP,
+            "names": {
+                "kind": resource.kind,
+                "listKind": f"{resource.kind}List",
+                "plural": resource.plural,
+                "singular": resource.kind.lower(),
+                "shortNames": [resource.short_name],
+                "categories": ["hypha"],
+            },
+            "scope": "Namespaced",
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": [column.schema for column in resource.columns],
+                    "schema": {"openAPIV3Schema": root},
+                }
+            ],
+        },
+    }
+
+
+def structural(model: type[BaseModel], *, for_users: bool) -> Schema:
+    """Return the structural schema of a model.
+
+    Args:
+        model: what to describe, as it is written (by alias).
+        for_users: describe defaults, and give everything that has no greatest size one.
+    """
+    schema = model.model_json_schema(by_alias=True)
+    return _converted(schema, schema.get("$defs", {}), for_users)
+
+
+def _converted(schema: Schema, definitions: Mapping[str, Schema], for_users: bool) -> Schema:
+    schema = _without_null(_inlined(schema, definitions))
+    default = schema.pop("default", None)
+    rules = schema.pop("x-kubernetes-validations", None)
+    if schema.pop("x-kubernetes-int-or-string", False):
+        schema = _int_or_string(schema)
+    elif schema.get("type") == "object":
+        schema = _object(schema, definitions, for_users)
+    elif schema.get("type") == "array":
+        schema["items"] = _converted(schema["items"], definitions, for_users)
+    schema = _with_open_interval(schema)
+    if for_users:
+        schema = _bounded(_with_default_described(schema, default))
+    return schema | {"x-kubernetes-validations": rules} if rules else schema
+
+
+def _inlined(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
+    """Replace a reference; what stands beside it takes precedence. Titles and definitions are dropped."""
+    if reference := schema.get("$ref"):
+        target = definitions[reference.removeprefix("#/$defs/")]
+        schema = target | {key: value for key, value in schema.items() if key != "$ref"}
+        return _inlined(schema, definitions)
+    kept = {key: value for key, value in schema.items() if key not in ("title", "$defs")}
+    if "anyOf" in kept:
+        kept["anyOf"] = [_inlined(option, definitions) for option in kept["anyOf"]]
+    return kept
+
+
+def _without_null(schema: Schema) -> Schema:
+    """Make `X or null` plain X: what is optional is left out, never null."""
+    options = schema.pop("anyOf", None)
+    if options is None:
+        return schema
+    (option,) = (option for option in options if option != {"type": "null"})
+    return {**option, **{key: value for key, value in schema.items() if key != "default" or value is not None}}
+
+
+def _with_default_described(schema: Schema, default: Any) -> Schema:
+    description = schema.get("description", "")
+    if default not in (None, [], {}, "") and not isinstance(default, dict) and "efault" not in description:
+        text = json.dumps(default).strip('"[]').removesuffix(".0")
+        schema["description"] = f"{description} Default: {text}.".lstrip()
+    return schema
+
+
+def _int_or_string(schema: Schema) -> Schema:
+    del schema["type"]
+    schema.setdefault("maxLength", 64)
+    return schema | {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
+
+
+def _object(schema: Schema, definitions: Mapping[str, Schema], for_users: bool) -> Schema:
+    if "properties" in schema:
+        properties = schema["properties"].items()
+        schema["properties"] = {name: _converted(part, definitions, for_users) for name, part in properties}
+    values = schema.pop("additionalProperties", None)
+    if isinstance(values, dict):
+        schema["additionalProperties"] = _converted(values, definitions, for_users)
+    return schema
+
+
+def _with_open_interval(schema: Schema) -> Schema:
+    """Write `> 0` as OpenAPI 3.0 does; and one constant as an enumeration."""
+    for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        if (value := schema.pop(exclusive, None)) is not None:
+            schema |= {bound: value, exclusive: True}
+    if "const" in schema:
+        schema["enum"] = [schema.pop("const")]
+    return schema
+
+
+def _bounded(schema: Schema) -> Schema:
+    if schema.get("type") == "string" and not schema.keys() & {"enum", "format"}:
+        schema.setdefault("maxLength", _MAX_LENGTH)
+    if schema.get("type") == "array":
+        schema.setdefault("maxItems", _MAX_ITEMS)
+    if "additionalProperties" in schema:
+        schema.setdefault("maxProperties", _MAX_PROPERTIES)
+    return schema

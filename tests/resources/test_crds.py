@@ -1,0 +1,207 @@
+"""What the real API server takes, refuses (and with what words), and leaves as it was written."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from support.api_server import ApiServer
+from support.resources import GATEWAY, PEER, job_manifest, worker_manifest
+
+EXECUTOR = {"class": "train", "name": "diloco-transformer"}
+LISTEN = "/ip4/0.0.0.0/tcp/4001"
+
+
+def network(**fields: Any) -> dict[str, Any]:
+    return {"network": {"gateways": [GATEWAY], **fields}}
+
+
+def resources(**fields: Any) -> dict[str, Any]:
+    return {"resources": {"cpu": "4", "memory": "8Gi", "storage": "10Gi", **fields}}
+
+
+def gpu(**fields: Any) -> dict[str, Any]:
+    return resources(gpu={"count": 1, "memory": "48Gi", **fields})
+
+
+def issued(**fields: Any) -> dict[str, Any]:
+    return {"identity": {"issuerRef": {"name": "ca"}, **fields}}
+
+
+def test_the_definitions_are_established_without_complaint(objects, api_server: ApiServer):
+    with api_server.client() as client:
+        listed = client.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions").json()["items"]
+    ours = [item for item in listed if item["spec"]["group"] == "hypha.space"]
+    conditions = [{c["type"]: c["status"] for c in item["status"]["conditions"]} for item in ours]
+    assert len(ours) == 2
+    assert all(c["Established"] == c["NamesAccepted"] == "True" for c in conditions)
+    assert not any("NonStructuralSchema" in c for c in conditions)
+
+
+def test_a_worker_stays_exactly_as_it_was_written(objects, namespace):
+    manifest = worker_manifest(
+        namespace,
+        **resources(cpu="1000m", memory=8_000_000_000),
+        offer={"price": 100, "floor": 80},
+        telemetry={"endpoint": "http://otel:4318"},
+    )
+    first = objects.apply(copy.deepcopy(manifest))
+    assert first["spec"] == manifest["spec"]
+    again = objects.apply(manifest)
+    assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+    assert again["metadata"]["managedFields"] == first["metadata"]["managedFields"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"identity": {}}, "set secretName"),
+        (issued(), "issuerRef needs trustSecretName"),
+        (issued(trustSecretName="network", secretName="UPPER"), "spec.identity.secretName"),
+        (network(gateways=[]), "spec.network.gateways"),
+        (network(gateways=["gateway:4001"]), "spec.network.gateways[0]"),
+        (network(listenAddresses=["/ip4/0.0.0.0/tcp/0"]), "spec.network.listenAddresses[0]"),
+        (network(listenAddresses=[]), "spec.network.listenAddresses"),
+        (network(excludeCidr=["10.0.0.0"]), "spec.network.excludeCidr[0]"),
+        (network(expose={"type": "Ingress"}), "Unsupported value"),
+        (network(expose={"type": "NodePort", "port": 70000}), "spec.network.expose.port"),
+        (
+            network(expose={"type": "HostPort"}, listenAddresses=[LISTEN, "/ip6/::/tcp/4001"]),
+            "exactly one of listenAddresses",
+        ),
+        (network(relayCircuit=False), "nobody could reach this worker"),
+        (resources(cpu="0"), "must be more than zero"),
+        (resources(cpu=0), "must be more than zero"),
+        (resources(memory="-1Gi"), "spec.resources.memory"),
+        (resources(storage="a lot"), "spec.resources.storage"),
+        (gpu(memory="0Gi"), "must be more than zero"),
+        (gpu(count=0), "spec.resources.gpu.count"),
+        (gpu(resourceName="gpu"), "spec.resources.gpu.resourceName"),
+        ({"offer": {"price": 50, "floor": 80}}, "floor is above price"),
+        ({"offer": {"price": -1}}, "spec.offer.price"),
+        ({"selection": {"strategy": "greed"}}, "Unsupported value"),
+        ({"leases": {"durationSeconds": 1}}, "spec.leases.durationSeconds"),
+        ({"leases": {"durationSeconds": 86400}}, "spec.leases.durationSeconds"),
+        ({"jobs": {"terminationGraceSeconds": 0}}, "spec.jobs.terminationGraceSeconds"),
+        ({"executors": []}, "spec.executors"),
+        ({"executors": [EXECUTOR, EXECUTOR]}, "duplicate entries for key"),
+        ({"executors": [{"class": "infer", "name": "x"}]}, "Unsupported value"),
+        ({"executors": [{"name": "x"}]}, "spec.executors[0].class: Required value"),
+        ({"telemetry": {"endpoint": "otel:4317"}}, "spec.telemetry.endpoint"),
+        ({"telemetry": {"endpoint": "http://otel", "sampleRatio": 2}}, "spec.telemetry.sampleRatio"),
+        ({"resorces": {}}, "field not declared in schema"),
+    ],
+)
+def test_a_worker_that_cannot_work_is_refused_with_the_field_or_the_reason(objects, namespace, spec, message):
+    answer = objects.apply(worker_manifest(namespace, **spec))
+    assert answer.get("kind") == "Status"
+    assert message in answer["message"]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        issued(trustSecretName="network"),
+        network(gateways=[f"{GATEWAY}/p2p/{PEER}"], relayCircuit=False, expose={"type": "LoadBalancer"}),
+        network(expose={"type": "HostPort", "port": 4001}, listenAddresses=[LISTEN]),
+        gpu(resourceName="nvidia.com/mig-1g.10gb", memory="10Gi", count=7),
+        gpu(deviceClassName="gpu.nvidia.com"),
+        {"offer": {"price": 50}},
+        {"offer": {"strategy": "flexible", "price": 50, "floor": 80}},
+        {"selection": {"strategy": "affinity", "schedulers": {PEER: 2.5}, "executors": {"train": -1}}},
+        {"executors": [{**EXECUTOR, "template": {"spec": {"tolerations": [{"operator": "Exists"}]}}}]},
+        {"suspend": True},
+    ],
+)
+def test_a_worker_that_makes_sense_is_taken(objects, namespace, spec):
+    assert objects.apply(worker_manifest(namespace, **spec)).get("kind") == "HyphaWorker"
+
+
+@pytest.mark.parametrize("name", ["a" * 49, "1st", "a.b"])
+def test_a_worker_whose_name_no_service_could_have_is_refused(objects, namespace, name):
+    answer = objects.apply(worker_manifest(namespace, name, identity={"secretName": "identity"}))
+    assert "metadata.name: at most 48 characters" in answer["message"]
+
+
+class TestHyphaJob:
+    def test_only_the_deadline_and_cancel_change(self, objects, namespace):
+        job = job_manifest(namespace, worker_manifest(namespace))
+        objects.apply(copy.deepcopy(job))
+        job["spec"]["lease"]["deadline"] = "2036-01-01T00:01:00Z"
+        job["spec"]["cancel"] = {"reason": "the lease lapsed"}
+        changed = objects.apply(job)
+        assert changed["spec"] == job["spec"]
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("workerRef", {"name": "other", "uid": "1"}),
+            ("workerPeerId", "12D3KooWother"),
+            ("jobId", "00000000-0000-4000-8000-000000000000"),
+            ("scheduler", "12D3KooWother"),
+            ("executor", {"class": "aggregate", "name": "parameter-server"}),
+            ("resources", {"cpu": 64}),
+            ("config", {"executor": {"class": "train", "name": "another"}}),
+            ("config", None),
+            ("ttlSecondsAfterFinished", 1),
+            ("lease", {"id": "00000000-0000-4000-8000-000000000000", "deadline": "2036-01-01T00:00:00Z"}),
+        ],
+    )
+    def test_what_it_is_never_changes(self, objects, namespace, field, value):
+        job = job_manifest(namespace, worker_manifest(namespace))
+        objects.apply(copy.deepcopy(job))
+        job["spec"][field] = value
+        if value is None:
+            del job["spec"][field]
+        answer = objects.apply(job)
+        assert "never changes" in answer["message"]
+
+    def test_it_stays_cancelled(self, objects, namespace):
+        job = job_manifest(namespace, worker_manifest(namespace), cancel={"reason": "the lease lapsed"})
+        objects.apply(copy.deepcopy(job))
+        del job["spec"]["cancel"]
+        assert "cancel stays" in objects.apply(job)["message"]
+
+    def test_it_is_named_after_its_task(self, objects, namespace):
+        job = job_manifest(namespace, worker_manifest(namespace))
+        job["metadata"]["name"] = "mine"
+        assert "must be hypha-<spec.taskId>" in objects.apply(job)["message"]
+
+    def test_node_and_operator_each_have_conditions_of_their_own(self, objects, namespace):
+        job = job_manifest(namespace, worker_manifest(namespace))
+        objects.apply(copy.deepcopy(job))
+
+        def status(type_: str) -> dict[str, Any]:
+            condition = {
+                "type": type_,
+                "status": "True",
+                "reason": "Because",
+                "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }
+            identity = {key: job[key] for key in ("apiVersion", "kind", "metadata")}
+            return {**identity, "status": {"conditions": [condition]}}
+
+        objects.apply(status("Ready"), "hypha-operator", status=True)
+        both = objects.apply(status("Reported"), "hypha-worker", status=True)
+        assert {condition["type"] for condition in both["status"]["conditions"]} == {"Ready", "Reported"}
+
+
+def test_kubectl_shows_what_people_look_for(objects, namespace, api_server: ApiServer):
+    worker = worker_manifest(namespace)
+    objects.apply(copy.deepcopy(worker))
+    job = job_manifest(namespace, worker)
+    objects.apply(copy.deepcopy(job))
+    job_status = {"phase": "Running", "progress": {"round": 3, "metrics": {"loss": 0.25}}}
+    objects.apply({**{k: job[k] for k in ("apiVersion", "kind", "metadata")}, "status": job_status}, status=True)
+    node = {"connectedGateways": 1, "activeLeases": 2, "activeJobs": 2}
+    worker_status = {"peerId": PEER, "node": node}
+    objects.apply({**{k: worker[k] for k in ("apiVersion", "kind", "metadata")}, "status": worker_status}, status=True)
+    workers = api_server.kubectl("get", "hw", "-n", namespace).splitlines()
+    assert workers[0].split() == ["NAME", "READY", "PEER", "GATEWAYS", "LEASES", "JOBS", "AGE"]
+    assert workers[1].split()[:5] == ["gpu", PEER, "1", "2", "2"]
+    jobs = api_server.kubectl("get", "hj", "-n", namespace).splitlines()
+    assert jobs[0].split() == ["NAME", "WORKER", "EXECUTOR", "PHASE", "ROUND", "LOSS", "AGE"]
+    assert jobs[1].split()[1:6] == ["gpu", "diloco-transformer", "Running", "3", "0.25"]
+    both = api_server.kubectl("get", "hypha", "-n", namespace, "-o", "name").split()
+    assert [name.partition("/")[0] for name in both] == ["hyphajob.hypha.space", "hyphaworker.hypha.space"]

@@ -1,0 +1,136 @@
+"""The models: quantities, units, what the generator makes of them, and that its files are what it makes."""
+
+import re
+from contextlib import suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from hypha_resources.__main__ import plain, templated
+from hypha_resources.common import QUANTITY_PATTERN, parse_quantity
+from hypha_resources.crd import RESOURCES, Resource, definition
+from hypha_resources.job import redacted
+from hypha_resources.worker import Gpu, HyphaWorkerSpec, ResourcesSpec, devices_needed
+from support.resources import worker_manifest
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts/hypha-worker/templates/crds"
+
+
+@pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.kind)
+class TestGeneratedFiles:
+    def test_they_are_what_make_crds_writes(self, resource: Resource):
+        assert (ROOT / "crds" / f"{resource.plural}.yaml").read_text() == plain(resource), "run make crds"
+
+    def test_the_chart_has_the_same_wrapped_in_a_switch_and_kept(self, resource: Resource):
+        text = templated(resource)
+        inner = re.fullmatch(r"#.*\n\{\{- if \.Values\.crds\.install \}\}\n(.*)\{\{- end \}\}\n", text, re.DOTALL)
+        assert inner
+        assert "{{" not in inner[1]
+        manifest = yaml.safe_load(inner[1])
+        assert manifest["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+        assert manifest == definition(resource)
+        if CHART.exists():
+            assert (CHART / f"{resource.plural}.yaml").read_text() == text, "run make crds"
+
+    def test_every_text_and_list_of_a_specification_is_bounded(self, resource: Resource):
+        schema = definition(resource)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+        unbounded = [path for path, part in _parts(schema) if _is_unbounded(part)]
+        assert unbounded == []
+
+    def test_nothing_is_defaulted_or_nullable(self, resource: Resource):
+        parts = dict(_parts(definition(resource)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]))
+        assert not [path for path, part in parts.items() if part.keys() & {"default", "nullable", "$ref", "title"}]
+
+
+def _parts(schema: dict[str, Any], path: str = "") -> list[tuple[str, dict[str, Any]]]:
+    found = [(path, schema)]
+    for name, part in schema.get("properties", {}).items():
+        found += _parts(part, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            found += _parts(schema[key], f"{path}[]")
+    return found
+
+
+def _is_unbounded(part: dict[str, Any]) -> bool:
+    if part.get("type") == "string":
+        return not part.keys() & {"maxLength", "enum", "format"}
+    return (part.get("type") == "array" and "maxItems" not in part) or (
+        "additionalProperties" in part and "maxProperties" not in part
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2", 2),
+        ("500m", Decimal("0.5")),
+        ("1Ki", 1024),
+        ("1.5Gi", 1610612736),
+        ("1e3", 1000),
+        ("1E", 10**18),
+        (".5", 0.5),
+    ],
+)
+def test_a_quantity_is_worth_what_kubernetes_says(text, value):
+    assert parse_quantity(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "1 Gi", "Gi", "-1", "1KB", "0x10", "1e", "1e9999", "nan"])
+def test_what_is_no_quantity_is_refused(text):
+    with pytest.raises(ValueError, match="quantity"):
+        parse_quantity(text)
+
+
+@given(st.text(alphabet="0123456789.eE+-KMGTPimunk", max_size=12))
+def test_any_text_is_a_quantity_or_refused(text):
+    if re.fullmatch(QUANTITY_PATTERN, text) and "e" not in text.lower():
+        assert parse_quantity(text) >= 0
+    else:
+        with suppress(ValueError):
+            parse_quantity(text)
+
+
+@given(gpu_gb=st.floats(0.001, 10_000), memory_gib=st.integers(1, 192))
+def test_enough_devices_are_taken_and_not_one_more(gpu_gb, memory_gib):
+    devices = devices_needed(gpu_gb, Gpu(count=8, memory=f"{memory_gib}Gi"))
+    per_device_gb = memory_gib * 2**30 / 1e9
+    assert devices * per_device_gb >= gpu_gb * (1 - 1e-8)
+    assert (devices - 1) * per_device_gb < gpu_gb
+
+
+@given(count=st.integers(1, 1024), memory_gib=st.integers(1, 192))
+def test_a_job_with_all_the_memory_of_a_worker_gets_all_its_devices(count, memory_gib):
+    gpu = Gpu(count=count, memory=f"{memory_gib}Gi")
+    capacity = ResourcesSpec(cpu="1", memory="1Gi", storage="1Gi", gpu=gpu).capacity
+    assert devices_needed(capacity.gpu, gpu) == count
+
+
+def test_capacity_is_said_in_the_units_of_the_network():
+    spec = HyphaWorkerSpec.model_validate(worker_manifest("ns")["spec"])
+    capacity = spec.resources.capacity
+    assert (capacity.cpu, capacity.memory) == (32, 137.438953472)
+    assert capacity.gpu == pytest.approx(2 * 48 * 2**30 / 1e9)
+
+
+def test_a_gpu_without_memory_is_refused():
+    with pytest.raises(ValidationError, match="not more than zero"):
+        Gpu(count=1, memory="0Gi")
+
+
+def test_a_redacted_job_has_no_tokens_and_no_passwords_in_addresses():
+    job = {
+        "fetch": [{"type": "huggingface", "repository": "a/b", "token": "hf_secret"}],
+        "data": {"type": "uri", "value": "https://me:secret@example.org/data?sig=secret#x"},
+    }
+    clean = redacted(job)
+    assert "secret" not in str(clean)
+    assert clean["data"]["value"] == "https://example.org/data"
+    assert clean["fetch"] == [{"type": "huggingface", "repository": "a/b"}]
