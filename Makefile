@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint format tools-api tools cluster cluster-down chart-docs requirements bench clean
+.PHONY: help install demo test lint format tools-api tools cluster e2e cluster-down chart-docs crds requirements bench clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## Install everything into .venv (about 6 GB: torch brings its CUDA libraries)
 
@@ -45,11 +45,19 @@ tools: install ## Build all programs of a cluster, and helm, into .tools (10 min
 cluster: tools ## Start a Kubernetes cluster of one node on this machine, or repair it (as root)
 	@$(BIN)/python -m e2e.cluster up
 
+e2e: install ## Install the chart on that cluster, or on KUBECONFIG's, train a model there, and break what can break
+	@test -n "$$KUBECONFIG$$E2E_CONTEXT" || $(MAKE) --no-print-directory cluster images
+	$(BIN)/pytest -c e2e/pytest.ini e2e/cases
+
 cluster-down: install ## Remove the cluster and all that it left
 	@$(BIN)/python -m e2e.cluster down
 
 chart-docs: install ## Write the table of values in the chart's README
 	@$(BIN)/python charts/chart_docs.py
+
+crds: install ## Write crds/ and the chart's templates of them from the models
+	$(BIN)/python -m hypha_resources
+	$(BIN)/python -m hypha_resources --chart
 
 requirements: install ## Compile requirements/*.txt from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra dev pyproject.toml -o requirements/dev.txt
@@ -57,4 +65,4 @@ requirements: install ## Compile requirements/*.txt from pyproject.toml
 
 clean: ## Remove what the other targets made
 	@test ! -e .cluster || $(MAKE) cluster-down
-	rm -rf $(VENV) .tools demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .tools demo-output e2e-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,36 @@
+"""From `helm install` to a trained model."""
+
+from e2e.devnet import Devnet
+from e2e.kube import Kube, condition
+from e2e.workers import Worker
+from hypha_devnet.demo_settings import SETTINGS
+
+_JOB_S = 600
+
+
+def test_the_digits_are_trained_by_pods_to_the_accuracy_of_the_demo(
+    kube: Kube, devnet: Devnet, farm: list[Worker]
+) -> None:
+    training = devnet.train(SETTINGS.rounds)
+    tasks = training.tasks()
+    accuracy = training.accuracy(_JOB_S)
+    assert accuracy > SETTINGS.wanted_accuracy
+    for task in tasks:
+        job = kube.get("hyphajobs", farm[0].namespace, f"hypha-{task}")
+        assert job is not None
+        assert job["status"]["phase"] == "Succeeded", job["status"]
+    for worker in farm:
+        worker.free()
+
+
+def test_jobs_and_workers_say_how_they_are_to_whoever_asks_kubectl(kube: Kube, farm: list[Worker]) -> None:
+    namespace = ("--namespace", farm[0].namespace)
+    workers = kube.kubectl("get", "hyphaworkers", *namespace)
+    jobs = kube.kubectl("get", "hyphajobs", *namespace)
+    for column in ("READY", "PEER", "GATEWAYS", "LEASES", "JOBS", "AGE"):
+        assert column in workers
+    for column in ("WORKER", "EXECUTOR", "PHASE", "ROUND", "LOSS", "AGE"):
+        assert column in jobs
+    for worker in farm:
+        assert worker.peer_id in workers
+        assert condition(worker.get(), "Connected")["status"] == "True"

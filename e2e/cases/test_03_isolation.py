@@ -1,0 +1,116 @@
+"""What a hostile job gets: nothing, and nobody else notices."""
+
+import json
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from e2e import doors, installation
+from e2e.devnet import Devnet
+from e2e.kube import Kube, eventually
+from e2e.tasks import Task, Tasks
+from e2e.workers import Worker, failed, job_of, pods_of, restarts, results
+from hypha_messages.types import Resources
+
+_PROGRAMS = Path(__file__).parents[1] / "programs"
+_MARKER = f"neighbour-{uuid4()}"
+
+NEIGHBOUR = """
+import pathlib, time
+pathlib.Path("/job/work/marker").write_text(args[0])
+print("ready", flush=True)
+time.sleep(3600)
+"""
+EATER = """
+eaten = []
+while True:
+    eaten.append(b"x" * (16 << 20))
+"""
+FILLER = """
+import time
+with open("/job/work/fill", "wb") as file:
+    for _ in range(300):
+        file.write(b"x" * (1 << 20))
+        file.flush()
+time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def neighbour(kube: Kube, worker: Worker, tasks: Tasks) -> Task:
+    """A job that minds its own business, beside all the others."""
+    task = tasks.run(worker.peer_id, NEIGHBOUR, _MARKER)
+    eventually("the neighbour runs", lambda: job_of(kube, worker, task)["status"].get("phase") == "Running")
+    return task
+
+
+@pytest.fixture(autouse=True)
+def unharmed(kube: Kube, worker: Worker, neighbour: Task) -> Any:
+    """After each case the neighbour, the controller and the node are as they were."""
+    (pod,) = pods_of(kube, worker, neighbour)
+    controller = worker.controller()
+    yield
+    (after,) = pods_of(kube, worker, neighbour)
+    assert after["metadata"]["uid"] == pod["metadata"]["uid"]
+    assert restarts(after) == restarts(pod)
+    assert job_of(kube, worker, neighbour)["status"]["phase"] == "Running"
+    now = worker.controller()
+    assert controller is not None
+    assert now is not None
+    assert (now["metadata"]["uid"], restarts(now)) == (controller["metadata"]["uid"], restarts(controller))
+    for node in kube.items("nodes"):
+        pressure = {c["type"]: c["status"] for c in node["status"]["conditions"]}
+        assert pressure["Ready"] == "True"
+        assert pressure["MemoryPressure"] == pressure["DiskPressure"] == "False"
+
+
+def test_a_job_that_eats_memory_is_killed_for_it_alone(kube: Kube, worker: Worker, tasks: Tasks) -> None:
+    task = tasks.run(worker.peer_id, EATER)
+    failed(kube, worker, task, "OutOfMemory")
+    (pod,) = pods_of(kube, worker, task)
+    (executor,) = pod["status"]["containerStatuses"]
+    assert executor["state"]["terminated"]["reason"] == "OOMKilled"
+    assert all(c["state"]["terminated"]["reason"] != "OOMKilled" for c in pod["status"]["initContainerStatuses"])
+
+
+def test_a_job_that_fills_its_disk_is_evicted_alone(kube: Kube, worker: Worker, tasks: Tasks) -> None:
+    task = tasks.run(worker.peer_id, FILLER)
+    failed(kube, worker, task, "StorageExceeded")
+
+
+def test_a_job_that_looks_for_secrets_finds_none(
+    kube: Kube, devnet: Devnet, worker: Worker, tasks: Tasks, neighbour: Task
+) -> None:
+    key = (devnet.files.certificates / f"{worker.node}-key.pem").read_text().splitlines()[1]
+    needles = {"the P2P key": key, "the neighbour's volume": _MARKER}
+    program = (_PROGRAMS / "searcher.py").read_text()
+    backwards = json.dumps({what: text[::-1] for what, text in needles.items()})
+    task = tasks.run(worker.peer_id, program, backwards, resources=Resources(cpu=0.3, memory=0.3, storage=0.1))
+    assert task.ended(180) == "Finished"
+    found = results(kube, job_of(kube, worker, task))
+    assert found["files"] > 100
+    assert found["secrets"] == []
+    assert found["processes"] == 1
+    assert found["uid"] != 0
+    assert found["writable"] == ["/dev/shm", "/job/work"]
+
+
+def test_a_job_that_scans_every_pod_service_and_node_finds_no_door_that_opens(
+    kube: Kube, worker: Worker, tasks: Tasks
+) -> None:
+    program = (_PROGRAMS / "scanner.py").read_text()
+    targets = doors.targets(kube)
+    resources = Resources(cpu=0.4, memory=0.3, storage=0.1)
+    task = tasks.run(worker.peer_id, program, json.dumps(targets), resources=resources)
+    assert task.ended(300) == "Finished"
+    found = results(kube, job_of(kube, worker, task))
+    image = installation.image(kube, "HYPHA_PARAMETER_SERVER_IMAGE")
+    if doors.policies_enforced(kube, worker, image):
+        needed = doors.needed(kube, worker)
+        assert set(found) <= needed, set(found) - needed
+    else:
+        assert found, "the scan reached nothing at all, though nothing stops it"
+    opened = {where: answers for where, answers in found.items() if not doors.refuses(kube, where, answers)}
+    assert opened == {}

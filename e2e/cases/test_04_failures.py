@@ -1,0 +1,128 @@
+"""Jobs that cannot start, or are ended by others: the lease is free again, the scheduler told, and the reason said."""
+
+from collections.abc import Callable
+
+import pytest
+
+from e2e.kube import Kube, Object, condition, eventually
+from e2e.tasks import SMALL, Task, Tasks
+from e2e.workers import Worker, failed, job_of, pods_of
+from hypha_messages.types import Resources
+
+EXECUTORS = {
+    "image_missing": {"image": "registry.invalid/nobody/nothing:0"},
+    "nowhere": {"template": {"spec": {"nodeSelector": {"e2e.hypha.space/nowhere": "true"}}}},
+}
+SLEEPER = "import time; print('sleeping', flush=True); time.sleep(3600)"
+CRASHER = "import sys; print('the last words', flush=True); sys.exit(3)"
+_STARTS_NOT_S = 180
+
+
+def running(kube: Kube, worker: Worker, tasks: Tasks) -> Task:
+    """A job that runs until somebody ends it."""
+    task = tasks.run(worker.peer_id, SLEEPER)
+    eventually("the job runs", lambda: job_of(kube, worker, task)["status"].get("phase") == "Running")
+    return task
+
+
+def says_why(kube: Kube, worker: Worker, task: Task, *words: str) -> None:
+    """Some condition of the job says why in words that help; its lease and its pods are gone."""
+    job = job_of(kube, worker, task)
+    messages = [entry["message"] for entry in job["status"]["conditions"]]
+    assert any(all(word in message for word in words) for message in messages), messages
+    eventually(
+        "the end was reported", lambda: condition(job_of(kube, worker, task), "Reported").get("status") == "True"
+    )
+    eventually("no pod of it runs", lambda: not any(alive(pod) for pod in pods_of(kube, worker, task)))
+    worker.free()
+
+
+def alive(pod: Object) -> bool:
+    return pod["status"].get("phase") not in ("Succeeded", "Failed")
+
+
+def test_a_program_that_crashes_is_reported_with_its_last_words(kube: Kube, worker: Worker, tasks: Tasks) -> None:
+    task = tasks.run(worker.peer_id, CRASHER)
+    status = failed(kube, worker, task, "ExecutorFailed")
+    assert "the last words" in "\n".join(status["lastLines"])
+    says_why(kube, worker, task, "3")
+
+
+def test_an_image_that_is_missing_fails_the_job(kube: Kube, worker: Worker, tasks: Tasks) -> None:
+    task = tasks.run(worker.peer_id, SLEEPER, executor="image-missing")
+    failed(kube, worker, task, "ImagePull", _STARTS_NOT_S)
+    says_why(kube, worker, task, "registry.invalid/nobody/nothing:0")
+
+
+def test_a_job_that_no_node_can_take_fails(kube: Kube, worker: Worker, tasks: Tasks) -> None:
+    task = tasks.run(worker.peer_id, SLEEPER, executor="nowhere")
+    failed(kube, worker, task, "Unschedulable", _STARTS_NOT_S)
+    says_why(kube, worker, task, "node")
+
+
+def test_a_job_that_wants_more_gpus_than_there_are_fails(kube: Kube, worker: Worker, tasks: Tasks) -> None:
+    task = tasks.run(worker.peer_id, SLEEPER, resources=Resources(cpu=0.1, memory=0.2, storage=0.1, gpu=60))
+    failed(kube, worker, task, "Unschedulable", _STARTS_NOT_S)
+    says_why(kube, worker, task, "nvidia.com/gpu")
+
+
+def test_a_quota_that_is_used_up_fails_the_job(kube: Kube, worker: Worker, tasks: Tasks) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "no-more", "namespace": worker.namespace},
+        "spec": {"hard": {"limits.memory": "1M"}},
+    }
+    kube.apply(quota)
+    try:
+        task = tasks.run(worker.peer_id, SLEEPER)
+        failed(kube, worker, task, "QuotaExceeded", _STARTS_NOT_S)
+        says_why(kube, worker, task, "no-more")
+    finally:
+        kube.delete("resourcequotas", worker.namespace, "no-more")
+
+
+def delete_pod(kube: Kube, worker: Worker, task: Task) -> None:
+    (pod,) = pods_of(kube, worker, task)
+    kube.delete("pods", worker.namespace, pod["metadata"]["name"])
+
+
+def evict_pod(kube: Kube, worker: Worker, task: Task) -> None:
+    (pod,) = pods_of(kube, worker, task)
+    kube.evict(worker.namespace, pod["metadata"]["name"])
+
+
+def delete_job(kube: Kube, worker: Worker, task: Task) -> None:
+    kube.delete("jobs", worker.namespace, task.name)
+
+
+def drain_node(kube: Kube, worker: Worker, task: Task) -> None:
+    (pod,) = pods_of(kube, worker, task)
+    node = pod["spec"]["nodeName"]
+    selector = f"--pod-selector=hypha.space/job={task.name}"
+    try:
+        kube.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=90s", selector)
+    finally:
+        kube.kubectl("uncordon", node)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reasons"),
+    [
+        pytest.param(delete_pod, {"Evicted"}, id="its pod is deleted by hand"),
+        pytest.param(evict_pod, {"Evicted"}, id="its pod is evicted"),
+        pytest.param(delete_job, {"JobDeleted"}, id="its Job is deleted by hand"),
+        pytest.param(drain_node, {"Evicted"}, id="its node is drained"),
+    ],
+)
+def test_a_job_taken_away_fails_when(
+    kube: Kube, worker: Worker, tasks: Tasks, harm: Callable[[Kube, Worker, Task], None], reasons: set[str]
+) -> None:
+    task = running(kube, worker, tasks)
+    harm(kube, worker, task)
+    assert task.ended() == "Failed"
+    status = job_of(kube, worker, task)["status"]
+    assert (status["phase"], status["reason"] in reasons) == ("Failed", True), status
+    says_why(kube, worker, task)
+    assert not task.lease_lost
+    assert tasks.run(worker.peer_id, "pass", resources=SMALL).ended() == "Finished"

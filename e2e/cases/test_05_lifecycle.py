@@ -1,0 +1,78 @@
+"""Changes that a user makes while a job runs, and what remains after a worker."""
+
+from e2e.kube import Kube, consistently, eventually
+from e2e.tasks import Task, Tasks
+from e2e.workers import Worker, job_of
+
+WAITER = """
+import time
+print("waiting", flush=True)
+time.sleep(float(args[0]))
+"""
+_LONG_S = "40"
+
+
+def running(kube: Kube, worker: Worker, tasks: Tasks, seconds: str) -> Task:
+    task = tasks.run(worker.peer_id, WAITER, seconds)
+    eventually("the job runs", lambda: job_of(kube, worker, task)["status"].get("phase") == "Running")
+    return task
+
+
+def controller_uid(worker: Worker) -> str | None:
+    pod = worker.controller()
+    return pod["metadata"]["uid"] if pod else None
+
+
+def test_a_changed_price_rolls_the_controller_out_without_losing_the_running_job(
+    kube: Kube, worker: Worker, tasks: Tasks
+) -> None:
+    task = running(kube, worker, tasks, _LONG_S)
+    before = controller_uid(worker)
+    worker.change(offer={"floor": 42})
+    eventually("a new controller", lambda: controller_uid(worker) not in (None, before))
+    worker.ready()
+    assert task.ended() == "Finished"
+    assert not task.lease_lost
+    assert len(worker.jobs()) == 1
+
+
+def test_a_suspended_worker_offers_nothing_and_its_running_job_finishes(
+    kube: Kube, worker: Worker, tasks: Tasks
+) -> None:
+    task = running(kube, worker, tasks, _LONG_S)
+    before = controller_uid(worker)
+    worker.change(suspend=True)
+    try:
+        eventually("the controller knows", lambda: controller_uid(worker) not in (None, before))
+        eventually("the node is healthy", lambda: worker.status_of_node().get("healthy"), 60)
+        consistently("no offers", lambda: not tasks.offers(worker.peer_id), 10)
+        assert task.ended() == "Finished"
+        assert not task.lease_lost
+    finally:
+        worker.change(suspend=False)
+    worker.ready()
+    eventually("offers", lambda: tasks.offers(worker.peer_id), 60)
+
+
+def test_a_deleted_worker_tells_its_schedulers_and_leaves_nothing(kube: Kube, worker: Worker, tasks: Tasks) -> None:
+    task = running(kube, worker, tasks, "3600")
+    worker.delete()
+    assert task.ended(1) == "Failed"
+    kinds = (
+        "deployments", "jobs", "pods", "configmaps", "services", "serviceaccounts", "roles", "rolebindings",
+        "networkpolicies", "poddisruptionbudgets", "hyphajobs",
+    )  # fmt: skip
+
+    def left() -> list[str]:
+        selector = "hypha.space/worker=" + worker.name
+        return [
+            f"{kind}/{item['metadata']['name']}"
+            for kind in kinds
+            for item in kube.list_of(kind, worker.namespace, selector)
+        ]
+
+    eventually("nothing is left in the namespace", lambda: not left(), 120)
+    secrets = [item["metadata"]["name"] for item in kube.list_of("secrets", worker.namespace)]
+    assert secrets == [worker.spec["identity"]["secretName"]]
+    name = f"hypha-{worker.namespace}-{worker.name}-token-reviewer"
+    assert kube.get("clusterrolebindings", None, name) is None

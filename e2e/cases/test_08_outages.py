@@ -1,0 +1,105 @@
+"""Parts of the cluster that go away: the operator, the API server, the controller for good."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from e2e import installation, workers
+from e2e.devnet import Devnet
+from e2e.kube import Kube, eventually
+from e2e.settings import Settings
+from e2e.tasks import Tasks
+from e2e.workers import Worker, job_of
+
+WAITER = "import time; print('waiting', flush=True); time.sleep(float(args[0]))"
+_COUNT = 6
+_CHILDREN = {
+    "deployments": "{}-controller",
+    "configmaps": "{}-controller",
+    "serviceaccounts": "{}-controller",
+    "roles": "{}-controller",
+    "rolebindings": "{}-controller",
+    "services": "{}-connector",
+}
+
+
+def equal(probe: Callable[[], list[str]], expected: list[str]) -> bool:
+    return probe() == expected
+
+
+def not_ready(worker: Worker) -> bool:
+    return bool(worker.condition("Ready").get("status") == "False")
+
+
+def test_an_operator_killed_while_workers_come_and_go_orphans_and_doubles_nothing(
+    kube: Kube, devnet: Devnet, namespaces: workers.Namespaces
+) -> None:
+    namespace = namespaces("hypha-e2e-many")
+    # Their Secrets are missing, so that no controller runs: this is about the operator alone.
+    many = [
+        Worker(kube, devnet, namespace, f"many-{number}", workers.trainer_spec(devnet, f"many-{number}"))
+        for number in range(_COUNT)
+    ]
+    for worker in many:
+        kube.apply(worker.object)
+        for pod in installation.operator_pods(kube):
+            kube.delete("pods", installation.NAMESPACE, pod, 0)
+        time.sleep(1.5)
+    gone, kept = many[: _COUNT // 2], many[_COUNT // 2 :]
+    for worker in gone:
+        kube.delete("hyphaworkers", namespace, worker.name)
+        time.sleep(1)
+        for pod in installation.operator_pods(kube):
+            kube.delete("pods", installation.NAMESPACE, pod, 0)
+    eventually("the operator is ready", lambda: installation.operator_ready(kube), 180)
+
+    def children(kind: str) -> list[str]:
+        found = kube.list_of(kind, namespace, "hypha.space/worker")
+        names = {item["metadata"]["name"] for item in found if not item["metadata"]["name"].endswith("-job")}
+        return sorted(names)
+
+    for kind, form in _CHILDREN.items():
+        expected = sorted(form.format(worker.name) for worker in kept)
+        eventually(f"exactly these {kind}: {expected}", partial(equal, partial(children, kind), expected), 120)
+    for worker in kept:
+        eventually("it says what is missing", partial(not_ready, worker))
+        worker.delete()
+
+
+@pytest.mark.timeout(600)
+def test_a_controller_away_for_longer_than_its_leases_has_its_jobs_ended_by_the_operator(
+    kube: Kube, worker: Worker, tasks: Tasks
+) -> None:
+    task = tasks.run(worker.peer_id, WAITER, "3600")
+    eventually("the job runs", lambda: job_of(kube, worker, task)["status"].get("phase") == "Running")
+    worker.change(controller={"image": "registry.invalid/nobody/nothing:0"})
+    try:
+        eventually(
+            "the operator has ended the job",
+            lambda: job_of(kube, worker, task)["status"].get("reason") == "LeaseLost",
+            240,
+        )
+        assert job_of(kube, worker, task)["status"]["phase"] == "Failed"
+    finally:
+        worker.change(controller={"image": None})
+    worker.ready()
+    worker.free()
+
+
+@pytest.mark.timeout(600)
+def test_an_api_server_away_for_a_minute_does_not_disturb_a_running_job(
+    kube: Kube, worker: Worker, tasks: Tasks, settings: Settings
+) -> None:
+    if not settings.own_cluster:
+        pytest.skip("only the API server of `make cluster` is stopped")
+    task = tasks.run(worker.peer_id, WAITER, "75")
+    eventually("the job runs", lambda: job_of(kube, worker, task)["status"].get("phase") == "Running")
+    with installation.api_server_stopped():
+        time.sleep(60)
+    assert task.ended(120) == "Finished"
+    assert not task.lease_lost
+    assert job_of(kube, worker, task)["status"]["phase"] == "Succeeded"
+    worker.ready()
+    worker.free()

@@ -1,0 +1,42 @@
+"""`python -m e2e.digits prepare DIRECTORY`, `... judge DIRECTORY UPDATES`: the demo's model, data and judgement.
+
+A program of its own, since torch takes long to import.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from hypha_devnet.demo_model import accuracy, prepare
+from hypha_devnet.demo_settings import Files
+
+
+def trained(files: Files, updates: Path, output: Path) -> Path:
+    """Write the model as the updates have made it: the untrained weights and their sum."""
+    shutil.copytree(files.model, output, dirs_exist_ok=True)
+    weights = load_file(output / "model.safetensors")
+    for path in sorted(updates.glob("*.safetensors")):
+        for name, update in load_file(path).items():
+            weights[name] += update
+    save_file(weights, output / "model.safetensors", {"format": "pt"})
+    return output
+
+
+def main(what: str, directory: Path, updates: Path | None = None) -> None:
+    """Prepare or judge; says what came of it as a line of JSON."""
+    torch.set_num_threads(1)
+    files = Files(directory)
+    if what == "prepare":
+        train, held_out = prepare(files)
+        print(json.dumps({"event": "prepared", "train": train, "held_out": held_out}), flush=True)
+    elif updates is not None:
+        model = trained(files, updates, updates.with_name(f"{updates.name}-model"))
+        print(json.dumps({"event": "judged", "accuracy": accuracy(model)}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(Path, sys.argv[2:]))

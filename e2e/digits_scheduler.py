@@ -1,0 +1,98 @@
+"""`python -m e2e.digits_scheduler CONFIG UPDATES`: the devnet's scheduler, who is also sent every merged update.
+
+What it gets is what the trainers get, so with the untrained model it is the trained one, with no way into the pods.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import trio
+
+from hypha_devnet.allocation import AllocationError
+from hypha_devnet.config import SchedulerConfig, load
+from hypha_devnet.events import Events
+from hypha_devnet.node import join, leaves, until_signal
+from hypha_devnet.scheduler import JobFailedError, Scheduler
+from hypha_messages.job import AggregateExecutor, JobSpec
+from hypha_messages.streams import PUSH
+from hypha_network.network import Network
+from hypha_network.streams import Stream
+
+_MAX_UPDATE_BYTES = 64 * 1024 * 1024
+_LAST_UPDATE_S = 60.0
+
+
+class Observer(Scheduler):
+    """A scheduler that names itself among those who get the updates."""
+
+    own_peer_id = ""
+
+    def _aggregate_spec(self, trainers: list[str]) -> JobSpec:
+        spec = super()._aggregate_spec(trainers)
+        assert isinstance(spec.executor, AggregateExecutor)
+        results = spec.executor.config.results
+        watched = results.model_copy(update={"peers": [*results.peers, self.own_peer_id]})
+        config = spec.executor.config.model_copy(update={"results": watched})
+        return spec.model_copy(update={"executor": spec.executor.model_copy(update={"config": config})})
+
+
+class Updates:
+    """The updates, a file each, in the order in which they came."""
+
+    def __init__(self, directory: Path, events: Events) -> None:
+        self._directory = directory
+        self._events = events
+        self._arrived = trio.Event()
+        self.count = 0
+        directory.mkdir(parents=True)
+
+    async def take(self, peer: str, stream: Stream) -> None:
+        """Receive one."""
+        data = await stream.read_to_end(_MAX_UPDATE_BYTES)
+        path = self._directory / f"{self.count:04}.safetensors"
+        path.write_bytes(data)
+        self.count += 1
+        self._events.emit("update", peer=peer, number=self.count, bytes=len(data))
+        self._arrived.set()
+        self._arrived = trio.Event()
+
+    async def until(self, count: int) -> None:
+        """Wait for this many."""
+        while self.count < count:
+            await self._arrived.wait()
+
+
+async def run(config: SchedulerConfig, directory: Path, events: Events) -> int:
+    """Run the job; 0 when it is done and all updates are here."""
+    async with join(config) as network:
+        events.emit("listening", peer_id=network.peer_id, addresses=network.addresses())
+        updates = Updates(directory, events)
+        network.handle_stream(PUSH, updates.take)
+        return await _run(network, config, updates, events)
+
+
+async def _run(network: Network, config: SchedulerConfig, updates: Updates, events: Events) -> int:
+    reasons: list[str] = []
+    try:
+        scheduler = Observer(network, config.scheduler.job, events)
+        scheduler.own_peer_id = network.peer_id
+        await scheduler.run()
+        with trio.fail_after(_LAST_UPDATE_S):
+            await updates.until(config.scheduler.job.rounds.update_rounds)
+    except* (JobFailedError, AllocationError, trio.TooSlowError) as group:
+        reasons = [str(error) or type(error).__name__ for error in leaves(group)]
+    if reasons:
+        events.emit("failed", reason="; ".join(reasons))
+    return 1 if reasons else 0
+
+
+def main(config: Path, directory: Path) -> int:
+    """Run until the job is done or a signal comes."""
+    logging.basicConfig(level="INFO", stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    settings, events = load(SchedulerConfig, config), Events.to_stdout(True)
+    return trio.run(until_signal, lambda: run(settings, directory, events), 143)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1]), Path(sys.argv[2])))

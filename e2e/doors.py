@@ -1,0 +1,108 @@
+"""What a job can reach in the cluster, and whether what it reaches lets it in."""
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from e2e.kube import Kube, KubeError, Object, eventually
+from e2e.workers import Worker
+
+_USUAL_PORTS: Final = (
+    *range(1, 1025), 2379, 2380, 2381, 3000, 4001, 4318, 5000, 5432, 6379, 6443, 8000, 8080, 8081, 8181, 8443, 8888,
+    9000, 9090, 9100, 9153, 9443, *range(10245, 10262), 15021, 30000, 30401, 50051,
+)  # fmt: skip
+_REFUSAL: Final = re.compile(r"closed|TLS: |HTTP/1\.[01] (400|401|403|404|405|421)\b")
+
+
+def targets(kube: Kube) -> dict[str, Sequence[object]]:
+    """Every address of pods, services and nodes, and the ports to try there."""
+    addresses: set[str] = set()
+    ports: set[int] = set(_USUAL_PORTS)
+    for pod in kube.items("pods"):
+        addresses |= {ip["ip"] for ip in pod["status"].get("podIPs", ())}
+        for container in [*pod["spec"]["containers"], *pod["spec"].get("initContainers", ())]:
+            ports |= {port["containerPort"] for port in container.get("ports", ())}
+    for service in kube.items("services"):
+        addresses |= {ip for ip in service["spec"].get("clusterIPs", ()) if ip != "None"}
+        for port in service["spec"].get("ports", ()):
+            ports |= {port["port"], port.get("nodePort") or port["port"]}
+    for node in kube.items("nodes"):
+        addresses |= {
+            entry["address"] for entry in node["status"]["addresses"] if entry["type"] in ("InternalIP", "ExternalIP")
+        }
+    return {"addresses": sorted(addresses), "ports": sorted(ports)}
+
+
+def refuses(kube: Kube, where: str, answers: dict[str, str]) -> bool:
+    """Whether a door stayed shut: TLS that wants a certificate, a status that refuses, a connection that ends.
+
+    Known to answer, and meant to: DNS (names, and how many were asked for), and the operator's numbers.
+    """
+    opened = {what for what, answer in answers.items() if not _REFUSAL.match(answer)}
+    return not opened or (where.rpartition(":")[0] in _meant_to_answer(kube) and opened <= {"plain /metrics"})
+
+
+def _meant_to_answer(kube: Kube) -> set[str]:
+    pods = kube.list_of("pods", "kube-system", "k8s-app=kube-dns")
+    pods += kube.items("pods", app_kubernetes_io__component="operator")
+    return {pod["status"].get("podIP", "") for pod in pods}
+
+
+def needed(kube: Kube, worker: Worker) -> set[str]:
+    """The doors that a job needs: DNS, and its worker's connector."""
+    doors = set()
+    for namespace, name in (("kube-system", "kube-dns"), (worker.namespace, f"{worker.name}-connector")):
+        service = kube.get("services", namespace, name)
+        if service is not None:
+            ports = [port["port"] for port in service["spec"]["ports"]]
+            doors |= {f"{ip}:{port}" for ip in service["spec"]["clusterIPs"] for port in ports}
+    return doors
+
+
+def policies_enforced(kube: Kube, worker: Worker, image: str) -> bool:
+    """Whether NetworkPolicies do anything here: a pod that may reach nothing tries to reach the API server."""
+    name, namespace = "policy-probe", worker.namespace
+    labels = {"e2e": name}
+    policy = {"podSelector": {"matchLabels": labels}, "policyTypes": ["Egress"]}
+    kube.apply(
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": policy,
+        },
+        _probe(name, namespace, labels, image),
+    )
+    try:
+        phase = eventually("the probe has ended", lambda: _ended(kube, namespace, name), 60)
+    finally:
+        kube.delete("pods", namespace, name, 0)
+        kube.delete("networkpolicies", namespace, name)
+    return phase == "Failed"
+
+
+def _ended(kube: Kube, namespace: str, name: str) -> str | None:
+    try:
+        pod = kube.get("pods", namespace, name)
+    except KubeError:
+        return None
+    phase: str = (pod or {"status": {"phase": ""}})["status"]["phase"]
+    return phase if phase in ("Succeeded", "Failed") else None
+
+
+def _probe(name: str, namespace: str, labels: dict[str, str], image: str) -> Object:
+    connect = "import os, socket; socket.create_connection((os.environ['KUBERNETES_SERVICE_HOST'], 443), 5)"
+    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    container = {"name": "probe", "image": image, "command": ["python3", "-c", connect], "securityContext": security}
+    pod_security = {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "securityContext": pod_security,
+            "containers": [container],
+        },
+    }

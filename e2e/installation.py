@@ -1,0 +1,84 @@
+"""The cluster, the images in it, and the release of the chart."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from e2e.cluster.cluster import Cluster
+from e2e.cluster.tools import tool
+from e2e.kube import Kube, eventually
+from e2e.settings import ROOT, Settings
+
+NAMESPACE: Final = "hypha-system"
+RELEASE: Final = "hypha"
+_INSTALL_S: Final = 180
+
+
+def cluster(settings: Settings) -> Kube:
+    """Bring the cluster up, if it is ours, and return it."""
+    if not settings.own_cluster:
+        return Kube(settings.kubeconfig, settings.context)
+    own = Cluster()
+    own.up()
+    return Kube(own.kubeconfig, None, tool("kubectl"))
+
+
+def install(kube: Kube, settings: Settings) -> None:
+    """Install or upgrade the chart, and wait until the operator is ready."""
+    helm = tool("helm") if settings.own_cluster else "helm"
+    values = ["--values", str(settings.values)] if settings.values else []
+    flags = [flag.replace("--context", "--kube-context") for flag in kube.flags]
+    subprocess.run(
+        [
+            *(helm, "upgrade", "--install", RELEASE, str(ROOT / "charts" / "hypha-worker")),
+            *("--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", f"{_INSTALL_S}s"),
+            *values,
+            *flags,
+        ],
+        check=True,
+    )
+    eventually("the operator is ready", lambda: operator_ready(kube))
+
+
+def operator_ready(kube: Kube) -> bool:
+    """Whether the operator's Deployment is as it should be."""
+    deployments = kube.items("deployments", NAMESPACE, app_kubernetes_io__instance=RELEASE)
+    return bool(deployments) and all(
+        item["status"].get("readyReplicas") == item["spec"]["replicas"]
+        and item["status"].get("observedGeneration") == item["metadata"]["generation"]
+        for item in deployments
+    )
+
+
+def operator_pods(kube: Kube) -> list[str]:
+    """The names of the operator's pods."""
+    return [pod["metadata"]["name"] for pod in kube.items("pods", NAMESPACE, app_kubernetes_io__instance=RELEASE)]
+
+
+def image(kube: Kube, variable: str) -> str:
+    """An image as the operator was told it, by the name of the environment variable."""
+    (deployment,) = kube.items("deployments", NAMESPACE, app_kubernetes_io__instance=RELEASE)
+    environment = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    found: str = next(entry["value"] for entry in environment if entry["name"] == variable)
+    return found
+
+
+def host(settings: Settings) -> str:
+    """The address of this machine that pods reach."""
+    if settings.host:
+        return settings.host
+    if not settings.own_cluster:
+        raise AssertionError("E2E_HOST: name the address of this machine that the cluster's pods reach")
+    return Cluster().network.host
+
+
+@contextmanager
+def api_server_stopped() -> Iterator[None]:
+    """Stop the API server of `make cluster` for as long as the context lasts."""
+    own = Cluster()
+    own.stop("kube-apiserver")
+    try:
+        yield
+    finally:
+        own.start("kube-apiserver")

@@ -1,0 +1,65 @@
+"""Runs in a job: connects to every port of every address it was told, and knocks where it can.
+
+`args[0]`: {"addresses": [...], "ports": [...]}. Prints {"address:port": {"plain": first line, "tls": answer}}.
+"""
+
+import asyncio
+import json
+import ssl
+
+TIMEOUT_S = 3
+AT_ONCE = 200
+PATHS = ("/", "/api/v1/secrets", "/pods", "/pushes", "/metrics")
+context = ssl._create_unverified_context()
+
+
+async def connects(address, port, tls=None):
+    """A connection, or None."""
+    try:
+        return await asyncio.wait_for(asyncio.open_connection(address, port, ssl=tls), TIMEOUT_S)
+    except ssl.SSLError as error:
+        return f"TLS: {error.reason or error}"
+    except (OSError, TimeoutError) as error:
+        return None if tls is None else f"closed: {type(error).__name__}"
+
+
+async def ask(address, port, path, tls):
+    """The first line of what an HTTP request is answered with, or how the connection ended."""
+    connection = await connects(address, port, tls)
+    if not isinstance(connection, tuple):
+        return str(connection)
+    reader, writer = connection
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+        line = await asyncio.wait_for(reader.readline(), TIMEOUT_S)
+        return line.decode(errors="replace").strip() or "closed"
+    except ssl.SSLError as error:
+        return f"TLS: {error.reason or error}"
+    except (OSError, TimeoutError) as error:
+        return f"closed: {type(error).__name__}"
+    finally:
+        writer.close()
+
+
+async def scan(targets):
+    """All doors and what they answered."""
+    limit, found = asyncio.Semaphore(AT_ONCE), {}
+
+    async def knock(address, port):
+        async with limit:
+            connection = await connects(address, port)
+            if connection is None:
+                return
+            connection[1].close()
+            answers = {}
+            for path in PATHS:
+                answers[f"plain {path}"] = await ask(address, port, path, None)
+                answers[f"tls {path}"] = await ask(address, port, path, context)
+            found[f"{address}:{port}"] = answers
+
+    for address in targets["addresses"]:
+        await asyncio.gather(*(knock(address, port) for port in targets["ports"]))
+    return found
+
+
+print(json.dumps(asyncio.run(scan(json.loads(args[0])))), flush=True)

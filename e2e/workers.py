@@ -1,0 +1,215 @@
+"""HyphaWorkers of the cases, and what becomes of them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from e2e.devnet import NEEDED, Devnet
+from e2e.kube import Kube, Object, condition, eventually
+from e2e.tasks import RUNNER, Task
+
+Namespaces = Callable[[str], str]
+"""Makes a namespace of a name."""
+
+READY_S: Final = 120.0
+GONE_S: Final = 120.0
+SMALL_CONTROLLER: Final = {"requests": {"cpu": "20m", "memory": "96Mi"}, "limits": {"memory": "512Mi"}}
+RESTRICTED: Final = {
+    "pod-security.kubernetes.io/enforce": "restricted",
+    "pod-security.kubernetes.io/enforce-version": "latest",
+}
+
+
+@dataclass
+class Worker:
+    """A HyphaWorker with its identity.
+
+    Attributes:
+        node: names its certificate; unique in the network.
+        spec: the HyphaWorker's.
+    """
+
+    kube: Kube
+    devnet: Devnet
+    namespace: str
+    name: str
+    spec: dict[str, Any]
+    node: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.node = f"{self.namespace}-{self.name}"
+
+    @property
+    def object(self) -> Object:
+        """The HyphaWorker as it is applied."""
+        return {
+            "apiVersion": "hypha.space/v1alpha1",
+            "kind": "HyphaWorker",
+            "metadata": {"name": self.name, "namespace": self.namespace},
+            "spec": self.spec,
+        }
+
+    def apply(self) -> "Worker":
+        """Apply its Secret and itself."""
+        self.kube.apply(self.devnet.secret(self.spec["identity"]["secretName"], self.namespace, self.node), self.object)
+        return self
+
+    def change(self, **changes: Any) -> None:
+        """Merge something into its spec."""
+        self.kube.patch("hyphaworkers", self.namespace, self.name, {"spec": changes})
+
+    @property
+    def peer_id(self) -> str:
+        """Its peer id."""
+        return self.devnet.identity(self.node).peer_id
+
+    def get(self) -> Object:
+        """What the API server has."""
+        found = self.kube.get("hyphaworkers", self.namespace, self.name)
+        if found is None:
+            raise AssertionError(f"{self.name} is gone")
+        return found
+
+    def condition(self, type_: str) -> Object:
+        """One of its conditions."""
+        return condition(self.get(), type_)
+
+    def status_of_node(self) -> dict[str, Any]:
+        """What its node says of itself."""
+        node: dict[str, Any] = self.get().get("status", {}).get("node", {})
+        return node
+
+    def ready(self, timeout_s: float = READY_S) -> "Worker":
+        """Wait until it is ready as it is now."""
+
+        def probe() -> bool:
+            item = self.get()
+            observed: bool = item.get("status", {}).get("observedGeneration") == item["metadata"]["generation"]
+            return observed and condition(item, "Ready").get("status") == "True"
+
+        eventually(f"{self.name} is ready", probe, timeout_s)
+        return self
+
+    def controller(self) -> Object | None:
+        """Its controller's pod, unless that is about to go."""
+        pods = self.kube.items(
+            "pods",
+            self.namespace,
+            app_kubernetes_io__instance=self.name,
+            app_kubernetes_io__component="controller",
+        )
+        return next((pod for pod in pods if "deletionTimestamp" not in pod["metadata"]), None)
+
+    def jobs(self) -> list[Object]:
+        """Its HyphaJobs."""
+        return self.kube.items("hyphajobs", self.namespace, hypha_space__worker=self.name)
+
+    def free(self, timeout_s: float = 60) -> None:
+        """Wait until nothing of it is leased."""
+        eventually(
+            f"{self.name} has no lease",
+            lambda: (node := self.status_of_node()).get("activeLeases") == 0 and node.get("activeJobs") == 0,
+            timeout_s,
+        )
+
+    def delete(self) -> None:
+        """Delete it, and wait until it is gone."""
+        self.kube.delete("hyphaworkers", self.namespace, self.name)
+        eventually(
+            f"{self.name} is gone",
+            lambda: self.kube.get("hyphaworkers", self.namespace, self.name) is None,
+            GONE_S,
+        )
+
+
+def spec(devnet: Devnet, name: str, **more: Any) -> dict[str, Any]:
+    """The spec of a worker in the devnet, small enough for a small cluster."""
+    return {
+        "identity": {"secretName": f"{name}-identity"},
+        "network": {"gateways": [devnet.gateway], "excludeCidr": []},
+        "controller": {"resources": SMALL_CONTROLLER},
+        "jobs": {"hubEndpoint": devnet.hub, "terminationGraceSeconds": 20},
+    } | more
+
+
+def trainer_spec(devnet: Devnet, name: str) -> dict[str, Any]:
+    """The spec of a worker that trains the digits."""
+    return spec(
+        devnet,
+        name,
+        resources=_quantities(NEEDED["trainer"]),
+        executors=[{"class": "train", "name": "diloco-transformer"}],
+    )
+
+
+def server_spec(devnet: Devnet, name: str) -> dict[str, Any]:
+    """The spec of a worker that aggregates."""
+    return spec(
+        devnet,
+        name,
+        resources=_quantities(NEEDED["server"]),
+        executors=[{"class": "aggregate", "name": "parameter-server"}],
+    )
+
+
+def program_spec(devnet: Devnet, name: str, image: str, **executors: dict[str, Any]) -> dict[str, Any]:
+    """The spec of a worker that runs the cases' programs in this image; further executors by name."""
+    runner = {"class": "train", "name": "program", "image": image, "command": RUNNER}
+    others = [{**runner, "name": name.replace("_", "-"), **changes} for name, changes in executors.items()]
+    return spec(
+        devnet,
+        name,
+        resources={"cpu": "900m", "memory": "2G", "storage": "4G", "gpu": {"count": 64, "memory": "1G"}},
+        offer={"strategy": "flexible"},
+        executors=[runner, *others],
+    )
+
+
+def _quantities(needed: dict[str, float]) -> dict[str, str]:
+    return {
+        "cpu": f"{round(needed['cpu'] * 1000)}m",
+        "memory": f"{round(needed['memory'] * 1000)}M",
+        "storage": f"{round(needed['storage'] * 1000)}M",
+    }
+
+
+def namespace(name: str) -> Object:
+    """A namespace that enforces the Pod Security level `restricted`."""
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": RESTRICTED}}
+
+
+def results(kube: Kube, item: Object) -> Any:
+    """The last line of a job's executor, which is JSON."""
+    text = kube.logs(item["metadata"]["namespace"], item["status"]["podName"], "executor")
+    return json.loads(text.splitlines()[-1])
+
+
+def job_of(kube: Kube, worker: Worker, task: Task) -> Object:
+    """The HyphaJob of a task."""
+    job = kube.get("hyphajobs", worker.namespace, task.name)
+    if job is None:
+        raise AssertionError(f"there is no {task.name}")
+    job.setdefault("status", {})
+    return job
+
+
+def pods_of(kube: Kube, worker: Worker, task: Task) -> list[Object]:
+    """The pods of a task."""
+    return kube.items("pods", worker.namespace, hypha_space__job=task.name)
+
+
+def restarts(pod: Object) -> list[int]:
+    """How often each container was restarted."""
+    status = pod["status"]
+    containers = [*status.get("initContainerStatuses", []), *status["containerStatuses"]]
+    return [container["restartCount"] for container in containers]
+
+
+def failed(kube: Kube, worker: Worker, task: Task, reason: str, timeout_s: float = 120) -> Object:
+    """Wait until a job has failed for a reason, its scheduler was told, and its lease is free."""
+    assert task.ended(timeout_s) == "Failed"
+    status: Object = job_of(kube, worker, task)["status"]
+    assert status["phase"] == "Failed"
+    assert status["reason"] == reason, status
+    return status
