@@ -1,4 +1,4 @@
-"""`hypha-bridge --config FILE`: serve one job until told to stop (SIGTERM, SIGINT)."""
+"""`hypha-bridge [--config FILE]`: serve one job until told to stop (SIGTERM, SIGINT)."""
 
 import argparse
 import asyncio
@@ -9,17 +9,27 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
+from typing import Final
 
 from hypha_bridge.config import BridgeConfig, ConfigError
 from hypha_bridge.server import BridgeServer
+
+VARIABLE: Final = "HYPHA_BRIDGE_CONFIG"
 
 
 def main() -> None:
     """Run the bridge; exits 0 once stopped in order, 1 if it cannot start."""
     parser = argparse.ArgumentParser(prog="hypha-bridge", description="The REST API of one job of a Hypha worker.")
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the bridge's configuration (JSON)")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"the configuration (JSON); default: the text in ${VARIABLE}",
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('hypha-worker')}")
-    path = parser.parse_args().config
+    path: Path | None = parser.parse_args().config
+    if path is None and not os.environ.get(VARIABLE):
+        parser.error(f"no configuration: give --config FILE, or set {VARIABLE} to its text")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for client in ("httpx", "httpx2"):
         logging.getLogger(client).setLevel(logging.WARNING)  # they log URLs, which may hold secrets
@@ -27,7 +37,8 @@ def main() -> None:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, _ignore)  # uvicorn raises what it caught once more when it is done
     try:
-        asyncio.run(BridgeServer(BridgeConfig.load(path)).run_until_stopped())
+        config = BridgeConfig.load(path) if path else BridgeConfig.parse(os.environ[VARIABLE], f"${VARIABLE}")
+        asyncio.run(BridgeServer(config).run_until_stopped())
     except (ConfigError, OSError) as error:
         sys.exit(f"hypha-bridge: {error}")
     logging.shutdown()

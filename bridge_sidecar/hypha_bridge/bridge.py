@@ -20,6 +20,7 @@ from hypha_bridge.storage import JobFiles, Storage
 from hypha_messages.progress import Progress
 
 _CONCURRENT_REPORTS: Final = 8
+_TEMPORARY: Final = "tmp"
 
 
 class Bridge:
@@ -27,6 +28,7 @@ class Bridge:
 
     def __init__(self, config: BridgeConfig) -> None:
         job = config.job()
+        _make_work_dir(config.work_dir)
         self._staging = _staging(config)
         self._connector = Connector(config.connector)
         self._work_dir = WorkDir(config.work_dir)
@@ -61,6 +63,12 @@ class Bridge:
         self._connector.close()
         self._work_dir.close()
         shutil.rmtree(self._staging, ignore_errors=True)
+
+
+def _make_work_dir(directory: Path) -> None:
+    """Make the executor's directory, and its own for temporary files, where a shared volume is still empty."""
+    if not directory.exists():
+        (directory / _TEMPORARY).mkdir(mode=0o700, parents=True)
 
 
 def _staging(config: BridgeConfig) -> Path:

@@ -1,11 +1,12 @@
-"""The bridge's configuration file (JSON), written by whoever launches the job."""
+"""The bridge's configuration (JSON), written by whoever launches the job."""
 
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hypha_messages.job import JobSpec
+from hypha_messages.types import PeerId
 
 _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -20,11 +21,19 @@ class _Section(BaseModel):
 
 
 class ConnectorConfig(_Section):
-    """Where the node's connector API listens and how it knows this job."""
+    """Where the node's connector API listens, a socket or an address, and how it knows this job."""
 
-    uds: Path
+    uds: Path | None = None
+    url: Annotated[str, Field(pattern=r"^https://[^/@]+$")] | None = None
+    peer_id: PeerId | None = None  # with url: the node's, by whose key it is known
     token_file: Path  # read anew for every request: a token may be rotated
     deadline_s: _Seconds = 60  # how long an unavailable node is asked again
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Self:
+        if (self.uds is None) == (self.url is None) or (self.url is None) != (self.peer_id is None):
+            raise ValueError("write either uds, or url and peer_id")
+        return self
 
 
 class BridgeConfig(_Section):
@@ -51,6 +60,11 @@ class BridgeConfig(_Section):
         config = _read(cls, path)
         return config.model_copy(update={"state_dir": config.state_dir or path.absolute().parent / "bridge"})
 
+    @classmethod
+    def parse(cls, text: str, source: str) -> Self:
+        """Validate JSON text, for which there is no file; ConfigError names its source."""
+        return _parse(cls, text, source)
+
     def job(self) -> JobSpec:
         """Read and validate the job file; ConfigError."""
         return _read(JobSpec, self.job_file)
@@ -58,9 +72,15 @@ class BridgeConfig(_Section):
 
 def _read(model: type[_Model], path: Path) -> _Model:
     try:
-        return model.model_validate_json(path.read_bytes())
+        text = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
+    return _parse(model, text, str(path))
+
+
+def _parse(model: type[_Model], text: str | bytes, source: str) -> _Model:
+    try:
+        return model.model_validate_json(text)
     except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()[:5])
-        raise ConfigError(f"{path}: {reasons}") from error
+        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'all'}: {e['msg']}" for e in error.errors()[:5])
+        raise ConfigError(f"{source}: {reasons}") from error

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from hypha_bridge.config import ConnectorConfig
 from hypha_bridge.errors import ConnectorError
+from hypha_bridge.pinned import PinnedConnection, WrongNode
 from hypha_messages.types import PeerId
 
 logger = logging.getLogger(__name__)
@@ -81,13 +83,16 @@ class _UnixConnection(http.client.HTTPConnection):
         self.stream.close()
 
 
+_Connection = _UnixConnection | PinnedConnection
+
+
 class Connector:
     """Calls the node on behalf of one job. Thread-safe; every call has its own connection."""
 
     def __init__(self, config: ConnectorConfig) -> None:
         self._config = config
         self._lock = threading.Lock()
-        self._open: set[_UnixConnection] = set()
+        self._open: set[_Connection] = set()
         self._closed = threading.Event()
 
     def close(self) -> None:
@@ -96,7 +101,8 @@ class Connector:
         with self._lock:
             for connection in self._open:
                 with contextlib.suppress(OSError):
-                    connection.stream.shutdown(socket.SHUT_RDWR)
+                    # Below TLS, whose own shutdown takes the connection out of the hands of the thread that uses it.
+                    socket.socket.shutdown(connection.stream, socket.SHUT_RDWR)
 
     def retrying(self, action: Callable[[], _Result]) -> _Result:
         """Repeat an action whose ConnectorError is retryable, until it succeeds or the deadline is over."""
@@ -154,7 +160,7 @@ class Connector:
     @contextlib.contextmanager
     def _request(self, method: str, path: str, body: bytes | BinaryIO | None) -> Iterator[http.client.HTTPResponse]:
         """Make one request; broken connections and error answers become ConnectorError, in the body of the with too."""
-        connection = _UnixConnection(os.fspath(self._config.uds))
+        connection = self._new_connection()
         try:
             token = self._config.token_file.read_text().strip()
             connection.connect()
@@ -168,6 +174,9 @@ class Connector:
                 raise _refusal(response, path)
             connection.stream.settimeout(_STALL_S)
             yield response
+        except WrongNode as error:
+            logger.warning("refused to say anything: %s", error)
+            raise ConnectorError(503, "wrong_node", str(error), retryable=True) from error
         except (OSError, http.client.HTTPException) as error:
             raise ConnectorError(
                 503,
@@ -180,8 +189,14 @@ class Connector:
                 self._open.discard(connection)
             connection.close()
 
+    def _new_connection(self) -> _Connection:
+        config = self._config
+        if config.url is not None and config.peer_id is not None:
+            return PinnedConnection(config.url, config.peer_id, _ANSWER_S)
+        return _UnixConnection(os.fspath(config.uds or ""))
 
-def _send(connection: _UnixConnection, method: str, path: str, token: str, body: bytes | BinaryIO | None) -> None:
+
+def _send(connection: _Connection, method: str, path: str, token: str, body: bytes | BinaryIO | None) -> None:
     connection.putrequest(method, path)
     connection.putheader("Authorization", f"Bearer {token}")
     if body is None:
@@ -196,8 +211,16 @@ def _send(connection: _UnixConnection, method: str, path: str, token: str, body:
         connection.endheaders()
         connection.stream.settimeout(_STALL_S)
         # A node that refuses early answers and closes; its answer says more than the broken pipe.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            connection.stream.sendfile(body)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+            _send_file(connection.stream, body)
+
+
+def _send_file(stream: socket.socket, file: BinaryIO) -> None:
+    if not isinstance(stream, ssl.SSLSocket):
+        stream.sendfile(file)
+        return
+    while data := file.read(_BUFFER_BYTES):  # its own `sendfile` takes 8 KiB at a time
+        stream.sendall(data)
 
 
 def _drain(response: http.client.HTTPResponse, sink: Sink) -> None:
