@@ -1,0 +1,215 @@
+"""What the operator may do, with the chart's roles on a real API server: all that it needs, and no more."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import uuid4
+
+import httpx
+import pytest
+import yaml
+
+from chart.rendering import Manifest, of_kind, one, render
+from support.api_server import ApiServer
+
+READ = ("get", "list", "watch")
+OWN = (*READ, "create", "patch", "delete")
+NEEDED = {
+    "hypha.space/hyphaworkers": (*READ, "patch"),
+    "hypha.space/hyphaworkers/status": ("patch",),
+    "hypha.space/hyphaworkers/finalizers": ("update",),
+    "hypha.space/hyphajobs": OWN,
+    "hypha.space/hyphajobs/status": ("patch",),
+    "hypha.space/hyphajobs/finalizers": ("update",),
+    "/secrets": ("create",),
+    "/configmaps": OWN,
+    "/serviceaccounts": OWN,
+    "/services": OWN,
+    "/pods": READ,
+    "/events": ("create", "patch"),
+    "apps/deployments": OWN,
+    "batch/jobs": OWN,
+    "policy/poddisruptionbudgets": OWN,
+    "networking.k8s.io/networkpolicies": OWN,
+    "rbac.authorization.k8s.io/roles": OWN,
+    "rbac.authorization.k8s.io/rolebindings": OWN,
+    "cert-manager.io/certificates": OWN,
+    "resource.k8s.io/resourceclaimtemplates": OWN,
+}
+NEEDED_IN_CLUSTER = {"rbac.authorization.k8s.io/clusterrolebindings": ("get", "create", "patch", "delete")}
+ALL = (*OWN, "update", "deletecollection", "escalate", "bind", "impersonate", "use")
+NEVER = {
+    "/secrets": (*READ, "update", "patch", "delete", "deletecollection"),
+    "/pods": ("create", "update", "patch", "delete", "deletecollection"),
+    "/pods/exec": ALL,
+    "/pods/attach": ALL,
+    "/pods/log": ALL,
+    "/pods/portforward": ALL,
+    "/pods/ephemeralcontainers": ALL,
+    "/serviceaccounts": ("impersonate", "update"),
+    "/serviceaccounts/token": ALL,
+    "/nodes": ALL,
+    "/nodes/proxy": ALL,
+    "/namespaces": ALL,
+    "/persistentvolumes": ALL,
+    "/users": ALL,
+    "/groups": ALL,
+    "hypha.space/hyphaworkers": ("create", "update", "delete", "deletecollection"),
+    "authentication.k8s.io/tokenreviews": ALL,
+    "apiextensions.k8s.io/customresourcedefinitions": ALL,
+    "rbac.authorization.k8s.io/roles": ("escalate", "bind", "update"),
+    "rbac.authorization.k8s.io/rolebindings": ("update", "deletecollection"),
+    "rbac.authorization.k8s.io/clusterroles": ALL,
+    "rbac.authorization.k8s.io/clusterrolebindings": ("list", "watch", "update", "deletecollection"),
+    "admissionregistration.k8s.io/mutatingwebhookconfigurations": ALL,
+    "admissionregistration.k8s.io/validatingwebhookconfigurations": ALL,
+}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """The service account of an installed release, and who it is to the API server."""
+
+    client: httpx.Client
+    token_reviewer: str
+
+    def may(self, resource: str, verb: str, namespace: str | None) -> bool:
+        group, _, rest = resource.partition("/")
+        plural, _, subresource = rest.partition("/")
+        about = {"group": group, "resource": plural, "subresource": subresource, "verb": verb}
+        review = {"spec": {"resourceAttributes": about | ({"namespace": namespace} if namespace else {})}}
+        answer = self.client.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", json=review)
+        return bool(answer.raise_for_status().json()["status"]["allowed"])
+
+    def allowed(self, rights: dict[str, tuple[str, ...]], namespace: str | None) -> set[str]:
+        return {f"{verb} {what}" for what, verbs in rights.items() for verb in verbs if self.may(what, verb, namespace)}
+
+    def apply(self, path: str, manifest: Manifest) -> httpx.Response:
+        headers = {"Content-Type": "application/apply-patch+yaml"}
+        query = {"fieldManager": "hypha-operator", "force": "true"}
+        name = manifest["metadata"]["name"]
+        return self.client.patch(f"{path}/{name}", params=query, headers=headers, content=yaml.safe_dump(manifest))
+
+
+def listed(rights: dict[str, tuple[str, ...]]) -> set[str]:
+    return {f"{verb} {what}" for what, verbs in rights.items() for verb in verbs}
+
+
+def installed(api: ApiServer, values: Manifest) -> Iterator[Operator]:
+    home = api.namespace()
+    manifests = render(values=values, namespace=home)
+    rbac = [m for m in manifests if m["apiVersion"].startswith("rbac.") or m["kind"] == "ServiceAccount"]
+    api.kubectl("apply", "--server-side", "-f-", stdin=yaml.safe_dump_all(rbac))
+    account = one(manifests, "ServiceAccount")["metadata"]["name"]
+    environment = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]["env"]
+    (token_reviewer,) = (v["value"] for v in environment if v["name"] == "HYPHA_TOKEN_REVIEWER_ROLE")
+    with api.client(api.token(home, account)) as client:
+        yield Operator(client, token_reviewer)
+    names = [f"{m['kind']}/{m['metadata']['name']}" for m in rbac if m["kind"].startswith("Cluster")]
+    api.kubectl("delete", "--wait=false", *names)
+
+
+@pytest.fixture
+def operator(definitions: ApiServer) -> Iterator[Operator]:
+    """Of a release that serves all namespaces."""
+    yield from installed(definitions, {})
+
+
+@pytest.fixture
+def confined(definitions: ApiServer, namespace: str) -> Iterator[Operator]:
+    """Of a release that serves the test's namespace."""
+    yield from installed(definitions, {"watchNamespace": namespace})
+
+
+def test_it_may_do_what_it_has_to_everywhere(operator: Operator) -> None:
+    assert operator.allowed(NEEDED | NEEDED_IN_CLUSTER, None) == listed(NEEDED | NEEDED_IN_CLUSTER)
+
+
+def test_it_may_do_nothing_that_it_should_not(operator: Operator) -> None:
+    assert operator.allowed(NEVER, None) == set()
+
+
+def test_confined_it_may_do_what_it_has_to_in_its_namespace_only(
+    confined: Operator, namespace: str, api_server: ApiServer
+) -> None:
+    assert confined.allowed(NEEDED, namespace) == listed(NEEDED)
+    assert confined.allowed(NEVER, namespace) == set()
+    assert confined.allowed(NEEDED, api_server.namespace()) == set()
+    assert confined.allowed(NEEDED | NEEDED_IN_CLUSTER, None) == listed(NEEDED_IN_CLUSTER)
+
+
+def test_the_lists_above_name_every_rule_of_the_chart() -> None:
+    """So that a rule that is added is asked about here, too."""
+    granted = set()
+    for role in of_kind(render(values={"watchNamespace": "n"}), "Role") + of_kind(render(), "ClusterRole"):
+        if role["metadata"]["name"].endswith(("-edit", "-view", "-token-reviewer")):
+            continue
+        for rule in role["rules"]:
+            assert "*" not in {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
+            if "resourceNames" not in rule:
+                granted |= {f"{v} {g}/{r}" for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+    assert granted == listed(NEEDED | NEEDED_IN_CLUSTER)
+
+
+def test_it_can_hand_out_the_token_reviewer_and_no_other_role(
+    operator: Operator, namespace: str, api_server: ApiServer
+) -> None:
+    def bind(role: str) -> httpx.Response:
+        binding = {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": f"hypha-{namespace}-{uuid4().hex[:8]}-token-reviewer"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"kind": "ServiceAccount", "name": "w-controller", "namespace": namespace}],
+        }
+        return operator.apply("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding)
+
+    answer = bind(operator.token_reviewer)
+    assert answer.status_code == 201, answer.text
+    for role in ("cluster-admin", "system:node", "system:aggregate-to-edit", "system:kube-scheduler"):
+        assert bind(role).status_code == 403, role
+    with api_server.client(api_server.token(namespace, "w-controller")) as controller:
+        review = {"spec": {"token": "x", "audiences": ["hypha-connector"]}}
+        assert controller.post("/apis/authentication.k8s.io/v1/tokenreviews", json=review).status_code == 201
+    api_server.kubectl("delete", f"clusterrolebinding/{answer.json()['metadata']['name']}")
+
+
+@pytest.mark.parametrize("mode", ["operator", "confined"])
+def test_it_can_grant_a_controller_what_it_needs_and_no_more(
+    mode: str, namespace: str, request: pytest.FixtureRequest
+) -> None:
+    operator: Operator = request.getfixturevalue(mode)
+
+    def grant(*rules: Manifest) -> int:
+        role = {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "Role",
+            "metadata": {"name": f"w-{uuid4().hex[:8]}", "namespace": namespace},
+            "rules": list(rules),
+        }
+        return operator.apply(f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles", role).status_code
+
+    def rule(group: str, resource: str, *verbs: str, names: tuple[str, ...] = ()) -> Manifest:
+        return {"apiGroups": [group], "resources": [resource], "verbs": list(verbs), "resourceNames": list(names)}
+
+    controller = (
+        rule("hypha.space", "hyphajobs", *READ, "create", "patch"),
+        rule("hypha.space", "hyphajobs/status", "patch"),
+        rule("hypha.space", "hyphaworkers", "get", names=("w",)),
+        rule("hypha.space", "hyphaworkers/status", "patch", names=("w",)),
+        rule("", "secrets", "create"),
+    )
+    assert grant(*controller) == 201
+    assert grant(rule("", "secrets", "get")) == 403
+    assert grant(rule("", "pods/exec", "create")) == 403
+    assert grant(rule("*", "*", "*")) == 403
+
+
+def test_the_clusters_own_roles_include_workers() -> None:
+    """The controller manager adds rules of roles so labelled to view, edit and admin."""
+    roles = {m["metadata"]["name"]: m for m in of_kind(render(), "ClusterRole")}
+    (edit,) = (role for name, role in roles.items() if name.endswith("-edit"))
+    (view,) = (role for name, role in roles.items() if name.endswith("-view"))
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    assert {edit["metadata"]["labels"][f"{prefix}{role}"] for role in ("edit", "admin")} == {"true"}
+    assert view["metadata"]["labels"][f"{prefix}view"] == "true"
+    assert view["rules"][0]["verbs"] == list(READ)
