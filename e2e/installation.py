@@ -1,14 +1,19 @@
 """The cluster, the images in it, and the release of the chart."""
 
+import hashlib
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from e2e.cluster.cluster import Cluster
 from e2e.cluster.tools import tool
 from e2e.kube import Kube, eventually
 from e2e.settings import ROOT, Settings
+from images.build import OUTPUT, settings_of
+from images.contexts import IMAGES
 
 NAMESPACE: Final = "hypha-system"
 RELEASE: Final = "hypha"
@@ -24,8 +29,40 @@ def cluster(settings: Settings) -> Kube:
     return Kube(own.kubeconfig, None, tool("kubectl"))
 
 
+def load_images(directory: Path = OUTPUT) -> list[str]:
+    """Load the images of `make images` that changed into our cluster; what Helm is told of them."""
+    own, built = Cluster(), settings_of(dict(os.environ))
+    loaded = own.directory / "loaded"
+    loaded.mkdir(exist_ok=True)
+    arguments, digests = [], []
+    for image in IMAGES:
+        digest = (directory / f"{image.name}.digest").read_text()
+        digests.append(digest)
+        mark = loaded / image.name
+        if not mark.exists() or mark.read_text() != digest:
+            own.load(directory / f"{image.name}.tar")
+            mark.write_text(digest)
+        key = f"images.{_camel(image.name)}"
+        arguments += ["--set", f"{key}.repository={image.name}", "--set-string", f"{key}.tag={built.tag}"]
+    # The tags stay the same: this is what has the operator's pod replaced when its image changed.
+    of_all = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+    return [
+        *arguments,
+        "--set",
+        f"images.registry={built.registry}",
+        "--set-string",
+        f"operator.podAnnotations.images={of_all}",
+    ]
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("-")
+    return first + "".join(part.title() for part in rest)
+
+
 def install(kube: Kube, settings: Settings) -> None:
     """Install or upgrade the chart, and wait until the operator is ready."""
+    images = load_images() if settings.own_cluster else []
     helm = tool("helm") if settings.own_cluster else "helm"
     values = ["--values", str(settings.values)] if settings.values else []
     flags = [flag.replace("--context", "--kube-context") for flag in kube.flags]
@@ -33,6 +70,8 @@ def install(kube: Kube, settings: Settings) -> None:
         [
             *(helm, "upgrade", "--install", RELEASE, str(ROOT / "charts" / "hypha-worker")),
             *("--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", f"{_INSTALL_S}s"),
+            *("--set", "operator.resources.requests.cpu=50m"),
+            *images,
             *values,
             *flags,
         ],

@@ -41,14 +41,16 @@ class Process:
 
     def _read(self) -> None:
         assert self._handle.stdout is not None
-        for line in self._handle.stdout:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            with self._changed:
-                self.events.append(event)
-                self._changed.notify_all()
+        with self.log.open("ab", buffering=0) as log:
+            for line in self._handle.stdout:
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    log.write(line)
+                    continue
+                with self._changed:
+                    self.events.append(event)
+                    self._changed.notify_all()
         with self._changed:
             self._changed.notify_all()
 

@@ -133,10 +133,11 @@ def pytest_runtest_makereport(
         when = "afterwards: " if result.when == "teardown" else ""
         case = Case(when + report.sentence(item.name), result.outcome, result.duration, reason)
         item.config.stash[_CASES].append(case)
+    namespaces = item.config.stash[_NAMESPACES]
     if result.failed and (cluster := item.config.stash.get(_KUBE, None)):
         name = "".join(letter if letter.isalnum() else "-" for letter in item.name)
         try:
-            report.dump(cluster, OUTPUT / "failures" / name, list(item.config.stash[_NAMESPACES]))
+            report.dump(cluster, OUTPUT / "failures" / name, namespaces)
         except KubeError as error:
             result.sections.append(("dump", f"the cluster does not answer: {error}"))
     return result
