@@ -74,17 +74,17 @@ def test_the_chart_installs_this_version() -> None:
 def test_images_are_named_by_registry_repository_and_tag_or_digest() -> None:
     container = _operator(render(values=EVERYTHING))
     environment = {variable["name"]: variable.get("value") for variable in container["env"]}
-    assert container["image"] == "registry.example.org/hypha/hypha-operator:0.1.0"
-    assert environment["HYPHA_WORKER_IMAGE"] == "registry.example.org/hypha/hypha-worker:1.2.3"
-    assert environment["HYPHA_TRAINER_IMAGE"] == "registry.example.org/hypha/hypha-trainer@sha256:" + "a" * 64
+    assert container["image"] == "registry.example.org/hypha/operator:0.1.0"
+    assert environment["HYPHA_WORKER_IMAGE"] == "registry.example.org/hypha/worker:1.2.3"
+    assert environment["HYPHA_TRAINER_IMAGE"] == "registry.example.org/hypha/trainer@sha256:" + "a" * 64
 
 
 def test_the_operator_reads_its_environment() -> None:
     manifests = render(values=EVERYTHING)
     environment = {variable["name"]: variable["value"] for variable in _operator(manifests)["env"]}
     settings = Settings.from_environment(environment)
-    assert settings.bridge_image == "registry.example.org/hypha/hypha-bridge:0.1.0"
-    assert settings.parameter_server_image == "registry.example.org/hypha/hypha-parameter-server:0.1.0"
+    assert settings.bridge_image == "registry.example.org/hypha/bridge:0.1.0"
+    assert settings.parameter_server_image == "registry.example.org/hypha/parameter-server:0.1.0"
     assert one(manifests, "ClusterRole", settings.token_reviewer_role)
 
 

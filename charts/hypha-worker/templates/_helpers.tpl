@@ -53,5 +53,5 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $image := index $root.Values.images (index . 1) -}}
 {{- with $root.Values.images.registry }}{{ trimSuffix "/" . }}/{{ end -}}
 {{- $image.repository -}}
-{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ default $root.Chart.AppVersion $image.tag }}{{ end -}}
+{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ coalesce $image.tag $root.Values.images.tag $root.Chart.AppVersion }}{{ end -}}
 {{- end -}}
