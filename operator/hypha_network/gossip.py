@@ -32,8 +32,10 @@ GOSSIP_PEERS = 6
 HEARTBEAT_S = 1.0
 PRUNE_BACKOFF_S = 60.0
 MAX_RPC_BYTES = 64 * 1024
-MAX_QUEUED_BYTES = 4 * 1024 * 1024
+MAX_QUEUED_BYTES = 1024 * 1024
 """What may wait for one slow peer; more is dropped."""
+MAX_STREAMS_PER_PEER = 4
+"""What a peer speaks on at once; one more, and the oldest is reset."""
 MAX_TOPICS_PER_PEER = 128
 MAX_TOPIC_LENGTH = 256
 MAX_IHAVE_IDS = 5000
@@ -62,8 +64,10 @@ class _Queue:
         self._filled.set()
         return True
 
-    async def take(self) -> bytes:
+    async def filled(self) -> None:
         await self._filled.wait()
+
+    def take(self) -> bytes:
         data = b"".join(self._parts)
         self._parts.clear()
         self._size_bytes = 0
@@ -75,6 +79,8 @@ class _Queue:
 class _Peer:
     connections: int = 0
     queues: list[_Queue] = field(default_factory=list)
+    heard_on: list[Stream] = field(default_factory=list)
+    """What it speaks on, oldest first."""
     topics: set[str] = field(default_factory=set)
     ihave_messages: int = 0
     ihave_ids: int = 0
@@ -164,9 +170,9 @@ class PubSub:
             for topic in self._subscribers:
                 self._graft(topic)
             while True:
-                data = await queue.take()
+                await queue.filled()
                 with trio.fail_after(_WRITE_TIMEOUT_S):
-                    await stream.send_all(data)
+                    await stream.send_all(queue.take())
         finally:
             peer.queues.remove(queue)
             stream.reset()
@@ -188,15 +194,24 @@ class PubSub:
             _refusals.warning(peer_id, "takes gossip too slowly; messages are dropped")
 
     async def _receive(self, connection: Connection, stream: Stream) -> None:
-        while True:
-            try:
-                data = await read_prefixed(stream, MAX_RPC_BYTES)
-                rpc = rpc_pb2.RPC.FromString(data)
-            except (RemoteRefused, ProtobufError) as error:
-                _refusals.warning(connection.peer_id, "malformed gossip: %s", error)
-                stream.reset()
-                return
-            self._handle(connection.peer_id, rpc)
+        """Hear a peer, on the newest of its streams; it needs one, or two while connections replace each other."""
+        streams = self._peers.setdefault(connection.peer_id, _Peer()).heard_on
+        streams.append(stream)
+        if len(streams) > MAX_STREAMS_PER_PEER:
+            streams.pop(0).reset()
+        try:
+            while True:
+                # In a call of its own: while the next one is awaited, nothing of this one is kept.
+                await self._hear(connection.peer_id, stream)
+        except (RemoteRefused, ProtobufError) as error:
+            _refusals.warning(connection.peer_id, "malformed gossip: %s", error)
+            stream.reset()
+        finally:
+            if stream in streams:
+                streams.remove(stream)
+
+    async def _hear(self, peer_id: str, stream: Stream) -> None:
+        self._handle(peer_id, rpc_pb2.RPC.FromString(await read_prefixed(stream, MAX_RPC_BYTES)))
 
     def _handle(self, peer_id: str, rpc: rpc_pb2.RPC) -> None:
         for message in rpc.publish:

@@ -108,7 +108,9 @@ class Cache:
         """Keep a message, unless too much is kept already."""
         size = message.ByteSize()
         if self._size_bytes + size <= MAX_CACHED_BYTES:
-            self._windows[0][id_] = message
+            alone = rpc_pb2.Message()  # the message itself keeps all that came in the same RPC
+            alone.CopyFrom(message)
+            self._windows[0][id_] = alone
             self._size_bytes += size
 
     def get(self, id_: bytes) -> rpc_pb2.Message | None:

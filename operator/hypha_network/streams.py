@@ -5,6 +5,9 @@ from hypha_network.yamux import YamuxStream
 
 Buffer = bytes | bytearray | memoryview
 
+_READ_AHEAD_BYTES = 4096
+"""What may be taken beyond what was asked for. All else waits in the muxer, which counts it and holds the peer back."""
+
 
 class Stream:
     """A stream to a peer: two directions, each closed on its own.
@@ -48,7 +51,7 @@ class Stream:
         if len(self._unread) < size_bytes:
             parts = bytearray(self._unread)
             while len(parts) < size_bytes:
-                data = await self._muxed.receive_some()
+                data = await self._muxed.receive_some(max(size_bytes - len(parts), _READ_AHEAD_BYTES))
                 if not data:
                     raise StreamReset(f"the stream ended after {len(parts)} of {size_bytes} bytes")
                 parts += data
@@ -56,18 +59,26 @@ class Stream:
         return self._take(size_bytes)
 
     async def read_to_end(self, max_bytes: int) -> bytes:
-        """Return all that the peer sends; ValueError as soon as that is more than `max_bytes`."""
+        """Return all that the peer sends; ValueError as soon as that is more than `max_bytes`.
+
+        Until the end has come, what came counts as unread.
+        """
         parts = bytearray()
-        while data := await self.receive_some():
-            parts += data
-            if len(parts) > max_bytes:
-                raise ValueError(f"more than {max_bytes} bytes")
-        return bytes(parts)
+        try:
+            while data := await self.receive_some():
+                parts += data
+                self._muxed.count_collected(len(parts))
+                if len(parts) > max_bytes:
+                    raise ValueError(f"more than {max_bytes} bytes")
+            return bytes(parts)
+        finally:
+            self._muxed.count_collected(0)
 
     async def write(self, data: bytes) -> None:
         """Send all data (what negotiation calls it)."""
         await self.send_all(data)
 
     def _take(self, size_bytes: int) -> memoryview:
-        taken, self._unread = self._unread[:size_bytes], self._unread[size_bytes:]
+        # An empty slice would keep all of what was read.
+        taken, self._unread = self._unread[:size_bytes], self._unread[size_bytes:] or memoryview(b"")
         return taken

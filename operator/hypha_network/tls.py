@@ -37,6 +37,10 @@ WRITE_BYTES = 1024 * 1024
 CLOSE_TIMEOUT_S = 1.0
 
 _RECORD_BYTES = 16 * 1024
+_FEED_BYTES = 4 * _RECORD_BYTES
+"""How much OpenSSL gets to decrypt at once: its buffers keep the size that they once had."""
+_NOTHING = memoryview(b"")
+"""An empty slice of what was consumed would keep all of it."""
 
 _REASONS = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it showed no certificate",
@@ -87,7 +91,7 @@ class SecureConnection(ISecureConn):
             self._unread = await self._receive()
             if not self._unread:
                 raise ConnectionClosedError("the connection was closed by the peer")
-        data, self._unread = self._unread[:n], self._unread[n:] if n is not None else b""
+        data, self._unread = self._unread[:n], (n and self._unread[n:]) or b""
         return bytes(data)
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -232,6 +236,7 @@ class _Tls:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
+        self._encrypted = _NOTHING
         self.ended = False
 
     async def handshake(self, raw: IRawConnection) -> None:
@@ -267,29 +272,41 @@ class _Tls:
         return [x509.load_der_x509_certificate(der) for der in chain]
 
     def feed(self, encrypted: bytes) -> None:
-        """Take what arrived from the peer."""
-        self._incoming.write(encrypted)
+        """Take what arrived from the peer, all before having been decrypted."""
+        self._encrypted = memoryview(encrypted)
 
     def decrypt(self) -> bytes | memoryview:
         """Return all that can be decrypted now; sets `ended` once the peer has said goodbye."""
-        if not self._incoming.pending and not self._object.pending():
+        waiting = len(self._encrypted) + self._incoming.pending + self._object.pending()
+        if not waiting:
             return b""
         # Plain text is shorter than what carried it, but for the part of a record that OpenSSL has already taken in.
-        buffer = memoryview(bytearray(self._incoming.pending + self._object.pending() + _RECORD_BYTES))
+        buffer = memoryview(bytearray(waiting + _RECORD_BYTES))
         size = 0
         try:
-            while size < len(buffer):
-                count: int = self._object.read(len(buffer) - size, buffer[size:])  # type: ignore[assignment]
-                if not count:
-                    self.ended = True
+            while size < len(buffer) and not self.ended:
+                count = self._read_into(buffer[size:])
+                if count is None:
                     break
                 size += count
-        except ssl.SSLWantReadError:
-            pass
         except ssl.SSLError:
             if not size:  # else the next call meets it again
                 raise
         return buffer[:size]
+
+    def _read_into(self, buffer: memoryview) -> int | None:
+        """Decrypt some; None if that needs more from the peer."""
+        while True:
+            try:
+                count: int = self._object.read(len(buffer), buffer)  # type: ignore[assignment]
+            except ssl.SSLWantReadError:
+                if not self._encrypted:
+                    return None
+                self._incoming.write(self._encrypted[:_FEED_BYTES])
+                self._encrypted = self._encrypted[_FEED_BYTES:] or _NOTHING
+            else:
+                self.ended = not count
+                return count
 
     def encrypt(self, data: memoryview) -> bytes:
         """Return what to send for this data."""

@@ -75,6 +75,10 @@ class YamuxStream(IMuxedStream):
             raise YamuxReset(f"stream with {self.muxed_conn.peer_id}: {state.failure}")
         raise trio.ClosedResourceError("the stream was closed")
 
+    def count_collected(self, size_bytes: int) -> None:
+        """Say how much of what was received waits for the rest of its message: it counts as unread."""
+        self._state.collected_bytes = size_bytes
+
     async def send_all(self, data: Buffer) -> None:
         """Send data; returns once it is on its way. StreamReset if the stream was or is broken off.
 
@@ -267,10 +271,7 @@ class Yamux(IMuxedConn):
         read_some: Callable[[], Awaitable[Buffer]]
         read_some = getattr(self.secured_conn, "read_some", None) or partial(self.secured_conn.read, _READ_BYTES)
         core = self.core
-        while data := await read_some():
-            self._last_received_s = trio.current_time()
-            core.receive(data)
-            self._backlog.grow(len(data))
+        while await self._take_in(read_some):
             self.wake_writer()
             if core.incoming:
                 self._arrivals.unpark_all()
@@ -285,6 +286,14 @@ class Yamux(IMuxedConn):
         if core.peer_goodbye:
             _complaints.warning(str(self.peer_id), "closed the connection with error %d", core.peer_goodbye)
         self._fail("the peer closed the connection")
+
+    async def _take_in(self, read_some: Callable[[], Awaitable[Buffer]]) -> bool:
+        """Hand the core what arrives next; False at the end. Nothing of it is kept while more is awaited."""
+        data = await read_some()
+        self._last_received_s = trio.current_time()
+        self.core.receive(data)
+        self._backlog.grow(len(data))
+        return bool(data)
 
     async def _write(self) -> None:
         try:

@@ -67,8 +67,8 @@ class Core:
 
     @property
     def unread_bytes(self) -> int:
-        """How much has arrived and was not taken."""
-        return sum(len(stream.received) for stream in self.streams.values())
+        """How much has arrived and was not taken, or waits for more."""
+        return sum(len(stream.received) + stream.collected_bytes for stream in self.streams.values())
 
     @property
     def closing(self) -> bool:

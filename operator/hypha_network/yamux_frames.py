@@ -56,6 +56,8 @@ class StreamState:
     last_update_s: float
     outbound: bool
     received: bytearray = field(default_factory=bytearray)
+    collected_bytes: int = 0
+    """What was taken and waits for the rest of its message; whoever took it says so."""
     receive_window: int = INITIAL_WINDOW
     """What the peer may still send."""
     max_window: int = INITIAL_WINDOW

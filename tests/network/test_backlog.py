@@ -74,8 +74,8 @@ async def test_a_peer_that_fills_streams_which_nobody_reads_waits_and_goes_on_on
         async def reader(_: str, stream: Stream) -> None:
             nonlocal taken
             await read.wait()
-            data = await stream.read_to_end(1 << 20)
-            taken += len(data)
+            while data := await stream.receive_some():
+                taken += len(data)
 
         async def answer(_: str, stream: Stream) -> None:
             await stream.send_all(b"here")

@@ -5,7 +5,7 @@ import trio
 from libp2p.pubsub.pb import rpc_pb2
 
 from hypha_network import gossip
-from hypha_network.errors import NetworkError
+from hypha_network.errors import NetworkError, StreamReset
 from hypha_network.gossip_messages import Gossip, Signer
 from hypha_network.host import Connection
 from hypha_network.multistream import prefixed
@@ -161,6 +161,19 @@ async def test_garbage_ends_its_own_stream_only(garbage: bytes, caplog: pytest.L
         with trio.fail_after(DEADLINE_S):
             assert (await received.receive()).data == b"hello"
     assert any("malformed gossip" in text for text in messages(caplog.records))
+
+
+async def test_a_peer_that_opens_one_stream_after_the_other_is_heard_on_the_newest() -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        await a.dial(direct_address(b))
+        oldest, *_, newest = [await connection(a, b).open(gossip.PROTOCOLS) for _ in range(20)]
+        with trio.fail_after(DEADLINE_S), pytest.raises(StreamReset):
+            await oldest.receive_some()
+        subscription = rpc_pb2.RPC.SubOpts(subscribe=True, topicid="news")
+        await newest.send_all(prefixed(rpc_pb2.RPC(subscriptions=[subscription]).SerializeToString()))
+        await until(b, lambda: b.subscribers("news") == [a.peer_id])
+        assert len(b._pubsub._peers[a.peer_id].heard_on) == gossip.MAX_STREAMS_PER_PEER
 
 
 async def test_a_flood_of_subscriptions_is_bounded() -> None:

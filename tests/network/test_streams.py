@@ -5,6 +5,7 @@ import trio
 
 from hypha_network import network as network_module
 from hypha_network.errors import NetworkError, RemoteRefused, StreamReset
+from hypha_network.multistream import prefixed
 from hypha_network.streams import Stream
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, node
@@ -59,6 +60,33 @@ async def test_what_came_before_a_reset_is_delivered_first() -> None:
             with pytest.raises(StreamReset):
                 await stream.receive_some()
         assert received == payload
+
+
+@pytest.mark.parametrize("collects", [False, True])
+async def test_what_a_stream_waits_for_counts_as_unread(collects: bool) -> None:
+    """Both what nobody has asked for and what waits for the rest of its message."""
+    pki = Pki()
+    sent_bytes = 200_000
+
+    async def wait(_: str, stream: Stream) -> None:
+        if collects:
+            await stream.read_to_end(1 << 20)
+        await trio.sleep_forever()
+
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        a.handle_stream(PUSH, wait)
+        await b.dial(direct_address(a))
+        (connection,) = b._host.connections[a.peer_id]
+        stream = await connection.muxed.open_stream()
+        negotiation = prefixed(b"/multistream/1.0.0\n") + prefixed(f"{PUSH}\n".encode())
+        await stream.send_all(negotiation + bytes(sent_bytes))  # at once, so that it is there while they negotiate
+        (connection,) = a._host.connections[b.peer_id]
+        with trio.fail_after(DEADLINE_S):
+            while connection.muxed.core.unread_bytes < sent_bytes - 4096:  # noqa: ASYNC110 - nothing tells of it
+                await trio.sleep(0.01)
+            await stream.reset()
+            while connection.muxed.core.unread_bytes:  # noqa: ASYNC110
+                await trio.sleep(0.01)
 
 
 async def test_a_stream_of_an_unknown_protocol_is_refused() -> None:
