@@ -33,7 +33,6 @@ for directory, folders, names in os.walk("/"):
         folders[:] = [name for name in folders if name not in ("proc", "sys")]
     if tried(directory):
         writable.add(directory)
-        folders[:] = [name for name in folders if directory != "/job/work" or name != "tmp"]
     for name in names:
         path = os.path.join(directory, name)
         try:
