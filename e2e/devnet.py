@@ -19,7 +19,7 @@ _ORGANISATION: Final = "e2e"
 _JUDGE_S: Final = 120.0
 _READY_S: Final = 90.0
 NEEDED: Final = {
-    "trainer": {"cpu": 0.4, "memory": 1.5, "storage": 1},
+    "trainer": {"cpu": 0.5, "memory": 1.5, "storage": 1},
     "server": {"cpu": 0.15, "memory": 0.3, "storage": 1},
 }
 """What the digits ask of workers, in cores and GB."""

@@ -113,14 +113,19 @@ def farm(kube: Kube, devnet: Devnet, namespaces: Namespaces) -> list[Worker]:
 
 
 @pytest.fixture(scope="module")
-def worker(kube: Kube, devnet: Devnet, namespaces: Namespaces, request: pytest.FixtureRequest) -> Worker:
+def worker(
+    kube: Kube, devnet: Devnet, namespaces: Namespaces, settings: Settings, request: pytest.FixtureRequest
+) -> Iterator[Worker]:
     """A worker of the module's own that runs programs; its `EXECUTORS`, if it has any, are further executors."""
-    name = request.module.__name__.rpartition(".")[2].removeprefix("test_").replace("_", "-")
+    name = request.module.__name__.rpartition("_")[2]
     executors = getattr(request.module, "EXECUTORS", {})
     spec = workers.program_spec(
         devnet, "programs", installation.image(kube, "HYPHA_PARAMETER_SERVER_IMAGE"), **executors
     )
-    return Worker(kube, devnet, namespaces(f"hypha-e2e-{name}"), "programs", spec).apply().ready()
+    made = Worker(kube, devnet, namespaces(f"hypha-e2e-{name}"), "programs", spec).apply().ready()
+    yield made
+    if not settings.keep:  # a small cluster has no room for all of them
+        made.delete()
 
 
 @pytest.hookimpl(wrapper=True)

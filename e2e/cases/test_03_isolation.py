@@ -1,8 +1,8 @@
 """What a hostile job gets: nothing, and nobody else notices."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -39,15 +39,16 @@ time.sleep(600)
 
 
 @pytest.fixture(scope="module")
-def neighbour(kube: Kube, worker: Worker, tasks: Tasks) -> Task:
+def neighbour(kube: Kube, worker: Worker, tasks: Tasks) -> Iterator[Task]:
     """A job that minds its own business, beside all the others."""
     task = tasks.run(worker.peer_id, NEIGHBOUR, _MARKER)
     eventually("the neighbour runs", lambda: job_of(kube, worker, task)["status"].get("phase") == "Running")
-    return task
+    yield task
+    tasks.abandon(task)
 
 
 @pytest.fixture(autouse=True)
-def unharmed(kube: Kube, worker: Worker, neighbour: Task) -> Any:
+def unharmed(kube: Kube, worker: Worker, neighbour: Task) -> Iterator[None]:
     """After each case the neighbour, the controller and the node are as they were."""
     (pod,) = pods_of(kube, worker, neighbour)
     controller = worker.controller()
