@@ -9,7 +9,13 @@ import pytest
 import yaml
 
 from chart.rendering import Manifest, of_kind, one, render
+from hypha_operator.builders.job_children import job_children
+from hypha_operator.kinds import kind_of
+from hypha_operator.settings import Settings
+from hypha_resources.job import HyphaJobSpec
+from hypha_resources.worker import HyphaWorkerSpec
 from support.api_server import ApiServer
+from support.hypha_jobs import job_manifest, worker_manifest
 
 READ = ("get", "list", "watch")
 OWN = (*READ, "create", "patch", "delete")
@@ -67,10 +73,10 @@ NEVER = {
 
 @dataclass(frozen=True)
 class Operator:
-    """The service account of an installed release, and who it is to the API server."""
+    """The service account of an installed release, and what its pod is configured with."""
 
     client: httpx.Client
-    token_reviewer: str
+    settings: Settings
 
     def may(self, resource: str, verb: str, namespace: str | None) -> bool:
         group, _, rest = resource.partition("/")
@@ -101,9 +107,9 @@ def installed(api: ApiServer, values: Manifest) -> Iterator[Operator]:
     api.kubectl("apply", "--server-side", "-f-", stdin=yaml.safe_dump_all(rbac))
     account = one(manifests, "ServiceAccount")["metadata"]["name"]
     environment = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]["env"]
-    (token_reviewer,) = (v["value"] for v in environment if v["name"] == "HYPHA_TOKEN_REVIEWER_ROLE")
+    settings = Settings.from_environment({variable["name"]: variable["value"] for variable in environment})
     with api.client(api.token(home, account)) as client:
-        yield Operator(client, token_reviewer)
+        yield Operator(client, settings)
     names = [f"{m['kind']}/{m['metadata']['name']}" for m in rbac if m["kind"].startswith("Cluster")]
     api.kubectl("delete", "--wait=false", *names)
 
@@ -163,7 +169,7 @@ def test_it_can_hand_out_the_token_reviewer_and_no_other_role(
         }
         return operator.apply("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding)
 
-    answer = bind(operator.token_reviewer)
+    answer = bind(operator.settings.token_reviewer_role)
     assert answer.status_code == 201, answer.text
     for role in ("cluster-admin", "system:node", "system:aggregate-to-edit", "system:kube-scheduler"):
         assert bind(role).status_code == 403, role
@@ -213,3 +219,18 @@ def test_the_clusters_own_roles_include_workers() -> None:
     assert {edit["metadata"]["labels"][f"{prefix}{role}"] for role in ("edit", "admin")} == {"true"}
     assert view["metadata"]["labels"][f"{prefix}view"] == "true"
     assert view["rules"][0]["verbs"] == list(READ)
+
+
+@pytest.mark.parametrize("mode", ["operator", "confined"])
+def test_it_makes_all_that_a_job_needs(mode: str, namespace: str, request: pytest.FixtureRequest) -> None:
+    operator: Operator = request.getfixturevalue(mode)
+    gpu = {"deviceClassName": "gpu.nvidia.com", "count": 2, "memory": "48Gi"}
+    resources = {"cpu": "8", "memory": "64Gi", "storage": "1Ti", "gpu": gpu}
+    worker = HyphaWorkerSpec.model_validate(worker_manifest(namespace, resources=resources)["spec"])
+    job = job_manifest(namespace, resources={"cpu": 4, "memory": 16, "storage": 100, "gpu": 60})
+    children = job_children(job, HyphaJobSpec.model_validate(job["spec"]), worker, operator.settings)
+    assert [child["kind"] for child in children] == ["NetworkPolicy", "ResourceClaimTemplate", "Job"]
+    for child in children:
+        answer = operator.apply(kind_of(child).path(namespace), child)
+        assert answer.status_code == 201, answer.text
+        assert operator.client.delete(f"{kind_of(child).path(namespace)}/{child['metadata']['name']}").is_success
