@@ -41,7 +41,7 @@ def _do(arguments: argparse.Namespace) -> int:
         case "down":
             cluster.down()
         case "status":
-            states = cluster.status()
+            states = cluster.status() or {"the cluster": "not there: make cluster"}
             for name, state in states.items():
                 print(f"{name:<24} {state}")
             return 0 if all(state.startswith("well") for state in states.values()) else 1

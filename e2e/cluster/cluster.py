@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -24,7 +25,7 @@ from e2e.cluster.processes import Processes, StartError
 from e2e.cluster.tools import ROOT, ToolError, tool
 
 GPUS: Final = {"nvidia.com/gpu": "4"}
-_NODE_TIMEOUT_S: Final = 60
+_ACTION_TIMEOUT_S: Final = 60
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,19 @@ class Cluster:
 
     @cached_property
     def processes(self) -> Processes:
-        """Its programs as processes."""
+        """Its programs as processes.
+
+        Raises:
+            ToolError: If they are not this user's to have.
+        """
+        _need_root()
         programs = [*self.plane.programs(), *self.node.programs()]
         return Processes(self.directory / "run", programs, die_with_parent=False)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is anything of it."""
+        return self.directory.exists() or self.network.exists
 
     @property
     def kubeconfig(self) -> Path:
@@ -94,6 +105,8 @@ class Cluster:
         match name:
             case "kube-apiserver":
                 shutil.copy2(self.plane.kubeconfig, self.kubeconfig)
+            case "kube-controller-manager":
+                self._await_default_account()
             case "containerd":
                 self._load_busybox()
             case "kubelet":
@@ -110,10 +123,10 @@ class Cluster:
         return self.node.ctr("images", "import", str(archive))
 
     def status(self) -> dict[str, str]:
-        """Return each program's state: its pid if it is well."""
-        if not self.network.exists:
-            return dict.fromkeys(self.processes.programs, "not running")
-        states = {}
+        """Return each program's state, of which `well` is the one to wish for; nothing if there is no cluster."""
+        states: dict[str, str] = {}
+        if not self.exists:
+            return states
         for name, program in self.processes.programs.items():
             pid = self.processes.pid(name)
             health = "well" if pid and program.healthy() else "not healthy"
@@ -122,9 +135,8 @@ class Cluster:
 
     def down(self) -> None:
         """Remove the cluster and all that it left; nothing happens if there is none."""
-        if not self.directory.exists() and not self.network.exists:
+        if not self.exists:
             return
-        _need_root()
         self.processes.stop("kubelet")  # which would start containers again
         if self.processes.pid("containerd"):
             with contextlib.suppress(ToolError):  # what it cannot end is ended below
@@ -135,7 +147,10 @@ class Cluster:
         for link in Path("/var/log/containers").glob("*"):
             if link.is_symlink() and link.readlink().is_relative_to(self.directory):
                 link.unlink()
-        shutil.rmtree(self.directory)
+        if self.directory.exists():
+            shutil.rmtree(self.directory)
+        for made_from_it in ("plane", "node", "processes"):
+            self.__dict__.pop(made_from_it, None)
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
         """Run kubectl as the administrator and return its output.
@@ -156,22 +171,32 @@ class Cluster:
         write_busybox_image(archive, Path(shutil.which("busybox") or "/bin/busybox"))
         self.load(archive)
 
+    def _await_default_account(self) -> None:
+        """Wait for what no pod can be without."""
+        path = "/api/v1/namespaces/default/serviceaccounts/default"
+        with self.plane.client() as client:
+            self._await(lambda: client.get(path).is_success, "kube-controller-manager", "makes no service accounts")
+
     def _await_node(self, since: float) -> None:
         """Wait until the node is ready, and advertise its GPUs: a kubelet that starts forgets what it did not count."""
-        deadline = time.monotonic() + _NODE_TIMEOUT_S
+        path = f"/api/v1/nodes/{node.NAME}"
         with self.plane.client() as client:
-            path = f"/api/v1/nodes/{node.NAME}"
-            while not _is_ready(client.get(path), since):
-                if time.monotonic() > deadline:
-                    raise StartError(f"the node is not ready; see {self.processes.log('kubelet')}")
-                time.sleep(0.2)
+            self._await(lambda: _is_ready(client.get(path), since), "kubelet", "does not call its node ready")
             headers = {"Content-Type": "application/merge-patch+json"}
             patch = json.dumps({"status": {"capacity": GPUS}})
             client.patch(f"{path}/status", content=patch, headers=headers).raise_for_status()
-            while client.get(path).json()["status"]["allocatable"].items() < GPUS.items():
-                if time.monotonic() > deadline:
-                    raise StartError(f"the kubelet does not take the GPUs; see {self.processes.log('kubelet')}")
-                time.sleep(0.2)
+
+            def taken() -> bool:
+                return bool(client.get(path).json()["status"]["allocatable"].items() >= GPUS.items())
+
+            self._await(taken, "kubelet", "does not take the GPUs")
+
+    def _await(self, condition: Callable[[], bool], name: str, complaint: str) -> None:
+        deadline = time.monotonic() + _ACTION_TIMEOUT_S
+        while not condition():
+            if time.monotonic() > deadline:
+                raise StartError(f"{name} {complaint}; see {self.processes.log(name)}")
+            time.sleep(0.1)
 
     def _apply_dns(self) -> None:
         """Give DNS its Service, and its rights; it runs as a process on the node, not as a pod."""

@@ -19,8 +19,8 @@ def write_busybox_image(path: Path, busybox: Path) -> None:
             files.addfile(_entry(directory, tarfile.DIRTYPE, mode))
         binary = _entry("bin/busybox", tarfile.REGTYPE, 0o755)
         binary.size = busybox.stat().st_size
-        with busybox.open("rb") as content:
-            files.addfile(binary, content)
+        with busybox.open("rb") as program:
+            files.addfile(binary, program)
         commands = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
         for command in commands:
             if command != "busybox":

@@ -79,7 +79,7 @@ def build(names: list[str]) -> None:
             str(temporary),
             PACKAGES[name],
         ]
-        environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
+        environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "", "GOTOOLCHAIN": "local", "GOWORK": "off"}
         if subprocess.run(command, cwd=MODULE, env=environment, check=False).returncode:
             raise ToolError(f"{name} could not be built from {MODULE.relative_to(ROOT)}: see what go says above")
         temporary.rename(DIRECTORY / "bin" / name)

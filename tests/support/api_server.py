@@ -19,6 +19,7 @@ An `ApiServer` has `url`, `ca`, `kubeconfig` (administrator), `client()` (httpx)
 import fcntl
 import os
 import select
+import shutil
 import socket
 import ssl
 import subprocess
@@ -120,6 +121,7 @@ class PrivateApiServer:
     def __exit__(self, *_: object) -> None:
         for name in reversed(self.processes.programs):
             self.processes.stop(name, grace_s=0)
+        shutil.rmtree(self.api.directory / "etcd")
         for reserved in self._reserved:
             reserved.close()
 
