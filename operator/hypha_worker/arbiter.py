@@ -28,6 +28,7 @@ from hypha_worker.waiting import RateLimit, Waiting, WaitingRequests
 
 logger = logging.getLogger(__name__)
 _quiet = Quiet(logger)
+_offers = Quiet(logger)
 
 _BACKLOG: Final = 4096
 _MAX_SENDING: Final = 32
@@ -189,7 +190,7 @@ class Arbiter:
         else:
             self._telemetry.offers.add(1, {"outcome": "sent"})
             self._telemetry.offer_latency.record(trio.current_time() - waiting.since)
-            logger.info("offered lease %s to %s at %g", lease.id, lease.scheduler, price)
+            _offers.info(lease.scheduler, "offered lease %s at %g", lease.id, price)
         finally:
             self._note_sent(lease.scheduler)
 

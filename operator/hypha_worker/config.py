@@ -67,6 +67,7 @@ def _check_cidr(text: str) -> str:
 
 Multiaddr = Annotated[str, AfterValidator(_check_multiaddr)]
 Cidr = Annotated[str, AfterValidator(_check_cidr)]
+ObjectName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 TextTable = Annotated[dict[str, str], BeforeValidator(_parse_pairs)]
 SecretTable = Annotated[dict[str, SecretStr], BeforeValidator(_parse_pairs)]
 
@@ -168,8 +169,8 @@ class ExecutorConfig(Section):
 
     class_: Literal["train", "aggregate"] = Field(alias="class", description="The kind of job.")
     name: Annotated[str, Field(min_length=1)] = Field(description="The executor that schedulers ask for.")
-    runtime: Literal["process", "parameter-server"] = Field(
-        description="process: runs cmd and args; parameter-server: the built-in one."
+    runtime: Literal["process", "parameter-server", "kubernetes"] = Field(
+        description="process: runs cmd and args; parameter-server: the built-in one."  # kubernetes: the operator's
     )
     cmd: Annotated[str, Field(min_length=1)] | None = Field(default=None, description="Program to run.")
     args: list[str] = Field(
@@ -186,6 +187,8 @@ class ExecutorConfig(Section):
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Self:
+        if self.runtime == "kubernetes" and (self.cmd is not None or self.args or self.env):
+            raise ValueError('runtime "kubernetes" takes no cmd, args or env; write them into the HyphaWorker')
         if self.runtime == "process" and self.cmd is None:
             raise ValueError('runtime "process" needs cmd, the program to run')
         if self.runtime == "parameter-server" and self.cmd is not None:
@@ -200,6 +203,25 @@ class ExecutorConfig(Section):
     def descriptor(self) -> ExecutorDescriptor:
         """How schedulers name this executor."""
         return ExecutorDescriptor(class_=self.class_, name=self.name)
+
+
+class KubernetesConfig(Section):
+    """The cluster in which jobs are pods. An operator writes this table; without it jobs are processes."""
+
+    namespace: ObjectName = Field(description="Where the HyphaWorker and its jobs are.")
+    worker: ObjectName = Field(description="Name of the HyphaWorker.")
+    worker_uid: Annotated[str, Field(min_length=1)] = Field(description="Its uid.")
+    connector_port: Annotated[int, Field(ge=1, le=65535)] = Field(
+        default=8443, description="Where bridges reach this node."
+    )
+    peer_id: PeerId | None = Field(default=None, description="The only identity that is accepted; any if absent.")
+    audience: Annotated[str, Field(min_length=1)] = Field(
+        default="hypha-connector", description="For whom the tokens of bridges are issued."
+    )
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] = Field(
+        default=3600, description="How long an ended HyphaJob is kept."
+    )
+    accept_offers: bool = Field(default=True, description="false: no new offers; what is leased goes on.")
 
 
 class Config(Section):
@@ -231,6 +253,7 @@ class Config(Section):
     leases: LeasesConfig = LeasesConfig()
     arbiter: ArbiterConfig = ArbiterConfig()
     jobs: JobsConfig = JobsConfig()
+    kubernetes: KubernetesConfig | None = None
     executors: Annotated[list[ExecutorConfig], Field(min_length=1)] = Field(description="What this worker can run.")
 
     telemetry_endpoint: str | None = Field(
@@ -269,6 +292,20 @@ class Config(Section):
         names = [str(executor.descriptor) for executor in self.executors]
         if repeated := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"executors: {repeated} is configured twice; keep one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _executors_fit_the_runtime(self) -> Self:
+        for executor in self.executors:
+            if (executor.runtime == "kubernetes") != (self.kubernetes is not None):
+                raise ValueError(
+                    f'executors: {executor.descriptor} has runtime "{executor.runtime}", and there is '
+                    + (
+                        'a table [kubernetes]: write runtime = "kubernetes", or remove the table'
+                        if self.kubernetes
+                        else "no table [kubernetes]: add it, or choose another runtime"
+                    )
+                )
         return self
 
     @field_validator("gateway_addresses")

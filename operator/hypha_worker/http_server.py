@@ -60,7 +60,7 @@ class ByteStream(Protocol):
     async def receive_some(self, max_bytes: int | None = None, /) -> Buffer:
         """Return what has arrived; empty at the end."""
 
-    async def send_all(self, data: Buffer, /) -> None:
+    async def send_all(self, data: bytes, /) -> None:
         """Send all data."""
 
     async def aclose(self) -> None:
@@ -185,7 +185,7 @@ class Exchange:
     async def _next_event(self) -> Any:
         while (event := self._http.next_event()) is h11.NEED_DATA:
             with _stall_timeout():
-                self._http.receive_data(await self._stream.receive_some(_READ_BYTES))
+                self._http.receive_data(cast("bytes", await self._stream.receive_some(_READ_BYTES)))
         return event
 
     async def _send(self, *events: Any) -> None:

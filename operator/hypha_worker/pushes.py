@@ -6,7 +6,6 @@ A push waits, all but its header unread, so that its sender is held back, until 
 import json
 import logging
 import struct
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from typing import Any, Final, Protocol
 from uuid import UUID
 
 import trio
+
+from hypha_network.quiet import Quiet
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,6 @@ _MAX_WAITING_PER_PEER: Final = 16
 _MAX_TAKEN_PER_PEER: Final = 2
 """Pushes of one peer that a job receives at once: fewer than its bridge can, so that one that stops holds up itself."""
 _MAX_WAIT_S: Final = 900.0
-_LOG_EVERY_S: Final = 10.0
 
 
 class PushStream(Protocol):
@@ -90,8 +90,7 @@ class PushRouter:
         self._pushes: list[_Push] = []
         self._takers: list[_Taker] = []
         self._held: Counter[str] = Counter()
-        self._refused = 0
-        self._next_log = 0.0
+        self._refusals = Quiet(logger)
 
     def add(self, task_id: UUID, label: str, senders: frozenset[str]) -> None:
         """From now on the job receives what these peers push; `label` is how they may name it."""
@@ -114,7 +113,7 @@ class PushRouter:
             await push.done.wait()
             whole = push.whole
         except _RefusedPush as refusal:
-            self._log_refusal(peer, refusal)
+            self._refusals.warning(peer, "refused a push: %s", refusal)
         finally:
             if not whole:
                 stream.reset()
@@ -225,13 +224,6 @@ class PushRouter:
             push.taken_by.taken[push.peer] -= 1
             push.taken_by = None
             self._match()
-
-    def _log_refusal(self, peer: str, refusal: _RefusedPush) -> None:
-        """Say now and then what is refused: whoever pushes without end must not fill the log."""
-        self._refused += 1
-        if time.monotonic() >= self._next_log:
-            self._next_log = time.monotonic() + _LOG_EVERY_S
-            logger.warning("refused a push from %s: %s (%d refused so far)", peer, refusal, self._refused)
 
 
 async def _read_label(stream: PushStream) -> str | None:

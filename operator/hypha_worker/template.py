@@ -15,6 +15,8 @@ _HEADER: Final = """\
 # Relative paths start at this file's directory. In the environment HYPHA_<KEY> replaces a key, HYPHA_<TABLE>__<KEY> one
 # in a table.
 """
+_LEFT_OUT: Final = ("executors", "kubernetes")
+"""What `render` writes itself, and what an operator writes."""
 _EXECUTORS: Final = """\
 # What this worker can run; schedulers ask for an executor by class and name. Placeholders in args:
 # {SOCKET_PATH} of the job bridge, {WORK_DIR} of the job, {JOB_FILE} (or {JOB_JSON}) with its specification.
@@ -45,7 +47,7 @@ def render(name: str, values: Mapping[str, Any]) -> str:
         "work_dir": f"{name}-work",
     }
     fields = Config.model_fields
-    top = {key: field for key, field in fields.items() if key not in _tables() and key != "executors"}
+    top = {key: field for key, field in fields.items() if key not in _tables() and key not in _LEFT_OUT}
     lines = [_HEADER, *_entries(top, placeholders | dict(values))]
     examples = {"resources": {"cpu": 4, "memory": 16, "storage": 100, "gpu": 0}}
     for table, model in _tables().items():

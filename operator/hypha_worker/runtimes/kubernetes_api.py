@@ -1,0 +1,275 @@
+"""The API server, as far as a node needs it: every call has a deadline and is repeated where that may help.
+
+```
+KubernetesError
+├── ApiUnavailable   no answer in time, or none that says anything about the request
+└── ApiRefused       the answer is no: its HTTP status, the reason for programs and the message for people
+    └── ApiGone      the resource version is too old to go on from
+```
+"""
+
+import json
+import logging
+import os
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import httpx
+import trio
+
+from hypha_network.quiet import Quiet
+from hypha_worker.errors import NodeError
+
+logger = logging.getLogger(__name__)
+_quiet = Quiet(logger)
+
+_T = TypeVar("_T")
+Object = dict[str, Any]
+
+FIELD_MANAGER: Final = "hypha-worker"
+DEADLINE_S: Final = 10.0
+_ATTEMPT_S: Final = 5.0
+_FIRST_RETRY_S: Final = 0.1
+_LONGEST_RETRY_S: Final = 5.0
+_LIST_PAGE: Final = 500
+_WATCH_S: Final = 300
+"""After how long the server ends a watch, which then goes on from where it was."""
+_SILENCE_S: Final = 90.0
+"""A watch that says nothing for so long is dead: the server sends bookmarks every minute."""
+_RETRYABLE: Final = frozenset({429, 500, 502, 503, 504})
+_RIGHTS: Final = frozenset({401, 403})
+_IN_CLUSTER: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_MERGE_PATCH: Final = "application/merge-patch+json"
+_APPLY_PATCH: Final = "application/apply-patch+yaml"
+
+
+class KubernetesError(Exception):
+    """The API server did not do what was asked."""
+
+
+class ApiUnavailable(KubernetesError):  # noqa: N818 - what it is
+    """No answer in time, or none that says anything about the request: nobody knows whether it was carried out."""
+
+
+class ApiRefused(KubernetesError):  # noqa: N818 - what it did
+    """The API server refused."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message or reason or f"HTTP status {status}")
+        self.status = status
+        self.reason = reason
+
+    @property
+    def missing(self) -> bool:
+        """Whether there is no such object, or no such kind."""
+        return self.status == HTTPStatus.NOT_FOUND
+
+
+class ApiGone(ApiRefused):
+    """The resource version is too old to go on from."""
+
+
+@dataclass(frozen=True)
+class ApiAccess:
+    """Where the API server is, and who we are to it; the files are read again as they change."""
+
+    url: str
+    token_file: Path
+    ca_file: Path
+
+    @classmethod
+    def find(cls, environ: Mapping[str, str]) -> "ApiAccess":
+        """Return the access that every pod has, or what `HYPHA_KUBE_*` says; NodeError if there is none."""
+        if url := environ.get("HYPHA_KUBE_URL"):
+            try:
+                return cls(url, Path(environ["HYPHA_KUBE_TOKEN_FILE"]), Path(environ["HYPHA_KUBE_CA_FILE"]))
+            except KeyError as error:
+                raise NodeError(f"HYPHA_KUBE_URL is set, and {error.args[0]} is not; set all three") from error
+        host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT", "443")
+        if not host:
+            raise NodeError(
+                "the configuration has a table [kubernetes], and this is no pod (KUBERNETES_SERVICE_HOST is not set); "
+                "remove the table to run jobs as processes"
+            )
+        return cls(
+            f"https://{f'[{host}]' if ':' in host else host}:{port}", _IN_CLUSTER / "token", _IN_CLUSTER / "ca.crt"
+        )
+
+
+class KubernetesApi:
+    """Calls the API server; `open_api` makes one."""
+
+    def __init__(self, access: ApiAccess, client: httpx.AsyncClient) -> None:
+        self._access = access
+        self._client = client
+
+    async def get(self, path: str) -> Object:
+        """Return an object; KubernetesError."""
+        return await self._call("GET", path)
+
+    async def list(self, path: str, selector: str) -> tuple[list[Object], str]:
+        """Return all objects that match a label selector, and the resource version to watch from; KubernetesError."""
+        items: list[Object] = []
+        query = {"labelSelector": selector, "limit": str(_LIST_PAGE)}
+        while True:
+            page = await self._call("GET", path, query=query)
+            items += page.get("items") or []
+            following = page["metadata"].get("continue")
+            if not following:
+                return items, page["metadata"]["resourceVersion"]
+            query["continue"] = following
+
+    async def create(self, path: str, body: Object, *, deadline_s: float = DEADLINE_S) -> Object:
+        """Create an object; ApiRefused (409) if there is one of that name already, maybe by an attempt of this call."""
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._call("POST", path, body=body, query=query, deadline_s=deadline_s)
+
+    async def apply(self, path: str, body: Object, *, deadline_s: float = DEADLINE_S) -> Object:
+        """Apply our part of an object or its status and return all of it; KubernetesError."""
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return await self._call("PATCH", path, body=body, query=query, content=_APPLY_PATCH, deadline_s=deadline_s)
+
+    async def merge(self, path: str, body: Object, *, deadline_s: float = DEADLINE_S) -> Object:
+        """Change fields of an object that exists, and return all of it; KubernetesError."""
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._call("PATCH", path, body=body, query=query, content=_MERGE_PATCH, deadline_s=deadline_s)
+
+    async def watch(self, path: str, selector: str, version: str, note: Callable[[str, Object], None]) -> str:
+        """Tell `note` of each change (ADDED, MODIFIED, DELETED) since a version, until the server ends the watch.
+
+        Returns:
+            The version to go on from.
+
+        Raises:
+            ApiGone: too much has happened since; list again.
+            KubernetesError: the watch broke, or said nothing for too long.
+        """
+        query = {
+            "labelSelector": selector,
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "timeoutSeconds": str(_WATCH_S),
+        }
+        timeout = httpx.Timeout(_ATTEMPT_S, read=_SILENCE_S)
+        try:
+            async with self._client.stream(
+                "GET", path, params=query, headers=self._headers(), timeout=timeout
+            ) as response:
+                if response.status_code != HTTPStatus.OK:
+                    await response.aread()
+                    raise _refusal(response)
+                async for line in response.aiter_lines():
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise _refusal_of(event["object"])
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    if event["type"] != "BOOKMARK":
+                        note(event["type"], event["object"])
+        except (httpx.HTTPError, OSError, ValueError, KeyError) as error:
+            raise ApiUnavailable(f"the watch of {path} broke: {error or type(error).__name__}") from error
+        return version
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Object | None = None,
+        query: Mapping[str, str] | None = None,
+        content: str = "application/json",
+        deadline_s: float = DEADLINE_S,
+    ) -> Object:
+        """Make a request that may be made more than once; ApiUnavailable if it had no answer before the deadline."""
+        data = json.dumps(body).encode() if body is not None else None
+        problem = "no answer"
+        with trio.move_on_after(deadline_s):
+            for delay_s in _delays():
+                try:
+                    headers = self._headers() | ({"Content-Type": content} if data else {})
+                    response = await self._client.request(
+                        method, path, params=query, content=data, headers=headers, timeout=_ATTEMPT_S
+                    )
+                    if response.is_success:
+                        answer: Object = response.json()
+                        return answer
+                    if not _worth_another_attempt(method, response):
+                        raise _refusal(response)
+                    problem = f"{response.status_code} {_refusal(response)}"
+                    await trio.sleep(_retry_after_s(response))
+                except (httpx.HTTPError, OSError, ValueError) as error:
+                    problem = str(error) or type(error).__name__
+                logger.debug("%s %s: %s; trying again", method, path, problem)
+                await trio.sleep(delay_s)
+        raise ApiUnavailable(f"the API server did not answer {method} {path} within {deadline_s:g} s: {problem}")
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._access.token_file.read_text().strip()}"}
+
+
+async def insist(what: str, action: Callable[[], Awaitable[_T]]) -> _T:
+    """Repeat something until it is done or refused for good; an API server that is away, or rights, may come back."""
+    for delay_s in _delays():
+        try:
+            return await action()
+        except ApiUnavailable as error:
+            _quiet.warning(what, "%s; trying again", error)
+        except ApiRefused as error:
+            if error.status not in _RIGHTS:
+                raise
+            _quiet.warning(what, "%s; trying again, are the node's Role and its binding there?", error)
+        await trio.sleep(delay_s)
+    raise AssertionError  # the delays do not end
+
+
+def _delays() -> Iterator[float]:
+    delay_s = _FIRST_RETRY_S
+    while True:
+        yield delay_s
+        delay_s = min(2 * delay_s, _LONGEST_RETRY_S)
+
+
+def _worth_another_attempt(method: str, response: httpx.Response) -> bool:
+    """Whether the server is busy; a patch without a version conflicts only with those at the same moment."""
+    return response.status_code in _RETRYABLE or (method == "PATCH" and response.status_code == HTTPStatus.CONFLICT)
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    try:
+        return float(response.headers.get("Retry-After", 0))
+    except ValueError:
+        return 0.0
+
+
+def _refusal(response: httpx.Response) -> ApiRefused:
+    try:
+        return _refusal_of({"code": response.status_code} | response.json())
+    except (ValueError, TypeError):
+        return ApiRefused(response.status_code, "", response.text[:500])
+
+
+def _refusal_of(status: Object) -> ApiRefused:
+    """Return what a `metav1.Status` says."""
+    code = int(status.get("code") or 0)
+    kind = ApiGone if code == HTTPStatus.GONE else ApiRefused
+    return kind(code, str(status.get("reason") or ""), str(status.get("message") or ""))
+
+
+@asynccontextmanager
+async def open_api(access: ApiAccess) -> AsyncIterator[KubernetesApi]:
+    """Have access to the API server; nothing is sent yet. NodeError if its files cannot be read."""
+    try:
+        access.token_file.read_text()
+        context = ssl.create_default_context(cafile=os.fspath(access.ca_file))
+    except OSError as error:
+        raise NodeError(
+            f"{error.filename or access.ca_file}: {error.strerror}; does the pod have a service account's token?"
+        ) from error
+    limits = httpx.Limits(max_connections=64, max_keepalive_connections=8)
+    async with httpx.AsyncClient(base_url=access.url, verify=context, limits=limits, trust_env=False) as client:
+        yield KubernetesApi(access, client)

@@ -1,0 +1,167 @@
+"""Jobs as objects of the cluster, and back. Pure functions."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from hypha_messages.job import JobSpec
+from hypha_resources.common import API_VERSION, WORKER_LABEL, Condition
+from hypha_resources.job import (
+    REPORTED,
+    TERMINAL,
+    Amounts,
+    ExecutorRef,
+    HyphaJobSpec,
+    HyphaJobStatus,
+    Lease,
+    WorkerRef,
+    job_name,
+    redacted,
+)
+from hypha_worker.config import KubernetesConfig
+from hypha_worker.runtime import Failed, Finished, Job
+
+JOB_FILE: Final = "job.json"
+"""The key of a job's Secret under which its whole specification stands."""
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SeenJob:
+    """A HyphaJob as the cluster has it."""
+
+    uid: str
+    spec: HyphaJobSpec
+    status: HyphaJobStatus
+
+    @property
+    def terminal(self) -> bool:
+        """Whether it has ended, with nothing of it running."""
+        return self.status.phase in TERMINAL
+
+    @property
+    def reported(self) -> bool:
+        """Whether its scheduler has been told of its end."""
+        return any(condition.type == REPORTED and condition.status == "True" for condition in self.status.conditions)
+
+    def job(self, deadline: float) -> Job:
+        """Return the job; ValueError if its configuration is none."""
+        spec = JobSpec.model_validate({"job_id": str(self.spec.job_id)} | self.spec.config)
+        return Job(
+            task_id=self.spec.task_id,
+            lease_id=self.spec.lease.id,
+            scheduler=self.spec.scheduler,
+            spec=spec,
+            resources=self.spec.resources.resources,
+            deadline=deadline,
+            token="",  # its bridge shows a token of the cluster
+        )
+
+
+def hypha_job(job: Job, config: KubernetesConfig, peer_id: str) -> Object:
+    """Return the HyphaJob of a job, which shows no secrets."""
+    descriptor = job.spec.descriptor
+    spec = HyphaJobSpec(
+        worker_ref=WorkerRef(name=config.worker, uid=config.worker_uid),
+        worker_peer_id=peer_id,
+        task_id=job.task_id,
+        job_id=job.spec.job_id,
+        scheduler=job.scheduler,
+        lease=Lease(id=job.lease_id, deadline=timestamp(job.deadline)),
+        executor=ExecutorRef(class_=descriptor.class_, name=descriptor.name),
+        config=redacted(job.spec.model_dump(mode="json", include={"executor"})),
+        resources=Amounts.of(job.resources),
+        ttl_seconds_after_finished=config.ttl_seconds_after_finished,
+    )
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "HyphaJob",
+        "metadata": {
+            "name": job_name(job.task_id),
+            "namespace": config.namespace,
+            "labels": {WORKER_LABEL: config.worker},
+            "ownerReferences": [
+                {
+                    "apiVersion": API_VERSION,
+                    "kind": "HyphaWorker",
+                    "name": config.worker,
+                    "uid": config.worker_uid,
+                    "controller": True,
+                    "blockOwnerDeletion": False,
+                }
+            ],
+        },
+        "spec": spec.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def job_secret(job: Job, config: KubernetesConfig, owner_uid: str) -> Object:
+    """Return the Secret with the whole specification, which goes when the HyphaJob does."""
+    name = job_name(job.task_id)
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "Opaque",
+        "immutable": True,
+        "metadata": {
+            "name": name,
+            "namespace": config.namespace,
+            "labels": {WORKER_LABEL: config.worker},
+            "ownerReferences": [
+                {
+                    "apiVersion": API_VERSION,
+                    "kind": "HyphaJob",
+                    "name": name,
+                    "uid": owner_uid,
+                    "controller": True,
+                    "blockOwnerDeletion": False,
+                }
+            ],
+        },
+        "stringData": {JOB_FILE: job.spec.model_dump_json()},
+    }
+
+
+def see(found: Object) -> SeenJob:
+    """Read a HyphaJob; ValueError if it is none that this version understands."""
+    try:
+        return SeenJob(
+            uid=found["metadata"]["uid"],
+            spec=HyphaJobSpec.model_validate(found["spec"]),
+            status=HyphaJobStatus.model_validate(found.get("status") or {}),
+        )
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]} is missing") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def end_of(seen: SeenJob) -> Finished | Failed:
+    """Return how a job that is terminal ended."""
+    status = seen.status
+    if status.phase == "Succeeded":
+        return Finished(seen.spec.task_id)
+    message = next((c.message for c in status.conditions if c.type == "Ready" and c.message), "")
+    reason = ": ".join(text for text in (status.reason or "it failed", message) if text)
+    return Failed(seen.spec.task_id, reason, tuple(status.last_lines))
+
+
+def reported_status(seconds: float) -> Object:
+    """Return the status that says that the end of a job was reported; `seconds` since the epoch."""
+    condition = Condition(
+        type=REPORTED,
+        status="True",
+        reason="EndReported",
+        message="The scheduler was told how the task ended, or did not answer for too long.",
+        last_transition_time=timestamp(seconds),
+    )
+    return {"conditions": [condition.model_dump(mode="json")]}
+
+
+def timestamp(seconds: float) -> datetime:
+    """Return a time as the API takes it; seconds since the epoch, whole ones."""
+    return datetime.fromtimestamp(int(seconds), UTC)

@@ -1,0 +1,97 @@
+"""Whose bridge shows a token: the API server is asked, which knows the pod that each token was made for."""
+
+import hashlib
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+import trio
+
+from hypha_network.quiet import Quiet
+from hypha_worker.http_server import HttpError
+from hypha_worker.runtimes.kubernetes_api import ApiRefused, KubernetesApi, KubernetesError
+
+logger = logging.getLogger(__name__)
+_quiet = Quiet(logger)
+
+_PATH: Final = "/apis/authentication.k8s.io/v1/tokenreviews"
+_DEADLINE_S: Final = 4.0
+_KNOWN_S: Final = 60.0
+_REFUSED_S: Final = 5.0
+_MAX_CACHED: Final = 4096
+_LONGEST_TOKEN: Final = 16 * 1024
+_POD_NAME: Final = "authentication.kubernetes.io/pod-name"
+_POD_UID: Final = "authentication.kubernetes.io/pod-uid"
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod, for which a token was made."""
+
+    name: str
+    uid: str
+
+
+class TokenReviewer:
+    """Has tokens reviewed and remembers the answers for a while.
+
+    Args:
+        api: the API server.
+        user: who the tokens must be of, `system:serviceaccount:<namespace>:<name>`.
+        audience: for whom they must have been made.
+    """
+
+    def __init__(self, api: KubernetesApi, user: str, audience: str) -> None:
+        self._api = api
+        self._user = user
+        self._audience = audience
+        self._known: OrderedDict[bytes, tuple[Pod | None, float]] = OrderedDict()
+
+    async def pod(self, token: str) -> Pod | None:
+        """Return the pod that a token was made for; None if it is not good. HttpError (503) if nobody can tell."""
+        if not token or len(token) > _LONGEST_TOKEN:
+            return None
+        key = hashlib.sha256(token.encode()).digest()
+        pod, until = self._known.get(key, (None, 0.0))
+        if trio.current_time() < until:
+            return pod
+        pod = self._judge(await self._review(token))
+        self._known[key] = pod, trio.current_time() + (_KNOWN_S if pod else _REFUSED_S)
+        self._known.move_to_end(key)
+        if len(self._known) > _MAX_CACHED:
+            self._known.popitem(last=False)
+        return pod
+
+    async def _review(self, token: str) -> dict[str, Any]:
+        review = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token, "audiences": [self._audience]},
+        }
+        try:
+            answer = await self._api.create(_PATH, review, deadline_s=_DEADLINE_S)
+        except KubernetesError as error:
+            remedy = "; is there a ClusterRoleBinding that lets it?" if isinstance(error, ApiRefused) else ""
+            _quiet.warning("TokenReview", "cannot have a token reviewed: %s%s", error, remedy)
+            raise HttpError(
+                HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"the token cannot be reviewed just now: {error}"
+            ) from error
+        return dict(answer.get("status") or {})
+
+    def _judge(self, status: dict[str, Any]) -> Pod | None:
+        user = status.get("user") or {}
+        extra = user.get("extra") or {}
+        names, uids = extra.get(_POD_NAME) or [], extra.get(_POD_UID) or []
+        good = (
+            status.get("authenticated") is True
+            and self._audience in (status.get("audiences") or [])
+            and user.get("username") == self._user
+            and len(names) == len(uids) == 1
+        )
+        if not good:
+            reason = status.get("error") or f"it is of {user.get('username') or 'nobody'}"
+            _quiet.info("TokenReview", "refused a token: %s", reason)
+            return None
+        return Pod(names[0], uids[0])
