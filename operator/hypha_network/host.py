@@ -28,14 +28,19 @@ from hypha_network.yamux import Yamux
 
 logger = logging.getLogger(__name__)
 _refusals = Quiet(logger)
+_arrivals = Quiet(logger)
+_departures = Quiet(logger)
 
 UPGRADE_TIMEOUT_S = 15.0
 NEGOTIATION_TIMEOUT_S = 10.0
 MAX_CONNECTIONS = 1024
 MAX_CONNECTIONS_PER_PEER = 8
 MAX_UPGRADES = 256
-MAX_INBOUND_STREAMS = 256
-"""Streams of one peer served at once; more are reset."""
+MAX_INBOUND_STREAMS = 8192
+"""Streams served at once; each peer may have its share, more are reset."""
+MAX_INBOUND_STREAMS_PER_PEER = 256
+MIN_INBOUND_STREAMS_PER_PEER = 32
+"""What a peer may have even if there are very many."""
 DIRECT_TIMEOUT_S = 3.0
 STAY_RELAYED_S = 60.0
 _CLOSE_TIMEOUT_S = 2.0
@@ -199,12 +204,20 @@ class Host:
                 logger.debug("connection with %s ended: %s", connection.peer_id, error)
                 return
             stream = Stream(muxed, connection.peer_id)
-            if connection.streams >= MAX_INBOUND_STREAMS:
-                _refusals.warning(connection.peer_id, "opens more than %d streams at once", MAX_INBOUND_STREAMS)
+            if (limit := self._stream_limit()) <= self._served_streams(connection.peer_id):
+                _refusals.warning(connection.peer_id, "opens more than %d streams at once", limit)
                 stream.reset()
             else:
                 connection.streams += 1
                 connection.nursery.start_soon(self._serve_stream, connection, stream)
+
+    def _stream_limit(self) -> int:
+        """How many streams of a peer are served at once: its share of all."""
+        share = MAX_INBOUND_STREAMS // len(self.connections)
+        return min(max(share, MIN_INBOUND_STREAMS_PER_PEER), MAX_INBOUND_STREAMS_PER_PEER)
+
+    def _served_streams(self, peer_id: str) -> int:
+        return sum(connection.streams for connection in self.connections[peer_id])
 
     async def serve(self, service: Service, connection: Connection) -> None:
         """Run a service on a connection; what goes wrong with it ends it alone."""
@@ -235,9 +248,8 @@ class Host:
 
     def _add(self, connection: Connection) -> None:
         self.connections.setdefault(connection.peer_id, []).append(connection)
-        logger.info(
-            "connected %s %s at %s", "from" if connection.inbound else "to", connection.peer_id, connection.address
-        )
+        way = "came from" if connection.inbound else "was dialled at"
+        _arrivals.info(connection.peer_id, "connected, it %s %s", way, connection.address)
         self.notify()
 
     def _remove(self, connection: Connection) -> None:
@@ -247,7 +259,7 @@ class Host:
         if not remaining:
             del self.connections[connection.peer_id]
             self._stay_relayed.pop(connection.peer_id, None)
-            logger.info("disconnected from %s", connection.peer_id)
+            _departures.info(connection.peer_id, "disconnected")
         self.notify()
 
     def notify(self) -> None:

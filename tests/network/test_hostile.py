@@ -147,6 +147,30 @@ async def test_requests_of_one_peer_are_served_a_few_at_a_time(monkeypatch: pyte
     assert most == 3
 
 
+async def test_the_more_peers_there_are_the_fewer_streams_each_may_have_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "MAX_INBOUND_STREAMS", 20)
+    monkeypatch.setattr(host_module, "MIN_INBOUND_STREAMS_PER_PEER", 2)
+
+    async def refused(peer: Network, victim: Network) -> bool:
+        try:
+            await peer.open_stream(victim.peer_id, "/wait")
+        except StreamReset:
+            return True
+        return False
+
+    async def wait(_: str, __: Stream) -> None:
+        await trio.sleep_forever()
+
+    pki = Pki()
+    async with victim_and_peer(pki) as (victim, peer), node(pki, "another") as another:
+        victim.handle_stream("/wait", wait)
+        with trio.fail_after(DEADLINE_S):
+            alone = [await refused(peer, victim) for _ in range(30)].index(True)
+            await another.dial(direct_address(victim))
+            beside = [await refused(another, victim) for _ in range(30)].index(True)
+        assert 8 <= beside <= 10 < alone <= 20  # the node's own protocols use some
+
+
 async def test_a_hundred_senders_of_garbage_leave_memory_steady_and_honest_peers_served() -> None:
     async with victim_and_peer(Pki()) as (victim, peer):
 

@@ -102,7 +102,7 @@ async def test_a_sender_that_no_job_names_is_refused(caplog: pytest.LogCaptureFi
     stream = await push(made, BOB, b"data")
     assert stream.reset_seen
     assert stream.read_bytes == 0
-    assert "refused a push from bob: no job of this worker names it" in caplog.text
+    assert "peer bob: refused a push: no job of this worker names it" in caplog.text
 
 
 async def test_refusals_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
