@@ -95,12 +95,14 @@ def merge_pod_template(
         OverlayError: the overlay is malformed or breaks what must stay.
     """
     merged = _merge(dict(base), overlay, "")
-    fresh = {name: {c["name"] for c in _items(base["spec"], name)} for name in ("containers", "initContainers")}
-    for field, ours in fresh.items():
-        for container in _items(merged["spec"], field):
-            if container["name"] not in ours:  # what a template adds is confined as we confine our own
-                context = base["spec"]["containers"][0].get("securityContext", {})
-                container["securityContext"] = _merge(context, container.get("securityContext") or {}, f"spec.{field}")
+    context = base["spec"]["containers"][0].get("securityContext", {})
+    for field in ("initContainers", "containers"):
+        ours = _by_name(base["spec"], field)
+        for name, container in _by_name(_mapping(merged.get("spec"), "spec"), field).items():
+            if name not in ours:  # what a template adds is confined as we confine our own
+                container["securityContext"] = _merge(
+                    context, container.get("securityContext", {}), f"spec.{field}[{name}]"
+                )
     broken = [
         violation
         for violation in _violations(base, merged, leased, keys)
@@ -120,8 +122,8 @@ def _merge(base: Mapping[str, Any], overlay: Any, path: str) -> dict[str, Any]:
         ours = merged.get(name)
         if value is None:
             merged.pop(name, None)
-        elif name in _KEYS:
-            merged[name] = _merge_list(ours or [], value, _KEYS[name], here)
+        elif name in _KEYS and (isinstance(value, list) or isinstance(ours, list)):
+            merged[name] = _merge_list(_sequence(ours, here), value, _KEYS[name], here)
         elif isinstance(ours, dict) or (ours is None and isinstance(value, Mapping)):
             merged[name] = _merge(ours or {}, value, here)
         elif isinstance(ours, list) and not isinstance(value, list):
@@ -155,7 +157,10 @@ def _shown(identity: tuple[str, ...]) -> str:
 
 
 def _items(holder: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
-    return holder.get(field) or []
+    items = _sequence(holder.get(field), field)
+    for item in items:
+        _mapping(item, field)
+    return items
 
 
 def _by_name(holder: Mapping[str, Any], field: str) -> dict[str, dict[str, Any]]:
@@ -201,6 +206,12 @@ def _mapping(value: Any, path: str) -> Mapping[str, Any]:
     return value
 
 
+def _sequence(value: Any, path: str) -> list[Any]:
+    if value is not None and not isinstance(value, list):
+        raise OverlayError(f"template.{path}: must be a list")
+    return value or []
+
+
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     """Names of what was there before and is not the same any more."""
     return (name for name, value in before.items() if after.get(name) != value)
@@ -239,11 +250,11 @@ def _of_spec(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[_V
             claims = _by_name(after, field)
             yield from (_ours(f"{path}[{name}]") for name in _changed(_by_name(before, field), claims))
         elif field == "securityContext":
-            context = _mapping(new, path)
+            context = _mapping(new or {}, path)
             for name in {*(old or {}), *context} - _POD_CONTEXT:
                 if (old or {}).get(name) != context.get(name):
                     yield _unsafe(f"{path}.{name}", "changes the confinement of the pod")
-            if 0 in (context.get("supplementalGroups") or []):
+            if 0 in _sequence(context.get("supplementalGroups"), f"{path}.supplementalGroups"):
                 yield _unsafe(f"{path}.supplementalGroups", "adds the group root")
         elif not (field == "hostUsers" and new is False):
             yield _unsafe(path, "weakens what isolates the pod, or is not known to be harmless")
@@ -258,7 +269,7 @@ def _of_volumes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator
             continue
         for kind, source in volume.items():
             if kind == "projected":
-                for projection in _mapping(source, path).get("sources") or []:
+                for projection in _sequence(_mapping(source, path).get("sources"), f"{path}.projected.sources"):
                     yield from (
                         _unsafe(f"{path}.projected.sources", f"{part} would give the pod a credential")
                         for part in _mapping(projection, path)
@@ -287,12 +298,12 @@ def _of_our_container(
                 amounts = _mapping(resources.get(part, {}), f"{path}.resources.{part}")
                 for name in _changed((old or {}).get(part, {}), amounts):
                     yield _ours(f"{path}.resources.{part}.{name}", "is the lease's")
-            claims = resources.get("claims") or []
+            claims = _sequence(resources.get("claims"), f"{path}.resources.claims")
             if any(claim not in claims for claim in (old or {}).get("claims", [])):
                 yield _ours(f"{path}.resources.claims", "are the lease's")
         elif field in ("env", "volumeMounts"):
             key = _KEYS[field][0]
-            items = {item[key]: item for item in new or []}
+            items = {item[key]: item for item in _items(after, field)}
             yield from (_ours(f"{path}.{field}[{item[key]}]") for item in old or [] if items.get(item[key]) != item)
         elif old is not None:
             yield _ours(f"{path}.{field}")
@@ -302,14 +313,14 @@ def _of_new_container(ours: Mapping[str, Any], after: Mapping[str, Any], path: s
     yield from (_unsafe(f"{path}.{field}", "is not known to be harmless") for field in {*after} - _NEW_CONTAINER)
     if after["securityContext"] != ours["containers"][0].get("securityContext", {}):
         yield _unsafe(f"{path}.securityContext", "changes the confinement of the container")
-    resources = _mapping(after.get("resources", {}), f"{path}.resources")
-    if not _mapping(resources.get("limits", {}), f"{path}.resources.limits").get("memory"):
-        yield _unsafe(f"{path}.resources.limits.memory", "is missing, so that it escapes the lease's memory; set one")
 
 
 def _of_any_container(
     ours: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], path: str
 ) -> Iterator[_Violation]:
+    resources = _mapping(after.get("resources", {}), f"{path}.resources")
+    if not _mapping(resources.get("limits", {}), f"{path}.resources.limits").get("memory"):
+        yield _unsafe(f"{path}.resources.limits.memory", "is missing, so that it escapes the lease's memory; set one")
     for port in _items(after, "ports"):
         if port.get("hostPort") or port.get("hostIP"):
             yield _unsafe(f"{path}.ports[{port['containerPort']}].hostPort", "opens a port of the node")
@@ -324,14 +335,14 @@ def _of_any_container(
     lifecycle = _mapping(after.get("lifecycle") or {}, f"{path}.lifecycle")
     for field in ("startupProbe", "livenessProbe", "readinessProbe"):
         if field not in before:
-            yield from _of_handler(after.get(field) or {}, f"{path}.{field}")
+            yield from _of_handler(after.get(field), f"{path}.{field}")
     for field in ("postStart", "preStop"):
-        yield from _of_handler(lifecycle.get(field) or {}, f"{path}.lifecycle.{field}")
+        yield from _of_handler(lifecycle.get(field), f"{path}.lifecycle.{field}")
 
 
 def _of_handler(handler: Any, path: str) -> Iterator[_Violation]:
     for kind in ("httpGet", "tcpSocket"):
-        host = _mapping(_mapping(handler, path).get(kind) or {}, f"{path}.{kind}").get("host")
+        host = _mapping(_mapping(handler or {}, path).get(kind) or {}, f"{path}.{kind}").get("host")
         if host:  # the kubelet would connect there, from the node
             yield _unsafe(f"{path}.{kind}.host", "makes the node connect to another host")
 

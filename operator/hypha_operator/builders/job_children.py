@@ -1,0 +1,135 @@
+"""What a HyphaJob owns: its NetworkPolicy, its ResourceClaimTemplate, its Job."""
+
+from typing import Any, Final
+
+from hypha_operator.builders.job_executor import CLAIM, EXECUTOR, devices_of, executor_of
+from hypha_operator.builders.job_pod import BRIDGE, CONNECTOR_PORT, job_labels, pod_template
+from hypha_operator.kinds import Manifest
+from hypha_operator.overlay import merge_pod_template
+from hypha_operator.settings import Settings
+from hypha_resources.common import API_VERSION, JOB_LABEL, WORKER_LABEL
+from hypha_resources.job import HyphaJobSpec
+from hypha_resources.worker import HyphaWorkerSpec
+
+QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
+
+_PUBLIC: Final = (
+    (
+        "0.0.0.0/0",
+        (
+            *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+            *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
+            *("203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        ),
+    ),
+    ("2000::/3", ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")),
+)
+"""The public Internet: networks, and what of each is none of it."""
+_ANYWHERE: Final = (("0.0.0.0/0", ()), ("::/0", ()))
+
+
+def job_children(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) -> list[Manifest]:
+    """Return what is applied for a HyphaJob, in this order: what isolates it, what it claims, then the Job.
+
+    Raises:
+        UnbuildableJobError: the worker has no such executor, or no GPUs.
+        OverlayError: the executor's template cannot be used.
+    """
+    claims = claim_template(hypha_job, job, worker)
+    manifest = job_manifest(hypha_job, job, worker, settings)
+    return [network_policy(hypha_job, job, worker), *([claims] if claims else []), manifest]
+
+
+def job_manifest(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) -> Manifest:
+    """Return the Job: one pod, run once. Raises as `job_children`."""
+    executor, metadata = executor_of(job, worker), hypha_job["metadata"]
+    identity = worker.identity.secret_name or f"{job.worker_ref.name}-identity"
+    template = merge_pod_template(
+        pod_template(metadata["name"], metadata["namespace"], job, worker, settings),
+        executor.template,
+        allow_privileged=executor.allow_privileged_template,
+        leased=(EXECUTOR,),
+        keys={identity, worker.identity.trust_secret_name or identity},
+    )
+    spec = {
+        "backoffLimit": 0,
+        "completions": 1,
+        "parallelism": 1,
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                *(
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {"containerName": container, "operator": "NotIn", "values": [0]},
+                    }
+                    for container in (EXECUTOR, BRIDGE)
+                ),
+            ]
+        },
+        "template": template,
+    }
+    manifest = _child(hypha_job, job, "batch/v1", "Job", spec)
+    if executor.queue_name:
+        manifest["metadata"]["labels"][QUEUE_LABEL] = executor.queue_name
+        spec["suspend"] = True  # until Kueue admits it
+    return manifest
+
+
+def network_policy(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec) -> Manifest:
+    """Return what lets the job's pod reach names, its connector and what it may fetch, and nobody reach it."""
+    networks = _ANYWHERE if worker.jobs.allow_private_addresses else _PUBLIC
+    connector = {WORKER_LABEL: job.worker_ref.name, "app.kubernetes.io/component": "controller"}
+    spec = {
+        "podSelector": {"matchLabels": {JOB_LABEL: hypha_job["metadata"]["name"]}},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [],
+        "egress": [
+            {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]},
+            {
+                "to": [{"podSelector": {"matchLabels": connector}}],
+                "ports": [{"protocol": "TCP", "port": CONNECTOR_PORT}],
+            },
+            {
+                "to": [
+                    {"ipBlock": {"cidr": network, **({"except": list(excepted)} if excepted else {})}}
+                    for network, excepted in networks
+                ],
+                "ports": [{"protocol": "TCP"}],
+            },
+        ],
+    }
+    return _child(hypha_job, job, "networking.k8s.io/v1", "NetworkPolicy", spec)
+
+
+def claim_template(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec) -> Manifest | None:
+    """Return what the pod claims its devices by, if the worker says so (DRA)."""
+    gpu, devices = worker.resources.gpu, devices_of(job, worker)
+    if not (gpu and gpu.device_class_name and devices):
+        return None
+    exactly = {"deviceClassName": gpu.device_class_name, "allocationMode": "ExactCount", "count": devices}
+    spec = {"spec": {"devices": {"requests": [{"name": CLAIM, "exactly": exactly}]}}}
+    return _child(hypha_job, job, "resource.k8s.io/v1", "ResourceClaimTemplate", spec)
+
+
+def _child(hypha_job: Manifest, job: HyphaJobSpec, api_version: str, kind: str, spec: dict[str, Any]) -> Manifest:
+    metadata = hypha_job["metadata"]
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": "HyphaJob",
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "labels": job_labels(metadata["name"], job.worker_ref.name),
+            "ownerReferences": [owner],
+        },
+        "spec": spec,
+    }

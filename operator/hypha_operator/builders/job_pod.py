@@ -1,0 +1,176 @@
+"""The pod of a job: the bridge as its sidecar, the executor, and what each of the two may see."""
+
+import json
+from typing import Any, Final
+
+from hypha_operator.builders.job_executor import (
+    CLAIM,
+    EXECUTOR,
+    JOB_FILE,
+    SOCKET,
+    WORK_DIR,
+    devices_of,
+    executor_command,
+    executor_environment,
+    executor_image,
+    executor_of,
+    executor_resources,
+    memory_bytes,
+    storage_bytes,
+    to_env,
+)
+from hypha_operator.settings import Settings
+from hypha_resources.common import JOB_LABEL, WORKER_LABEL
+from hypha_resources.job import HyphaJobSpec
+from hypha_resources.worker import HyphaWorkerSpec
+
+BRIDGE: Final = "bridge"
+CONNECTOR_PORT: Final = 8443
+AUDIENCE: Final = "hypha-connector"
+_USER: Final = 65532
+_JOB_DIR: Final = "/job"
+_TOKEN_DIR: Final = "/var/run/hypha/token"  # noqa: S105 - a directory
+_TOKEN_LIFETIME_S: Final = 3600
+_BEYOND_DRAIN_S: Final = 30
+"""How much longer than the bridge may send the pod may live on: the executor's own end, and the bridge's."""
+_NODE_PATIENCE_S: Final = 60
+"""How long a pod stays on a node that is not heard of."""
+_BRIDGE_RESOURCES: Final = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}}
+_CONFINED: Final = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+    "runAsNonRoot": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+def job_labels(name: str, worker: str) -> dict[str, str]:
+    """Return the labels of everything that belongs to a HyphaJob."""
+    return {
+        "app.kubernetes.io/name": "hypha-worker",
+        "app.kubernetes.io/instance": worker,
+        "app.kubernetes.io/component": "job",
+        "app.kubernetes.io/managed-by": "hypha-operator",
+        WORKER_LABEL: worker,
+        JOB_LABEL: name,
+    }
+
+
+def pod_template(
+    name: str, namespace: str, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings
+) -> dict[str, Any]:
+    """Return the pod template of a HyphaJob, before the executor's own template is laid over it.
+
+    Raises:
+        UnbuildableJobError: the worker has no such executor, or no GPUs.
+    """
+    executor, gpu = executor_of(job, worker), worker.resources.gpu
+    spec: dict[str, Any] = {
+        "serviceAccountName": f"{job.worker_ref.name}-job",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": worker.jobs.termination_grace_seconds + _BEYOND_DRAIN_S,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "tolerations": [
+            {
+                "key": f"node.kubernetes.io/{state}",
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": _NODE_PATIENCE_S,
+            }
+            for state in ("not-ready", "unreachable")
+        ],
+        "initContainers": [_bridge(namespace, job, worker, settings)],
+        "containers": [_executor(job, worker, settings)],
+        "volumes": _volumes(name, job),
+    }
+    if worker.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": secret} for secret in worker.image_pull_secrets]
+    if executor.runtime_class_name:
+        spec["runtimeClassName"] = executor.runtime_class_name
+    if gpu and gpu.device_class_name and devices_of(job, worker):
+        spec["resourceClaims"] = [{"name": CLAIM, "resourceClaimTemplateName": name}]
+    return {"metadata": {"labels": job_labels(name, job.worker_ref.name)}, "spec": spec}
+
+
+def _bridge(namespace: str, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) -> dict[str, Any]:
+    config = {
+        "job_file": JOB_FILE,
+        "work_dir": WORK_DIR,
+        "socket": SOCKET,
+        "state_dir": f"{_JOB_DIR}/state",
+        "storage_bytes": storage_bytes(job),
+        "drain_s": worker.jobs.termination_grace_seconds,
+        "read_ahead": worker.jobs.read_ahead,
+        "allow_private_addresses": worker.jobs.allow_private_addresses,
+        "connector": {
+            "url": f"https://{job.worker_ref.name}-connector.{namespace}.svc:{CONNECTOR_PORT}",
+            "peer_id": job.worker_peer_id,
+            "token_file": f"{_TOKEN_DIR}/token",
+        },
+    }
+    if worker.jobs.hub_endpoint:
+        config["hub_endpoint"] = worker.jobs.hub_endpoint
+    return {
+        "name": BRIDGE,
+        "image": settings.bridge_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "restartPolicy": "Always",  # a native sidecar: started before the executor, stopped after it
+        "env": to_env({"HYPHA_BRIDGE_CONFIG": json.dumps(config)}),
+        "startupProbe": {"exec": {"command": ["test", "-S", SOCKET]}, "periodSeconds": 1, "failureThreshold": 120},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "resources": _BRIDGE_RESOURCES,
+        "securityContext": _CONFINED,
+        "volumeMounts": [
+            {"name": "job", "mountPath": _JOB_DIR},
+            _spec_mount(),
+            {"name": "token", "mountPath": _TOKEN_DIR, "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of this pod alone
+        ],
+    }
+
+
+def _executor(job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) -> dict[str, Any]:
+    executor, devices = executor_of(job, worker), devices_of(job, worker)
+    command, args = executor_command(executor, devices)
+    return {
+        "name": EXECUTOR,
+        "image": executor_image(executor, settings),
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": command,
+        "args": args,
+        "workingDir": WORK_DIR,
+        "env": executor_environment(job, executor, devices),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "resources": executor_resources(job, worker),
+        "securityContext": _CONFINED,
+        "volumeMounts": [
+            {"name": "job", "mountPath": WORK_DIR, "subPath": "work"},
+            {"name": "job", "mountPath": "/tmp", "subPath": "work/tmp"},  # noqa: S108 - part of the lease's storage
+            _spec_mount(),
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - PyTorch's workers share tensors there
+        ],
+    }
+
+
+def _spec_mount() -> dict[str, Any]:
+    return {"name": "spec", "mountPath": JOB_FILE.rpartition("/")[0], "readOnly": True}
+
+
+def _volumes(name: str, job: HyphaJobSpec) -> list[dict[str, Any]]:
+    token = {"audience": AUDIENCE, "expirationSeconds": _TOKEN_LIFETIME_S, "path": "token"}
+    return [
+        {"name": "job", "emptyDir": {"sizeLimit": str(storage_bytes(job))}},
+        {"name": "spec", "secret": {"secretName": name}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": str(memory_bytes(job) // 2)}},
+        {"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
+    ]
