@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint format tools-api tools cluster e2e cluster-down chart-docs crds requirements bench clean
+.PHONY: help install demo test lint format tools-api tools cluster e2e cluster-down chart-docs crds images base-image requirements bench clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,10 +59,21 @@ crds: install ## Write crds/ and the chart's templates of them from the models
 	$(BIN)/python -m hypha_resources
 	$(BIN)/python -m hypha_resources --chart
 
+images: install ## Build the container images that changed; CONTAINER_TOOL, BASE, TORCH=cpu, REGISTRY, TAG: docs/images.md
+	@$(BIN)/python -m images.build
+
+base-image: install ## Build a base image from Debian's packages, where no registry can be reached: BASE=localhost/hypha/base:dev
+	@$(BIN)/python -m images.build base
+
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+	--no-emit-find-links --override requirements/overrides.in
+
 requirements: install ## Compile requirements/*.txt from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra dev pyproject.toml -o requirements/dev.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links requirements/go.in -o requirements/go.txt
+	$(COMPILE) --extra dev pyproject.toml -o requirements/dev.txt
+	$(COMPILE) requirements/go.in -o requirements/go.txt
+	for image in operator worker bridge parameter-server trainer; do \
+	  $(COMPILE) --constraint requirements/dev.txt --extra $$image pyproject.toml -o requirements/$$image.txt || exit; done
 
 clean: ## Remove what the other targets made
 	@test ! -e .cluster || $(MAKE) cluster-down
-	rm -rf $(VENV) .tools demo-output e2e-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .tools .images demo-output e2e-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

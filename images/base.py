@@ -1,0 +1,64 @@
+"""A base image of this machine's own Debian packages, for where no registry of images can be reached."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from images.tool import BuildError, ContainerTool
+
+_PACKAGES: Final = "python3,python3-venv,ca-certificates"
+_LEFT_OUT: Final = (
+    "./dev/*",
+    "./var/cache/*",
+    "./var/lib/apt/lists/*",
+    "./var/log/*",
+    "./etc/machine-id",
+    "./usr/share/doc/*",
+    "./usr/share/info/*",
+    "./usr/share/locale/*",
+    "./usr/share/man/*",
+)
+_CONTAINERFILE: Final = 'FROM scratch\nADD rootfs.tar /\nCMD ["python3"]\n'
+
+
+def build_base(reference: str, tool: ContainerTool, context: Path, *, epoch_s: int) -> None:
+    """Build Debian's smallest system with Python, of the release and from the mirror that this machine has."""
+    if tool.image_id(reference):
+        print(f"{reference}: there already; remove it to have it built anew")
+        return
+    if os.geteuid() != 0 or not shutil.which("debootstrap"):
+        raise BuildError("the base image is made by debootstrap (Debian: apt-get install debootstrap), as root")
+    shutil.rmtree(context, ignore_errors=True)
+    context.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as directory:
+        command = ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", _release(), directory, _mirror()]
+        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode != 0:
+            raise BuildError(f"debootstrap ended with status {done.returncode}:\n{done.stdout[-2000:]}")
+        left_out = [f"--exclude={pattern}" for pattern in _LEFT_OUT]
+        archive = ["tar", "--sort=name", f"--mtime=@{epoch_s}", "--numeric-owner", *left_out]
+        subprocess.run([*archive, "-C", directory, "-cf", context / "rootfs.tar", "."], check=True)
+    (context / "Containerfile").write_text(_CONTAINERFILE)
+    tool.build(context, reference, epoch_s=epoch_s, arguments={}, labels={}, secrets={})
+    shutil.rmtree(context)
+
+
+def _release() -> str:
+    lines = Path("/etc/os-release").read_text().splitlines()
+    values = dict(line.split("=", 1) for line in lines if "=" in line)
+    if values.get("ID") != "debian":
+        raise BuildError(
+            "the base image is made on Debian only: elsewhere give BASE, an image with Python 3.11 or newer"
+        )
+    return values["VERSION_CODENAME"]
+
+
+def _mirror() -> str:
+    listing = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", f"Codename: {_release()}"]
+    mirrors = subprocess.run(listing, check=True, capture_output=True, text=True).stdout.split()
+    if not mirrors:
+        raise BuildError("apt knows no mirror: run `apt-get update` first")
+    return mirrors[0]

@@ -1,0 +1,125 @@
+"""`python -m images.build [IMAGE ...]`: build the images, or those of them that changed.
+
+Environment: REGISTRY and TAG (what they are called), BASE (what they are built on), TORCH (`cuda` or `cpu`),
+CONTAINER_TOOL, SOURCE_DATE_EPOCH (the time of everything in them, in seconds).
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from images.base import build_base
+from images.contexts import IMAGES, ROOT, Image, digest, lay_out
+from images.cpu_torch import without_cuda
+from images.pip_settings import secrets
+from images.tool import BuildError, ContainerTool, find_tool
+
+OUTPUT: Final = ROOT / ".images"
+_EPOCH_S: Final = "315532800"  # 1980, the earliest time that a wheel can say
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment settles."""
+
+    registry: str
+    tag: str
+    base: str | None
+    torch: str
+    epoch_s: int
+
+    def reference(self, name: str) -> str:
+        """Return what an image is called."""
+        return f"{self.registry}/{name}:{self.tag}"
+
+
+def settings_of(environment: dict[str, str]) -> Settings:
+    """Return the settings; BuildError if one makes no sense. Empty ones count as absent, as make passes them."""
+    values = {key: value for key, value in environment.items() if value}
+    torch = values.get("TORCH", "cuda")
+    if torch not in {"cuda", "cpu"}:
+        raise BuildError(f"TORCH={torch} is neither cuda nor cpu")
+    epoch = values.get("SOURCE_DATE_EPOCH", _EPOCH_S)
+    if not epoch.isdecimal():
+        raise BuildError(f"SOURCE_DATE_EPOCH={epoch} is no number of seconds")
+    registry, tag = values.get("REGISTRY", "localhost/hypha"), values.get("TAG", "dev")
+    return Settings(registry, tag, values.get("BASE"), torch, int(epoch))
+
+
+def build(image: Image, settings: Settings, tool: ContainerTool, *, archive: bool) -> str:
+    """Build an image if anything of it changed; returns what was done, in words."""
+    context = OUTPUT / "context" / image.name
+    wheel = lay_out(image, ROOT / "requirements" / f"{image.name}.txt", context)
+    if image.name == "trainer":
+        (context / "overlay").mkdir()
+        if settings.torch == "cpu":
+            without_cuda(context)
+    reference = settings.reference(image.name)
+    base = (settings.base, tool.image_id(settings.base)) if settings.base else ()
+    made_of = digest(context, tool.name, reference, str(settings.epoch_s), *base)
+    stamp, saved = OUTPUT / f"{image.name}.digest", OUTPUT / f"{image.name}.tar"
+    changed = not stamp.exists() or stamp.read_text() != made_of or not tool.image_id(reference)
+    if changed:
+        stamp.unlink(missing_ok=True)
+        saved.unlink(missing_ok=True)
+        labels = {"org.opencontainers.image.title": f"hypha-worker {image.name}", **_labels()}
+        arguments = {"WHEEL": wheel} | ({"BASE": settings.base} if settings.base else {})
+        with tempfile.TemporaryDirectory() as private:
+            tool.build(
+                *(context, reference),
+                epoch_s=settings.epoch_s,
+                arguments=arguments,
+                labels=labels,
+                secrets=secrets(Path(private)),
+            )
+        stamp.write_text(made_of)
+    if archive and not saved.exists():
+        tool.save(reference, saved)
+    return "built" if changed else "unchanged"
+
+
+def _labels() -> dict[str, str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {"version": "version", "description": "description", "licenses": "license"}
+    return {f"org.opencontainers.image.{label}": project[key] for label, key in names.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build what was asked for; the exit status is 1 if it cannot be done."""
+    names = [image.name for image in IMAGES]
+    parser = argparse.ArgumentParser(prog="python -m images.build", description=__doc__)
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"{', '.join(names)} (all of these), base")
+    parser.add_argument(
+        "--archive",
+        action=argparse.BooleanOptionalAction,
+        help="save each as .images/IMAGE.tar (default: if the tool is buildah, whose images nothing else sees)",
+    )
+    options = parser.parse_args(arguments)
+    wanted = options.images or names
+    if unknown := set(wanted) - {*names, "base"}:
+        parser.error(f"there is no image {', '.join(sorted(unknown))}: there are {', '.join(names)} and base")
+    try:
+        tool, settings = find_tool(os.environ.get("CONTAINER_TOOL")), settings_of(dict(os.environ))
+        archive = tool.name == "buildah" if options.archive is None else options.archive
+        OUTPUT.mkdir(exist_ok=True)
+        if "base" in wanted:
+            build_base(settings.reference("base"), tool, OUTPUT / "context" / "base", epoch_s=settings.epoch_s)
+        for image in (image for image in IMAGES if image.name in wanted):
+            started = time.monotonic()
+            done = build(image, settings, tool, archive=archive)
+            print(f"{settings.reference(image.name)}: {done} in {time.monotonic() - started:.0f} s", flush=True)
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

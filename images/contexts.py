@@ -1,0 +1,87 @@
+"""What goes into which image: its part of the distribution, its requirements, and the build context with both."""
+
+import hashlib
+import re
+import shutil
+import tomllib
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from hatchling.builders.wheel import WheelBuilder
+
+ROOT: Final = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image.
+
+    Attributes:
+        name: Its name, and that of the extra and the requirement file that it is made of.
+        packages: Where the packages of ours in it are, from the root of the project.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+
+    @property
+    def containerfile(self) -> Path:
+        """How it is built."""
+        return ROOT / "images" / self.name.replace("-", "_") / "Containerfile"
+
+
+IMAGES: Final = (
+    Image("operator", ("operator/hypha_messages", "operator/hypha_resources", "operator/hypha_operator")),
+    Image(
+        "worker",
+        ("operator/hypha_messages", "operator/hypha_resources", "operator/hypha_network", "operator/hypha_worker"),
+    ),
+    Image("bridge", ("operator/hypha_messages", "bridge_sidecar/hypha_bridge")),
+    Image("parameter-server", ("images/parameter_server/hypha_parameter_server",)),
+    Image("trainer", ("images/trainer/hypha_trainer",)),
+)
+
+
+def project_of(project: Mapping[str, Any], packages: Iterable[str]) -> dict[str, Any]:
+    """Return pyproject.toml's contents for a wheel of some packages alone, with the scripts that these have."""
+    part = deepcopy(dict(project))
+    wheel = part["tool"]["hatch"]["build"]["targets"]["wheel"]
+    unknown = set(packages) - set(wheel["packages"])
+    if unknown:
+        raise ValueError(
+            f"pyproject.toml puts no {', '.join(sorted(unknown))} into the wheel: correct images/contexts.py"
+        )
+    wheel["packages"] = list(packages)
+    names = {PurePosixPath(package).name for package in packages}
+    scripts = part["project"]["scripts"]
+    part["project"]["scripts"] = {k: v for k, v in scripts.items() if re.split(r"[.:]", v)[0] in names}
+    return part
+
+
+def build_wheel(packages: Iterable[str], directory: Path) -> Path:
+    """Build a wheel of some packages; the same files give the same bytes."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    builder = WheelBuilder(str(ROOT), config=project_of(project, packages))
+    return Path(next(iter(builder.build(directory=str(directory), versions=["standard"]))))
+
+
+def lay_out(image: Image, requirements: Path, directory: Path) -> str:
+    """Lay out the build context of an image anew; returns the wheel as `FILE#sha256=DIGEST`, as pip wants it."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    shutil.copyfile(requirements, directory / "requirements.txt")
+    shutil.copyfile(image.containerfile, directory / "Containerfile")
+    wheel = build_wheel(image.packages, directory)
+    return f"{wheel.name}#sha256={hashlib.sha256(wheel.read_bytes()).hexdigest()}"
+
+
+def digest(directory: Path, *settings: str) -> str:
+    """Return one digest of all files of a directory and of some settings, each of which may change what is built."""
+    total = hashlib.sha256()
+    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
+        total.update(f"{file.relative_to(directory)}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\0".encode())
+    total.update("\0".join(settings).encode())
+    return total.hexdigest()
