@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint format tools-api tools cluster e2e cluster-down chart-docs crds images base-image requirements bench clean
+.PHONY: help install demo test lint format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs crds images base-image requirements bench clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,8 +46,12 @@ cluster: tools ## Start a Kubernetes cluster of one node on this machine, or rep
 	@$(BIN)/python -m e2e.cluster up
 
 e2e: install ## Install the chart on that cluster, or on KUBECONFIG's, train a model there, and break what can break
-	@test -n "$$KUBECONFIG$$E2E_CONTEXT" || $(MAKE) --no-print-directory cluster images
+	@test -n "$$KUBECONFIG$$E2E_CONTEXT" || $(MAKE) --no-print-directory e2e-cluster
 	$(BIN)/pytest -c e2e/pytest.ini e2e/cases
+
+e2e-cluster: cluster
+	@command -v buildah debootstrap >/dev/null || apt-get install -y -qq --no-install-recommends buildah debootstrap
+	@$(MAKE) --no-print-directory base-image images BASE=localhost/hypha/base:dev TORCH=cpu CONTAINER_TOOL=buildah
 
 cluster-down: install ## Remove the cluster and all that it left
 	@$(BIN)/python -m e2e.cluster down
