@@ -13,7 +13,7 @@ install: $(VENV)/.installed ## Install everything into .venv (about 6 GB: torch 
 $(VENV)/.installed: requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -50,7 +50,7 @@ e2e: install ## Install the chart on that cluster, or on KUBECONFIG's, train a m
 	$(BIN)/pytest -c e2e/pytest.ini e2e/cases
 
 e2e-cluster: cluster
-	@command -v buildah debootstrap >/dev/null || apt-get install -y -qq --no-install-recommends buildah debootstrap
+	@command -v buildah >/dev/null && command -v debootstrap >/dev/null || apt-get install -y -qq --no-install-recommends buildah debootstrap
 	@$(MAKE) --no-print-directory base-image images BASE=localhost/hypha/base:dev TORCH=cpu CONTAINER_TOOL=buildah
 
 cluster-down: install ## Remove the cluster and all that it left
