@@ -90,7 +90,9 @@ class Cluster:
         self.network.up()
         self.node.make_cgroups()
         self.directory.mkdir(mode=0o700, exist_ok=True)
-        for name in self.processes.programs:
+        for name, program in self.processes.programs.items():
+            if not program.healthy():
+                self.stop(name)
             self.start(name)
 
     def start(self, name: str) -> None:
