@@ -58,6 +58,9 @@ class Jobs(Protocol):
     async def terminate(self, task_id: UUID, reason: str) -> None:
         """End a job and return once nothing of it is left."""
 
+    def note_reported(self, task_id: UUID) -> None:
+        """The scheduler knows how the job ended, or will never know."""
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -104,6 +107,9 @@ class LeaseService:
             self._nursery = nursery
             for ended in self._ledger.unreported:
                 self._report_soon(ended)
+            for lease in self._ledger.leases:
+                if lease.state == "ending" and lease.task_id is not None:
+                    nursery.start_soon(self._end_lapsed, lease.task_id)
             nursery.start_soon(self._prune)
             async for event in self._jobs.events:
                 await self._take(event)
@@ -125,8 +131,11 @@ class LeaseService:
                 self._ledger.end(lease.task_id, "Unknown")
         for job in jobs.values():
             self._runs[job.task_id] = self._begin(job.task_id, job.spec)
-            if self._ledger.find(job.task_id, job.scheduler) is None:
-                logger.warning("job %s has no lease in the ledger; its own record tells of it", job.task_id)
+            known = self._ledger.find(job.task_id, job.scheduler)
+            if isinstance(known, Lease) and known.deadline < job.deadline:  # it has been granted time to be found again
+                self._ledger.recover(known.model_copy(update={"deadline": job.deadline}))
+            elif known is None:
+                logger.info("job %s has no lease in the ledger; its own record tells of it", job.task_id)
                 self._ledger.recover(
                     Lease(
                         id=job.lease_id,
@@ -235,6 +244,8 @@ class LeaseService:
             self._log_end(event, lease)
             self._report_soon(ended)
             self.on_room()
+        elif event.task_id not in self._reporting:  # this node has told its scheduler before it was restarted
+            self._jobs.note_reported(event.task_id)
         await self._file.save()
 
     def _log_end(self, event: Finished | Failed, lease: Lease) -> None:
@@ -279,6 +290,7 @@ class LeaseService:
             )
         self._ledger.reported(ended.task_id)
         await self._file.save()
+        self._jobs.note_reported(ended.task_id)
         self._reporting.discard(ended.task_id)
         self._progress.set()
         self._progress = trio.Event()

@@ -98,6 +98,7 @@ class Jobs:
         self._send, self._receive = trio.open_memory_channel[JobEvent](math.inf)
         self.running: dict[UUID, Lease] = {}
         self.deadlines: dict[UUID, float] = {}
+        self.reported: list[UUID] = []
         self.broken = False
 
     @property
@@ -123,6 +124,10 @@ class Jobs:
         await trio.lowlevel.checkpoint()
         if self.running.pop(task_id, None):
             self._send.send_nowait(Failed(task_id, reason))
+
+    def note_reported(self, task_id: UUID) -> None:
+        """Note that a scheduler knows."""
+        self.reported.append(task_id)
 
     def finish(self, task_id: UUID) -> None:
         """A job ends well."""

@@ -263,6 +263,61 @@ async def test_after_a_restart_the_job_and_its_lease_go_on(tmp_path: Path) -> No
         nursery.cancel_scope.cancel()
 
 
+async def test_a_jobs_own_record_may_grant_its_lease_more_time_than_the_ledger(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        lease, task_id = setting.offer(), uuid4()
+        await setting.renew(lease)
+        await setting.dispatch(task_id)
+    await trio.sleep(60)
+    job = Job(task_id, lease.id, ALICE, train_spec(), HALF, trio.current_time() + 10, "token")
+    again = await restart(setting, AdoptedJob(job, running=True))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(again.service.run)
+        await trio.sleep(5)
+        assert not (await again.renew(lease)).failed
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_job_that_was_being_ended_is_told_so_again(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        lease, task_id = setting.offer(), uuid4()
+        await setting.renew(lease)
+        await setting.dispatch(task_id)
+        setting.jobs.running.clear()  # which does not end
+        await trio.sleep(20)
+    job = Job(task_id, lease.id, ALICE, train_spec(), HALF, trio.current_time() - 10, "token")
+    again = await restart(setting, AdoptedJob(job, running=True))
+    (again.jobs.running[task_id],) = again.ledger.leases
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(again.service.run)
+        await trio.sleep(1)
+        assert again.ledger.free() == WHOLE
+        nursery.cancel_scope.cancel()
+
+
+async def test_whoever_runs_jobs_hears_when_a_scheduler_knows_of_an_end(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        lease, task_id = setting.offer(), uuid4()
+        await setting.dispatch(task_id)
+        setting.market.unreachable.add(ALICE)
+        setting.jobs.finish(task_id)
+        await trio.sleep(5)
+        assert setting.jobs.reported == []
+        setting.market.unreachable.clear()
+        await trio.sleep(20)
+        assert setting.jobs.reported == [task_id]
+    job = Job(task_id, lease.id, ALICE, train_spec(), HALF, trio.current_time(), "token")
+    again = await restart(setting, AdoptedJob(job, running=False))
+    again.jobs.running[task_id] = lease
+    again.jobs.finish(task_id)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(again.service.run)
+        await trio.sleep(1)
+        assert again.jobs.reported == [task_id]
+        assert ALICE not in again.market.statuses
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_job_of_which_nothing_is_left_is_reported_as_unknown(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
         task_id = uuid4()
