@@ -1,1 +1,62 @@
 """The command line `hypha-operator`."""
+
+import asyncio
+import os
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from hypha_operator import log
+from hypha_operator.cluster import NoClusterError
+from hypha_operator.health import PortTakenError
+from hypha_operator.run import run
+from hypha_operator.settings import Settings, SettingsError
+
+app = typer.Typer(
+    name="hypha-operator",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Run Hypha workers on Kubernetes: their controllers, and their jobs as pods."""
+
+
+@app.command("run")
+def run_command(
+    namespace: Annotated[list[str] | None, typer.Option(help="Serve this namespace; may be repeated.")] = None,
+    all_namespaces: Annotated[bool, typer.Option("--all-namespaces", help="Serve the whole cluster.")] = False,
+    port: Annotated[int, typer.Option(help="Where /healthz and /metrics are.")] = 8080,
+    log_level: Annotated[str, typer.Option(envvar="HYPHA_LOG_LEVEL", help="debug, info, warning or error.")] = "info",
+    log_format: Annotated[log.Format, typer.Option(envvar="HYPHA_LOG_FORMAT", help="human, logfmt or json.")] = "human",
+) -> None:
+    """Serve HyphaWorkers and HyphaJobs; as the pod's service account, or as KUBECONFIG says."""
+    if bool(namespace) == all_namespaces:
+        raise typer.BadParameter("give --namespace NAME (once or more) or --all-namespaces")
+    log.configure(log_level, log_format)
+    try:
+        settings = Settings.from_environment(os.environ)
+        asyncio.run(run(settings, tuple(namespace or ()), port))
+    except (SettingsError, NoClusterError, PortTakenError) as error:
+        typer.echo(f"hypha-operator: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@app.command("version")
+def version_command() -> None:
+    """Print the version."""
+    typer.echo(version("hypha-worker"))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,6 @@ from hypha_operator.kinds import EVENT, Kind, Manifest, kind_of
 
 FIELD_MANAGER: Final = "hypha-operator"
 _APPLY: Final = "application/apply-patch+yaml"
-_FORCE: Final = {"fieldManager": FIELD_MANAGER, "force": "true"}
 _METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _CALL_S: Final = 15.0
 _ATTEMPTS: Final = 4
@@ -43,12 +42,20 @@ class Cluster:
         client: an authenticated client.
         clock: what retries wait by.
         wrote: is given every object that came back from a write, so that what one has written is known at once.
+        called: is told method and status (0: no answer) of every call.
     """
 
-    def __init__(self, client: ApiClient, clock: Clock, wrote: Callable[[Kind, Manifest], object]) -> None:
+    def __init__(
+        self,
+        client: ApiClient,
+        clock: Clock,
+        wrote: Callable[[Kind, Manifest], object],
+        called: Callable[[str, int], object] = lambda _method, _status: None,
+    ) -> None:
         self._client = client
         self._clock = clock
         self._wrote = wrote
+        self._called = called
         self._events: OrderedDict[str, tuple[int, float, datetime]] = OrderedDict()
 
     async def get(self, kind: Kind, namespace: str | None, name: str) -> Manifest | None:
@@ -73,7 +80,7 @@ class Cluster:
         accept = _METADATA_ONLY if metadata_only else "application/json"
         while True:
             answer = await self._call("GET", kind.path(namespace), query, accept=accept)
-            yield [{"apiVersion": kind.api_version, "kind": kind.name, **item} for item in answer["items"]]
+            yield [{"apiVersion": kind.api_version, "kind": kind.name, **item} for item in answer["items"] or ()]
             if not (token := answer["metadata"].get("continue")):
                 return
             query["continue"] = token
@@ -84,21 +91,23 @@ class Cluster:
         query = {"fieldManager": FIELD_MANAGER}
         return await self._write("POST", kind.path(metadata.get("namespace")), query, manifest)
 
-    async def apply(self, manifest: Manifest) -> Manifest:
+    async def apply(self, manifest: Manifest, *, force: bool = True) -> Manifest:
         """Create an object or make its fields what the manifest says; other fields stay as they are.
 
-        With `metadata.uid` in the manifest only that very object is changed, else `Conflict`.
+        With `metadata.uid` in the manifest only that very object is changed, else `Conflict`. Without force it is also
+        a `Conflict` if somebody else made one of the fields something else.
         """
-        return await self._apply(manifest, None)
+        return await self._apply(manifest, None, force=force)
 
     async def apply_status(self, manifest: Manifest) -> Manifest:
         """The same for the fields of `status`."""
         return await self._apply(manifest, "status")
 
-    async def _apply(self, manifest: Manifest, subresource: str | None) -> Manifest:
+    async def _apply(self, manifest: Manifest, subresource: str | None, *, force: bool = True) -> Manifest:
         kind, metadata = kind_of(manifest), manifest["metadata"]
         path = kind.path(metadata.get("namespace"), metadata["name"], subresource)
-        return await self._write("PATCH", path, _FORCE, manifest, _APPLY)
+        query = {"fieldManager": FIELD_MANAGER, "force": str(force).lower()}
+        return await self._write("PATCH", path, query, manifest, _APPLY)
 
     async def delete(
         self,
@@ -155,13 +164,15 @@ class Cluster:
         }
         try:
             path = EVENT.path(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
-            await self._call("PATCH", path, _FORCE, manifest, content_type=_APPLY)
+            query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+            await self._call("PATCH", path, query, manifest, content_type=_APPLY)
         except ApiError as error:
             _log.warning("event %s about %s %s: %s", reason, about["kind"], metadata["name"], error)
 
     async def _write(
         self, method: str, path: str, query: dict[str, str], body: Manifest, content_type: str = "application/json"
     ) -> Manifest:
+        _log.debug("%s %s: %s", method, path, body)
         answer = await self._call(method, path, query, body, content_type=content_type)
         self._wrote(kind_of(body), answer)
         return answer
@@ -204,7 +215,9 @@ class Cluster:
             response = await self._client.call_api(*request, _request_timeout=aiohttp.ClientTimeout(total=_CALL_S))
             text = await response.response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            self._called(method, 0)
             raise Unavailable(call, 0, type(error).__name__, f"no answer from the API server: {error!r}") from error
+        self._called(method, response.status)
         try:
             answer = json.loads(text)
         except ValueError:
@@ -224,9 +237,8 @@ class NoClusterError(Exception):
     """There is no API server to talk to; the message says where it was looked for."""
 
 
-@asynccontextmanager
-async def open_cluster(clock: Clock, wrote: Callable[[Kind, Manifest], object]) -> AsyncIterator[Cluster]:
-    """Connect as the pod's service account, or else as the kubeconfig (KUBECONFIG, ~/.kube/config) says.
+async def load_configuration() -> Configuration:
+    """Return how to reach the API server: as the pod's service account, or as the kubeconfig says.
 
     Raises:
         NoClusterError: there is neither.
@@ -234,16 +246,23 @@ async def open_cluster(clock: Clock, wrote: Callable[[Kind, Manifest], object]) 
     configuration = Configuration()
     try:
         if os.environ.get("KUBERNETES_SERVICE_HOST"):
-            load_incluster_config(  # type: ignore[no-untyped-call]
-                client_configuration=configuration
-            )
+            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         else:
-            await load_kube_config(  # type: ignore[no-untyped-call]
-                client_configuration=configuration
-            )
+            await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     except (ConfigException, OSError) as error:
         raise NoClusterError(
             f"no API server is configured: {error}; run in a pod with a service account, or set KUBECONFIG"
         ) from error
+    return configuration
+
+
+@asynccontextmanager
+async def open_cluster(
+    configuration: Configuration,
+    clock: Clock,
+    wrote: Callable[[Kind, Manifest], object],
+    called: Callable[[str, int], object],
+) -> AsyncIterator[Cluster]:
+    """Connect; see `Cluster` for the arguments."""
     async with ApiClient(configuration) as client:
-        yield Cluster(client, clock, wrote)
+        yield Cluster(client, clock, wrote, called)

@@ -1,13 +1,14 @@
 """What the watches have shown so far: a cache to decide by, never the truth to destroy by."""
 
 import json
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hypha_operator.kinds import DEPLOYMENT, HYPHA_JOB, JOB, POD, Kind, Manifest
 from hypha_resources.common import JOB_LABEL, WORKER_LABEL
 
+_MOST_GONE = 10_000
 _Place = tuple[str | None, str]  # namespace, name
 
 
@@ -30,6 +31,7 @@ class Store:
 
     def __init__(self) -> None:
         self._entries: dict[Kind, dict[_Place, _Entry]] = defaultdict(dict)
+        self._gone: OrderedDict[str, None] = OrderedDict()
         self._children: dict[tuple[Kind, str, str | None, str], set[str]] = defaultdict(set)
 
     def put(self, kind: Kind, manifest: Manifest) -> bool:
@@ -38,7 +40,7 @@ class Store:
         place = (metadata.get("namespace"), metadata["name"])
         version = int(metadata["resourceVersion"])
         known = self._entries[kind].get(place)
-        if known is not None and known.version >= version:
+        if metadata["uid"] in self._gone or (known is not None and known.version >= version):
             return False
         labels = metadata.get("labels") or {}
         text = json.dumps(trimmed(kind, manifest), separators=(",", ":")).encode()
@@ -53,6 +55,10 @@ class Store:
 
     def remove(self, kind: Kind, namespace: str | None, name: str, uid: str | None = None) -> bool:
         """Note that an object is gone; False if it was not known, or is another one by now (another uid)."""
+        if uid is not None:
+            self._gone[uid] = None  # what is said of it later is older than this
+            while len(self._gone) > _MOST_GONE:
+                self._gone.popitem(last=False)
         known = self._entries[kind].get((namespace, name))
         if known is None or uid not in (None, known.uid):
             return False
@@ -85,10 +91,15 @@ class Store:
         names = self._children.get((kind, label, namespace, value), set())
         return [json.loads(self._entries[kind][namespace, name].text) for name in sorted(names)]
 
-    def places(self, kind: Kind) -> Iterator[tuple[str | None, str, str, int]]:
-        """Yield namespace, name, uid and resource version of all objects of a kind."""
+    def places(self, kind: Kind) -> Iterator[tuple[str | None, str, str]]:
+        """Yield namespace, name and uid of all objects of a kind."""
         for (namespace, name), entry in self._entries[kind].items():
-            yield namespace, name, entry.uid, entry.version
+            yield namespace, name, entry.uid
+
+    def version(self, kind: Kind, namespace: str | None, name: str) -> int | None:
+        """Return the resource version in which an object is known."""
+        entry = self._entries[kind].get((namespace, name))
+        return entry.version if entry else None
 
     def count(self, kind: Kind) -> int:
         """Return how many objects of a kind are known."""

@@ -1,0 +1,78 @@
+"""Checks the watches against the API server's own lists: nothing missed, nothing late, nothing left over."""
+
+import asyncio
+import logging
+from typing import Final
+
+from hypha_operator.clock import Clock
+from hypha_operator.cluster import Cluster
+from hypha_operator.errors import ApiError
+from hypha_operator.kinds import Kind, Manifest
+from hypha_operator.store import Store
+from hypha_operator.watches import SELECTORS, WATCHED, Watches
+
+PERIOD_S: Final = 120.0
+LATE_S: Final = 60.0
+"""How long after an object was listed the watch may show it, at most."""
+
+_log = logging.getLogger(__name__)
+
+
+class Audit:
+    """Lists, again and again, the versions of all objects, and compares them with what the watches have shown.
+
+    A watch that has ended without a word, and a deletion that happened while a watch was away, show nowhere else.
+    """
+
+    def __init__(
+        self, store: Store, watches: Watches, cluster: Cluster, clock: Clock, namespaces: tuple[str | None, ...]
+    ) -> None:
+        self._store, self._watches, self._cluster, self._clock = store, watches, cluster, clock
+        self._namespaces = namespaces
+        self._late: dict[tuple[Kind, str | None, str], tuple[int, float]] = {}
+
+    def lag_s(self) -> float:
+        """Return for how long the watches have owed the oldest version that was listed, in seconds."""
+        oldest_s = self._clock.monotonic()
+        for (kind, namespace, name), (version, since_s) in list(self._late.items()):
+            if (self._store.version(kind, namespace, name) or 0) >= version:
+                del self._late[kind, namespace, name]
+            else:
+                oldest_s = min(oldest_s, since_s)
+        return self._clock.monotonic() - oldest_s
+
+    async def run(self) -> None:
+        """Check until cancelled. An API server that does not answer is none of the watches' fault."""
+        while True:
+            await self._clock.sleep(PERIOD_S)
+            for kind in WATCHED:
+                for namespace in self._namespaces:
+                    try:
+                        await self.check(kind, namespace)
+                    except ApiError as error:
+                        _log.info("cannot check the watch of %s: %s", kind.plural, error)
+
+    async def check(self, kind: Kind, namespace: str | None) -> None:
+        """Compare one kind; what is gone is taken for deleted, what is newer must come by the watch in time."""
+        before = list(self._store.places(kind))
+        listed: set[str] = set()
+        late: dict[tuple[Kind, str | None, str], int] = {}
+        async for page in self._cluster.pages(kind, namespace, SELECTORS[kind], metadata_only=True):
+            for item in page:
+                metadata = item["metadata"]
+                listed.add(metadata["uid"])
+                place = (kind, metadata.get("namespace"), metadata["name"])
+                if (self._store.version(*place) or 0) < int(metadata["resourceVersion"]):
+                    late[place] = int(metadata["resourceVersion"])
+            await asyncio.sleep(0)
+        for place, version in late.items():
+            self._late.setdefault(place, (version, self._clock.monotonic()))
+        for its_namespace, name, uid in before:
+            if namespace in (None, its_namespace) and uid not in listed:
+                self._forget(kind, its_namespace, name, uid)
+
+    def _forget(self, kind: Kind, namespace: str | None, name: str, uid: str) -> None:
+        manifest: Manifest | None = self._store.get(kind, namespace, name)
+        if manifest is not None and manifest["metadata"]["uid"] == uid:
+            _log.info("%s %s/%s is gone, which no watch had said", kind.name, namespace, name)
+            self._watches.gone(kind, manifest)

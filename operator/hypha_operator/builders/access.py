@@ -1,0 +1,55 @@
+"""Who the controller and the jobs are to the API server, and what they may."""
+
+from hypha_operator.builders.common import (
+    NAMESPACE_LABEL,
+    child,
+    controller_name,
+    job_account,
+    labels,
+    reviewer_binding,
+)
+from hypha_operator.kinds import CLUSTER_ROLE_BINDING, ROLE, ROLE_BINDING, SERVICE_ACCOUNT, Manifest
+from hypha_resources.common import GROUP
+
+_RBAC = "rbac.authorization.k8s.io"
+
+
+def access(hypha_worker: Manifest) -> list[Manifest]:
+    """Return service accounts, the controller's role in its own namespace, and its binding."""
+    metadata = hypha_worker["metadata"]
+    worker = metadata["name"]
+    name = controller_name(worker)
+    rules = [
+        {"apiGroups": [GROUP], "resources": ["hyphajobs"], "verbs": ["get", "list", "watch", "create", "patch"]},
+        {"apiGroups": [GROUP], "resources": ["hyphajobs/status"], "verbs": ["patch"]},
+        {"apiGroups": [GROUP], "resources": ["hyphaworkers"], "resourceNames": [worker], "verbs": ["get"]},
+        {"apiGroups": [GROUP], "resources": ["hyphaworkers/status"], "resourceNames": [worker], "verbs": ["patch"]},
+        {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
+    ]
+    return [
+        child(hypha_worker, SERVICE_ACCOUNT, name),
+        child(hypha_worker, SERVICE_ACCOUNT, job_account(worker), automountServiceAccountToken=False),
+        child(hypha_worker, ROLE, name, rules=rules),
+        child(
+            hypha_worker,
+            ROLE_BINDING,
+            name,
+            roleRef={"apiGroup": _RBAC, "kind": "Role", "name": name},
+            subjects=[{"kind": "ServiceAccount", "name": name, "namespace": metadata["namespace"]}],
+        ),
+    ]
+
+
+def token_reviewer(hypha_worker: Manifest, role: str) -> Manifest:
+    """Return what lets the controller have tokens reviewed: it has no namespace and so no owner."""
+    namespace, worker = hypha_worker["metadata"]["namespace"], hypha_worker["metadata"]["name"]
+    return {
+        "apiVersion": CLUSTER_ROLE_BINDING.api_version,
+        "kind": CLUSTER_ROLE_BINDING.name,
+        "metadata": {
+            "name": reviewer_binding(namespace, worker),
+            "labels": {**labels(worker), NAMESPACE_LABEL: namespace},
+        },
+        "roleRef": {"apiGroup": _RBAC, "kind": "ClusterRole", "name": role},
+        "subjects": [{"kind": "ServiceAccount", "name": controller_name(worker), "namespace": namespace}],
+    }

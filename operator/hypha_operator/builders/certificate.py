@@ -1,0 +1,21 @@
+"""The worker's certificate, where a cert-manager issuer makes it."""
+
+from hypha_operator.builders.common import child, identity_secret
+from hypha_operator.kinds import CERTIFICATE, Manifest
+from hypha_resources.worker import HyphaWorkerSpec
+
+
+def certificate(hypha_worker: Manifest, spec: HyphaWorkerSpec) -> Manifest | None:
+    """Return the Certificate: an Ed25519 key that stays at every renewal, since the key is the peer id."""
+    issuer = spec.identity.issuer_ref
+    if issuer is None:
+        return None
+    metadata = hypha_worker["metadata"]
+    content = {
+        "secretName": spec.identity.secret_name or identity_secret(metadata["name"]),
+        "issuerRef": {"name": issuer.name, "kind": issuer.kind, "group": issuer.group},
+        "privateKey": {"algorithm": "Ed25519", "encoding": "PKCS8", "rotationPolicy": "Never"},
+        "usages": ["digital signature", "client auth", "server auth"],
+        "dnsNames": [f"{metadata['name']}.{metadata['namespace']}.hypha.space"],
+    }
+    return child(hypha_worker, CERTIFICATE, identity_secret(metadata["name"]), spec=content)

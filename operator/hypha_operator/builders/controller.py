@@ -1,0 +1,171 @@
+"""The controller: the pod that is the node, and its configuration."""
+
+import json
+from hashlib import sha256
+from typing import Any, Final
+
+from hypha_operator.builders.common import child, controller_name, identity_secret, labels, selector
+from hypha_operator.builders.config_toml import IDENTITY_DIR, TRUST_DIR, WORK_DIR, config_toml
+from hypha_operator.builders.job_pod import CONNECTOR_PORT
+from hypha_operator.builders.network import HOST_IP, p2p_ports
+from hypha_operator.kinds import CONFIG_MAP, DEPLOYMENT, Manifest
+from hypha_operator.overlay import merge_pod_template
+from hypha_operator.settings import Settings
+from hypha_resources.worker import HyphaWorkerSpec
+
+CONTAINER: Final = "worker"
+CONFIG_ANNOTATION: Final = "hypha.space/config"
+_CONFIG_DIR: Final = "/etc/hypha/config"
+_CONFIG_KEY: Final = "worker.toml"
+_USER: Final = 65532
+_GRACE_S: Final = 20
+_RESOURCES: Final = {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
+
+
+def config_map(
+    hypha_worker: Manifest, spec: HyphaWorkerSpec, addresses: list[str], *, accept_offers: bool, peer_id: str | None
+) -> Manifest:
+    """Return the ConfigMap with the node's configuration."""
+    text = config_toml(
+        hypha_worker,
+        spec,
+        external_addresses=[address for address in addresses if HOST_IP not in address],
+        accept_offers=accept_offers,
+        peer_id=None if spec.identity.allow_peer_id_change else peer_id,
+    )
+    return child(hypha_worker, CONFIG_MAP, controller_name(hypha_worker["metadata"]["name"]), data={_CONFIG_KEY: text})
+
+
+def deployment(
+    hypha_worker: Manifest,
+    spec: HyphaWorkerSpec,
+    addresses: list[str],
+    settings: Settings,
+    *,
+    accept_offers: bool,
+) -> Manifest:
+    """Return the controller's Deployment.
+
+    The pod is replaced when its configuration changes, but not when all that changes is which peer id is demanded:
+    that is the one it has.
+
+    Raises:
+        OverlayError: the worker's template for the controller cannot be used.
+    """
+    worker = hypha_worker["metadata"]["name"]
+    fixed = config_map(hypha_worker, spec, addresses, accept_offers=accept_offers, peer_id=None)["data"][_CONFIG_KEY]
+    changes = fixed + str(spec.identity.allow_peer_id_change)
+    template = {
+        "metadata": {
+            "labels": labels(worker),
+            "annotations": {CONFIG_ANNOTATION: sha256(changes.encode()).hexdigest()[:16]},
+        },
+        "spec": _pod_spec(worker, spec, addresses, settings),
+    }
+    content = {
+        "replicas": 1,
+        "revisionHistoryLimit": 3,
+        "strategy": {"type": "Recreate"},
+        "selector": {"matchLabels": selector(worker)},
+        "template": merge_pod_template(template, spec.controller.template),
+    }
+    return child(hypha_worker, DEPLOYMENT, controller_name(worker), spec=content)
+
+
+def identity_secrets(worker: str, spec: HyphaWorkerSpec) -> tuple[str, str]:
+    """Return the Secret with the certificate and its key, and the one with the network's authorities."""
+    identity = spec.identity.secret_name or identity_secret(worker)
+    return identity, spec.identity.trust_secret_name or identity
+
+
+def _pod_spec(worker: str, spec: HyphaWorkerSpec, addresses: list[str], settings: Settings) -> dict[str, Any]:
+    identity, trust = identity_secrets(worker, spec)
+    return {
+        "serviceAccountName": controller_name(worker),
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": _GRACE_S,
+        "imagePullSecrets": [{"name": name} for name in spec.image_pull_secrets],
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(spec, addresses, settings)],
+        "volumes": [
+            {"name": "config", "configMap": {"name": controller_name(worker)}},
+            {"name": "identity", "secret": {"secretName": identity, "defaultMode": 0o440}},
+            {
+                "name": "trust",
+                "projected": {
+                    "sources": [
+                        {"secret": {"name": trust, "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+                        {
+                            "secret": {
+                                "name": trust,
+                                "optional": True,
+                                "items": [{"key": "crl.pem", "path": "crl.pem"}],
+                            }
+                        },
+                    ]
+                },
+            },
+            {"name": "work", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
+        ],
+    }
+
+
+def _container(spec: HyphaWorkerSpec, addresses: list[str], settings: Settings) -> dict[str, Any]:
+    ports: list[dict[str, Any]] = [{"name": "connector", "containerPort": CONNECTOR_PORT, "protocol": "TCP"}]
+    ports += [{"name": f"p2p-{port}", "containerPort": port, "protocol": "TCP"} for port in p2p_ports(spec)]
+    expose = spec.network.expose
+    if expose is not None and expose.type == "HostPort":
+        ports[1]["hostPort"] = expose.port or ports[1]["containerPort"]
+    return {
+        "name": CONTAINER,
+        "image": spec.controller.image or settings.worker_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["hypha-worker", "run", "--config", f"{_CONFIG_DIR}/{_CONFIG_KEY}"],
+        "env": _environment(addresses),
+        "ports": ports,
+        "startupProbe": _probe("/healthz", period_s=1, failures=60),
+        "livenessProbe": _probe("/healthz", period_s=10, failures=6),
+        "readinessProbe": _probe("/readyz", period_s=5, failures=2),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "resources": spec.controller.resources or _RESOURCES,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [
+            {"name": "config", "mountPath": _CONFIG_DIR, "readOnly": True},
+            {"name": "identity", "mountPath": IDENTITY_DIR, "readOnly": True},
+            {"name": "trust", "mountPath": TRUST_DIR, "readOnly": True},
+            {"name": "work", "mountPath": WORK_DIR},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the container's own
+        ],
+    }
+
+
+def _environment(addresses: list[str]) -> list[dict[str, Any]]:
+    """Return addresses that only the node the pod gets to completes; the environment outranks the file."""
+    if not any(HOST_IP in address for address in addresses):
+        return []
+    return [
+        {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}},
+        {"name": "HYPHA_EXTERNAL_ADDRESSES", "value": json.dumps(addresses)},
+    ]
+
+
+def _probe(path: str, *, period_s: int, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": path, "port": CONNECTOR_PORT, "scheme": "HTTPS"},
+        "periodSeconds": period_s,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }

@@ -1,0 +1,125 @@
+"""The ways in: Services, the NetworkPolicy, the addresses that peers are told."""
+
+from ipaddress import ip_address
+from typing import Any, Final
+
+from hypha_operator.builders.common import child, controller_name, selector
+from hypha_operator.builders.job_pod import CONNECTOR_PORT
+from hypha_operator.kinds import NETWORK_POLICY, POD_DISRUPTION_BUDGET, SERVICE, Manifest
+from hypha_resources.common import WORKER_LABEL
+from hypha_resources.worker import HyphaWorkerSpec
+
+HOST_IP: Final = "$(HOST_IP)"
+"""Stands for the address of the node that the pod gets to; the kubelet replaces it in the pod's environment."""
+
+
+def connector_service_name(worker: str) -> str:
+    """Return the name by which jobs reach their controller."""
+    return f"{worker}-connector"
+
+
+def p2p_service_name(worker: str) -> str:
+    """Return the name of the Service by which peers outside reach the controller."""
+    return f"{worker}-p2p"
+
+
+def p2p_ports(spec: HyphaWorkerSpec) -> list[int]:
+    """Return the ports that the node listens on for peers, each once."""
+    return list(dict.fromkeys(int(address.rpartition("/")[2]) for address in spec.network.listen_addresses))
+
+
+def connector_service(hypha_worker: Manifest) -> Manifest:
+    """Return the Service of the connector.
+
+    A controller that has lost its gateways is not ready, but its jobs go on and need it.
+    """
+    worker = hypha_worker["metadata"]["name"]
+    spec = {
+        "type": "ClusterIP",
+        "selector": selector(worker),
+        "publishNotReadyAddresses": True,
+        "ports": [_port("connector", CONNECTOR_PORT)],
+    }
+    return child(hypha_worker, SERVICE, connector_service_name(worker), spec=spec)
+
+
+def p2p_service(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Manifest | None:
+    """Return the Service for peers outside the cluster, where one is asked for."""
+    expose = worker_spec.network.expose
+    if expose is None or expose.type == "HostPort":
+        return None
+    ports = [_port(f"p2p-{port}", port) for port in p2p_ports(worker_spec)]
+    if expose.port is not None:
+        ports[0]["nodePort" if expose.type == "NodePort" else "port"] = expose.port
+    worker = hypha_worker["metadata"]["name"]
+    spec = {"type": expose.type, "selector": selector(worker), "publishNotReadyAddresses": True, "ports": ports}
+    return child(hypha_worker, SERVICE, p2p_service_name(worker), spec=spec)
+
+
+def _port(name: str, port: int) -> dict[str, Any]:
+    return {"name": name, "protocol": "TCP", "port": port, "targetPort": port}
+
+
+def external_addresses(spec: HyphaWorkerSpec, service: Manifest | None) -> list[str]:
+    """Return where peers outside reach the worker, as far as it is known; the node's address may be `HOST_IP`.
+
+    Args:
+        spec: what the worker says; addresses that it names are taken as they are.
+        service: the Service for peers, as the API server has it.
+    """
+    network, expose = spec.network, spec.network.expose
+    if network.external_addresses or expose is None:
+        return network.external_addresses
+    if expose.type == "HostPort":
+        return [_of_host(spec, expose.port or p2p_ports(spec)[0])]
+    ports = (service or {}).get("spec", {}).get("ports", [])
+    if expose.type == "NodePort":
+        return [_of_host(spec, port["nodePort"]) for port in ports if port.get("nodePort")]
+    ingress = (service or {}).get("status", {}).get("loadBalancer", {}).get("ingress") or []
+    return [f"{_host(entry)}/tcp/{port['port']}" for entry in ingress for port in ports]
+
+
+def _of_host(spec: HyphaWorkerSpec, port: int) -> str:
+    version = "ip4" if any(address.startswith("/ip4/") for address in spec.network.listen_addresses) else "ip6"
+    return f"/{version}/{HOST_IP}/tcp/{port}"
+
+
+def _host(ingress: dict[str, str]) -> str:
+    if address := ingress.get("ip"):
+        return f"/ip{ip_address(address).version}/{address}"
+    return f"/dns/{ingress['hostname']}"
+
+
+def network_policy(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Manifest:
+    """Return who may connect to the controller: peers to its peer-to-peer ports, its own jobs to the connector."""
+    worker = hypha_worker["metadata"]["name"]
+    jobs = {WORKER_LABEL: worker, "app.kubernetes.io/component": "job"}
+    spec = {
+        "podSelector": {"matchLabels": selector(worker)},
+        "policyTypes": ["Ingress"],
+        "ingress": [
+            {"ports": [{"protocol": "TCP", "port": port} for port in p2p_ports(worker_spec)]},
+            {
+                "from": [{"podSelector": {"matchLabels": jobs}}],
+                "ports": [{"protocol": "TCP", "port": CONNECTOR_PORT}],
+            },
+        ],
+    }
+    return child(hypha_worker, NETWORK_POLICY, controller_name(worker), spec=spec)
+
+
+def disruption_budget(hypha_worker: Manifest) -> Manifest:
+    """Return the PodDisruptionBudget: the controller may always be evicted, since its jobs outlive it."""
+    worker = hypha_worker["metadata"]["name"]
+    spec = {
+        "maxUnavailable": 1,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": {"matchLabels": selector(worker)},
+    }
+    return child(hypha_worker, POD_DISRUPTION_BUDGET, controller_name(worker), spec=spec)
+
+
+def with_host_ip(addresses: list[str], host_ip: str | None) -> list[str]:
+    """Return addresses as peers see them, without those whose host is not known yet."""
+    known = [address for address in addresses if host_ip or HOST_IP not in address]
+    return [address.replace(HOST_IP, host_ip or "") for address in known]

@@ -1,0 +1,62 @@
+"""The end of a worker: its jobs are cancelled and their schedulers told before the node goes."""
+
+import logging
+from datetime import datetime, timedelta
+from typing import Final
+
+from hypha_operator.builders.common import reviewer_binding
+from hypha_operator.clock import Clock
+from hypha_operator.cluster import Cluster
+from hypha_operator.errors import Conflict
+from hypha_operator.kinds import CLUSTER_ROLE_BINDING, HYPHA_JOB, Manifest
+from hypha_resources.common import WORKER_LABEL
+from hypha_resources.job import REPORTED, TERMINAL
+
+REASON: Final = "the worker is being deleted"
+_REPORTING: Final = timedelta(seconds=60)
+"""How long the node may take to tell schedulers, beyond what its jobs may take to end."""
+
+_log = logging.getLogger(__name__)
+
+
+async def drain(worker: Manifest, grace_s: float, cluster: Cluster, clock: Clock) -> str | None:
+    """Cancel what runs; return what is still waited for, None once nothing is.
+
+    Args:
+        worker: the HyphaWorker, which is being deleted.
+        grace_s: what its jobs may take to end, in seconds.
+        cluster: where its jobs are looked for and cancelled.
+        clock: by which the waiting ends.
+    """
+    metadata = worker["metadata"]
+    selector = f"{WORKER_LABEL}={metadata['name']}"
+    jobs = await cluster.find(HYPHA_JOB, metadata["namespace"], label_selector=selector)
+    for job in jobs:
+        if not _is_ended(job) and "cancel" not in job["spec"]:
+            await _cancel(job, cluster)
+    open_jobs = [job for job in jobs if not (_is_ended(job) and _is_reported(job))]
+    deadline = datetime.fromisoformat(metadata["deletionTimestamp"]) + timedelta(seconds=grace_s) + _REPORTING
+    if open_jobs and clock.now() < deadline:
+        return f"{len(open_jobs)} of its jobs are ending and their schedulers are told, until {deadline:%H:%M:%S} UTC."
+    for job in open_jobs:
+        _log.warning("%s/%s: its scheduler may not know that it ended", metadata["namespace"], job["metadata"]["name"])
+    await cluster.delete(CLUSTER_ROLE_BINDING, None, reviewer_binding(metadata["namespace"], metadata["name"]))
+    return None
+
+
+async def _cancel(job: Manifest, cluster: Cluster) -> None:
+    identity = {key: job["metadata"][key] for key in ("name", "namespace", "uid")}
+    cancelled = {"apiVersion": job["apiVersion"], "kind": job["kind"], "metadata": identity}
+    try:
+        await cluster.apply({**cancelled, "spec": {"cancel": {"reason": REASON}}})
+    except Conflict:
+        _log.info("%s/%s is gone already", identity["namespace"], identity["name"])
+
+
+def _is_ended(job: Manifest) -> bool:
+    return (job.get("status") or {}).get("phase") in TERMINAL
+
+
+def _is_reported(job: Manifest) -> bool:
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return any(condition["type"] == REPORTED and condition["status"] == "True" for condition in conditions)

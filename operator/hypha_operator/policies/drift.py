@@ -1,0 +1,56 @@
+"""Whether an object still is what we made it."""
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any, Final
+
+from hypha_operator.kinds import Manifest
+from hypha_resources.common import parse_quantity
+
+APPLIED: Final = "hypha.space/applied"
+"""The annotation with a hash of what was applied: shows what we have stopped to ask for."""
+
+
+def marked(desired: Manifest) -> Manifest:
+    """Return a manifest with the annotation."""
+    digest = sha256(json.dumps(desired, sort_keys=True).encode()).hexdigest()[:16]
+    metadata = desired["metadata"]
+    annotations = {**(metadata.get("annotations") or {}), APPLIED: digest}
+    return {**desired, "metadata": {**metadata, "annotations": annotations}}
+
+
+def is_applied(observed: Manifest | None, desired: Manifest) -> bool:
+    """Whether an object is as a marked manifest says; what others added or the API server filled in is none of ours."""
+    return observed is not None and covers(observed, desired)
+
+
+def covers(observed: Any, desired: Any) -> bool:
+    """Whether all that is desired is there.
+
+    What is empty may be missing, lists of named items may have more of them, and amounts may be written differently
+    (1000m is 1).
+    """
+    if isinstance(desired, Mapping):
+        observed = observed if isinstance(observed, Mapping) else {}
+        return all(covers(observed.get(key), value) for key, value in desired.items())
+    if isinstance(desired, list):
+        return _covers_list(observed if isinstance(observed, list) else [], desired)
+    left_out = not desired and observed is None
+    return left_out or bool(desired == observed) or _same_amount(desired, observed)
+
+
+def _covers_list(observed: list[Any], desired: list[Any]) -> bool:
+    if all(isinstance(item, Mapping) and "name" in item for item in desired or observed):
+        by_name = {item.get("name"): item for item in observed if isinstance(item, Mapping)}
+        return all(covers(by_name.get(item["name"]), item) for item in desired)
+    return len(observed) == len(desired) and all(map(covers, observed, desired))
+
+
+def _same_amount(desired: Any, observed: Any) -> bool:
+    if isinstance(desired, bool) or isinstance(observed, bool):
+        return False
+    try:
+        return parse_quantity(str(desired)) == parse_quantity(str(observed))
+    except ValueError:
+        return False

@@ -1,0 +1,91 @@
+"""The operator, put together."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+import kopf
+
+from hypha_operator.audit import Audit
+from hypha_operator.clock import Clock, SystemClock
+from hypha_operator.cluster import Cluster, load_configuration, open_cluster
+from hypha_operator.errors import ApiError
+from hypha_operator.health import Metrics, problem, serving
+from hypha_operator.kinds import WORKER, Key, Kind, Manifest
+from hypha_operator.reconciler import Reconciler
+from hypha_operator.settings import Settings
+from hypha_operator.store import Store
+from hypha_operator.watches import WATCHED, Watches, kopf_registry, kopf_settings, prime
+from hypha_operator.work import WorkQueue
+from hypha_operator.worker_reconciler import WorkerReconciler
+
+_PRIMING_S: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class ByKind:
+    """Gives each key to the reconciler of its kind."""
+
+    def __init__(self, reconcilers: Mapping[Kind, Reconciler]) -> None:
+        self._reconcilers = reconcilers
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Reconcile a key."""
+        return await self._reconcilers[key.kind].reconcile(key)
+
+
+async def run(settings: Settings, namespaces: tuple[str, ...], port: int) -> None:
+    """Serve namespaces (none: the whole cluster) until SIGTERM, or until a watch fails for good.
+
+    Args:
+        settings: images and names.
+        namespaces: whose workers are served.
+        port: where health and metrics are shown.
+    """
+    clock, store, metrics = SystemClock(), Store(), Metrics()
+
+    def wrote(kind: Kind, manifest: Manifest) -> None:
+        if kind in WATCHED:
+            store.put(kind, manifest)
+
+    configuration = await load_configuration()
+    async with open_cluster(configuration, clock, wrote, metrics.called) as cluster:
+        queue = WorkQueue(
+            ByKind({WORKER: WorkerReconciler(store, cluster, clock, settings)}), clock, observe=metrics.reconciled
+        )
+        watches = Watches(store, queue)
+        audit = Audit(store, watches, cluster, clock, namespaces or (None,))
+        metrics.watch(store, queue, audit)
+        async with serving(port, metrics, lambda: problem(queue, audit)):
+            await _primed(watches, cluster, clock, namespaces or (None,))
+            _log.info("serving %s", ", ".join(namespaces) or "all namespaces")
+            background = [asyncio.create_task(queue.run()), asyncio.create_task(audit.run())]
+            watching = kopf.operator(
+                registry=kopf_registry(watches, configuration),
+                settings=kopf_settings(),
+                clusterwide=not namespaces,
+                namespaces=namespaces,
+            )
+            await _first_ends(asyncio.create_task(watching), *background)
+
+
+async def _first_ends(*tasks: asyncio.Task[None]) -> None:
+    """Wait for one of the tasks to end, then end the others; raise what one of them raised."""
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            raise outcome
+
+
+async def _primed(watches: Watches, cluster: Cluster, clock: Clock, namespaces: tuple[str | None, ...]) -> None:
+    """Return once all objects are known; that may have to wait for the chart's definitions and roles."""
+    while True:
+        try:
+            return await prime(watches, cluster, namespaces)
+        except ApiError as error:
+            _log.warning("%s; install the chart's CustomResourceDefinitions and roles", error)
+            await clock.sleep(_PRIMING_S)

@@ -1,0 +1,146 @@
+"""The queue of keys to reconcile: each at most once at a time, soon after something changed, later after a failure."""
+
+import asyncio
+import heapq
+import logging
+import random
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from hypha_operator.clock import Clock
+from hypha_operator.errors import ApiError
+from hypha_operator.kinds import Key
+from hypha_operator.reconciler import Reconciler
+
+_FIRST_RETRY_S: Final = 1.0
+_LAST_RETRY_S: Final = 300.0
+
+_log = logging.getLogger(__name__)
+
+
+class Observer(Protocol):
+    """Is told of every reconcile: how long it took in seconds, and whether it raised."""
+
+    def __call__(self, key: Key, seconds: float, *, failed: bool) -> object:
+        """Take note."""
+        ...
+
+
+class WorkQueue:
+    """Keys that wait, at once or for a time, and what runs.
+
+    A key that is added while it waits is one key; one that is added while it runs, runs once more.
+
+    Args:
+        reconciler: what a key is given to.
+        clock: what times are taken from and waited by.
+        concurrency: how many keys are reconciled at once.
+        jitter: returns a factor that delays after failures are multiplied by.
+    """
+
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        clock: Clock,
+        *,
+        concurrency: int = 16,
+        observe: Observer = lambda *_, **__: None,
+        jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311 - not for secrets
+    ) -> None:
+        self._reconciler = reconciler
+        self._clock = clock
+        self._free = concurrency
+        self._observe = observe
+        self._jitter = jitter
+        self._ready: dict[Key, None] = {}
+        self._due_s: dict[Key, float] = {}
+        self._timers: list[tuple[float, Key]] = []
+        self._running: dict[Key, float] = {}
+        self._again: set[Key] = set()
+        self._failures: dict[Key, int] = {}
+        self._changed = asyncio.Event()
+
+    def add(self, key: Key, after_s: float = 0.0) -> None:
+        """Reconcile a key, now or after a time in seconds; the earliest of several times counts."""
+        if after_s <= 0:
+            if key in self._running:
+                self._again.add(key)
+            else:
+                self._due_s.pop(key, None)
+                self._ready[key] = None
+        elif key not in self._ready:
+            due_s = self._clock.monotonic() + after_s
+            if due_s >= self._due_s.get(key, float("inf")):
+                return
+            self._due_s[key] = due_s
+            heapq.heappush(self._timers, (due_s, key))
+        self._changed.set()
+
+    @property
+    def waiting(self) -> int:
+        """How many keys could run now."""
+        return len(self._ready)
+
+    def longest_s(self) -> float:
+        """Return how long the oldest of the reconciles that run now has been running, in seconds."""
+        return self._clock.monotonic() - min(self._running.values(), default=self._clock.monotonic())
+
+    async def run(self) -> None:
+        """Reconcile keys until cancelled; what then runs is cancelled too."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._changed.clear()
+                self._release_due()
+                while self._ready and self._free:
+                    key = next(iter(self._ready))
+                    del self._ready[key]
+                    self._free -= 1
+                    self._running[key] = self._clock.monotonic()
+                    tasks.create_task(self._reconcile(key), name=str(key))
+                await self._wait()
+
+    def _release_due(self) -> None:
+        now_s = self._clock.monotonic()
+        while self._timers and self._timers[0][0] <= now_s:
+            due_s, key = heapq.heappop(self._timers)
+            if self._due_s.get(key) == due_s:
+                del self._due_s[key]
+                self.add(key)
+
+    async def _wait(self) -> None:
+        """Return when something changed or the next key is due."""
+        changed = asyncio.create_task(self._changed.wait())
+        waits: set[asyncio.Task[Any]] = {changed}
+        if self._timers:
+            waits.add(asyncio.create_task(self._clock.sleep(max(self._timers[0][0] - self._clock.monotonic(), 0))))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _reconcile(self, key: Key) -> None:
+        started_s, failed, after_s = self._clock.monotonic(), True, None
+        try:
+            after_s = await self._reconciler.reconcile(key)
+            failed = False
+        except ApiError as error:
+            _log.warning("%s: %s", key, error)
+        except Exception:
+            _log.exception("%s: an error of the operator; please report it", key)
+        finally:
+            del self._running[key]
+            self._free += 1
+            self._changed.set()
+        self._observe(key, self._clock.monotonic() - started_s, failed=failed)
+        if failed:
+            failures = self._failures[key] = self._failures.get(key, 0) + 1
+            after_s = min(_FIRST_RETRY_S * 2 ** min(failures - 1, 20), _LAST_RETRY_S) * self._jitter()
+        else:
+            self._failures.pop(key, None)
+        again = key in self._again
+        self._again.discard(key)
+        if again and not failed:
+            self.add(key)
+        elif after_s is not None:
+            self.add(key, after_s)

@@ -1,0 +1,135 @@
+"""What a HyphaWorker owns, applied where it differs from what the watches have shown."""
+
+from typing import Final
+
+from hypha_operator.builders.access import access, token_reviewer
+from hypha_operator.builders.certificate import certificate
+from hypha_operator.builders.common import identity_secret
+from hypha_operator.builders.controller import config_map, deployment
+from hypha_operator.builders.network import (
+    connector_service,
+    disruption_budget,
+    external_addresses,
+    network_policy,
+    p2p_service,
+    p2p_service_name,
+)
+from hypha_operator.clock import Clock
+from hypha_operator.cluster import Cluster
+from hypha_operator.errors import Conflict, Forbidden, Invalid, NotFound
+from hypha_operator.kinds import CERTIFICATE, SERVICE, Manifest, kind_of
+from hypha_operator.overlay import OverlayError
+from hypha_operator.policies.drift import is_applied, marked
+from hypha_operator.settings import Settings
+from hypha_operator.store import Store
+from hypha_resources.worker import HyphaWorkerSpec
+
+_UNWATCHED_S: Final = 600.0
+"""How often what is not watched is made sure of."""
+
+
+class RefusedError(Exception):
+    """Something cannot be applied until somebody changes something; `reason` is the condition's."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class WorkerChildren:
+    """Applies the children of HyphaWorkers."""
+
+    def __init__(self, store: Store, cluster: Cluster, clock: Clock, settings: Settings) -> None:
+        self._store, self._cluster, self._clock, self._settings = store, cluster, clock, settings
+        self._bound_s: dict[str, float] = {}
+
+    def forget(self, uid: str) -> None:
+        """Drop what is remembered of a worker."""
+        self._bound_s.pop(uid, None)
+
+    async def apply(self, worker: Manifest, spec: HyphaWorkerSpec, *, accept_offers: bool) -> list[str]:
+        """Make everything what it should be; return the addresses for peers outside (as `external_addresses` does).
+
+        Raises:
+            RefusedError: something was refused that nothing but a change will cure.
+            ApiError: the API server could not be asked.
+        """
+        try:
+            return await self._apply_all(worker, spec, accept_offers=accept_offers)
+        except OverlayError as error:
+            raise RefusedError("InvalidTemplate", f"spec.controller.template: {error}") from error
+        except Forbidden as error:
+            raise RefusedError(
+                "Forbidden",
+                f"{error}. Upgrade the chart if the operator's role lacks this, or raise the quota if one is named.",
+            ) from error
+        except Invalid as error:
+            raise RefusedError("Refused", f"{error}. Correct the field of the spec that this came from.") from error
+
+    async def _apply_all(self, worker: Manifest, spec: HyphaWorkerSpec, *, accept_offers: bool) -> list[str]:
+        metadata = worker["metadata"]
+        for manifest in (
+            *access(worker),
+            connector_service(worker),
+            network_policy(worker, spec),
+            disruption_budget(worker),
+        ):
+            await self._apply(manifest)
+        await self._bind(worker)
+        await self._apply_certificate(worker, spec)
+        await self._apply_p2p_service(worker, spec)
+        service = self._store.get(SERVICE, metadata["namespace"], p2p_service_name(metadata["name"]))
+        addresses = external_addresses(spec, service)
+        pinned = (worker.get("status") or {}).get("peerId")
+        await self._apply(config_map(worker, spec, addresses, accept_offers=accept_offers, peer_id=pinned))
+        await self._apply(deployment(worker, spec, addresses, self._settings, accept_offers=accept_offers))
+        return addresses
+
+    async def _apply(self, desired: Manifest) -> None:
+        kind, metadata = kind_of(desired), desired["metadata"]
+        await self._apply_to(self._store.get(kind, metadata["namespace"], metadata["name"]), desired)
+
+    async def _apply_to(self, observed: Manifest | None, desired: Manifest) -> None:
+        desired = marked(desired)
+        if is_applied(observed, desired):
+            return
+        try:
+            await self._cluster.apply(desired, force=observed is not None)
+        except Conflict as error:
+            name = f"{desired['kind']} {desired['metadata']['name']}"
+            raise RefusedError(
+                "NameTaken",
+                f"{name} exists and is somebody else's: {error}. Delete it, or give the HyphaWorker another name.",
+            ) from error
+
+    async def _bind(self, worker: Manifest) -> None:
+        uid, now_s = worker["metadata"]["uid"], self._clock.monotonic()
+        if now_s - self._bound_s.get(uid, float("-inf")) >= _UNWATCHED_S:
+            await self._cluster.apply(token_reviewer(worker, self._settings.token_reviewer_role))
+            self._bound_s[uid] = now_s
+
+    async def _apply_certificate(self, worker: Manifest, spec: HyphaWorkerSpec) -> None:
+        metadata = worker["metadata"]
+        desired = certificate(worker, spec)
+        name = identity_secret(metadata["name"])
+        try:
+            if desired is not None:
+                await self._apply_to(await self._cluster.get(CERTIFICATE, metadata["namespace"], name), desired)
+            elif (worker.get("status") or {}).get("observedGeneration") not in (None, metadata["generation"]):
+                await self._cluster.delete(
+                    CERTIFICATE, metadata["namespace"], name
+                )  # it may have been asked for before
+        except NotFound as error:
+            raise RefusedError(
+                "CertManagerMissing",
+                "identity.issuerRef needs cert-manager, which this cluster does not have. Install it, or name a Secret "
+                "in identity.secretName.",
+            ) from error
+
+    async def _apply_p2p_service(self, worker: Manifest, spec: HyphaWorkerSpec) -> None:
+        metadata = worker["metadata"]
+        name = p2p_service_name(metadata["name"])
+        if desired := p2p_service(worker, spec):
+            await self._apply(desired)
+        elif known := self._store.get(SERVICE, metadata["namespace"], name):
+            await self._cluster.delete(SERVICE, metadata["namespace"], name, uid=known["metadata"]["uid"])

@@ -1,0 +1,180 @@
+"""HyphaWorker: observe, apply what differs, classify once, write the status once, then tell what changed."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from hypha_operator.builders.common import controller_name, identity_secret
+from hypha_operator.builders.controller import identity_secrets
+from hypha_operator.builders.network import with_host_ip
+from hypha_operator.clock import Clock
+from hypha_operator.cluster import Cluster
+from hypha_operator.drain import drain
+from hypha_operator.errors import Conflict, NotFound
+from hypha_operator.kinds import CERTIFICATE, DEPLOYMENT, POD, WORKER, Key, Manifest
+from hypha_operator.policies.conditions import Condition, merged
+from hypha_operator.policies.worker_conditions import Observed, classify
+from hypha_operator.settings import Settings
+from hypha_operator.store import Store
+from hypha_operator.worker_children import RefusedError, WorkerChildren
+from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
+
+FINALIZER: Final = "hypha.space/drain"
+_SETTLED_S: Final = 600.0
+_SETTLING_S: Final = 30.0
+_DRAINING_S: Final = 2.0
+_GRACE_S: Final = 120.0
+"""What jobs may take to end, where the spec cannot be read."""
+_PLAIN_FIELDS: Final = ("observedGeneration", "peerId", "capacity", "externalAddresses")
+"""What the operator writes of the status besides conditions; the rest is the node's."""
+_QUIET: Final = frozenset({"Starting", "Draining", "NotReported"})
+"""Reasons that are no news to warn of."""
+
+
+class WorkerReconciler:
+    """Makes controllers of HyphaWorkers."""
+
+    def __init__(self, store: Store, cluster: Cluster, clock: Clock, settings: Settings) -> None:
+        self._store, self._cluster, self._clock = store, cluster, clock
+        self._children = WorkerChildren(store, cluster, clock, settings)
+        self._uids: dict[Key, str] = {}
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Bring what belongs to a worker in line with it; return seconds until the next look."""
+        worker = self._store.get(WORKER, key.namespace, key.name)
+        if worker is None:
+            self._children.forget(self._uids.pop(key, ""))
+            return None
+        self._uids[key] = worker["metadata"]["uid"]
+        deleting = "deletionTimestamp" in worker["metadata"]
+        if deleting and FINALIZER not in worker["metadata"].get("finalizers", []):
+            return None  # the garbage collector does the rest
+        if not deleting:
+            await self._set_finalizers(worker, [FINALIZER])
+        spec, addresses, refusal = await self._apply_children(worker, accept_offers=not deleting)
+        draining = None
+        if deleting:
+            grace_s = spec.jobs.termination_grace_seconds if spec else _GRACE_S
+            draining = await drain(worker, grace_s, self._cluster, self._clock)
+            if draining is None:
+                await self._set_finalizers(worker, [])
+                return None
+        observed = await self._observe(worker, spec, refusal, draining)
+        return await self._report(worker, observed, addresses)
+
+    async def _set_finalizers(self, worker: Manifest, finalizers: list[str]) -> None:
+        metadata = worker["metadata"]
+        if (FINALIZER in metadata.get("finalizers", [])) == bool(finalizers):
+            return
+        held = {**_identity(worker)}
+        held["metadata"]["finalizers"] = finalizers
+        try:
+            await self._cluster.apply(held)
+        except (Conflict, NotFound):
+            if finalizers:
+                raise
+
+    async def _apply_children(
+        self, worker: Manifest, *, accept_offers: bool
+    ) -> tuple[HyphaWorkerSpec | None, list[str], tuple[str, str] | None]:
+        """Return the specification, the addresses for peers outside, and what was refused."""
+        try:
+            spec = HyphaWorkerSpec.model_validate(worker["spec"])
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, ("spec", *first["loc"])))
+            return None, [], ("InvalidSpec", f"{where}: {first['msg']}. Correct it; the CRDs may be newer or older.")
+        try:
+            addresses = await self._children.apply(worker, spec, accept_offers=accept_offers and not spec.suspend)
+        except RefusedError as error:
+            return spec, [], (error.reason, str(error))
+        return spec, addresses, None
+
+    async def _observe(
+        self, worker: Manifest, spec: HyphaWorkerSpec | None, refusal: tuple[str, str] | None, draining: str | None
+    ) -> Observed:
+        namespace, name = worker["metadata"]["namespace"], worker["metadata"]["name"]
+        status = worker.get("status") or {}
+        issued = spec is not None and spec.identity.issuer_ref is not None
+        return Observed(
+            name=name,
+            namespace=namespace,
+            now=self._clock.now(),
+            spec=spec,
+            refusal=refusal,
+            secrets=identity_secrets(name, spec) if spec else ("", ""),
+            certificate=await self._cluster.get(CERTIFICATE, namespace, identity_secret(name)) if issued else None,
+            deployment=self._store.get(DEPLOYMENT, namespace, controller_name(name)),
+            pod=self._controller_pod(namespace, name),
+            node=NodeStatus.model_validate(status.get("node") or {}),
+            pinned_peer_id=status.get("peerId"),
+            draining=draining,
+        )
+
+    def _controller_pod(self, namespace: str, name: str) -> Manifest | None:
+        pods = [
+            pod
+            for pod in self._store.of_worker(POD, namespace, name)
+            if pod["metadata"]["labels"].get("app.kubernetes.io/component") == "controller"
+            and "deletionTimestamp" not in pod["metadata"]
+        ]
+        return max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
+
+    async def _report(self, worker: Manifest, observed: Observed, addresses: list[str]) -> float:
+        """Write the status if it changed; return seconds until the next look."""
+        before: dict[str, Any] = worker.get("status") or {}
+        conditions = classify(observed)
+        after = _status(worker, observed, conditions, addresses)
+        if any(before.get(field) != after.get(field) for field in _PLAIN_FIELDS) or _differ(
+            before.get("conditions") or [], after["conditions"]
+        ):
+            await self._cluster.apply_status({**_identity(worker), "status": after})
+            await self._tell(worker, before.get("conditions") or [], conditions)
+        if after.get("peerId") != before.get("peerId"):
+            return 0.0  # the node is to be told which peer it is
+        if observed.draining is not None:
+            return _DRAINING_S
+        return _SETTLED_S if conditions[0].status else _SETTLING_S
+
+    async def _tell(self, worker: Manifest, before: Sequence[dict[str, Any]], now: Sequence[Condition]) -> None:
+        """Post an Event for each condition that came to be something else, but one for one cause."""
+        known = {condition["type"]: condition["reason"] for condition in before}
+        told = set()
+        for condition in now:
+            news = known.get(condition.type) != condition.reason and condition.reason not in told
+            if condition.type in {"Reconciling", "Stalled"} or not news:
+                continue
+            told.add(condition.reason)
+            calm = condition.reason in _QUIET or (condition.status and condition.reason != "CertificateExpiresSoon")
+            if condition.reason != "NotReported":
+                type_ = "Normal" if calm else "Warning"
+                await self._cluster.event(worker, type_, condition.reason, condition.message)  # type: ignore[arg-type]
+
+
+def _identity(worker: Manifest) -> Manifest:
+    metadata = {key: worker["metadata"][key] for key in ("name", "namespace", "uid")}
+    return {"apiVersion": worker["apiVersion"], "kind": worker["kind"], "metadata": metadata}
+
+
+def _status(
+    worker: Manifest, observed: Observed, conditions: Sequence[Condition], addresses: list[str]
+) -> dict[str, Any]:
+    before = worker.get("status") or {}
+    generation = worker["metadata"]["generation"]
+    identity = next(condition for condition in conditions if condition.type == "IdentityValid")
+    host_ip = ((observed.pod or {}).get("status") or {}).get("hostIP")
+    status = {
+        "observedGeneration": generation,
+        "conditions": merged(before.get("conditions") or [], conditions, generation, observed.now),
+        "peerId": observed.node.peer_id if identity.status else observed.pinned_peer_id,
+        "capacity": observed.spec.resources.capacity.model_dump() if observed.spec else None,
+        "externalAddresses": with_host_ip(addresses, host_ip) or None,
+    }
+    return {key: value for key, value in status.items() if value is not None}
+
+
+def _differ(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> bool:
+    """Whether conditions of ours say something else now; the node has one of its own among them."""
+    known = {condition["type"]: condition for condition in before}
+    return any(known.get(condition["type"]) != condition for condition in after)
