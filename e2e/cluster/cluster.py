@@ -154,6 +154,10 @@ class Cluster:
         for made_from_it in ("plane", "node", "processes"):
             self.__dict__.pop(made_from_it, None)
 
+    def client(self) -> httpx.Client:
+        """Return a client of the API for the administrator."""
+        return self.plane.client()
+
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
         """Run kubectl as the administrator and return its output.
 

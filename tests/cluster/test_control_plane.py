@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from e2e.cluster.kwok import kwok, pod_placement
 from support.api_server import ApiServer
-from support.kwok import kwok, pod_placement
 from support.waiting import until
 
 

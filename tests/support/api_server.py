@@ -7,7 +7,7 @@ Fixtures:
   TokenReview work.
 - `namespace` -> `str`: a namespace of the test's own there.
 - `control_plane` -> `ApiServer`: another one with the controller manager and the scheduler, also one per test run;
-  `control_plane.namespace()` makes namespaces; `support.kwok` gives it nodes whose pods run in name only.
+  `control_plane.namespace()` makes namespaces; `e2e.cluster.kwok` gives it nodes whose pods run in name only.
 - `private_api_server` -> `PrivateApiServer`: one of the test's own, whose parts it may stop, start, freeze and kill:
   `private_api_server.processes.stop("kube-apiserver")`, `.start("kube-apiserver")`, `.signal("etcd", signal.SIGSTOP)`.
 

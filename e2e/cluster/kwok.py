@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Protocol
 from uuid import uuid4
+
+import httpx
 
 from e2e.cluster.processes import Processes, Program
 from e2e.cluster.tools import tool
-from support.api_server import ApiServer
 
-OWNER = "kwok.example/owner"
+OWNER: Final = "kwok.example/owner"
 
-NODE_BECOMES_READY = """
+NODE_BECOMES_READY: Final = """
 apiVersion: kwok.x-k8s.io/v1alpha1
 kind: Stage
 metadata: {name: node-becomes-ready}
@@ -33,7 +34,7 @@ spec:
         lastTransitionTime: {{ Now | Quote }}
       {{ end }}
 """
-POD_RUNS = """
+POD_RUNS: Final = """
 apiVersion: kwok.x-k8s.io/v1alpha1
 kind: Stage
 metadata: {name: pod-runs}
@@ -75,7 +76,7 @@ spec:
         state: {running: {startedAt: {{ $now | Quote }}}}
       {{ end }}
 """
-POD_GOES = """
+POD_GOES: Final = """
 apiVersion: kwok.x-k8s.io/v1alpha1
 kind: Stage
 metadata: {name: pod-goes}
@@ -88,12 +89,30 @@ spec:
 """
 
 
-@contextmanager
-def kwok(control_plane: ApiServer, directory: Path, *, nodes: int = 1, gpus: int = 4) -> Iterator[list[str]]:
-    """Nodes with GPUs in a control plane for as long as the context lasts; yields their names.
+class ApiServer(Protocol):
+    """What is needed to know of an API server."""
 
-    They carry a taint and a label `kwok.example/owner=OWNER`, the same of all, so that other tests' pods stay away:
-    `pod_placement(names)` is what a pod's spec needs to get there.
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's kubeconfig."""
+
+    def client(self) -> httpx.Client:
+        """Return a client of the administrator."""
+
+
+@contextmanager
+def kwok(api_server: ApiServer, directory: Path, *, nodes: int = 1, gpus: int = 4) -> Iterator[list[str]]:
+    """Have nodes with GPUs for as long as the context lasts; yields their names.
+
+    They carry a label and a taint of this call's own, so that other pods stay away: `pod_placement(names)` is what a
+    pod's spec needs to get there. A real node that is lost needs another one that is well beside it: where none is, the
+    controllers take it for their own fault and evict nothing.
+
+    Args:
+        api_server: Where the nodes are to be; it needs its controllers.
+        directory: Where kwok's configuration and log go.
+        nodes: How many.
+        gpus: How many GPUs each has.
     """
     owner = uuid4().hex[:12]
     names = [f"kwok-{owner}-{number}" for number in range(nodes)]
@@ -101,7 +120,7 @@ def kwok(control_plane: ApiServer, directory: Path, *, nodes: int = 1, gpus: int
     stages.write_text("---".join([NODE_BECOMES_READY, POD_RUNS, POD_GOES]))
     command = (
         tool("kwok"),
-        f"--kubeconfig={control_plane.kubeconfig}",
+        f"--kubeconfig={api_server.kubeconfig}",
         f"--config={stages}",
         f"--manage-nodes-with-label-selector={OWNER}={owner}",
         "--node-lease-duration-seconds=40",
@@ -109,11 +128,11 @@ def kwok(control_plane: ApiServer, directory: Path, *, nodes: int = 1, gpus: int
     )
 
     def all_ready() -> bool:
-        with control_plane.client() as client:
+        with api_server.client() as client:
             found = client.get("/api/v1/nodes", params={"labelSelector": f"{OWNER}={owner}"}).json()["items"]
         return len(found) == nodes and all(_is_ready(node) for node in found)
 
-    with control_plane.client() as client:
+    with api_server.client() as client:
         for name in names:
             client.post("/api/v1/nodes", json=_node(name, owner, gpus)).raise_for_status()
     processes = Processes(directory, [Program("kwok", command, all_ready)], die_with_parent=True)
@@ -122,13 +141,13 @@ def kwok(control_plane: ApiServer, directory: Path, *, nodes: int = 1, gpus: int
         yield names
     finally:
         processes.down()
-        with control_plane.client() as client:
+        with api_server.client() as client:
             for name in names:
                 client.delete(f"/api/v1/nodes/{name}")
 
 
 def pod_placement(nodes: list[str]) -> dict[str, Any]:
-    """What a pod's spec needs to be scheduled to nodes that `kwok` made."""
+    """Return what a pod's spec needs to be scheduled to nodes that `kwok` made."""
     owner = nodes[0].split("-")[1]
     toleration = {"key": OWNER, "operator": "Exists"}
     return {"nodeSelector": {OWNER: owner}, "tolerations": [toleration]}
