@@ -108,6 +108,16 @@ class Network:
         nursery.start_soon(self._kademlia.run)
         nursery.start_soon(follow_files, self._host.tls)
 
+    @property
+    def identity(self) -> Identity:
+        """Who this node is; renewed when the identity's files are."""
+        return self._host.tls.identity
+
+    @property
+    def identity_problem(self) -> str | None:
+        """Why what the identity's files hold now is not in use; None if it is."""
+        return self._host.tls.problem
+
     def addresses(self) -> list[str]:
         """Where peers reach this node, as multiaddresses with its peer id."""
         return [str(address.of(self.peer_id)) for address in self._own_addresses()]

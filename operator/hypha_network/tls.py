@@ -173,6 +173,8 @@ class TlsTransport(ISecureTransport):
 
     def __init__(self, identity: Identity, *, handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S) -> None:
         self.identity = identity
+        self.problem: str | None = None
+        """Why what the identity's files hold now is not in use."""
         self._handshake_timeout_s = handshake_timeout_s
         self._connections: WeakSet[SecureConnection] = WeakSet()
 
@@ -335,9 +337,11 @@ async def follow_files(transport: TlsTransport, *, interval_s: float = 5.0) -> N
         try:
             identity = transport.identity.reload()
         except IdentityError as error:
+            transport.problem = str(error)
             logger.error("keeping the identity in use, the new one cannot be used: %s", error)  # noqa: TRY400
             continue
         logger.info("identity reloaded; the certificate is valid until %s", identity.not_valid_after)
+        transport.problem = None
         await transport.replace_identity(identity)
 
 

@@ -14,7 +14,7 @@ from hypha_messages.streams import PUSH
 from hypha_network.streams import Stream
 from hypha_worker import connector
 from hypha_worker.connector import Authenticate, Connector
-from hypha_worker.http_server import Handler
+from hypha_worker.http_server import Exchange, Handler
 from hypha_worker.ledger import Lease
 from hypha_worker.pushes import PushRouter
 from hypha_worker.runtime import AdoptedJob, Job, JobEvent, Runtime, Started
@@ -50,8 +50,7 @@ class JobManager:
     ) -> None:
         self._runtime = runtime
         self._network = network
-        self._serve = serve
-        self._nursery = nursery
+        self._adopted = trio.Event()
         self._pushes = PushRouter()
         self._connector = Connector(
             network,
@@ -61,6 +60,7 @@ class JobManager:
             authenticate=authenticate,
             note_progress=runtime.note_progress,
         )
+        nursery.start_soon(serve, self._handle)
 
     @property
     def events(self) -> AsyncIterator[JobEvent]:
@@ -96,10 +96,13 @@ class JobManager:
         for found in adopted:
             if found.running:
                 self._connector.add(found.job, adopted=True)
-        # Not before: a bridge whose job is not known yet would be refused for good.
-        self._nursery.start_soon(self._serve, self._connector.handle)
+        self._adopted.set()
         self._network.handle_stream(PUSH, self._pushes.handle)
         return adopted
+
+    async def _handle(self, exchange: Exchange) -> None:
+        await self._adopted.wait()  # the job that asks may not be known before
+        await self._connector.handle(exchange)
 
     async def _events(self) -> AsyncIterator[JobEvent]:
         async for event in self._runtime.events:

@@ -19,6 +19,7 @@ from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_network import addresses
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkConfig, open_network
+from hypha_worker import usage
 from hypha_worker.arbiter import Arbiter
 from hypha_worker.config import Config, ExecutorConfig
 from hypha_worker.errors import NodeError
@@ -33,7 +34,6 @@ from hypha_worker.runtimes.control import ProcessConfig
 from hypha_worker.runtimes.launch import ExecutorCommand
 from hypha_worker.runtimes.process import open_process_runtime
 from hypha_worker.telemetry import Telemetry, open_telemetry
-from hypha_worker.usage import measure
 from hypha_worker.waiting import RateLimit, WaitingRequests
 
 logger = logging.getLogger(__name__)
@@ -44,23 +44,31 @@ _FAREWELL_S: Final = 5.0
 
 
 async def run_node(config: Config) -> None:
-    """Run a worker until SIGTERM or SIGINT; returns once its jobs have ended and their schedulers know.
+    """Run a worker until SIGTERM or SIGINT.
+
+    As processes, its jobs end with it, and their schedulers know when this returns; in a cluster they go on.
 
     Raises:
         IdentityError: the certificate, key, trust bundle or revocation lists cannot be used.
         NetworkError: it is impossible to listen.
-        NodeError: the work directory cannot be used.
+        NodeError: the work directory, or the cluster, cannot be used.
     """
-    identity = Identity.load(config.cert_pem, config.key_pem, config.trust_pem, config.crls_pem)
-    logger.info(
-        "hypha-worker %s, peer id %s, certificate valid until %s", VERSION, identity.peer_id, identity.not_valid_after
-    )
-    state_dir = prepare_state_dir(config.work_dir, identity.peer_id)
     _warn_of_excluded_gateways(config)
-    with (
-        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
-        open_telemetry(config, identity.peer_id, VERSION) as telemetry,
-    ):
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        if config.kubernetes is None:
+            await _run_on_this_host(config, signals)
+        else:
+            from hypha_worker.kubernetes_node import run_in_cluster  # noqa: PLC0415 - only who is in one pays for it
+
+            await run_in_cluster(config, config.kubernetes, signals)
+    logger.info("stopped")
+
+
+async def _run_on_this_host(config: Config, signals: AsyncIterator[int]) -> None:
+    identity = load_identity(config)
+    state_dir = prepare_state_dir(config.work_dir, identity.peer_id)
+    with open_telemetry(config, identity.peer_id, VERSION) as telemetry:
+        usage.observe(telemetry, state_dir / "jobs")
         async with (
             open_process_runtime(process_config(config, state_dir)) as runtime,
             open_network(identity, network_config(config)) as network,
@@ -68,7 +76,15 @@ async def run_node(config: Config) -> None:
         ):
             node = Node(config, state_dir, network, jobs, telemetry=telemetry)
             await node.run(signals)
-    logger.info("stopped")
+
+
+def load_identity(config: Config) -> Identity:
+    """Load the configured identity and say whose it is; IdentityError."""
+    identity = Identity.load(config.cert_pem, config.key_pem, config.trust_pem, config.crls_pem)
+    logger.info(
+        "hypha-worker %s, peer id %s, certificate valid until %s", VERSION, identity.peer_id, identity.not_valid_after
+    )
+    return identity
 
 
 class Node:
@@ -79,8 +95,9 @@ class Node:
     ) -> None:
         self._network = network
         self._jobs = jobs
+        self._resumed = trio.Event()
         leases = config.leases
-        self._ledger = Ledger(
+        self.ledger = Ledger(
             config.capacity,
             time.time,
             temporary_s=leases.temporary_ms / 1000,
@@ -88,10 +105,10 @@ class Node:
             ended_s=leases.ended_s,
             max_live=leases.max_live,
         )
-        self._file = LedgerFile(state_dir / "leases.json", self._ledger)
+        self._file = LedgerFile(state_dir / "leases.json", self.ledger)
         self._leases = LeaseService(
             network,
-            self._ledger,
+            self.ledger,
             self._file,
             jobs,
             telemetry,
@@ -101,7 +118,7 @@ class Node:
         arbiter = config.arbiter
         self._arbiter = Arbiter(
             network,
-            self._ledger,
+            self.ledger,
             policy(config),
             telemetry,
             waiting=WaitingRequests(arbiter.max_waiting, arbiter.window_ms / 1000, arbiter.window_messages),
@@ -112,23 +129,40 @@ class Node:
         self._leases.on_room = self._arbiter.note_room
         self._leases.on_accepted = self._arbiter.note_accepted
         self._leases.on_lapsed = self._arbiter.note_lapsed
-        self._observe(telemetry, state_dir)
+        self._observe(telemetry)
 
-    async def run(self, signals: AsyncIterator[int]) -> None:
-        """Work until the first signal, then end the jobs in order; a second signal does not wait for schedulers."""
+    async def run(self, signals: AsyncIterator[int], *, accept_offers: bool = True, keep_jobs: bool = False) -> None:
+        """Work until the first signal.
+
+        Args:
+            signals: the second one does not wait for schedulers.
+            accept_offers: whether to make offers; what is leased goes on in any case.
+            keep_jobs: whether the jobs go on, for another node to adopt; else they are ended in order.
+        """
+        if not accept_offers:
+            logger.info("no offers are made; leases and jobs go on")
+            self._arbiter.stop_offering()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._work)
+            number = await anext(signals)
+            logger.info(
+                "%s: no more offers, %s", signal.Signals(number).name, "jobs go on" if keep_jobs else "ending jobs"
+            )
+            self._arbiter.stop_offering()
+            if not keep_jobs:
+                await self._end_jobs(signals)
+            nursery.cancel_scope.cancel()
+
+    async def _work(self) -> None:
         self._file.load()
         await self._leases.resume(await self._jobs.adopt())
         self._network.handle(HEALTH, self._answer_health)
         self._network.handle(API, self._leases.answer)
+        self._resumed.set()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._leases.run)
             nursery.start_soon(self._arbiter.run)
             nursery.start_soon(self._announce)
-            number = await anext(signals)
-            logger.info("%s: no more offers, ending jobs", signal.Signals(number).name)
-            self._arbiter.stop_offering()
-            await self._end_jobs(signals)
-            nursery.cancel_scope.cancel()
 
     async def _end_jobs(self, signals: AsyncIterator[int]) -> None:
         async with trio.open_nursery() as nursery:
@@ -139,6 +173,7 @@ class Node:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(hurry)
+            await self._resumed.wait()
             await self._leases.end_all("the worker is shutting down", _FAREWELL_S)
             nursery.cancel_scope.cancel()
 
@@ -150,30 +185,18 @@ class Node:
     async def _answer_health(self, _peer: str, _request: HealthRequest) -> HealthResponse:
         return HealthResponse(healthy=self._network.status().healthy)
 
-    def _observe(self, telemetry: Telemetry, state_dir: Path) -> None:
+    def _observe(self, telemetry: Telemetry) -> None:
         def leases() -> Iterable[Observation]:
-            states = [lease.state for lease in self._ledger.leases]
+            states = [lease.state for lease in self.ledger.leases]
             return [Observation(states.count(state), {"state": state}) for state in ("offered", "held", "ending")]
 
         def jobs() -> Iterable[Observation]:
-            return [Observation(sum(lease.task_id is not None for lease in self._ledger.leases))]
+            return [Observation(sum(lease.task_id is not None for lease in self.ledger.leases))]
 
         def free() -> Iterable[Observation]:
-            amounts = self._ledger.free().model_dump()
+            amounts = self.ledger.free().model_dump()
             return [Observation(amount, {"resource": name}) for name, amount in amounts.items()]
 
-        def cpu() -> Iterable[Observation]:
-            return [Observation(usage.cpu_s, {"task": usage.task_id}) for usage in measure(state_dir / "jobs")]
-
-        def memory() -> Iterable[Observation]:
-            return [Observation(usage.memory_bytes, {"task": usage.task_id}) for usage in measure(state_dir / "jobs")]
-
-        def disk() -> Iterable[Observation]:
-            return [Observation(usage.disk_bytes, {"task": usage.task_id}) for usage in measure(state_dir / "jobs")]
-
-        telemetry.observe("hypha.worker.job.cpu_time", "s", "CPU time of a job's processes", cpu)
-        telemetry.observe("hypha.worker.job.memory", "By", "Resident memory of a job's processes", memory)
-        telemetry.observe("hypha.worker.job.disk_io", "By", "What a job's processes read and wrote on disks", disk)
         telemetry.observe("hypha.worker.leases.active", "{lease}", "Leases that reserve something, by state", leases)
         telemetry.observe("hypha.worker.jobs.active", "{job}", "Jobs that run", jobs)
         telemetry.observe("hypha.worker.resources.free", "1", "What no lease reserves (GB, cores)", free)

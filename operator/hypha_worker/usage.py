@@ -1,12 +1,14 @@
 """What the jobs of this host use, read from the processes of their supervisors. Blocking; for telemetry's thread."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from opentelemetry.metrics import Observation
 
 from hypha_worker.runtimes.supervisor import PID_FILE
+from hypha_worker.telemetry import Telemetry
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,20 @@ def measure(jobs_dir: Path) -> Iterator[Usage]:
             )
         except (psutil.Error, OSError, ValueError):
             continue
+
+
+def observe(telemetry: Telemetry, jobs_dir: Path) -> None:
+    """Export what each job uses whenever metrics are collected."""
+
+    def cpu() -> Iterable[Observation]:
+        return [Observation(usage.cpu_s, {"task": usage.task_id}) for usage in measure(jobs_dir)]
+
+    def memory() -> Iterable[Observation]:
+        return [Observation(usage.memory_bytes, {"task": usage.task_id}) for usage in measure(jobs_dir)]
+
+    def disk() -> Iterable[Observation]:
+        return [Observation(usage.disk_bytes, {"task": usage.task_id}) for usage in measure(jobs_dir)]
+
+    telemetry.observe("hypha.worker.job.cpu_time", "s", "CPU time of a job's processes", cpu)
+    telemetry.observe("hypha.worker.job.memory", "By", "Resident memory of a job's processes", memory)
+    telemetry.observe("hypha.worker.job.disk_io", "By", "What a job's processes read and wrote on disks", disk)

@@ -1,0 +1,88 @@
+"""What a node in a cluster says of itself: `status.node` of its HyphaWorker."""
+
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from math import fsum
+from typing import Final
+
+import trio
+
+from hypha_network.errors import IdentityError
+from hypha_network.network import Network
+from hypha_network.quiet import Quiet
+from hypha_resources.common import API_VERSION
+from hypha_resources.worker import NodeStatus
+from hypha_worker.config import KubernetesConfig
+from hypha_worker.errors import NodeError
+from hypha_worker.ledger import Ledger
+from hypha_worker.runtimes.kubernetes_api import KubernetesApi, KubernetesError
+
+logger = logging.getLogger(__name__)
+_quiet = Quiet(logger)
+
+_LOOK_S: Final = 2.0
+_REPEAT_S: Final = 60.0
+_REFUSAL_S: Final = 10.0
+_AMOUNTS: Final = ("gpu", "cpu", "memory", "storage")
+
+
+class StatusReporter:
+    """Writes `status.node` of the HyphaWorker."""
+
+    def __init__(self, api: KubernetesApi, cluster: KubernetesConfig) -> None:
+        self._api = api
+        self._path = f"/apis/{API_VERSION}/namespaces/{cluster.namespace}/hyphaworkers/{cluster.worker}/status"
+        self._pod_name = socket.gethostname()
+
+    @asynccontextmanager
+    async def telling_of_refusals(self) -> AsyncIterator[None]:
+        """Say in the status why the identity was refused inside, which ends the node."""
+        try:
+            yield
+        except (IdentityError, NodeError) as error:
+            try:
+                await self._write(NodeStatus(problem=str(error), pod_name=self._pod_name), _REFUSAL_S)
+            except KubernetesError as silence:
+                logger.warning("cannot say so in the HyphaWorker: %s", silence)
+            raise
+
+    async def run(self, network: Network, ledger: Ledger) -> None:
+        """Write the status whenever it has changed, and now and then even if it has not, until cancelled."""
+        written: NodeStatus | None = None
+        repeat_at = 0.0
+        while True:
+            status = node_status(network, ledger, self._pod_name)
+            if status != written or trio.current_time() >= repeat_at:
+                try:
+                    await self._write(status, _REPEAT_S)
+                    written, repeat_at = status, trio.current_time() + _REPEAT_S
+                except KubernetesError as error:
+                    _quiet.warning("HyphaWorker", "cannot write its status: %s", error)
+            await trio.sleep(_LOOK_S)
+
+    async def _write(self, status: NodeStatus, deadline_s: float) -> None:
+        node = status.model_dump(mode="json", exclude_none=True)
+        body = {"apiVersion": API_VERSION, "kind": "HyphaWorker", "status": {"node": node}}
+        await self._api.apply(self._path, body, deadline_s=deadline_s)
+
+
+def node_status(network: Network, ledger: Ledger, pod_name: str) -> NodeStatus:
+    """Return how a node is at this moment."""
+    status = network.status()
+    leases = ledger.leases
+    return NodeStatus(
+        peer_id=network.peer_id,
+        gateways=sorted(status.gateways),
+        connected_gateways=len(status.gateways),
+        listening=list(status.listening),
+        circuits=sorted(address for address in network.addresses() if "/p2p-circuit" in address),
+        healthy=status.healthy,
+        certificate_expires=network.identity.not_valid_after,
+        problem=network.identity_problem,
+        allocated={name: fsum(getattr(lease.resources, name) for lease in leases) for name in _AMOUNTS},
+        active_leases=sum(lease.state != "offered" for lease in leases),
+        active_jobs=sum(lease.task_id is not None for lease in leases),
+        pod_name=pod_name,
+    )
