@@ -1,14 +1,6 @@
 """The chart on a real API server."""
 
-import os
 import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -67,52 +59,6 @@ def test_the_pods_of_the_chart_run_where_restricted_is_enforced(api_server: ApiS
     api_server.kubectl("apply", "-f-", stdin=yaml.safe_dump_all([*account, default]))
     pods = [operator, *of_kind(manifests, "Pod")]
     api_server.kubectl("create", "--dry-run=server", "-f-", stdin=yaml.safe_dump_all(pods))
-
-
-@pytest.fixture
-def health() -> Iterator[tuple[str, dict[str, int]]]:
-    """What answers in the operator's place: its address, and the status of its answers, which may be changed."""
-    answers = {"status": 200}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(answers["status"] if self.path == "/healthz" else 404)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"127.0.0.1:{server.server_address[1]}", answers
-        server.shutdown()
-
-
-def test_the_helm_test_needs_no_rights_and_tells_what_is_wrong(
-    definitions: ApiServer, namespace: str, tmp_path: Path, health: tuple[str, dict[str, int]]
-) -> None:
-    address, answers = health
-    (tmp_path / "token").write_text(definitions.token(namespace, "default"))
-    (tmp_path / "ca.crt").write_bytes(definitions.ca.read_bytes())
-    (pod,) = of_kind(render(), "Pod")
-    (container,) = pod["spec"]["containers"]
-
-    def check(url: str = definitions.url) -> subprocess.CompletedProcess[str]:
-        server = urlsplit(url)
-        environment = os.environ | {
-            "ACCOUNT_DIR": str(tmp_path),
-            "OPERATOR": address,
-            "KUBERNETES_SERVICE_HOST": str(server.hostname),
-            "KUBERNETES_SERVICE_PORT": str(server.port),
-        }
-        command = [sys.executable, *container["command"][1:], *container["args"]]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-
-    assert check().stdout == "HyphaWorkers and HyphaJobs are served, and the operator is healthy\n"
-    answers["status"] = 500
-    assert "look at its log" in check().stderr
-    (tmp_path / "token").write_text("nobody's")
-    assert "401 Unauthorized" in check().stderr
-    assert check(url="https://127.0.0.1:9").returncode == 1
 
 
 def _get(api: ApiServer, name: str) -> Manifest:

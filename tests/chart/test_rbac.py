@@ -8,17 +8,21 @@ import httpx
 import pytest
 import yaml
 
+from chart.operator_process import grant
 from chart.rendering import Manifest, of_kind, one, render
+from e2e.cluster.tools import ROOT
 from hypha_operator.builders.job_children import job_children
 from hypha_operator.kinds import kind_of
 from hypha_operator.settings import Settings
 from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec
 from support.api_server import ApiServer
-from support.hypha_jobs import job_manifest, worker_manifest
 
+DRA_WORKER = ROOT / "examples" / "dra.yaml"
+JOB = ROOT / "charts/argocd/resource_customizations/hypha.space/HyphaJob/testdata/new.yaml"
 READ = ("get", "list", "watch")
-OWN = (*READ, "create", "patch", "delete")
+KEEP = (*READ, "create", "patch")
+OWN = (*KEEP, "delete")
 NEEDED = {
     "hypha.space/hyphaworkers": (*READ, "patch"),
     "hypha.space/hyphaworkers/status": ("patch",),
@@ -27,21 +31,21 @@ NEEDED = {
     "hypha.space/hyphajobs/status": ("patch",),
     "hypha.space/hyphajobs/finalizers": ("update",),
     "/secrets": ("create",),
-    "/configmaps": OWN,
-    "/serviceaccounts": OWN,
+    "/configmaps": KEEP,
+    "/serviceaccounts": KEEP,
     "/services": OWN,
     "/pods": READ,
     "/events": ("create", "patch"),
-    "apps/deployments": OWN,
+    "apps/deployments": KEEP,
     "batch/jobs": OWN,
-    "policy/poddisruptionbudgets": OWN,
-    "networking.k8s.io/networkpolicies": OWN,
-    "rbac.authorization.k8s.io/roles": OWN,
-    "rbac.authorization.k8s.io/rolebindings": OWN,
-    "cert-manager.io/certificates": OWN,
-    "resource.k8s.io/resourceclaimtemplates": OWN,
+    "policy/poddisruptionbudgets": KEEP,
+    "networking.k8s.io/networkpolicies": KEEP,
+    "rbac.authorization.k8s.io/roles": KEEP,
+    "rbac.authorization.k8s.io/rolebindings": KEEP,
+    "cert-manager.io/certificates": ("get", "create", "patch", "delete"),
+    "resource.k8s.io/resourceclaimtemplates": ("get", "create", "patch"),
 }
-NEEDED_IN_CLUSTER = {"rbac.authorization.k8s.io/clusterrolebindings": ("get", "create", "patch", "delete")}
+NEEDED_IN_CLUSTER = {"rbac.authorization.k8s.io/clusterrolebindings": ("create", "patch", "delete")}
 ALL = (*OWN, "update", "deletecollection", "escalate", "bind", "impersonate", "use")
 NEVER = {
     "/secrets": (*READ, "update", "patch", "delete", "deletecollection"),
@@ -65,7 +69,7 @@ NEVER = {
     "rbac.authorization.k8s.io/roles": ("escalate", "bind", "update"),
     "rbac.authorization.k8s.io/rolebindings": ("update", "deletecollection"),
     "rbac.authorization.k8s.io/clusterroles": ALL,
-    "rbac.authorization.k8s.io/clusterrolebindings": ("list", "watch", "update", "deletecollection"),
+    "rbac.authorization.k8s.io/clusterrolebindings": (*READ, "update", "deletecollection"),
     "admissionregistration.k8s.io/mutatingwebhookconfigurations": ALL,
     "admissionregistration.k8s.io/validatingwebhookconfigurations": ALL,
 }
@@ -103,15 +107,12 @@ def listed(rights: dict[str, tuple[str, ...]]) -> set[str]:
 def installed(api: ApiServer, values: Manifest) -> Iterator[Operator]:
     home = api.namespace()
     manifests = render(values=values, namespace=home)
-    rbac = [m for m in manifests if m["apiVersion"].startswith("rbac.") or m["kind"] == "ServiceAccount"]
-    api.kubectl("apply", "--server-side", "-f-", stdin=yaml.safe_dump_all(rbac))
+    grant(api, manifests)
     account = one(manifests, "ServiceAccount")["metadata"]["name"]
     environment = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]["env"]
     settings = Settings.from_environment({variable["name"]: variable["value"] for variable in environment})
     with api.client(api.token(home, account)) as client:
         yield Operator(client, settings)
-    names = [f"{m['kind']}/{m['metadata']['name']}" for m in rbac if m["kind"].startswith("Cluster")]
-    api.kubectl("delete", "--wait=false", *names)
 
 
 @pytest.fixture
@@ -224,13 +225,12 @@ def test_the_clusters_own_roles_include_workers() -> None:
 @pytest.mark.parametrize("mode", ["operator", "confined"])
 def test_it_makes_all_that_a_job_needs(mode: str, namespace: str, request: pytest.FixtureRequest) -> None:
     operator: Operator = request.getfixturevalue(mode)
-    gpu = {"deviceClassName": "gpu.nvidia.com", "count": 2, "memory": "48Gi"}
-    resources = {"cpu": "8", "memory": "64Gi", "storage": "1Ti", "gpu": gpu}
-    worker = HyphaWorkerSpec.model_validate(worker_manifest(namespace, resources=resources)["spec"])
-    job = job_manifest(namespace, resources={"cpu": 4, "memory": 16, "storage": 100, "gpu": 60})
+    worker = HyphaWorkerSpec.model_validate(yaml.safe_load(DRA_WORKER.read_text())["spec"])
+    job = yaml.safe_load(JOB.read_text())
+    job["metadata"] |= {"namespace": namespace, "uid": str(uuid4())}
+    job["spec"]["resources"] |= {"gpu": 80}
     children = job_children(job, HyphaJobSpec.model_validate(job["spec"]), worker, operator.settings)
     assert [child["kind"] for child in children] == ["NetworkPolicy", "ResourceClaimTemplate", "Job"]
     for child in children:
         answer = operator.apply(kind_of(child).path(namespace), child)
         assert answer.status_code == 201, answer.text
-        assert operator.client.delete(f"{kind_of(child).path(namespace)}/{child['metadata']['name']}").is_success

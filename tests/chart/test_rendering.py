@@ -3,12 +3,14 @@
 import json
 import subprocess
 import tomllib
+from typing import get_args
 
 import pytest
 import yaml
 
 from chart.rendering import CHART, EVERYTHING, HELMS, VARIANTS, Manifest, helm, of_kind, one, render
 from e2e.cluster.tools import ROOT
+from hypha_operator.log import Format
 from hypha_operator.settings import Settings
 
 variants = pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS.keys())
@@ -88,6 +90,12 @@ def test_the_operator_reads_its_environment() -> None:
     assert one(manifests, "ClusterRole", settings.token_reviewer_role)
 
 
+def test_log_formats_are_those_that_the_operator_knows() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    logging = schema["properties"]["operator"]["properties"]["logging"]["properties"]
+    assert logging["format"]["enum"] == list(get_args(Format))
+
+
 def test_definitions_are_those_of_crds_and_stay_when_the_release_goes() -> None:
     rendered = of_kind(render(), "CustomResourceDefinition")
     for definition in rendered:
@@ -97,12 +105,6 @@ def test_definitions_are_those_of_crds_and_stay_when_the_release_goes() -> None:
     assert [d["metadata"]["name"] for d in written] == ["hyphajobs.hypha.space", "hyphaworkers.hypha.space"]
     assert {d["metadata"]["name"]: d["spec"] for d in rendered} == {d["metadata"]["name"]: d["spec"] for d in written}
     assert not of_kind(render(values={"crds": {"install": False}}), "CustomResourceDefinition")
-
-
-def test_dashboards_are_json_and_ask_only_for_metrics_that_exist() -> None:
-    data = one(render(values=EVERYTHING), "ConfigMap")["data"]
-    for text in data.values():
-        assert json.loads(text)["panels"]
 
 
 def test_names_without_a_namespace_differ_between_releases() -> None:
