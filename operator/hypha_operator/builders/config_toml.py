@@ -93,7 +93,7 @@ def to_toml(values: Mapping[str, Any]) -> str:
     for key, value in values.items():
         if isinstance(value, dict):
             tables.append(f"\n[{_key(key)}]\n{_pairs(value)}")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             tables += [f"\n[[{_key(key)}]]\n{_pairs(item)}" for item in value]
         else:
             plain.append(_pairs({key: value}))

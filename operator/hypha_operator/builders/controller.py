@@ -67,9 +67,19 @@ def deployment(
         "revisionHistoryLimit": 3,
         "strategy": {"type": "Recreate"},
         "selector": {"matchLabels": selector(worker)},
-        "template": merge_pod_template(template, spec.controller.template),
+        "template": _with_host_port(merge_pod_template(template, spec.controller.template), spec),
     }
     return child(hypha_worker, DEPLOYMENT, controller_name(worker), spec=content)
+
+
+def _with_host_port(template: dict[str, Any], spec: HyphaWorkerSpec) -> dict[str, Any]:
+    """Open the port of the node that the spec asks for, which is nothing that a template may do."""
+    expose = spec.network.expose
+    if expose is not None and expose.type == "HostPort":
+        container = next(item for item in template["spec"]["containers"] if item["name"] == CONTAINER)
+        port = next(item for item in container["ports"] if item["containerPort"] == p2p_ports(spec)[0])
+        port["hostPort"] = expose.port or port["containerPort"]
+    return template
 
 
 def identity_secrets(worker: str, spec: HyphaWorkerSpec) -> tuple[str, str]:
@@ -120,9 +130,6 @@ def _pod_spec(worker: str, spec: HyphaWorkerSpec, addresses: list[str], settings
 def _container(spec: HyphaWorkerSpec, addresses: list[str], settings: Settings) -> dict[str, Any]:
     ports: list[dict[str, Any]] = [{"name": "connector", "containerPort": CONNECTOR_PORT, "protocol": "TCP"}]
     ports += [{"name": f"p2p-{port}", "containerPort": port, "protocol": "TCP"} for port in p2p_ports(spec)]
-    expose = spec.network.expose
-    if expose is not None and expose.type == "HostPort":
-        ports[1]["hostPort"] = expose.port or ports[1]["containerPort"]
     return {
         "name": CONTAINER,
         "image": spec.controller.image or settings.worker_image,

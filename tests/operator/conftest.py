@@ -1,0 +1,17 @@
+import pytest
+
+from support.api_server import ApiServer
+from support.resources import install_definitions
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The operator runs on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture
+def served(api_server: ApiServer) -> ApiServer:
+    """The API server, which knows HyphaWorkers and HyphaJobs."""
+    install_definitions(api_server)
+    return api_server

@@ -1,0 +1,106 @@
+"""The store: late, doubled and disordered events leave it right."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypha_operator.kinds import CONFIG_MAP, HYPHA_JOB, POD, Kind
+from hypha_operator.store import Store, trimmed
+
+
+def thing(name: str = "a", version: int = 1, uid: str = "u", **labels: str) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "ns", "uid": uid, "resourceVersion": str(version), "labels": labels}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"version": str(version)}}
+
+
+def of(worker: str = "w", job: str | None = None) -> dict[str, str]:
+    return {"hypha.space/worker": worker} | ({"hypha.space/job": job} if job else {})
+
+
+def names(store: Store, kind: Kind = CONFIG_MAP, worker: str = "w") -> list[str]:
+    return [item["metadata"]["name"] for item in store.of_worker(kind, "ns", worker)]
+
+
+def test_an_older_event_changes_nothing():
+    store = Store()
+    assert store.put(CONFIG_MAP, thing(version=2))
+    assert not store.put(CONFIG_MAP, thing(version=1))
+    assert not store.put(CONFIG_MAP, thing(version=2))
+    found = store.get(CONFIG_MAP, "ns", "a")
+    assert found
+    assert found["data"] == {"version": "2"}
+
+
+def test_what_is_said_of_an_object_after_it_is_gone_is_old():
+    store = Store()
+    store.put(CONFIG_MAP, thing(version=1))
+    assert store.remove(CONFIG_MAP, "ns", "a", "u")
+    assert not store.put(CONFIG_MAP, thing(version=2))
+    assert store.get(CONFIG_MAP, "ns", "a") is None
+    assert store.put(CONFIG_MAP, thing(version=3, uid="another"))
+
+
+def test_the_end_of_an_object_is_not_the_end_of_its_successor():
+    store = Store()
+    store.put(CONFIG_MAP, thing(version=1, uid="first"))
+    store.put(CONFIG_MAP, thing(version=2, uid="second"))
+    assert not store.remove(CONFIG_MAP, "ns", "a", "first")
+    assert store.get(CONFIG_MAP, "ns", "a")
+
+
+def test_children_are_found_by_their_labels_as_they_are_now():
+    store = Store()
+    store.put(CONFIG_MAP, thing("a", 1, "ua", **of()))
+    store.put(CONFIG_MAP, thing("b", 2, "ub", **of(job="j")))
+    store.put(CONFIG_MAP, thing("c", 3, "uc", **of("other")))
+    assert names(store) == ["a", "b"]
+    assert [item["metadata"]["name"] for item in store.of_job(CONFIG_MAP, "ns", "j")] == ["b"]
+    store.put(CONFIG_MAP, thing("a", 4, "ua", **of("other")))
+    store.remove(CONFIG_MAP, "ns", "b")
+    assert names(store) == []
+    assert names(store, worker="other") == ["a", "c"]
+
+
+def test_what_it_returns_may_be_changed():
+    store = Store()
+    store.put(CONFIG_MAP, thing())
+    first = store.get(CONFIG_MAP, "ns", "a")
+    assert first
+    first["data"]["version"] = "changed"
+    second = store.get(CONFIG_MAP, "ns", "a")
+    assert second
+    assert second["data"] == {"version": "1"}
+
+
+def test_what_no_decision_needs_is_not_kept():
+    pod = {
+        "metadata": {"name": "p", "managedFields": [1], "labels": {"a": "b"}},
+        "spec": {"containers": [{}], "nodeName": "n"},
+        "status": {"phase": "Running"},
+    }
+    kept = trimmed(POD, pod)
+    assert kept == {"metadata": {"name": "p", "labels": {"a": "b"}}, "spec": {"nodeName": "n"}, "status": pod["status"]}
+    job = {"metadata": {"name": "j"}, "spec": {"config": {"large": 1}, "executor": {}}}
+    assert trimmed(HYPHA_JOB, job)["spec"] == {"executor": {}}
+    assert "config" in job["spec"]
+
+
+changes = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["w", "v", None]), st.booleans()), max_size=30)
+
+
+@given(changes, st.randoms(use_true_random=False))
+def test_any_order_and_repetition_of_changes_ends_the_same(history: list[tuple[str, str | None, bool]], random: Any):
+    events = []
+    for version, (name, worker, _) in enumerate(history, start=1):
+        events.append(thing(name, version, f"uid-{name}", **(of(worker) if worker else {})))
+    in_order, shuffled = Store(), Store()
+    for event in events:
+        in_order.put(CONFIG_MAP, event)
+    disorder = events * 2
+    random.shuffle(disorder)
+    for event in disorder:
+        shuffled.put(CONFIG_MAP, event)
+    for worker in ("w", "v"):
+        assert in_order.of_worker(CONFIG_MAP, "ns", worker) == shuffled.of_worker(CONFIG_MAP, "ns", worker)
+    assert sorted(in_order.places(CONFIG_MAP), key=str) == sorted(shuffled.places(CONFIG_MAP), key=str)

@@ -1,0 +1,218 @@
+"""The queue, with time in the test's hands."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from hypha_operator.errors import Unavailable
+from hypha_operator.kinds import WORKER, Key
+from hypha_operator.work import WorkQueue
+
+pytestmark = pytest.mark.anyio
+
+A, B = (Key(WORKER, "ns", name) for name in "ab")
+
+
+class ManualClock:
+    """Time passes when a test says so."""
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+        self._sleepers: list[tuple[float, asyncio.Event]] = []
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self._now_s)
+
+    def monotonic(self) -> float:
+        return self._now_s
+
+    async def sleep(self, seconds: float) -> None:
+        woken = asyncio.Event()
+        self._sleepers.append((self._now_s + seconds, woken))
+        await woken.wait()
+
+    async def pass_(self, seconds: float) -> None:
+        """Let time pass, and everybody do what is due."""
+        self._now_s += seconds
+        for due_s, woken in self._sleepers:
+            if due_s <= self._now_s:
+                woken.set()
+        await settle()
+
+
+async def settle() -> None:
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+class Recorded:
+    """Does what a test says for a key, and remembers when."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+        self.runs: list[tuple[Key, float]] = []
+        self.does: Callable[[Key], Awaitable[float | None]] | None = None
+
+    async def reconcile(self, key: Key) -> float | None:
+        self.runs.append((key, self._clock.monotonic()))
+        return await self.does(key) if self.does else None
+
+
+@asynccontextmanager
+async def running(concurrency: int = 2) -> AsyncIterator[tuple[WorkQueue, Recorded, ManualClock]]:
+    clock = ManualClock()
+    recorded = Recorded(clock)
+    queue = WorkQueue(recorded, clock, concurrency=concurrency, jitter=lambda: 1.0)
+    task = asyncio.create_task(queue.run())
+    await settle()
+    try:
+        yield queue, recorded, clock
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_key_added_many_times_is_reconciled_once():
+    async with running() as (queue, recorded, _):
+        for _ in range(100):
+            queue.add(A)
+        await settle()
+        assert recorded.runs == [(A, 0)]
+
+
+async def test_a_key_added_while_it_runs_runs_once_more_and_never_twice_at_once():
+    async with running() as (queue, recorded, _):
+        gate, at_once = asyncio.Event(), 0
+
+        async def slow(_: Key) -> None:
+            nonlocal at_once
+            at_once += 1
+            assert at_once == 1
+            await gate.wait()
+            at_once -= 1
+
+        recorded.does = slow
+        queue.add(A)
+        await settle()
+        for _ in range(5):
+            queue.add(A)
+        await settle()
+        assert len(recorded.runs) == 1
+        gate.set()
+        await settle()
+        assert len(recorded.runs) == 2
+
+
+async def test_no_more_run_at_once_than_allowed_and_none_is_forgotten():
+    async with running(concurrency=2) as (queue, recorded, _):
+        gate = asyncio.Event()
+        recorded.does = lambda _: gate.wait()  # type: ignore[assignment,return-value]
+        keys = [Key(WORKER, "ns", str(number)) for number in range(5)]
+        for key in keys:
+            queue.add(key)
+        await settle()
+        assert len(recorded.runs) == 2
+        assert queue.waiting == 3
+        gate.set()
+        await settle()
+        assert [key for key, _ in recorded.runs] == keys
+
+
+async def test_the_earliest_of_several_times_counts():
+    async with running() as (queue, recorded, clock):
+        queue.add(A, after_s=10)
+        queue.add(A, after_s=5)
+        queue.add(A, after_s=20)
+        await settle()
+        await clock.pass_(4.9)
+        assert recorded.runs == []
+        await clock.pass_(0.1)
+        assert recorded.runs == [(A, 5)]
+        await clock.pass_(60)
+        assert len(recorded.runs) == 1
+
+
+async def test_what_happens_now_does_not_wait_for_what_was_planned():
+    async with running() as (queue, recorded, clock):
+        queue.add(A, after_s=10)
+        queue.add(A)
+        await settle()
+        assert recorded.runs == [(A, 0)]
+        await clock.pass_(10)
+        assert len(recorded.runs) == 1
+
+
+async def test_a_reconcile_says_when_it_wants_to_look_again():
+    async with running() as (queue, recorded, clock):
+        answers = iter([30.0, None])
+
+        async def answer(_: Key) -> float | None:
+            return next(answers)
+
+        recorded.does = answer
+        queue.add(A)
+        await settle()
+        for _ in range(100):
+            await clock.pass_(1)
+        assert recorded.runs == [(A, 0), (A, 30)]
+
+
+@pytest.mark.parametrize("error", [Unavailable("GET /x", 503, "", "busy"), ValueError("a bug")])
+async def test_failures_are_tried_again_ever_later_and_forgiven_by_success(error: Exception):
+    async with running() as (queue, recorded, clock):
+        failing = True
+
+        async def maybe(_: Key) -> None:
+            if failing:
+                raise error
+
+        recorded.does = maybe
+        queue.add(A)
+        await settle()
+        for _ in range(400):
+            await clock.pass_(1)
+        times = [time for _, time in recorded.runs]
+        assert times[:6] == [0, 1, 3, 7, 15, 31]
+        failing = False
+        queue.add(A)
+        await settle()
+        failing, recorded.runs[:] = True, []
+        queue.add(A)
+        await settle()
+        await clock.pass_(1)
+        assert len(recorded.runs) == 2
+
+
+async def test_a_key_that_keeps_changing_while_it_fails_still_waits_its_turn():
+    async with running() as (queue, recorded, clock):
+
+        async def fail(key: Key) -> None:
+            queue.add(key)
+            raise Unavailable("GET /x", 0, "", "gone")
+
+        recorded.does = fail
+        queue.add(A)
+        await settle()
+        assert len(recorded.runs) == 1
+        await clock.pass_(1)
+        assert len(recorded.runs) == 2
+
+
+async def test_one_key_that_hangs_keeps_no_other_waiting_and_shows():
+    async with running(concurrency=2) as (queue, recorded, clock):
+        never = asyncio.Event()
+
+        async def hang(key: Key) -> None:
+            if key == A:
+                await never.wait()
+
+        recorded.does = hang
+        queue.add(A)
+        queue.add(B)
+        await settle()
+        await clock.pass_(100)
+        assert [key for key, _ in recorded.runs] == [A, B]
+        assert queue.longest_s() == 100

@@ -1,0 +1,265 @@
+"""The children of a HyphaWorker, as the pure functions make them."""
+
+import copy
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypha_operator.builders.access import access, token_reviewer
+from hypha_operator.builders.certificate import certificate
+from hypha_operator.builders.config_toml import config_toml, to_toml
+from hypha_operator.builders.controller import CONFIG_ANNOTATION, config_map, deployment
+from hypha_operator.builders.network import external_addresses, network_policy, p2p_service, with_host_ip
+from hypha_operator.overlay import OverlayError
+from hypha_operator.settings import Settings, SettingsError
+from hypha_resources.worker import HyphaWorkerSpec
+from hypha_worker.config import Config
+from support.resources import GATEWAY, PEER, worker_manifest
+
+SETTINGS = Settings("worker:1", "bridge:1", "trainer:1", "parameter-server:1")
+
+
+def worker(**spec: Any) -> tuple[dict[str, Any], HyphaWorkerSpec]:
+    manifest = worker_manifest("ns", **spec)
+    manifest["metadata"]["uid"] = "uid-1"
+    return manifest, HyphaWorkerSpec.model_validate(manifest["spec"])
+
+
+def network(**fields: Any) -> dict[str, Any]:
+    return {"gateways": [GATEWAY], **fields}
+
+
+def configured(*, accept_offers: bool = True, peer_id: str | None = None, **spec: Any) -> dict[str, Any]:
+    text = config_toml(*worker(**spec), external_addresses=[], accept_offers=accept_offers, peer_id=peer_id)
+    return tomllib.loads(text)
+
+
+def deployed(addresses: tuple[str, ...] = (), accept_offers: bool = True, **spec: Any) -> dict[str, Any]:
+    return deployment(*worker(**spec), list(addresses), SETTINGS, accept_offers=accept_offers)
+
+
+def pod(manifest: dict[str, Any]) -> dict[str, Any]:
+    return manifest["spec"]["template"]["spec"]
+
+
+def config_hash(manifest: dict[str, Any]) -> str:
+    return manifest["spec"]["template"]["metadata"]["annotations"][CONFIG_ANNOTATION]
+
+
+class TestConfiguration:
+    @pytest.mark.parametrize(
+        "spec",
+        [
+            {},
+            {
+                "network": network(
+                    listenAddresses=["/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4002"],
+                    externalAddresses=["/ip4/203.0.113.5/tcp/4001"],
+                    excludeCidr=[],
+                ),
+                "selection": {"strategy": "affinity", "schedulers": {PEER: 2.5}, "executors": {"train/x": -1}},
+                "telemetry": {"endpoint": "http://otel:4318", "attributes": {"worker.region": 'a "quoted" place'}},
+                "leases": {"durationSeconds": 45},
+                "resources": {"cpu": "500m", "memory": 10**10, "storage": "1Ti"},
+            },
+        ],
+    )
+    def test_the_node_takes_it(self, spec):
+        values = configured(peer_id=PEER, **spec)
+        config = Config.model_validate(values, context={"directory": Path("/")})
+        assert config.kubernetes is not None
+        assert config.kubernetes.peer_id == PEER
+        assert config.kubernetes.worker_uid == "uid-1"
+
+    def test_it_says_what_the_worker_says(self):
+        values = configured(offer={"price": 7, "floor": 5, "strategy": "flexible"}, jobs={"readAhead": 3})
+        assert values["offer"] == {"price": 7, "floor": 5, "strategy": "flexible"}
+        assert values["resources"]["cpu"] == 32
+        assert values["resources"]["gpu"] == pytest.approx(103.079215104)
+        assert values["jobs"]["read_ahead"] == 3
+        assert [executor["name"] for executor in values["executors"]] == ["diloco-transformer", "parameter-server"]
+        assert {executor["runtime"] for executor in values["executors"]} == {"kubernetes"}
+
+    def test_without_exclude_cidr_the_node_has_its_own_default(self):
+        assert "exclude_cidr" not in configured()
+        assert configured(network=network(excludeCidr=[]))["exclude_cidr"] == []
+
+    def test_no_offers_are_made_when_told_so(self):
+        assert configured(accept_offers=False)["kubernetes"]["accept_offers"] is False
+
+    tables = st.recursive(
+        st.booleans() | st.integers(-(2**40), 2**40) | st.floats(-1e9, 1e9) | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+        max_leaves=10,
+    )
+
+    @given(st.dictionaries(st.text(max_size=6), tables, max_size=5))
+    def test_any_table_is_read_as_it_was_written(self, values: dict[str, Any]):
+        assert tomllib.loads(to_toml(values)) == values
+
+
+class TestDeployment:
+    def test_it_is_restricted_and_mounts_only_what_the_node_reads(self):
+        spec = pod(deployed())
+        container = spec["containers"][0]
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounts == {"/etc/hypha/config", "/etc/hypha/identity", "/etc/hypha/trust", "/var/lib/hypha", "/tmp"}
+        assert spec["enableServiceLinks"] is False
+
+    def test_there_is_never_a_second_one(self):
+        manifest = deployed()
+        assert (manifest["spec"]["replicas"], manifest["spec"]["strategy"]) == (1, {"type": "Recreate"})
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"offer": {"price": 1, "floor": 1}},
+            {"network": network(relayCircuit=False)},
+            {"executors": [{"class": "train", "name": "another"}]},
+            {"identity": {"secretName": "gpu-identity", "allowPeerIdChange": True}},
+        ],
+    )
+    def test_what_the_node_must_know_replaces_its_pod(self, changed):
+        assert config_hash(deployed()) != config_hash(deployed(**changed))
+
+    def test_what_only_jobs_or_the_operator_must_know_does_not(self):
+        executors = [
+            {"class": "train", "name": "diloco-transformer", "image": "mine:2", "template": {"spec": {}}},
+            {"class": "aggregate", "name": "parameter-server", "env": {"A": "b"}},
+        ]
+        assert config_hash(deployed()) == config_hash(deployed(executors=executors))
+
+    def test_that_the_peer_id_became_known_replaces_no_pod_but_is_told_to_the_next(self):
+        first = config_map(*worker(), [], accept_offers=True, peer_id=None)
+        later = config_map(*worker(), [], accept_offers=True, peer_id=PEER)
+        assert PEER in later["data"]["worker.toml"]
+        assert PEER not in first["data"]["worker.toml"]
+        allowed = {"secretName": "i", "allowPeerIdChange": True}
+        changing = config_map(*worker(identity=allowed), [], accept_offers=True, peer_id=PEER)
+        assert PEER not in changing["data"]["worker.toml"]
+
+    def test_the_trust_may_come_from_another_secret_and_lists_are_optional(self):
+        spec = pod(deployed(identity={"secretName": "mine", "trustSecretName": "network"}))
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        assert volumes["identity"]["secret"]["secretName"] == "mine"
+        required, optional = (source["secret"] for source in volumes["trust"]["projected"]["sources"])
+        assert (required["name"], required["items"][0]["key"]) == ("network", "ca.crt")
+        assert (optional["optional"], optional["items"][0]["key"]) == (True, "crl.pem")
+
+    def test_a_template_is_laid_over_it_by_key(self):
+        template = {"spec": {"nodeSelector": {"zone": "a"}, "containers": [{"name": "worker", "image": "mine:1"}]}}
+        spec = pod(deployed(controller={"template": template}))
+        assert spec["nodeSelector"] == {"zone": "a"}
+        assert spec["containers"][0]["image"] == "mine:1"
+        assert spec["containers"][0]["command"][0] == "hypha-worker"
+
+    def test_a_template_cannot_weaken_it(self):
+        with pytest.raises(OverlayError):
+            deployed(controller={"template": {"spec": {"hostNetwork": True}}})
+
+    def test_building_changes_nothing_of_its_input(self):
+        manifest, spec = worker()
+        before = copy.deepcopy(manifest)
+        deployment(manifest, spec, [], SETTINGS, accept_offers=True)
+        access(manifest)
+        assert manifest == before
+
+
+class TestAddresses:
+    def test_those_that_are_named_are_taken(self):
+        _, spec = worker(network=network(externalAddresses=["/dns/w.example/tcp/1"], expose={"type": "NodePort"}))
+        assert external_addresses(spec, None) == ["/dns/w.example/tcp/1"]
+
+    def test_a_node_port_is_told_once_the_cluster_has_chosen_it(self):
+        manifest, spec = worker(network=network(expose={"type": "NodePort"}))
+        service = p2p_service(manifest, spec)
+        assert external_addresses(spec, service) == []
+        assert service is not None
+        service["spec"]["ports"][0]["nodePort"] = 30401
+        addresses = external_addresses(spec, service)
+        assert with_host_ip(addresses, None) == []
+        assert with_host_ip(addresses, "192.0.2.1") == ["/ip4/192.0.2.1/tcp/30401"]
+
+    def test_a_load_balancer_is_told_by_address_or_by_name(self):
+        manifest, spec = worker(network=network(expose={"type": "LoadBalancer", "port": 443}))
+        service = p2p_service(manifest, spec)
+        assert service is not None
+        ingress = [{"ip": "192.0.2.1"}, {"hostname": "lb.example"}, {"ip": "2001:db8::1"}]
+        service["status"] = {"loadBalancer": {"ingress": ingress}}
+        assert external_addresses(spec, service) == [
+            "/ip4/192.0.2.1/tcp/443",
+            "/dns/lb.example/tcp/443",
+            "/ip6/2001:db8::1/tcp/443",
+        ]
+        assert service["spec"]["ports"][0]["targetPort"] == 4001
+
+    def test_a_host_port_is_completed_by_the_node_the_pod_gets_to(self):
+        manifest, spec = worker(network=network(expose={"type": "HostPort", "port": 4100}))
+        assert p2p_service(manifest, spec) is None
+        addresses = external_addresses(spec, None)
+        container = pod(deployment(manifest, spec, addresses, SETTINGS, accept_offers=True))["containers"][0]
+        host_ip, told = container["env"]
+        assert host_ip["valueFrom"] == {"fieldRef": {"fieldPath": "status.hostIP"}}
+        assert json.loads(told["value"]) == ["/ip4/$(HOST_IP)/tcp/4100"]
+        assert {"containerPort": 4001, "hostPort": 4100}.items() <= container["ports"][1].items()
+
+    def test_the_pod_is_not_replaced_by_where_it_runs(self):
+        exposed = {"network": network(expose={"type": "HostPort"})}
+        _, spec = worker(**exposed)
+        addresses = tuple(external_addresses(spec, None))
+        assert "HOST_IP" not in str(config_map(*worker(**exposed), list(addresses), accept_offers=True, peer_id=None))
+
+
+class TestAccess:
+    def test_the_controller_may_do_what_it_needs_in_its_namespace_and_reads_no_secret(self):
+        manifest, _ = worker()
+        role = next(item for item in access(manifest) if item["kind"] == "Role")
+        verbs = {(rule["apiGroups"][0], rule["resources"][0]): set(rule["verbs"]) for rule in role["rules"]}
+        assert verbs["", "secrets"] == {"create"}
+        assert verbs["hypha.space", "hyphajobs"] == {"get", "list", "watch", "create", "patch"}
+        of_workers = [rule for rule in role["rules"] if "hyphaworkers" in rule["resources"][0]]
+        assert all(rule["resourceNames"] == ["gpu"] for rule in of_workers)
+
+    def test_jobs_have_a_name_and_nothing_else(self):
+        manifest, _ = worker()
+        accounts = {item["metadata"]["name"]: item for item in access(manifest) if item["kind"] == "ServiceAccount"}
+        assert accounts["gpu-job"]["automountServiceAccountToken"] is False
+        binding = next(item for item in access(manifest) if item["kind"] == "RoleBinding")
+        assert [subject["name"] for subject in binding["subjects"]] == ["gpu-controller"]
+
+    def test_the_reviewers_binding_names_its_worker_whatever_the_namespace(self):
+        manifest, _ = worker()
+        binding = token_reviewer(manifest, "reviewers")
+        assert binding["metadata"]["name"] == "hypha-ns-gpu-token-reviewer"
+        assert binding["roleRef"]["name"] == "reviewers"
+        assert "ownerReferences" not in binding["metadata"]
+
+    def test_only_jobs_of_this_worker_reach_the_connector(self):
+        peers, jobs = network_policy(*worker())["spec"]["ingress"]
+        assert peers == {"ports": [{"protocol": "TCP", "port": 4001}]}
+        assert jobs["from"][0]["podSelector"]["matchLabels"]["hypha.space/worker"] == "gpu"
+        assert jobs["ports"][0]["port"] == 8443
+
+
+def test_a_certificate_keeps_its_key_for_ever():
+    identity = {"issuerRef": {"name": "ca", "kind": "ClusterIssuer"}, "trustSecretName": "network"}
+    issued = certificate(*worker(identity=identity))
+    assert issued is not None
+    assert issued["spec"]["privateKey"] == {"algorithm": "Ed25519", "encoding": "PKCS8", "rotationPolicy": "Never"}
+    assert issued["spec"]["secretName"] == "gpu-identity"
+    assert issued["spec"]["dnsNames"]
+    assert certificate(*worker()) is None
+
+
+def test_settings_name_the_variable_that_is_missing():
+    environ = {f"HYPHA_{part}_IMAGE": "x" for part in ("WORKER", "BRIDGE", "TRAINER")}
+    with pytest.raises(SettingsError, match="HYPHA_PARAMETER_SERVER_IMAGE"):
+        Settings.from_environment(environ)

@@ -1,0 +1,213 @@
+"""What is said of a worker in each of its states, and what to do."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from hypha_operator.policies.conditions import Condition, merged
+from hypha_operator.policies.worker_conditions import Observed, classify
+from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
+from support.resources import GATEWAY, PEER, worker_manifest
+
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+OTHER_PEER = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
+
+
+def spec(**fields: Any) -> HyphaWorkerSpec:
+    return HyphaWorkerSpec.model_validate(worker_manifest("ns", **fields)["spec"])
+
+
+def pod(*containers: dict[str, Any], ready: bool = True, started: bool = True, age_s: float = 60) -> dict[str, Any]:
+    since = (NOW - timedelta(seconds=age_s)).isoformat()
+    conditions = [
+        {"type": "PodScheduled", "status": "True", "lastTransitionTime": since},
+        {"type": "PodReadyToStartContainers", "status": str(started), "lastTransitionTime": since},
+        {"type": "Ready", "status": str(ready)},
+    ]
+    return {
+        "metadata": {"name": "gpu-pod"},
+        "status": {"conditions": conditions, "containerStatuses": list(containers)},
+    }
+
+
+def waiting(reason: str, message: str = "", **more: Any) -> dict[str, Any]:
+    return {"image": "worker:1", "state": {"waiting": {"reason": reason, "message": message}}, **more}
+
+
+NODE = NodeStatus(
+    peer_id=PEER,
+    gateways=[GATEWAY],
+    connected_gateways=1,
+    circuits=["/p2p-circuit"],
+    healthy=True,
+    certificate_expires=NOW + timedelta(days=90),
+    pod_name="gpu-pod",
+)
+HEALTHY = Observed(
+    name="gpu",
+    namespace="ns",
+    now=NOW,
+    spec=spec(),
+    secrets=("gpu-identity", "gpu-identity"),
+    deployment={"status": {}},
+    pod=pod(),
+    node=NODE,
+    pinned_peer_id=PEER,
+)
+
+
+def said(observed: Observed) -> dict[str, Condition]:
+    return {condition.type: condition for condition in classify(observed)}
+
+
+def test_a_worker_that_serves_is_ready_and_settled():
+    conditions = said(HEALTHY)
+    assert {type_: condition.status for type_, condition in conditions.items()} == {
+        "Ready": True,
+        "Reconciling": False,
+        "Stalled": False,
+        "Connected": True,
+        "IdentityValid": True,
+    }
+
+
+def test_a_suspended_worker_is_as_its_owner_wants_it():
+    ready = said(replace(HEALTHY, spec=spec(suspend=True)))["Ready"]
+    assert (ready.status, ready.reason) == (True, "Suspended")
+    assert "spec.suspend" in ready.message
+
+
+def test_from_the_first_moment_it_says_that_it_is_not_ready_yet():
+    conditions = said(replace(HEALTHY, deployment=None, pod=None, node=NodeStatus(), pinned_peer_id=None))
+    assert (conditions["Ready"].status, conditions["Ready"].reason) == (False, "Starting")
+    assert conditions["Reconciling"].status is True
+    assert conditions["Connected"].status is None
+    assert conditions["IdentityValid"].status is None
+
+
+REFUSED_POD = {
+    "status": {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: small"}]}
+}
+UNSCHEDULABLE = {
+    "metadata": {"name": "gpu-pod"},
+    "status": {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}]},
+}
+CRASHED = waiting(
+    "CrashLoopBackOff",
+    lastState={"terminated": {"exitCode": 1, "reason": "Error", "message": "first\nkey_pem: not an Ed25519 key"}},
+)
+ISSUED = spec(identity={"issuerRef": {"name": "ca"}, "trustSecretName": "network"})
+PENDING = {"status": {"conditions": [{"type": "Ready", "status": "False", "message": "issuer not found"}]}}
+
+
+@pytest.mark.parametrize(
+    ("observed", "reason", "stalled", "words"),
+    [
+        (replace(HEALTHY, draining="2 jobs are ending"), "Draining", False, ["2 jobs"]),
+        (replace(HEALTHY, spec=None, refusal=("InvalidSpec", "spec.x: bad")), "InvalidSpec", True, ["spec.x"]),
+        (replace(HEALTHY, spec=ISSUED, certificate=PENDING), "CertificatePending", False, ["issuer not found", "ca"]),
+        (
+            replace(HEALTHY, deployment=REFUSED_POD, pod=None, node=NodeStatus()),
+            "PodRefused",
+            False,
+            ["exceeded quota: small", "Raise the quota"],
+        ),
+        (
+            replace(HEALTHY, pod=UNSCHEDULABLE, node=NodeStatus()),
+            "Unschedulable",
+            False,
+            ["0/3 nodes are available", "spec.controller.resources"],
+        ),
+        (
+            replace(HEALTHY, pod=pod(waiting("ImagePullBackOff", "not found"), ready=False), node=NodeStatus()),
+            "ImagePull",
+            False,
+            ["worker:1", "not found", "imagePullSecrets"],
+        ),
+        (
+            replace(HEALTHY, pod=pod(ready=False, started=False), node=NodeStatus()),
+            "SecretMissing",
+            False,
+            ["Secret gpu-identity must exist in ns", "tls.key", "ca.crt"],
+        ),
+        (
+            replace(HEALTHY, pod=pod(CRASHED, ready=False), node=NodeStatus()),
+            "ControllerCrashing",
+            False,
+            ["not an Ed25519 key", "kubectl logs -n ns deploy/gpu-controller --previous"],
+        ),
+        (
+            replace(HEALTHY, node=NODE.model_copy(update={"problem": "tls.key: not Ed25519"})),
+            "IdentityRefused",
+            True,
+            ["tls.key: not Ed25519", "gpu-identity"],
+        ),
+        (
+            replace(HEALTHY, node=NODE.model_copy(update={"peer_id": OTHER_PEER})),
+            "PeerIdChanged",
+            True,
+            [OTHER_PEER, PEER, "allowPeerIdChange"],
+        ),
+        (
+            replace(HEALTHY, node=NODE.model_copy(update={"certificate_expires": NOW - timedelta(hours=1)})),
+            "CertificateExpired",
+            True,
+            ["gpu-identity", "2026-06-01 11:00"],
+        ),
+        (
+            replace(HEALTHY, node=NODE.model_copy(update={"connected_gateways": 0, "gateways": []})),
+            "NoGateway",
+            False,
+            [GATEWAY, "spec.network.gateways", "gpu-identity"],
+        ),
+        (
+            replace(HEALTHY, node=NODE.model_copy(update={"circuits": []})),
+            "NoRelay",
+            False,
+            ["relayCircuit", "expose"],
+        ),
+        (replace(HEALTHY, pod=pod(ready=False)), "NotHealthy", False, ["kubectl logs -n ns deploy/gpu-controller"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_keeps_it_from_serving_is_said_with_the_remedy(observed, reason, stalled, words):
+    conditions = said(observed)
+    assert (conditions["Ready"].status, conditions["Ready"].reason) == (False, reason)
+    assert conditions["Stalled"].status is stalled
+    assert conditions["Reconciling"].status is not stalled
+    assert not [word for word in words if word not in conditions["Ready"].message]
+
+
+def test_a_pod_that_has_just_been_scheduled_may_still_be_mounting():
+    observed = replace(HEALTHY, pod=pod(ready=False, started=False, age_s=5), node=NodeStatus())
+    assert said(observed)["Ready"].reason == "Starting"
+
+
+def test_what_a_former_pod_reported_does_not_count():
+    conditions = said(replace(HEALTHY, node=NODE.model_copy(update={"pod_name": "gpu-former"})))
+    assert conditions["Ready"].reason == "Starting"
+    assert conditions["Connected"].status is None
+
+
+def test_another_peer_id_is_fine_once_it_is_allowed():
+    allowed = spec(identity={"secretName": "i", "allowPeerIdChange": True})
+    observed = replace(HEALTHY, spec=allowed, node=NODE.model_copy(update={"peer_id": OTHER_PEER}))
+    assert said(observed)["Ready"].status is True
+
+
+def test_a_certificate_that_expires_soon_is_valid_and_said():
+    soon = NODE.model_copy(update={"certificate_expires": NOW + timedelta(days=2)})
+    conditions = said(replace(HEALTHY, node=soon))
+    assert conditions["Ready"].status is True
+    assert (conditions["IdentityValid"].status, conditions["IdentityValid"].reason) == (True, "CertificateExpiresSoon")
+
+
+def test_a_condition_keeps_its_time_until_it_turns():
+    first = merged([], [Condition("Ready", False, "Starting")], 1, NOW)
+    same = merged(first, [Condition("Ready", False, "NoGateway", "why")], 2, NOW + timedelta(hours=1))
+    turned = merged(same, [Condition("Ready", True, "Serving")], 2, NOW + timedelta(hours=2))
+    assert same[0]["lastTransitionTime"] == first[0]["lastTransitionTime"] == "2026-06-01T12:00:00Z"
+    assert turned[0]["lastTransitionTime"] == "2026-06-01T14:00:00Z"
+    assert (same[0]["reason"], same[0]["observedGeneration"]) == ("NoGateway", 2)
