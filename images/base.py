@@ -9,6 +9,9 @@ from typing import Final
 
 from images.tool import BuildError, ContainerTool
 
+_PROGRAMS: Final = {"debootstrap": "debootstrap", "buildah": "buildah", "cc": "gcc"}
+"""What building without registries takes, and the packages that hold it; the compiler is for TORCH=cpu."""
+
 _PACKAGES: Final = "python3,python3-venv,ca-certificates"
 _LEFT_OUT: Final = (
     "./dev/*",
@@ -24,13 +27,28 @@ _LEFT_OUT: Final = (
 _CONTAINERFILE: Final = 'FROM scratch\nADD rootfs.tar /\nCMD ["python3"]\n'
 
 
+def install_programs() -> None:
+    """Install what the machine lacks of Debian's programs; BuildError if it cannot be done."""
+    missing = [package for program, package in _PROGRAMS.items() if not shutil.which(program)]
+    if not missing:
+        return
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise BuildError(f"the base image is made on Debian, as root: install {' '.join(missing)}, or run this as root")
+    print(f"installing {' '.join(missing)}", flush=True)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *missing]):
+        done = subprocess.run(["apt-get", *command], check=False, env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise BuildError(f"apt-get could not install {' '.join(missing)}: {done.stderr or done.stdout}")
+
+
 def build_base(reference: str, tool: ContainerTool, context: Path, *, epoch_s: int) -> None:
     """Build Debian's smallest system with Python, of the release and from the mirror that this machine has."""
     if tool.image_id(reference):
         print(f"{reference}: there already; remove it to have it built anew")
         return
-    if os.geteuid() != 0 or not shutil.which("debootstrap"):
-        raise BuildError("the base image is made by debootstrap (Debian: apt-get install debootstrap), as root")
+    if os.geteuid() != 0:
+        raise BuildError("the base image is made by debootstrap: run this as root")
     shutil.rmtree(context, ignore_errors=True)
     context.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as directory:

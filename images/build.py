@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from images.base import build_base
+from images.base import build_base, install_programs
 from images.contexts import IMAGES, ROOT, Image, digest, lay_out
 from images.cpu_torch import without_cuda
 from images.pip_settings import secrets
@@ -106,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := set(wanted) - {*names, "base"}:
         parser.error(f"there is no image {', '.join(sorted(unknown))}: there are {', '.join(names)} and base")
     try:
+        if "base" in wanted:
+            install_programs()
         tool, settings = find_tool(os.environ.get("CONTAINER_TOOL")), settings_of(dict(os.environ))
         archive = tool.name == "buildah" if options.archive is None else options.archive
         OUTPUT.mkdir(exist_ok=True)

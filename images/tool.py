@@ -69,17 +69,20 @@ class ContainerTool:
             subprocess.run(command, check=True, env=environment)
         except subprocess.CalledProcessError as error:
             raise BuildError(
-                f"{' '.join(command[:2])} ended with status {error.returncode}; its output says why"
+                f"{' '.join(command[:2])} ended with status {error.returncode}; its output says why."
+                " Where the base image cannot be pulled: `make base-image`, then BASE=localhost/hypha/base:dev"
             ) from None
 
 
 def find_tool(wanted: str | None = None) -> ContainerTool:
     """Return the wanted program, else the first that works here; BuildError if there is none."""
     for name in (wanted,) if wanted else ("podman", "docker", "buildah"):
-        if (
-            shutil.which(name) and subprocess.run([name, "info"], capture_output=True, check=False).returncode == 0
-        ):  # docker may lack its daemon
+        if shutil.which(name) and _works(name):
             return ContainerTool(name)
-    raise BuildError(
-        f"{wanted or 'none of podman, docker and buildah'} works here: install one (Debian: apt-get install buildah)"
-    )
+    none = wanted or "none of podman, docker and buildah"
+    raise BuildError(f"{none} works here: install one (Debian: apt-get install buildah)")
+
+
+def _works(name: str) -> bool:
+    """Whether a program can build: docker may be there without its daemon."""
+    return subprocess.run([name, "info"], capture_output=True, check=False).returncode == 0
