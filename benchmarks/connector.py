@@ -16,7 +16,7 @@ from hypha_bridge.config import ConnectorConfig
 from hypha_bridge.connector import Connector as Client
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Resources
-from hypha_worker import unix_http
+from hypha_worker import http_server
 from hypha_worker.connector import Connector
 from hypha_worker.pushes import PushRouter
 from hypha_worker.runtime import Job
@@ -54,7 +54,7 @@ class Source:
 class NoNetwork:
     """Peers made of memory."""
 
-    peer_id = PEER
+    peer_id = "the node itself"
 
     def __init__(self, piece_bytes: int) -> None:
         self._piece_bytes = piece_bytes
@@ -89,7 +89,7 @@ def serve(path: Path, piece_bytes: int, ready: Any, stop: Any, cpu: Any) -> None
         async with trio.open_nursery() as nursery:
             connector = Connector(NoNetwork(piece_bytes), PushRouter(), nursery)
             connector.add(job())
-            nursery.start_soon(unix_http.serve, unix_http.listen(path), connector.handle)
+            nursery.start_soon(http_server.serve_unix, http_server.listen_unix(path), connector.handle)
             ready.set()
             await trio.to_thread.run_sync(stop.wait)
             nursery.cancel_scope.cancel()
@@ -113,6 +113,18 @@ def run() -> list[Figure]:
     ]
 
 
+def transfer(client: Client, direction: str) -> float:
+    """Seconds that it takes."""
+    started = time.monotonic()
+    if direction == "pull":
+        client.pull(PEER, "bulk", 0, Nowhere())
+    else:
+        with tempfile.TemporaryFile() as file:
+            os.truncate(file.fileno(), TOTAL_BYTES)
+            client.push(PEER, file)
+    return time.monotonic() - started
+
+
 def measure(piece_bytes: int, direction: str) -> list[Figure]:
     with tempfile.TemporaryDirectory() as directory:
         path, token_file = Path(directory, "connector.sock"), Path(directory, "token")
@@ -121,17 +133,11 @@ def measure(piece_bytes: int, direction: str) -> list[Figure]:
         server = multiprocessing.Process(target=serve, args=(path, piece_bytes, ready, stop, cpu))
         server.start()
         ready.wait()
-        client = Client(ConnectorConfig(uds=path, token_file=token_file))
-        started = time.monotonic()
-        if direction == "pull":
-            client.pull(PEER, "bulk", 0, Nowhere())
-        else:
-            with tempfile.TemporaryFile(dir=directory) as file:
-                os.truncate(file.fileno(), TOTAL_BYTES)
-                client.push(PEER, file)
-        seconds = time.monotonic() - started
-        stop.set()
-        server.join()
+        try:
+            seconds = transfer(Client(ConnectorConfig(uds=path, token_file=token_file)), direction)
+        finally:
+            stop.set()
+            server.join()
     name = f"pull in pieces of {piece_bytes // 1024} KiB" if direction == "pull" else "push of a file"
     return [
         Figure(name, TOTAL_BYTES / seconds / 1e6, "MB/s"),

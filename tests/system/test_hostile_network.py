@@ -28,14 +28,17 @@ from support.jobs import train_spec
 from support.networks import gateway, member, node
 from support.node_process import NodeProcess, Scheduler, Stage, stage
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
 GOSSIP = "/meshsub/1.1.0"
 PEERS = 100
 ROUNDS = 6
-WAVES = 3
-MAX_GROWTH_MIB = 256
-"""What may wait unread (64 MiB), a hundred connections, and what the allocator keeps."""
+WAVES = 6
+WARM_UP_WAVES = 3
+MAX_GROWTH_MIB = 192
+"""What may wait unread (64 MiB), a hundred connections with their tasks, and what the allocator keeps."""
+MAX_LATER_GROWTH_MIB = 128
+"""Later waves may find the machine less busy than the first ones, and so get more of what may wait unread to wait."""
 ANSWER_S = 15.0
 SMALL = Resources(cpu=1, memory=1, storage=1)
 ROOM = {"gpu": 0, "cpu": 32, "memory": 32, "storage": 32}
@@ -349,6 +352,5 @@ async def test_a_hundred_hostile_peers_harm_neither_a_job_nor_an_honest_schedule
             line = next(text for text in log.splitlines() if complaint in text)
             assert any(attacker.network.peer_id in line for attacker in hostile)
         assert len(log.splitlines()) < 100 * PEERS
-    # Known and open: on an idle machine each wave leaves about 100 MiB behind; all else above must hold.
-    if max(resident) - calm >= MAX_GROWTH_MIB:
-        pytest.xfail(f"the node's memory grew from {calm:.0f} to {max(resident):.0f} MiB")
+    assert max(resident) - calm < MAX_GROWTH_MIB, resident
+    assert max(resident[WARM_UP_WAVES:]) - max(resident[:WARM_UP_WAVES]) < MAX_LATER_GROWTH_MIB, resident
