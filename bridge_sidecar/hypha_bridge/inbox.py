@@ -59,6 +59,7 @@ class Inbox:
         self._max_waiting_bytes = _FOREVER_S if config.storage_bytes is None else config.storage_bytes / 2
         self._threads = CapacityLimiter(config.push_pollers)
         self._waiting: deque[_Waiting] = deque()
+        self._arriving: set[StagedFile] = set()
         self._delivered: deque[Pointer] = deque(maxlen=_REMEMBERED)
         self._sequence = 0
         self._changed = asyncio.Condition()
@@ -80,20 +81,23 @@ class Inbox:
         while True:
             async with self._changed:
                 await self._changed.wait_for(self._has_room)
+            waiting = None
             try:
                 waiting = await anyio.to_thread.run_sync(self._take, limiter=self._threads, abandon_on_cancel=True)
             except (BridgeError, OSError) as error:
                 logger.log(_level(error), "receiving a push failed: %s", error)
                 await asyncio.sleep(next(delays))
-                continue
-            delays = Attempts(_FOREVER_S).delays()
-            if waiting is not None:
-                async with self._changed:
+            else:
+                delays = Attempts(_FOREVER_S).delays()
+            async with self._changed:
+                if waiting is not None:
                     self._add(waiting)
-                    self._changed.notify_all()
+                self._changed.notify_all()
 
     def _has_room(self) -> bool:
-        held_bytes = sum(waiting.size for waiting in self._waiting)
+        held_bytes = sum(waiting.size for waiting in self._waiting) + sum(
+            staged.size_bytes for staged in list(self._arriving)
+        )
         return len(self._waiting) < self._max_waiting and held_bytes < self._max_waiting_bytes
 
     def _take(self) -> _Waiting | None:
@@ -102,8 +106,11 @@ class Inbox:
             opened: list[StagedFile] = []
 
             def open_sink() -> StagedFile:
-                opened.append(stack.enter_context(self._files.stage()))
-                return opened[0]
+                staged = stack.enter_context(self._files.stage(self._max_waiting_bytes))
+                self._arriving.add(staged)
+                stack.callback(self._arriving.discard, staged)
+                opened.append(staged)
+                return staged
 
             peer = self._connector.take_push(open_sink)
             if peer is None:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -84,11 +85,12 @@ def _disk_usage(directory: Path) -> int:
 class StagedFile:
     """A file being written where the job cannot see it: 0600, hashed on the way, gone unless it is taken whole."""
 
-    def __init__(self, directory: Path, storage: Storage) -> None:
+    def __init__(self, directory: Path, storage: Storage, max_bytes: float) -> None:
         self._fd, name = tempfile.mkstemp(dir=directory)
         self.path = Path(name)
         self.size_bytes = 0
         self._storage = storage
+        self._max_bytes = max_bytes
         self._sha256 = hashlib.sha256()
 
     @property
@@ -99,6 +101,10 @@ class StagedFile:
     def write(self, data: bytes | memoryview) -> None:
         """Append; BridgeError (507) if that does not fit into the job's storage or on the disk."""
         size = len(data)
+        if self.size_bytes + size > self._max_bytes:
+            raise storage_exceeded(
+                f"a file of more than {self._max_bytes:g} bytes; ask for more storage in the job's resources"
+            )
         self._storage.grow(size)
         self._sha256.update(data)
         with disk_full_is_storage_exceeded():
@@ -132,9 +138,9 @@ class JobFiles(NamedTuple):
     staging: Path
     storage: Storage
 
-    def stage(self) -> StagedFile:
-        """Begin a file that the job cannot see."""
-        return StagedFile(self.staging, self.storage)
+    def stage(self, max_bytes: float = math.inf) -> StagedFile:
+        """Begin a file that the job cannot see, and that may grow no larger than that."""
+        return StagedFile(self.staging, self.storage, max_bytes)
 
 
 @contextlib.contextmanager

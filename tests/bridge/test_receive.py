@@ -202,3 +202,34 @@ class TestWithASmallSpool:
         assert node.incoming.qsize() == 2
         async with listening(bridge) as events:
             assert [(await anext(events))["sequence"] for _ in range(4)] == [0, 1, 2, 3]
+
+
+class TestWithALittleStorage:
+    STORAGE_BYTES = 1_000_000
+
+    @pytest.fixture
+    def config(self, config: BridgeConfig) -> BridgeConfig:
+        return config.model_copy(update={"storage_bytes": self.STORAGE_BYTES})
+
+    async def test_pushes_that_nobody_takes_fill_half_of_it(
+        self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
+    ) -> None:
+        for _ in range(20):
+            node.incoming.put((SERVER, safetensors(self.STORAGE_BYTES // 10)))
+        await until(lambda: node.incoming.qsize() <= 15)
+        await asyncio.sleep(3 * node.poll_s)
+        assert node.incoming.qsize() >= 15 - config.push_pollers  # those may have asked before it was full
+        async with listening(bridge) as events:
+            for _ in range(20):
+                (config.work_dir / (await anext(events))["path"]).unlink()
+
+    async def test_a_push_that_alone_takes_more_than_half_is_broken_off_and_the_next_one_arrives(
+        self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        node.incoming.put((SERVER, safetensors(self.STORAGE_BYTES * 3 // 5)))
+        async with listening(bridge) as events:
+            await until(lambda: "more than 500000 bytes" in caplog.text)
+            node.incoming.put((SERVER, safetensors(10)))
+            assert (await anext(events))["size"] == len(safetensors(10))
+        assert config.state_dir is not None
+        assert not list(config.state_dir.glob("tmp*"))
