@@ -1,0 +1,492 @@
+"""What a HyphaJob is said to be, from what the cluster shows of its Job and its pod."""
+
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from hypha_operator.policies.job_phase import Observed, State, classify, differs, status_of
+from hypha_operator.policies.job_pods import Finding
+from hypha_resources.job import HyphaJobSpec, HyphaJobStatus
+from support.job_pods import NODE, START, at, condition, container, job, pod, running, terminated, waiting
+from support.operator_objects import hypha_job
+
+TRACE = "Traceback (most recent call last):\n  File ...\n\nValueError: bad slice\n"
+SCHEDULED = condition("PodScheduled")
+
+
+def observed(
+    *pods: dict[str, Any],
+    the_job: dict[str, Any] | str | None = "active",
+    after_s: float = 60,
+    status: dict[str, Any] | None = None,
+    order: Finding | None = None,
+    refused: Finding | None = None,
+    **spec: Any,
+) -> Observed:
+    manifest = hypha_job(status=status or {}, **spec)
+    found = job() if isinstance(the_job, str) else the_job
+    now = START + timedelta(seconds=after_s)
+    return Observed(manifest, HyphaJobSpec.model_validate(manifest["spec"]), now, found, pods, order, refused)
+
+
+def then(seen: Observed, state: State, *pods: dict[str, Any], after_s: float, **more: Any) -> Observed:
+    """The next look, with what the one before wrote."""
+    return observed(*pods, after_s=after_s, status=status_of(seen, state), **more)
+
+
+def conditions(seen: Observed, state: State) -> dict[str, str]:
+    return {found["type"]: found["status"] for found in status_of(seen, state)["conditions"]}
+
+
+RUNNING = pod(bridge=running(2), executor=running(), conditions=(SCHEDULED, condition("Ready")))
+
+
+def test_a_job_that_was_just_made_is_pending_and_never_looks_done() -> None:
+    seen = observed(the_job=None)
+    state = classify(seen)
+    assert (state.phase, state.finding.reason) == ("Pending", "PodPending")
+    assert conditions(seen, state) == {"Ready": "False", "Reconciling": "True", "Stalled": "False"}
+
+
+def test_a_scheduled_pod_is_starting_and_one_whose_executor_runs_is_running() -> None:
+    starting = pod("Pending", bridge=waiting("PodInitializing"), executor=waiting("PodInitializing"))
+    assert classify(observed(starting)).phase == "Starting"
+    seen = observed(RUNNING)
+    state = classify(seen)
+    assert (state.phase, state.finding.reason) == ("Running", "ExecutorRuns")
+    assert conditions(seen, state) == {"Ready": "True", "Reconciling": "False", "Stalled": "False"}
+    status = status_of(seen, state)
+    assert (status["podName"], status["nodeName"], status["startTime"]) == ("hypha-1-abcde", NODE, at(5))
+    assert status["podUid"] == RUNNING["metadata"]["uid"]
+    HyphaJobStatus.model_validate(status)
+
+
+def test_results_are_still_delivered_while_the_bridge_runs_on() -> None:
+    state = classify(observed(pod(bridge=running(), executor=terminated(0))))
+    assert (state.phase, state.finding.reason, state.terminal) == ("Running", "DeliveringResults", False)
+
+
+def test_a_queued_job_waits_for_ever() -> None:
+    state = classify(observed(the_job=job(suspend=True), after_s=1e6))
+    assert (state.phase, state.finding.reason, state.stalled) == ("Pending", "Queued", False)
+
+
+def test_a_job_that_ended_well_has_succeeded() -> None:
+    seen = observed(pod("Succeeded", bridge=terminated(0), executor=terminated(0)))
+    state = classify(seen)
+    assert (state.phase, state.finding.reason) == ("Succeeded", "Completed")
+    assert conditions(seen, state) == {"Ready": "True", "Reconciling": "False", "Stalled": "False"}
+    assert status_of(seen, state)["completionTime"] == at(60)
+
+
+DISRUPTED = {"type": "DisruptionTarget", "status": "True", "lastTransitionTime": at(20)}
+PREEMPTED = "default-scheduler: preempting to accommodate a higher priority pod"
+LOW = (
+    "The node was low on resource: memory. Threshold quantity: 100Mi, available: 90Mi."
+    " Container executor was using 900Mi, request is 16G, has larger consumption of memory. "
+)
+ENDS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "killed for memory": (
+        pod("Failed", bridge=terminated(0), executor=terminated(137, "OOMKilled")),
+        "OutOfMemory",
+        r"more than its lease's 16 GB of memory; request more",
+    ),
+    "wrote more than its storage": (
+        pod(
+            "Failed",
+            executor=terminated(137),
+            reason="Evicted",
+            message='Usage of EmptyDir volume "job" exceeds the limit "100G". ',
+        ),
+        "StorageExceeded",
+        r"more than its lease's 100 GB: Usage of EmptyDir volume .* Request more storage",
+    ),
+    "wrote more than its container may": (
+        pod(
+            "Failed",
+            reason="Evicted",
+            message='Container executor exceeded its local ephemeral storage limit "1G". ',
+        ),
+        "StorageExceeded",
+        "exceeded its local ephemeral storage limit",
+    ),
+    "evicted by a node under pressure": (
+        pod(
+            "Failed",
+            executor=terminated(137),
+            reason="Evicted",
+            message=LOW,
+            conditions=(DISRUPTED | {"reason": "TerminationByKubelet", "message": LOW},),
+        ),
+        "Evicted",
+        rf"short of resources.*node {NODE}.*low on resource: memory",
+    ),
+    "its node was shut down": (
+        pod(
+            "Failed",
+            executor=terminated(143),
+            reason="Terminated",
+            message="Pod was terminated in response to imminent node shutdown.",
+            conditions=(DISRUPTED | {"reason": "TerminationByKubelet"},),
+        ),
+        "Evicted",
+        "imminent node shutdown",
+    ),
+    "preempted": (
+        pod(
+            "Failed",
+            executor=terminated(143),
+            conditions=(DISRUPTED | {"reason": "PreemptionByScheduler", "message": PREEMPTED},),
+            deleted=30,
+        ),
+        "Preempted",
+        "higher priority.*priorityClassName",
+    ),
+    "drained": (
+        pod(
+            "Failed",
+            executor=terminated(143),
+            conditions=(DISRUPTED | {"reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting"},),
+            deleted=30,
+        ),
+        "Evicted",
+        "its node was drained",
+    ),
+    "its node was removed": (
+        pod(
+            "Failed",
+            executor=running(),
+            conditions=(DISRUPTED | {"reason": "DeletionByPodGC", "message": "PodGC: node no longer exists"},),
+            deleted=30,
+        ),
+        "NodeLost",
+        "its node is gone.*node no longer exists",
+    ),
+    "refused by the kubelet": (
+        pod("Failed", reason="OutOfcpu", message="Node didn't have enough resource: cpu, requested: 4000"),
+        "Unschedulable",
+        rf"node {NODE} did not run the pod: OutOfcpu: Node didn't have enough",
+    ),
+    "the executor failed": (
+        pod("Failed", bridge=terminated(0), executor=terminated(2, message=TRACE)),
+        "ExecutorFailed",
+        r"exit code 2: ValueError: bad slice\. See kubectl logs -n gpu hypha-1-abcde -c executor",
+    ),
+    "the executor was killed": (
+        pod("Failed", bridge=terminated(0), executor=terminated(139)),
+        "ExecutorFailed",
+        "signal 11",
+    ),
+    "the executor's program is missing": (
+        pod(
+            "Failed",
+            bridge=terminated(0),
+            executor=terminated(128, "StartError", 'exec: "train": executable file not found in $PATH'),
+        ),
+        "StartFailed",
+        "executable file not found",
+    ),
+    "results were not delivered": (
+        pod("Succeeded", bridge=terminated(1, message="2 files were not sent\n"), executor=terminated(0)),
+        "ResultsUndelivered",
+        r"exit code 1.*results may be lost: 2 files were not sent\. .*terminationGraceSeconds",
+    ),
+    "the bridge ran out of time": (
+        pod("Succeeded", bridge=terminated(137), executor=terminated(0)),
+        "ResultsUndelivered",
+        "signal 9",
+    ),
+    "somebody deleted the pod": (
+        pod("Failed", bridge=terminated(0), executor=terminated(143), deleted=40),
+        "JobDeleted",
+        "deleted its pod hypha-1-abcde",
+    ),
+}
+
+
+@pytest.mark.parametrize(("ended", "reason", "message"), ENDS.values(), ids=ENDS)
+def test_a_pod_that_ended_says_why_the_job_failed(ended: dict[str, Any], reason: str, message: str) -> None:
+    seen = observed(ended)
+    state = classify(seen)
+    assert (state.phase, state.finding.reason) == ("Failed", reason)
+    status = status_of(seen, state)
+    ready = next(found for found in status["conditions"] if found["type"] == "Ready")
+    assert ready["reason"] == reason
+    assert re.search(message, ready["message"]), ready["message"]
+    assert conditions(seen, state) == {"Ready": "False", "Reconciling": "False", "Stalled": "True"}
+    HyphaJobStatus.model_validate(status)
+
+
+def test_the_executor_s_last_lines_are_kept_when_it_failed() -> None:
+    seen = observed(pod("Failed", bridge=terminated(0), executor=terminated(1, message=TRACE)))
+    assert status_of(seen, classify(seen))["lastLines"] == [
+        "Traceback (most recent call last):",
+        "  File ...",
+        "ValueError: bad slice",
+    ]
+
+
+def test_a_failed_executor_is_no_end_before_its_bridge_has_ended() -> None:
+    seen = observed(pod(bridge=running(), executor=terminated(1, message=TRACE)))
+    state = classify(seen)
+    assert (state.phase, state.finding.reason, state.terminal, state.to_end) == (
+        "Running",
+        "ExecutorFailed",
+        False,
+        False,
+    )
+    assert conditions(seen, state)["Ready"] == "False"
+
+
+@pytest.mark.parametrize(
+    ("found", "phase", "reason"),
+    [
+        (condition("Complete", reason="CompletionsReached"), "Succeeded", "Completed"),
+        (
+            condition(
+                "Failed",
+                reason="PodFailurePolicy",
+                message="Pod gpu/hypha-1-abcde has condition DisruptionTarget matching FailJob rule at index 0",
+            ),
+            "Failed",
+            "Evicted",
+        ),
+        (
+            condition(
+                "Failed",
+                reason="PodFailurePolicy",
+                message="Container executor for pod gpu/x failed with exit code 1 matching FailJob rule at index 1",
+            ),
+            "Failed",
+            "ExecutorFailed",
+        ),
+        (condition("Failed", reason="BackoffLimitExceeded", message="Job has reached"), "Failed", "ExecutorFailed"),
+    ],
+)
+def test_where_the_pod_is_gone_its_job_says_how_it_ended(found: dict[str, Any], phase: str, reason: str) -> None:
+    state = classify(observed(the_job=job(found), status={"podUid": "x"}))
+    assert (state.phase, state.finding.reason) == (phase, reason)
+
+
+BACK_OFF = 'Back-off pulling image "trainer:test": ErrImagePull: not found'
+CRASHED = terminated(1, message="hypha-bridge: /etc/hypha/job/job.json: not found")
+TROUBLES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "unschedulable": (
+        pod(
+            "Pending",
+            node=None,
+            conditions=(
+                condition(
+                    "PodScheduled",
+                    False,
+                    reason="Unschedulable",
+                    message="0/3 nodes are available: 3 Insufficient cpu.",
+                ),
+            ),
+        ),
+        "Unschedulable",
+        r"no node has room .* 3 Insufficient cpu\. Add nodes",
+    ),
+    "image missing": (
+        pod("Pending", bridge=running(), executor=waiting("ImagePullBackOff", BACK_OFF)),
+        "ImagePull",
+        "image trainer:test of container executor cannot be pulled: Back-off.*imagePullSecrets",
+    ),
+    "image of the bridge missing": (
+        pod("Pending", bridge=waiting("ErrImagePull", "not found"), executor=waiting("PodInitializing")),
+        "ImagePull",
+        "image bridge:test of container bridge",
+    ),
+    "wrong image name": (
+        pod("Pending", bridge=running(), executor=waiting("InvalidImageName", "invalid reference format")),
+        "ImagePull",
+        "invalid reference format",
+    ),
+    "reference to a missing Secret": (
+        pod("Pending", bridge=running(), executor=waiting("CreateContainerConfigError", 'secret "x" not found')),
+        "StartFailed",
+        'secret "x" not found',
+    ),
+    "the bridge crashes": (
+        pod(
+            "Pending",
+            bridge=container("bridge", waiting("CrashLoopBackOff"), restartCount=3, lastState=CRASHED),
+            executor=waiting("PodInitializing"),
+        ),
+        "BridgeFailed",
+        "exit code 1 again and again: hypha-bridge: .* not found. See kubectl logs .* -c bridge --previous",
+    ),
+    "the bridge needs too much memory": (
+        pod(
+            bridge=container(
+                "bridge", waiting("CrashLoopBackOff"), restartCount=1, lastState=terminated(137, "OOMKilled")
+            ),
+            executor=running(),
+        ),
+        "BridgeFailed",
+        "was killed for its memory",
+    ),
+    "no volumes": (
+        pod(
+            "Pending",
+            bridge=waiting("PodInitializing"),
+            executor=waiting("PodInitializing"),
+            conditions=(SCHEDULED, condition("PodReadyToStartContainers", False), condition("Initialized", False)),
+        ),
+        "StartFailed",
+        "cannot make the pod's volumes or network. See kubectl describe pod -n gpu hypha-1-abcde",
+    ),
+}
+
+
+@pytest.mark.parametrize(("stuck", "reason", "message"), TROUBLES.values(), ids=TROUBLES)
+def test_trouble_is_said_at_once_and_ends_the_job_after_a_minute(
+    stuck: dict[str, Any], reason: str, message: str
+) -> None:
+    first = observed(stuck, after_s=61)
+    state = classify(first)
+    assert (state.stalled, state.to_end, state.finding.reason) == (True, False, reason)
+    assert re.search(message, state.finding.message), state.finding.message
+    assert conditions(first, state) == {"Ready": "False", "Reconciling": "True", "Stalled": "True"}
+
+    later = then(first, state, stuck, after_s=120)
+    assert classify(later).stalled, "not yet a minute"
+    ending = then(later, classify(later), stuck, after_s=121)
+    state = classify(ending)
+    assert (state.to_end, state.terminal, state.finding.reason) == (True, False, reason)
+
+    gone = then(ending, state, after_s=125, the_job=None)
+    assert (classify(gone).phase, classify(gone).finding.reason) == ("Failed", reason)
+
+
+def test_trouble_that_passes_is_forgotten() -> None:
+    stuck = pod("Pending", bridge=running(), executor=waiting("ErrImagePull", "timeout"))
+    first = observed(stuck, after_s=10)
+    better = then(first, classify(first), RUNNING, after_s=50)
+    again = then(better, classify(better), stuck, after_s=100)
+    assert classify(better).finding.reason == "ExecutorRuns"
+    assert classify(again).stalled
+
+
+def test_a_slow_image_is_no_trouble() -> None:
+    slow = pod(
+        "Pending",
+        bridge=running(),
+        executor=waiting("PodInitializing"),
+        conditions=(SCHEDULED, condition("PodReadyToStartContainers"), condition("Initialized")),
+    )
+    assert not classify(observed(slow, after_s=3600)).stalled
+
+
+def test_a_refused_pod_is_trouble() -> None:
+    refused = Finding("QuotaExceeded", "exceeded quota")
+    first = observed(refused=refused)
+    assert classify(first).stalled
+    last = then(first, classify(first), after_s=121, refused=refused)
+    assert classify(last).to_end
+
+
+def test_a_cancelled_job_ends_once_nothing_of_it_runs() -> None:
+    cancelled = {"reason": "the scheduler said so"}
+    first = observed(RUNNING, cancel=cancelled)
+    state = classify(first)
+    assert (state.phase, state.to_end, state.finding) == ("Running", True, Finding("Cancelled", cancelled["reason"]))
+
+    dying = pod(bridge=running(), executor=terminated(143), deleted=200)
+    second = then(first, state, dying, after_s=70, cancel=cancelled, the_job=job(deleted=True))
+    assert not classify(second).terminal
+    over = pod("Failed", bridge=terminated(0), executor=terminated(143), deleted=200)
+    third = then(second, classify(second), over, after_s=80, cancel=cancelled, the_job=job(deleted=True))
+    state = classify(third)
+    assert (state.phase, state.finding.reason) == ("Failed", "Cancelled")
+
+
+def test_a_job_whose_job_is_being_deleted_may_still_have_a_pod_that_nobody_has_seen() -> None:
+    seen = observed(the_job=job(deleted=True), cancel={"reason": "x"})
+    assert not classify(seen).terminal
+    assert classify(observed(the_job=None, cancel={"reason": "x"})).terminal
+
+
+def test_a_job_that_had_ended_well_when_it_was_cancelled_has_succeeded() -> None:
+    ended = pod("Succeeded", bridge=terminated(0), executor=terminated(0))
+    assert classify(observed(ended, cancel={"reason": "too late"})).phase == "Succeeded"
+
+
+def test_why_a_job_is_being_ended_stays_though_its_pod_looks_otherwise() -> None:
+    first = observed(RUNNING, order=Finding("LeaseLost", "the controller did not come back"))
+    state = classify(first)
+    over = pod("Succeeded", bridge=terminated(0), executor=terminated(0), deleted=90)
+    last = then(first, state, over, after_s=90, the_job=None)
+    assert classify(last).finding == Finding("LeaseLost", "the controller did not come back")
+    assert classify(last).terminal
+
+
+def test_a_disruption_is_recorded_before_its_pod_goes() -> None:
+    condition_ = DISRUPTED | {"reason": "PreemptionByScheduler", "message": PREEMPTED}
+    going = pod(bridge=running(), executor=running(), conditions=(condition_,), deleted=200)
+    first = observed(going)
+    state = classify(first)
+    assert (state.to_end, state.finding.reason) == (True, "Preempted")
+    gone = then(first, state, after_s=210, the_job=None)
+    assert (classify(gone).phase, classify(gone).finding.reason) == ("Failed", "Preempted")
+
+
+TAINTED = DISRUPTED | {"reason": "DeletionByTaintManager", "message": "Taint manager: deleting due to NoExecute taint"}
+
+
+def test_a_job_on_a_node_that_fell_silent_is_over_as_soon_as_its_pod_is_to_go() -> None:
+    lost = pod(
+        bridge=running(),
+        executor=running(),
+        conditions=(TAINTED, condition("Ready", False, seconds=20)),
+        deleted=230,
+        grace_s=150,
+    )
+    state = classify(observed(lost, after_s=81))
+    assert (state.phase, state.finding.reason) == ("Failed", "NodeLost")
+
+
+def test_a_job_whose_node_lives_may_end_in_order_when_a_taint_drives_it_out() -> None:
+    leaving = pod(
+        bridge=running(), executor=running(), conditions=(TAINTED, condition("Ready")), deleted=230, grace_s=150
+    )
+    first = observed(leaving, after_s=81)
+    state = classify(first)
+    assert (state.terminal, state.to_end, state.finding.reason) == (False, True, "NodeLost")
+    late = then(first, state, leaving, after_s=289, the_job=job(deleted=True))
+    assert not classify(late).terminal
+    lost = then(first, state, leaving, after_s=291, the_job=job(deleted=True))
+    assert classify(lost).terminal, "a minute after it was due nobody answers for it any more"
+
+
+@pytest.mark.parametrize("the_job", [None, job(deleted=True)], ids=["gone", "going"])
+def test_a_job_that_somebody_deleted_is_not_made_again(the_job: dict[str, Any] | None) -> None:
+    first = observed(RUNNING, status={"podUid": "x"}, the_job=the_job)
+    state = classify(first)
+    assert (state.to_end, state.finding.reason) == (True, "JobDeleted")
+    last = then(first, state, the_job=None, after_s=70)
+    assert (classify(last).phase, classify(last).finding.reason) == ("Failed", "JobDeleted")
+
+
+def test_a_job_that_its_queue_suspends_again_is_preempted() -> None:
+    state = classify(observed(RUNNING, status={"podUid": "x"}, the_job=job(suspend=True)))
+    assert (state.to_end, state.finding.reason) == (True, "Preempted")
+
+
+def test_an_order_before_anything_was_made_ends_the_job_at_once() -> None:
+    seen = observed(the_job=None, order=Finding("InvalidTemplate", "template.spec.hostNetwork: ..."))
+    assert (classify(seen).phase, classify(seen).finding.reason) == ("Failed", "InvalidTemplate")
+
+
+def test_a_status_that_says_the_same_is_not_written_again() -> None:
+    first = observed(RUNNING)
+    status = status_of(first, classify(first))
+    reported = {"type": "Reported", "status": "True", "reason": "EndReported", "lastTransitionTime": at(1)}
+    known = status | {"progress": {"round": 1}, "conditions": [*status["conditions"], reported]}
+    renewed = observed(RUNNING, status=known)
+    renewed.hypha_job["metadata"]["generation"] = 7
+    assert not differs(known, status_of(renewed, classify(renewed)))
+    ended = observed(pod("Succeeded", bridge=terminated(0), executor=terminated(0)), status=known)
+    assert differs(known, status_of(ended, classify(ended)))
