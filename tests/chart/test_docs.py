@@ -1,5 +1,6 @@
 """docs/kubernetes.md says of every field what it is, and its commands do what it says."""
 
+import ast
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from e2e.cluster.tools import ROOT, tool
+from hypha_operator.policies.job_pods import _DISRUPTIONS
 from support.api_server import ApiServer
 
 TEXT = (ROOT / "docs" / "kubernetes.md").read_text()
@@ -32,6 +34,36 @@ def test_every_field_of_a_hyphaworker_is_explained_and_no_other() -> None:
     for row in re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE):
         explained |= set(re.findall(r"`([^`]+)`", row))
     assert explained == set(fields(spec))
+
+
+def reasons(*sources: str) -> set[str]:
+    """What the operator's modules give as reasons of conditions."""
+    position = {"Finding": 0, "_Finding": 0, "RefusedError": 0, "Condition": 2}
+    found = set()
+    for source in sources:
+        tree = ast.parse((ROOT / "operator" / "hypha_operator" / source).read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in position:
+                reason = node.args[position[node.func.id]]
+                found |= {reason.value} if isinstance(reason, ast.Constant) else set()
+    return found
+
+
+def explained_reasons(heading: str) -> set[str]:
+    section = TEXT.partition(f"### {heading}\n")[2].partition("\n### ")[0]
+    first_cells = re.findall(r"^\| (.*?) \|", section, re.MULTILINE)
+    return {reason for cell in first_cells for reason in re.findall(r"`([A-Z][A-Za-z]+)`", cell)}
+
+
+def test_every_reason_of_a_hyphaworker_is_explained() -> None:
+    sources = ("policies/worker_conditions.py", "worker_children.py", "worker_reconciler.py")
+    assert explained_reasons("HyphaWorker") == reasons(*sources) | {"Serving", "Suspended", "InvalidSpec"}
+
+
+def test_every_reason_of_a_hyphajob_is_explained() -> None:
+    sources = ("policies/job_phase.py", "policies/job_pods.py", "job_reconciler.py")
+    disruptions = {reason for reason, _ in _DISRUPTIONS.values()}
+    assert explained_reasons("HyphaJob") == (reasons(*sources) - {"Ended"}) | disruptions | {"Ending", "ExecutorRuns"}
 
 
 def test_the_command_for_argocd_adds_the_health_checks(api_server: ApiServer) -> None:

@@ -1,10 +1,17 @@
-local phase = obj.status ~= nil and obj.status.phase or "Pending"
-local message = obj.status ~= nil and obj.status.reason or nil
+local status = obj.status or {}
+local phase = status.phase or "Pending"
 
-if phase == "Succeeded" then
+local message = status.reason or phase
+for _, condition in ipairs(status.conditions or {}) do
+  if condition.type == "Ready" and condition.message ~= nil and condition.message ~= "" then
+    message = condition.message
+  end
+end
+
+if phase == "Succeeded" or (phase == "Failed" and status.reason == "Cancelled") then
   return { status = "Healthy", message = message }
 end
 if phase == "Failed" then
   return { status = "Degraded", message = message }
 end
-return { status = "Progressing", message = message or phase }
+return { status = "Progressing", message = message }

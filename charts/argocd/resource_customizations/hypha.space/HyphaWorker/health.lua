@@ -20,7 +20,7 @@ if stalled ~= nil and stalled.status == "True" then
   return { status = "Degraded", message = stalled.message }
 end
 if obj.spec.suspend then
-  return { status = "Suspended", message = "No new offers; running jobs finish" }
+  return { status = "Suspended", message = ready ~= nil and ready.message or nil }
 end
 if ready ~= nil and ready.status == "True" then
   return { status = "Healthy", message = ready.message }
