@@ -12,7 +12,8 @@ from hypha_operator.clock import Clock, SystemClock
 from hypha_operator.cluster import Cluster, load_configuration, open_cluster
 from hypha_operator.errors import ApiError
 from hypha_operator.health import Metrics, problem, serving
-from hypha_operator.kinds import WORKER, Key, Kind, Manifest
+from hypha_operator.job_reconciler import JobReconciler
+from hypha_operator.kinds import HYPHA_JOB, WORKER, Key, Kind, Manifest
 from hypha_operator.reconciler import Reconciler
 from hypha_operator.settings import Settings
 from hypha_operator.store import Store
@@ -52,9 +53,11 @@ async def run(settings: Settings, namespaces: tuple[str, ...], port: int) -> Non
 
     configuration = await load_configuration()
     async with open_cluster(configuration, clock, wrote, metrics.called) as cluster:
-        queue = WorkQueue(
-            ByKind({WORKER: WorkerReconciler(store, cluster, clock, settings)}), clock, observe=metrics.reconciled
-        )
+        reconcilers: dict[Kind, Reconciler] = {
+            WORKER: WorkerReconciler(store, cluster, clock, settings),
+            HYPHA_JOB: JobReconciler(store, cluster, clock, settings),
+        }
+        queue = WorkQueue(ByKind(reconcilers), clock, observe=metrics.reconciled)
         watches = Watches(store, queue)
         audit = Audit(store, watches, cluster, clock, namespaces or (None,))
         metrics.watch(store, queue, audit)

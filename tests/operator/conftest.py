@@ -1,6 +1,7 @@
 import pytest
 
 from support.api_server import ApiServer
+from support.people import User
 from support.resources import install_definitions
 
 
@@ -15,3 +16,9 @@ def served(api_server: ApiServer) -> ApiServer:
     """The API server, which knows HyphaWorkers and HyphaJobs."""
     install_definitions(api_server)
     return api_server
+
+
+@pytest.fixture
+def user(served: ApiServer, namespace: str) -> User:
+    """Who writes objects of the test's namespace."""
+    return User(served, namespace)

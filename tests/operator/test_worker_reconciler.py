@@ -1,0 +1,276 @@
+"""HyphaWorkers on the real API server, step by step."""
+
+import copy
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from hypha_operator.clock import SystemClock
+from hypha_operator.kinds import CLUSTER_ROLE_BINDING, CONFIG_MAP, DEPLOYMENT, SERVICE, WORKER, Key, Manifest
+from support.operating import operating
+from support.people import report
+from support.resources import GATEWAY, PEER, job_manifest, worker_manifest
+
+pytestmark = pytest.mark.anyio
+
+OTHER_PEER = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
+
+
+def conditions(worker: Manifest | None) -> dict[str, tuple[str, str]]:
+    assert worker is not None
+    return {c["type"]: (c["status"], c["reason"]) for c in worker["status"]["conditions"]}
+
+
+async def test_a_worker_becomes_a_controller_that_starts(served, namespace, user):
+    user.apply(worker_manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        made = set(await operator.objects())
+    assert made == {
+        "ClusterRoleBinding hypha-NS-gpu-token-reviewer",
+        "ConfigMap gpu-controller",
+        "Deployment gpu-controller",
+        "HyphaWorker gpu",
+        "NetworkPolicy gpu-controller",
+        "PodDisruptionBudget gpu-controller",
+        "Role gpu-controller",
+        "RoleBinding gpu-controller",
+        "Service gpu-connector",
+        "ServiceAccount gpu-controller",
+        "ServiceAccount gpu-job",
+    }
+    worker = user.get(worker_manifest(namespace))
+    assert conditions(worker)["Ready"] == ("False", "Starting")
+    assert worker is not None
+    assert worker["status"]["observedGeneration"] == worker["metadata"]["generation"]
+    assert worker["status"]["capacity"]["cpu"] == 32
+    assert user.events()["Starting"]["type"] == "Normal"
+
+
+async def test_once_the_node_reports_it_is_ready_and_its_peer_id_is_kept(served, namespace, user):
+    worker = user.apply(worker_manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        user.run_pod(operator)
+        report(user, worker)
+        await operator.settle()
+        config = operator.store.get(CONFIG_MAP, namespace, "gpu-controller")
+    worker = user.get(worker)
+    assert conditions(worker) == {
+        "Ready": ("True", "Serving"),
+        "Reconciling": ("False", "Settled"),
+        "Stalled": ("False", "NotStalled"),
+        "Connected": ("True", "Connected"),
+        "IdentityValid": ("True", "Valid"),
+    }
+    assert worker["status"]["peerId"] == PEER
+    assert worker["status"]["node"]["connectedGateways"] == 1
+    assert config is not None
+    assert f'peer_id = "{PEER}"' in config["data"]["worker.toml"]
+
+
+async def test_another_key_is_refused_until_it_is_allowed(served, namespace, user):
+    worker = user.apply(worker_manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        user.run_pod(operator)
+        report(user, worker)
+        await operator.settle()
+        report(user, worker, peerId=OTHER_PEER)
+        await operator.settle()
+        refused = user.get(worker)
+        assert conditions(refused)["IdentityValid"] == ("False", "PeerIdChanged")
+        assert conditions(refused)["Ready"] == ("False", "PeerIdChanged")
+        assert refused["status"]["peerId"] == PEER
+        event = user.events()["PeerIdChanged"]
+        assert event["type"] == "Warning"
+        assert "allowPeerIdChange" in event["message"]
+        user.apply(worker_manifest(namespace, identity={"secretName": "gpu-identity", "allowPeerIdChange": True}))
+        await operator.settle()
+    allowed = user.get(worker)
+    assert conditions(allowed)["Ready"] == ("True", "Serving")
+    assert allowed["status"]["peerId"] == OTHER_PEER
+
+
+async def test_a_settled_worker_costs_no_writes(served, namespace, user):
+    worker = user.apply(worker_manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        user.run_pod(operator)
+        report(user, worker)
+        await operator.settle()
+        for _ in range(10):
+            assert await operator.look_at_all() == 0
+
+
+async def test_a_new_operator_writes_nothing_but_what_it_cannot_watch(served, namespace, user):
+    user.apply(worker_manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as first:
+        await first.settle()
+    async with operating(served.kubeconfig, namespace) as second:
+        await second.settle()
+        assert [write.rpartition("/")[2] for write in second.cluster.writes] == [
+            f"hypha-{namespace}-gpu-token-reviewer"
+        ]
+
+
+async def test_no_field_of_the_user_ever_changes(served, namespace, user):
+    """Reconciled again and again, with the same file applied in between."""
+    manifest = worker_manifest(namespace)
+    before = user.apply(copy.deepcopy(manifest))
+    owned = [entry for entry in before["metadata"]["managedFields"] if entry["manager"] == "user"]
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        user.run_pod(operator)
+        report(user, before)
+        for _ in range(5):
+            await operator.look_at_all()
+            after = user.apply(copy.deepcopy(manifest))
+    assert after["spec"] == before["spec"] == manifest["spec"]
+    assert after["metadata"].get("annotations") is None
+    assert after["metadata"].get("labels") is None
+    assert [entry for entry in after["metadata"]["managedFields"] if entry["manager"] == "user"] == owned
+    assert after["metadata"]["finalizers"] == ["hypha.space/drain"]
+    assert after["metadata"]["generation"] == 1
+
+
+async def test_a_change_of_the_spec_rolls_out_by_itself(served, namespace, user):
+    user.apply(worker_manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        before = operator.store.get(DEPLOYMENT, namespace, "gpu-controller")
+        user.apply(worker_manifest(namespace, offer={"price": 7, "floor": 7}, suspend=True))
+        await operator.settle()
+        after = operator.store.get(DEPLOYMENT, namespace, "gpu-controller")
+        config = operator.store.get(CONFIG_MAP, namespace, "gpu-controller")
+    assert before is not None
+    assert after is not None
+    assert config is not None
+    assert after["metadata"]["generation"] == before["metadata"]["generation"] + 1
+    assert "accept_offers = false" in config["data"]["worker.toml"]
+    assert "price = 7" in config["data"]["worker.toml"]
+
+
+async def test_a_node_port_is_known_before_the_first_pod(served, namespace, user):
+    exposed = {"network": {"gateways": [GATEWAY], "expose": {"type": "NodePort"}}}
+    worker = user.apply(worker_manifest(namespace, **exposed))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        deployment = operator.store.get(DEPLOYMENT, namespace, "gpu-controller")
+        service = operator.store.get(SERVICE, namespace, "gpu-p2p")
+        assert deployment is not None
+        assert service is not None
+        assert deployment["metadata"]["generation"] == 1
+        port = service["spec"]["ports"][0]["nodePort"]
+        user.run_pod(operator)
+        await operator.settle()
+        shown = user.get(worker)
+        assert shown is not None
+        assert shown["status"]["externalAddresses"] == [f"/ip4/192.0.2.7/tcp/{port}"]
+        user.apply(worker_manifest(namespace))
+        await operator.settle()
+        assert "Service gpu-p2p" not in await operator.objects()
+        shown = user.get(worker)
+        assert shown is not None
+        assert "externalAddresses" not in shown["status"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "words"),
+    [
+        ({"identity": {"issuerRef": {"name": "ca"}, "trustSecretName": "n"}}, "CertManagerMissing", "cert-manager"),
+        ({"controller": {"template": {"spec": {"hostPID": True}}}}, "InvalidTemplate", "hostPID"),
+        (
+            {"network": {"gateways": [GATEWAY], "expose": {"type": "NodePort", "port": 80}}},
+            "Refused",
+            "provided port is not in the valid range",
+        ),
+    ],
+)
+async def test_what_cannot_be_applied_stalls_and_says_why(served, namespace, user, spec, reason, words):
+    worker = user.apply(worker_manifest(namespace, **spec))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+    shown = user.get(worker)
+    assert shown is not None
+    assert conditions(shown)["Stalled"] == ("True", reason)
+    ready = next(c for c in shown["status"]["conditions"] if c["type"] == "Ready")
+    assert words in ready["message"]
+    assert words in user.events()[reason]["message"]
+
+
+async def test_what_belongs_to_somebody_else_is_not_taken_over(served, namespace, user):
+    theirs = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "gpu-controller"}}
+    user.apply({**theirs, "data": {"worker.toml": "mine"}})
+    worker = user.apply(worker_manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+    assert conditions(user.get(worker))["Stalled"] == ("True", "NameTaken")
+    kept = user.get(theirs)
+    assert kept is not None
+    assert kept["data"] == {"worker.toml": "mine"}
+
+
+class Later(SystemClock):
+    """A clock that is ahead."""
+
+    ahead = timedelta()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
+
+
+class TestDeletion:
+    async def test_jobs_are_cancelled_and_reported_before_the_worker_goes(self, served, namespace, user):
+        worker = user.apply(worker_manifest(namespace))
+        async with operating(served.kubeconfig, namespace) as operator:
+            await operator.settle()
+            job = user.apply(job_manifest(namespace, worker), manager="hypha-worker")
+            await operator.look()
+            user.delete(worker)
+            await operator.look()
+            await operator.reconcile(Key(WORKER, namespace, "gpu"))
+            cancelled = user.get(job)
+            assert cancelled is not None
+            assert cancelled["spec"]["cancel"] == {"reason": "the worker is being deleted"}
+            assert conditions(user.get(worker))["Ready"] == ("False", "Draining")
+            config = operator.store.get(CONFIG_MAP, namespace, "gpu-controller")
+            assert config is not None
+            assert "accept_offers = false" in config["data"]["worker.toml"]
+            user.status(job, "hypha-operator", phase="Failed")
+            await operator.look()
+            assert await operator.reconcile(Key(WORKER, namespace, "gpu")) == 2
+            reported = {"type": "Reported", "status": "True", "reason": "Told", "message": ""}
+            user.status(job, "hypha-worker", conditions=[reported | {"lastTransitionTime": "2026-01-01T00:00:00Z"}])
+            await operator.look()
+            assert await operator.reconcile(Key(WORKER, namespace, "gpu")) is None
+            assert user.get(worker) is None
+            binding = f"hypha-{namespace}-gpu-token-reviewer"
+            assert await operator.cluster.get(CLUSTER_ROLE_BINDING, None, binding) is None
+
+    async def test_a_worker_that_never_was_valid_goes_at_once(self, served, namespace, user):
+        worker = user.apply(worker_manifest(namespace, controller={"template": {"spec": {"hostPID": True}}}))
+        async with operating(served.kubeconfig, namespace) as operator:
+            await operator.settle()
+            user.delete(worker)
+            await operator.settle()
+        assert user.get(worker) is None
+
+    async def test_it_waits_no_longer_than_the_jobs_grace_and_a_minute(self, served, namespace, user):
+        clock = Later()
+        worker = user.apply(worker_manifest(namespace, jobs={"terminationGraceSeconds": 30}))
+        async with operating(served.kubeconfig, namespace, clock) as operator:
+            await operator.settle()
+            user.apply(job_manifest(namespace, worker), manager="hypha-worker")
+            user.delete(worker)
+            await operator.look()
+            key = Key(WORKER, namespace, "gpu")
+            await operator.reconcile(key)
+            clock.ahead = timedelta(seconds=80)
+            await operator.look()
+            await operator.reconcile(key)
+            assert user.get(worker) is not None
+            clock.ahead = timedelta(seconds=95)
+            await operator.look()
+            await operator.reconcile(key)
+        assert user.get(worker) is None

@@ -1,0 +1,155 @@
+"""The operator's reconcilers on a real API server, driven step by step: nothing happens but when a test says so."""
+
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import load_kube_config
+
+from hypha_operator.audit import Audit
+from hypha_operator.clock import Clock, SystemClock
+from hypha_operator.cluster import Cluster
+from hypha_operator.job_reconciler import JobReconciler
+from hypha_operator.kinds import CLUSTER_ROLE_BINDING, HYPHA_JOB, WORKER, Key, Kind, Manifest
+from hypha_operator.reconciler import Reconciler
+from hypha_operator.settings import Settings
+from hypha_operator.store import Store
+from hypha_operator.watches import WATCHED, Watches, prime
+from hypha_operator.worker_reconciler import WorkerReconciler
+
+SETTINGS = Settings("worker:1", "bridge:1", "trainer:1", "parameter-server:1")
+MOST_ROUNDS = 20
+
+
+class KilledError(BaseException):
+    """The operator's process ends here."""
+
+
+class RecordingCluster(Cluster):
+    """A `Cluster` that counts what it writes, and dies when it is told to.
+
+    Attributes:
+        writes: method and path of each write so far.
+        dies: the number of the write, the first being 1, at which the operator is killed.
+        dies_after: whether that write reaches the API server first.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.writes: list[str] = []
+        self.dies: int | None = None
+        self.dies_after = False
+
+    async def _once(self, method: str, path: str, *arguments: Any) -> Manifest:
+        if method == "GET":
+            return await super()._once(method, path, *arguments)
+        self.writes.append(f"{method} {path}")
+        if len(self.writes) == self.dies and not self.dies_after:
+            raise KilledError
+        answer = await super()._once(method, path, *arguments)
+        if len(self.writes) == self.dies:
+            raise KilledError
+        return answer
+
+
+class Pending:
+    """Stands where the queue is: keeps keys until a test has them reconciled."""
+
+    def __init__(self) -> None:
+        self.keys: dict[Key, None] = {}
+
+    def add(self, key: Key, after_s: float = 0.0) -> None:
+        if after_s <= 0:
+            self.keys[key] = None
+
+
+class Operating:
+    """One life of the operator's process in one namespace."""
+
+    def __init__(self, cluster: RecordingCluster, store: Store, namespace: str, clock: Clock) -> None:
+        self.cluster, self.store, self.namespace = cluster, store, namespace
+        self.pending = Pending()
+        self.watches = Watches(store, self.pending)  # type: ignore[arg-type]
+        self.audit = Audit(store, self.watches, cluster, clock, (namespace,))
+        self.reconcilers: dict[Kind, Reconciler] = {
+            WORKER: WorkerReconciler(store, cluster, clock, SETTINGS),
+            HYPHA_JOB: JobReconciler(store, cluster, clock, SETTINGS),
+        }
+
+    async def look(self) -> None:
+        """See what there is, and what is gone."""
+        for kind in WATCHED:
+            await self.audit.check(kind, self.namespace)
+        await prime(self.watches, self.cluster, (self.namespace,))
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Reconcile one object once."""
+        return await self.reconcilers[key.kind].reconcile(key)
+
+    async def settle(self) -> int:
+        """Look and reconcile until there is nothing more to do; return how much was written."""
+        before = len(self.cluster.writes)
+        for _ in range(MOST_ROUNDS):
+            await self.look()
+            keys, self.pending.keys = self.pending.keys, {}
+            if not keys:
+                return len(self.cluster.writes) - before
+            for key in keys:
+                after_s = await self.reconcile(key)
+                self.pending.add(key, 1 if after_s is None else after_s)
+        raise AssertionError(f"it does not come to rest: {self.cluster.writes[-10:]}")
+
+    async def look_at_all(self) -> int:
+        """Reconcile every object as if something had happened, then settle; return how much was written."""
+        for kind in (WORKER, HYPHA_JOB):
+            for namespace, name, _ in self.store.places(kind):
+                self.pending.add(Key(kind, namespace or "", name))
+        return await self.settle()
+
+    async def objects(self) -> dict[str, Any]:
+        """Everything in the namespace that is the operator's doing, without what differs from run to run."""
+        found = {}
+        for kind in (*WATCHED, CLUSTER_ROLE_BINDING):
+            for manifest in await self.cluster.find(kind, self.namespace, label_selector="hypha.space/worker"):
+                if kind is CLUSTER_ROLE_BINDING and self.namespace not in manifest["metadata"]["name"]:
+                    continue
+                found[f"{kind.name} {manifest['metadata']['name']}".replace(self.namespace, "NS")] = manifest
+        for manifest in await self.cluster.find(WORKER, self.namespace):
+            found[f"HyphaWorker {manifest['metadata']['name']}"] = manifest
+        return {name: _lasting(manifest, self.namespace) for name, manifest in found.items()}
+
+
+def _lasting(manifest: Any, namespace: str) -> Any:
+    """Return what two runs have in common: no times, uids, versions and addresses."""
+    if isinstance(manifest, dict):
+        fleeting = {"creationTimestamp", "lastTransitionTime", "managedFields", "resourceVersion", "uid", "deadline"}
+        fleeting |= {"clusterIP", "clusterIPs", "startTime", "completionTime", "deletionTimestamp", "generation"}
+        fleeting |= {"observedGeneration", "hypha.space/applied", "hypha.space/config", "jobId", "id"}
+        return {key: _lasting(value, namespace) for key, value in manifest.items() if key not in fleeting}
+    if isinstance(manifest, list):
+        return [_lasting(item, namespace) for item in manifest]
+    if isinstance(manifest, str):
+        text = manifest.replace(namespace, "NS")
+        return re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", text)
+    return manifest
+
+
+@asynccontextmanager
+async def operating(
+    kubeconfig: Path, namespace: str, clock: Clock | None = None, *, knows: Callable[[Kind], bool] = lambda _: True
+) -> AsyncIterator[Operating]:
+    """A new life of the operator, which knows nothing yet; `knows` says of which kinds it hears what it wrote."""
+    clock = clock or SystemClock()
+    configuration = Configuration()
+    await load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)  # type: ignore[no-untyped-call]
+    store = Store()
+
+    def wrote(kind: Kind, manifest: Manifest) -> None:
+        if kind in WATCHED and knows(kind):
+            store.put(kind, manifest)
+
+    async with ApiClient(configuration) as client:
+        yield Operating(RecordingCluster(client, clock, wrote), store, namespace, clock)
