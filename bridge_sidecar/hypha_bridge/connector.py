@@ -6,6 +6,7 @@ attempt; `retrying` repeats it while the node is away (it may be restarted at an
 
 import contextlib
 import http.client
+import io
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Final, NamedTuple, Protocol, TypeVar
+from typing import BinaryIO, Final, NamedTuple, Protocol, TypeVar, cast
 from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
@@ -219,8 +220,9 @@ def _send_file(stream: socket.socket, file: BinaryIO) -> None:
     if not isinstance(stream, ssl.SSLSocket):
         stream.sendfile(file)
         return
-    while data := file.read(_BUFFER_BYTES):  # its own `sendfile` takes 8 KiB at a time
-        stream.sendall(data)
+    buffer = memoryview(bytearray(_BUFFER_BYTES))  # its own `sendfile` takes 8 KiB at a time
+    while count := cast("io.BufferedReader", file).readinto(buffer):
+        stream.sendall(buffer[:count])
 
 
 def _drain(response: http.client.HTTPResponse, sink: Sink) -> None:

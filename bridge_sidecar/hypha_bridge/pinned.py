@@ -35,7 +35,7 @@ class PinnedConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         """Connect, and verify whom."""
         raw = socket.create_connection((self.host, self.port), _CONNECT_S)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a request waits for the handshake's last ACK
         with raw:  # unless it goes on below
             stream = _context().wrap_socket(raw)
         self.stream.close()  # what stood for it so far
