@@ -5,6 +5,7 @@ CONTAINER_TOOL, SOURCE_DATE_EPOCH (the time of everything in them, in seconds).
 """
 
 import argparse
+import fcntl
 import os
 import sys
 import tempfile
@@ -111,12 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tool, settings = find_tool(os.environ.get("CONTAINER_TOOL")), settings_of(dict(os.environ))
         archive = tool.name == "buildah" if options.archive is None else options.archive
         OUTPUT.mkdir(exist_ok=True)
-        if "base" in wanted:
-            build_base(settings.reference("base"), tool, OUTPUT / "context" / "base", epoch_s=settings.epoch_s)
-        for image in (image for image in IMAGES if image.name in wanted):
-            started = time.monotonic()
-            done = build(image, settings, tool, archive=archive)
-            print(f"{settings.reference(image.name)}: {done} in {time.monotonic() - started:.0f} s", flush=True)
+        with (OUTPUT / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another build would lay out the same contexts; it ends with its process
+            if "base" in wanted:
+                build_base(settings.reference("base"), tool, OUTPUT / "context" / "base", epoch_s=settings.epoch_s)
+            for image in (image for image in IMAGES if image.name in wanted):
+                started = time.monotonic()
+                done = build(image, settings, tool, archive=archive)
+                print(f"{settings.reference(image.name)}: {done} in {time.monotonic() - started:.0f} s", flush=True)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
