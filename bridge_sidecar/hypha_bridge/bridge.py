@@ -68,7 +68,8 @@ class Bridge:
 def _make_work_dir(directory: Path) -> None:
     """Make the executor's directory, and its own for temporary files, where a shared volume is still empty."""
     if not directory.exists():
-        (directory / _TEMPORARY).mkdir(mode=0o700, parents=True)
+        for made in (directory, directory / _TEMPORARY):
+            made.mkdir(mode=0o700)
 
 
 def _staging(config: BridgeConfig) -> Path:

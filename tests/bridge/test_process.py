@@ -179,7 +179,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"work_dir": "/nowhere"}, "/nowhere"),
+        ({"work_dir": "/nowhere/work"}, "/nowhere"),
         ({"storage_bytes": -1}, "storage_bytes"),
         ({"speed": "fast"}, "speed"),
         ({"job_file": "/nowhere/job.json"}, "/nowhere/job.json"),
