@@ -1,0 +1,302 @@
+"""HyphaJobs on a real control plane whose nodes run pods in name only."""
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from e2e.cluster.kwok import kwok, pod_placement
+from hypha_operator.kinds import HYPHA_JOB, JOB, NETWORK_POLICY, POD, WORKER
+from support.api_server import ApiServer
+from support.job_world import JobWorld, open_job_world
+from support.operating import KilledError
+from support.operator_objects import WORKER as WORKER_NAME
+from support.resources import install_definitions
+
+pytestmark = pytest.mark.anyio
+LEASE = {"cpu": 1.0, "memory": 1.0, "storage": 1.0, "gpu": 0.0}
+
+
+@pytest.fixture(scope="module")
+def placement(control_plane: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A pod template that leads to nodes of this module's own."""
+    install_definitions(control_plane)
+    with kwok(control_plane, tmp_path_factory.mktemp("kwok"), nodes=2, gpus=2) as nodes:
+        yield {"spec": pod_placement(nodes)}
+
+
+@pytest.fixture
+async def world(control_plane: ApiServer, placement: dict[str, Any]) -> AsyncIterator[JobWorld]:
+    async with open_job_world(control_plane, executor={"template": placement}) as world:
+        yield world
+
+
+async def test_a_job_runs_ends_and_is_removed_once_its_end_is_reported(world: JobWorld) -> None:
+    world.make_job(resources=LEASE | {"gpu": 60.0}, ttlSecondsAfterFinished=600)
+    await world.until_phase("Running")
+    pod = world.pods[0]
+    assert (world.status["podUid"], world.status["nodeName"]) == (pod["metadata"]["uid"], pod["spec"]["nodeName"])
+    assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+
+    world.end_pod()
+    await world.until_phase("Succeeded")
+    assert world.status["reason"] == "Completed"
+    reported = {"type": "Reported", "status": "True", "reason": "EndReported", "message": ""}
+    reported["lastTransitionTime"] = datetime.now(UTC).isoformat(timespec="seconds")
+    conditions = [*world.status["conditions"], reported]
+    world.call("PATCH", world.path(HYPHA_JOB, world.name, "status"), {"status": {"conditions": conditions}})
+    left_s = await world.step()
+    assert left_s is not None
+    assert 590 < left_s <= 600
+    world.clock.ahead_s += 601
+    assert await world.step() is None
+    await world.until(lambda: not world.items(HYPHA_JOB) + world.items(JOB) + world.items(NETWORK_POLICY) + world.pods)
+    assert set(world.events()) == {("Normal", "ExecutorRuns"), ("Normal", "Completed")}
+
+
+async def test_an_end_that_nobody_took_note_of_is_kept_a_day_longer(world: JobWorld) -> None:
+    world.make_job(ttlSecondsAfterFinished=0, executor={"class": "train", "name": "none"})
+    await world.until_phase("Failed")
+    left_s = await world.step()
+    assert left_s is not None
+    assert 86_000 < left_s <= 86_400
+
+
+async def test_what_has_ended_is_never_made_again(world: JobWorld) -> None:
+    world.make_job()
+    await world.until_phase("Running")
+    world.end_pod(exit_code=1, message="ValueError: bad slice")
+    await world.until_phase("Failed")
+    assert (world.status["reason"], world.status["lastLines"]) == ("ExecutorFailed", ["ValueError: bad slice"])
+    world.call("DELETE", world.path(JOB, world.name), {"propagationPolicy": "Background"})
+    await world.until(lambda: not world.items(JOB))
+    written = len(world.writes)
+    for _ in range(3):
+        await world.step()
+    assert world.writes[written:] == []
+    assert world.items(JOB) == []
+
+
+async def test_the_policy_is_there_before_the_job(world: JobWorld) -> None:
+    world.make_job()
+    await world.step()
+    assert world.writes == ["PATCH networkpolicies", "POST jobs", "PATCH hyphajobs"]
+
+
+async def test_nothing_is_written_while_nothing_changes(world: JobWorld) -> None:
+    world.make_job()
+    await world.until_phase("Running")
+    written = len(world.writes)
+    for _ in range(5):
+        world.call("PATCH", world.path(HYPHA_JOB, world.name), {"spec": {"lease": {"deadline": world.deadline(60)}}})
+        world.clock.ahead_s += 1
+        await world.step()
+    assert world.writes[written:] == []
+
+
+async def test_a_cancelled_job_is_over_when_its_pod_is_gone(world: JobWorld) -> None:
+    world.make_job()
+    await world.until_phase("Running")
+    world.cancel("the scheduler said so")
+    await world.until_phase("Failed")
+    assert world.pods == []
+    assert world.items(JOB) == []
+    assert world.status["reason"] == "Cancelled"
+    assert ("Normal", "Cancelled") in world.events()
+
+
+async def test_a_job_that_is_cancelled_before_anything_was_made_makes_nothing(world: JobWorld) -> None:
+    world.make_job(cancel={"reason": "never mind"})
+    await world.step()
+    assert (world.status["phase"], world.status["reason"]) == ("Failed", "Cancelled")
+    assert world.writes == ["PATCH hyphajobs"]
+
+
+async def test_a_job_that_fits_on_no_node_is_given_up_after_a_minute(world: JobWorld) -> None:
+    world.make_job(resources=LEASE | {"gpu": 200.0})
+    await world.until(lambda: world.status.get("reason") == "Unschedulable")
+    assert world.status["phase"] == "Pending"
+    world.clock.ahead_s += 61
+    await world.until_phase("Failed")
+    message = next(c["message"] for c in world.status["conditions"] if c["type"] == "Ready")
+    assert "Insufficient nvidia.com/gpu" in message
+    assert world.pods == []
+
+
+async def test_a_quota_that_is_used_up_is_said_and_ends_the_job(world: JobWorld) -> None:
+    quota = {"metadata": {"name": "small"}, "spec": {"hard": {"limits.memory": "512Mi"}}}
+    world.call("POST", f"/api/v1/namespaces/{world.namespace}/resourcequotas", quota)
+    world.make_job(resources=LEASE)
+    await world.step()
+    world.clock.ahead_s += 11
+    await world.until(lambda: world.status.get("reason") == "QuotaExceeded")
+    message = next(c["message"] for c in world.status["conditions"] if c["type"] == "Ready")
+    assert "exceeded quota: small" in message
+    assert "Raise the ResourceQuota" in message
+    world.clock.ahead_s += 61
+    await world.until_phase("Failed")
+    assert (world.status["reason"], world.items(JOB)) == ("QuotaExceeded", [])
+
+
+async def test_a_quota_of_jobs_is_said_too(world: JobWorld) -> None:
+    quota = {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}}
+    world.call("POST", f"/api/v1/namespaces/{world.namespace}/resourcequotas", quota)
+    world.make_job()
+
+    await world.until(lambda: world.status.get("reason") == "QuotaExceeded")
+    world.call("DELETE", f"/api/v1/namespaces/{world.namespace}/resourcequotas/none")
+    await world.until_phase("Running")
+
+
+async def test_a_missing_service_account_is_said_as_admission_says_it(world: JobWorld) -> None:
+    world.call("DELETE", f"/api/v1/namespaces/{world.namespace}/serviceaccounts/{WORKER_NAME}-job")
+    world.make_job()
+    await world.step()
+    world.clock.ahead_s += 11
+    await world.until(lambda: world.status.get("reason") == "AdmissionRefused")
+    world.server.token(world.namespace, f"{WORKER_NAME}-job")
+    await world.until_phase("Running", timeout_s=60)
+
+
+async def test_a_template_that_breaks_isolation_ends_the_job_at_once(
+    control_plane: ApiServer, placement: dict[str, Any]
+) -> None:
+    async with open_job_world(control_plane, executor={"template": {"spec": {"hostNetwork": True}}}) as world:
+        world.make_job()
+        await world.step()
+        assert (world.status["phase"], world.status["reason"]) == ("Failed", "InvalidTemplate")
+        assert "template.spec.hostNetwork" in world.status["conditions"][0]["message"]
+        assert world.items(JOB) == []
+
+
+async def test_a_template_that_the_api_server_refuses_ends_the_job_with_its_words(
+    control_plane: ApiServer, placement: dict[str, Any]
+) -> None:
+    template = {"spec": {"nodeSelector": {"not a label!": "x"}}}
+    async with open_job_world(control_plane, executor={"template": template}) as world:
+        world.make_job()
+        await world.step()
+        assert (world.status["phase"], world.status["reason"]) == ("Failed", "InvalidTemplate")
+        message = next(c["message"] for c in world.status["conditions"] if c["type"] == "Ready")
+        assert "nodeSelector" in message
+
+
+async def test_a_job_that_somebody_deletes_is_not_made_again(world: JobWorld) -> None:
+    world.make_job()
+    await world.until_phase("Running")
+    world.call("DELETE", world.path(JOB, world.name), {"propagationPolicy": "Background"})
+    await world.until_phase("Failed")
+    assert (world.status["reason"], world.items(JOB), world.pods) == ("JobDeleted", [], [])
+
+
+async def test_a_pod_that_somebody_deletes_ends_the_job(world: JobWorld) -> None:
+    world.make_job()
+    await world.until_phase("Running")
+    world.call("DELETE", world.path(POD, world.pods[0]["metadata"]["name"]))
+    await world.until_phase("Failed")
+    assert world.status["reason"] in ("JobDeleted", "ExecutorFailed")
+    assert world.pods == []
+
+
+async def test_an_evicted_pod_ends_the_job(world: JobWorld) -> None:
+    world.make_job()
+    await world.until_phase("Running")
+    name = world.pods[0]["metadata"]["name"]
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": world.namespace}}
+    world.call("POST", world.path(POD, name, "eviction"), eviction)
+    await world.until_phase("Failed")
+    assert world.status["reason"] == "Evicted"
+
+
+async def test_a_job_outlives_its_deadline_until_the_api_server_said_twice_that_it_stands(world: JobWorld) -> None:
+    world.make_job(lease_s=10)
+    await world.until_phase("Running")
+    world.clock.ahead_s += 41
+    await world.step()
+    assert world.status["phase"] == "Running", "asked once"
+    world.clock.ahead_s += 31
+    await world.until_phase("Failed")
+    assert (world.status["reason"], world.pods) == ("LeaseLost", [])
+
+
+async def test_a_renewal_that_the_watch_did_not_show_saves_the_job(world: JobWorld) -> None:
+    world.make_job(lease_s=10)
+    await world.until_phase("Running")
+    world.clock.ahead_s += 41
+    await world.step()
+    world.clock.ahead_s += 31
+    world.call("PATCH", world.path(HYPHA_JOB, world.name), {"spec": {"lease": {"deadline": world.deadline(60)}}})
+    await world.step(look=False)
+    await world.step()
+    assert world.status["phase"] == "Running"
+
+
+async def test_a_new_operator_gives_the_controller_time_to_come_back(world: JobWorld) -> None:
+    world.make_job(lease_s=-3600)
+    await world.until_phase("Running")
+    await world.restart()
+    await world.step()
+    world.clock.ahead_s += 29
+    await world.step()
+    assert world.status["phase"] == "Running"
+
+
+async def test_a_job_whose_worker_is_gone_ends(world: JobWorld) -> None:
+    world.make_job()
+    await world.until_phase("Running")
+    world.call("DELETE", world.path(WORKER, WORKER_NAME))
+    await world.until_phase("Failed")
+    assert (world.status["reason"], world.pods) == ("WorkerGone", [])
+
+
+@pytest.mark.parametrize("harm", ["edited", "deleted"])
+async def test_the_policy_is_restored_when_somebody_touches_it(world: JobWorld, harm: str) -> None:
+    world.make_job()
+    await world.until_phase("Running")
+    before = world.items(NETWORK_POLICY)[0]["spec"]
+    if harm == "deleted":
+        world.call("DELETE", world.path(NETWORK_POLICY, world.name))
+    else:
+        world.call("PATCH", world.path(NETWORK_POLICY, world.name), {"spec": {"ingress": [{}]}})
+    await world.step()
+    assert [policy["spec"] for policy in world.items(NETWORK_POLICY)] == [before]
+
+
+async def test_a_job_that_the_store_has_not_seen_is_neither_doubled_nor_refused(world: JobWorld) -> None:
+    world.make_job()
+    await world.step()
+    made = world.items(JOB)
+    await world.restart()
+    await world.operating.look()
+    world.operating.store.remove(JOB, world.namespace, world.name)
+    await world.step(look=False)
+    assert [job["metadata"]["uid"] for job in world.items(JOB)] == [job["metadata"]["uid"] for job in made]
+    assert world.status["phase"] != "Failed"
+
+
+async def _until_phase(world: JobWorld, phase: str) -> int:
+    """Wait for a phase; an operator that is killed is followed by another one. Returns how many were killed."""
+    killed = 0
+    while world.status.get("phase") != phase:
+        try:
+            await world.until_phase(phase)
+        except KilledError:
+            killed += 1
+            await world.restart()
+    return killed
+
+
+WRITES = 9
+"""Policy and Job, a status while the pod is made, then status and Event thrice (running, ending, ended), a deletion."""
+
+
+@pytest.mark.parametrize("write", range(1, WRITES + 1))
+async def test_killed_after_any_write_the_operator_comes_to_the_same_end(world: JobWorld, write: int) -> None:
+    world.operating.cluster.dies, world.operating.cluster.dies_after = write, True
+    world.make_job()
+    killed = await _until_phase(world, "Running")
+    world.cancel("enough")
+    killed += await _until_phase(world, "Failed")
+    assert (killed, world.status["reason"], world.items(JOB), world.pods) == (1, "Cancelled", [], [])
+    assert len(world.items(NETWORK_POLICY)) == 1
