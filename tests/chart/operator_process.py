@@ -62,7 +62,7 @@ def running(api: ApiServer, values: Manifest, directory: Path) -> Iterator[Opera
             command, env=os.environ | environment | {"KUBECONFIG": str(account)}, stdout=log, stderr=log
         )
     try:
-        until(lambda: operator.is_healthy or process.poll() is not None)
+        until(lambda: operator.is_healthy or process.poll() is not None, timeout_s=60)
         assert process.poll() is None, operator.log.read_text()
         yield operator
     finally:

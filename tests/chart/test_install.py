@@ -41,6 +41,16 @@ def test_a_release_is_installed_gets_a_worker_by_an_upgrade_and_leaves_it_behind
     assert not api.kubectl("get", kinds, "-A", "-lapp.kubernetes.io/instance=hypha-worker", "-o=name")
 
 
+def test_a_release_of_helm_3_is_upgraded_by_helm_4(private_api_server: PrivateApiServer) -> None:
+    api = private_api_server.api
+    place = (RELEASE, str(CHART), f"--namespace={NAMESPACE}", "--create-namespace")
+    helm("helm3", "install", *place, kubeconfig=api.kubeconfig, values={})
+    values = {"operator": {"logging": {"level": "debug"}}}
+    helm("helm", "upgrade", "--install", *place, kubeconfig=api.kubeconfig, values=values)
+    (container,) = _get(api, "deployment/hypha-worker")["spec"]["template"]["spec"]["containers"]
+    assert {"name": "HYPHA_LOG_LEVEL", "value": "debug"} in container["env"]
+
+
 def test_the_api_server_accepts_every_object_by_server_side_apply(definitions: ApiServer, namespace: str) -> None:
     manifests = [m for m in render(values=EVERYTHING, namespace=namespace) if m["kind"] != "ServiceMonitor"]
     for manifest in manifests:

@@ -5,42 +5,56 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
 import yaml
 
-from chart.operator_process import running
+from chart.operator_process import OperatorProcess, running
 from chart.rendering import CHART, Manifest, of_kind, render
 from e2e.cluster.tools import ROOT
 from support.api_server import ApiServer, PrivateApiServer
 from support.waiting import until
 
 EXAMPLE = ROOT / "examples" / "hyphaworker.yaml"
+DRA_WORKER = ROOT / "examples" / "dra.yaml"
+JOB = ROOT / "charts/argocd/resource_customizations/hypha.space/HyphaJob/testdata/new.yaml"
 
 
-def example(namespace: str) -> Manifest:
-    worker: Manifest = yaml.safe_load(EXAMPLE.read_text())
-    worker["metadata"]["namespace"] = namespace
-    return worker
+@dataclass(frozen=True)
+class Confined:
+    """A running operator that serves one namespace of the run's API server."""
+
+    api: ApiServer
+    namespace: str
+    process: OperatorProcess
+
+    def assert_it_lacked_no_right(self) -> None:
+        assert "forbidden" not in self.process.log.read_text().lower()
+
+
+@pytest.fixture(scope="module")
+def confined(definitions: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Confined]:
+    namespace = definitions.namespace()
+    values = {"watchNamespace": namespace, "operator": {"logging": {"level": "debug"}}}
+    with running(definitions, values, tmp_path_factory.mktemp("operator")) as process:
+        yield Confined(definitions, namespace, process)
 
 
 def get(api: ApiServer, namespace: str, name: str) -> Manifest:
-    return dict(yaml.safe_load(api.kubectl("get", f"-n{namespace}", name, "--ignore-not-found", "-oyaml")) or {})
+    arguments = ("--ignore-not-found", "--show-managed-fields", "-oyaml")
+    return dict(yaml.safe_load(api.kubectl("get", f"-n{namespace}", name, *arguments)) or {})
 
 
-def test_confined_to_a_namespace_it_makes_a_controller_and_takes_it_away_again(
-    definitions: ApiServer, namespace: str, tmp_path: Path
-) -> None:
-    with running(definitions, {"watchNamespace": namespace}, tmp_path) as operator:
-        _make_and_take_away(definitions, namespace)
-        assert "forbidden" not in operator.log.read_text().lower()
+def test_confined_to_a_namespace_it_makes_a_controller_and_takes_it_away_again(confined: Confined) -> None:
+    _make_and_take_away(confined.api, confined.namespace)
+    confined.assert_it_lacked_no_right()
 
 
-def test_for_the_whole_cluster_it_does_so_in_any_namespace(
-    private_api_server: PrivateApiServer, tmp_path: Path
-) -> None:
+def test_for_the_whole_cluster_it_does_so_anywhere(private_api_server: PrivateApiServer, tmp_path: Path) -> None:
     api = private_api_server.api
     api.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
     with running(api, {}, tmp_path) as operator:
@@ -49,35 +63,73 @@ def test_for_the_whole_cluster_it_does_so_in_any_namespace(
 
 
 def _make_and_take_away(api: ApiServer, namespace: str) -> None:
-    api.kubectl("apply", "--server-side", "-f-", stdin=yaml.safe_dump(example(namespace)))
+    worker = yaml.safe_load(EXAMPLE.read_text())
+    worker["metadata"]["namespace"] = namespace
+    api.kubectl("apply", "--server-side", "-f-", stdin=yaml.safe_dump(worker))
     until(lambda: get(api, namespace, "deployment/worker-controller"))
-    until(lambda: "conditions" in get(api, namespace, "hyphaworker/worker").get("status", {}))
-    conditions = {c["type"]: c for c in get(api, namespace, "hyphaworker/worker")["status"]["conditions"]}
-    assert conditions["Ready"]["reason"] == "Starting", conditions
     binding = f"clusterrolebinding/hypha-{namespace}-worker-token-reviewer"
     assert get(api, namespace, binding)
-    assert get(api, namespace, "hyphaworker/worker")["spec"] == example(namespace)["spec"]
+    api.kubectl("wait", f"-n{namespace}", "hyphaworker/worker", "--for=condition=Ready=False", "--timeout=30s")
     api.kubectl("delete", f"-n{namespace}", "hyphaworker/worker", "--timeout=30s")
     assert not get(api, namespace, binding)
 
 
-def test_the_dashboard_asks_for_metrics_that_the_operator_has(
-    definitions: ApiServer, namespace: str, tmp_path: Path
-) -> None:
+def test_it_makes_a_job_of_a_hyphajob_and_ends_it(confined: Confined) -> None:
+    """With a claim of devices, a NetworkPolicy, and the HyphaJob's status; what nobody collects here stays marked."""
+    api, namespace = confined.api, confined.namespace
+    worker, job = yaml.safe_load(DRA_WORKER.read_text()), yaml.safe_load(JOB.read_text())
+    worker["metadata"] = {"name": "job-worker", "namespace": namespace}
+    api.kubectl("apply", "--server-side", "-f-", stdin=yaml.safe_dump(worker))
+    uid = get(api, namespace, "hyphaworker/job-worker")["metadata"]["uid"]
+    name = job["metadata"]["name"]
+    job["metadata"] |= {"namespace": namespace, "labels": {"hypha.space/worker": "job-worker"}}
+    job["spec"] |= {"workerRef": {"name": "job-worker", "uid": uid}}
+    job["spec"]["resources"] |= {"gpu": 80}
+    job["spec"]["lease"]["deadline"] = "2100-01-01T00:00:00Z"
+    api.kubectl("apply", "--server-side", "-f-", stdin=yaml.safe_dump(job))
+    until(lambda: get(api, namespace, f"job/{name}"))
+    assert get(api, namespace, f"networkpolicy/{name}")
+    assert get(api, namespace, f"resourceclaimtemplate/{name}")
+    api.kubectl("wait", f"-n{namespace}", f"hyphajob/{name}", "--for=jsonpath={.status.phase}=Pending", "--timeout=30s")
+    cancel = json.dumps({"spec": {"cancel": {"reason": "enough"}}})
+    api.kubectl("patch", f"-n{namespace}", f"hyphajob/{name}", "--type=merge", "-p", cancel)
+    until(lambda: "deletionTimestamp" in get(api, namespace, f"job/{name}")["metadata"])
+    confined.assert_it_lacked_no_right()
+
+
+def test_no_example_is_changed_by_the_operator(confined: Confined) -> None:
+    """Neither in what is written nor in who owns it; all but the one without cert-manager get their controller."""
+    api, namespace = confined.api, confined.namespace
+    workers = [
+        {**manifest, "metadata": {**manifest["metadata"], "namespace": namespace}}
+        for path in sorted((ROOT / "examples").glob("*.yaml"))
+        for manifest in yaml.safe_load_all(path.read_text())
+        if manifest["kind"] == "HyphaWorker" and path != EXAMPLE
+    ]
+    names = [worker["metadata"]["name"] for worker in workers]
+
+    def users_part(name: str) -> tuple[Manifest, list[Manifest]]:
+        live = get(api, namespace, f"hyphaworker/{name}")
+        return live["spec"], [entry for entry in live["metadata"]["managedFields"] if entry["manager"] == "kubectl"]
+
+    api.kubectl("apply", "--server-side", "-f-", stdin=yaml.safe_dump_all(workers))
+    before = {name: users_part(name) for name in names}
+    for name in names:
+        reason = "CertManagerMissing" if name == "issued-worker" else "Starting"
+        condition = f"--for=jsonpath={{.status.conditions[?(@.type=='Ready')].reason}}={reason}"
+        api.kubectl("wait", f"-n{namespace}", f"hyphaworker/{name}", condition, "--timeout=30s")
+    assert {name: users_part(name) for name in names} == before
+    api.kubectl("delete", f"-n{namespace}", *(f"hyphaworker/{name}" for name in names), "--timeout=50s")
+    confined.assert_it_lacked_no_right()
+
+
+def test_the_dashboard_asks_for_metrics_that_the_operator_has(confined: Confined) -> None:
     dashboard = json.loads((CHART / "dashboards" / "hypha-operator.json").read_text())
-    asked = {
-        metric
-        for panel in dashboard["panels"]
-        for target in panel["targets"]
-        for metric in re.findall(r"\b(?:hypha|process)_\w+", target["expr"])
-    }
-    with running(definitions, {"watchNamespace": namespace}, tmp_path) as operator:
-        api = definitions
-        api.kubectl("apply", "--server-side", "-f-", stdin=yaml.safe_dump(example(namespace)))
-        until(lambda: "hypha_operator_reconcile_seconds_count{" in operator.metrics())
-        shown = set(re.findall(r"^(\w+?)(?:\{| )", operator.metrics(), re.MULTILINE))
-        api.kubectl("delete", f"-n{namespace}", "hyphaworker/worker", "--timeout=30s")
-    assert asked - shown == set()
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked = {metric for expression in expressions for metric in re.findall(r"\b(?:hypha|process)_\w+", expression)}
+    _make_and_take_away(confined.api, confined.namespace)
+    until(lambda: "hypha_operator_reconcile_seconds_count{" in confined.process.metrics())
+    assert asked <= set(re.findall(r"^(\w+?)(?:\{| )", confined.process.metrics(), re.MULTILINE))
 
 
 @dataclass(frozen=True)
@@ -109,18 +161,13 @@ class HelmTest:
         return done.returncode, done.stdout + done.stderr
 
 
-def test_the_helm_test_needs_no_rights_and_tells_what_is_wrong(
-    definitions: ApiServer, namespace: str, tmp_path: Path
-) -> None:
-    helm_test = HelmTest.of(definitions, namespace, tmp_path)
-    with running(definitions, {"watchNamespace": namespace}, tmp_path) as operator:
-        assert helm_test.run(operator.address) == (
-            0,
-            "HyphaWorkers and HyphaJobs are served, and the operator is healthy\n",
-        )
-    assert "look at its log" in helm_test.run(operator.address)[1]
+def test_the_helm_test_needs_no_rights_and_tells_what_is_wrong(confined: Confined, tmp_path: Path) -> None:
+    helm_test = HelmTest.of(confined.api, confined.namespace, tmp_path)
+    passed = "HyphaWorkers and HyphaJobs are served, and the operator is healthy\n"
+    assert helm_test.run(confined.process.address) == (0, passed)
+    assert "look at its log" in helm_test.run("127.0.0.1:9")[1]
     (tmp_path / "token").write_text("nobody's")
-    assert "401 Unauthorized" in helm_test.run(operator.address)[1]
+    assert "401 Unauthorized" in helm_test.run(confined.process.address)[1]
 
 
 def test_the_helm_test_says_which_definitions_are_missing(private_api_server: PrivateApiServer, tmp_path: Path) -> None:
