@@ -39,9 +39,10 @@ MAX_GROWTH_MIB = 192
 """What may wait unread (64 MiB), a hundred connections with their tasks, and what the allocator keeps."""
 MAX_LATER_GROWTH_MIB = 128
 """Later waves may find the machine less busy than the first ones, and so get more of what may wait unread to wait."""
-ANSWER_S = 15.0
+ANSWER_S = 30.0
 SMALL = Resources(cpu=1, memory=1, storage=1)
 ROOM = {"gpu": 0, "cpu": 32, "memory": 32, "storage": 32}
+FLEXIBLE = {"strategy": "flexible", "floor": 1.0}
 
 HONEST = """
 import http.client, json, os, socket
@@ -302,7 +303,7 @@ async def test_a_hundred_hostile_peers_harm_neither_a_job_nor_an_honest_schedule
     pki, blobs = Pki(), random.Random(7)
     async with (
         gateway(pki) as entry,
-        stage(pki, entry, "honest", resources=ROOM, offer={"strategy": "flexible", "floor": 1.0}) as s,
+        stage(pki, entry, "honest", resources=ROOM, offer=FLEXIBLE, leases={"duration_s": 60}) as s,
         member(pki, "echo", entry) as echo_network,
         member(pki, "flooder", entry) as flooder,
         AsyncExitStack() as networks,
