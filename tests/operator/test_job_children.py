@@ -12,12 +12,9 @@ from hypha_operator.overlay import OverlayError
 from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec
 from support.api_server import ApiServer
-from support.operator_objects import AGGREGATE, PEER, SETTINGS, WORKER, hypha_job, worker_manifest
+from support.operating import SETTINGS
+from support.operator_objects import AGGREGATE, GPU, LEASE, PEER, ROOM, WORKER, hypha_job, worker_manifest
 from support.pod_security import breaches_of_isolation, breaches_of_restricted
-
-LEASE = {"cpu": 4.0, "memory": 16.0, "storage": 100.0, "gpu": 0.0}
-GPU = {"resourceName": "nvidia.com/gpu", "count": 4, "memory": "48Gi"}
-ROOM = {"cpu": "8", "memory": "64Gi", "storage": "1Ti"}
 
 
 def built(
@@ -187,7 +184,7 @@ def test_a_trainer_is_started_by_accelerate_as_the_worker_says() -> None:
         *("--socket", "/job/work/bridge.sock", "--work-dir", "/job/work"),
         *("--job-file", "/etc/hypha/job/job.json", "--trust-remote-code", "--output-dir", "/keep"),
     ]
-    assert container["image"] == "trainer:test"
+    assert container["image"] == "trainer:1"
 
 
 def test_several_devices_are_as_many_processes_that_share_the_cores() -> None:
@@ -201,7 +198,7 @@ def test_several_devices_are_as_many_processes_that_share_the_cores() -> None:
 def test_a_parameter_server_is_started_by_its_module() -> None:
     container = executor(built(executor=AGGREGATE))
     assert container["command"] == ["python", "-m", "hypha_parameter_server"]
-    assert container["image"] == "parameter-server:test"
+    assert container["image"] == "parameter-server:1"
 
 
 def test_a_command_of_one_s_own_has_its_placeholders_replaced() -> None:

@@ -270,7 +270,7 @@ def test_where_the_pod_is_gone_its_job_says_how_it_ended(found: dict[str, Any], 
     assert (state.phase, state.finding.reason) == (phase, reason)
 
 
-BACK_OFF = 'Back-off pulling image "trainer:test": ErrImagePull: not found'
+BACK_OFF = 'Back-off pulling image "trainer:1": ErrImagePull: not found'
 CRASHED = terminated(1, message="hypha-bridge: /etc/hypha/job/job.json: not found")
 TROUBLES: dict[str, tuple[dict[str, Any], str, str]] = {
     "unschedulable": (
@@ -292,12 +292,12 @@ TROUBLES: dict[str, tuple[dict[str, Any], str, str]] = {
     "image missing": (
         pod("Pending", bridge=running(), executor=waiting("ImagePullBackOff", BACK_OFF)),
         "ImagePull",
-        "image trainer:test of container executor cannot be pulled: Back-off.*imagePullSecrets",
+        "image trainer:1 of container executor cannot be pulled: Back-off.*imagePullSecrets",
     ),
     "image of the bridge missing": (
         pod("Pending", bridge=waiting("ErrImagePull", "not found"), executor=waiting("PodInitializing")),
         "ImagePull",
-        "image bridge:test of container bridge",
+        "image bridge:1 of container bridge",
     ),
     "wrong image name": (
         pod("Pending", bridge=running(), executor=waiting("InvalidImageName", "invalid reference format")),
@@ -368,6 +368,11 @@ def test_trouble_that_passes_is_forgotten() -> None:
     again = then(better, classify(better), stuck, after_s=100)
     assert classify(better).finding.reason == "ExecutorRuns"
     assert classify(again).stalled
+
+
+def test_a_bridge_that_once_crashed_and_now_ends_in_order_is_no_trouble() -> None:
+    ended = container("bridge", terminated(0), restartCount=1, lastState=CRASHED)
+    assert classify(observed(pod(bridge=ended, executor=terminated(0)))).finding.reason == "DeliveringResults"
 
 
 def test_a_slow_image_is_no_trouble() -> None:

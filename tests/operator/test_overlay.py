@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from hypha_operator.builders.job_pod import pod_template
 from hypha_operator.overlay import OverlayError, merge_pod_template
-from support.operator_objects import SETTINGS, job_spec, worker_spec
+from support.operating import SETTINGS
+from support.operator_objects import job_spec, worker_spec
 from support.pod_security import breaches_of_isolation, breaches_of_restricted, named_secrets
 
 BASE = pod_template(

@@ -41,7 +41,7 @@ def terminated(exit_code: int, reason: str | None = None, message: str = "", sec
 
 def container(name: str, state: dict[str, Any], **rest: Any) -> dict[str, Any]:
     """The status of a container."""
-    image = {"bridge": "bridge:test", "executor": "trainer:test"}[name]
+    image = {"bridge": "bridge:1", "executor": "trainer:1"}[name]
     runs = "running" in state
     status = {"name": name, "image": image, "imageID": "", "ready": runs, "started": runs, "restartCount": 0}
     return status | {"state": state, "lastState": {}} | rest

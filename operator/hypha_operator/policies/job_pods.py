@@ -93,7 +93,8 @@ def trouble_of(pod: Manifest, now: datetime) -> Finding | None:
 def _container_troubles(pod: Manifest) -> Iterator[Finding | None]:
     statuses = _status(pod)
     for container in (*statuses.get("initContainerStatuses", ()), *statuses.get("containerStatuses", ())):
-        name, waiting = container["name"], (container.get("state") or {}).get("waiting") or {}
+        name, state = container["name"], container.get("state") or {}
+        waiting, crashes = state.get("waiting") or {}, not container.get("started") and "terminated" not in state
         reason, said = waiting.get("reason"), waiting.get("message", "")
         if reason in _IMAGE:
             yield Finding(
@@ -103,7 +104,7 @@ def _container_troubles(pod: Manifest) -> Iterator[Finding | None]:
             )
         elif reason in _NOT_STARTED:
             yield Finding("StartFailed", f"container {name} cannot start: {said or reason}")
-        elif name == BRIDGE and container.get("restartCount", 0) and not container.get("started"):
+        elif name == BRIDGE and container.get("restartCount", 0) and crashes:
             ended = (container.get("lastState") or {}).get("terminated") or {}
             said = "was killed for its memory" if ended.get("reason") == "OOMKilled" else f"ends with {_exit(ended)}"
             lines = _last_lines(ended)
