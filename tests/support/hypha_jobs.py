@@ -23,7 +23,7 @@ from hypha_worker.runtimes.kubernetes_api import ApiAccess, open_api
 from support.api_server import ApiServer
 from support.jobs import SCHEDULER
 
-PATIENCE_S = 30
+PATIENCE_S = 90
 LEASE_S = 3.0
 WORKER = "w"
 AUDIENCE = "hypha-connector"

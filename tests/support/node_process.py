@@ -73,9 +73,13 @@ class NodeProcess:
         lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]
         for name, table in ({"resources": CAPACITY.model_dump()} | tables).items():
             lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-        args = json.dumps([str(script), "{WORK_DIR}", executor])
-        lines += ["[[executors]]", 'class = "train"', 'name = "test"', 'runtime = "process"']
-        lines += [f"cmd = {json.dumps(sys.executable)}", f"args = {args}"]
+        lines += ["[[executors]]", 'class = "train"', 'name = "test"']
+        if "kubernetes" in tables:
+            lines.append('runtime = "kubernetes"')
+        else:
+            args = json.dumps([str(script), "{WORK_DIR}", executor])
+            lines += ['runtime = "process"', f"cmd = {json.dumps(sys.executable)}", f"args = {args}"]
+        self.environ: dict[str, str] = {}
         self.config = directory / "worker.toml"
         self.config.write_text("\n".join(lines))
         self._process: subprocess.Popen[bytes] | None = None
@@ -106,6 +110,7 @@ class NodeProcess:
                 stderr=log,
                 stdout=log,
                 stdin=subprocess.DEVNULL,
+                env=os.environ | self.environ,
             )
 
     def signal(self, number: signal.Signals) -> None:

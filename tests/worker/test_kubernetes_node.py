@@ -1,0 +1,240 @@
+"""A whole node in a cluster: its own process, a real API server, a gateway and a scheduler of this process."""
+
+import json
+import shutil
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import trio
+
+from hypha_bridge.config import ConnectorConfig
+from hypha_bridge.connector import Connector as Client
+from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
+from hypha_network.identity import Identity
+from support.api_server import ApiServer
+from support.certs import Pki
+from support.hypha_jobs import WORKER, Cluster, make_cluster, until
+from support.jobs import STRANGER, train_spec
+from support.networks import DEADLINE_S, gateway, member
+from support.node_process import NodeProcess, Scheduler
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def cluster(api_server: ApiServer, tmp_path: Path) -> Cluster:
+    return make_cluster(api_server, tmp_path)
+
+
+@dataclass
+class Stage:
+    """A node in a cluster, and its scheduler."""
+
+    cluster: Cluster
+    node: NodeProcess
+    scheduler: Scheduler
+    port: int
+
+    @property
+    def peer_id(self) -> str:
+        files = [self.node.directory / f"worker-{kind}.pem" for kind in ("cert", "key", "trust")]
+        return Identity.load(*files).peer_id
+
+    async def running_job(self) -> tuple[str, UUID, UUID]:
+        """Have a job run; its worker, lease and task."""
+        worker, lease = await self.scheduler.lease()
+        task_id = uuid4()
+        spec = train_spec(data={"type": "scheduler", "peer": self.scheduler.network.peer_id, "dataset": "digits"})
+        assert not (await self.scheduler.dispatch(worker, spec, task_id)).failed
+        self.cluster.say(task_id, "Running")
+        await until(lambda: f"the executor of task {task_id} runs" in self.node.log)
+        return worker, lease, task_id
+
+    def restart(self, *, how: signal.Signals = signal.SIGKILL, forgetful: bool = True) -> None:
+        """Replace the pod: nothing that it wrote to its disk is left."""
+        self.node.signal(how)
+        self.node.close()
+        if forgetful:
+            shutil.rmtree(self.node.work_dir)
+        self.node.start()
+
+    async def ready(self) -> None:
+        await until(lambda: self.cluster.worker().get("status", {}).get("node", {}).get("healthy"))
+
+
+@asynccontextmanager
+async def stage(cluster: Cluster, **table: Any) -> AsyncIterator[Stage]:
+    pki = Pki()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    kubernetes = {"namespace": cluster.namespace, "worker": WORKER, "worker_uid": cluster.worker_uid}
+    tables = {"kubernetes": kubernetes | {"connector_port": port} | table, "leases": {"duration_s": 5.0}}
+    with trio.fail_after(DEADLINE_S), TemporaryDirectory() as directory:
+        async with gateway(pki) as entry, member(pki, "scheduler", entry) as network:
+            node = NodeProcess(pki, Path(directory), entry, "", **tables)
+            node.environ = {
+                "HYPHA_KUBE_URL": cluster.access.url,
+                "HYPHA_KUBE_TOKEN_FILE": str(cluster.access.token_file),
+                "HYPHA_KUBE_CA_FILE": str(cluster.access.ca_file),
+            }
+            node.start()
+            try:
+                yield Stage(cluster, node, Scheduler(network), port)
+            except BaseException:
+                print(node.log)
+                raise
+            finally:
+                node.close()
+
+
+async def test_a_job_from_its_request_to_its_end(cluster: Cluster, tmp_path: Path) -> None:
+    async with stage(cluster) as s:
+
+        async def answer(_peer: str, _report: ReportProgress) -> ProgressResponse:
+            return ProgressResponse(type="Continue")
+
+        s.scheduler.network.handle(PROGRESS, answer)
+        worker, _, task_id = await s.running_job()
+        token, uid = cluster.pod_token("pod")
+        cluster.say(task_id, "Running", podName="pod", podUid=uid)
+        (tmp_path / "token").write_text(token)
+        bridge = Client(
+            ConnectorConfig(url=f"https://localhost:{s.port}", peer_id=worker, token_file=tmp_path / "token")
+        )
+        status = {"status": {"batch_size": 8}}
+        told = await trio.to_thread.run_sync(partial(bridge.retrying, partial(bridge.progress, status)))
+        assert json.loads(told) == {"type": "Continue"}
+        await until(lambda: cluster.job(task_id)["status"].get("progress", {}).get("samples") == 8)
+        cluster.say(task_id, "Succeeded")
+        report = await s.scheduler.status()
+        assert (report.task_id, report.status.type) == (task_id, "Finished")
+        await until(lambda: cluster.reported(task_id))
+        await s.scheduler.lease()
+
+
+async def test_the_hypha_worker_says_how_its_node_is(cluster: Cluster) -> None:
+    async with stage(cluster) as s:
+        await s.ready()
+        _, _, task_id = await s.running_job()
+        await until(lambda: cluster.worker()["status"]["node"].get("activeJobs"))
+        node = cluster.worker()["status"]["node"]
+        assert (node["peerId"], node["connectedGateways"], len(node["gateways"])) == (s.peer_id, 1, 1)
+        assert (node["activeLeases"], node["activeJobs"]) == (1, 1)
+        assert node["allocated"] == {"cpu": 1, "gpu": 1, "memory": 2, "storage": 2}
+        assert node["podName"] == socket.gethostname()
+        assert node["certificateExpires"] > "2026"
+        assert "problem" not in node
+        cluster.say(task_id, "Failed", reason="ExecutorFailed", lastLines=["no such dataset"])
+        assert (await s.scheduler.status()).status.type == "Failed"
+        await until(lambda: cluster.worker()["status"]["node"]["activeJobs"] == 0)
+        assert "no such dataset" in s.node.log
+
+
+@pytest.mark.parametrize("forgetful", [True, False])
+async def test_a_killed_node_finds_its_jobs_and_their_leases_again(cluster: Cluster, forgetful: bool) -> None:
+    async with stage(cluster) as s:
+        worker, lease, task_id = await s.running_job()
+        s.restart(forgetful=forgetful)
+        await until(lambda: f"adopted job {task_id}" in s.node.log)
+        await renewed(s, worker, lease)
+        assert "cancel" not in cluster.job(task_id)["spec"]
+        cluster.say(task_id, "Succeeded")
+        assert (await s.scheduler.status()).status.type == "Finished"
+
+
+async def test_sigterm_leaves_the_jobs_alone(cluster: Cluster) -> None:
+    async with stage(cluster) as s:
+        worker, lease, task_id = await s.running_job()
+        before = time.monotonic()
+        s.node.signal(signal.SIGTERM)
+        assert await s.node.ended() == 0
+        assert time.monotonic() - before < 10
+        assert "cancel" not in cluster.job(task_id)["spec"]
+        assert cluster.job(task_id)["status"]["phase"] == "Running"
+        s.restart()
+        await renewed(s, worker, lease)
+
+
+async def test_the_end_of_a_job_while_no_node_was_there_is_reported(cluster: Cluster) -> None:
+    async with stage(cluster) as s:
+        worker, lease, task_id = await s.running_job()
+        s.node.signal(signal.SIGKILL)
+        await s.node.ended()
+        cluster.say(task_id, "Succeeded")
+        s.restart()
+        assert (await s.scheduler.status()).status.type == "Finished"
+        await until(lambda: cluster.reported(task_id))
+        s.restart()
+        await renewed(s, worker, lease)  # as the reference scheduler does for a while
+
+
+async def test_a_suspended_node_makes_no_offers_and_keeps_its_promises(cluster: Cluster) -> None:
+    async with stage(cluster) as s:
+        worker, lease, task_id = await s.running_job()
+        s.node.config.write_text(
+            s.node.config.read_text().replace("[kubernetes]", "[kubernetes]\naccept_offers = false")
+        )
+        s.restart(how=signal.SIGTERM)
+        await renewed(s, worker, lease)
+        cluster.say(task_id, "Succeeded")
+        assert (await s.scheduler.status()).status.type == "Finished"
+        with trio.move_on_after(1):
+            while True:
+                await s.scheduler.advertise()
+                await trio.sleep(0.1)
+        with pytest.raises(trio.WouldBlock):
+            s.scheduler.offers.receive_nowait()
+
+
+async def test_a_lease_that_is_not_renewed_ends_its_job(cluster: Cluster) -> None:
+    async with stage(cluster) as s:
+        _, _, task_id = await s.running_job()
+        await until(lambda: cluster.job(task_id)["spec"].get("cancel") == {"reason": "its lease expired"})
+        cluster.say(task_id, "Failed", reason="Cancelled")
+        assert (await s.scheduler.status()).status.type == "Failed"
+        await s.scheduler.lease()
+
+
+async def test_another_identity_than_the_workers_own_is_refused(cluster: Cluster) -> None:
+    async with stage(cluster, peer_id=STRANGER) as s:
+        assert await s.node.ended() == 1
+        problem = cluster.worker()["status"]["node"]["problem"]
+        assert f"that of {s.peer_id}, and this worker is {STRANGER}" in problem
+        assert "allowPeerIdChange" in problem
+        assert "error: " in s.node.log
+
+
+async def test_a_key_that_changes_under_a_running_node_is_not_used(cluster: Cluster) -> None:
+    async with stage(cluster) as s:
+        await s.ready()
+        Pki().files("worker", s.node.directory)
+        await until(lambda: cluster.worker()["status"]["node"].get("problem"))
+        node = cluster.worker()["status"]["node"]
+        assert "renew the certificate with the same key" in node["problem"]
+        assert node["healthy"]
+        assert node["peerId"] != s.peer_id
+
+
+async def renewed(s: Stage, worker: str, lease: UUID) -> None:
+    """Renew as a scheduler does that has not heard from the worker for a moment."""
+    with trio.fail_after(DEADLINE_S):
+        while True:
+            try:
+                assert not (await s.scheduler.renew(worker, lease)).failed
+            except Exception as error:
+                if isinstance(error, AssertionError):
+                    raise
+                await trio.sleep(0.1)
+            else:
+                return
