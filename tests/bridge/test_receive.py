@@ -67,18 +67,23 @@ async def test_both_spellings_receive_what_a_peer_pushes(
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-async def test_pushes_wait_until_somebody_listens_and_come_in_order_each_in_its_own_file(
-    bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
-) -> None:
-    for number in range(3):
-        node.incoming.put((SERVER, safetensors(100 + number)))
-        await spooled(config, number + 1)
-    assert not (config.work_dir / "incoming").exists()
-    async with listening(bridge) as events:
-        received = [await anext(events) for _ in range(3)]
-    assert [event["sequence"] for event in received] == [0, 1, 2]
-    sizes = [(config.work_dir / event["path"]).stat().st_size for event in received]
-    assert sizes == [len(safetensors(100 + number)) for number in range(3)]
+class TestOneAtATime:
+    @pytest.fixture
+    def config(self, config: BridgeConfig) -> BridgeConfig:
+        return config.model_copy(update={"push_pollers": 1})
+
+    async def test_pushes_wait_until_somebody_listens_and_come_in_order_each_in_its_own_file(
+        self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
+    ) -> None:
+        for number in range(3):
+            node.incoming.put((SERVER, safetensors(100 + number)))
+            await spooled(config, number + 1)
+        assert not (config.work_dir / "incoming").exists()
+        async with listening(bridge) as events:
+            received = [await anext(events) for _ in range(3)]
+        assert [event["sequence"] for event in received] == [0, 1, 2]
+        sizes = [(config.work_dir / event["path"]).stat().st_size for event in received]
+        assert sizes == [len(safetensors(100 + number)) for number in range(3)]
 
 
 async def test_a_listener_that_returns_gets_what_came_meanwhile(
