@@ -38,12 +38,13 @@ _UNREADABLE = (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError)
 
 @dataclass(frozen=True)
 class IdentityFiles:
-    """Where an identity comes from; `crls` is optional."""
+    """Where an identity comes from; there need not be `crls`, nor a file of theirs if `crls_optional`."""
 
     cert: Path
     key: Path
     trust: Path
     crls: Path | None = None
+    crls_optional: bool = False
 
     def state(self) -> tuple[object, ...]:
         """What changes when one of the files does, also when a link to it is switched."""
@@ -67,11 +68,22 @@ class Identity:
 
     @classmethod
     def load(
-        cls, cert_pem: Path | str, key_pem: Path | str, trust_pem: Path | str, crls_pem: Path | str | None = None
+        cls,
+        cert_pem: Path | str,
+        key_pem: Path | str,
+        trust_pem: Path | str,
+        crls_pem: Path | str | None = None,
+        *,
+        crls_optional: bool = False,
     ) -> "Identity":
-        """Read an identity from PEM files; IdentityError says which file, what is wrong and what to do."""
-        files = IdentityFiles(Path(cert_pem), Path(key_pem), Path(trust_pem), Path(crls_pem) if crls_pem else None)
-        sources = (_read(path) for path in (files.cert, files.key, files.trust, files.crls))
+        """Read an identity from PEM files; IdentityError says which file, what is wrong and what to do.
+
+        With `crls_optional` there are no lists as long as there is no file of them.
+        """
+        crls = Path(crls_pem) if crls_pem else None
+        files = IdentityFiles(Path(cert_pem), Path(key_pem), Path(trust_pem), crls, crls_optional)
+        lists = None if crls is not None and crls_optional and not crls.exists() else crls
+        sources = (_read(path) for path in (files.cert, files.key, files.trust, lists))
         identity = cls._build(*sources, files=files)
         if files.key.stat().st_mode & 0o004:
             logger.warning("%s can be read by every user of this machine; `chmod o-r` it", files.key)
@@ -196,7 +208,13 @@ class Identity:
         """Read the files again; IdentityError if they cannot be used or hold another peer's identity."""
         if self.files is None:
             raise IdentityError("this identity was not read from files")
-        fresh = Identity.load(self.files.cert, self.files.key, self.files.trust, self.files.crls)
+        fresh = Identity.load(
+            self.files.cert,
+            self.files.key,
+            self.files.trust,
+            self.files.crls,
+            crls_optional=self.files.crls_optional,
+        )
         if fresh.peer_id != self.peer_id:
             raise IdentityError(
                 f"{self.files.cert}: now holds the identity of {fresh.peer_id}; a running node cannot change its "

@@ -80,7 +80,13 @@ async def _run_on_this_host(config: Config, signals: AsyncIterator[int]) -> None
 
 def load_identity(config: Config) -> Identity:
     """Load the configured identity and say whose it is; IdentityError."""
-    identity = Identity.load(config.cert_pem, config.key_pem, config.trust_pem, config.crls_pem)
+    identity = Identity.load(
+        config.cert_pem,
+        config.key_pem,
+        config.trust_pem,
+        config.crls_pem,
+        crls_optional=config.kubernetes is not None,  # a Secret may get them later
+    )
     logger.info(
         "hypha-worker %s, peer id %s, certificate valid until %s", VERSION, identity.peer_id, identity.not_valid_after
     )

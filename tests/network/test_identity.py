@@ -245,6 +245,19 @@ class TestReloading:
         with pytest.raises(IdentityError, match="cannot change its peer id"):
             identity.reload()
 
+    def test_lists_may_come_later_where_they_are_optional(self, pki: Pki, tmp_path: Path) -> None:
+        files = pki.files("worker", tmp_path)
+        lists = tmp_path / "crl.pem"
+        with pytest.raises(IdentityError, match="No such file"):
+            Identity.load(files.cert, files.key, files.trust, lists)
+        identity = Identity.load(files.cert, files.key, files.trust, lists, crls_optional=True)
+        assert identity.crls == ()
+        assert identity.files is not None
+        before = identity.files.state()
+        lists.write_bytes(pki.crls())
+        assert identity.files.state() != before
+        assert len(identity.reload().crls) == 2
+
     def test_a_change_shows_also_when_a_link_is_switched(self, pki: Pki, tmp_path: Path) -> None:
         pki.files("worker", tmp_path / "1")
         pki.files("worker", tmp_path / "2")
