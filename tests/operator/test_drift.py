@@ -34,6 +34,7 @@ def test_what_others_added_and_other_spellings_are_no_drift(observed, desired):
         ({}, {"a": 1}),
         ({"ports": [{"port": 1}]}, {"ports": [{"port": 1}, {"port": 2}]}),
         ({"rules": ["a", "b"]}, {"rules": ["a"]}),
+        ({"selector": {"a": "b", "more": "c"}}, {"selector": {"a": "b"}}),
         ({"ingress": [{"from": []}]}, {"ingress": []}),
         ([{"name": "a", "image": "evil"}], [{"name": "a", "image": "good"}]),
         ({"image": "1"}, {"image": "2"}),

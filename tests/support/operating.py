@@ -9,7 +9,6 @@ from typing import Any
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_kube_config
 
-from hypha_operator.audit import Audit
 from hypha_operator.clock import Clock, SystemClock
 from hypha_operator.cluster import Cluster
 from hypha_operator.job_reconciler import JobReconciler
@@ -17,11 +16,13 @@ from hypha_operator.kinds import CLUSTER_ROLE_BINDING, HYPHA_JOB, WORKER, Key, K
 from hypha_operator.reconciler import Reconciler
 from hypha_operator.settings import Settings
 from hypha_operator.store import Store
-from hypha_operator.watches import WATCHED, Watches, prime
+from hypha_operator.watches import CHILDREN, WATCHED, Watches
 from hypha_operator.worker_reconciler import WorkerReconciler
+from hypha_resources.common import WORKER_LABEL
 
 SETTINGS = Settings("worker:1", "bridge:1", "trainer:1", "parameter-server:1")
 MOST_ROUNDS = 20
+_SELECTORS = {kind: {"label_selector": WORKER_LABEL} if kind in CHILDREN else {} for kind in WATCHED}
 
 
 class KilledError(BaseException):
@@ -33,26 +34,21 @@ class RecordingCluster(Cluster):
 
     Attributes:
         writes: method and path of each write so far.
-        dies: the number of the write, the first being 1, at which the operator is killed.
-        dies_after: whether that write reaches the API server first.
+        dies: the number of the write, the first being 1, before which the operator is killed.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.writes: list[str] = []
         self.dies: int | None = None
-        self.dies_after = False
 
     async def _once(self, method: str, path: str, *arguments: Any) -> Manifest:
         if method == "GET":
             return await super()._once(method, path, *arguments)
         self.writes.append(f"{method} {path}")
-        if len(self.writes) == self.dies and not self.dies_after:
-            raise KilledError
-        answer = await super()._once(method, path, *arguments)
         if len(self.writes) == self.dies:
             raise KilledError
-        return answer
+        return await super()._once(method, path, *arguments)
 
 
 class Pending:
@@ -73,7 +69,6 @@ class Operating:
         self.cluster, self.store, self.namespace = cluster, store, namespace
         self.pending = Pending()
         self.watches = Watches(store, self.pending)  # type: ignore[arg-type]
-        self.audit = Audit(store, self.watches, cluster, clock, (namespace,))
         self.reconcilers: dict[Kind, Reconciler] = {
             WORKER: WorkerReconciler(store, cluster, clock, SETTINGS),
             HYPHA_JOB: JobReconciler(store, cluster, clock, SETTINGS),
@@ -82,8 +77,13 @@ class Operating:
     async def look(self) -> None:
         """See what there is, and what is gone."""
         for kind in WATCHED:
-            await self.audit.check(kind, self.namespace)
-        await prime(self.watches, self.cluster, (self.namespace,))
+            found = await self.cluster.find(kind, self.namespace, **_SELECTORS[kind])
+            for manifest in found:
+                self.watches.seen(kind, manifest)
+            there = {manifest["metadata"]["uid"] for manifest in found}
+            for namespace, name, uid in list(self.store.places(kind)):
+                if uid not in there and (gone := self.store.get(kind, namespace, name)):
+                    self.watches.gone(kind, gone)
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile one object once."""
@@ -127,12 +127,12 @@ def _lasting(manifest: Any, namespace: str) -> Any:
     if isinstance(manifest, dict):
         fleeting = {"creationTimestamp", "lastTransitionTime", "managedFields", "resourceVersion", "uid", "deadline"}
         fleeting |= {"clusterIP", "clusterIPs", "startTime", "completionTime", "deletionTimestamp", "generation"}
-        fleeting |= {"observedGeneration", "hypha.space/applied", "hypha.space/config", "jobId", "id"}
+        fleeting |= {"observedGeneration", "hypha.space/applied", "hypha.space/config", "jobId", "id", "nodePort"}
         return {key: _lasting(value, namespace) for key, value in manifest.items() if key not in fleeting}
     if isinstance(manifest, list):
         return [_lasting(item, namespace) for item in manifest]
     if isinstance(manifest, str):
-        text = manifest.replace(namespace, "NS")
+        text = re.sub(r"/tcp/3[0-9]{4}", "/tcp/NODEPORT", manifest.replace(namespace, "NS"))
         return re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", text)
     return manifest
 

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from hypha_operator.kinds import DEPLOYMENT, Manifest
+from hypha_operator.kinds import DEPLOYMENT, Manifest, kind_of
 from support.api_server import ApiServer
 from support.operating import Operating
 from support.resources import GATEWAY, PEER
@@ -16,10 +16,7 @@ class User:
         self._server, self._namespace = server, namespace
 
     def _path(self, manifest: Manifest, subresource: str = "") -> str:
-        group = manifest["apiVersion"] if "/" in manifest["apiVersion"] else ""
-        root = f"/apis/{group}" if group else "/api/v1"
-        name = manifest["metadata"]["name"]
-        return f"{root}/namespaces/{self._namespace}/{manifest['kind'].lower()}s/{name}{subresource}"
+        return kind_of(manifest).path(self._namespace, manifest["metadata"]["name"], subresource)
 
     def apply(self, manifest: Manifest, manager: str = "user", subresource: str = "") -> Manifest:
         headers = {"Content-Type": "application/apply-patch+yaml"}
@@ -32,7 +29,7 @@ class User:
     def status(self, manifest: Manifest, manager: str, **status: Any) -> Manifest:
         identity = {"name": manifest["metadata"]["name"], "namespace": self._namespace}
         said = {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], "metadata": identity, "status": status}
-        return self.apply(said, manager, "/status")
+        return self.apply(said, manager, "status")
 
     def merge(self, manifest: Manifest, change: Manifest) -> Manifest:
         headers = {"Content-Type": "application/merge-patch+json"}

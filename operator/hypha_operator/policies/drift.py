@@ -11,6 +11,9 @@ from hypha_resources.common import parse_quantity
 APPLIED: Final = "hypha.space/applied"
 """The annotation with a hash of what was applied: shows what we have stopped to ask for."""
 
+_ATOMIC: Final = frozenset({"selector", "podSelector", "nodeSelector"})
+"""Objects of which nobody else may have a part: more in a selector selects less."""
+
 
 def marked(desired: Manifest) -> Manifest:
     """Return a manifest with the annotation."""
@@ -33,7 +36,10 @@ def covers(observed: Any, desired: Any) -> bool:
     """
     if isinstance(desired, Mapping):
         observed = observed if isinstance(observed, Mapping) else {}
-        return all(covers(observed.get(key), value) for key, value in desired.items())
+        return all(
+            (observed.get(key) or {}) == value if key in _ATOMIC else covers(observed.get(key), value)
+            for key, value in desired.items()
+        )
     if isinstance(desired, list):
         return _covers_list(observed if isinstance(observed, list) else [], desired)
     left_out = not desired and observed is None

@@ -1,0 +1,254 @@
+"""Whatever happens to the operator, and whenever: it ends with the same objects, none doubled or orphaned."""
+
+import asyncio
+import copy
+import random
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from hypha_operator.audit import Audit
+from hypha_operator.clock import SystemClock
+from hypha_operator.errors import ApiError
+from hypha_operator.kinds import HYPHA_JOB, WORKER, Key, Kind, Manifest
+from hypha_operator.watches import WATCHED
+from support.api_server import ApiServer
+from support.manual_clock import ManualClock
+from support.operating import KilledError, Operating, operating
+from support.people import User, report
+from support.resources import install_definitions, job_manifest, worker_manifest
+
+pytestmark = pytest.mark.anyio
+
+TASK = UUID("00000000-0000-4000-8000-000000000001")
+DESIRED = {"offer": {"price": 7, "floor": 7}}
+
+
+async def appear(operator: Operating, user: User) -> None:
+    """A worker is made; its node reports."""
+    worker = user.apply(worker_manifest(operator.namespace))
+    await operator.settle()
+    if user.get({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "gpu-pod"}}) is None:
+        user.run_pod(operator)
+    report(user, worker)
+    await operator.settle()
+
+
+async def change(operator: Operating, user: User) -> None:
+    """It is given a job, other terms, and a way in."""
+    network = worker_manifest("")["spec"]["network"] | {"expose": {"type": "NodePort"}}
+    worker = user.apply(worker_manifest(operator.namespace, **DESIRED, network=network))
+    job = job_manifest(operator.namespace, worker, TASK)
+    if user.get(job) is None:
+        user.apply(job, manager="hypha-worker")
+    await operator.settle()
+
+
+async def go(operator: Operating, user: User) -> None:
+    """It is deleted, with a job that its node ends and reports."""
+    worker = worker_manifest(operator.namespace)
+    if (user.get(worker) or {"metadata": {"deletionTimestamp": ""}})["metadata"].get("deletionTimestamp") is None:
+        user.delete(worker)
+    await operator.look()
+    await operator.reconcile(Key(WORKER, operator.namespace, "gpu"))
+    job = user.get(job_manifest(operator.namespace, worker, TASK))
+    if job is not None:
+        assert job["spec"]["cancel"]
+        reported = {"type": "Reported", "status": "True", "reason": "Told", "message": ""}
+        user.status(job, "hypha-worker", conditions=[reported | {"lastTransitionTime": "2026-01-01T00:00:00Z"}])
+        user.status(job, "hypha-operator", phase="Failed")
+    await operator.look()
+    await operator.reconcile(Key(WORKER, operator.namespace, "gpu"))
+
+
+STEPS = (appear, change, go)
+
+
+async def live(server: ApiServer, namespace: str, user: User, dies: int | None = None) -> list[Any]:
+    """Go through all steps; an operator that is killed is followed by another, which starts that step anew.
+
+    Returns what there was after each step, and last the number of writes of the first operator.
+    """
+    seen: list[Any] = []
+    operators, steps, writes = 0, list(STEPS), 0
+    while steps:
+        async with operating(server.kubeconfig, namespace) as operator:
+            operators += 1
+            operator.cluster.dies = dies if operators == 1 else None
+            try:
+                while steps:
+                    await steps[0](operator, user)
+                    seen.append(await operator.objects())
+                    steps.pop(0)
+            except KilledError:
+                writes = len(operator.cluster.writes)
+                continue
+            writes = writes or len(operator.cluster.writes)
+    assert operators == (1 if dies is None else 2), f"it makes only {writes} writes"
+    return [*seen, writes]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(api_server: ApiServer) -> list[Any]:
+    """What there is after each step if nothing happens to the operator."""
+    install_definitions(api_server)
+    namespace = api_server.namespace()
+    return asyncio.run(live(api_server, namespace, User(api_server, namespace)))
+
+
+WRITES = 34
+
+
+@pytest.mark.parametrize("number", range(1, WRITES + 1))
+async def test_killed_at_any_write_it_ends_with_the_same_objects(served, namespace, user, undisturbed, number):
+    """Before each write, which for the API server is after the one before it."""
+    *after_each_step, writes = undisturbed
+    assert writes == WRITES, "another number of writes: change WRITES"
+    *found, _ = await live(served, namespace, user, dies=number)
+    for one, other in zip(found, after_each_step, strict=True):
+        assert_same(one, other)
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    assert {name: found[name] for name in found if found[name] != expected[name]} == {}
+
+
+def child(api_version: str, kind: str, name: str, **content: Any) -> Manifest:
+    return {"apiVersion": api_version, "kind": kind, "metadata": {"name": name}, **content}
+
+
+RBAC = "rbac.authorization.k8s.io/v1"
+CHILDREN = [
+    child("v1", "ConfigMap", "gpu-controller", data={"worker.toml": "mine"}),
+    child("v1", "ServiceAccount", "gpu-job", automountServiceAccountToken=True),
+    child("v1", "Service", "gpu-connector", spec={"selector": {"mine": "yes"}}),
+    child("apps/v1", "Deployment", "gpu-controller", spec={"replicas": 3}),
+    child("networking.k8s.io/v1", "NetworkPolicy", "gpu-controller", spec={"ingress": [{}]}),
+    child("policy/v1", "PodDisruptionBudget", "gpu-controller", spec={"maxUnavailable": 0}),
+    child(RBAC, "Role", "gpu-controller", rules=[{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]),
+    child(RBAC, "RoleBinding", "gpu-controller", subjects=[]),
+]
+
+
+def path_kind(manifest: Manifest) -> str:
+    return str(manifest["kind"])
+
+
+@pytest.mark.parametrize("manifest", CHILDREN, ids=path_kind)
+async def test_a_child_that_is_edited_by_hand_is_put_right(served, namespace, user, undisturbed, manifest):
+    async with operating(served.kubeconfig, namespace) as operator:
+        await appear(operator, user)
+        user.merge(manifest, {key: value for key, value in manifest.items() if key != "metadata"})
+        assert await operator.settle() == 1, operator.cluster.writes[-3:]
+        assert_same(await operator.objects(), undisturbed[0])
+
+
+@pytest.mark.parametrize("manifest", CHILDREN, ids=path_kind)
+async def test_a_child_that_is_deleted_by_hand_comes_back(served, namespace, user, undisturbed, manifest):
+    async with operating(served.kubeconfig, namespace) as operator:
+        await appear(operator, user)
+        user.delete(manifest)
+        await operator.settle()
+        assert_same(await operator.objects(), undisturbed[0])
+
+
+async def test_what_isolates_a_job_comes_back_and_its_end_is_final(served, namespace, user):
+    async with operating(served.kubeconfig, namespace) as operator:
+        await appear(operator, user)
+        await change(operator, user)
+        name = f"hypha-{TASK}"
+        user.delete(child("networking.k8s.io/v1", "NetworkPolicy", name))
+        await operator.settle()
+        assert f"NetworkPolicy {name}" in await operator.objects()
+        user.status(child("hypha.space/v1alpha1", "HyphaJob", name), "hypha-operator", phase="Failed")
+        query = {"propagationPolicy": "Background"}
+        with served.client() as client:
+            client.delete(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}", params=query)
+        await operator.look_at_all()
+        assert f"Job {name}" not in await operator.objects()
+
+
+async def test_events_that_come_late_twice_and_in_disorder_cause_nothing(served, namespace, user):
+    async with operating(served.kubeconfig, namespace) as operator:
+        heard: list[tuple[Kind, Manifest]] = []
+        see = operator.watches.seen
+
+        def seen(kind: Kind, manifest: Manifest) -> None:
+            heard.append((kind, copy.deepcopy(manifest)))
+            see(kind, manifest)
+
+        operator.watches.seen = seen  # type: ignore[method-assign]
+        await appear(operator, user)
+        await change(operator, user)
+        disorder = heard * 2
+        random.Random(7).shuffle(disorder)
+        for kind, manifest in disorder:
+            see(kind, manifest)
+        assert operator.pending.keys == {}
+        assert await operator.look_at_all() == 0
+
+
+async def test_an_operator_that_hears_of_its_own_writes_late_doubles_nothing(served, namespace, user, undisturbed):
+    async with operating(served.kubeconfig, namespace, knows=lambda _: False) as operator:
+        await appear(operator, user)
+        assert_same(await operator.objects(), undisturbed[0])
+        await change(operator, user)
+        assert_same(await operator.objects(), undisturbed[1])
+        assert await operator.look_at_all() == 0
+
+
+async def test_an_operator_that_knows_nothing_of_what_there_is_doubles_nothing(served, namespace, user, undisturbed):
+    async with operating(served.kubeconfig, namespace) as operator:
+        await appear(operator, user)
+        await change(operator, user)
+    async with operating(served.kubeconfig, namespace) as stale:
+        for kind in (WORKER, HYPHA_JOB):
+            for manifest in await stale.cluster.find(kind, namespace):
+                stale.watches.seen(kind, manifest)
+        for key in stale.pending.keys:
+            with suppress(ApiError):
+                await stale.reconcile(key)
+        await stale.settle()
+        assert_same(await stale.objects(), undisturbed[1])
+
+
+async def test_two_operators_at_once_come_to_the_same(served, namespace, user, undisturbed):
+    kubeconfig = served.kubeconfig
+    async with operating(kubeconfig, namespace) as one, operating(kubeconfig, namespace) as other:
+        user.apply(worker_manifest(namespace))
+        await asyncio.gather(one.settle(), other.settle(), return_exceptions=True)
+        await appear(one, user)
+        await asyncio.gather(one.look_at_all(), other.look_at_all(), return_exceptions=True)
+        await other.settle()
+        assert_same(await one.objects(), undisturbed[0])
+
+
+async def test_a_deletion_that_no_watch_told_of_is_found_by_the_audit(served, namespace, user, undisturbed):
+    async with operating(served.kubeconfig, namespace) as operator:
+        await appear(operator, user)
+        user.delete(child("apps/v1", "Deployment", "gpu-controller"))
+        audit = Audit(operator.store, operator.watches, operator.cluster, SystemClock(), (namespace,))
+        for kind in WATCHED:
+            await audit.check(kind, namespace)
+        assert list(operator.pending.keys) == [Key(WORKER, namespace, "gpu")]
+        await operator.settle()
+        assert_same(await operator.objects(), undisturbed[0])
+
+
+async def test_a_silent_watch_shows_until_it_speaks_again(served, namespace, user):
+    async with operating(served.kubeconfig, namespace) as operator:
+        user.apply(worker_manifest(namespace))
+        await operator.look()
+        clock = ManualClock()
+        audit = Audit(operator.store, operator.watches, operator.cluster, clock, (namespace,))
+        user.apply(worker_manifest(namespace, suspend=True))
+        await audit.check(WORKER, namespace)
+        await clock.pass_(90)
+        assert audit.lag_s() == 90
+        await audit.check(WORKER, namespace)
+        assert audit.lag_s() == 90
+        await operator.look()
+        assert audit.lag_s() == 0
