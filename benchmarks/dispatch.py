@@ -1,0 +1,151 @@
+"""From a HyphaJob to its executor's start on a real kubelet, in turn with bare Jobs of the very same pod.
+
+The cluster is one of its own, made and removed here as root; the bridge's image is that of `make images`. DISPATCH_RUNS
+(50) says how many of each.
+"""
+
+import json
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+import httpx
+
+from benchmarks.connector import job
+from benchmarks.figures import Figure, percentile
+from benchmarks.nodes import BenchmarkError
+from benchmarks.operator_load import ROOT, Manifest, Plane, create, job_manifest, watch, worker_manifest
+from benchmarks.operator_process import Release, until
+from e2e.cluster.cluster import Cluster
+from e2e.cluster.image import BUSYBOX
+from e2e.cluster.network import Network
+from e2e.cluster.processes import StartError
+from e2e.cluster.tools import ToolError
+from images.build import OUTPUT, settings_of
+
+RUNS = int(os.environ.get("DISPATCH_RUNS", "50"))
+SHARE_MS = 500
+NAMESPACE = "benchmark"
+_PATIENCE_S = 120.0
+_JOBS = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
+_JOB_NAME = "batch.kubernetes.io/job-name"
+_NOT_COPIED = ("controller-uid", "job-name", "batch.kubernetes.io/", "hypha.space/")
+
+
+def run() -> list[Figure]:
+    """Times in ms."""
+    archive = OUTPUT / "bridge.tar"
+    if not archive.exists():
+        raise BenchmarkError(f"{archive} is missing: run `make images`")
+    try:
+        with ExitStack() as stack:
+            directory = Path(stack.enter_context(TemporaryDirectory(prefix="hypha-benchmark-")))
+            cluster = Cluster(directory / "cluster", Network("hypha-bench", 98))
+            stack.callback(cluster.down)
+            cluster.up()
+            cluster.load(archive)
+            release = Release(cluster.plane, f"--set=images.tag={settings_of(dict(os.environ)).tag}")
+            stack.enter_context(release.operator(directory))
+            client = stack.enter_context(cluster.client())
+            return Dispatches(client, cluster).measured()
+    except (ToolError, StartError) as error:
+        raise BenchmarkError(str(error)) from error
+
+
+class Seen:
+    """What came by watches: Jobs and their executors' starts, each with its time, and which Jobs have pods."""
+
+    def __init__(self, plane: Plane) -> None:
+        self.job_s: dict[str, float] = {}
+        self.started_s: dict[str, float] = {}
+        self.pods: set[str] = set()
+        watch(plane, _JOBS, "", self._see_job)
+        watch(plane, f"/api/v1/namespaces/{NAMESPACE}/pods", _JOB_NAME, self._see_pod)
+
+    def _see_job(self, _type: str, manifest: Manifest) -> None:
+        self.job_s.setdefault(manifest["metadata"]["name"], time.monotonic())
+
+    def _see_pod(self, type_: str, pod: Manifest) -> None:
+        name = pod["metadata"]["labels"][_JOB_NAME]
+        (self.pods.discard if type_ == "DELETED" else self.pods.add)(name)
+        for status in pod.get("status", {}).get("containerStatuses", ()):
+            if "running" in status["state"] or "terminated" in status["state"]:
+                self.started_s.setdefault(name, time.monotonic())
+
+
+class Dispatches:
+    """Runs that take turns: a HyphaJob, a bare Job."""
+
+    def __init__(self, client: httpx.Client, plane: Plane) -> None:
+        self._client, self._seen = client, Seen(plane)
+        client.post("/api/v1/namespaces", json={"metadata": {"name": NAMESPACE}}).raise_for_status()
+        manifest = worker_manifest(NAMESPACE, "worker", {}, image=BUSYBOX, command=["sleep", "1"])
+        manifest["spec"]["controller"]["template"] = {"spec": {"nodeSelector": {"benchmark": "nowhere"}}}
+        self._worker = create(client, "hyphaworkers", manifest)
+        account = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/worker-job"
+        until(lambda: client.get(account).is_success, "the jobs' service account is there", _PATIENCE_S)
+
+    def measured(self) -> list[Figure]:
+        """Measure as often as is asked for."""
+        template = self._hypha_job()[2]  # the images are unpacked, connections are open
+        runs = [(self._hypha_job(), self._bare_job(template)) for _ in range(RUNS)]
+        made, ours = [run[0] for run, _ in runs], [run[1] for run, _ in runs]
+        bare_made, bare = [run[0] for _, run in runs], [run[1] for _, run in runs]
+        figures = []
+        for percent in (50, 99):
+            figures += [
+                Figure(f"HyphaJob to executor started, p{percent}", percentile(ours, percent), "ms"),
+                Figure(f"bare Job to executor started, p{percent}", percentile(bare, percent), "ms"),
+                Figure(
+                    f"difference, p{percent}",
+                    percentile(ours, percent) - percentile(bare, percent),
+                    "ms",
+                    at_most=SHARE_MS,
+                ),
+                Figure(f"HyphaJob to its Job seen, p{percent}", percentile(made, percent), "ms", at_most=SHARE_MS),
+                Figure(f"bare Job to itself seen, p{percent}", percentile(bare_made, percent), "ms"),
+            ]
+        return figures
+
+    def _hypha_job(self) -> tuple[float, float, Manifest]:
+        """Milliseconds until the Job is seen, and until the executor has started; and the Job."""
+        manifest = job_manifest(self._worker, uuid4())
+        name = manifest["metadata"]["name"]
+        path = f"{ROOT}/namespaces/{NAMESPACE}/hyphajobs"
+        return self._timed(name, path, manifest)
+
+    def _bare_job(self, template: Manifest) -> tuple[float, float, Manifest]:
+        """The same for a copy of a Job that the operator made."""
+        name = f"bare-{uuid4()}"
+        manifest = json.loads(json.dumps(template).replace(template["metadata"]["name"], name))
+        manifest["metadata"] = {"name": name}
+        manifest.pop("status", None)
+        manifest["spec"].pop("selector")
+        labels = manifest["spec"]["template"]["metadata"]["labels"]
+        for label in [label for label in labels if label.startswith(_NOT_COPIED)]:
+            del labels[label]
+        return self._timed(name, _JOBS, manifest)
+
+    def _timed(self, name: str, path: str, manifest: Manifest) -> tuple[float, float, Manifest]:
+        self._make_secret(name)
+        started_s = time.monotonic()
+        self._client.post(path, json=manifest).raise_for_status()
+        until(lambda: name in self._seen.started_s, f"the executor of {name} has started", _PATIENCE_S, every_s=0.02)
+        made: Manifest = self._client.get(f"{_JOBS}/{name}").raise_for_status().json()
+        until(lambda: self._is_ended(name), f"{name} has ended", _PATIENCE_S)
+        self._client.delete(f"{path}/{name}", params={"propagationPolicy": "Background"}).raise_for_status()
+        until(lambda: name not in self._seen.pods, f"the pod of {name} is gone", _PATIENCE_S)
+        to_job_s, to_start_s = self._seen.job_s[name] - started_s, self._seen.started_s[name] - started_s
+        return to_job_s * 1000, to_start_s * 1000, made
+
+    def _is_ended(self, name: str) -> bool:
+        status = self._client.get(f"{_JOBS}/{name}").raise_for_status().json().get("status", {})
+        return any(condition["type"] in {"Complete", "Failed"} for condition in status.get("conditions", ()))
+
+    def _make_secret(self, name: str) -> None:
+        text = job().spec.model_dump_json(by_alias=True, exclude_none=True)
+        secret = {"metadata": {"name": name}, "stringData": {"job.json": text}}
+        self._client.post(f"/api/v1/namespaces/{NAMESPACE}/secrets", json=secret).raise_for_status()

@@ -1,0 +1,184 @@
+"""What an operator is measured with: HyphaWorkers, HyphaJobs, and what their nodes would say."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from typing import Any, Protocol
+from uuid import UUID, uuid5
+
+import httpx
+
+from benchmarks.connector import job
+from hypha_messages.types import peer_id_from_ed25519
+from hypha_resources.common import API_VERSION, WORKER_LABEL
+from hypha_resources.job import job_name, redacted
+
+Manifest = dict[str, Any]
+
+WORKERS_PER_NAMESPACE = 100
+GATEWAY = "/dns4/gateway.example.org/tcp/4001"
+_EXECUTOR = {"class": "train", "name": "diloco"}
+_IDS = UUID("5b3c8f6e-0000-4000-8000-000000000000")
+_NEVER = "2099-01-01T00:00:00Z"
+_AT_ONCE = 4
+ROOT = f"/apis/{API_VERSION}"
+_APPLY = {"Content-Type": "application/apply-patch+yaml"}
+
+
+class Plane(Protocol):
+    """What is needed to know of an API server."""
+
+    def client(self) -> httpx.Client:
+        """A client of the administrator."""
+
+
+def peer_of(worker: str) -> str:
+    """The peer id of a worker."""
+    return peer_id_from_ed25519(sha256(worker.encode()).digest())
+
+
+def worker_manifest(namespace: str, name: str, placement: Manifest, **executor: Any) -> Manifest:
+    """A HyphaWorker whose pods go where the placement says."""
+    template = {"spec": placement}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "HyphaWorker",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "identity": {"secretName": "identity"},
+            "network": {"gateways": [GATEWAY]},
+            "resources": {"cpu": "64", "memory": "256Gi", "storage": "1Ti"},
+            "executors": [{**_EXECUTOR, "template": template, **executor}],
+            "controller": {"template": template},
+        },
+    }
+
+
+def job_manifest(worker: Manifest, task_id: UUID) -> Manifest:
+    """A HyphaJob of a worker, as its node makes it."""
+    metadata, spec = worker["metadata"], job().spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "HyphaJob",
+        "metadata": {
+            "name": job_name(task_id),
+            "namespace": metadata["namespace"],
+            "labels": {WORKER_LABEL: metadata["name"]},
+        },
+        "spec": {
+            "workerRef": {"name": metadata["name"], "uid": metadata["uid"]},
+            "workerPeerId": peer_of(metadata["name"]),
+            "taskId": str(task_id),
+            "jobId": str(uuid5(_IDS, metadata["name"])),
+            "scheduler": peer_of("scheduler"),
+            "lease": {"id": str(task_id), "deadline": _NEVER},
+            "executor": _EXECUTOR,
+            "config": redacted({"executor": spec["executor"]}),
+            "resources": {"cpu": 0.1, "memory": 0.1, "storage": 1.0},
+        },
+    }
+
+
+class Load:
+    """Makes HyphaWorkers and their HyphaJobs."""
+
+    def __init__(self, plane: Plane, placement: Manifest) -> None:
+        self._plane, self._placement = plane, placement
+        self._workers: list[Manifest] = []
+
+    def make_workers(self, count: int) -> None:
+        """Make so many workers, a hundred in each namespace."""
+        with self._plane.client() as client, ThreadPoolExecutor(_AT_ONCE) as threads:
+            for number in range(0, count, WORKERS_PER_NAMESPACE):
+                name = _namespace_of(number)
+                client.post("/api/v1/namespaces", json={"metadata": {"name": name}}).raise_for_status()
+
+            def make(number: int) -> Manifest:
+                manifest = worker_manifest(_namespace_of(number), f"worker-{number}", self._placement)
+                return create(client, "hyphaworkers", manifest)
+
+            self._workers = list(threads.map(make, range(count)))
+
+    def make_jobs(self, count: int) -> None:
+        """Make so many jobs, which are the workers' in turn."""
+        with self._plane.client() as client, ThreadPoolExecutor(_AT_ONCE) as threads:
+
+            def make(number: int) -> Manifest:
+                worker = self._workers[number % len(self._workers)]
+                return create(client, "hyphajobs", job_manifest(worker, uuid5(_IDS, str(number))))
+
+            for _ in threads.map(make, range(count)):
+                pass
+
+
+def _namespace_of(number: int) -> str:
+    return f"benchmark-{number // WORKERS_PER_NAMESPACE}"
+
+
+def create(client: httpx.Client, plural: str, manifest: Manifest) -> Manifest:
+    """Make a HyphaWorker or HyphaJob."""
+    path = f"{ROOT}/namespaces/{manifest['metadata']['namespace']}/{plural}"
+    answer: Manifest = client.post(path, json=manifest).raise_for_status().json()
+    return answer
+
+
+def watch(plane: Plane, path: str, selector: str, see: Callable[[str, Manifest], None]) -> None:
+    """Show type (ADDED, MODIFIED, DELETED) and object of all that comes by a watch, until this process ends."""
+    query = {"watch": "true", "labelSelector": selector}
+
+    def run() -> None:
+        while True:  # a watch that is begun anew shows all there is again
+            try:
+                with plane.client() as client, client.stream("GET", path, params=query, timeout=None) as answer:
+                    for line in answer.raise_for_status().iter_lines():
+                        event = json.loads(line)
+                        if event["type"] != "ERROR":
+                            see(event["type"], event["object"])
+            except httpx.HTTPError:
+                time.sleep(0.5)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+class Board:
+    """What the operator says of all objects, seen by watches; and what each worker's node says of itself.
+
+    Attributes:
+        ready: names of the HyphaWorkers that are Ready.
+        running: names of the HyphaJobs that run.
+    """
+
+    def __init__(self, plane: Plane) -> None:
+        self.ready: set[str] = set()
+        self.running: set[str] = set()
+        self._client = plane.client()
+        watch(plane, f"{ROOT}/hyphaworkers", "", self._see_worker)
+        watch(plane, f"{ROOT}/hyphajobs", "", self._see_job)
+        watch(plane, "/api/v1/pods", "app.kubernetes.io/component=controller", self._report)
+
+    def _see_worker(self, _type: str, worker: Manifest) -> None:
+        conditions = (worker.get("status") or {}).get("conditions") or []
+        _note(self.ready, worker, any(c["type"] == "Ready" and c["status"] == "True" for c in conditions))
+
+    def _see_job(self, _type: str, hypha_job: Manifest) -> None:
+        _note(self.running, hypha_job, (hypha_job.get("status") or {}).get("phase") == "Running")
+
+    def _report(self, _type: str, pod: Manifest) -> None:
+        """Say what the node in a controller's pod says when it has started."""
+        metadata = pod["metadata"]
+        if (pod.get("status") or {}).get("phase") != "Running" or "deletionTimestamp" in metadata:
+            return
+        worker = metadata["labels"][WORKER_LABEL]
+        node = {"peerId": peer_of(worker), "gateways": [GATEWAY], "connectedGateways": 1, "circuits": [GATEWAY]}
+        status = {"node": {**node, "podName": metadata["name"]}}
+        manifest = {"apiVersion": API_VERSION, "kind": "HyphaWorker", "metadata": {"name": worker}, "status": status}
+        path = f"{ROOT}/namespaces/{metadata['namespace']}/hyphaworkers/{worker}/status"
+        query = {"fieldManager": "hypha-worker", "force": "true"}
+        self._client.patch(path, params=query, json=manifest, headers=_APPLY).raise_for_status()
+
+
+def _note(names: set[str], manifest: Manifest, holds: bool) -> None:
+    (names.add if holds else names.discard)(manifest["metadata"]["name"])

@@ -1,0 +1,78 @@
+"""A control plane that is not held back, and that notes what the operator asks of it."""
+
+import json
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.operator_process import USER
+from e2e.cluster.control_plane import ControlPlane, Ports
+from e2e.cluster.processes import Processes
+
+_QUICK = ("--kube-api-qps=2000", "--kube-api-burst=4000")
+_POLICY = """
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {{level: Metadata, users: ["{user}"]}}
+- {{level: None}}
+"""
+
+
+class Audit:
+    """What the API server notes of the operator's requests."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self._counted = 0
+        self._calls: Counter[tuple[str, str]] = Counter()
+
+    def arguments(self, policy: Path) -> tuple[str, ...]:
+        """What the API server is to be started with."""
+        policy.write_text(_POLICY.format(user=USER))
+        return (f"--audit-policy-file={policy}", f"--audit-log-path={self.log}")
+
+    def calls(self) -> Counter[tuple[str, str]]:
+        """How often each verb was asked of each resource so far."""
+        with self.log.open("rb") as log:
+            log.seek(self._counted)
+            for line in log:
+                if not line.endswith(b"\n"):
+                    break
+                self._counted += len(line)
+                event = json.loads(line)
+                if event["stage"] == "ResponseComplete" and "objectRef" in event:
+                    of = event["objectRef"]
+                    resource = "/".join(filter(None, (of["resource"], of.get("subresource"))))
+                    self._calls[event["verb"], resource] += 1
+        return self._calls.copy()
+
+
+@contextmanager
+def control_plane(directory: Path, audit: Audit) -> Iterator[ControlPlane]:
+    directory.mkdir(mode=0o700)
+    sockets = []
+    for _ in range(4):
+        reserved = socket.socket()
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(("127.0.0.1", 0))
+        sockets.append(reserved)
+    plane = ControlPlane(directory, ports=Ports(*(reserved.getsockname()[1] for reserved in sockets)))
+    more = {
+        "kube-apiserver": audit.arguments(directory / "audit-policy.yaml"),
+        "kube-controller-manager": _QUICK,
+        "kube-scheduler": _QUICK,
+    }
+    programs = [replace(p, command=(*p.command, *more.get(p.name, ()))) for p in plane.programs()]
+    processes = Processes(directory / "run", programs, die_with_parent=True)
+    try:
+        processes.up()
+        yield plane
+    finally:
+        processes.down()
+        for reserved in sockets:
+            reserved.close()

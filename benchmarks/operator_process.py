@@ -1,0 +1,136 @@
+"""The operator as the chart runs it, on this machine: its account's rights, its arguments, its environment."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.nodes import BenchmarkError
+from e2e.cluster.control_plane import ControlPlane
+from e2e.cluster.pki import write_kubeconfig
+from e2e.cluster.processes import Processes, Program
+from e2e.cluster.tools import ROOT, tool
+
+NAMESPACE = "hypha-system"
+_RELEASE = "hypha"
+_ACCOUNT = "hypha-operator"
+USER = f"system:serviceaccount:{NAMESPACE}:{_ACCOUNT}"
+"""Who the operator is to the API server."""
+_TOKEN_S = 86400
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A running operator."""
+
+    pid: int
+    address: str
+
+    def metrics(self, name: str) -> float:
+        """The sum of all samples under a name."""
+        text = httpx.get(f"http://{self.address}/metrics", trust_env=False, timeout=60).text
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name
+        )
+
+    def most_memory_bytes(self) -> int:
+        """The most that has ever been resident."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+    def processor_s(self) -> float:
+        """What it has used of processors."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Release:
+    """What the chart installs on a control plane that runs, but for the Deployment, which is a process here.
+
+    Args:
+        plane: where.
+        flags: more that Helm is told.
+    """
+
+    def __init__(self, plane: ControlPlane, *flags: str) -> None:
+        self._plane = plane
+        command = [tool("helm"), "template", _RELEASE, str(ROOT / "charts" / "hypha-worker"), "--namespace", NAMESPACE]
+        rendered = subprocess.run(
+            [*command, f"--set=serviceAccount.name={_ACCOUNT}", *flags], capture_output=True, text=True, check=True
+        ).stdout
+        manifests = [manifest for manifest in yaml.safe_load_all(rendered) if manifest]
+        (deployment,) = (manifest for manifest in manifests if manifest["kind"] == "Deployment")
+        (self._container,) = deployment["spec"]["template"]["spec"]["containers"]
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+        needed = [m for m in manifests if m["apiVersion"].startswith("rbac.") or m["kind"] == "ServiceAccount"]
+        self._kubectl("apply", "--server-side", "-f-", stdin=yaml.safe_dump_all([namespace, *needed]))
+        self._kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
+        self._kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(ROOT / "crds"))
+
+    @contextmanager
+    def operator(self, directory: Path) -> Iterator[Operator]:
+        """Run it; its log goes to the directory. StartError if it does not come up."""
+        kubeconfig = directory / "operator.kubeconfig"
+        write_kubeconfig(kubeconfig, self._plane.url, self._plane.pki.ca, {"token": self._token()}, NAMESPACE)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment = {variable["name"]: variable["value"] for variable in self._container["env"]}
+        environment |= {"KUBECONFIG": str(kubeconfig)}
+        program = Path(sys.executable).parent / self._container["command"][0]
+        command = (
+            *("env", *(f"{name}={value}" for name, value in environment.items())),
+            *(str(program), *self._container["args"], f"--port={port}"),
+        )
+        address = f"127.0.0.1:{port}"
+        processes = Processes(
+            directory, [Program("operator", command, lambda: _is_healthy(address))], die_with_parent=True
+        )
+        processes.up()
+        try:
+            yield Operator(processes.pid("operator") or 0, address)
+        finally:
+            processes.down()
+
+    def _token(self) -> str:
+        path = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{_ACCOUNT}/token"
+        with self._plane.client() as client:
+            answer = client.post(path, json={"spec": {"expirationSeconds": _TOKEN_S}})
+        return str(answer.raise_for_status().json()["status"]["token"])
+
+    def _kubectl(self, *arguments: str, stdin: str = "") -> None:
+        command = [tool("kubectl"), f"--kubeconfig={self._plane.kubeconfig}", *arguments]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BenchmarkError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
+
+
+def _is_healthy(address: str) -> bool:
+    try:
+        return httpx.get(f"http://{address}/healthz", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+def until(condition: Callable[[], object], what: str, timeout_s: float, every_s: float = 0.1) -> None:
+    """Wait for something; BenchmarkError if it takes too long."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise BenchmarkError(f"not within {timeout_s:g} s: {what}")
+        time.sleep(every_s)
