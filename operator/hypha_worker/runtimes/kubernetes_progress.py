@@ -29,7 +29,7 @@ class ProgressTally:
             )
         if report.metrics is not None:
             fitting = {
-                name: value
+                name: float(f"{value:.4g}")  # people read them, in a column
                 for name, value in report.metrics.metrics.items()
                 if math.isfinite(value) and len(name) <= _LONGEST_NAME
             }
