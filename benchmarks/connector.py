@@ -14,10 +14,12 @@ import trio
 from benchmarks.figures import Figure
 from hypha_bridge.config import ConnectorConfig
 from hypha_bridge.connector import Connector as Client
+from hypha_devnet.certs import create_node, create_organisation, create_root
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Resources
-from hypha_worker import http_server
+from hypha_network.identity import Identity
 from hypha_worker.connector import Connector
+from hypha_worker.http_server import listen_unix, serve_tls, serve_unix
 from hypha_worker.pushes import PushRouter
 from hypha_worker.runtime import Job
 
@@ -84,19 +86,39 @@ def job() -> Job:
     return Job(uuid4(), uuid4(), PEER, spec, Resources(), 0.0, TOKEN)
 
 
-def serve(path: Path, piece_bytes: int, ready: Any, stop: Any, cpu: Any) -> None:
+def make_identity() -> Identity:
+    credential = create_node(create_organisation(create_root(), "Acme"), "node")
+    return Identity.from_pem(credential.cert_pem, credential.key_pem, credential.trust_pem)
+
+
+class Shared:
+    """What both processes see: when to start and to stop, the node's port and its processor time in seconds."""
+
+    def __init__(self) -> None:
+        self.ready = multiprocessing.Event()
+        self.stop = multiprocessing.Event()
+        self.port = multiprocessing.Value("i")
+        self.cpu = multiprocessing.Value("d")
+
+
+def serve(path: Path, identity: Identity | None, piece_bytes: int, shared: Shared) -> None:
     async def run() -> None:
         async with trio.open_nursery() as nursery:
             connector = Connector(NoNetwork(piece_bytes), PushRouter(), nursery)
             connector.add(job())
-            nursery.start_soon(http_server.serve_unix, http_server.listen_unix(path), connector.handle)
-            ready.set()
-            await trio.to_thread.run_sync(stop.wait)
+            if identity is None:
+                nursery.start_soon(serve_unix, listen_unix(path), connector.handle)
+            else:
+                listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+                shared.port.value = listeners[0].socket.getsockname()[1]
+                nursery.start_soon(serve_tls, listeners, lambda: identity, connector.handle)
+            shared.ready.set()
+            await trio.to_thread.run_sync(shared.stop.wait)
             nursery.cancel_scope.cancel()
 
     trio.run(run)
     used = resource.getrusage(resource.RUSAGE_SELF)
-    cpu.value = used.ru_utime + used.ru_stime
+    shared.cpu.value = used.ru_utime + used.ru_stime
 
 
 class Nowhere:
@@ -108,8 +130,9 @@ def run() -> list[Figure]:
     """Rates in MB/s, and what a GB costs the node in seconds of a processor."""
     return [
         figure
+        for identity in (None, make_identity())
         for direction, piece_bytes in (("pull", 16 * 1024), ("pull", 256 * 1024), ("push", 256 * 1024))
-        for figure in measure(piece_bytes, direction)
+        for figure in measure(piece_bytes, direction, identity)
     ]
 
 
@@ -125,21 +148,26 @@ def transfer(client: Client, direction: str) -> float:
     return time.monotonic() - started
 
 
-def measure(piece_bytes: int, direction: str) -> list[Figure]:
+def measure(piece_bytes: int, direction: str, identity: Identity | None) -> list[Figure]:
     with tempfile.TemporaryDirectory() as directory:
         path, token_file = Path(directory, "connector.sock"), Path(directory, "token")
         token_file.write_text(TOKEN)
-        ready, stop, cpu = multiprocessing.Event(), multiprocessing.Event(), multiprocessing.Value("d")
-        server = multiprocessing.Process(target=serve, args=(path, piece_bytes, ready, stop, cpu))
+        shared = Shared()
+        server = multiprocessing.Process(target=serve, args=(path, identity, piece_bytes, shared))
         server.start()
-        ready.wait()
+        shared.ready.wait()
+        config = ConnectorConfig(uds=path, token_file=token_file)
+        if identity is not None:
+            url = f"https://127.0.0.1:{shared.port.value}"
+            config = ConnectorConfig(url=url, peer_id=identity.peer_id, token_file=token_file)
         try:
-            seconds = transfer(Client(ConnectorConfig(uds=path, token_file=token_file)), direction)
+            seconds = transfer(Client(config), direction)
         finally:
-            stop.set()
+            shared.stop.set()
             server.join()
     name = f"pull in pieces of {piece_bytes // 1024} KiB" if direction == "pull" else "push of a file"
+    name += " over TLS" if identity else ""
     return [
         Figure(name, TOTAL_BYTES / seconds / 1e6, "MB/s"),
-        Figure(f"{name}, the node's processor time", cpu.value / TOTAL_BYTES * 1e9, "s/GB"),
+        Figure(f"{name}, the node's processor time", shared.cpu.value / TOTAL_BYTES * 1e9, "s/GB"),
     ]
