@@ -24,7 +24,6 @@ _quiet = Quiet(logger)
 
 _LOOK_S: Final = 2.0
 _REPEAT_S: Final = 60.0
-_REFUSAL_S: Final = 10.0
 _AMOUNTS: Final = ("gpu", "cpu", "memory", "storage")
 
 
@@ -43,7 +42,7 @@ class StatusReporter:
             yield
         except (IdentityError, NodeError) as error:
             try:
-                await self._write(NodeStatus(problem=str(error), pod_name=self._pod_name), _REFUSAL_S)
+                await self._write(NodeStatus(problem=str(error), pod_name=self._pod_name))
             except KubernetesError as silence:
                 logger.warning("cannot say so in the HyphaWorker: %s", silence)
             raise
@@ -56,16 +55,16 @@ class StatusReporter:
             status = node_status(network, ledger, self._pod_name)
             if status != written or trio.current_time() >= repeat_at:
                 try:
-                    await self._write(status, _REPEAT_S)
+                    await self._write(status)
                     written, repeat_at = status, trio.current_time() + _REPEAT_S
                 except KubernetesError as error:
                     _quiet.warning("HyphaWorker", "cannot write its status: %s", error)
             await trio.sleep(_LOOK_S)
 
-    async def _write(self, status: NodeStatus, deadline_s: float) -> None:
+    async def _write(self, status: NodeStatus) -> None:
         node = status.model_dump(mode="json", exclude_none=True)
         body = {"apiVersion": API_VERSION, "kind": "HyphaWorker", "status": {"node": node}}
-        await self._api.apply(self._path, body, deadline_s=deadline_s)
+        await self._api.apply(self._path, body)
 
 
 def node_status(network: Network, ledger: Ledger, pod_name: str) -> NodeStatus:

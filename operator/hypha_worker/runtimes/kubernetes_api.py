@@ -270,6 +270,6 @@ async def open_api(access: ApiAccess) -> AsyncIterator[KubernetesApi]:
         raise NodeError(
             f"{error.filename or access.ca_file}: {error.strerror}; does the pod have a service account's token?"
         ) from error
-    limits = httpx.Limits(max_connections=64, max_keepalive_connections=8)
+    limits = httpx.Limits(max_connections=64, max_keepalive_connections=8, keepalive_expiry=60)
     async with httpx.AsyncClient(base_url=access.url, verify=context, limits=limits, trust_env=False) as client:
         yield KubernetesApi(access, client)

@@ -1,0 +1,131 @@
+"""What the Kubernetes runtime is made of: objects, progress, writes that follow a state."""
+
+import math
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from hypha_messages.job import JobSpec
+from hypha_messages.progress import Metrics, Progress, Status
+from hypha_resources.job import Progress as JobProgress
+from hypha_worker.config import KubernetesConfig
+from hypha_worker.runtime import Failed, Finished
+from hypha_worker.runtimes.kubernetes_objects import end_of, hypha_job, job_secret, see
+from hypha_worker.runtimes.kubernetes_progress import ProgressTally
+from hypha_worker.throttle import Throttle
+from support import jobs
+
+CONFIG = KubernetesConfig(namespace="ns", worker="w", worker_uid="worker-uid")
+
+
+def seen(spec: JobSpec, **status: Any) -> Any:
+    """A job as the cluster has it after it was launched."""
+    made = hypha_job(jobs.job(spec, cpu=1, memory=2, storage=3, gpu=4), CONFIG, jobs.DATA_NODE)
+    return see(made | {"metadata": made["metadata"] | {"uid": "1"}, "status": status})
+
+
+@pytest.mark.parametrize("spec", [jobs.train_spec(), jobs.aggregate_spec([jobs.SCHEDULER])])
+def test_a_job_comes_back_from_its_object(spec: JobSpec) -> None:
+    launched = jobs.job(spec, cpu=1.5, memory=2, storage=3, gpu=4)
+    made = hypha_job(launched, CONFIG, jobs.DATA_NODE)
+    back = see(made | {"metadata": made["metadata"] | {"uid": "1"}}).job(launched.deadline)
+    assert (back.task_id, back.lease_id, back.scheduler) == (launched.task_id, launched.lease_id, launched.scheduler)
+    assert (back.spec, back.resources) == (launched.spec, launched.resources)
+
+
+def test_a_job_with_secrets_comes_back_without_them() -> None:
+    model = {"type": "uri", "value": "https://me:secret@host.example/m?signature=secret"}
+    spec = jobs.train_spec(model={"task": "auto", "artifact": model, "input-names": []})
+    assert "secret" not in str(hypha_job(jobs.job(spec), CONFIG, jobs.DATA_NODE))
+    assert seen(spec).job(0).spec.executor.config.model.artifact.value == "https://host.example/m"
+    assert "signature=secret" in job_secret(jobs.job(spec), CONFIG, "uid")["stringData"]["job.json"]
+
+
+@pytest.mark.parametrize(
+    "damage", [{}, {"metadata": {}}, {"metadata": {"uid": "1"}}, {"metadata": {"uid": "1"}, "spec": {}}]
+)
+def test_what_is_no_hypha_job_is_refused(damage: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"missing|required"):
+        see(damage)
+
+
+def test_the_end_of_a_job_says_why() -> None:
+    assert isinstance(end_of(seen(jobs.train_spec(), phase="Succeeded")), Finished)
+    bare = end_of(seen(jobs.train_spec(), phase="Failed"))
+    assert isinstance(bare, Failed)
+    assert (bare.reason, bare.last_lines) == ("it failed", ())
+
+
+@given(st.lists(st.integers(0, 100), max_size=50), st.integers(0, 10))
+def test_progress_adds_up(batches: list[int], earlier: int) -> None:
+    tally = ProgressTally(0.0, JobProgress(batches=earlier, samples=10 * earlier))
+    for size in batches:
+        tally.add(Progress(status=Status(batch_size=size)))
+    progress = tally.sum_up(2.0)
+    assert progress.batches == earlier + len(batches)
+    assert progress.samples == 10 * earlier + sum(batches)
+    assert progress.samples_per_second == sum(batches) / 2
+    assert tally.sum_up(3.0).samples_per_second == 0
+
+
+def test_of_many_metrics_a_few_short_and_finite_ones_are_shown() -> None:
+    tally = ProgressTally(0.0)
+    metrics = {"loss": 0.5, "nan": math.nan, "inf": math.inf, "x" * 64: 1.0} | {f"m{i}": 1.0 for i in range(100)}
+    tally.add(Progress(metrics=Metrics(round=3, metrics=metrics)))
+    tally.add(Progress(stage="update"))
+    progress = tally.sum_up(1.0)
+    assert progress.round == 3
+    assert progress.metrics["loss"] == 0.5
+    assert len(progress.metrics) == 32
+    assert not {"nan", "inf", "x" * 64} & progress.metrics.keys()
+
+
+@pytest.mark.anyio
+class TestThrottle:
+    @pytest.fixture
+    def anyio_backend(self) -> tuple[str, dict[str, Any]]:
+        return "trio", {"clock": MockClock(autojump_threshold=0)}
+
+    async def test_it_writes_at_once_then_at_intervals_and_the_latest_always(self) -> None:
+        state, written = 0, []
+
+        async def write() -> None:
+            await trio.lowlevel.checkpoint()
+            written.append((trio.current_time(), state))
+
+        throttle = Throttle(5.0, write)
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(throttle.run)
+            for state in range(1, 13):  # noqa: B007 - what is written
+                throttle.want()
+                await trio.sleep(1.1)
+            await trio.sleep(100)
+            nursery.cancel_scope.cancel()
+        assert [(round(at - started), value) for at, value in written] == [(0, 1), (5, 5), (10, 10), (15, 12)]
+
+    async def test_what_was_being_written_when_it_was_cancelled_can_still_be_flushed(self) -> None:
+        attempts = []
+
+        async def write() -> None:
+            attempts.append(trio.current_time())
+            if len(attempts) == 1:
+                await trio.sleep_forever()
+
+        throttle = Throttle(5.0, write)
+        throttle.want()
+        with trio.move_on_after(1):
+            await throttle.run()
+        await throttle.flush()
+        await throttle.flush()
+        assert len(attempts) == 2
+
+
+def test_names_tell_one_task_from_another() -> None:
+    first, second = (hypha_job(jobs.job(jobs.train_spec(uuid4())), CONFIG, jobs.DATA_NODE) for _ in range(2))
+    assert first["metadata"]["name"] != second["metadata"]["name"]
