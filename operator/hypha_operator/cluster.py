@@ -25,7 +25,7 @@ _APPLY: Final = "application/apply-patch+yaml"
 _METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _CALL_S: Final = 15.0
 _ATTEMPTS: Final = 4
-_PAGE: Final = 500
+_PAGE: Final = 250
 _SAME_EVENT_S: Final = 60.0
 _MOST_EVENTS_KEPT: Final = 4096
 

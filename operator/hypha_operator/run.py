@@ -17,7 +17,7 @@ from hypha_operator.kinds import HYPHA_JOB, WORKER, Key, Kind, Manifest
 from hypha_operator.reconciler import Reconciler
 from hypha_operator.settings import Settings
 from hypha_operator.store import Store
-from hypha_operator.watches import WATCHED, Watches, kopf_registry, kopf_settings, prime
+from hypha_operator.watches import WATCHED, Forgetful, Watches, kopf_registry, kopf_settings, prime
 from hypha_operator.work import WorkQueue
 from hypha_operator.worker_reconciler import WorkerReconciler
 
@@ -68,6 +68,7 @@ async def run(settings: Settings, namespaces: tuple[str, ...], port: int) -> Non
             watching = kopf.operator(
                 registry=kopf_registry(watches, configuration),
                 settings=kopf_settings(),
+                memories=Forgetful(),
                 clusterwide=not namespaces,
                 namespaces=namespaces,
             )

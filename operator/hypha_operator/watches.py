@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any, Final
 
 import kopf
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 from kubernetes.aio.client import Configuration
 
 from hypha_operator.cluster import Cluster
@@ -152,6 +153,27 @@ def _handler(watches: Watches, kind: Kind) -> Any:
     return handle
 
 
+class Forgetful(ResourceMemories):
+    """What kopf remembers of each object: nothing, since handlers of events need nothing of it."""
+
+    async def recall(self, *_: Any, **__: Any) -> ResourceMemory:
+        """Return a memory as of an object that was never seen."""
+        return ResourceMemory()
+
+
+class _NoDiffs(kopf.DiffBaseStorage):
+    """Spares a copy of each object that comes: no handler asks what has changed."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence({})
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        raise NotImplementedError("kopf has no handler for whose sake it would store anything")
+
+
 def kopf_settings() -> kopf.OperatorSettings:
     """Return kopf's settings: watches that notice silence, and nothing that writes to the cluster."""
     chosen = kopf.OperatorSettings()
@@ -162,10 +184,11 @@ def kopf_settings() -> kopf.OperatorSettings:
     chosen.watching.client_timeout = 300
     chosen.watching.connect_timeout = 10
     chosen.watching.inactivity_timeout = 75
-    chosen.watching.chunk_size = 500
+    chosen.watching.chunk_size = 100  # of each kind, all at once
     chosen.networking.request_timeout = 60
     chosen.networking.connect_timeout = 10
-    chosen.queueing.idle_timeout = 1
+    chosen.queueing.idle_timeout = 0.01  # one task for each object that comes, which keeps the object
+    chosen.persistence.diffbase_storage = _NoDiffs()
     chosen.process.ultimate_exiting_timeout = 20
     for kind in CHILDREN:
         chosen.watching.label_selectors[kind.api_version, kind.plural] = WORKER_LABEL
