@@ -105,7 +105,15 @@ class WorkerChildren:
     async def _bind(self, worker: Manifest) -> None:
         uid, now_s = worker["metadata"]["uid"], self._clock.monotonic()
         if now_s - self._bound_s.get(uid, float("-inf")) >= _UNWATCHED_S:
-            await self._cluster.apply(token_reviewer(worker, self._settings.token_reviewer_role))
+            role = self._settings.token_reviewer_role
+            try:
+                await self._cluster.apply(token_reviewer(worker, role))
+            except NotFound as error:
+                raise RefusedError(
+                    "RoleMissing",
+                    f"ClusterRole {role}, by which the controller has its jobs' tokens reviewed, does not exist. "
+                    "Upgrade the chart, or correct the operator's HYPHA_TOKEN_REVIEWER_ROLE.",
+                ) from error
             self._bound_s[uid] = now_s
 
     async def _apply_certificate(self, worker: Manifest, spec: HyphaWorkerSpec) -> None:
