@@ -61,7 +61,7 @@ _REASONS = {
 class SecureConnection(ISecureConn):
     """An encrypted connection to a peer whose certificate was verified; what the muxer runs on."""
 
-    def __init__(self, raw: IRawConnection, tls: "_Tls", identity: Identity, path: list[x509.Certificate]) -> None:
+    def __init__(self, raw: IRawConnection, tls: "Tls", identity: Identity, path: list[x509.Certificate]) -> None:
         self._raw = raw
         self._tls = tls
         self._identity = identity
@@ -207,7 +207,7 @@ class TlsTransport(ISecureTransport):
 
     async def _handshake(self, raw: IRawConnection, expected: ID | None, *, server: bool) -> SecureConnection:
         identity = self.identity
-        tls = _Tls(identity.server_context if server else identity.client_context, server=server)
+        tls = Tls(identity.server_context if server else identity.client_context, server=server)
         try:
             with trio.fail_after(self._handshake_timeout_s):
                 await tls.handshake(raw)
@@ -231,7 +231,7 @@ class TlsTransport(ISecureTransport):
         return SecureConnection(raw, tls, identity, path)
 
 
-class _Tls:
+class Tls:
     """OpenSSL between two memory buffers; knows no sockets."""
 
     def __init__(self, context: ssl.SSLContext, *, server: bool) -> None:

@@ -8,7 +8,7 @@ import trio
 from libp2p.io.exceptions import IOException
 
 from hypha_network.identity import Identity
-from hypha_network.tls import CLOSE_TIMEOUT_S, READ_BYTES, WRITE_BYTES, _Tls
+from hypha_network.tls import CLOSE_TIMEOUT_S, READ_BYTES, WRITE_BYTES, Tls
 from hypha_network.transport import RawConnection, peer_address
 
 
@@ -17,7 +17,7 @@ class ServerTlsStream:
 
     def __init__(self, stream: trio.SocketStream, identity: Identity) -> None:
         self._stream = stream
-        self._tls = _Tls(identity.anonymous_context, server=True)
+        self._tls = Tls(identity.anonymous_context, server=True)
         self._answered = False
 
     @property
