@@ -1,14 +1,18 @@
 """What the watches have shown so far: a cache to decide by, never the truth to destroy by."""
 
 import json
+import zlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from hypha_operator.kinds import DEPLOYMENT, HYPHA_JOB, JOB, POD, Kind, Manifest
 from hypha_resources.common import JOB_LABEL, WORKER_LABEL
 
 _MOST_GONE = 10_000
+_WINDOW: Final = -13  # 8 KiB, as long as what is kept of most objects; no header
+_GROWN: Final = 1.25
 _Place = tuple[str | None, str]  # namespace, name
 
 
@@ -18,19 +22,25 @@ class _Entry:
     version: int
     worker: str | None
     job: str | None
-    text: bytes
+    packed: bytes
+    sample: bytes
+
+    @property
+    def manifest(self) -> Manifest:
+        return json.loads(zlib.decompressobj(_WINDOW, zdict=self.sample).decompress(self.packed))  # type: ignore[no-any-return]
 
 
 class Store:
     """Objects by kind, namespace and name.
 
-    They are kept as JSON text and without what no decision needs, so that tens of thousands fit; each call returns
-    a copy of its own. A change that is older than what is known is ignored, so events may come late, twice or in
-    any order.
+    They are kept without what no decision needs, and packed: what another one of the kind has too takes next to no
+    room. So tens of thousands fit. Each call returns a copy of its own. A change that is older than what is known is
+    ignored, so events may come late, twice or in any order.
     """
 
     def __init__(self) -> None:
         self._entries: dict[Kind, dict[_Place, _Entry]] = defaultdict(dict)
+        self._samples: dict[Kind, bytes] = defaultdict(bytes)
         self._gone: OrderedDict[str, None] = OrderedDict()
         self._children: dict[tuple[Kind, str, str | None, str], set[str]] = defaultdict(set)
 
@@ -44,7 +54,8 @@ class Store:
             return False
         labels = metadata.get("labels") or {}
         text = json.dumps(trimmed(kind, manifest), separators=(",", ":")).encode()
-        entry = _Entry(metadata["uid"], version, labels.get(WORKER_LABEL), labels.get(JOB_LABEL), text)
+        packed, sample = self._pack(kind, text)
+        entry = _Entry(metadata["uid"], version, labels.get(WORKER_LABEL), labels.get(JOB_LABEL), packed, sample)
         if known is not None:
             self._forget(kind, place, known)
         self._entries[kind][place] = entry
@@ -52,6 +63,14 @@ class Store:
             if value is not None:
                 self._children[kind, label, place[0], value].add(place[1])
         return True
+
+    def _pack(self, kind: Kind, text: bytes) -> tuple[bytes, bytes]:
+        """Return what is left of a text beyond a sample of its kind, and the sample: whatever was the longest."""
+        if len(text) > len(self._samples[kind]) * _GROWN:
+            self._samples[kind] = text
+        sample = self._samples[kind]
+        packer = zlib.compressobj(1, wbits=_WINDOW, memLevel=5, zdict=sample)
+        return packer.compress(text) + packer.flush(), sample
 
     def remove(self, kind: Kind, namespace: str | None, name: str, uid: str | None = None) -> bool:
         """Note that an object is gone; False if it was not known, or is another one by now (another uid)."""
@@ -77,7 +96,7 @@ class Store:
     def get(self, kind: Kind, namespace: str | None, name: str) -> Manifest | None:
         """Return an object as it was last seen."""
         entry = self._entries[kind].get((namespace, name))
-        return None if entry is None else json.loads(entry.text)
+        return None if entry is None else entry.manifest
 
     def of_worker(self, kind: Kind, namespace: str | None, worker: str) -> list[Manifest]:
         """Return the objects labelled as this worker's (its jobs' children are among them), by name."""
@@ -89,7 +108,7 @@ class Store:
 
     def _labelled(self, kind: Kind, label: str, namespace: str | None, value: str) -> list[Manifest]:
         names = self._children.get((kind, label, namespace, value), set())
-        return [json.loads(self._entries[kind][namespace, name].text) for name in sorted(names)]
+        return [self._entries[kind][namespace, name].manifest for name in sorted(names)]
 
     def places(self, kind: Kind) -> Iterator[tuple[str | None, str, str]]:
         """Yield namespace, name and uid of all objects of a kind."""
