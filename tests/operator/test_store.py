@@ -104,3 +104,12 @@ def test_any_order_and_repetition_of_changes_ends_the_same(history: list[tuple[s
     for worker in ("w", "v"):
         assert in_order.of_worker(CONFIG_MAP, "ns", worker) == shuffled.of_worker(CONFIG_MAP, "ns", worker)
     assert sorted(in_order.places(CONFIG_MAP), key=str) == sorted(shuffled.places(CONFIG_MAP), key=str)
+
+
+@given(st.lists(st.text(max_size=40_000), min_size=1, max_size=8))
+def test_objects_of_any_size_are_given_back_as_they_were(texts: list[str]) -> None:
+    store = Store()
+    things = [thing(str(number), uid=str(number)) | {"data": {"text": text}} for number, text in enumerate(texts)]
+    for made in things:
+        store.put(CONFIG_MAP, made)
+    assert [store.get(CONFIG_MAP, "ns", made["metadata"]["name"]) for made in things] == things
