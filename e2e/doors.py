@@ -18,7 +18,7 @@ def targets(kube: Kube) -> dict[str, Sequence[object]]:
     """Every address of pods, services and nodes, and the ports to try there."""
     addresses: set[str] = set()
     ports: set[int] = set(_USUAL_PORTS)
-    for pod in kube.items("pods"):
+    for pod in (pod for pod in kube.items("pods") if pod["status"]["phase"] == "Running"):
         addresses |= {ip["ip"] for ip in pod["status"].get("podIPs", ())}
         for container in [*pod["spec"]["containers"], *pod["spec"].get("initContainers", ())]:
             ports |= {port["containerPort"] for port in container.get("ports", ())}
@@ -43,9 +43,14 @@ def refuses(kube: Kube, where: str, answers: dict[str, str]) -> bool:
 
 
 def _meant_to_answer(kube: Kube) -> set[str]:
-    pods = kube.list_of("pods", "kube-system", "k8s-app=kube-dns")
-    pods += kube.items("pods", app_kubernetes_io__component="operator")
-    return {pod["status"].get("podIP", "") for pod in pods}
+    selectors = ("k8s-app=kube-dns", "app.kubernetes.io/component=operator")
+    pods = [pod["status"].get("podIP", "") for selector in selectors for pod in kube.list_of("pods", None, selector)]
+    services = [ip for selector in selectors for ip in _service_addresses(kube, selector)]
+    return {*pods, *services}
+
+
+def _service_addresses(kube: Kube, selector: str) -> list[str]:
+    return [ip for service in kube.list_of("services", None, selector) for ip in service["spec"].get("clusterIPs", ())]
 
 
 def needed(kube: Kube, worker: Worker) -> set[str]:

@@ -14,7 +14,7 @@ Namespaces = Callable[[str], str]
 
 READY_S: Final = 120.0
 GONE_S: Final = 120.0
-SMALL_CONTROLLER: Final = {"requests": {"cpu": "20m", "memory": "96Mi"}, "limits": {"memory": "512Mi"}}
+SMALL_CONTROLLER: Final = {"requests": {"cpu": "80m", "memory": "96Mi"}, "limits": {"memory": "512Mi"}}
 RESTRICTED: Final = {
     "pod-security.kubernetes.io/enforce": "restricted",
     "pod-security.kubernetes.io/enforce-version": "latest",

@@ -95,7 +95,7 @@ def test_a_job_that_looks_for_secrets_finds_none(
     assert found["secrets"] == []
     assert found["processes"] == 1
     assert found["uid"] != 0
-    own = ("/job/work", "/dev/shm", "/dev/mqueue")
+    own = ("/job/work", "/tmp", "/dev/shm", "/dev/mqueue")
     assert [path for path in found["writable"] if not path.startswith(own)] == []
 
 
