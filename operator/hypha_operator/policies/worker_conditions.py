@@ -12,6 +12,8 @@ from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
 VOLUMES_PATIENCE: Final = timedelta(seconds=20)
 """How long a pod's volumes may take before something is taken to be missing."""
 EXPIRES_SOON: Final = timedelta(days=7)
+_HOST_NAME: Final = 63
+"""Where the kubelet cuts the name of a pod that is its host's."""
 _IMAGE_REASONS: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 _LOGS: Final = "kubectl logs -n {namespace} deploy/{name}-controller"
 
@@ -83,6 +85,9 @@ def _findings(observed: Observed) -> Iterator[_Finding]:
     if observed.refusal is not None:
         yield _Finding(*observed.refusal, stalled=True)
     yield from _of_certificate(observed)
+    identity = _identity_valid(observed)
+    if identity.status is False:  # before the pod, which ends for that
+        yield _Finding(identity.reason, identity.message, stalled=True)
     yield from _of_deployment(observed)
     if observed.pod is not None:
         yield from _of_pod(observed, observed.pod)
@@ -156,9 +161,6 @@ def _of_container(observed: Observed, container: Mapping[str, Any]) -> Iterator[
 
 
 def _of_node(observed: Observed) -> Iterator[_Finding]:
-    identity = _identity_valid(observed)
-    if identity.status is False:
-        yield _Finding(identity.reason, identity.message, stalled=True)
     if not _reports(observed):
         yield _Finding("Starting", "The controller starts; it has not reported yet.")
     connected = _connected(observed)
@@ -246,9 +248,9 @@ def _unexpired(observed: Observed, secret: str) -> Condition:
 
 
 def _reports(observed: Observed) -> bool:
-    """Whether what the node said was said by the pod that runs now."""
+    """Whether what the node said was said by the pod that runs now, which it knows by its host's name."""
     pod = observed.pod
-    return pod is not None and observed.node.pod_name == pod["metadata"]["name"]
+    return pod is not None and observed.node.pod_name == pod["metadata"]["name"][:_HOST_NAME].rstrip("-.")
 
 
 def _wanted_secrets(observed: Observed) -> str:
