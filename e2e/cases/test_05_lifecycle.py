@@ -74,5 +74,5 @@ def test_a_deleted_worker_tells_its_schedulers_and_leaves_nothing(kube: Kube, wo
     eventually("nothing is left in the namespace", lambda: not left(), 120)
     secrets = [item["metadata"]["name"] for item in kube.list_of("secrets", worker.namespace)]
     assert secrets == [worker.spec["identity"]["secretName"]]
-    name = f"hypha-{worker.namespace}-{worker.name}-token-reviewer"
+    name = f"hypha-{worker.namespace}.{worker.name}-token-reviewer"
     assert kube.get("clusterrolebindings", None, name) is None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hypha_operator.builders.access import access, token_reviewer
 from hypha_operator.builders.certificate import certificate
+from hypha_operator.builders.common import reviewer_binding
 from hypha_operator.builders.config_toml import config_toml, to_toml
 from hypha_operator.builders.controller import CONFIG_ANNOTATION, config_map, deployment
 from hypha_operator.builders.network import external_addresses, network_policy, p2p_service, with_host_ip
@@ -239,9 +240,12 @@ class TestAccess:
     def test_the_reviewers_binding_names_its_worker_whatever_the_namespace(self):
         manifest, _ = worker()
         binding = token_reviewer(manifest, "reviewers")
-        assert binding["metadata"]["name"] == "hypha-ns-gpu-token-reviewer"
+        assert binding["metadata"]["name"] == "hypha-ns.gpu-token-reviewer"
         assert binding["roleRef"]["name"] == "reviewers"
         assert "ownerReferences" not in binding["metadata"]
+
+    def test_no_two_workers_share_a_reviewers_binding(self):
+        assert reviewer_binding("a-b", "c") != reviewer_binding("a", "b-c")
 
     def test_only_jobs_of_this_worker_reach_the_connector(self):
         peers, jobs = network_policy(*worker())["spec"]["ingress"]

@@ -27,7 +27,7 @@ async def test_a_worker_becomes_a_controller_that_starts(served, namespace, user
         await operator.settle()
         made = set(await operator.objects())
     assert made == {
-        "ClusterRoleBinding hypha-NS-gpu-token-reviewer",
+        "ClusterRoleBinding hypha-NS.gpu-token-reviewer",
         "ConfigMap gpu-controller",
         "Deployment gpu-controller",
         "HyphaWorker gpu",
@@ -110,7 +110,7 @@ async def test_a_new_operator_writes_nothing_but_what_it_cannot_watch(served, na
     async with operating(served.kubeconfig, namespace) as second:
         await second.settle()
         assert [write.rpartition("/")[2] for write in second.cluster.writes] == [
-            f"hypha-{namespace}-gpu-token-reviewer"
+            f"hypha-{namespace}.gpu-token-reviewer"
         ]
 
 
@@ -245,7 +245,7 @@ class TestDeletion:
             await operator.look()
             assert await operator.reconcile(Key(WORKER, namespace, "gpu")) is None
             assert user.get(worker) is None
-            binding = f"hypha-{namespace}-gpu-token-reviewer"
+            binding = f"hypha-{namespace}.gpu-token-reviewer"
             assert await operator.cluster.get(CLUSTER_ROLE_BINDING, None, binding) is None
 
     async def test_a_worker_that_never_was_valid_goes_at_once(self, served, namespace, user):

@@ -25,8 +25,11 @@ def identity_secret(worker: str) -> str:
 
 
 def reviewer_binding(namespace: str, worker: str) -> str:
-    """Return the name of what lets the controller have its jobs' tokens reviewed."""
-    return f"hypha-{namespace}-{worker}-token-reviewer"
+    """Return the name of what lets the controller have its jobs' tokens reviewed.
+
+    It has no namespace, so the dot, which neither part can have, keeps `a-b` and `c` apart from `a` and `b-c`.
+    """
+    return f"hypha-{namespace}.{worker}-token-reviewer"
 
 
 def labels(worker: str) -> dict[str, str]:
