@@ -173,6 +173,11 @@ def test_only_the_bridge_has_a_token_and_the_whole_volume() -> None:
     assert token == {"audience": "hypha-connector", "expirationSeconds": 3600, "path": "token"}
 
 
+def test_of_its_secret_a_pod_sees_the_job_alone():
+    volume = next(volume for volume in pod(built())["volumes"] if volume["name"] == "spec")
+    assert volume["secret"]["items"] == [{"key": "job.json", "path": "job.json"}]
+
+
 def test_a_trainer_is_started_by_accelerate_as_the_worker_says() -> None:
     worker = worker_manifest(
         executor={"accelerate": {"mixedPrecision": "bf16"}, "trustRemoteCode": True, "args": ["--output-dir", "/keep"]}

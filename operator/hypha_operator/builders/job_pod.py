@@ -166,10 +166,13 @@ def _spec_mount() -> dict[str, Any]:
 
 
 def _volumes(name: str, job: HyphaJobSpec) -> list[dict[str, Any]]:
+    key = JOB_FILE.rpartition("/")[2]
     token = {"audience": AUDIENCE, "expirationSeconds": _TOKEN_LIFETIME_S, "path": "token"}
     return [
         {"name": "job", "emptyDir": {"sizeLimit": str(storage_bytes(job))}},
-        {"name": "spec", "secret": {"secretName": name}},
+        # No more of the Secret than this: its maker, the controller, chooses its type too, and to one of a certain type
+        # the cluster adds the token of a service account.
+        {"name": "spec", "secret": {"secretName": name, "items": [{"key": key, "path": key}]}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": str(memory_bytes(job) // 2)}},
         {"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}},
         {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
