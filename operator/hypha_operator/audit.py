@@ -29,14 +29,14 @@ class Audit:
     ) -> None:
         self._store, self._watches, self._cluster, self._clock = store, watches, cluster, clock
         self._namespaces = namespaces
-        self._late: dict[tuple[Kind, str | None, str], tuple[int, float]] = {}
+        self._late: dict[tuple[Kind, str | None, str], tuple[str, int, float]] = {}
 
     def lag_s(self) -> float:
         """Return for how long the watches have owed the oldest version that was listed, in seconds."""
         oldest_s = self._clock.monotonic()
-        for (kind, namespace, name), (version, since_s) in list(self._late.items()):
-            if (self._store.version(kind, namespace, name) or 0) >= version:
-                del self._late[kind, namespace, name]
+        for place, (uid, version, since_s) in list(self._late.items()):
+            if (self._store.version(*place) or 0) >= version or self._store.is_gone(uid):
+                del self._late[place]
             else:
                 oldest_s = min(oldest_s, since_s)
         return self._clock.monotonic() - oldest_s
@@ -56,17 +56,17 @@ class Audit:
         """Compare one kind; what is gone is taken for deleted, what is newer must come by the watch in time."""
         before = list(self._store.places(kind))
         listed: set[str] = set()
-        late: dict[tuple[Kind, str | None, str], int] = {}
+        late: dict[tuple[Kind, str | None, str], tuple[str, int]] = {}
         async for page in self._cluster.pages(kind, namespace, SELECTORS[kind], metadata_only=True):
             for item in page:
                 metadata = item["metadata"]
                 listed.add(metadata["uid"])
                 place = (kind, metadata.get("namespace"), metadata["name"])
                 if (self._store.version(*place) or 0) < int(metadata["resourceVersion"]):
-                    late[place] = int(metadata["resourceVersion"])
+                    late[place] = metadata["uid"], int(metadata["resourceVersion"])
             await asyncio.sleep(0)
-        for place, version in late.items():
-            self._late.setdefault(place, (version, self._clock.monotonic()))
+        for place, (uid, version) in late.items():
+            self._late.setdefault(place, (uid, version, self._clock.monotonic()))
         for its_namespace, name, uid in before:
             if namespace in (None, its_namespace) and uid not in listed:
                 self._forget(kind, its_namespace, name, uid)

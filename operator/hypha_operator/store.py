@@ -115,6 +115,10 @@ class Store:
         for (namespace, name), entry in self._entries[kind].items():
             yield namespace, name, entry.uid
 
+    def is_gone(self, uid: str) -> bool:
+        """Whether this very object is known to have been deleted, not too long ago."""
+        return uid in self._gone
+
     def version(self, kind: Kind, namespace: str | None, name: str) -> int | None:
         """Return the resource version in which an object is known."""
         entry = self._entries[kind].get((namespace, name))

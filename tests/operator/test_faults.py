@@ -252,3 +252,15 @@ async def test_a_silent_watch_shows_until_it_speaks_again(served, namespace, use
         assert audit.lag_s() == 90
         await operator.look()
         assert audit.lag_s() == 0
+
+
+async def test_a_watch_that_shows_nothing_of_an_object_but_its_end_is_not_silent(served, namespace, user):
+    async with operating(served.kubeconfig, namespace) as operator:
+        clock = ManualClock()
+        audit = Audit(operator.store, operator.watches, operator.cluster, clock, (namespace,))
+        user.apply(worker_manifest(namespace))
+        await audit.check(WORKER, namespace)
+        (shown,) = await operator.cluster.find(WORKER, namespace)
+        operator.watches.gone(WORKER, shown)
+        await clock.pass_(90)
+        assert audit.lag_s() == 0
