@@ -49,7 +49,7 @@ async def run(settings: Settings, namespaces: tuple[str, ...], port: int) -> Non
 
     def wrote(kind: Kind, manifest: Manifest) -> None:
         if kind in WATCHED:
-            store.put(kind, manifest)
+            watches.wrote(kind, manifest)
 
     configuration = await load_configuration()
     async with open_cluster(configuration, clock, wrote, metrics.called) as cluster:

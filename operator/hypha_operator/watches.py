@@ -64,6 +64,14 @@ class Watches:
         if self._store.put(kind, manifest):
             self._enqueue(kind, manifest, spec_changed=_generation(known) != _generation(manifest))
 
+    def wrote(self, kind: Kind, manifest: Manifest) -> None:
+        """An object came back from a write of ours, and with it what others changed before: of that no watch tells."""
+        metadata = manifest["metadata"]
+        known = self._store.get(kind, metadata.get("namespace"), metadata["name"])
+        news = kind in (WORKER, HYPHA_JOB) and _of_others(known) != _of_others(manifest)
+        if self._store.put(kind, manifest) and news:
+            self._enqueue(kind, manifest, spec_changed=_generation(known) != _generation(manifest))
+
     def gone(self, kind: Kind, manifest: Manifest) -> None:
         """An object is there no more."""
         metadata = manifest["metadata"]
@@ -104,6 +112,11 @@ class Watches:
 def _generation(manifest: Manifest | None) -> tuple[Any, Any]:
     metadata = (manifest or {}).get("metadata", {})
     return metadata.get("generation"), metadata.get("deletionTimestamp")
+
+
+def _of_others(manifest: Manifest | None) -> tuple[Any, Any]:
+    """What the operator's writes of a status do not change: what it asks for, and what its node says."""
+    return _generation(manifest), ((manifest or {}).get("status") or {}).get("node")
 
 
 async def prime(watches: Watches, cluster: Cluster, namespaces: Iterable[str | None]) -> None:

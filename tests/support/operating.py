@@ -149,7 +149,8 @@ async def operating(
 
     def wrote(kind: Kind, manifest: Manifest) -> None:
         if kind in WATCHED and knows(kind):
-            store.put(kind, manifest)
+            operator.watches.wrote(kind, manifest)
 
     async with ApiClient(configuration) as client:
-        yield Operating(RecordingCluster(client, clock, wrote), store, namespace, clock)
+        operator = Operating(RecordingCluster(client, clock, wrote), store, namespace, clock)
+        yield operator
