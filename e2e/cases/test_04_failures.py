@@ -13,9 +13,25 @@ EXECUTORS = {
     "image_missing": {"image": "registry.invalid/nobody/nothing:0"},
     "nowhere": {"template": {"spec": {"nodeSelector": {"e2e.hypha.space/nowhere": "true"}}}},
 }
-SLEEPER = "import time; print('sleeping', flush=True); time.sleep(3600)"
+SLEEPER = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+print("sleeping", flush=True)
+time.sleep(3600)
+"""
 CRASHER = "import sys; print('the last words', flush=True); sys.exit(3)"
 _STARTS_NOT_S = 180
+
+
+@pytest.fixture(scope="module")
+def hopeless(worker: Worker, tasks: Tasks) -> dict[str, Task]:
+    """Jobs that never start; all at once, since each is given a minute."""
+    gpus = Resources(cpu=0.1, memory=0.2, storage=0.1, gpu=60)
+    return {
+        "image": tasks.run(worker.peer_id, SLEEPER, executor="image-missing"),
+        "node": tasks.run(worker.peer_id, SLEEPER, executor="nowhere"),
+        "gpus": tasks.run(worker.peer_id, SLEEPER, resources=gpus),
+    }
 
 
 def running(kube: Kube, worker: Worker, tasks: Tasks) -> Task:
@@ -48,20 +64,20 @@ def test_a_program_that_crashes_is_reported_with_its_last_words(kube: Kube, work
     says_why(kube, worker, task, "3")
 
 
-def test_an_image_that_is_missing_fails_the_job(kube: Kube, worker: Worker, tasks: Tasks) -> None:
-    task = tasks.run(worker.peer_id, SLEEPER, executor="image-missing")
+def test_an_image_that_is_missing_fails_the_job(kube: Kube, worker: Worker, hopeless: dict[str, Task]) -> None:
+    task = hopeless["image"]
     failed(kube, worker, task, "ImagePull", _STARTS_NOT_S)
     says_why(kube, worker, task, "registry.invalid/nobody/nothing:0")
 
 
-def test_a_job_that_no_node_can_take_fails(kube: Kube, worker: Worker, tasks: Tasks) -> None:
-    task = tasks.run(worker.peer_id, SLEEPER, executor="nowhere")
+def test_a_job_that_no_node_can_take_fails(kube: Kube, worker: Worker, hopeless: dict[str, Task]) -> None:
+    task = hopeless["node"]
     failed(kube, worker, task, "Unschedulable", _STARTS_NOT_S)
     says_why(kube, worker, task, "node")
 
 
-def test_a_job_that_wants_more_gpus_than_there_are_fails(kube: Kube, worker: Worker, tasks: Tasks) -> None:
-    task = tasks.run(worker.peer_id, SLEEPER, resources=Resources(cpu=0.1, memory=0.2, storage=0.1, gpu=60))
+def test_a_job_that_wants_more_gpus_than_there_are_fails(kube: Kube, worker: Worker, hopeless: dict[str, Task]) -> None:
+    task = hopeless["gpus"]
     failed(kube, worker, task, "Unschedulable", _STARTS_NOT_S)
     says_why(kube, worker, task, "nvidia.com/gpu")
 
@@ -109,7 +125,7 @@ def drain_node(kube: Kube, worker: Worker, task: Task) -> None:
 @pytest.mark.parametrize(
     ("harm", "reasons"),
     [
-        pytest.param(delete_pod, {"Evicted"}, id="its pod is deleted by hand"),
+        pytest.param(delete_pod, {"JobDeleted"}, id="its pod is deleted by hand"),
         pytest.param(evict_pod, {"Evicted"}, id="its pod is evicted"),
         pytest.param(delete_job, {"JobDeleted"}, id="its Job is deleted by hand"),
         pytest.param(drain_node, {"Evicted"}, id="its node is drained"),
