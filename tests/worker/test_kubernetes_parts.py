@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
@@ -17,6 +18,7 @@ from hypha_worker.config import KubernetesConfig
 from hypha_worker.runtime import Failed, Finished
 from hypha_worker.runtimes.kubernetes_objects import end_of, hypha_job, job_secret, see
 from hypha_worker.runtimes.kubernetes_progress import ProgressTally
+from hypha_worker.runtimes.kubernetes_tokens import TokenReviewer
 from hypha_worker.throttle import Throttle
 from support import jobs
 
@@ -124,6 +126,26 @@ class TestThrottle:
         await throttle.flush()
         await throttle.flush()
         assert len(attempts) == 2
+
+
+@pytest.mark.anyio
+async def test_of_many_strange_tokens_few_are_reviewed_at_once() -> None:
+    under_way, most = 0, 0
+
+    class BusyApi:
+        async def create(self, *_: Any, **__: Any) -> dict[str, Any]:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await trio.testing.wait_all_tasks_blocked()
+            under_way -= 1
+            return {"status": {"authenticated": False}}
+
+    reviewer = TokenReviewer(BusyApi(), "system:serviceaccount:ns:w-job", "hypha-connector")  # type: ignore[arg-type]
+    async with trio.open_nursery() as nursery:
+        for number in range(50):
+            nursery.start_soon(reviewer.pod, f"token {number}")
+    assert most == 8
 
 
 def test_names_tell_one_task_from_another() -> None:

@@ -21,6 +21,8 @@ _DEADLINE_S: Final = 4.0
 _KNOWN_S: Final = 60.0
 _REFUSED_S: Final = 5.0
 _MAX_CACHED: Final = 4096
+_MAX_REVIEWS: Final = 8
+"""At once: a job that shows one wrong token after another does not keep the node, or the API server, from its work."""
 _LONGEST_TOKEN: Final = 16 * 1024
 _POD_NAME: Final = "authentication.kubernetes.io/pod-name"
 _POD_UID: Final = "authentication.kubernetes.io/pod-uid"
@@ -48,6 +50,7 @@ class TokenReviewer:
         self._user = user
         self._audience = audience
         self._known: OrderedDict[bytes, tuple[Pod | None, float]] = OrderedDict()
+        self._reviews = trio.CapacityLimiter(_MAX_REVIEWS)
 
     async def pod(self, token: str) -> Pod | None:
         """Return the pod that a token was made for; None if it is not good. HttpError (503) if nobody can tell."""
@@ -71,12 +74,15 @@ class TokenReviewer:
             "spec": {"token": token, "audiences": [self._audience]},
         }
         try:
-            answer = await self._api.create(_PATH, review, deadline_s=_DEADLINE_S)
-        except KubernetesError as error:
+            with trio.fail_after(2 * _DEADLINE_S):  # with as much again to wait for its turn
+                async with self._reviews:
+                    answer = await self._api.create(_PATH, review, deadline_s=_DEADLINE_S)
+        except (KubernetesError, trio.TooSlowError) as error:
+            reason = str(error) or "too many tokens are being reviewed"
             remedy = "; is there a ClusterRoleBinding that lets it?" if isinstance(error, ApiRefused) else ""
-            _quiet.warning("TokenReview", "cannot have a token reviewed: %s%s", error, remedy)
+            _quiet.warning("TokenReview", "cannot have a token reviewed: %s%s", reason, remedy)
             raise HttpError(
-                HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"the token cannot be reviewed just now: {error}"
+                HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"the token cannot be reviewed just now: {reason}"
             ) from error
         return dict(answer.get("status") or {})
 
