@@ -80,6 +80,9 @@ Quantity = Annotated[
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 """The name of another object in the same namespace."""
 
+KeptSeconds = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""How long an object is kept that nothing happens to any more; as large as for Kubernetes' own."""
+
 PeerIdText = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[1-9A-HJ-NP-Za-km-z]+$")]
 """A peer id in base58."""
 

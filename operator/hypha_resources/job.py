@@ -7,7 +7,7 @@ from uuid import UUID
 from pydantic import ConfigDict, Field
 
 from hypha_messages.types import Resources
-from hypha_resources.common import Conditions, Name, Passthrough, PeerIdText, Schema, rules
+from hypha_resources.common import Conditions, KeptSeconds, Name, Passthrough, PeerIdText, Schema, rules
 
 Phase = Literal["Pending", "Starting", "Running", "Succeeded", "Failed"]
 TERMINAL: Final = frozenset({"Succeeded", "Failed"})
@@ -93,7 +93,7 @@ class HyphaJobSpec(Schema):
     executor: ExecutorRef
     config: Passthrough = Field(default={}, description="The job without its secrets; the Secret <name> has it whole.")
     resources: Amounts
-    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] = 3600
+    ttl_seconds_after_finished: KeptSeconds = 3600
     cancel: Cancel | None = None
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import ConfigDict, Field
 
 from hypha_messages.types import Resources
-from hypha_resources.common import Conditions, Name, Passthrough, Quantity, Schema, parse_quantity, rules
+from hypha_resources.common import Conditions, KeptSeconds, Name, Passthrough, Quantity, Schema, parse_quantity, rules
 
 BYTES_PER_GB: Final = 10**9
 """A GB of the Hypha network."""
@@ -193,7 +193,7 @@ class Jobs(Schema):
     termination_grace_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
         default=120, description="How long results may still be sent once the executor has ended."
     )
-    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] = Field(
+    ttl_seconds_after_finished: KeptSeconds = Field(
         default=3600, description="How long an ended HyphaJob is kept."
     )
 

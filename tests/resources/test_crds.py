@@ -59,6 +59,7 @@ def test_a_worker_stays_exactly_as_it_was_written(objects, namespace):
         (issued(), "issuerRef needs trustSecretName"),
         (issued(trustSecretName="network", secretName="UPPER"), "spec.identity.secretName"),
         (network(gateways=[]), "spec.network.gateways"),
+        ({"jobs": {"ttlSecondsAfterFinished": 2**31}}, "spec.jobs.ttlSecondsAfterFinished"),
         (network(gateways=["gateway:4001"]), "spec.network.gateways[0]"),
         (network(listenAddresses=["/ip4/0.0.0.0/tcp/0"]), "spec.network.listenAddresses[0]"),
         (network(listenAddresses=[]), "spec.network.listenAddresses"),
