@@ -140,5 +140,7 @@ def redacted(value: Any) -> Any:
 
 def _without_credentials(uri: str) -> str:
     scheme, separator, rest = uri.partition("://")
-    host, slash, path = rest.partition("/")
-    return scheme + separator + host.rpartition("@")[2] + slash + path.partition("?")[0].partition("#")[0]
+    if not separator:  # nothing that could be fetched, nor told apart
+        return ""
+    host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
+    return scheme + separator + host.rpartition("@")[2] + slash + path

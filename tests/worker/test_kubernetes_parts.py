@@ -49,6 +49,16 @@ def test_a_job_with_secrets_comes_back_without_them() -> None:
 
 
 @pytest.mark.parametrize(
+    "address",
+    ["https://host.example?signature=secret", "https:/host.example/m?signature=secret", "me:secret@host.example/m"],
+)
+def test_an_address_of_any_form_keeps_its_secrets(address: str) -> None:
+    spec = jobs.train_spec(model={"task": "auto", "artifact": {"type": "uri", "value": address}, "input-names": []})
+    assert "secret" not in str(hypha_job(jobs.job(spec), CONFIG, jobs.DATA_NODE))
+    assert seen(spec).job(0).spec.job_id == spec.job_id
+
+
+@pytest.mark.parametrize(
     "damage", [{}, {"metadata": {}}, {"metadata": {"uid": "1"}}, {"metadata": {"uid": "1"}, "spec": {}}]
 )
 def test_what_is_no_hypha_job_is_refused(damage: dict[str, Any]) -> None:
