@@ -20,6 +20,7 @@ QUANTITY_PATTERN: Final = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[munkMGTPE]|
 _QUANTITY: Final = re.compile(r"([0-9.]+)(?:([KMGTPE])i|([munkMGTPE])|[eE]([+-]?[0-9]{1,3}))?")
 _BINARY: Final = {letter: Decimal(1024) ** power for power, letter in enumerate("KMGTPE", start=1)}
 _DECIMAL: Final = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+_LARGEST: Final = 2**63 - 1
 
 
 class Schema(BaseModel):
@@ -49,8 +50,8 @@ def parse_quantity(text: str) -> Decimal:
 
 
 def _check_quantity(text: str) -> str:
-    if parse_quantity(text) <= 0:
-        raise ValueError(f"{text!r} is not more than zero")
+    if not 0 < parse_quantity(text) <= _LARGEST:
+        raise ValueError(f"{text!r} is not more than zero and at most {_LARGEST}")
     return text
 
 

@@ -193,9 +193,7 @@ class Jobs(Schema):
     termination_grace_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
         default=120, description="How long results may still be sent once the executor has ended."
     )
-    ttl_seconds_after_finished: KeptSeconds = Field(
-        default=3600, description="How long an ended HyphaJob is kept."
-    )
+    ttl_seconds_after_finished: KeptSeconds = Field(default=3600, description="How long an ended HyphaJob is kept.")
 
 
 class Accelerate(Schema):

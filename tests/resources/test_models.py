@@ -89,6 +89,12 @@ def test_what_is_no_quantity_is_refused(text):
         parse_quantity(text)
 
 
+@pytest.mark.parametrize("amount", ["0", "1e19", "16E"])
+def test_an_amount_that_kubernetes_cannot_count_is_refused(amount):
+    with pytest.raises(ValueError, match=r"(?s)cpu.*more than zero and at most"):
+        ResourcesSpec(cpu=amount, memory="1Gi", storage="1Gi")
+
+
 @given(st.text(alphabet="0123456789.eE+-KMGTPimunk", max_size=12))
 def test_any_text_is_a_quantity_or_refused(text):
     if re.fullmatch(QUANTITY_PATTERN, text) and "e" not in text.lower():
