@@ -219,7 +219,7 @@ def _identity_valid(observed: Observed) -> Condition:
             False,
             "IdentityRefused",
             f"{node.problem}. Secret {secret} needs tls.crt and tls.key (Ed25519, PKCS#8), issued by an authority in "
-            f"ca.crt of Secret {observed.secrets[1]}.",
+            f"ca.crt of Secret {observed.secrets[1]}; with spec.identity.allowPeerIdChange another key is taken, too.",
         )
     if not node.peer_id:
         return Condition("IdentityValid", None, "NotReported", "The controller has not reported yet.")
