@@ -41,6 +41,14 @@ job = json.load(open(os.environ["JOB_FILE"]))
 program, *args = job["executor"]["config"]["model"]["input-names"]
 exec(compile(program, "program", "exec"), {"args": args})
 """]  # fmt: skip
+WAITER: Final = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+print("waiting", flush=True)
+time.sleep(float(args[0]))
+"""
+"""A program that waits so many seconds, or until it is told to end."""
+
 SMALL: Final = Resources(cpu=0.1, memory=0.2, storage=0.1)
 _REQUEST_S: Final = 5.0
 _OFFER_S: Final = 1.5

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from e2e.kube import Kube, Object, condition, eventually
-from e2e.tasks import SMALL, Task, Tasks
+from e2e.tasks import SMALL, WAITER, Task, Tasks
 from e2e.workers import Worker, failed, job_of, pods_of
 from hypha_messages.types import Resources
 
@@ -13,12 +13,6 @@ EXECUTORS = {
     "image_missing": {"image": "registry.invalid/nobody/nothing:0"},
     "nowhere": {"template": {"spec": {"nodeSelector": {"e2e.hypha.space/nowhere": "true"}}}},
 }
-SLEEPER = """
-import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-print("sleeping", flush=True)
-time.sleep(3600)
-"""
 CRASHER = "import sys; print('the last words', flush=True); sys.exit(3)"
 _STARTS_NOT_S = 180
 
@@ -28,15 +22,15 @@ def hopeless(worker: Worker, tasks: Tasks) -> dict[str, Task]:
     """Jobs that never start; all at once, since each is given a minute."""
     gpus = Resources(cpu=0.1, memory=0.2, storage=0.1, gpu=60)
     return {
-        "image": tasks.run(worker.peer_id, SLEEPER, executor="image-missing"),
-        "node": tasks.run(worker.peer_id, SLEEPER, executor="nowhere"),
-        "gpus": tasks.run(worker.peer_id, SLEEPER, resources=gpus),
+        "image": tasks.run(worker.peer_id, WAITER, "3600", executor="image-missing"),
+        "node": tasks.run(worker.peer_id, WAITER, "3600", executor="nowhere"),
+        "gpus": tasks.run(worker.peer_id, WAITER, "3600", resources=gpus),
     }
 
 
 def running(kube: Kube, worker: Worker, tasks: Tasks) -> Task:
     """A job that runs until somebody ends it."""
-    task = tasks.run(worker.peer_id, SLEEPER)
+    task = tasks.run(worker.peer_id, WAITER, "3600")
     eventually("the job runs", lambda: job_of(kube, worker, task)["status"].get("phase") == "Running")
     return task
 
@@ -91,7 +85,7 @@ def test_a_quota_that_is_used_up_fails_the_job(kube: Kube, worker: Worker, tasks
     }
     kube.apply(quota)
     try:
-        task = tasks.run(worker.peer_id, SLEEPER)
+        task = tasks.run(worker.peer_id, WAITER, "3600")
         failed(kube, worker, task, "QuotaExceeded", _STARTS_NOT_S)
         says_why(kube, worker, task, "no-more")
     finally:

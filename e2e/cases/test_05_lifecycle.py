@@ -1,14 +1,9 @@
 """Changes that a user makes while a job runs, and what remains after a worker."""
 
 from e2e.kube import Kube, consistently, eventually
-from e2e.tasks import Task, Tasks
+from e2e.tasks import WAITER, Task, Tasks
 from e2e.workers import Worker, job_of
 
-WAITER = """
-import time
-print("waiting", flush=True)
-time.sleep(float(args[0]))
-"""
 _LONG_S = "40"
 
 
