@@ -109,10 +109,13 @@ class Node:
             (CGROUPS / "cgroup.subtree_control").write_text(wanted)
             (CGROUPS / self.cgroup).mkdir(exist_ok=True)
             (CGROUPS / self.cgroup / "cgroup.subtree_control").write_text(wanted)
+            (CGROUPS / self.cgroup / "cpu.weight").write_text("1000")
             return
         for hierarchy in CGROUPS.iterdir():
             if hierarchy.is_dir() and not hierarchy.is_symlink():
                 (hierarchy / self.cgroup).mkdir(exist_ok=True)
+        # All pods together would else get no more of the machine's cores than any one process outside.
+        (CGROUPS / "cpu" / self.cgroup / "cpu.shares").write_text("10240")
         # Nothing can run in a group of version 1 that was given no cores.
         for name in ("cpuset.cpus", "cpuset.mems"):
             if (CGROUPS / "cpuset" / self.cgroup / name).exists():
