@@ -202,6 +202,7 @@ runtime_type = "io.containerd.runc.v2"
             "cgroupRoot": f"/{self.cgroup}",
             "failCgroupV1": False,
             "failSwapOn": False,
+            "syncFrequency": "10s",  # how soon a changed Secret is in the pods
             "oomScoreAdj": 0,
             "clusterDomain": "cluster.local",
             "clusterDNS": [self.network.dns],
