@@ -21,7 +21,8 @@ demo: install ## Train a digit classifier over a Hypha network on this machine (
 	@$(BIN)/hypha-devnet demo
 
 test: install tools-api lint ## Lint, type-check and run every test
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto -m "not alone"
+	$(BIN)/pytest -m alone
 
 lint: install ## Check style, types and import contracts
 	$(BIN)/ruff check .
