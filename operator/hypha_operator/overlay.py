@@ -137,8 +137,12 @@ def _merge_list(base: list[Any], overlay: Any, keys: tuple[str, ...], path: str)
     if not isinstance(overlay, list):
         raise OverlayError(f"template.{path}: must be a list")
     merged = {_identity(item, keys, path): item for item in base}
+    named: set[tuple[str, ...]] = set()
     for item in overlay:
         identity = _identity(item, keys, path)
+        if identity in named:
+            raise OverlayError(f"template.{path}[{_shown(identity)}]: is there twice; keep one of them")
+        named.add(identity)
         merged[identity] = _merge(merged.get(identity, {}), item, f"{path}[{_shown(identity)}]")
     return list(merged.values())
 

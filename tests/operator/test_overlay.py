@@ -197,6 +197,7 @@ def test_no_opt_in_allows_what_breaks(overlay: dict[str, Any], named: str) -> No
 @pytest.mark.parametrize(
     "malformed",
     [
+        {"spec": {"containers": [{"name": "executor", "env": [{"name": "A"}, {"name": "A", "value": "1"}]}]}},
         {"spec": []},
         {"spec": None},
         {"metadata": None},

@@ -47,10 +47,16 @@ def covers(observed: Any, desired: Any) -> bool:
 
 
 def _covers_list(observed: list[Any], desired: list[Any]) -> bool:
-    if all(isinstance(item, Mapping) and "name" in item for item in desired or observed):
-        by_name = {item.get("name"): item for item in observed if isinstance(item, Mapping)}
-        return all(covers(by_name.get(item["name"]), item) for item in desired)
+    there, wanted = _by_name(observed), _by_name(desired)
+    if there is not None and wanted is not None:
+        return all(covers(there.get(name), item) for name, item in wanted.items())
     return len(observed) == len(desired) and all(map(covers, observed, desired))
+
+
+def _by_name(items: list[Any]) -> dict[str, Any] | None:
+    """Return items by their names; None unless each has one of its own."""
+    named = {item["name"]: item for item in items if isinstance(item, Mapping) and isinstance(item.get("name"), str)}
+    return named if len(named) == len(items) else None
 
 
 def _same_amount(desired: Any, observed: Any) -> bool:
