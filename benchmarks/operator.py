@@ -92,7 +92,7 @@ def _per_object(kind: str, calls: Counter[tuple[str, str]], count: int) -> list[
     figures += [
         Figure(f"... {verb} {resource}", number / count, "")
         for (verb, resource), number in calls.most_common()
-        if number > count / 50 and verb != "watch"
+        if number > count / 50 and verb in WRITES
     ]
     return figures
 
@@ -103,7 +103,7 @@ def _of_verbs(calls: Counter[tuple[str, str]], *verbs: str) -> int:
 
 def _costs(when: str, operator: Operator) -> list[Figure]:
     return [
-        Figure(f"{when}most memory", operator.most_memory_bytes() / 2**20, "MiB", at_most=MEMORY_MB),
+        Figure(f"{when}most memory", operator.most_memory_bytes() / 1e6, "MB", at_most=MEMORY_MB),
         Figure(f"{when}processor time", operator.processor_s(), "s"),
     ]
 
