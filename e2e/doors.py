@@ -1,7 +1,6 @@
 """What a job can reach in the cluster, and whether what it reaches lets it in."""
 
 import re
-from collections.abc import Sequence
 from typing import Final
 
 from e2e.kube import Kube, KubeError, Object, eventually
@@ -14,23 +13,25 @@ _USUAL_PORTS: Final = (
 _REFUSAL: Final = re.compile(r"closed|TLS: |HTTP/1\.[01] (400|401|403|404|405|421)\b")
 
 
-def targets(kube: Kube) -> dict[str, Sequence[object]]:
-    """Every address of pods, services and nodes, and the ports to try there."""
-    addresses: set[str] = set()
-    ports: set[int] = set(_USUAL_PORTS)
+def targets(kube: Kube) -> dict[str, list[int]]:
+    """The ports to try at every address: of a service its own, of pods and nodes all that anything might listen at."""
+    ports, pods, services = set(_USUAL_PORTS), set[str](), dict[str, set[int]]()
     for pod in (pod for pod in kube.items("pods") if pod["status"]["phase"] == "Running"):
-        addresses |= {ip["ip"] for ip in pod["status"].get("podIPs", ())}
+        pods |= {ip["ip"] for ip in pod["status"].get("podIPs", ())}
         for container in [*pod["spec"]["containers"], *pod["spec"].get("initContainers", ())]:
             ports |= {port["containerPort"] for port in container.get("ports", ())}
     for service in kube.items("services"):
-        addresses |= {ip for ip in service["spec"].get("clusterIPs", ()) if ip != "None"}
-        for port in service["spec"].get("ports", ()):
-            ports |= {port["port"], port.get("nodePort") or port["port"]}
-    for node in kube.items("nodes"):
-        addresses |= {
-            entry["address"] for entry in node["status"]["addresses"] if entry["type"] in ("InternalIP", "ExternalIP")
-        }
-    return {"addresses": sorted(addresses), "ports": sorted(ports)}
+        own = {port["port"] for port in service["spec"].get("ports", ())}
+        ports |= own | {port.get("nodePort", 0) for port in service["spec"].get("ports", ())} - {0}
+        services |= {ip: own for ip in service["spec"].get("clusterIPs", ()) if ip != "None"}
+    nodes = {
+        entry["address"]
+        for node in kube.items("nodes")
+        for entry in node["status"]["addresses"]
+        if entry["type"] in ("InternalIP", "ExternalIP")
+    }
+    everywhere = dict.fromkeys(pods | nodes, ports) | services
+    return {address: sorted(found) for address, found in everywhere.items()}
 
 
 def refuses(kube: Kube, where: str, answers: dict[str, str]) -> bool:

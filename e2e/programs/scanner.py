@@ -1,6 +1,6 @@
 """Runs in a job: connects to every port of every address it was told, and knocks where it can.
 
-`args[0]`: {"addresses": [...], "ports": [...]}. Prints {"address:port": {"plain": first line, "tls": answer}}.
+`args[0]`: {address: [port, ...]}. Prints {"address:port": {"plain": first line, "tls": answer}}.
 """
 
 import asyncio
@@ -51,14 +51,14 @@ async def scan(targets):
             if connection is None:
                 return
             connection[1].close()
-            answers = {}
-            for path in PATHS:
-                answers[f"plain {path}"] = await ask(address, port, path, None)
-                answers[f"tls {path}"] = await ask(address, port, path, context)
-            found[f"{address}:{port}"] = answers
+            questions = [(how, path) for how in ("plain", "tls") for path in PATHS]
+            answers = (ask(address, port, path, context if how == "tls" else None) for how, path in questions)
+            found[f"{address}:{port}"] = {
+                f"{how} {path}": answer
+                for (how, path), answer in zip(questions, await asyncio.gather(*answers), strict=True)
+            }
 
-    for address in targets["addresses"]:
-        await asyncio.gather(*(knock(address, port) for port in targets["ports"]))
+    await asyncio.gather(*(knock(address, port) for address, ports in targets.items() for port in ports))
     return found
 
 
