@@ -68,7 +68,7 @@ def _make_and_take_away(api: ApiServer, namespace: str) -> None:
     api.kubectl("apply", "--server-side", "-f-", stdin=yaml.safe_dump(worker))
     until(lambda: get(api, namespace, "deployment/worker-controller"))
     binding = f"clusterrolebinding/hypha-{namespace}.worker-token-reviewer"
-    assert get(api, namespace, binding)
+    until(lambda: get(api, namespace, binding))
     api.kubectl("wait", f"-n{namespace}", "hyphaworker/worker", "--for=condition=Ready=False", "--timeout=30s")
     api.kubectl("delete", f"-n{namespace}", "hyphaworker/worker", "--timeout=30s")
     assert not get(api, namespace, binding)
