@@ -52,7 +52,7 @@ e2e: install ## Install the chart on that cluster, or on KUBECONFIG's, train a m
 
 e2e-cluster: cluster
 	@command -v buildah >/dev/null && command -v debootstrap >/dev/null || apt-get install -y -qq --no-install-recommends buildah debootstrap
-	@$(MAKE) --no-print-directory base-image images BASE=localhost/hypha/base:dev TORCH=cpu CONTAINER_TOOL=buildah
+	@$(MAKE) --no-print-directory base-image images BASE=localhost/hypha/base:debian TORCH=cpu CONTAINER_TOOL=buildah
 
 cluster-down: install ## Remove the cluster and all that it left
 	@$(BIN)/python -m e2e.cluster down
@@ -67,7 +67,7 @@ crds: install ## Write crds/ and the chart's templates of them from the models
 images: install ## Build the container images that changed; CONTAINER_TOOL, BASE, TORCH=cpu, REGISTRY, TAG: docs/images.md
 	@$(BIN)/python -m images.build
 
-base-image: install ## Build a base image from Debian's packages, where no registry can be reached: BASE=localhost/hypha/base:dev
+base-image: install ## Build a base image from Debian's packages, where no registry can be reached: BASE=localhost/hypha/base:debian
 	@$(BIN)/python -m images.build base
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \

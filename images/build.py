@@ -36,6 +36,11 @@ class Settings:
     torch: str
     epoch_s: int
 
+    @property
+    def base_reference(self) -> str:
+        """What the base image is called that `make base-image` builds."""
+        return f"{self.registry}/base:debian"
+
     def reference(self, name: str) -> str:
         """Return what an image is called."""
         return f"{self.registry}/{name}:{self.tag}"
@@ -50,8 +55,13 @@ def settings_of(environment: dict[str, str]) -> Settings:
     epoch = values.get("SOURCE_DATE_EPOCH", _EPOCH_S)
     if not epoch.isdecimal():
         raise BuildError(f"SOURCE_DATE_EPOCH={epoch} is no number of seconds")
-    registry, tag = values.get("REGISTRY", "localhost/hypha"), values.get("TAG", "dev")
+    registry, tag = values.get("REGISTRY", "localhost/hypha"), values.get("TAG", _project()["version"])
     return Settings(registry, tag, values.get("BASE"), torch, int(epoch))
+
+
+def _project() -> dict[str, str]:
+    project: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project
 
 
 def build(image: Image, settings: Settings, tool: ContainerTool, *, archive: bool) -> str:
@@ -87,7 +97,7 @@ def build(image: Image, settings: Settings, tool: ContainerTool, *, archive: boo
 
 
 def _labels() -> dict[str, str]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = _project()
     names = {"version": "version", "description": "description", "licenses": "license"}
     return {f"org.opencontainers.image.{label}": project[key] for label, key in names.items()}
 
@@ -115,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with (OUTPUT / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # another build would lay out the same contexts; it ends with its process
             if "base" in wanted:
-                build_base(settings.reference("base"), tool, OUTPUT / "context" / "base", epoch_s=settings.epoch_s)
+                build_base(settings.base_reference, tool, OUTPUT / "context" / "base", epoch_s=settings.epoch_s)
             for image in (image for image in IMAGES if image.name in wanted):
                 started = time.monotonic()
                 done = build(image, settings, tool, archive=archive)

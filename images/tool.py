@@ -70,7 +70,7 @@ class ContainerTool:
         except subprocess.CalledProcessError as error:
             raise BuildError(
                 f"{' '.join(command[:2])} ended with status {error.returncode}; its output says why."
-                " Where the base image cannot be pulled: `make base-image`, then BASE=localhost/hypha/base:dev"
+                " Where the base image cannot be pulled: `make base-image`, then BASE=localhost/hypha/base:debian"
             ) from None
 
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from images.build import main, settings_of
 from images.contexts import ROOT
@@ -13,8 +14,13 @@ from images.pip_settings import certificates, pip_conf
 from images.tool import BuildError, find_tool
 
 
+def test_images_are_called_as_the_chart_asks_for_them() -> None:
+    chart = yaml.safe_load((ROOT / "charts" / "hypha-worker" / "Chart.yaml").read_text())
+    values = yaml.safe_load((ROOT / "charts" / "hypha-worker" / "values.yaml").read_text())
+    assert settings_of({}).reference("worker") == f"{values['images']['registry']}/worker:{chart['appVersion']}"
+
+
 def test_images_are_called_by_registry_and_tag() -> None:
-    assert settings_of({}).reference("worker") == "localhost/hypha/worker:dev"
     settings = settings_of({"REGISTRY": "registry.example.org/team", "TAG": "1.2"})
     assert settings.reference("worker") == "registry.example.org/team/worker:1.2"
 
