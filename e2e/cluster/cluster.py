@@ -87,6 +87,8 @@ class Cluster:
         node.install_packages()
         if not self.network.exists and self.directory.exists():
             self._end_processes()  # of a namespace that is gone
+        if self.network.exists and not self.directory.exists():
+            self._take_network()
         self.network.up()
         self.node.make_cgroups()
         self.directory.mkdir(mode=0o700, exist_ok=True)
@@ -244,6 +246,15 @@ class Cluster:
         self.kubectl(
             "apply", "--server-side", "-f-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
         )
+
+    def _take_network(self) -> None:
+        """Remove a namespace that a cluster of another directory left; ToolError if that one still runs."""
+        if pids := self.network.pids():
+            raise ToolError(
+                f"network namespace {self.network.name} is in use by a cluster that was started from another directory"
+                f" (process {pids[0]}, now in {Path(f'/proc/{pids[0]}/cwd').readlink()}): run `make cluster-down` there"
+            )
+        self.network.down()
 
     def _end_processes(self) -> None:
         """End all programs, what containerd left of its own, and every process of a pod."""

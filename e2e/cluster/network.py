@@ -51,6 +51,11 @@ class Network:
         """Whether the namespace is there."""
         return Path("/run/netns", self.name).exists()
 
+    def pids(self) -> list[int]:
+        """Return the processes in it."""
+        listing = subprocess.run(["ip", "netns", "pids", self.name], check=True, capture_output=True, text=True)
+        return [int(pid) for pid in listing.stdout.split()]
+
     def up(self) -> None:
         """Make the namespace unless it exists."""
         if self.exists:
