@@ -21,6 +21,7 @@ _GROUPS: Final = {
     "networking.k8s.io/v1": ("networkpolicies",),
     "policy/v1": ("poddisruptionbudgets",),
     "rbac.authorization.k8s.io/v1": ("roles", "rolebindings", "clusterrolebindings"),
+    "scheduling.k8s.io/v1": ("priorityclasses",),
 }
 _VERSIONS: Final = {kind: version for version, kinds in _GROUPS.items() for kind in kinds}
 _POLL_S: Final = 0.5
@@ -151,7 +152,9 @@ class Kube:
 
 def _plural(kind: str) -> str:
     lower = kind.lower()
-    return f"{lower[:-1]}ies" if lower.endswith("y") else f"{lower}s"
+    if lower.endswith("y"):
+        return f"{lower[:-1]}ies"
+    return f"{lower}es" if lower.endswith("s") else f"{lower}s"
 
 
 def condition(item: Object | None, type_: str) -> Object:

@@ -1,6 +1,6 @@
 """Jobs that cannot start, or are ended by others: the lease is free again, the scheduler told, and the reason said."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -9,8 +9,10 @@ from e2e.tasks import SMALL, WAITER, Task, Tasks
 from e2e.workers import Worker, failed, job_of, pods_of
 from hypha_messages.types import Resources
 
+_PRIORITY = "e2e-no-more"
 EXECUTORS = {
     "image_missing": {"image": "registry.invalid/nobody/nothing:0"},
+    "over_quota": {"template": {"spec": {"priorityClassName": _PRIORITY}}},
     "nowhere": {"template": {"spec": {"nodeSelector": {"e2e.hypha.space/nowhere": "true"}}}},
 }
 CRASHER = "import sys; print('the last words', flush=True); sys.exit(3)"
@@ -18,13 +20,36 @@ _STARTS_NOT_S = 180
 
 
 @pytest.fixture(scope="module")
-def hopeless(worker: Worker, tasks: Tasks) -> dict[str, Task]:
+def used_up_quota(kube: Kube, worker: Worker) -> Iterator[None]:
+    """A quota that pods of one priority have used up; others are not counted."""
+    priority = {
+        "apiVersion": "scheduling.k8s.io/v1",
+        "kind": "PriorityClass",
+        "metadata": {"name": _PRIORITY},
+        "value": 0,
+    }
+    counted = {"scopeName": "PriorityClass", "operator": "In", "values": [_PRIORITY]}
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "no-more", "namespace": worker.namespace},
+        "spec": {"hard": {"limits.memory": "1M"}, "scopeSelector": {"matchExpressions": [counted]}},
+    }
+    kube.apply(priority, quota)
+    yield
+    kube.delete("resourcequotas", worker.namespace, "no-more")
+    kube.delete("priorityclasses", None, _PRIORITY)
+
+
+@pytest.fixture(scope="module")
+def hopeless(worker: Worker, tasks: Tasks, used_up_quota: None) -> dict[str, Task]:
     """Jobs that never start; all at once, since each is given a minute."""
     gpus = Resources(cpu=0.1, memory=0.2, storage=0.1, gpu=60)
     return {
         "image": tasks.run(worker.peer_id, WAITER, "3600", executor="image-missing"),
         "node": tasks.run(worker.peer_id, WAITER, "3600", executor="nowhere"),
         "gpus": tasks.run(worker.peer_id, WAITER, "3600", resources=gpus),
+        "quota": tasks.run(worker.peer_id, WAITER, "3600", executor="over-quota"),
     }
 
 
@@ -76,20 +101,10 @@ def test_a_job_that_wants_more_gpus_than_there_are_fails(kube: Kube, worker: Wor
     says_why(kube, worker, task, "nvidia.com/gpu")
 
 
-def test_a_quota_that_is_used_up_fails_the_job(kube: Kube, worker: Worker, tasks: Tasks) -> None:
-    quota = {
-        "apiVersion": "v1",
-        "kind": "ResourceQuota",
-        "metadata": {"name": "no-more", "namespace": worker.namespace},
-        "spec": {"hard": {"limits.memory": "1M"}},
-    }
-    kube.apply(quota)
-    try:
-        task = tasks.run(worker.peer_id, WAITER, "3600")
-        failed(kube, worker, task, "QuotaExceeded", _STARTS_NOT_S)
-        says_why(kube, worker, task, "no-more")
-    finally:
-        kube.delete("resourcequotas", worker.namespace, "no-more")
+def test_a_quota_that_is_used_up_fails_the_job(kube: Kube, worker: Worker, hopeless: dict[str, Task]) -> None:
+    task = hopeless["quota"]
+    failed(kube, worker, task, "QuotaExceeded", _STARTS_NOT_S)
+    says_why(kube, worker, task, "no-more")
 
 
 def delete_pod(kube: Kube, worker: Worker, task: Task) -> None:
