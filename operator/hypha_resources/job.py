@@ -68,7 +68,7 @@ def _never_changes(field: str) -> tuple[str, str]:
 
 
 class HyphaJobSpec(Schema):
-    """What runs. Nothing but the lease's deadline and cancel ever changes."""
+    """What runs. Nothing but the controller, the lease's deadline and cancel ever changes."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -89,6 +89,11 @@ class HyphaJobSpec(Schema):
     task_id: UUID
     job_id: UUID
     scheduler: PeerIdText
+    controller: UUID | None = Field(
+        default=None,
+        description="The process of the worker's controller that answers for the job: who launched it, or the latest "
+        "to adopt it. No other one changes it.",
+    )
     lease: Lease
     executor: ExecutorRef
     config: Passthrough = Field(default={}, description="The job without its secrets; the Secret <name> has it whole.")

@@ -2,6 +2,7 @@
 
 import copy
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -125,9 +126,10 @@ def test_a_worker_whose_name_no_service_could_have_is_refused(objects, namespace
 
 
 class TestHyphaJob:
-    def test_only_the_deadline_and_cancel_change(self, objects, namespace):
-        job = job_manifest(namespace, worker_manifest(namespace))
+    def test_only_the_controller_the_deadline_and_cancel_change(self, objects, namespace):
+        job = job_manifest(namespace, worker_manifest(namespace), controller=str(uuid4()))
         objects.apply(copy.deepcopy(job))
+        job["spec"]["controller"] = str(uuid4())
         job["spec"]["lease"]["deadline"] = "2036-01-01T00:01:00Z"
         job["spec"]["cancel"] = {"reason": "the lease lapsed"}
         changed = objects.apply(job)

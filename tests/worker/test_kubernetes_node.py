@@ -1,12 +1,13 @@
 """A whole node in a cluster: its own process, a real API server, a gateway and a scheduler of this process."""
 
+import copy
 import json
 import shutil
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,16 +69,34 @@ class Stage:
             shutil.rmtree(self.node.work_dir)
         self.node.start()
 
+    @contextmanager
+    def successor(self) -> Iterator[NodeProcess]:
+        """Run another pod of the same controller beside this one, on another host."""
+        with TemporaryDirectory() as directory:
+            node = copy.copy(self.node)
+            node.directory = Path(shutil.copytree(self.node.directory, Path(directory) / "node"))
+            shutil.rmtree(node.work_dir)
+            node.config = node.directory / self.node.config.name
+            node.config.write_text(node.config.read_text().replace(str(self.port), str(free_port())))
+            node.start()
+            try:
+                yield node
+            finally:
+                node.close()
+
     async def ready(self) -> None:
         await until(lambda: self.cluster.worker().get("status", {}).get("node", {}).get("healthy"))
 
 
-@asynccontextmanager
-async def stage(cluster: Cluster, **table: Any) -> AsyncIterator[Stage]:
-    pki = Pki()
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def stage(cluster: Cluster, **table: Any) -> AsyncIterator[Stage]:
+    pki, port = Pki(), free_port()
     kubernetes = {"namespace": cluster.namespace, "worker": WORKER, "worker_uid": cluster.worker_uid}
     tables = {"kubernetes": kubernetes | {"connector_port": port} | table, "leases": {"duration_s": 5.0}}
     with trio.fail_after(DEADLINE_S), TemporaryDirectory() as directory:
@@ -151,6 +170,21 @@ async def test_a_killed_node_finds_its_jobs_and_their_leases_again(cluster: Clus
         assert "cancel" not in cluster.job(task_id)["spec"]
         cluster.say(task_id, "Succeeded")
         assert (await s.scheduler.status()).status.type == "Finished"
+
+
+async def test_a_node_that_lives_beside_its_successor_ends_and_its_job_goes_on(cluster: Cluster) -> None:
+    async with stage(cluster) as s:
+        worker, lease, task_id = await s.running_job()
+        with s.successor() as successor:
+            assert await s.node.ended() == 1
+            assert "error: another controller of this worker has taken over" in s.node.log
+            assert f"adopted job {task_id}" in successor.log
+            await renewed(s, worker, lease)
+            assert "cancel" not in cluster.job(task_id)["spec"]
+            with pytest.raises(trio.WouldBlock):
+                s.scheduler.statuses.receive_nowait()
+            cluster.say(task_id, "Succeeded")
+            assert (await s.scheduler.status()).status.type == "Finished"
 
 
 async def test_sigterm_leaves_the_jobs_alone(cluster: Cluster) -> None:

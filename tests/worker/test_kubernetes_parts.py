@@ -23,18 +23,19 @@ from hypha_worker.throttle import Throttle
 from support import jobs
 
 CONFIG = KubernetesConfig(namespace="ns", worker="w", worker_uid="worker-uid")
+CONTROLLER = uuid4()
 
 
 def seen(spec: JobSpec, **status: Any) -> Any:
     """A job as the cluster has it after it was launched."""
-    made = hypha_job(jobs.job(spec, cpu=1, memory=2, storage=3, gpu=4), CONFIG, jobs.DATA_NODE)
+    made = hypha_job(jobs.job(spec, cpu=1, memory=2, storage=3, gpu=4), CONFIG, jobs.DATA_NODE, CONTROLLER)
     return see(made | {"metadata": made["metadata"] | {"uid": "1"}, "status": status})
 
 
 @pytest.mark.parametrize("spec", [jobs.train_spec(), jobs.aggregate_spec([jobs.SCHEDULER])])
 def test_a_job_comes_back_from_its_object(spec: JobSpec) -> None:
     launched = jobs.job(spec, cpu=1.5, memory=2, storage=3, gpu=4)
-    made = hypha_job(launched, CONFIG, jobs.DATA_NODE)
+    made = hypha_job(launched, CONFIG, jobs.DATA_NODE, CONTROLLER)
     back = see(made | {"metadata": made["metadata"] | {"uid": "1"}}).job(launched.deadline)
     assert (back.task_id, back.lease_id, back.scheduler) == (launched.task_id, launched.lease_id, launched.scheduler)
     assert (back.spec, back.resources) == (launched.spec, launched.resources)
@@ -43,7 +44,7 @@ def test_a_job_comes_back_from_its_object(spec: JobSpec) -> None:
 def test_a_job_with_secrets_comes_back_without_them() -> None:
     model = {"type": "uri", "value": "https://me:secret@host.example/m?signature=secret"}
     spec = jobs.train_spec(model={"task": "auto", "artifact": model, "input-names": []})
-    assert "secret" not in str(hypha_job(jobs.job(spec), CONFIG, jobs.DATA_NODE))
+    assert "secret" not in str(hypha_job(jobs.job(spec), CONFIG, jobs.DATA_NODE, CONTROLLER))
     assert seen(spec).job(0).spec.executor.config.model.artifact.value == "https://host.example/m"
     assert "signature=secret" in job_secret(jobs.job(spec), CONFIG, "uid")["stringData"]["job.json"]
 
@@ -54,7 +55,7 @@ def test_a_job_with_secrets_comes_back_without_them() -> None:
 )
 def test_an_address_of_any_form_keeps_its_secrets(address: str) -> None:
     spec = jobs.train_spec(model={"task": "auto", "artifact": {"type": "uri", "value": address}, "input-names": []})
-    assert "secret" not in str(hypha_job(jobs.job(spec), CONFIG, jobs.DATA_NODE))
+    assert "secret" not in str(hypha_job(jobs.job(spec), CONFIG, jobs.DATA_NODE, CONTROLLER))
     assert seen(spec).job(0).spec.job_id == spec.job_id
 
 
@@ -159,5 +160,7 @@ async def test_of_many_strange_tokens_few_are_reviewed_at_once() -> None:
 
 
 def test_names_tell_one_task_from_another() -> None:
-    first, second = (hypha_job(jobs.job(jobs.train_spec(uuid4())), CONFIG, jobs.DATA_NODE) for _ in range(2))
+    first, second = (
+        hypha_job(jobs.job(jobs.train_spec(uuid4())), CONFIG, jobs.DATA_NODE, CONTROLLER) for _ in range(2)
+    )
     assert first["metadata"]["name"] != second["metadata"]["name"]

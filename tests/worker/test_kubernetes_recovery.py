@@ -8,8 +8,9 @@ import trio
 
 from hypha_messages.progress import Progress, Status
 from hypha_worker.http_server import HttpError
-from hypha_worker.runtime import Failed, Finished, LaunchError, Started
-from hypha_worker.runtimes import kubernetes, kubernetes_api, kubernetes_tokens
+from hypha_worker.runtime import Failed, Finished, Job, LaunchError, Started
+from hypha_worker.runtimes import kubernetes_api, kubernetes_jobs, kubernetes_tokens
+from hypha_worker.runtimes.kubernetes_objects import SeenJob
 from support import jobs
 from support.api_server import PrivateApiServer
 from support.hypha_jobs import Cluster, make_cluster, open_rig, until
@@ -27,7 +28,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Cluster:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kubernetes, "_LAUNCH_S", 1.0)
+    monkeypatch.setattr(kubernetes_jobs, "_LAUNCH_S", 1.0)
     monkeypatch.setattr(kubernetes_tokens, "_DEADLINE_S", 0.5)
     monkeypatch.setattr(kubernetes_api, "_ATTEMPT_S", 1.0)
     monkeypatch.setattr(kubernetes_api, "_LONGEST_RETRY_S", 0.2)
@@ -96,15 +97,13 @@ async def test_a_launch_of_which_nobody_knows_whether_it_succeeded_is_taken_back
     """The answer to the launch comes too late."""
     async with open_rig(cluster) as rig:
         await rig.runtime.adopt()
-        apply = rig.runtime._api.apply
+        create = rig.runtime._hypha_jobs.create
 
-        async def apply_unheard(path: str, body: dict[str, object], *, deadline_s: float = 1) -> dict[str, object]:
-            answer = await apply(path, body, deadline_s=deadline_s)
-            if path.endswith("/status"):
-                return answer
+        async def create_unheard(job: Job) -> SeenJob:
+            await create(job)
             raise kubernetes_api.ApiUnavailable("no answer in time")
 
-        monkeypatch.setattr(rig.runtime._api, "apply", apply_unheard)
+        monkeypatch.setattr(rig.runtime._hypha_jobs, "create", create_unheard)
         job = jobs.job()
         with pytest.raises(LaunchError, match="no answer in time"):
             await rig.runtime.launch(job)

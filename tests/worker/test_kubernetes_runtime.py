@@ -189,17 +189,6 @@ async def test_jobs_of_an_earlier_worker_of_the_same_name_are_left_alone(cluster
         assert await rig.runtime.adopt() == []
 
 
-async def test_a_hypha_job_that_nobody_launched_is_told_to_end(cluster: Cluster) -> None:
-    async with open_rig(cluster) as other, open_rig(cluster) as rig:
-        await rig.runtime.adopt()
-        stray = jobs.job()
-        await other.runtime.launch(stray)
-        await until(lambda: "cancel" in cluster.job(stray.task_id)["spec"])
-        cluster.say(stray.task_id, "Failed", reason="Cancelled")
-        await until(lambda: cluster.reported(stray.task_id))
-        assert rig.events == []
-
-
 async def test_an_ended_task_is_not_launched_again(cluster: Cluster) -> None:
     async with open_rig(cluster) as rig:
         await rig.runtime.adopt()

@@ -1,14 +1,15 @@
 """Jobs as pods: a HyphaJob says what is to run, the operator runs it, and its status says what became of it.
 
 What this node has to say (the lease's deadline, a cancellation, progress, that an end was reported) is written as soon
-as the API server takes it; what the cluster says comes by one watch. A restarted node finds all of it in the HyphaJobs.
+as the API server takes it; what the cluster says comes by one watch. A restarted node finds all of it in the HyphaJobs,
+and claims them: a node that finds its jobs claimed by another one ends without another word about them.
 """
 
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -19,9 +20,7 @@ import trio
 
 from hypha_messages.progress import Progress
 from hypha_network.quiet import Quiet
-from hypha_resources.common import API_VERSION, WORKER_LABEL
 from hypha_resources.job import Progress as JobProgress
-from hypha_resources.job import job_name
 from hypha_worker.config import KubernetesConfig
 from hypha_worker.errors import NodeError
 from hypha_worker.runtime import AdoptedJob, Failed, Finished, Job, JobEvent, LaunchError, Started
@@ -33,15 +32,8 @@ from hypha_worker.runtimes.kubernetes_api import (
     Object,
     insist,
 )
-from hypha_worker.runtimes.kubernetes_objects import (
-    SeenJob,
-    end_of,
-    hypha_job,
-    job_secret,
-    reported_status,
-    see,
-    timestamp,
-)
+from hypha_worker.runtimes.kubernetes_jobs import HyphaJobs, TakenOverError
+from hypha_worker.runtimes.kubernetes_objects import SeenJob, end_of, see
 from hypha_worker.runtimes.kubernetes_progress import ProgressTally
 from hypha_worker.runtimes.kubernetes_tokens import Pod, TokenReviewer
 from hypha_worker.throttle import Throttle
@@ -49,11 +41,8 @@ from hypha_worker.throttle import Throttle
 logger = logging.getLogger(__name__)
 _quiet = Quiet(logger)
 
-_LAUNCH_S: Final = 4.0
-"""For each of the two writes of a launch: the scheduler waits for the answer."""
 _PROGRESS_S: Final = 5.0
 _WATCH_AGAIN_S: Final = 1.0
-_LONGEST_REASON: Final = 1024
 
 
 @dataclass
@@ -68,7 +57,8 @@ class _Tracked:
         uid: of its HyphaJob; None as long as that is being created.
         early: what was seen of it before its uid was known.
         pod: its pod, once there is one.
-        launched: set once its launch has succeeded or failed.
+        ours: whether its HyphaJob has been seen to name this node: if it then names another, that one has claimed it.
+        claimed: set once this node answers for it, or its launch has failed.
         ended: set once it is terminal or gone.
         writing: ends what writes.
     """
@@ -81,9 +71,10 @@ class _Tracked:
     uid: str | None = None
     early: SeenJob | None = None
     pod: Pod | None = None
+    ours: bool = False
     started: bool = False
     reported: bool = False
-    launched: trio.Event = field(default_factory=trio.Event)
+    claimed: trio.Event = field(default_factory=trio.Event)
     ended: trio.Event = field(default_factory=trio.Event)
     writing: trio.CancelScope = field(default_factory=trio.CancelScope)
 
@@ -101,15 +92,12 @@ class KubernetesRuntime:
         lease_s: float,
         ended_s: float,
     ) -> None:
-        self._api = api
+        self._hypha_jobs = HyphaJobs(api, config, peer_id)
         self._config = config
         self._nursery = nursery
-        self._peer_id = peer_id
         self._lease_s = lease_s
         self._ended_s = ended_s
         self._jobs: dict[UUID, _Tracked] = {}
-        self._path = f"/apis/{API_VERSION}/namespaces/{config.namespace}/hyphajobs"
-        self._selector = f"{WORKER_LABEL}={config.worker}"
         # Two events a job at most, and leases bound the jobs.
         self._send, self._receive = trio.open_memory_channel[JobEvent](math.inf)
         user = f"system:serviceaccount:{config.namespace}:{config.worker}-job"
@@ -136,7 +124,7 @@ class KubernetesRuntime:
             self._forget(tracked, unclear=not isinstance(error, LaunchError))
             raise
         finally:
-            tracked.launched.set()
+            tracked.claimed.set()
         self._nursery.start_soon(self._write, tracked)
         if tracked.early is not None and tracked.early.uid == tracked.uid:
             self._advance(tracked, tracked.early)
@@ -152,18 +140,18 @@ class KubernetesRuntime:
         """Tell the job to end and return once nothing of it runs. Unknown jobs are ignored."""
         if (tracked := self._jobs.get(task_id)) is None:
             return
-        await tracked.launched.wait()
+        await tracked.claimed.wait()
         if tracked.uid is None or tracked.ended.is_set():
             return
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._cancel, task_id, reason)
+            nursery.start_soon(self._cancel, tracked, reason)
             await tracked.ended.wait()
             nursery.cancel_scope.cancel()
 
     async def adopt(self) -> list[AdoptedJob]:
         """Find the HyphaJobs of an earlier node; waits for the API server. NodeError if it knows no HyphaJobs."""
         try:
-            found, version = await insist("HyphaJobs", partial(self._api.list, self._path, self._selector))
+            found, version = await insist("HyphaJobs", self._hypha_jobs.list)
         except ApiRefused as error:
             raise NodeError(_advice(error)) from error
         adopted = [job for item in found if (job := self._adopt(item)) is not None]
@@ -199,24 +187,18 @@ class KubernetesRuntime:
         )
 
     async def _create(self, job: Job, tracked: _Tracked) -> None:
-        body = hypha_job(job, self._config, self._peer_id)
-        created = see(await self._api.apply(self._of(job.task_id), body, deadline_s=_LAUNCH_S))
+        created = await self._hypha_jobs.create(job)
         if created.terminal or created.spec.cancel is not None:
             raise LaunchError(f"task {job.task_id} exists already, and is ending or has ended")
-        tracked.uid = created.uid
-        secrets = f"/api/v1/namespaces/{self._config.namespace}/secrets"
-        try:
-            await self._api.create(secrets, job_secret(job, self._config, created.uid), deadline_s=_LAUNCH_S)
-        except ApiRefused as error:
-            if error.status != HTTPStatus.CONFLICT:  # else an attempt that had no answer made it
-                raise
+        tracked.uid, tracked.ours = created.uid, True
+        await self._hypha_jobs.create_secret(job, created.uid)
 
     def _forget(self, tracked: _Tracked, *, unclear: bool) -> None:
         """A launch failed; if its HyphaJob may be there all the same, it is told to end."""
         del self._jobs[tracked.task_id]
         tracked.uid = None
         if unclear:
-            self._nursery.start_soon(self._cancel, tracked.task_id, "it could not be launched")
+            self._nursery.start_soon(self._give_up, tracked.task_id, "it could not be launched")
 
     def _adopt(self, found: Object) -> AdoptedJob | None:
         now = time.time()
@@ -235,9 +217,8 @@ class KubernetesRuntime:
         tracked = self._jobs[job.task_id] = self._track(job, seen.status.progress)
         tracked.uid = seen.uid
         tracked.started = seen.status.phase == "Running"
-        tracked.launched.set()
-        if not seen.terminal:
-            tracked.deadlines.want()
+        if seen.terminal:
+            tracked.claimed.set()
         self._nursery.start_soon(self._write, tracked)
         self._advance(tracked, seen)
         return AdoptedJob(job, running=not seen.terminal)
@@ -255,7 +236,7 @@ class KubernetesRuntime:
             try:
                 if version is None:
                     version = await self._look_again()
-                version = await self._api.watch(self._path, self._selector, version, self._note)
+                version = await self._hypha_jobs.watch(version, self._note)
             except KubernetesError as error:
                 version = None
                 _quiet.info("HyphaJobs", "looking at all HyphaJobs again: %s", error)
@@ -263,7 +244,7 @@ class KubernetesRuntime:
 
     async def _look_again(self) -> str:
         known = [tracked for tracked in self._jobs.values() if tracked.uid is not None]
-        found, version = await self._api.list(self._path, self._selector)
+        found, version = await self._hypha_jobs.list()
         for item in found:
             self._note("MODIFIED", item)
         uids = {item["metadata"]["uid"] for item in found}
@@ -290,14 +271,26 @@ class KubernetesRuntime:
             self._settle(seen)
 
     def _settle(self, seen: SeenJob) -> None:
-        """End a job that runs under no lease: its launch was given up when nobody knew whether it had succeeded."""
+        """End a job whose launch this node gave up when nobody knew whether it had succeeded.
+
+        What another node launched is left alone: the one that was replaced may do so until it learns of that, and what
+        nobody adopts lapses.
+        """
+        if seen.spec.controller != self._hypha_jobs.controller:
+            return
         if not seen.terminal and seen.spec.cancel is None:
-            self._nursery.start_soon(self._cancel, seen.spec.task_id, "the worker knows no lease for it")
+            self._nursery.start_soon(self._give_up, seen.spec.task_id, "the worker knows no lease for it")
         elif seen.terminal and not seen.reported:
-            self._nursery.start_soon(self._write_reported, seen.spec.task_id)
+            self._nursery.start_soon(self._hypha_jobs.note_reported, seen.spec.task_id)
 
     def _advance(self, tracked: _Tracked, seen: SeenJob) -> None:
+        """Take in what a HyphaJob says; once it names another node, that is no longer for this one, which ends."""
         status = seen.status
+        if seen.spec.controller == self._hypha_jobs.controller:
+            tracked.ours = True
+        elif tracked.ours:
+            self._nursery.start_soon(self._give_way, tracked.task_id)
+            return
         if status.pod_name and status.pod_uid:
             tracked.pod = Pod(status.pod_name, status.pod_uid)
         if status.phase == "Running" and not tracked.started:
@@ -306,13 +299,22 @@ class KubernetesRuntime:
         if seen.terminal:
             self._end(tracked, end_of(seen))
 
+    async def _give_way(self, task_id: UUID) -> None:
+        raise TakenOverError(task_id)
+
     def _end(self, tracked: _Tracked, event: Finished | Failed) -> None:
         if not tracked.ended.is_set():
             tracked.ended.set()
             self._send.send_nowait(event)
 
     async def _write(self, tracked: _Tracked) -> None:
+        """Claim a job that was adopted, and write what there is to say of a job until its end."""
         with tracked.writing:
+            if not tracked.claimed.is_set():
+                try:
+                    await self._hypha_jobs.claim(tracked.task_id, tracked.deadline)
+                finally:
+                    tracked.claimed.set()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(tracked.deadlines.run)
                 nursery.start_soon(tracked.progress.run)
@@ -320,43 +322,25 @@ class KubernetesRuntime:
     async def _conclude(self, tracked: _Tracked) -> None:
         tracked.writing.cancel()
         await tracked.progress.flush()
-        await self._write_reported(tracked.task_id)
+        await self._hypha_jobs.note_reported(tracked.task_id)
         self._jobs.pop(tracked.task_id, None)
 
     async def _write_deadline(self, task_id: UUID) -> None:
         if (tracked := self._jobs.get(task_id)) is not None and not tracked.ended.is_set():
-            deadline = timestamp(tracked.deadline).isoformat()
-            body = {"spec": {"lease": {"deadline": deadline}}}
-            await self._put(task_id, partial(self._api.merge, self._of(task_id), body))
+            await self._hypha_jobs.extend(task_id, tracked.deadline)
 
     async def _write_progress(self, task_id: UUID) -> None:
         if (tracked := self._jobs.get(task_id)) is not None:
-            progress = tracked.tally.sum_up(trio.current_time()).model_dump(mode="json", exclude_none=True)
-            body = {"status": {"progress": progress}}
-            await self._put(task_id, partial(self._api.merge, f"{self._of(task_id)}/status", body))
+            await self._hypha_jobs.show_progress(task_id, tracked.tally.sum_up(trio.current_time()))
 
-    async def _write_reported(self, task_id: UUID) -> None:
-        body = {"apiVersion": API_VERSION, "kind": "HyphaJob", "status": reported_status(time.time())}
-        await self._put(task_id, partial(self._api.apply, f"{self._of(task_id)}/status", body))
+    async def _cancel(self, tracked: _Tracked, reason: str) -> None:
+        if not await self._hypha_jobs.cancel(tracked.task_id, reason):
+            self._end(tracked, _deleted(tracked.task_id))
 
-    async def _cancel(self, task_id: UUID, reason: str) -> None:
-        body = {"spec": {"cancel": {"reason": reason[:_LONGEST_REASON] or "cancelled"}}}
-        there = await self._put(task_id, partial(self._api.merge, self._of(task_id), body))
-        if not there and (tracked := self._jobs.get(task_id)) is not None:
-            self._end(tracked, _deleted(task_id))
-
-    async def _put(self, task_id: UUID, write: Callable[[], Awaitable[Object]]) -> bool:
-        """Write to a HyphaJob, however long the API server is away; False if there is none."""
-        try:
-            await insist(job_name(task_id), write)
-        except ApiRefused as error:
-            if not error.missing:
-                _quiet.warning(job_name(task_id), "the API server refused a change of it: %s", error)
-            return not error.missing
-        return True
-
-    def _of(self, task_id: UUID) -> str:
-        return f"{self._path}/{job_name(task_id)}"
+    async def _give_up(self, task_id: UUID, reason: str) -> None:
+        """End a job that no lease is known for; if another node has claimed it, it is that one's."""
+        with suppress(TakenOverError):
+            await self._hypha_jobs.cancel(task_id, reason)
 
 
 def _deleted(task_id: UUID) -> Failed:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -46,6 +46,7 @@ _RIGHTS: Final = frozenset({401, 403})
 _IN_CLUSTER: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _MERGE_PATCH: Final = "application/merge-patch+json"
 _APPLY_PATCH: Final = "application/apply-patch+yaml"
+_JSON_PATCH: Final = "application/json-patch+json"
 
 
 class KubernetesError(Exception):
@@ -139,6 +140,11 @@ class KubernetesApi:
         query = {"fieldManager": FIELD_MANAGER}
         return await self._call("PATCH", path, body=body, query=query, content=_MERGE_PATCH, deadline_s=deadline_s)
 
+    async def patch(self, path: str, operations: Sequence[Object]) -> Object:
+        """Carry out a JSON patch on an object that exists and return all of it; ApiRefused (422) if a test fails."""
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._call("PATCH", path, body=operations, query=query, content=_JSON_PATCH)
+
     async def watch(self, path: str, selector: str, version: str, note: Callable[[str, Object], None]) -> str:
         """Tell `note` of each change (ADDED, MODIFIED, DELETED) since a version, until the server ends the watch.
 
@@ -180,7 +186,7 @@ class KubernetesApi:
         method: str,
         path: str,
         *,
-        body: Object | None = None,
+        body: Object | Sequence[Object] | None = None,
         query: Mapping[str, str] | None = None,
         content: str = "application/json",
         deadline_s: float = DEADLINE_S,

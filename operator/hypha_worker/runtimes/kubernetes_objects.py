@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
+from uuid import UUID
 
 from pydantic import ValidationError
 
@@ -61,8 +62,8 @@ class SeenJob:
         )
 
 
-def hypha_job(job: Job, config: KubernetesConfig, peer_id: str) -> Object:
-    """Return the HyphaJob of a job, which shows no secrets."""
+def hypha_job(job: Job, config: KubernetesConfig, peer_id: str, controller: UUID) -> Object:
+    """Return the HyphaJob of a job, which shows no secrets; `controller` answers for it."""
     descriptor = job.spec.descriptor
     spec = HyphaJobSpec(
         worker_ref=WorkerRef(name=config.worker, uid=config.worker_uid),
@@ -70,6 +71,7 @@ def hypha_job(job: Job, config: KubernetesConfig, peer_id: str) -> Object:
         task_id=job.task_id,
         job_id=job.spec.job_id,
         scheduler=job.scheduler,
+        controller=controller,
         lease=Lease(id=job.lease_id, deadline=timestamp(job.deadline)),
         executor=ExecutorRef(class_=descriptor.class_, name=descriptor.name),
         config=redacted(job.spec.model_dump(mode="json", include={"executor"})),
