@@ -1,11 +1,10 @@
 """What both resources are made of: names, quantities, conditions."""
 
 import re
-from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 GROUP: Final = "hypha.space"
@@ -87,6 +86,12 @@ KeptSeconds = Annotated[int, Field(ge=0, le=2**31 - 1)]
 PeerIdText = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[1-9A-HJ-NP-Za-km-z]+$")]
 """A peer id in base58."""
 
+Time = Annotated[
+    AwareDatetime,
+    Field(json_schema_extra={"pattern": r"^[1-9].{9}T[0-9:]{8}([.][0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"}),
+]
+"""A moment. The format `date-time` of the API server would take one without a time zone, and years before the first."""
+
 Passthrough = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 """An object whose fields are not ours to describe."""
 
@@ -98,7 +103,7 @@ class Condition(Schema):
     status: Literal["True", "False", "Unknown"]
     reason: Annotated[str, Field(max_length=1024)]
     message: Annotated[str, Field(max_length=32768)] = ""
-    last_transition_time: datetime
+    last_transition_time: Time
     observed_generation: Annotated[int, Field(ge=0)] = 0
 
 

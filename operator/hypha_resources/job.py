@@ -1,13 +1,12 @@
 """HyphaJob: one task that a worker runs under a lease. Its controller creates it, its operator runs it."""
 
-from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from pydantic import ConfigDict, Field
 
 from hypha_messages.types import Resources
-from hypha_resources.common import Conditions, KeptSeconds, Name, Passthrough, PeerIdText, Schema, rules
+from hypha_resources.common import Conditions, KeptSeconds, Name, Passthrough, PeerIdText, Schema, Time, rules
 
 Phase = Literal["Pending", "Starting", "Running", "Succeeded", "Failed"]
 TERMINAL: Final = frozenset({"Succeeded", "Failed"})
@@ -26,7 +25,7 @@ class Lease(Schema):
     """The lease the job runs under."""
 
     id: UUID
-    deadline: datetime = Field(description="Moves with each renewal; some time after it passed the job is ended.")
+    deadline: Time = Field(description="Moves with each renewal; some time after it passed the job is ended.")
 
 
 class ExecutorRef(Schema):
@@ -122,8 +121,8 @@ class HyphaJobStatus(Schema):
     pod_name: str | None = None
     pod_uid: str | None = None
     node_name: str | None = None
-    start_time: datetime | None = Field(default=None, description="When the executor started.")
-    completion_time: datetime | None = None
+    start_time: Time | None = Field(default=None, description="When the executor started.")
+    completion_time: Time | None = None
     last_lines: list[str] = Field(default=[], description="What the executor said last, if it failed.")
     progress: Progress | None = None
 

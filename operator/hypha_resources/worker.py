@@ -1,13 +1,22 @@
 """HyphaWorker: a worker node of a Hypha network whose jobs are pods of this namespace."""
 
 import math
-from datetime import datetime
 from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field
 
 from hypha_messages.types import Resources
-from hypha_resources.common import Conditions, KeptSeconds, Name, Passthrough, Quantity, Schema, parse_quantity, rules
+from hypha_resources.common import (
+    Conditions,
+    KeptSeconds,
+    Name,
+    Passthrough,
+    Quantity,
+    Schema,
+    Time,
+    parse_quantity,
+    rules,
+)
 
 BYTES_PER_GB: Final = 10**9
 """A GB of the Hypha network."""
@@ -286,7 +295,7 @@ class NodeStatus(Schema):
     listening: list[str] = Field(default=[], description="Where it accepts peers.")
     circuits: list[str] = Field(default=[], description="Where it is reached through gateways.")
     healthy: bool = False
-    certificate_expires: datetime | None = None
+    certificate_expires: Time | None = None
     problem: str | None = Field(default=None, description="Why its identity was refused.")
     allocated: Passthrough = Field(
         default={}, description="What leases reserve: cpu, memory, storage, gpu (GB, cores)."

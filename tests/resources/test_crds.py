@@ -1,11 +1,13 @@
 """What the real API server takes, refuses (and with what words), and leaves as it was written."""
 
 import copy
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from hypha_resources.job import HyphaJobSpec
 from support.api_server import ApiServer
 from support.resources import GATEWAY, PEER, job_manifest, worker_manifest
 
@@ -164,6 +166,32 @@ class TestHyphaJob:
         objects.apply(copy.deepcopy(job))
         del job["spec"]["cancel"]
         assert "cancel stays" in objects.apply(job)["message"]
+
+    @pytest.mark.parametrize(
+        "deadline",
+        [
+            "2036-01-01T00:00:00",
+            "2036-01-01T00:00:00.5",
+            "2036-01-01T00:00",
+            "2036-01-01",
+            "2036-01-01T00:00:00+24:00",
+            "2036-13-01T00:00:00Z",
+            "0000-01-01T00:00:00Z",
+            "",
+        ],
+    )
+    def test_a_deadline_that_is_no_moment_is_refused(self, objects, namespace, deadline):
+        lease = {"id": str(uuid4()), "deadline": deadline}
+        answer = objects.apply(job_manifest(namespace, worker_manifest(namespace), lease=lease))
+        assert "spec.lease.deadline" in answer["message"]
+
+    @pytest.mark.parametrize(
+        "deadline", ["2036-01-01T00:00:00Z", "9999-12-31T23:59:59.999999999-23:59", "1000-01-01T00:00:00+23:59"]
+    )
+    def test_a_deadline_that_is_taken_can_be_compared(self, objects, namespace, deadline):
+        lease = {"id": str(uuid4()), "deadline": deadline}
+        taken = objects.apply(job_manifest(namespace, worker_manifest(namespace), lease=lease))
+        assert HyphaJobSpec.model_validate(taken["spec"]).lease.deadline - datetime.now(UTC)
 
     def test_it_is_named_after_its_task(self, objects, namespace):
         job = job_manifest(namespace, worker_manifest(namespace))

@@ -5,6 +5,7 @@ from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from hypha_resources.__main__ import plain, templated
 from hypha_resources.common import QUANTITY_PATTERN, parse_quantity
 from hypha_resources.crd import RESOURCES, Resource, definition
-from hypha_resources.job import redacted
+from hypha_resources.job import Lease, redacted
 from hypha_resources.worker import Gpu, HyphaWorkerSpec, ResourcesSpec, devices_needed
 from support.resources import worker_manifest
 
@@ -129,6 +130,11 @@ def test_capacity_is_said_in_the_units_of_the_network():
 def test_a_gpu_without_memory_is_refused():
     with pytest.raises(ValidationError, match="not more than zero"):
         Gpu(count=1, memory="0Gi")
+
+
+def test_a_deadline_without_a_time_zone_is_refused():
+    with pytest.raises(ValidationError, match="timezone"):
+        Lease(id=uuid4(), deadline="2036-01-01T00:00:00")
 
 
 def test_a_redacted_job_has_no_tokens_and_no_passwords_in_addresses():
