@@ -1,5 +1,6 @@
 """The worker's configuration: what it says, as models. `config_file` reads it from TOML and the environment."""
 
+import socket
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -222,6 +223,9 @@ class KubernetesConfig(Section):
         default=3600, description="How long an ended HyphaJob is kept."
     )
     accept_offers: bool = Field(default=True, description="false: no new offers; what is leased goes on.")
+    pod_name: ObjectName = Field(
+        default_factory=socket.gethostname, description="Name of this node's pod, which may give its host another."
+    )
 
 
 class Config(Section):

@@ -1,7 +1,6 @@
 """What a node in a cluster says of itself: `status.node` of its HyphaWorker."""
 
 import logging
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from math import fsum
@@ -33,7 +32,7 @@ class StatusReporter:
     def __init__(self, api: KubernetesApi, cluster: KubernetesConfig) -> None:
         self._api = api
         self._path = f"/apis/{API_VERSION}/namespaces/{cluster.namespace}/hyphaworkers/{cluster.worker}/status"
-        self._pod_name = socket.gethostname()
+        self._pod_name = cluster.pod_name
 
     @asynccontextmanager
     async def telling_of_refusals(self) -> AsyncIterator[None]:

@@ -20,8 +20,10 @@ from hypha_operator.overlay import OverlayError
 from hypha_operator.settings import Settings, SettingsError
 from hypha_resources.worker import HyphaWorkerSpec
 from hypha_worker.config import Config
+from hypha_worker.config_file import load
 from support.resources import GATEWAY, PEER, worker_manifest
 
+POD_NAME = {"fieldRef": {"fieldPath": "metadata.name"}}
 SETTINGS = Settings("worker:1", "bridge:1", "trainer:1", "parameter-server:1")
 
 
@@ -114,6 +116,17 @@ class TestDeployment:
         mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
         assert mounts == {"/etc/hypha/config", "/etc/hypha/identity", "/etc/hypha/trust", "/var/lib/hypha", "/tmp"}
         assert spec["enableServiceLinks"] is False
+
+    def test_the_node_knows_its_pod_whatever_the_template_makes_of_its_host(self, tmp_path):
+        more = {"name": "worker", "env": [{"name": "A", "value": "b"}]}
+        template = {"spec": {"hostname": "worker", "containers": [more]}}
+        container = pod(deployed(controller={"template": template}))["containers"][0]
+        variables = [item["name"] for item in container["env"] if item.get("valueFrom") == POD_NAME]
+        file = tmp_path / "worker.toml"
+        file.write_text(config_toml(*worker(), external_addresses=[], accept_offers=True, peer_id=None))
+        config = load(file, dict.fromkeys(variables, "gpu-controller-1-2")).config
+        assert config.kubernetes is not None
+        assert config.kubernetes.pod_name == "gpu-controller-1-2"
 
     def test_there_is_never_a_second_one(self):
         manifest = deployed()
@@ -208,7 +221,7 @@ class TestAddresses:
         assert p2p_service(manifest, spec) is None
         addresses = external_addresses(spec, None)
         container = pod(deployment(manifest, spec, addresses, SETTINGS, accept_offers=True))["containers"][0]
-        host_ip, told = container["env"]
+        _, host_ip, told = container["env"]
         assert host_ip["valueFrom"] == {"fieldRef": {"fieldPath": "status.hostIP"}}
         assert json.loads(told["value"]) == ["/ip4/$(HOST_IP)/tcp/4100"]
         assert {"containerPort": 4001, "hostPort": 4100}.items() <= container["ports"][1].items()

@@ -191,13 +191,6 @@ def test_that_the_node_ends_for_its_identity_is_said_as_that():
     assert conditions["Ready"].reason == conditions["Stalled"].reason == "IdentityRefused"
 
 
-def test_a_node_whose_pods_name_is_cut_to_a_host_name_is_known_by_it():
-    name = f"{'w' * 48}-controller-6f9{'x' * 20}"
-    long = pod() | {"metadata": {"name": name}}
-    observed = replace(HEALTHY, pod=long, node=NODE.model_copy(update={"pod_name": name[:63]}))
-    assert said(observed)["Ready"].reason == "Serving"
-
-
 def test_what_a_former_pod_reported_does_not_count():
     conditions = said(replace(HEALTHY, node=NODE.model_copy(update={"pod_name": "gpu-former"})))
     assert conditions["Ready"].reason == "Starting"

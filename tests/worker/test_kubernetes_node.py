@@ -106,6 +106,7 @@ async def stage(cluster: Cluster, **table: Any) -> AsyncIterator[Stage]:
                 "HYPHA_KUBE_URL": cluster.access.url,
                 "HYPHA_KUBE_TOKEN_FILE": str(cluster.access.token_file),
                 "HYPHA_KUBE_CA_FILE": str(cluster.access.ca_file),
+                "HYPHA_KUBERNETES__POD_NAME": "w-controller-1-2",
             }
             node.start()
             try:
@@ -151,7 +152,7 @@ async def test_the_hypha_worker_says_how_its_node_is(cluster: Cluster) -> None:
         assert (node["peerId"], node["connectedGateways"], len(node["gateways"])) == (s.peer_id, 1, 1)
         assert (node["activeLeases"], node["activeJobs"]) == (1, 1)
         assert node["allocated"] == {"cpu": 1, "gpu": 1, "memory": 2, "storage": 2}
-        assert node["podName"] == socket.gethostname()
+        assert node["podName"] == "w-controller-1-2"
         assert node["certificateExpires"] > "2026"
         assert "problem" not in node
         cluster.say(task_id, "Failed", reason="ExecutorFailed", lastLines=["no such dataset"])

@@ -160,13 +160,18 @@ def _container(spec: HyphaWorkerSpec, addresses: list[str], settings: Settings) 
 
 
 def _environment(addresses: list[str]) -> list[dict[str, Any]]:
-    """Return addresses that only the node the pod gets to completes; the environment outranks the file."""
-    if not any(HOST_IP in address for address in addresses):
-        return []
-    return [
-        {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}},
-        {"name": "HYPHA_EXTERNAL_ADDRESSES", "value": json.dumps(addresses)},
-    ]
+    """Return what is only known once there is a pod, on a node of the cluster; the environment outranks the file."""
+    environment: list[dict[str, Any]] = [_from_pod("HYPHA_KUBERNETES__POD_NAME", "metadata.name")]
+    if any(HOST_IP in address for address in addresses):
+        environment += [
+            _from_pod("HOST_IP", "status.hostIP"),
+            {"name": "HYPHA_EXTERNAL_ADDRESSES", "value": json.dumps(addresses)},
+        ]
+    return environment
+
+
+def _from_pod(variable: str, path: str) -> dict[str, Any]:
+    return {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
 def _probe(path: str, *, period_s: int, failures: int) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
 VOLUMES_PATIENCE: Final = timedelta(seconds=20)
 """How long a pod's volumes may take before something is taken to be missing."""
 EXPIRES_SOON: Final = timedelta(days=7)
-_HOST_NAME: Final = 63
-"""Where the kubelet cuts the name of a pod that is its host's."""
 _IMAGE_REASONS: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 _LOGS: Final = "kubectl logs -n {namespace} deploy/{name}-controller"
 
@@ -248,9 +246,9 @@ def _unexpired(observed: Observed, secret: str) -> Condition:
 
 
 def _reports(observed: Observed) -> bool:
-    """Whether what the node said was said by the pod that runs now, which it knows by its host's name."""
+    """Whether what the node said was said by the pod that runs now."""
     pod = observed.pod
-    return pod is not None and observed.node.pod_name == pod["metadata"]["name"][:_HOST_NAME].rstrip("-.")
+    return pod is not None and observed.node.pod_name == pod["metadata"]["name"]
 
 
 def _wanted_secrets(observed: Observed) -> str:
