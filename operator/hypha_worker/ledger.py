@@ -169,10 +169,10 @@ class Ledger:
         return next((item for item in found if (item.task_id, item.scheduler) == (task_id, scheduler)), None)
 
     def unassign(self, task_id: UUID) -> None:
-        """Take a job that was never started off its lease, which lives on."""
+        """Take a job that was never started off its lease, which lives on until it lapses, or is dropped if it has."""
         for lease in self._leases.values():
             if lease.task_id == task_id:
-                self._leases[lease.id] = lease.model_copy(update={"task_id": None})
+                self._leases[lease.id] = lease.model_copy(update={"task_id": None, "state": "held"})
                 return
 
     def end(self, task_id: UUID, status: JobEnd) -> EndedJob | None:

@@ -118,6 +118,18 @@ def test_a_lease_that_lapses_with_a_job_reserves_until_the_job_is_gone(ledger: L
     assert ledger.free() == WHOLE
 
 
+def test_a_lease_that_lapses_while_its_job_fails_to_start_reserves_nothing_more(ledger: Ledger, clock: Clock) -> None:
+    lease, task_id = held(ledger), uuid4()
+    ledger.assign(ALICE, TRAIN, task_id)
+    clock.now += 11
+    ledger.expire()
+    ledger.unassign(task_id)
+    with pytest.raises(LedgerError, match="has expired"):
+        ledger.renew(lease.id, ALICE)
+    assert [expired.id for expired in ledger.expire()] == [lease.id]
+    assert ledger.free() == WHOLE
+
+
 def test_the_lease_of_a_finished_job_reserves_nothing_but_is_still_renewed_for_a_while(
     ledger: Ledger, clock: Clock
 ) -> None:
