@@ -91,7 +91,7 @@ class LeaseService:
         self._telemetry = telemetry
         self._prune_s = prune_s
         self._report_s = report_s
-        self._dispatching = trio.Lock()
+        self._starting: dict[UUID, trio.Event] = {}
         self._runs: dict[UUID, _Run] = {}
         self._reporting: set[UUID] = set()
         self._progress = trio.Event()
@@ -179,29 +179,40 @@ class LeaseService:
         return RenewLeaseOutcome(id=request.id, timeout=SystemTime.from_timestamp(deadline))
 
     async def _dispatch(self, scheduler: str, request: DispatchJob) -> DispatchJobOutcome:
-        async with self._dispatching:
-            known = self._ledger.find(request.id, scheduler)
+        """Start a task once, however often it is dispatched; whoever repeats a dispatch under way gets its answer."""
+        if self._ledger.find(request.id, scheduler) is not None:
+            await self._started(request.id)
+        else:
             try:
-                lease = known or await self._start(scheduler, request)
+                await self._start(scheduler, request)
             except (LedgerError, LaunchError) as error:
                 self._refusals.warning(scheduler, "refused to run task %s: %s", request.id, error)
-                return DispatchJobOutcome()
-        deadline = lease.deadline if isinstance(lease, Lease) else lease.until
+        known = self._ledger.find(request.id, scheduler)
+        if known is None:
+            return DispatchJobOutcome()
+        deadline = known.deadline if isinstance(known, Lease) else known.until
         return DispatchJobOutcome(id=request.id, timeout=SystemTime.from_timestamp(deadline))
 
-    async def _start(self, scheduler: str, request: DispatchJob) -> Lease:
+    async def _start(self, scheduler: str, request: DispatchJob) -> None:
         descriptor = request.spec.descriptor
         lease = self._ledger.assign(scheduler, descriptor, request.id)
-        await self._file.save()
+        self._starting[request.id] = trio.Event()
         try:
+            await self._file.save()
             await self._jobs.start(lease, request.id, request.spec, scheduler)
         except BaseException:
             self._ledger.unassign(request.id)
             raise
+        finally:
+            self._starting.pop(request.id).set()
         self._runs[request.id] = self._begin(request.id, request.spec)
         self._telemetry.jobs_started.add(1, {"executor": str(descriptor)})
         logger.info("task %s of job %s runs (%s)", request.id, request.spec.job_id, descriptor)
-        return lease
+
+    async def _started(self, task_id: UUID) -> None:
+        """Wait until the task is not about to be started: it was, or that failed."""
+        if (starting := self._starting.get(task_id)) is not None:
+            await starting.wait()
 
     def _begin(self, task_id: UUID, spec: JobSpec) -> "_Run":
         attributes = {"task": str(task_id), "job": str(spec.job_id), "executor": str(spec.descriptor)}
@@ -230,8 +241,7 @@ class LeaseService:
             self.on_room()
 
     async def _end_lapsed(self, task_id: UUID) -> None:
-        async with self._dispatching:  # it may just be starting
-            pass
+        await self._started(task_id)
         await self._jobs.terminate(task_id, "its lease expired")
 
     async def _take(self, event: JobEvent) -> None:

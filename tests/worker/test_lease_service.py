@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from hypha_messages.api import DispatchJob, DispatchJobOutcome, RenewLease, RenewLeaseOutcome, RequestData
@@ -123,6 +124,67 @@ async def test_a_repeated_dispatch_starts_nothing_twice_not_even_after_the_end(t
         await trio.sleep(0.1)
         assert not (await setting.dispatch(task_id)).failed
         assert not setting.jobs.running
+
+
+async def test_a_start_that_takes_long_does_not_hold_up_that_of_another_task(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        slow, quick = uuid4(), uuid4()
+        setting.jobs.start_s[slow] = 8
+        for _ in range(2):
+            await setting.renew(setting.offer())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(setting.dispatch, slow)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(1):
+                assert not (await setting.dispatch(quick)).failed
+            assert slow not in setting.jobs.running
+        assert setting.jobs.running.keys() == {slow, quick}
+        assert len({lease.id for lease in setting.jobs.running.values()}) == 2
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_a_dispatch_that_is_repeated_while_it_is_under_way_gets_the_same_answer(
+    tmp_path: Path, *, broken: bool
+) -> None:
+    async with service(tmp_path) as setting:
+        task_id = uuid4()
+        setting.jobs.broken, setting.jobs.start_s[task_id] = broken, 5
+        await setting.renew(setting.offer())
+        answers = []
+
+        async def dispatch() -> None:
+            answers.append(await setting.dispatch(task_id))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(dispatch)
+                await trio.sleep(1)
+        assert answers == [answers[0]] * 3
+        assert answers[0].failed == broken
+        assert setting.jobs.starts == [task_id]
+
+
+async def test_a_lease_that_lapses_while_its_job_starts_ends_the_job_once_it_has(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        task_id = uuid4()
+        setting.jobs.start_s[task_id] = 3
+        setting.offer()
+        await setting.dispatch(task_id)
+        await trio.sleep(1)
+        assert not setting.jobs.running
+        assert setting.ledger.free() == WHOLE
+
+
+async def test_a_lease_that_lapses_while_its_job_fails_to_start_is_released(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        room, task_id = trio.Event(), uuid4()
+        setting.jobs.broken, setting.jobs.start_s[task_id] = True, 3
+        setting.offer()
+        assert (await setting.dispatch(task_id)).failed
+        setting.service.on_room = room.set
+        with trio.fail_after(1):
+            await room.wait()
+        assert setting.ledger.free() == WHOLE
 
 
 async def test_a_job_that_cannot_start_leaves_the_lease_to_the_scheduler(
