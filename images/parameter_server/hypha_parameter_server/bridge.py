@@ -18,7 +18,10 @@ log = logging.getLogger(__name__)
 
 # The bridge sends a comment every 5 s; silence for longer than this means that it is gone.
 _SILENCE_S: Final = 30.0
-_REQUEST_S: Final = 60.0
+# A bridge waits for its node as long as the job's lease lives; one that ends meanwhile breaks the connection. A report
+# that was only given up on would be delivered all the same.
+_ANSWER_S: Final = 6 * 3600.0
+_TIMEOUT: Final = httpx.Timeout(_ANSWER_S, connect=5.0)
 _GIVE_UP_S: Final = 120.0
 _ANNOUNCED: Final = 1024
 
@@ -36,7 +39,7 @@ class Bridge:
 
     def __init__(self, socket: Path) -> None:
         transport = httpx.HTTPTransport(uds=str(socket))
-        self._client = httpx.Client(transport=transport, base_url="http://bridge", timeout=_REQUEST_S)
+        self._client = httpx.Client(transport=transport, base_url="http://bridge", timeout=_TIMEOUT)
 
     def send(self, resource: Mapping[str, Any], path: str) -> None:
         """Has the bridge push a file to the peers of a reference; the bridge goes on with it in the background.
@@ -63,19 +66,21 @@ class Bridge:
         return kind == "Done"
 
     def _post(self, path: str, body: Any) -> httpx.Response:
-        give_up = time.monotonic() + _GIVE_UP_S
+        failing_since: float | None = None
         pause_s = 0.1
         while True:
+            asked = time.monotonic()
             try:
                 response = self._client.post(path, json=body)
                 if response.is_success:
                     return response
                 problem = f"status {response.status_code}: {response.text[:500]}"
-                if response.status_code < 500:
+                if response.status_code < 500 or time.monotonic() - asked > _GIVE_UP_S:  # it has given its node up
                     raise BridgeError(f"the bridge refused {path}: {problem}")
             except httpx.TransportError as error:
                 problem = repr(error)
-            if time.monotonic() + pause_s > give_up:
+            failing_since = failing_since or time.monotonic()
+            if time.monotonic() - failing_since + pause_s > _GIVE_UP_S:
                 raise BridgeError(f"{path} failed for {_GIVE_UP_S:.0f} s, last with {problem}")
             log.warning("%s failed (%s); trying again in %.1f s", path, problem, pause_s)
             time.sleep(pause_s)
@@ -127,7 +132,7 @@ class Arrivals:
             time.sleep(1)
 
     def _lines(self, last_id: str | None) -> Iterator[str]:
-        timeout = httpx.Timeout(_REQUEST_S, read=_SILENCE_S)
+        timeout = httpx.Timeout(_SILENCE_S)
         transport = httpx.HTTPTransport(uds=str(self._socket))
         headers = {} if last_id is None else {"Last-Event-ID": last_id}
         with (

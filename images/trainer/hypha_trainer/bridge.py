@@ -15,12 +15,16 @@ from hypha_trainer.errors import BridgeError
 from hypha_trainer.log import log
 
 RETRY_FOR_S = 60.0
-"""How long a bridge, or the network behind it, may be away before training ends."""
+"""How long a bridge may be away before training ends."""
 
 _PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 _SILENCE_S = 30.0  # a bridge sends a keep-alive every 5 s
-_FETCH_S = 3600.0  # a slice or a model may be large and its sender slow
-_STATUS_S = 60.0
+_ANSWER_S = 6 * 3600.0
+"""How long a bridge may take to answer: it waits for slow senders, and for its node as long as the job's lease lives.
+
+One that ends meanwhile breaks the connection. A report that was only given up on would be delivered all the same.
+"""
+_TIMEOUT = httpx.Timeout(_ANSWER_S, connect=5.0)
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Fetched:
 class Bridge:
     """Requests to the job bridge. Safe to use from several threads.
 
-    What fails for a passing reason (no connection, a 5xx answer) is tried again for `retry_for_s`.
+    What fails for a passing reason (no connection, a 5xx answer) is tried again for `retry_for_s`; but not what the
+    bridge gives up on after longer than that: it is the one to decide when its node is lost.
     """
 
     def __init__(self, socket: Path, work_dir: Path, retry_for_s: float = RETRY_FOR_S):
@@ -50,7 +55,7 @@ class Bridge:
         self._socket = socket
         self._retry_for_s = retry_for_s
         self._client = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://bridge", timeout=httpx.Timeout(_STATUS_S)
+            transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://bridge", timeout=_TIMEOUT
         )
 
     def close(self) -> None:
@@ -63,7 +68,7 @@ class Bridge:
         Raises:
             BridgeError: The bridge is gone or cannot get it.
         """
-        entries = self._post("/resources/fetch", reference, timeout_s=_FETCH_S)
+        entries = self._post("/resources/fetch", reference)
         try:
             return [Fetched(self.inside(entry["path"]), int(entry["size"])) for entry in entries]
         except (KeyError, TypeError, ValueError):
@@ -88,7 +93,7 @@ class Bridge:
 
         First comes an empty field, once the subscription stands. Ends or raises `httpx.HTTPError` with the connection.
         """
-        timeout = httpx.Timeout(_STATUS_S, read=_SILENCE_S)
+        timeout = httpx.Timeout(_SILENCE_S)
         body = {"resource": reference, "path": folder}
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": since} if since else {})
         with self._client.stream("POST", "/resources/receive", json=body, headers=headers, timeout=timeout) as response:
@@ -109,21 +114,22 @@ class Bridge:
         """Whether the socket itself has been removed: the job is over."""
         return not self._socket.exists()
 
-    def _post(self, path: str, body: object, timeout_s: float = _STATUS_S) -> Any:
-        deadline = time.monotonic() + self._retry_for_s
-        pauses = iter(_PAUSES_S)
+    def _post(self, path: str, body: object) -> Any:
+        pauses, failing_since = iter(_PAUSES_S), None
         while True:
+            asked = time.monotonic()
             try:
-                response = self._client.post(path, json=body, timeout=httpx.Timeout(timeout_s, connect=5.0))
+                response = self._client.post(path, json=body)
                 if response.status_code < 400:
                     return response.json() if response.content else None
                 problem = f"answered {response.status_code}: {response.text[:300]}"
-                final = response.status_code < 500
+                final = response.status_code < 500 or time.monotonic() - asked > self._retry_for_s
             except httpx.HTTPError as error:
                 problem, final = f"{type(error).__name__}: {error}", self.gone()
             except ValueError:
                 problem, final = "answered something that is not JSON", True
-            if final or time.monotonic() > deadline:
+            failing_since = failing_since or time.monotonic()
+            if final or time.monotonic() - failing_since > self._retry_for_s:
                 raise BridgeError(f"job bridge, POST {path}: {problem}; see the log of the worker")
             log(f"job bridge, POST {path}: {problem}; trying again")
             time.sleep(next(pauses, _PAUSES_S[-1]))
