@@ -27,7 +27,7 @@ class ConnectorConfig(_Section):
     url: Annotated[str, Field(pattern=r"^https://[^/@]+$")] | None = None
     peer_id: PeerId | None = None  # with url: the node's, by whose key it is known
     token_file: Path  # read anew for every request: a token may be rotated
-    deadline_s: _Seconds = 60  # how long an unavailable node is asked again
+    deadline_s: _Seconds = 60  # how long a node that is away, or a peer behind it, is asked again
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> Self:
@@ -51,6 +51,7 @@ class BridgeConfig(_Section):
     push_pollers: Annotated[int, Field(ge=1, le=64)] = 4  # pushes received at the same time
     waiting_pushes: Annotated[int, Field(ge=1)] = 64  # received and not yet taken by the executor; beyond, peers wait
     pending_sends: Annotated[int, Field(ge=1)] = 64  # accepted and not yet delivered; beyond, the executor is refused
+    download_deadline_s: _Seconds = 60  # how long a server that does not answer is asked again
     send_deadline_s: _Seconds = 300  # how long a peer that does not take a file is asked again
     drain_s: _Seconds = 30  # how long sends in flight may take once the bridge is told to stop
 

@@ -25,7 +25,7 @@ class Downloads:
 
     def __init__(self, config: BridgeConfig, storage: Storage) -> None:
         self._storage = storage
-        self._deadline_s = config.connector.deadline_s
+        self._deadline_s = config.download_deadline_s
         self._stopping = threading.Event()
         self._client = httpx.Client(
             transport=GuardedTransport(allow_private_addresses=config.allow_private_addresses),

@@ -25,7 +25,7 @@ class Hub:
     def __init__(self, config: BridgeConfig, files: JobFiles) -> None:
         self._files = files
         self._endpoint = config.hub_endpoint
-        self._deadline_s = config.connector.deadline_s
+        self._deadline_s = config.download_deadline_s
         self._stopping = threading.Event()
         # Read by the client when it is imported, which takes a while and is put off until a job needs it.
         os.environ.update(

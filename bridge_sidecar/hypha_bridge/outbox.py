@@ -32,7 +32,7 @@ class Outbox:
     def __init__(self, config: BridgeConfig, job: JobSpec, files: JobFiles, connector: Connector) -> None:
         self._receivers = job.receivers
         self._max_pending = config.pending_sends
-        self._deadline_s = config.send_deadline_s
+        self._deadline_s = max(config.send_deadline_s, config.connector.deadline_s)  # the peer is behind the node
         self._drain_s = config.drain_s
         self._files = files
         self._connector = connector

@@ -39,6 +39,8 @@ from hypha_worker.waiting import RateLimit, WaitingRequests
 logger = logging.getLogger(__name__)
 
 VERSION: Final = version("hypha-worker")
+_PATIENCE_S: Final = 60.0
+"""How much longer a job's bridge asks for this node than the lease may live without it: the lease is to end the job."""
 _FAREWELL_S: Final = 5.0
 """How long schedulers have to hear of the ends of their jobs when the node stops."""
 
@@ -244,6 +246,7 @@ def process_config(config: Config, state_dir: Path) -> ProcessConfig:
         work_dir=state_dir,
         executors={str(executor.descriptor): _command(executor) for executor in config.executors},
         bridge_options={"read_ahead": jobs.read_ahead, "allow_private_addresses": jobs.allow_private_addresses},
+        patience_s=2 * config.leases.duration_s + _PATIENCE_S,  # it runs out, or the next node grants it once more
         kill_after_s=jobs.termination_grace_s,
         log_bytes=jobs.output_log_bytes,
         limits=jobs.limits,

@@ -46,9 +46,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def config(config: BridgeConfig, hub: str) -> BridgeConfig:
-    connector = config.connector.model_copy(update={"deadline_s": 1})
     return config.model_copy(
-        update={"hub_endpoint": hub, "storage_bytes": 5_000_000, "connector": connector, "read_ahead": 0}
+        update={"hub_endpoint": hub, "storage_bytes": 5_000_000, "download_deadline_s": 1, "read_ahead": 0}
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypha_bridge.config import BridgeConfig
 from support.bridge_node import FakeNode, break_off, unavailable
 
-from .conftest import OTHER, SERVER, STRANGER
+from .conftest import OTHER, SERVER, STRANGER, until
 
 pytestmark = pytest.mark.anyio
 
@@ -156,6 +156,22 @@ async def test_a_bad_send_is_refused_with_a_reason(
     (config.work_dir / "link").symlink_to("/etc/passwd")
     answer = await bridge.post("/resources/send", json=body)
     assert (answer.status_code, answer.json()["error"]) == (status, code)
+
+
+class TestWithLittlePatienceForPeers:
+    @pytest.fixture
+    def config(self, config: BridgeConfig) -> BridgeConfig:
+        return config.model_copy(update={"send_deadline_s": 0.05})
+
+    async def test_a_node_that_is_away_is_waited_for_all_the_same(
+        self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (config.work_dir / "x").write_bytes(b"x")
+        node.stop()
+        await bridge.post("/resources/send", json=stock("x"))
+        await until(lambda: caplog.text.count("sending x to") >= 2)
+        node.start()
+        assert await received(node) == [(SERVER, b"x")]
 
 
 class TestWithAShortQueue:

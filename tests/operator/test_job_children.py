@@ -9,6 +9,7 @@ import pytest
 from hypha_operator.builders.job_children import job_children
 from hypha_operator.builders.job_executor import UnbuildableJobError
 from hypha_operator.overlay import OverlayError
+from hypha_operator.policies.job_lease import PATIENCE_S
 from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec
 from support.api_server import ApiServer
@@ -149,9 +150,18 @@ def test_the_bridge_is_told_all_it_needs_and_no_secret() -> None:
             "url": "https://gpu-worker-connector.gpu.svc:8443",
             "peer_id": PEER,
             "token_file": "/var/run/hypha/token/token",
+            "deadline_s": 120,
         },
     }
     assert pod(children)["terminationGracePeriodSeconds"] == 90
+
+
+@pytest.mark.parametrize("lease_s", [5, 3600])
+def test_the_bridge_waits_for_a_controller_that_is_away_longer_than_the_lease_can_live(lease_s: int) -> None:
+    children = built(worker=worker_manifest(leases={"durationSeconds": lease_s}))
+    connector = json.loads(environment(bridge(children))["HYPHA_BRIDGE_CONFIG"])["connector"]
+    runs_out_s, granted_once_more_s = lease_s + PATIENCE_S, lease_s
+    assert connector["deadline_s"] >= runs_out_s + granted_once_more_s
 
 
 def test_only_the_bridge_has_a_token_and_the_whole_volume() -> None:

@@ -9,6 +9,7 @@ from hypha_messages.types import Resources
 from hypha_network.addresses import RESERVED_CIDRS
 from hypha_worker.config import Config
 from hypha_worker.config_file import ConfigError, Loaded, load
+from hypha_worker.node import process_config
 from hypha_worker.template import render
 
 MINIMAL = """\
@@ -164,6 +165,14 @@ def test_what_is_not_said_is_as_in_the_reference_implementation(file: Path) -> N
     assert (config.arbiter.window_ms, config.arbiter.window_messages) == (200, 100)
     assert config.selection.strategy == "profit"
     assert config.capacity == Resources(cpu=16, memory=64, storage=500, gpu=24)
+
+
+@pytest.mark.parametrize("lease_s", [1, 3600])
+def test_bridges_wait_for_a_node_that_is_away_longer_than_the_lease_can_live(file: Path, lease_s: float) -> None:
+    config = read(file, MINIMAL + f"[leases]\nduration_s = {lease_s}\n").config
+    made = process_config(config, Path("/work"))
+    runs_out_s, granted_once_more_s = lease_s + made.grace_s, lease_s
+    assert made.patience_s >= runs_out_s + granted_once_more_s
 
 
 def test_the_guides_own_example_means_what_its_author_meant(file: Path) -> None:

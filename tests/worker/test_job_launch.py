@@ -109,12 +109,14 @@ def test_a_work_directory_too_long_for_a_socket_is_refused() -> None:
 
 def test_the_bridge_understands_its_configuration(tmp_path: Path) -> None:
     options = {"read_ahead": 3, "allow_private_addresses": True}
-    config = launch.bridge_config(PATHS, Path("/work/connector.sock"), 5_000_000, 60, options)
+    config = launch.bridge_config(
+        PATHS, Path("/work/connector.sock"), 5_000_000, patience_s=80, drain_s=60, options=options
+    )
     file = tmp_path / "bridge.json"
     file.write_text(json.dumps(config))
     read = BridgeConfig.load(file)
     assert read.connector.uds == Path("/work/connector.sock")
-    assert read.connector.token_file == Path("/work/jobs/7/token")
+    assert (read.connector.token_file, read.connector.deadline_s) == (Path("/work/jobs/7/token"), 80)
     assert (read.socket, read.work_dir, read.job_file) == (PATHS.socket, PATHS.work, PATHS.job_file)
     assert (read.storage_bytes, read.read_ahead, read.allow_private_addresses) == (5_000_000, 3, True)
     assert (read.state_dir, read.drain_s) == (PATHS.bridge_state, 60)

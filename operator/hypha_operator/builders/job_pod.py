@@ -19,6 +19,7 @@ from hypha_operator.builders.job_executor import (
     storage_bytes,
     to_env,
 )
+from hypha_operator.policies.job_lease import PATIENCE_S
 from hypha_operator.settings import Settings
 from hypha_resources.common import JOB_LABEL, WORKER_LABEL
 from hypha_resources.job import HyphaJobSpec
@@ -115,6 +116,9 @@ def _bridge(namespace: str, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings
             "url": f"https://{job.worker_ref.name}-connector.{namespace}.svc:{CONNECTOR_PORT}",
             "peer_id": job.worker_peer_id,
             "token_file": f"{_TOKEN_DIR}/token",
+            # What ends a job whose controller is away is its lease: it runs out, or the next controller grants it once
+            # more, for the scheduler to come back.
+            "deadline_s": 2 * worker.leases.duration_seconds + PATIENCE_S,
         },
     }
     if worker.jobs.hub_endpoint:

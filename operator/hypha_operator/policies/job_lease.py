@@ -6,6 +6,8 @@ from typing import Final
 
 GRACE_S: Final = 30.0
 """How long after a deadline one asks whether it still stands, and how long after that once more."""
+PATIENCE_S: Final = 2 * GRACE_S
+"""How long a job lives on after its lease's deadline."""
 
 
 @dataclass

@@ -43,6 +43,7 @@ class ProcessConfig:
         executors: how each executor is started, by descriptor (`class/name`).
         bridge: the bridge's program; `--config FILE` is added.
         bridge_options: more keys of the bridge's configuration file.
+        patience_s: how long the bridge asks a node that is away.
         start_s: how long the bridge may take until it listens.
         grace_s: how long a job may outlive its lease while the node is gone.
         kill_after_s: how long a job has from SIGTERM to SIGKILL.
@@ -55,6 +56,7 @@ class ProcessConfig:
     executors: Mapping[str, ExecutorCommand]
     bridge: tuple[str, ...] = launch.BRIDGE
     bridge_options: Mapping[str, Any] = field(default_factory=dict)
+    patience_s: float = 60.0
     start_s: float = 60.0
     grace_s: float = 5.0
     kill_after_s: float = 5.0
@@ -185,8 +187,9 @@ class ControlDirectories:
             paths,
             self._config.connector_socket,
             applied.storage_bytes,
-            self._config.drain_s,
-            self._config.bridge_options,
+            patience_s=self._config.patience_s,
+            drain_s=self._config.drain_s,
+            options=self._config.bridge_options,
         )
         write_whole(paths.bridge_config, json.dumps(bridge), durable=False)
         plan = self._plan(record, paths, applied, job_json)

@@ -156,14 +156,20 @@ def _passed_on(host: Mapping[str, str]) -> dict[str, str]:
 
 
 def bridge_config(
-    paths: JobPaths, connector: Path, storage_bytes: int | None, drain_s: float, options: Mapping[str, Any]
+    paths: JobPaths,
+    connector: Path,
+    storage_bytes: int | None,
+    *,
+    patience_s: float,
+    drain_s: float,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the bridge's configuration file's contents."""
     return dict(options) | {
         "job_file": str(paths.job_file),
         "work_dir": str(paths.work),
         "socket": str(paths.socket),
-        "connector": {"uds": str(connector), "token_file": str(paths.token_file)},
+        "connector": {"uds": str(connector), "token_file": str(paths.token_file), "deadline_s": patience_s},
         "storage_bytes": storage_bytes,
         "state_dir": str(paths.bridge_state),
         "drain_s": drain_s,
