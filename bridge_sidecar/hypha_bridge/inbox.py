@@ -59,10 +59,12 @@ class Inbox:
         self._max_waiting_bytes = _FOREVER_S if config.storage_bytes is None else config.storage_bytes / 2
         self._threads = CapacityLimiter(config.push_pollers)
         self._waiting: deque[_Waiting] = deque()
+        self._calls = 0  # to the node, which has a push for it or may yet
         self._arriving: set[StagedFile] = set()
         self._delivered: deque[Pointer] = deque(maxlen=_REMEMBERED)
         self._sequence = 0
         self._changed = asyncio.Condition()
+        self._delays = Attempts(_FOREVER_S).delays()
         self.closing = False
 
     async def close(self) -> None:
@@ -72,35 +74,53 @@ class Inbox:
             self._changed.notify_all()
 
     async def poll(self) -> None:
-        """Take pushes until cancelled, several at a time; with the limit reached, the node and its peers wait."""
-        if self._senders:
-            await asyncio.gather(*(self._poll_one_by_one() for _ in range(self._pollers)))
+        """Take pushes until cancelled, several at a time; with the limit reached, the node and its peers wait.
 
-    async def _poll_one_by_one(self) -> None:
-        delays = Attempts(_FOREVER_S).delays()
-        while True:
-            async with self._changed:
-                await self._changed.wait_for(self._has_room)
-            waiting = None
-            try:
-                waiting = await anyio.to_thread.run_sync(self._take, limiter=self._threads, abandon_on_cancel=True)
-            except (BridgeError, OSError) as error:
-                logger.log(_level(error), "receiving a push failed: %s", error)
-                await asyncio.sleep(next(delays))
-            else:
-                delays = Attempts(_FOREVER_S).delays()
-            async with self._changed:
-                if waiting is not None:
-                    self._add(waiting)
-                self._changed.notify_all()
+        One call waits for the next push while others receive theirs: many idle jobs are no burden to the node.
+        """
+        if not self._senders:
+            return
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                async with self._changed:
+                    await self._changed.wait_for(self._has_room)
+                self._calls += 1
+                begun = asyncio.Event()
+                tasks.create_task(self._receive(begun))
+                await begun.wait()
+
+    async def _receive(self, begun: asyncio.Event) -> None:
+        """Take one push, if one comes; `begun` is set as soon as it does, or the call has ended without."""
+        loop, waiting = asyncio.get_running_loop(), None
+        try:
+            waiting = await anyio.to_thread.run_sync(
+                lambda: self._take(lambda: loop.call_soon_threadsafe(begun.set)),
+                limiter=self._threads,
+                abandon_on_cancel=True,
+            )
+        except (BridgeError, OSError) as error:
+            logger.log(_level(error), "receiving a push failed: %s", error)
+            await asyncio.sleep(next(self._delays))
+        else:
+            self._delays = Attempts(_FOREVER_S).delays()
+        self._calls -= 1
+        async with self._changed:
+            if waiting is not None:
+                self._add(waiting)
+            self._changed.notify_all()
+        begun.set()
 
     def _has_room(self) -> bool:
         held_bytes = sum(waiting.size for waiting in self._waiting) + sum(
             staged.size_bytes for staged in list(self._arriving)
         )
-        return len(self._waiting) < self._max_waiting and held_bytes < self._max_waiting_bytes
+        return (
+            self._calls < self._pollers
+            and len(self._waiting) + self._calls < self._max_waiting
+            and held_bytes < self._max_waiting_bytes
+        )
 
-    def _take(self) -> _Waiting | None:
+    def _take(self, begin: Callable[[], object]) -> _Waiting | None:
         """Take one push into a file of ours (blocks); None if none came, or none that may be kept."""
         with contextlib.ExitStack() as stack:
             opened: list[StagedFile] = []
@@ -110,6 +130,7 @@ class Inbox:
                 self._arriving.add(staged)
                 stack.callback(self._arriving.discard, staged)
                 opened.append(staged)
+                begin()
                 return staged
 
             peer = self._connector.take_push(open_sink)

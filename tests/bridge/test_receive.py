@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import httpx
 import pytest
 
 from hypha_bridge.config import BridgeConfig
-from support.bridge_node import FakeNode, safetensors, streaming
+from support.bridge_node import FakeNode, Handler, safetensors, streaming
 
 from .conftest import OTHER, SERVER, STRANGER, until
 
@@ -84,6 +85,26 @@ class TestOneAtATime:
         assert [event["sequence"] for event in received] == [0, 1, 2]
         sizes = [(config.work_dir / event["path"]).stat().st_size for event in received]
         assert sizes == [len(safetensors(100 + number)) for number in range(3)]
+
+
+async def test_one_call_waits_for_the_next_push_while_as_many_as_allowed_are_received(
+    bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
+) -> None:
+    go_on = threading.Event()
+
+    def stop_halfway(handler: Handler) -> None:
+        data = safetensors(100_000)
+        handler.stream(data[:50_000], headers={"Hypha-Peer": SERVER}, whole=False)
+        go_on.wait(20)
+
+    async with listening(bridge) as events:
+        node.fail_next("GET /pushes", *[stop_halfway] * (config.push_pollers - 1))
+        await until(lambda: not node.faults["GET /pushes"] and node.waiting == 1)
+        node.incoming.put((OTHER, safetensors(10)))
+        assert (await anext(events))["from_peer"] == OTHER
+        await until(lambda: node.waiting == 1)
+        assert node.most_waiting == 1
+        go_on.set()
 
 
 async def test_a_listener_that_returns_gets_what_came_meanwhile(

@@ -3,6 +3,7 @@
 It speaks HTTP/1.1 on a Unix socket as the node does, and can break off, refuse and vanish the way a killed node does.
 """
 
+import contextlib
 import http.server
 import json
 import os
@@ -11,7 +12,7 @@ import socketserver
 import struct
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -38,6 +39,10 @@ class FakeNode:
         self.push_gate = threading.Event()
         self.push_gate.set()
         self.poll_s = 0.2
+        self.waiting = 0
+        """How many calls wait for a push; `most_waiting`: at once, so far."""
+        self.most_waiting = 0
+        self._lock = threading.Lock()
         self._server: _Server | None = None
 
     def start(self) -> None:
@@ -54,6 +59,18 @@ class FakeNode:
             server.shutdown()
             server.server_close()
             server.break_connections()
+
+    @contextlib.contextmanager
+    def waiting_for_push(self) -> Iterator[None]:
+        """Count a call that waits."""
+        with self._lock:
+            self.waiting += 1
+            self.most_waiting = max(self.most_waiting, self.waiting)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.waiting -= 1
 
     def assign(self, dataset: str, provider: str, index: int) -> None:
         self.assignments[dataset].put((provider, index))
@@ -180,13 +197,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(200, self.node.answers.get_nowait() if not self.node.answers.empty() else {"type": "Ok"})
 
     def hand_over_push(self) -> None:
-        try:
-            peer, data = self.node.incoming.get(timeout=self.node.poll_s)
-        except queue.Empty:
+        with self.node.waiting_for_push():
+            try:
+                peer, data = self.node.incoming.get(timeout=self.node.poll_s)
+            except queue.Empty:
+                peer, data = "", b""
+        if peer:
+            self.stream(data, headers={"Hypha-Peer": peer})
+        else:
             self.send_response(204)
             self.end_headers()
-        else:
-            self.stream(data, headers={"Hypha-Peer": peer})
 
     def take_push(self, peer: str) -> None:
         self.node.push_gate.wait()
