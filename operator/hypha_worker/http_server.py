@@ -2,13 +2,15 @@
 
 h11 does the protocol. Bulk bodies of gigabytes pass through here, so nothing is done per byte and little per piece.
 Who connects is a stranger until the handler admits the request: of strangers there are few, each has little time, and
-the one who has waited longest makes room for the next, so that they cannot keep others out.
+the one who has waited longest makes room for the next, so that they cannot keep others out. How many of the admitted
+are too many of one job is for the handler to say; all together they leave half of the process's descriptors to others.
 """
 
 import contextlib
 import json
 import logging
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -29,7 +31,6 @@ Buffer = bytes | bytearray | memoryview
 Handler = Callable[["Exchange"], Awaitable[None]]
 
 _READ_BYTES: Final = 512 * 1024
-_MAX_ADMITTED: Final = 1024
 _MAX_STRANGERS: Final = 128
 _HANDSHAKE_TIMEOUT_S: Final = 5.0
 _HEAD_TIMEOUT_S: Final = 5.0
@@ -211,6 +212,7 @@ class _Doors:
     def __init__(self) -> None:
         self._strangers: dict[trio.CancelScope, None] = {}
         self._admitted = 0
+        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
     @contextmanager
     def enter(self) -> Iterator[Callable[[], None]]:
@@ -223,10 +225,8 @@ class _Doors:
 
         def admit() -> None:
             nonlocal admitted
-            if self._admitted >= _MAX_ADMITTED:
-                raise HttpError(
-                    HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"the node serves {_MAX_ADMITTED} calls already"
-                )
+            if self._admitted >= self._most:
+                raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"the node serves {self._most} calls")
             if not admitted:
                 admitted = True
                 self._admitted += 1

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 async def run_in_cluster(config: Config, cluster: KubernetesConfig, signals: AsyncIterator[int]) -> None:
     """Run a worker until a signal; its jobs go on, for the next node to adopt. Raises what `run_node` does."""
+    raise_descriptor_limit()
     leases = config.leases
     async with open_api(ApiAccess.find(os.environ)) as api:
         reporter = StatusReporter(api, cluster)
@@ -47,6 +49,12 @@ async def run_in_cluster(config: Config, cluster: KubernetesConfig, signals: Asy
                 nursery.start_soon(reporter.run, network, node.ledger)
                 await node.run(signals, accept_offers=cluster.accept_offers, keep_jobs=True)
                 nursery.cancel_scope.cancel()
+
+
+def raise_descriptor_limit() -> None:
+    """Take all descriptors that this process may have: every job's bridge holds some, and the default is for few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def check_pinned(identity: Identity, cluster: KubernetesConfig) -> None:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import trio
@@ -413,6 +414,22 @@ async def test_nonsense_is_refused_with_its_reason(work_dir: Path, request_text:
         head, _, body = answer.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 %d " % status)
         assert json.loads(body).keys() == {"error", "detail"}
+
+
+async def test_one_jobs_calls_are_bounded_and_leave_room_for_those_of_others(work_dir: Path) -> None:
+    async with world(work_dir) as the:
+        other = replace(the.job, task_id=uuid4(), token="b" * 43)
+        the.connector.add(other)
+        text = f"GET /pushes HTTP/1.1\r\nHost: n\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+        waiting = [await trio.open_unix_socket(the.socket) for _ in range(64)]
+        for stream in waiting:
+            await stream.send_all(text)
+        refusal = await the.refusal(the.client.progress, "update")
+        assert (refusal.status, refusal.retryable) == (503, True)
+        (work_dir / "token").write_text(other.token)
+        assert json.loads(await the.call(the.client.progress, "update")) == {"type": "Continue"}
+        for stream in waiting:
+            await stream.aclose()
 
 
 async def test_garbage_ends_the_connection_and_nothing_else(work_dir: Path) -> None:
