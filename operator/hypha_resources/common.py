@@ -104,7 +104,7 @@ class Condition(Schema):
     reason: Annotated[str, Field(max_length=1024)]
     message: Annotated[str, Field(max_length=32768)] = ""
     last_transition_time: Time
-    observed_generation: Annotated[int, Field(ge=0)] = 0
+    observed_generation: Annotated[int, Field(ge=0)] | None = None
 
 
 Conditions = Annotated[

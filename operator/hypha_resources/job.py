@@ -114,7 +114,6 @@ class Progress(Schema):
 class HyphaJobStatus(Schema):
     """What became of it."""
 
-    observed_generation: int = 0
     phase: Phase = "Pending"
     reason: str | None = Field(default=None, description="Why it is not running, or how it ended.")
     conditions: Conditions = Field(default=[])

@@ -56,6 +56,15 @@ async def test_a_job_runs_ends_and_is_removed_once_its_end_is_reported(world: Jo
     assert set(world.events()) - others_hold_the_devices == {("Normal", "ExecutorRuns"), ("Normal", "Completed")}
 
 
+async def test_who_waits_for_a_condition_of_a_job_need_not_wait_for_a_renewal_to_be_observed(world: JobWorld) -> None:
+    world.make_job()
+    await world.until_phase("Running")
+    world.call("PATCH", world.path(HYPHA_JOB, world.name), {"spec": {"lease": {"deadline": world.deadline(60)}}})
+    await world.step()
+    wait = ("wait", "hyphajob", world.name, f"--namespace={world.namespace}", "--timeout=0", "--for=condition=Ready")
+    assert "condition met" in world.server.kubectl(*wait)
+
+
 async def test_an_end_that_nobody_took_note_of_is_kept_a_day_longer(world: JobWorld) -> None:
     world.make_job(ttlSecondsAfterFinished=0, executor={"class": "train", "name": "none"})
     await world.until_phase("Failed")

@@ -19,25 +19,30 @@ class Condition:
 
 
 def merged(
-    before: Sequence[dict[str, Any]], now: Sequence[Condition], generation: int, time: datetime
+    before: Sequence[dict[str, Any]], now: Sequence[Condition], generation: int | None, time: datetime
 ) -> list[dict[str, Any]]:
-    """Return the conditions as they are written: one that still says the same keeps its time of transition."""
+    """Return the conditions as they are written: one that still says the same keeps its time of transition.
+
+    With no generation they hold whatever the generation of the object: none of them says that a change was seen.
+    """
     old = {condition["type"]: condition for condition in before}
     return [_written(condition, old.get(condition.type), generation, time) for condition in now]
 
 
-def _written(condition: Condition, before: dict[str, Any] | None, generation: int, time: datetime) -> dict[str, Any]:
+def _written(
+    condition: Condition, before: dict[str, Any] | None, generation: int | None, time: datetime
+) -> dict[str, Any]:
     status = "Unknown" if condition.status is None else str(condition.status)
     same = before is not None and before["status"] == status
     since = before["lastTransitionTime"] if before and same else timestamp(time)
-    return {
+    written = {
         "type": condition.type,
         "status": status,
         "reason": condition.reason,
         "message": condition.message[:_LONGEST_MESSAGE],
         "lastTransitionTime": since,
-        "observedGeneration": generation,
     }
+    return written if generation is None else written | {"observedGeneration": generation}
 
 
 def timestamp(time: datetime) -> str:

@@ -102,16 +102,18 @@ def classify(seen: Observed) -> State:
 
 
 def status_of(seen: Observed, state: State) -> dict[str, Any]:
-    """Return the status to write: all fields that are the operator's."""
+    """Return the status to write: all fields that are the operator's.
+
+    It names no observed generation: each renewal of the lease makes one, and whoever waits for a status that has caught
+    up would wait for ever.
+    """
     before, pod = seen.status, seen.pod
-    generation = seen.hypha_job["metadata"].get("generation", 0)
     running = container_state(pod, EXECUTOR, "running") if pod else None
     ended = container_state(pod, EXECUTOR, "terminated") if pod else None
     status = {
-        "observedGeneration": generation,
         "phase": state.phase,
         "reason": state.finding.reason,
-        "conditions": merged(before.get("conditions") or [], _conditions(state), generation, seen.now),
+        "conditions": merged(before.get("conditions") or [], _conditions(state), None, seen.now),
         "podName": pod["metadata"]["name"] if pod else before.get("podName"),
         "podUid": pod["metadata"]["uid"] if pod else before.get("podUid"),
         "nodeName": ((pod.get("spec") or {}).get("nodeName") if pod else None) or before.get("nodeName"),
@@ -123,10 +125,7 @@ def status_of(seen: Observed, state: State) -> dict[str, Any]:
 
 
 def differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether a status says something else now.
-
-    That it was observed at another generation is nothing else: each renewal of the lease makes one.
-    """
+    """Whether a status says something else now."""
     return _said(before) != _said(after)
 
 

@@ -161,7 +161,7 @@ def reported_status(seconds: float) -> Object:
         message="The scheduler was told how the task ended, or did not answer for too long.",
         last_transition_time=timestamp(seconds),
     )
-    return {"conditions": [condition.model_dump(mode="json")]}
+    return {"conditions": [condition.model_dump(mode="json", exclude_none=True)]}
 
 
 def timestamp(seconds: float) -> datetime:
