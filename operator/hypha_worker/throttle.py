@@ -6,9 +6,12 @@ import trio
 
 
 class Throttle:
-    """Calls `write`, which writes the state as it is then, whenever that is wanted, but at most once an interval."""
+    """Calls `write`, which writes the state as it is then, whenever that is wanted, but at most once an interval.
 
-    def __init__(self, interval_s: float, write: Callable[[], Awaitable[None]]) -> None:
+    How long that is may change: `interval_s` is asked after each write.
+    """
+
+    def __init__(self, interval_s: Callable[[], float], write: Callable[[], Awaitable[None]]) -> None:
         self._interval_s = interval_s
         self._write = write
         self._wanted = trio.Event()
@@ -22,7 +25,7 @@ class Throttle:
         while True:
             await self._wanted.wait()
             await self.flush()
-            await trio.sleep(self._interval_s)
+            await trio.sleep(self._interval_s())
 
     async def flush(self) -> None:
         """Write now if that is wanted."""

@@ -17,7 +17,7 @@ from hypha_resources.job import Progress as JobProgress
 from hypha_worker.config import KubernetesConfig
 from hypha_worker.runtime import Failed, Finished
 from hypha_worker.runtimes.kubernetes_objects import end_of, hypha_job, job_secret, see
-from hypha_worker.runtimes.kubernetes_progress import ProgressTally
+from hypha_worker.runtimes.kubernetes_progress import ProgressTally, interval_s
 from hypha_worker.runtimes.kubernetes_tokens import TokenReviewer
 from hypha_worker.throttle import Throttle
 from support import jobs
@@ -86,6 +86,12 @@ def test_progress_adds_up(batches: list[int], earlier: int) -> None:
     assert tally.sum_up(3.0).samples_per_second == 0
 
 
+@given(st.integers(1, 10_000))
+def test_many_jobs_together_are_shown_ten_times_a_second_at_most(count: int) -> None:
+    assert interval_s(count) >= 5
+    assert count / interval_s(count) <= 10
+
+
 def test_of_many_metrics_a_few_short_and_finite_ones_are_shown() -> None:
     tally = ProgressTally(0.0)
     metrics = {"loss": 0.5, "nan": math.nan, "inf": math.inf, "x" * 64: 1.0} | {f"m{i}": 1.0 for i in range(100)}
@@ -111,7 +117,7 @@ class TestThrottle:
             await trio.lowlevel.checkpoint()
             written.append((trio.current_time(), state))
 
-        throttle = Throttle(5.0, write)
+        throttle = Throttle(lambda: 5.0, write)
         started = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(throttle.run)
@@ -122,6 +128,20 @@ class TestThrottle:
             nursery.cancel_scope.cancel()
         assert [(round(at - started), value) for at, value in written] == [(0, 1), (5, 5), (10, 10), (15, 12)]
 
+    async def test_its_interval_may_change(self) -> None:
+        started, written = trio.current_time(), []
+
+        async def write() -> None:
+            await trio.lowlevel.checkpoint()
+            written.append(round(trio.current_time() - started))
+            throttle.want()
+
+        throttle = Throttle(lambda: len(written), write)
+        throttle.want()
+        with trio.move_on_after(11):
+            await throttle.run()
+        assert written == [0, 1, 3, 6, 10]
+
     async def test_what_was_being_written_when_it_was_cancelled_can_still_be_flushed(self) -> None:
         attempts = []
 
@@ -130,7 +150,7 @@ class TestThrottle:
             if len(attempts) == 1:
                 await trio.sleep_forever()
 
-        throttle = Throttle(5.0, write)
+        throttle = Throttle(lambda: 5.0, write)
         throttle.want()
         with trio.move_on_after(1):
             await throttle.run()

@@ -34,14 +34,13 @@ from hypha_worker.runtimes.kubernetes_api import (
 )
 from hypha_worker.runtimes.kubernetes_jobs import HyphaJobs, TakenOverError
 from hypha_worker.runtimes.kubernetes_objects import SeenJob, end_of, see
-from hypha_worker.runtimes.kubernetes_progress import ProgressTally
+from hypha_worker.runtimes.kubernetes_progress import ProgressTally, interval_s
 from hypha_worker.runtimes.kubernetes_tokens import Pod, TokenReviewer
 from hypha_worker.throttle import Throttle
 
 logger = logging.getLogger(__name__)
 _quiet = Quiet(logger)
 
-_PROGRESS_S: Final = 5.0
 _WATCH_AGAIN_S: Final = 1.0
 
 
@@ -182,8 +181,8 @@ class KubernetesRuntime:
             job.task_id,
             job.deadline,
             ProgressTally(trio.current_time(), progress),
-            Throttle(self._lease_s / 3, partial(self._write_deadline, job.task_id)),
-            Throttle(_PROGRESS_S, partial(self._write_progress, job.task_id)),
+            Throttle(lambda: self._lease_s / 3, partial(self._write_deadline, job.task_id)),
+            Throttle(lambda: interval_s(len(self._jobs)), partial(self._write_progress, job.task_id)),
         )
 
     async def _create(self, job: Job, tracked: _Tracked) -> None:

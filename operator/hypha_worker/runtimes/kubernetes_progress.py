@@ -8,6 +8,13 @@ from hypha_resources.job import Progress
 
 _MAX_METRICS: Final = 32
 _LONGEST_NAME: Final = 63
+_INTERVAL_S: Final = 5.0
+_MOST_PER_S: Final = 10.0
+
+
+def interval_s(jobs: int) -> float:
+    """Return how long each of so many jobs waits after it was shown: few are shown often, many burden nobody."""
+    return max(_INTERVAL_S, jobs / _MOST_PER_S)
 
 
 class ProgressTally:
