@@ -68,7 +68,7 @@ class _Push:
     stream: PushStream
     receivers: list[_Receiver]
     taken_by: _Receiver | None = None
-    settled: trio.Event = field(default_factory=trio.Event)  # taken, or there is nobody left to take it
+    settled: trio.Event = field(default_factory=trio.Event)  # its delivery has begun, or nobody is left to take it
     done: trio.Event = field(default_factory=trio.Event)
     whole: bool = False
 
@@ -127,6 +127,7 @@ class PushRouter:
         push = await self._await_push(task_id, timeout_s)
         if push is None:
             return False
+        push.settled.set()
         try:
             await deliver(push.peer, push.stream)
             push.whole = True
@@ -190,7 +191,6 @@ class PushRouter:
                 await taker.served.wait()
         except BaseException:
             if taker.push is not None:  # served in the very moment it was cancelled: the next one gets it
-                taker.push.settled = trio.Event()
                 self._pushes.insert(0, taker.push)
                 self._release(taker.push)
             raise
@@ -209,14 +209,14 @@ class PushRouter:
             ]
             if takers:
                 taker = min(takers, key=lambda taker: taker.receiver.hungry_since or 0.0)
-                taker.receiver.hungry_since = None
+                receiver = push.taken_by = taker.receiver
+                receiver.taken[push.peer] += 1
                 taker.push = push
-                push.taken_by = taker.receiver
-                taker.receiver.taken[push.peer] += 1
                 taker.served.set()
-                push.settled.set()
                 self._takers.remove(taker)
                 self._pushes.remove(push)
+                still_hungry = any(other.receiver is receiver for other in self._takers)
+                receiver.hungry_since = trio.current_time() if still_hungry else None
 
     def _release(self, push: _Push) -> None:
         """A push is no longer being received: its sender may have another one taken."""

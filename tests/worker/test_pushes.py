@@ -143,6 +143,20 @@ async def test_of_several_jobs_the_one_that_has_waited_longest_gets_an_unlabelle
     assert (first.pushes, second.pushes) == ([(ALICE, b"two")], [(ALICE, b"one")])
 
 
+async def test_a_job_that_waits_with_several_calls_does_not_get_the_next_push_before_others() -> None:
+    made, tasks = router(first=(uuid4(), {ALICE}), second=(uuid4(), {ALICE}))
+    first, second = Inbox(), Inbox()
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(made.take, tasks["first"], first.deliver, 10)
+        await trio.sleep(1)
+        nursery.start_soon(made.take, tasks["second"], second.deliver, 10)
+        await trio.sleep(1)
+        await push(made, ALICE, b"one")
+        await push(made, ALICE, b"two")
+    assert (first.pushes, second.pushes) == ([(ALICE, b"one")], [(ALICE, b"two")])
+
+
 async def test_polling_anew_keeps_a_jobs_place_in_the_queue() -> None:
     made, tasks = router(first=(uuid4(), {ALICE}), second=(uuid4(), {ALICE}))
     first, second = Inbox(), Inbox()
@@ -305,6 +319,27 @@ async def test_a_push_that_comes_as_its_taker_is_cancelled_goes_to_the_next(orde
         assert await made.take(tasks["job"], inbox.deliver, 1)
         assert inbox.pushes == [(ALICE, b"data")]
     assert waiting.done.is_set()
+
+
+async def test_a_sender_waits_on_for_the_next_taker_when_the_first_was_just_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, tasks = router(job=(uuid4(), {ALICE}))
+    inbox, stream, match = Inbox(), Pushed(b"data"), made._match
+    async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as takers:
+
+            def match_one_that_is_cancelled() -> None:
+                takers.cancel_scope.cancel()
+                match()
+
+            takers.start_soon(made.take, tasks["job"], inbox.deliver, 10)
+            await trio.testing.wait_all_tasks_blocked()
+            monkeypatch.setattr(made, "_match", match_one_that_is_cancelled)
+            nursery.start_soon(made.handle, ALICE, stream)
+        assert await made.take(tasks["job"], inbox.deliver, 1)
+    assert inbox.pushes == [(ALICE, b"data")]
+    assert not stream.reset_seen
 
 
 @given(st.binary(max_size=64), st.integers(1, 16))
