@@ -98,8 +98,9 @@ class Inbox:
                 limiter=self._threads,
                 abandon_on_cancel=True,
             )
-        except (BridgeError, OSError) as error:
-            logger.log(_level(error), "receiving a push failed: %s", error)
+        except Exception as error:  # whatever it was, the next push is to be received
+            expected = isinstance(error, BridgeError | OSError)
+            logger.log(_level(error), "receiving a push failed: %s", error, exc_info=not expected)
             await asyncio.sleep(next(self._delays))
         else:
             self._delays = Attempts(_FOREVER_S).delays()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -164,6 +165,21 @@ async def test_what_is_not_whole_or_not_for_this_job_is_dropped(
         event = await anext(events)
     assert (event["sequence"], event["size"]) == (0, len(safetensors(3)))
     assert len(list((config.work_dir / "incoming").iterdir())) == 1
+
+
+async def test_whatever_goes_wrong_with_one_push_the_next_one_arrives(
+    bridge: httpx.AsyncClient, node: FakeNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Path) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    async with listening(bridge) as events:
+        with monkeypatch.context() as broken:
+            broken.setattr("hypha_bridge.safetensors.check", fail)
+            node.incoming.put((SERVER, safetensors(10)))
+            await until(lambda: "nobody foresaw this" in caplog.text)
+        node.incoming.put((SERVER, safetensors(20)))
+        assert (await anext(events))["size"] == len(safetensors(20))
 
 
 async def test_files_that_are_not_safetensors_are_passed_on(bridge: httpx.AsyncClient, node: FakeNode) -> None:
