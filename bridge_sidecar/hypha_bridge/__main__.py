@@ -18,7 +18,7 @@ VARIABLE: Final = "HYPHA_BRIDGE_CONFIG"
 
 
 def main() -> None:
-    """Run the bridge; exits 0 once stopped in order, 1 if it cannot start."""
+    """Run the bridge; exits 0 once stopped in order, 1 if it cannot start or the last that it was to send is lost."""
     parser = argparse.ArgumentParser(prog="hypha-bridge", description="The REST API of one job of a Hypha worker.")
     parser.add_argument(
         "--config",
@@ -38,11 +38,13 @@ def main() -> None:
         signal.signal(signal_number, _ignore)  # uvicorn raises what it caught once more when it is done
     try:
         config = BridgeConfig.load(path) if path else BridgeConfig.parse(os.environ[VARIABLE], f"${VARIABLE}")
-        asyncio.run(BridgeServer(config).run_until_stopped())
+        undelivered = asyncio.run(BridgeServer(config).run_until_stopped())
     except (ConfigError, OSError) as error:
         sys.exit(f"hypha-bridge: {error}")
+    if undelivered:
+        logging.getLogger(__name__).error("%d files that the job sent last reached nobody", undelivered)
     logging.shutdown()
-    os._exit(0)  # a download in a thread may be waiting for a server that never answers
+    os._exit(undelivered > 0)  # a download in a thread may be waiting for a server that never answers
 
 
 def _ignore(_signal: int, _frame: FrameType | None) -> None:

@@ -38,6 +38,8 @@ class Bridge:
         self.fetcher = Fetcher(config, files, self._connector)
         self.outbox = Outbox(config, job, files, self._connector)
         self.inbox = Inbox(config, job, files, self._connector)
+        self.undelivered = 0
+        """How many of the last files reached nobody; once the context is closed."""
 
     async def report(self, progress: Progress) -> bytes:
         """Report progress to the scheduler and return its answer (JSON); BridgeError."""
@@ -59,7 +61,7 @@ class Bridge:
         with contextlib.suppress(asyncio.CancelledError):
             await self._polling
         self.fetcher.close()
-        await self.outbox.drain()
+        self.undelivered = await self.outbox.drain()
         self._connector.close()
         self._work_dir.close()
         shutil.rmtree(self._staging, ignore_errors=True)

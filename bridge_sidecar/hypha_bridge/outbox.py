@@ -7,9 +7,10 @@ import asyncio
 import logging
 import os
 import random
-from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from weakref import WeakValueDictionary
 
 import anyio.to_thread
 from anyio import CapacityLimiter
@@ -26,6 +27,21 @@ logger = logging.getLogger(__name__)
 _CONCURRENT_PUSHES: Final = 16
 
 
+@dataclass(eq=False)
+class _File:
+    """A file on its way.
+
+    Attributes:
+        path: how the executor names it.
+        copy: ours, which is sent.
+        arrived: whether a peer has it.
+    """
+
+    path: str
+    copy: Path
+    arrived: bool = False
+
+
 class Outbox:
     """Sends files to peers of the job."""
 
@@ -36,8 +52,8 @@ class Outbox:
         self._drain_s = config.drain_s
         self._files = files
         self._connector = connector
-        self._pending: set[asyncio.Task[None]] = set()
-        self._turns: dict[frozenset[str], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._pending: dict[asyncio.Task[None], _File] = {}
+        self._turns: WeakValueDictionary[frozenset[str], asyncio.Lock] = WeakValueDictionary()
         self._threads = CapacityLimiter(_CONCURRENT_PUSHES)
 
     async def send(self, reference: Reference, path: str) -> None:
@@ -52,19 +68,25 @@ class Outbox:
         if len(self._pending) >= self._max_pending:
             detail = f"{self._max_pending} files wait to be sent; send again once peers have taken some"
             raise BridgeError(503, "unavailable", detail)
-        copy = await anyio.to_thread.run_sync(self._snapshot, paths.parse_file(path))
-        task = asyncio.create_task(self._deliver(copy, path, peers, reference.strategy.type))
-        self._pending.add(task)
-        task.add_done_callback(self._pending.discard)
+        file = _File(path, await anyio.to_thread.run_sync(self._snapshot, paths.parse_file(path)))
+        task = asyncio.create_task(self._deliver(file, peers, reference.strategy.type))
+        self._pending[task] = file
+        task.add_done_callback(self._pending.pop)
 
-    async def drain(self) -> None:
-        """Wait until everything is sent, as long as the configuration allows; what is not is given up, and logged."""
+    async def drain(self) -> int:
+        """Wait until everything is sent, as long as the configuration allows; what is not is given up, and logged.
+
+        Returns:
+            How many of the last files reached nobody. A peer among several that is gone is no loss.
+        """
+        last = list(self._pending.values())
         if self._pending:
             _, late = await asyncio.wait(self._pending, timeout=self._drain_s)
             for task in late:
                 task.cancel()
             if late:
                 logger.error("stopping with %d files not sent after %g s", len(late), self._drain_s)
+        return sum(not file.arrived for file in last)
 
     def _snapshot(self, names: tuple[str, ...]) -> Path:
         fd = self._files.work_dir.open_file(names)
@@ -73,20 +95,20 @@ class Outbox:
         finally:
             os.close(fd)
 
-    async def _deliver(self, copy: Path, path: str, peers: list[str], strategy: str) -> None:
+    async def _deliver(self, file: _File, peers: list[str], strategy: str) -> None:
         try:
             if strategy == "All":
-                await asyncio.gather(*(self._push_to_any([peer], copy, path) for peer in peers))
+                await asyncio.gather(*(self._push_to_any([peer], file) for peer in peers))
             else:
                 if strategy == "Random":
                     random.shuffle(peers)
-                await self._push_to_any(peers, copy, path)
+                await self._push_to_any(peers, file)
         finally:
-            copy.unlink(missing_ok=True)  # noqa: ASYNC240 - of a local file: no wait
+            file.copy.unlink(missing_ok=True)
 
-    async def _push_to_any(self, peers: list[str], copy: Path, path: str) -> None:
+    async def _push_to_any(self, peers: list[str], file: _File) -> None:
         """Push to the first of these peers that takes it, trying them in turn until the deadline."""
-        async with self._turns[frozenset(peers)]:
+        async with self._turns.setdefault(frozenset(peers), asyncio.Lock()):
             delays = Attempts(self._deadline_s).delays()
             candidates = peers
             while candidates:
@@ -94,21 +116,22 @@ class Outbox:
                 for peer in candidates:
                     try:
                         await anyio.to_thread.run_sync(
-                            self._push, peer, copy, limiter=self._threads, abandon_on_cancel=True
+                            self._push, peer, file.copy, limiter=self._threads, abandon_on_cancel=True
                         )
                     except ConnectorError as error:
-                        logger.warning("sending %s to %s failed: %s", path, peer, error)
+                        logger.warning("sending %s to %s failed: %s", file.path, peer, error)
                         if not error.retryable:
                             refused.add(peer)
                     else:
-                        logger.info("sent %s to %s", path, peer)
+                        logger.info("sent %s to %s", file.path, peer)
+                        file.arrived = True
                         return
                 candidates = [peer for peer in candidates if peer not in refused]
                 delay = next(delays, None)
                 if delay is None:
                     break
                 await asyncio.sleep(delay)
-            logger.error("gave up sending %s to %s", path, ", ".join(peers))
+            logger.error("gave up sending %s to %s", file.path, ", ".join(peers))
 
     def _push(self, peer: str, copy: Path) -> None:
         with copy.open("rb") as file:

@@ -21,11 +21,11 @@ class BridgeServer(uvicorn.Server):
     """Serves a bridge until `should_exit` is set, by a signal or otherwise."""
 
     def __init__(self, config: BridgeConfig) -> None:
-        self._bridge = Bridge(config)
+        self.bridge = Bridge(config)
         self._path = config.socket
         super().__init__(
             uvicorn.Config(
-                create_app(self._bridge),
+                create_app(self.bridge),
                 log_config=None,
                 access_log=False,
                 lifespan="on",
@@ -36,15 +36,16 @@ class BridgeServer(uvicorn.Server):
             )
         )
 
-    async def run_until_stopped(self) -> None:
-        """Serve; OSError if the socket cannot be made."""
+    async def run_until_stopped(self) -> int:
+        """Serve; return how many of the last files that were to be sent reached nobody. OSError without a socket."""
         with listen(self._path) as listener:
             await self.serve([listener])
         self._path.unlink(missing_ok=True)
+        return self.bridge.undelivered
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop in order: event streams first, which would go on for ever."""
-        await self._bridge.inbox.close()
+        await self.bridge.inbox.close()
         await super().shutdown(sockets)
 
 

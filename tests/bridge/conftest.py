@@ -78,13 +78,19 @@ def config(tmp_path: Path, node: FakeNode) -> BridgeConfig:
 
 
 @pytest.fixture
-async def bridge(config: BridgeConfig) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a running bridge."""
+async def server(config: BridgeConfig) -> AsyncIterator[BridgeServer]:
+    """A running bridge."""
     server = BridgeServer(config)
     running = asyncio.create_task(server.run_until_stopped())
     await until(lambda: server.started)
+    yield server
+    server.should_exit = True
+    await running
+
+
+@pytest.fixture
+async def bridge(config: BridgeConfig, server: BridgeServer) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the running bridge."""
     transport = httpx.AsyncHTTPTransport(uds=str(config.socket))
     async with httpx.AsyncClient(transport=transport, base_url="http://bridge", timeout=30) as client:
         yield client
-    server.should_exit = True
-    await running

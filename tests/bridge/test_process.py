@@ -137,8 +137,14 @@ def test_told_to_stop_it_sends_what_it_has_accepted_leaves_nothing_and_exits_0(
     assert not config.state_dir.exists()
 
 
-def test_a_send_that_nobody_takes_delays_the_end_no_longer_than_configured(
-    config: BridgeConfig, config_file: Path, node: FakeNode, request: pytest.FixtureRequest
+@pytest.mark.parametrize(("peers_of_last_file", "code"), [([SERVER], 1), ([SERVER, OTHER], 0)])
+def test_a_send_that_a_peer_does_not_take_delays_the_end_no_longer_than_configured_and_is_told_if_nobody_did(
+    config: BridgeConfig,
+    config_file: Path,
+    node: FakeNode,
+    request: pytest.FixtureRequest,
+    peers_of_last_file: list[str],
+    code: int,
 ) -> None:
     settings = json.loads(config_file.read_text()) | {"drain_s": 0.5}
     config_file.write_text(json.dumps(settings))
@@ -146,11 +152,13 @@ def test_a_send_that_nobody_takes_delays_the_end_no_longer_than_configured(
     process: subprocess.Popen[str] = request.getfixturevalue("process")
     with StockClient(config.socket) as client:
         (config.work_dir / "x").write_bytes(b"x")
-        client.post("/resources/send", {"resource": peers(SERVER), "path": "x"})
+        client.post("/resources/send", {"resource": peers(*peers_of_last_file), "path": "x"})
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(20) == code
     assert process.stderr is not None
-    assert "1 files not sent" in process.stderr.read()
+    said = process.stderr.read()
+    assert "1 files not sent" in said
+    assert ("1 files that the job sent last reached nobody" in said) == bool(code)
 
 
 def test_a_bridge_replaces_what_a_killed_one_left(

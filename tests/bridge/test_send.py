@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from hypha_bridge.config import BridgeConfig
+from hypha_bridge.server import BridgeServer
 from support.bridge_node import FakeNode, break_off, unavailable
 
 from .conftest import OTHER, SERVER, STRANGER, until
@@ -120,6 +121,17 @@ async def test_a_refusing_peer_is_asked_again_and_does_not_hold_up_the_others(
     node.refusing_peers[SERVER] = 3
     await bridge.post("/resources/send", json=stock("x", "All", SERVER, OTHER))
     assert await received(node, 2) == [(OTHER, b"x"), (SERVER, b"x")]
+
+
+async def test_what_was_sent_leaves_nothing_in_memory_whatever_the_peers_were(
+    bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, server: BridgeServer
+) -> None:
+    (config.work_dir / "x").write_bytes(b"x")
+    for peers in ([SERVER], [OTHER], [SERVER, OTHER]):
+        await bridge.post("/resources/send", json=stock("x", "One", *peers))
+    await received(node, 3)
+    outbox = server.bridge.outbox
+    await until(lambda: not outbox._pending and not outbox._turns)
 
 
 async def test_a_node_that_restarts_in_the_middle_of_a_send_gets_the_file_again(
