@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 from pydantic import ConfigDict, Field
 
 from hypha_messages.types import Resources
+from hypha_resources.addresses import PEER_ID_KEYS, Cidr, ExternalAddress, GatewayAddress, ListenAddress, PeerIdKey
 from hypha_resources.common import (
     Conditions,
     KeptSeconds,
@@ -21,9 +22,6 @@ from hypha_resources.common import (
 BYTES_PER_GB: Final = 10**9
 """A GB of the Hypha network."""
 
-Multiaddr = Annotated[str, Field(max_length=512, pattern=r"^/(ip4|ip6|dns|dns4|dns6)/.+$")]
-ListenAddress = Annotated[str, Field(max_length=128, pattern=r"^/(ip4|ip6)/[0-9a-fA-F.:]+/tcp/[1-9][0-9]{0,4}$")]
-Cidr = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-fA-F.:]+/[0-9]{1,3}$")]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -97,13 +95,13 @@ class NetworkSpec(Schema):
         )
     )
 
-    gateways: Annotated[list[Multiaddr], Field(min_length=1, max_length=64)] = Field(
+    gateways: Annotated[list[GatewayAddress], Field(min_length=1, max_length=64)] = Field(
         description="Gateways, with or without /p2p/<id>; one must be reachable."
     )
     listen_addresses: Annotated[list[ListenAddress], Field(min_length=1, max_length=16)] = Field(
         default=["/ip4/0.0.0.0/tcp/4001"], description="Where the pod accepts peers."
     )
-    external_addresses: Annotated[list[Multiaddr], Field(max_length=16)] = Field(
+    external_addresses: Annotated[list[ExternalAddress], Field(max_length=16)] = Field(
         default=[], description="Where others reach it; derived from expose when empty."
     )
     exclude_cidr: Annotated[list[Cidr], Field(max_length=256)] | None = Field(
@@ -175,7 +173,9 @@ class Selection(Schema):
     """Which of several competing requests is answered first."""
 
     strategy: Literal["profit", "utilization", "affinity"] = "profit"
-    schedulers: dict[str, Weight] = Field(default={}, description="Affinity: peer id = preference.")
+    schedulers: Annotated[dict[PeerIdKey, Weight], Field(json_schema_extra=PEER_ID_KEYS)] = Field(
+        default={}, description="Affinity: peer id = preference."
+    )
     executors: dict[str, Weight] = Field(default={}, description="Affinity: class/name or class = preference.")
 
 

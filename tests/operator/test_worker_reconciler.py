@@ -199,6 +199,21 @@ async def test_what_cannot_be_applied_stalls_and_says_why(served, namespace, use
     assert words in user.events()[reason]["message"]
 
 
+async def test_what_the_node_would_not_take_leaves_the_node_as_it_is(served, namespace, user):
+    worker = user.apply(worker_manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        before = operator.store.get(DEPLOYMENT, namespace, "gpu-controller")
+        user.apply(worker_manifest(namespace, network={"gateways": [f"{GATEWAY}/p2p/{PEER[:-1]}"]}))
+        await operator.settle()
+        assert operator.store.get(DEPLOYMENT, namespace, "gpu-controller") == before
+    shown = user.get(worker)
+    assert shown is not None
+    assert conditions(shown)["Stalled"] == ("True", "InvalidSpec")
+    ready = next(c for c in shown["status"]["conditions"] if c["type"] == "Ready")
+    assert "spec.network.gateways.0" in ready["message"]
+
+
 async def test_what_belongs_to_somebody_else_is_not_taken_over(served, namespace, user):
     theirs = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "gpu-controller"}}
     user.apply({**theirs, "data": {"worker.toml": "mine"}})

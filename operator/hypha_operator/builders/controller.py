@@ -6,11 +6,11 @@ from typing import Any, Final
 
 from hypha_operator.builders.common import child, controller_name, identity_secret, labels, selector
 from hypha_operator.builders.config_toml import IDENTITY_DIR, TRUST_DIR, WORK_DIR, config_toml
-from hypha_operator.builders.job_pod import CONNECTOR_PORT
 from hypha_operator.builders.network import HOST_IP, p2p_ports
 from hypha_operator.kinds import CONFIG_MAP, DEPLOYMENT, Manifest
 from hypha_operator.overlay import merge_pod_template
 from hypha_operator.settings import Settings
+from hypha_resources.addresses import CONNECTOR_PORT
 from hypha_resources.worker import HyphaWorkerSpec
 
 CONTAINER: Final = "worker"

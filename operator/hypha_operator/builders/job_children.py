@@ -3,10 +3,11 @@
 from typing import Any, Final
 
 from hypha_operator.builders.job_executor import CLAIM, EXECUTOR, devices_of, executor_of
-from hypha_operator.builders.job_pod import BRIDGE, CONNECTOR_PORT, job_labels, pod_template
+from hypha_operator.builders.job_pod import BRIDGE, job_labels, pod_template
 from hypha_operator.kinds import Manifest
 from hypha_operator.overlay import merge_pod_template
 from hypha_operator.settings import Settings
+from hypha_resources.addresses import CONNECTOR_PORT
 from hypha_resources.common import API_VERSION, JOB_LABEL, WORKER_LABEL
 from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec

@@ -21,12 +21,12 @@ from hypha_operator.builders.job_executor import (
 )
 from hypha_operator.policies.job_lease import PATIENCE_S
 from hypha_operator.settings import Settings
+from hypha_resources.addresses import CONNECTOR_PORT
 from hypha_resources.common import JOB_LABEL, WORKER_LABEL
 from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec
 
 BRIDGE: Final = "bridge"
-CONNECTOR_PORT: Final = 8443
 AUDIENCE: Final = "hypha-connector"
 _USER: Final = 65532
 _JOB_DIR: Final = "/job"

@@ -1,0 +1,104 @@
+"""Addresses, networks and peers that a HyphaWorker names.
+
+What the node would not take is refused here: a node that does not start loses its jobs. Rules refuse it when a worker
+is applied; validators do so again, in case that the definitions are older.
+"""
+
+import re
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from itertools import pairwise
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, Field
+
+from hypha_messages.types import peer_id_to_bytes
+from hypha_resources.common import rules
+
+CONNECTOR_PORT: Final = 8443
+"""Where jobs reach their worker."""
+
+_IP: Final = "(ip4/[0-9.]+|ip6/[0-9a-fA-F.]*:[0-9a-fA-F.:]*)"
+_HOST: Final = f"({_IP}|(dns|dns4|dns6)/[0-9A-Za-z._-]{{1,253}})"
+_PORT: Final = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_PEER_ID: Final = "[1-9A-HJ-NP-Za-km-z]{46,64}"
+_PEER: Final = f"/p2p/{_PEER_ID}"
+_GATEWAY: Final = f"^/{_HOST}/tcp/{_PORT}({_PEER})?$"
+_EXTERNAL: Final = f"^/{_HOST}/tcp/{_PORT}({_PEER}(/p2p-circuit({_PEER})?)?)?$"
+_LISTEN: Final = f"^/{_IP}/tcp/{_PORT}$"
+
+_WRITE_PEER: Final = (
+    "write /dns4/host.example.org/tcp/4001 or /ip4/203.0.113.50/tcp/4001, with or without /p2p/<peer id>"
+)
+_WRITE_LISTEN: Final = (
+    f"write /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001, but not port {CONNECTOR_PORT}, where jobs reach the worker"
+)
+_WRITE_CIDR: Final = "write a network as 10.0.0.0/8 or fc00::/7"
+_WRITE_PEER_IDS: Final = "write peer ids before the weights, such as 12D3KooW..."
+
+
+def _rule(shape: str, remedy: str, more: str = "") -> dict[str, Any]:
+    host = "self.substring(5, self.indexOf('/tcp/'))"
+    return rules((f"self.matches('{shape}') && (!self.startsWith('/ip') || isIP({host})){more}", remedy))
+
+
+def _must(holds: Callable[[str], bool], remedy: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if not holds(text):
+            raise ValueError(remedy)
+        return text
+
+    return AfterValidator(check)
+
+
+def _parses(parse: Callable[[str], Any], text: str) -> bool:
+    try:
+        parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_address(shape: str, text: str) -> bool:
+    if not re.fullmatch(shape, text):
+        return False
+    _, protocol, host, _, _, *rest = text.split("/")
+    peer_ids = [part for name, part in pairwise(rest) if name == "p2p"]
+    return (protocol.startswith("dns") or _parses(ip_address, host)) and all(map(_is_peer_id, peer_ids))
+
+
+def _is_listen_address(text: str) -> bool:
+    return _is_address(_LISTEN, text) and not text.endswith(f"/tcp/{CONNECTOR_PORT}")
+
+
+def _is_cidr(text: str) -> bool:
+    return _parses(lambda network: ip_network(network, strict=False), text)
+
+
+def _is_peer_id(text: str) -> bool:
+    return _parses(peer_id_to_bytes, text)
+
+
+GatewayAddress = Annotated[
+    str,
+    Field(max_length=512, json_schema_extra=_rule(_GATEWAY, _WRITE_PEER)),
+    _must(lambda text: _is_address(_GATEWAY, text), _WRITE_PEER),
+]
+ExternalAddress = Annotated[
+    str,
+    Field(max_length=512, json_schema_extra=_rule(_EXTERNAL, _WRITE_PEER)),
+    _must(lambda text: _is_address(_EXTERNAL, text), _WRITE_PEER),
+]
+ListenAddress = Annotated[
+    str,
+    Field(
+        max_length=128, json_schema_extra=_rule(_LISTEN, _WRITE_LISTEN, f" && !self.endsWith('/tcp/{CONNECTOR_PORT}')")
+    ),
+    _must(_is_listen_address, _WRITE_LISTEN),
+]
+Cidr = Annotated[
+    str, Field(max_length=64, json_schema_extra=rules(("isCIDR(self)", _WRITE_CIDR))), _must(_is_cidr, _WRITE_CIDR)
+]
+PeerIdKey = Annotated[str, _must(_is_peer_id, _WRITE_PEER_IDS)]
+"""A key of a table; `PEER_ID_KEYS` is the table's rule."""
+PEER_ID_KEYS: Final = rules((f"self.all(id, id.matches('^{_PEER_ID}$'))", _WRITE_PEER_IDS))

@@ -1,0 +1,93 @@
+"""What a HyphaWorker may say, its node takes: a node that does not start loses its jobs."""
+
+import tomllib
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from hypha_operator.builders.config_toml import config_toml
+from hypha_resources.worker import HyphaWorkerSpec
+from hypha_worker.config import Config
+from support.resources import GATEWAY, PEER, worker_manifest
+
+SHA256_PEER = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
+PEERS = (PEER, SHA256_PEER, PEER[:-1], "1" * 50, "me", "")
+HOSTS = ("ip4/1.2.3.4", "ip4/1.2.3", "ip4/::1", "ip6/::1", "ip6/1.2.3.4", "ip6/1::g", "dns/p2p", "dns4/a.b-c", "dns6/ä")
+PORTS = ("/tcp/1", "/tcp/65535", "/tcp/65536", "/tcp/0", "/tcp/8443", "/tcp/x", "/udp/4001/quic-v1", ":4001")
+TAILS = ("", "/", "\n", "/p2p-circuit", *(f"/p2p/{peer}{rest}" for peer in PEERS for rest in ("", "/p2p-circuit")))
+ADDRESSES = tuple(map("".join, product("/", HOSTS, PORTS, (*TAILS, f"/p2p/{PEER}/p2p-circuit/p2p/{PEER}"))))
+CIDRS = ("10.0.0.0/8", "10.0.0/8", "10.0.0.1/8", "10.0.0.0/33", "fc00::/7", "fc00::/129", "10.0.0.0", "::1/08", "a/8")
+
+texts = st.sampled_from(["", "a", 'say "a b"', "x.y/z=\n", "ä\x7f\\", *PEERS])
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+tables = st.fixed_dictionaries(
+    {},
+    optional={
+        "offer": st.fixed_dictionaries({}, optional={"price": numbers, "floor": numbers}),
+        "selection": st.fixed_dictionaries(
+            {},
+            optional={
+                "schedulers": st.dictionaries(st.sampled_from(PEERS), numbers, max_size=1),
+                "executors": st.dictionaries(texts, numbers, max_size=2),
+            },
+        ),
+        "telemetry": st.fixed_dictionaries(
+            {"endpoint": st.just("http://otel:4318")},
+            optional={"attributes": st.dictionaries(texts, texts, max_size=2), "sampleRatio": numbers},
+        ),
+    },
+)
+
+
+def taken(**fields: Any) -> bool:
+    """Whether a HyphaWorker may say this; if so, its node takes it."""
+    manifest = worker_manifest("ns", **fields)
+    manifest["metadata"]["uid"] = "uid-1"
+    try:
+        spec = HyphaWorkerSpec.model_validate(manifest["spec"])
+    except ValidationError:
+        return False
+    addresses = spec.network.external_addresses
+    text = config_toml(manifest, spec, external_addresses=addresses, accept_offers=True, peer_id=PEER)
+    Config.model_validate(tomllib.loads(text), context={"directory": Path("/")})
+    return True
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "good"),
+    [
+        ("gateways", ADDRESSES, (f"/ip6/::1/tcp/65535/p2p/{PEER}", f"/dns/p2p/tcp/1/p2p/{SHA256_PEER}")),
+        ("listenAddresses", ADDRESSES, ("/ip4/1.2.3.4/tcp/1", "/ip6/::1/tcp/65535")),
+        ("externalAddresses", ADDRESSES, (f"/dns4/a.b-c/tcp/8443/p2p/{PEER}/p2p-circuit/p2p/{PEER}",)),
+        ("excludeCidr", CIDRS, ("10.0.0.0/8", "10.0.0.1/8", "fc00::/7")),
+    ],
+)
+def test_every_address_that_a_worker_may_name_its_node_takes(field, values, good):
+    named = {value for value in values if taken(network={"gateways": [GATEWAY], field: [value]})}
+    assert named >= set(good)
+
+
+@given(tables)
+def test_whatever_else_a_worker_may_say_its_node_takes(fields: dict[str, Any]):
+    taken(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"network": {"gateways": ["/dns4/gateway.example.org:4001"]}}, "write /dns4/host.example.org/tcp/4001"),
+        ({"network": {"gateways": [f"{GATEWAY}/p2p/{PEER[:-1]}"]}}, "with or without /p2p/<peer id>"),
+        ({"network": {"gateways": [GATEWAY], "excludeCidr": ["10.0.0/8"]}}, "write a network as 10.0.0.0/8"),
+        ({"network": {"gateways": [GATEWAY], "listenAddresses": ["/ip4/0.0.0.0/tcp/70000"]}}, "write /ip4/0.0.0.0/tcp"),
+        ({"network": {"gateways": [GATEWAY], "listenAddresses": ["/ip4/0.0.0.0/tcp/8443"]}}, "not port 8443"),
+        ({"selection": {"schedulers": {"alice": 2}}}, "write peer ids"),
+    ],
+)
+def test_what_the_node_would_refuse_is_refused_with_the_remedy(fields, words):
+    with pytest.raises(ValidationError, match=words):
+        HyphaWorkerSpec.model_validate(worker_manifest("ns", **fields)["spec"])
