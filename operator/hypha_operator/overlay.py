@@ -66,19 +66,18 @@ class OverlayError(ValueError):
 class _Violation:
     path: str
     problem: str
-    remedy: str
     isolation: bool
-    """Whether the opt-in makes it acceptable."""
+    """Whether an opt-in makes it acceptable."""
 
-    def __str__(self) -> str:
-        return f"template.{self.path}: {self.problem}; {self.remedy}"
+    def told(self, *, opt_in: bool) -> str:
+        return f"template.{self.path}: {self.problem}; {_OPT_IN if opt_in and self.isolation else 'remove it'}"
 
 
 def merge_pod_template(
     base: Mapping[str, Any],
     overlay: Mapping[str, Any],
     *,
-    allow_privileged: bool = False,
+    allow_privileged: bool | None = None,
     leased: Collection[str] = (),
     keys: Collection[str] = (),
 ) -> dict[str, Any]:
@@ -87,7 +86,7 @@ def merge_pod_template(
     Args:
         base: our pod template (metadata, spec), whose own containers, volumes and labels always stay as they are.
         overlay: the user's. Objects and keyed lists are merged, anything else is replaced, null removes.
-        allow_privileged: accept what weakens the pod's isolation.
+        allow_privileged: accept what weakens the pod's isolation; None where nobody can opt in to that.
         leased: containers whose resources are a lease's, so that they cannot be changed.
         keys: Secrets that hold the worker's identity, which no template may mount.
 
@@ -109,7 +108,8 @@ def merge_pod_template(
         if not (allow_privileged and violation.isolation)
     ]
     if broken:
-        raise OverlayError("; ".join(map(str, broken[:3])))
+        opt_in = allow_privileged is not None
+        raise OverlayError("; ".join(violation.told(opt_in=opt_in) for violation in broken[:3]))
     return merged
 
 
@@ -172,11 +172,11 @@ def _by_name(holder: Mapping[str, Any], field: str) -> dict[str, dict[str, Any]]
 
 
 def _ours(path: str, what: str = "is ours and cannot be changed") -> _Violation:
-    return _Violation(path, what, "remove it", isolation=False)
+    return _Violation(path, what, isolation=False)
 
 
 def _unsafe(path: str, problem: str) -> _Violation:
-    return _Violation(path, problem, _OPT_IN, isolation=True)
+    return _Violation(path, problem, isolation=True)
 
 
 def _violations(
@@ -322,8 +322,7 @@ def _of_new_container(ours: Mapping[str, Any], after: Mapping[str, Any], path: s
 def _of_any_container(
     ours: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], path: str
 ) -> Iterator[_Violation]:
-    resources = _mapping(after.get("resources", {}), f"{path}.resources")
-    if not _mapping(resources.get("limits", {}), f"{path}.resources.limits").get("memory"):
+    if not _memory_limit(after, path) and (not before or _memory_limit(before, path)):
         yield _unsafe(f"{path}.resources.limits.memory", "is missing, so that it escapes the lease's memory; set one")
     for port in _items(after, "ports"):
         if port.get("hostPort") or port.get("hostIP"):
@@ -342,6 +341,11 @@ def _of_any_container(
             yield from _of_handler(after.get(field), f"{path}.{field}")
     for field in ("postStart", "preStop"):
         yield from _of_handler(lifecycle.get(field), f"{path}.lifecycle.{field}")
+
+
+def _memory_limit(container: Mapping[str, Any], path: str) -> Any:
+    resources = _mapping(container.get("resources") or {}, f"{path}.resources")
+    return _mapping(resources.get("limits") or {}, f"{path}.resources.limits").get("memory")
 
 
 def _of_handler(handler: Any, path: str) -> Iterator[_Violation]:

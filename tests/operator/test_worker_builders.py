@@ -176,9 +176,22 @@ class TestDeployment:
         assert spec["containers"][0]["image"] == "mine:1"
         assert spec["containers"][0]["command"][0] == "hypha-worker"
 
-    def test_a_template_cannot_weaken_it(self):
-        with pytest.raises(OverlayError):
-            deployed(controller={"template": {"spec": {"hostNetwork": True}}})
+    @pytest.mark.parametrize("resources", [{"requests": {"cpu": "2"}}, {"limits": None}, {"limits": {"cpu": "2"}}])
+    def test_whose_resources_are_given_may_use_what_memory_there_is(self, resources):
+        assert pod(deployed(controller={"resources": resources}))["containers"][0]["resources"] == resources
+
+    @pytest.mark.parametrize(
+        "weakening",
+        [
+            {"hostNetwork": True},
+            {"containers": [{"name": "worker", "resources": {"limits": {"memory": None}}}]},
+            {"containers": [{"name": "another", "image": "x"}]},
+        ],
+    )
+    def test_a_template_cannot_weaken_it_and_nobody_is_told_of_a_way_that_only_executors_have(self, weakening):
+        with pytest.raises(OverlayError, match=r"remove it$") as refused:
+            deployed(controller={"template": {"spec": weakening}})
+        assert "executor" not in str(refused.value)
 
     def test_building_changes_nothing_of_its_input(self):
         manifest, spec = worker()
