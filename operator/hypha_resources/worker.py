@@ -154,7 +154,7 @@ class Offer(Schema):
         json_schema_extra=rules(
             (
                 (
-                    "!has(self.price) || !has(self.floor) || self.floor <= self.price "
+                    "!has(self.floor) || self.floor <= (has(self.price) ? self.price : 100.0) "
                     "|| (has(self.strategy) && self.strategy == 'flexible')"
                 ),
                 "floor is above price: bids between the two would be refused though they pay the price; lower floor",
@@ -163,7 +163,10 @@ class Offer(Schema):
     )
 
     price: Price = Field(default=100.0, description="The least that the whole worker costs (strategy whole).")
-    floor: Price = Field(default=100.0, description="Bids below this are not answered.")
+    floor: Price = Field(
+        default_factory=lambda offer: min(100.0, offer.get("price", 100.0)),
+        description="Bids below this are not answered. Default: 100, or price if that is less.",
+    )
     strategy: Literal["flexible", "whole"] = Field(
         default="whole", description="whole: the entire worker; flexible: what was asked, at the bid."
     )

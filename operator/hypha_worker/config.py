@@ -92,7 +92,10 @@ class OfferConfig(Section):
     """What an offer says."""
 
     price: Amount = Field(default=100.0, description="The least that the whole worker costs (strategy whole).")
-    floor: Amount = Field(default=100.0, description="Bids below this are not answered.")
+    floor: Amount = Field(
+        default_factory=lambda offer: min(100.0, offer.get("price", 100.0)),
+        description="Bids below this are not answered. Without being set, it is not above price.",
+    )
     strategy: Literal["flexible", "whole"] = Field(
         default="whole",
         description="whole: the entire worker at max(price, bid); flexible: what was asked, at the bid.",

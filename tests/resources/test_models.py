@@ -17,7 +17,7 @@ from hypha_resources.__main__ import plain, templated
 from hypha_resources.common import QUANTITY_PATTERN, parse_quantity
 from hypha_resources.crd import RESOURCES, Resource, definition
 from hypha_resources.job import Lease, redacted
-from hypha_resources.worker import Gpu, HyphaWorkerSpec, ResourcesSpec, devices_needed
+from hypha_resources.worker import Gpu, HyphaWorkerSpec, Offer, ResourcesSpec, devices_needed
 from support.resources import worker_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +125,13 @@ def test_capacity_is_said_in_the_units_of_the_network():
     capacity = spec.resources.capacity
     assert (capacity.cpu, capacity.memory) == (32, 137.438953472)
     assert capacity.gpu == pytest.approx(2 * 48 * 2**30 / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("offer", "floor"), [({}, 100), ({"price": 10}, 10), ({"price": 200}, 100), ({"price": 200, "floor": 150}, 150)]
+)
+def test_who_pays_the_price_is_answered(offer, floor):
+    assert Offer.model_validate(offer).floor == floor
 
 
 def test_a_gpu_without_memory_is_refused():

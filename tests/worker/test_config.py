@@ -156,6 +156,11 @@ def test_paths_start_at_the_files_directory(file: Path) -> None:
     assert config.work_dir == file.parent / "work"
 
 
+def test_a_price_below_the_usual_floor_is_one_that_may_be_paid(file: Path) -> None:
+    assert read(file, MINIMAL + "\n[offer]\nprice = 10\n").config.offer.floor == 10
+    assert read(file, MINIMAL + "\n[offer]\nprice = 200\n").config.offer.floor == 100
+
+
 def test_what_is_not_said_is_as_in_the_reference_implementation(file: Path) -> None:
     config = read(file, MINIMAL).config
     assert (config.offer.price, config.offer.floor, config.offer.strategy) == (100, 100, "whole")
