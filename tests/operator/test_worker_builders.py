@@ -169,6 +169,16 @@ class TestDeployment:
         assert (required["name"], required["items"][0]["key"]) == ("network", "ca.crt")
         assert (optional["optional"], optional["items"][0]["key"]) == (True, "crl.pem")
 
+    def test_it_leaves_a_lost_node_in_time_for_its_jobs_and_a_template_may_say_otherwise(self):
+        def patience(manifest: dict[str, Any]) -> dict[str, int]:
+            return {item["key"]: item.get("tolerationSeconds") for item in pod(manifest)["tolerations"]}
+
+        lost, starting = "node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"
+        assert patience(deployed()) == {lost: 10, starting: 10}
+        longer = {"key": lost, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}
+        template = {"spec": {"tolerations": [longer, {"key": "gpu", "operator": "Exists"}]}}
+        assert patience(deployed(controller={"template": template})) == {lost: 60, starting: 10, "gpu": None}
+
     def test_a_template_is_laid_over_it_by_key(self):
         template = {"spec": {"nodeSelector": {"zone": "a"}, "containers": [{"name": "worker", "image": "mine:1"}]}}
         spec = pod(deployed(controller={"template": template}))

@@ -70,3 +70,16 @@ def child(hypha_worker: Manifest, kind: Kind, name: str, **content: Any) -> Mani
         },
         **content,
     }
+
+
+def lost_node_tolerations(seconds: int) -> list[dict[str, Any]]:
+    """Return the tolerations of a pod that stays this long on a node that is not heard of."""
+    return [
+        {
+            "key": f"node.kubernetes.io/{state}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": seconds,
+        }
+        for state in ("not-ready", "unreachable")
+    ]

@@ -4,7 +4,14 @@ import json
 from hashlib import sha256
 from typing import Any, Final
 
-from hypha_operator.builders.common import child, controller_name, identity_secret, labels, selector
+from hypha_operator.builders.common import (
+    child,
+    controller_name,
+    identity_secret,
+    labels,
+    lost_node_tolerations,
+    selector,
+)
 from hypha_operator.builders.config_toml import IDENTITY_DIR, TRUST_DIR, WORK_DIR, config_toml
 from hypha_operator.builders.network import HOST_IP, p2p_ports
 from hypha_operator.kinds import CONFIG_MAP, DEPLOYMENT, Manifest
@@ -19,6 +26,8 @@ _CONFIG_DIR: Final = "/etc/hypha/config"
 _CONFIG_KEY: Final = "worker.toml"
 _USER: Final = 65532
 _GRACE_S: Final = 20
+_NODE_PATIENCE_S: Final = 10
+"""How long it stays on a node that is not heard of: the next one must come before the leases of its jobs end them."""
 _RESOURCES: Final = {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
 
 
@@ -102,6 +111,7 @@ def _pod_spec(worker: str, spec: HyphaWorkerSpec, addresses: list[str], settings
             "fsGroup": _USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
+        "tolerations": lost_node_tolerations(_NODE_PATIENCE_S),
         "containers": [_container(spec, addresses, settings)],
         "volumes": [
             {"name": "config", "configMap": {"name": controller_name(worker)}},

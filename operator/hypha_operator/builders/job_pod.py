@@ -3,6 +3,7 @@
 import json
 from typing import Any, Final
 
+from hypha_operator.builders.common import lost_node_tolerations
 from hypha_operator.builders.job_executor import (
     CLAIM,
     EXECUTOR,
@@ -80,15 +81,7 @@ def pod_template(
             "fsGroup": _USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "tolerations": [
-            {
-                "key": f"node.kubernetes.io/{state}",
-                "operator": "Exists",
-                "effect": "NoExecute",
-                "tolerationSeconds": _NODE_PATIENCE_S,
-            }
-            for state in ("not-ready", "unreachable")
-        ],
+        "tolerations": lost_node_tolerations(_NODE_PATIENCE_S),
         "initContainers": [_bridge(namespace, job, worker, settings)],
         "containers": [_executor(job, worker, settings)],
         "volumes": _volumes(name, job),
