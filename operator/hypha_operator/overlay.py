@@ -53,6 +53,15 @@ _UNSAFE_ANNOTATIONS: Final = (
     "container.apparmor.security.beta.kubernetes.io/",
     "container.seccomp.security.alpha.kubernetes.io/",
     "seccomp.security.alpha.kubernetes.io/",
+    # Other networks beside the one that the NetworkPolicy is about.
+    "k8s.v1.cni.cncf.io/",
+    "v1.multus-cni.io/",
+    # What runtimes are told: sandboxes, devices, handlers.
+    "cdi.k8s.io/",
+    "dev.gvisor.",
+    "io.katacontainers.",
+    "io.kubernetes.cri-o.",
+    "run.oci.",
 )
 _SECRET_REFERENCES: Final = frozenset({"secret", "secretRef", "secretKeyRef", "nodePublishSecretRef"})
 _OPT_IN: Final = "remove it, or set allowPrivilegedTemplate on the executor if the job's code is as trusted as the node"
@@ -233,7 +242,7 @@ def _of_metadata(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
             yield _ours(f"metadata.labels[{name}]", "selects what may reach the pod")
     for name in _mapping(after.get("annotations", {}), "metadata.annotations"):
         if str(name).startswith(_UNSAFE_ANNOTATIONS):
-            yield _unsafe(f"metadata.annotations[{name}]", "changes the confinement of a container")
+            yield _unsafe(f"metadata.annotations[{name}]", "changes the confinement of the pod")
     yield from (
         _ours(f"metadata.annotations[{name}]")
         for name in _changed(before.get("annotations", {}), after.get("annotations", {}))

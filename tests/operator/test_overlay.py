@@ -136,6 +136,17 @@ WEAKENING = [
         {"metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/executor": "unconfined"}}},
         "apparm",
     ),
+    *(
+        ({"metadata": {"annotations": {name: "x"}}}, f"metadata.annotations[{name}]")
+        for name in (
+            "k8s.v1.cni.cncf.io/networks",
+            "v1.multus-cni.io/default-network",
+            "io.katacontainers.config.hypervisor.kernel_params",
+            "dev.gvisor.spec.mount.tmp.source",
+            "io.kubernetes.cri-o.Devices",
+            "cdi.k8s.io/gpu",
+        )
+    ),
     ({"spec": {"containers": [{"name": "second", "image": "x"}]}}, "limits.memory"),
 ]
 BREAKING = [
