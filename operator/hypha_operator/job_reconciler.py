@@ -23,7 +23,7 @@ from hypha_operator.settings import Settings
 from hypha_operator.store import Store
 from hypha_resources.common import JOB_LABEL
 from hypha_resources.job import REPORTED, TERMINAL, HyphaJobSpec
-from hypha_resources.worker import HyphaWorkerSpec
+from hypha_resources.worker import HyphaWorkerSpec, Jobs
 
 _UNREPORTED: Final = timedelta(days=1)
 """How much longer a job is kept whose controller has not taken note of its end."""
@@ -77,7 +77,7 @@ class JobReconciler:
         if seen.job is None and "podUid" in seen.status:
             seen = await self._look_again(seen)
         worker = await self._worker(seen)
-        seen = replace(seen, order=await self._order(seen, worker))
+        seen = replace(seen, order=await self._order(seen, worker), patience=_patience(worker))
         state = classify(seen)
         if worker and not (state.terminal or state.to_end):
             return await self._make_children(seen, worker)
@@ -226,6 +226,15 @@ class JobReconciler:
 
 def _age(job: Manifest, now: datetime) -> timedelta:
     return now - datetime.fromisoformat(job["metadata"]["creationTimestamp"])
+
+
+def _patience(worker: Manifest | None) -> timedelta:
+    """Return how long a job may be kept from running; what the definitions would not take is as if not said."""
+    try:
+        jobs = Jobs.model_validate((worker or {}).get("spec", {}).get("jobs") or {})
+    except ValidationError:
+        jobs = Jobs()
+    return timedelta(seconds=jobs.start_patience_seconds)
 
 
 def _is_owned(job: Manifest, hypha_job: Manifest) -> bool:

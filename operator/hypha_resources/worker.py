@@ -202,6 +202,9 @@ class Jobs(Schema):
     read_ahead: Annotated[int, Field(ge=0, le=64)] = Field(
         default=1, description="Slices fetched before they are asked for."
     )
+    start_patience_seconds: Annotated[int, Field(ge=10, le=3600)] = Field(
+        default=60, description="How long a job may be kept from running until it is given up."
+    )
     termination_grace_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
         default=120, description="How long results may still be sent once the executor has ended."
     )

@@ -134,6 +134,18 @@ async def test_a_job_that_fits_on_no_node_is_given_up_after_a_minute(world: JobW
     assert world.pods == []
 
 
+async def test_a_job_waits_for_a_node_that_is_made_on_demand_as_long_as_the_worker_says(world: JobWorld) -> None:
+    patience = {"spec": {"jobs": {"startPatienceSeconds": 600}}}
+    world.call("PATCH", world.path(WORKER, WORKER_NAME), patience)
+    world.make_job(resources=LEASE | {"gpu": 200.0})
+    await world.until(lambda: world.status.get("reason") == "Unschedulable")
+    world.clock.ahead_s += 590
+    await world.step()
+    assert world.status["phase"] == "Pending"
+    world.clock.ahead_s += 11
+    await world.until_phase("Failed")
+
+
 async def test_a_quota_that_is_used_up_is_said_and_ends_the_job(world: JobWorld) -> None:
     quota = {"metadata": {"name": "small"}, "spec": {"hard": {"limits.memory": "512Mi"}}}
     world.call("POST", f"/api/v1/namespaces/{world.namespace}/resourcequotas", quota)

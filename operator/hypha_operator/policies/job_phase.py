@@ -18,9 +18,8 @@ from hypha_operator.policies.job_pods import (
     trouble_of,
 )
 from hypha_resources.job import TERMINAL, HyphaJobSpec, Phase
+from hypha_resources.worker import Jobs
 
-PATIENCE: Final = timedelta(seconds=60)
-"""How long a job may be kept from running before it is given up."""
 ENDING: Final = "Ending"
 """The reason of Reconciling while a job is being ended; that of Ready says why."""
 _WELL: Final = "Completed"
@@ -42,6 +41,7 @@ class Observed:
         pods: its pods, the newest last.
         order: why it must not go on, apart from what its own specification says.
         refused: what the API server says of objects or pods that it does not take.
+        patience: how long it may be kept from running before it is given up.
     """
 
     hypha_job: Manifest
@@ -51,6 +51,7 @@ class Observed:
     pods: Sequence[Manifest] = field(default=())
     order: Finding | None = None
     refused: Finding | None = None
+    patience: timedelta = timedelta(seconds=Jobs().start_patience_seconds)
 
     @property
     def status(self) -> Mapping[str, Any]:
@@ -96,7 +97,7 @@ def classify(seen: Observed) -> State:
         return State(phase, end, to_end=any("deletionTimestamp" in pod["metadata"] for pod in seen.pods))
     trouble = trouble_of(seen.pod, seen.now) if seen.pod else seen.refused
     since = _stalled_since(seen)
-    if trouble and since is not None and seen.now - since >= PATIENCE:
+    if trouble and since is not None and seen.now - since >= seen.patience:
         return _ended_by(trouble, seen, phase)
     return State(phase, trouble or _progress(seen, phase), stalled=trouble is not None)
 
