@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -15,7 +15,7 @@ from hypha_operator.cluster import Cluster
 from hypha_operator.errors import ApiError, Conflict, Forbidden, Invalid
 from hypha_operator.kinds import EVENT, HYPHA_JOB, JOB, NETWORK_POLICY, POD, WORKER, Key, Manifest
 from hypha_operator.overlay import OverlayError
-from hypha_operator.policies.drift import is_applied, marked
+from hypha_operator.policies.drift import is_applied, is_owned, marked
 from hypha_operator.policies.job_lease import LeaseWatch
 from hypha_operator.policies.job_phase import Observed, State, classify, differs, status_of
 from hypha_operator.policies.job_pods import Finding
@@ -71,7 +71,7 @@ class JobReconciler:
             hypha_job,
             HyphaJobSpec.model_validate(hypha_job["spec"]),
             self._clock.now(),
-            job if job and _is_owned(job, hypha_job) else None,
+            job if job and is_owned(job, hypha_job) else None,
         )
         seen = replace(seen, pods=_pods_of(seen.job, self._store.of_job(POD, metadata["namespace"], metadata["name"])))
         if seen.job is None and "podUid" in seen.status:
@@ -88,7 +88,7 @@ class JobReconciler:
         namespace, name = seen.hypha_job["metadata"]["namespace"], seen.hypha_job["metadata"]["name"]
         job = await self._cluster.get(JOB, namespace, name)
         pods = await self._cluster.find(POD, namespace, label_selector=f"{JOB_LABEL}={name}")
-        job = job if job and _is_owned(job, seen.hypha_job) else None
+        job = job if job and is_owned(job, seen.hypha_job) else None
         return replace(seen, job=job, pods=_pods_of(job, pods))
 
     async def _worker(self, seen: Observed) -> Manifest | None:
@@ -145,7 +145,7 @@ class JobReconciler:
             return replace(seen, job=await self._cluster.create(manifest))
         except Conflict:
             there = await self._cluster.get(JOB, manifest["metadata"]["namespace"], manifest["metadata"]["name"])
-            if there and _is_owned(there, seen.hypha_job):
+            if there and is_owned(there, seen.hypha_job):
                 return replace(seen, job=there)
             return replace(seen, refused=Finding("NameTaken", "a Job of another owner has its name; delete that one"))
         except Invalid as error:
@@ -237,14 +237,9 @@ def _patience(worker: Manifest | None) -> timedelta:
     return timedelta(seconds=jobs.start_patience_seconds)
 
 
-def _is_owned(job: Manifest, hypha_job: Manifest) -> bool:
-    owners: Sequence[dict[str, Any]] = job["metadata"].get("ownerReferences") or ()
-    return any(owner["uid"] == hypha_job["metadata"]["uid"] for owner in owners)
-
-
 def _pods_of(job: Manifest | None, pods: Sequence[Manifest]) -> tuple[Manifest, ...]:
     """Return the pods of a Job, the newest last; all there are if it is gone."""
-    owned = [pod for pod in pods if job is None or _is_owned(pod, job)]
+    owned = [pod for pod in pods if job is None or is_owned(pod, job)]
     return tuple(sorted(owned, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"])))
 
 

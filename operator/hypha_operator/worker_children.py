@@ -19,7 +19,7 @@ from hypha_operator.cluster import Cluster
 from hypha_operator.errors import Conflict, Forbidden, Invalid, NotFound
 from hypha_operator.kinds import CERTIFICATE, SERVICE, Manifest, kind_of
 from hypha_operator.overlay import OverlayError
-from hypha_operator.policies.drift import is_applied, marked
+from hypha_operator.policies.drift import is_applied, is_owned, marked
 from hypha_operator.settings import Settings
 from hypha_operator.store import Store
 from hypha_resources.worker import HyphaWorkerSpec
@@ -96,11 +96,7 @@ class WorkerChildren:
         try:
             await self._cluster.apply(desired, force=observed is not None)
         except Conflict as error:
-            name = f"{desired['kind']} {desired['metadata']['name']}"
-            raise RefusedError(
-                "NameTaken",
-                f"{name} exists and is somebody else's: {error}. Delete it, or give the HyphaWorker another name.",
-            ) from error
+            raise _name_taken(desired, str(error)) from error
 
     async def _bind(self, worker: Manifest) -> None:
         uid, now_s = worker["metadata"]["uid"], self._clock.monotonic()
@@ -119,14 +115,19 @@ class WorkerChildren:
     async def _apply_certificate(self, worker: Manifest, spec: HyphaWorkerSpec) -> None:
         metadata = worker["metadata"]
         desired = certificate(worker, spec)
-        name = identity_secret(metadata["name"])
+        if desired is None and (worker.get("status") or {}).get("observedGeneration") in (None, metadata["generation"]):
+            return  # none was asked for before
+        namespace, name = metadata["namespace"], identity_secret(metadata["name"])
+        found = await self._cluster.get(CERTIFICATE, namespace, name)
+        ours = found is not None and is_owned(found, worker)
+        if desired is None:
+            if found and ours:
+                await self._cluster.delete(CERTIFICATE, namespace, name, uid=found["metadata"]["uid"])
+            return
+        if found and not ours:
+            raise _name_taken(desired, "the worker does not own it")
         try:
-            if desired is not None:
-                await self._apply_to(await self._cluster.get(CERTIFICATE, metadata["namespace"], name), desired)
-            elif (worker.get("status") or {}).get("observedGeneration") not in (None, metadata["generation"]):
-                await self._cluster.delete(
-                    CERTIFICATE, metadata["namespace"], name
-                )  # it may have been asked for before
+            await self._apply_to(found, desired)
         except NotFound as error:
             raise RefusedError(
                 "CertManagerMissing",
@@ -141,3 +142,10 @@ class WorkerChildren:
             await self._apply(desired)
         elif known := self._store.get(SERVICE, metadata["namespace"], name):
             await self._cluster.delete(SERVICE, metadata["namespace"], name, uid=known["metadata"]["uid"])
+
+
+def _name_taken(desired: Manifest, why: str) -> RefusedError:
+    name = f"{desired['kind']} {desired['metadata']['name']}"
+    return RefusedError(
+        "NameTaken", f"{name} exists and is somebody else's: {why}. Delete it, or give the HyphaWorker another name."
+    )

@@ -98,7 +98,7 @@ def undisturbed(api_server: ApiServer) -> list[Any]:
     return asyncio.run(live(api_server, namespace, User(api_server, namespace)))
 
 
-WRITES = 34
+WRITES = 32
 
 
 @pytest.mark.parametrize("number", range(1, WRITES + 1))

@@ -1,7 +1,7 @@
-"""Whether an object still is what we made it."""
+"""Whether an object is ours, and still what we made it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
@@ -21,6 +21,12 @@ def marked(desired: Manifest) -> Manifest:
     metadata = desired["metadata"]
     annotations = {**(metadata.get("annotations") or {}), APPLIED: digest}
     return {**desired, "metadata": {**metadata, "annotations": annotations}}
+
+
+def is_owned(manifest: Manifest, owner: Manifest) -> bool:
+    """Whether an object belongs to this very owner."""
+    owners: Sequence[Mapping[str, Any]] = manifest["metadata"].get("ownerReferences") or ()
+    return any(reference["uid"] == owner["metadata"]["uid"] for reference in owners)
 
 
 def is_applied(observed: Manifest | None, desired: Manifest) -> bool:
