@@ -45,6 +45,9 @@ class Unavailable(ApiError):  # noqa: N818 - a kind of ApiError
     """No answer in time, too many requests, or an error of the server: worth another try."""
 
 
+_NO_OBJECT = "failed to create typed patch object"
+"""Said with status 500, though no fault of the server: it has a field that is none, or a list names an item twice."""
+
 _BY_STATUS: dict[int, type[ApiError]] = {
     400: Invalid,
     403: Forbidden,
@@ -59,5 +62,8 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 def from_answer(call: str, status: int, body: Any) -> ApiError:
     """Return the error that an answer means; the body is a `metav1.Status` or, from proxies, anything else."""
     answer = body if isinstance(body, dict) else {"message": str(body)[:500]}
+    message = answer.get("message") or ""
     kind = Unavailable if status >= 500 else _BY_STATUS.get(status, ApiError)
-    return kind(call, status, answer.get("reason") or "", answer.get("message") or "")
+    if _NO_OBJECT in message:
+        kind = Invalid
+    return kind(call, status, answer.get("reason") or "", message)

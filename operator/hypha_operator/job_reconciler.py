@@ -12,7 +12,7 @@ from hypha_operator.builders.job_children import job_children, network_policy
 from hypha_operator.builders.job_executor import UnbuildableJobError
 from hypha_operator.clock import Clock
 from hypha_operator.cluster import Cluster
-from hypha_operator.errors import ApiError, Conflict, Forbidden, Invalid
+from hypha_operator.errors import ApiError, Conflict, Forbidden, Invalid, Unavailable
 from hypha_operator.kinds import EVENT, HYPHA_JOB, JOB, NETWORK_POLICY, POD, WORKER, Key, Manifest
 from hypha_operator.overlay import OverlayError
 from hypha_operator.policies.drift import is_applied, is_owned, marked
@@ -153,6 +153,10 @@ class JobReconciler:
             return replace(seen, order=Finding("InvalidTemplate", message))
         except Forbidden as error:
             if _NO_RIGHT.search(error.message):  # the operator's own rights: nothing that the job is to blame for
+                raise
+            return replace(seen, refused=_refusal(error.message))
+        except Unavailable as error:
+            if "failed calling webhook" not in error.message:
                 raise
             return replace(seen, refused=_refusal(error.message))
 

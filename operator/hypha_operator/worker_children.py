@@ -42,10 +42,12 @@ class WorkerChildren:
     def __init__(self, store: Store, cluster: Cluster, clock: Clock, settings: Settings) -> None:
         self._store, self._cluster, self._clock, self._settings = store, cluster, clock, settings
         self._bound_s: dict[str, float] = {}
+        self._uncertified: dict[str, int] = {}  # by uid, the generation that has no Certificate for sure
 
     def forget(self, uid: str) -> None:
         """Drop what is remembered of a worker."""
         self._bound_s.pop(uid, None)
+        self._uncertified.pop(uid, None)
 
     async def apply(self, worker: Manifest, spec: HyphaWorkerSpec, *, accept_offers: bool) -> list[str]:
         """Make everything what it should be; return the addresses for peers outside (as `external_addresses` does).
@@ -115,14 +117,15 @@ class WorkerChildren:
     async def _apply_certificate(self, worker: Manifest, spec: HyphaWorkerSpec) -> None:
         metadata = worker["metadata"]
         desired = certificate(worker, spec)
-        if desired is None and (worker.get("status") or {}).get("observedGeneration") in (None, metadata["generation"]):
-            return  # none was asked for before
+        if desired is None and self._uncertified.get(metadata["uid"]) == metadata["generation"]:
+            return
         namespace, name = metadata["namespace"], identity_secret(metadata["name"])
         found = await self._cluster.get(CERTIFICATE, namespace, name)
         ours = found is not None and is_owned(found, worker)
         if desired is None:
             if found and ours:
                 await self._cluster.delete(CERTIFICATE, namespace, name, uid=found["metadata"]["uid"])
+            self._uncertified[metadata["uid"]] = metadata["generation"]
             return
         if found and not ours:
             raise _name_taken(desired, "the worker does not own it")

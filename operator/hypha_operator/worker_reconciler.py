@@ -1,6 +1,8 @@
 """HyphaWorker: observe, apply what differs, classify once, write the status once, then tell what changed."""
 
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -11,7 +13,7 @@ from hypha_operator.builders.network import with_host_ip
 from hypha_operator.clock import Clock
 from hypha_operator.cluster import Cluster
 from hypha_operator.drain import drain
-from hypha_operator.errors import Conflict, NotFound
+from hypha_operator.errors import ApiError, Conflict, NotFound
 from hypha_operator.kinds import CERTIFICATE, DEPLOYMENT, POD, WORKER, Key, Manifest
 from hypha_operator.policies.conditions import Condition, merged
 from hypha_operator.policies.worker_conditions import Observed, classify
@@ -30,6 +32,25 @@ _PLAIN_FIELDS: Final = ("observedGeneration", "peerId", "capacity", "externalAdd
 """What the operator writes of the status besides conditions; the rest is the node's."""
 _QUIET: Final = frozenset({"Starting", "Draining", "NotReported"})
 """Reasons that are no news to warn of."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Applied:
+    """What came of applying what a worker owns.
+
+    Attributes:
+        spec: None if what is written is not a worker.
+        addresses: those for peers outside.
+        refusal: reason and message of what nothing but a change will cure.
+        failure: what is worth another try.
+    """
+
+    spec: HyphaWorkerSpec | None
+    addresses: list[str] = field(default_factory=list)
+    refusal: tuple[str, str] | None = None
+    failure: ApiError | None = None
 
 
 class WorkerReconciler:
@@ -52,16 +73,21 @@ class WorkerReconciler:
             return None  # the garbage collector does the rest
         if not deleting:
             await self._set_finalizers(worker, [FINALIZER])
-        spec, addresses, refusal = await self._apply_children(worker, accept_offers=not deleting)
+        applied = await self._apply_children(worker, accept_offers=not deleting)
         draining = None
         if deleting:
-            grace_s = spec.jobs.termination_grace_seconds if spec else _GRACE_S
+            if applied.failure:
+                _log.warning("%s is drained all the same: %s", key, applied.failure)
+            grace_s = applied.spec.jobs.termination_grace_seconds if applied.spec else _GRACE_S
             draining = await drain(worker, grace_s, self._cluster, self._clock)
             if draining is None:
                 await self._set_finalizers(worker, [])
                 return None
-        observed = await self._observe(worker, spec, refusal, draining)
-        return await self._report(worker, observed, addresses)
+        observed = await self._observe(worker, applied, draining)
+        left_s = await self._report(worker, observed, applied.addresses)
+        if applied.failure and not deleting:
+            raise applied.failure
+        return left_s
 
     async def _set_finalizers(self, worker: Manifest, finalizers: list[str]) -> None:
         metadata = worker["metadata"]
@@ -75,34 +101,35 @@ class WorkerReconciler:
             if finalizers:
                 raise
 
-    async def _apply_children(
-        self, worker: Manifest, *, accept_offers: bool
-    ) -> tuple[HyphaWorkerSpec | None, list[str], tuple[str, str] | None]:
-        """Return the specification, the addresses for peers outside, and what was refused."""
+    async def _apply_children(self, worker: Manifest, *, accept_offers: bool) -> _Applied:
         try:
             spec = HyphaWorkerSpec.model_validate(worker["spec"])
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, ("spec", *first["loc"])))
-            return None, [], ("InvalidSpec", f"{where}: {first['msg']}. Correct it; the CRDs may be newer or older.")
+            refusal = "InvalidSpec", f"{where}: {first['msg']}. Correct it; the CRDs may be newer or older."
+            return _Applied(None, refusal=refusal)
         try:
             addresses = await self._children.apply(worker, spec, accept_offers=accept_offers and not spec.suspend)
         except RefusedError as error:
-            return spec, [], (error.reason, str(error))
-        return spec, addresses, None
+            return _Applied(spec, refusal=(error.reason, str(error)))
+        except ApiError as error:
+            known = (worker.get("status") or {}).get("externalAddresses") or []
+            return _Applied(spec, known, failure=error)
+        return _Applied(spec, addresses)
 
-    async def _observe(
-        self, worker: Manifest, spec: HyphaWorkerSpec | None, refusal: tuple[str, str] | None, draining: str | None
-    ) -> Observed:
+    async def _observe(self, worker: Manifest, applied: _Applied, draining: str | None) -> Observed:
         namespace, name = worker["metadata"]["namespace"], worker["metadata"]["name"]
         status = worker.get("status") or {}
+        spec = applied.spec
         issued = spec is not None and spec.identity.issuer_ref is not None
         return Observed(
             name=name,
             namespace=namespace,
             now=self._clock.now(),
             spec=spec,
-            refusal=refusal,
+            refusal=applied.refusal,
+            failure=str(applied.failure) if applied.failure else None,
             secrets=identity_secrets(name, spec) if spec else ("", ""),
             certificate=await self._cluster.get(CERTIFICATE, namespace, identity_secret(name)) if issued else None,
             deployment=self._store.get(DEPLOYMENT, namespace, controller_name(name)),

@@ -13,6 +13,7 @@ from support.job_world import JobWorld, open_job_world
 from support.operating import KilledError
 from support.operator_objects import WORKER as WORKER_NAME
 from support.resources import install_definitions
+from support.webhooks import broken_webhook
 
 pytestmark = pytest.mark.anyio
 LEASE = {"cpu": 1.0, "memory": 1.0, "storage": 1.0, "gpu": 0.0}
@@ -202,6 +203,17 @@ async def test_a_template_that_the_api_server_refuses_ends_the_job_with_its_word
         assert (world.status["phase"], world.status["reason"]) == ("Failed", "InvalidTemplate")
         message = next(c["message"] for c in world.status["conditions"] if c["type"] == "Ready")
         assert "nodeSelector" in message
+
+
+async def test_a_webhook_that_does_not_answer_is_said_and_ends_the_job(world: JobWorld) -> None:
+    with broken_webhook(world.server, world.namespace):
+        world.make_job()
+        await world.step()
+        assert (world.status["phase"], world.status["reason"]) == ("Pending", "AdmissionRefused")
+        assert "broken.example.org" in world.status["conditions"][0]["message"]
+        world.clock.ahead_s += 61
+        await world.until_phase("Failed")
+    assert world.status["reason"] == "AdmissionRefused"
 
 
 async def test_a_job_that_somebody_deletes_is_not_made_again(world: JobWorld) -> None:

@@ -107,6 +107,7 @@ PENDING = {"status": {"conditions": [{"type": "Ready", "status": "False", "messa
     [
         (replace(HEALTHY, draining="2 jobs are ending"), "Draining", False, ["2 jobs"]),
         (replace(HEALTHY, spec=None, refusal=("InvalidSpec", "spec.x: bad")), "InvalidSpec", True, ["spec.x"]),
+        (replace(HEALTHY, failure="PATCH x: busy"), "ApplyFailed", False, ["PATCH x: busy", "tried again"]),
         (replace(HEALTHY, spec=ISSUED, certificate=PENDING), "CertificatePending", False, ["issuer not found", "ca"]),
         (
             replace(HEALTHY, deployment=REFUSED_POD, pod=None, node=NodeStatus()),

@@ -1,15 +1,18 @@
 """HyphaWorkers on the real API server, step by step."""
 
+import asyncio
 import copy
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from hypha_operator.clock import SystemClock
-from hypha_operator.kinds import CLUSTER_ROLE_BINDING, CONFIG_MAP, DEPLOYMENT, SERVICE, WORKER, Key, Manifest
+from hypha_operator.errors import Unavailable
+from hypha_operator.kinds import CLUSTER_ROLE_BINDING, CONFIG_MAP, DEPLOYMENT, HYPHA_JOB, SERVICE, WORKER, Key, Manifest
 from support.operating import operating
 from support.people import report
 from support.resources import GATEWAY, PEER, job_manifest, worker_manifest
+from support.webhooks import broken_webhook
 
 pytestmark = pytest.mark.anyio
 
@@ -185,6 +188,11 @@ async def test_a_node_port_is_known_before_the_first_pod(served, namespace, user
             "Refused",
             "provided port is not in the valid range",
         ),
+        (
+            {"controller": {"template": {"spec": {"affinity": {"nodeAffinityy": {}}}}}},
+            "Refused",
+            ".spec.template.spec.affinity.nodeAffinityy: field not declared in schema",
+        ),
     ],
 )
 async def test_what_cannot_be_applied_stalls_and_says_why(served, namespace, user, spec, reason, words):
@@ -227,12 +235,36 @@ async def test_what_belongs_to_somebody_else_is_not_taken_over(served, namespace
 
 
 class Later(SystemClock):
-    """A clock that is ahead."""
+    """A clock that is ahead, by which nobody waits."""
 
     ahead = timedelta()
 
     def now(self) -> datetime:
         return datetime.now(UTC) + self.ahead
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(0)
+
+
+async def test_what_is_tried_again_is_said_meanwhile_and_keeps_nobody_from_leaving(served, namespace, user):
+    worker = user.apply(worker_manifest(namespace))
+    with broken_webhook(served, namespace):
+        async with operating(served.kubeconfig, namespace, Later()) as operator:
+            with pytest.raises(Unavailable, match="failed calling webhook"):
+                await operator.settle()
+            shown = user.get(worker)
+            assert shown is not None
+            assert conditions(shown)["Ready"] == ("False", "ApplyFailed")
+            assert conditions(shown)["Reconciling"] == ("True", "ApplyFailed")
+            assert conditions(shown)["Stalled"] == ("False", "NotStalled")
+            assert "broken.example.org" in user.events()["ApplyFailed"]["message"]
+            user.apply(job_manifest(namespace, worker), manager="hypha-worker")
+            user.delete(worker)
+            await operator.look()
+            await operator.reconcile(Key(WORKER, namespace, "gpu"))
+            (job,) = await operator.cluster.find(HYPHA_JOB, namespace)
+            assert job["spec"]["cancel"]
+            assert conditions(user.get(worker))["Ready"] == ("False", "Draining")
 
 
 class TestDeletion:

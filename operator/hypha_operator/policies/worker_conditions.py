@@ -23,6 +23,7 @@ class Observed:
     Attributes:
         spec: None if what is written is not a worker; `refusal` says why.
         refusal: reason and message of what kept the operator from applying everything.
+        failure: what the API server answered in place of applying everything; it is asked again.
         secrets: the Secrets that the controller mounts: its identity's, its network's.
         certificate: the cert-manager Certificate, where the spec asks for one.
         pinned_peer_id: the peer id that was seen first.
@@ -34,6 +35,7 @@ class Observed:
     now: datetime
     spec: HyphaWorkerSpec | None = None
     refusal: tuple[str, str] | None = None
+    failure: str | None = None
     secrets: tuple[str, str] = ("", "")
     certificate: Manifest | None = None
     deployment: Manifest | None = None
@@ -82,6 +84,12 @@ def _findings(observed: Observed) -> Iterator[_Finding]:
         yield _Finding("Draining", observed.draining)
     if observed.refusal is not None:
         yield _Finding(*observed.refusal, stalled=True)
+    if observed.failure is not None:
+        yield _Finding(
+            "ApplyFailed",
+            f"Not everything could be applied: {observed.failure}. It is tried again; if it stays so, cure what the "
+            "message names, such as a webhook that does not answer.",
+        )
     yield from _of_certificate(observed)
     identity = _identity_valid(observed)
     if identity.status is False:  # before the pod, which ends for that
