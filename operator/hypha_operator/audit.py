@@ -35,7 +35,7 @@ class Audit:
         """Return for how long the watches have owed the oldest version that was listed, in seconds."""
         oldest_s = self._clock.monotonic()
         for place, (uid, version, since_s) in list(self._late.items()):
-            if (self._store.version(*place) or 0) >= version or self._store.is_gone(uid):
+            if (self._store.version(*place) or 0) >= version or self._store.is_gone(uid, version):
                 del self._late[place]
             else:
                 oldest_s = min(oldest_s, since_s)

@@ -41,7 +41,7 @@ class Store:
     def __init__(self) -> None:
         self._entries: dict[Kind, dict[_Place, _Entry]] = defaultdict(dict)
         self._samples: dict[Kind, bytes] = defaultdict(bytes)
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._gone: OrderedDict[str, int] = OrderedDict()  # uids, each with its last version
         self._children: dict[tuple[Kind, str, str | None, str], set[str]] = defaultdict(set)
 
     def put(self, kind: Kind, manifest: Manifest) -> bool:
@@ -50,7 +50,7 @@ class Store:
         place = (metadata.get("namespace"), metadata["name"])
         version = int(metadata["resourceVersion"])
         known = self._entries[kind].get(place)
-        if metadata["uid"] in self._gone or (known is not None and known.version >= version):
+        if self.is_gone(metadata["uid"], version) or (known is not None and known.version >= version):
             return False
         labels = metadata.get("labels") or {}
         text = json.dumps(trimmed(kind, manifest), separators=(",", ":")).encode()
@@ -72,17 +72,22 @@ class Store:
         packer = zlib.compressobj(1, wbits=_WINDOW, memLevel=5, zdict=sample)
         return packer.compress(text) + packer.flush(), sample
 
-    def remove(self, kind: Kind, namespace: str | None, name: str, uid: str | None = None) -> bool:
-        """Note that an object is gone; False if it was not known, or is another one by now (another uid)."""
-        if uid is not None:
-            self._gone[uid] = None  # what is said of it later is older than this
-            while len(self._gone) > _MOST_GONE:
-                self._gone.popitem(last=False)
-        known = self._entries[kind].get((namespace, name))
-        if known is None or uid not in (None, known.uid):
+    def remove(self, kind: Kind, manifest: Manifest) -> bool:
+        """Note that an object is gone, deleted or out of what is watched, and what it was last.
+
+        False if it was not known, or if it is something newer or another one (another uid) by now.
+        """
+        metadata = manifest["metadata"]
+        uid, version = metadata["uid"], int(metadata["resourceVersion"])
+        place = (metadata.get("namespace"), metadata["name"])
+        self._gone[uid] = max(version, self._gone.get(uid, 0))
+        while len(self._gone) > _MOST_GONE:
+            self._gone.popitem(last=False)
+        known = self._entries[kind].get(place)
+        if known is None or known.uid != uid or known.version > version:
             return False
-        self._forget(kind, (namespace, name), known)
-        del self._entries[kind][namespace, name]
+        self._forget(kind, place, known)
+        del self._entries[kind][place]
         return True
 
     def _forget(self, kind: Kind, place: _Place, entry: _Entry) -> None:
@@ -115,9 +120,9 @@ class Store:
         for (namespace, name), entry in self._entries[kind].items():
             yield namespace, name, entry.uid
 
-    def is_gone(self, uid: str) -> bool:
-        """Whether this very object is known to have been deleted, not too long ago."""
-        return uid in self._gone
+    def is_gone(self, uid: str, version: int) -> bool:
+        """Whether this very object is known to have gone since this version, not too long ago."""
+        return self._gone.get(uid, 0) >= version
 
     def version(self, kind: Kind, namespace: str | None, name: str) -> int | None:
         """Return the resource version in which an object is known."""

@@ -73,9 +73,8 @@ class Watches:
             self._enqueue(kind, manifest, spec_changed=_generation(known) != _generation(manifest))
 
     def gone(self, kind: Kind, manifest: Manifest) -> None:
-        """An object is there no more."""
-        metadata = manifest["metadata"]
-        if self._store.remove(kind, metadata.get("namespace"), metadata["name"], metadata.get("uid")):
+        """An object is there no more, or has lost the label by which it is watched."""
+        if self._store.remove(kind, manifest):
             self._enqueue(kind, manifest, spec_changed=True)
 
     def _enqueue(self, kind: Kind, manifest: Manifest, *, spec_changed: bool) -> None:

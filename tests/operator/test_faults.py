@@ -155,6 +155,17 @@ async def test_a_child_that_is_deleted_by_hand_comes_back(served, namespace, use
         assert_same(await operator.objects(), undisturbed[0])
 
 
+@pytest.mark.parametrize("manifest", CHILDREN, ids=path_kind)
+async def test_a_child_that_lost_its_label_is_known_again(served, namespace, user, undisturbed, manifest):
+    async with operating(served.kubeconfig, namespace) as operator:
+        await appear(operator, user)
+        user.merge(manifest, {"metadata": {"labels": {"hypha.space/worker": None}}})
+        await operator.settle()
+        user.merge(manifest, {key: value for key, value in manifest.items() if key != "metadata"})
+        assert await operator.settle() == 1, operator.cluster.writes[-3:]
+        assert_same(await operator.objects(), undisturbed[0])
+
+
 async def test_what_isolates_a_job_comes_back_and_its_end_is_final(served, namespace, user):
     async with operating(served.kubeconfig, namespace) as operator:
         await appear(operator, user)

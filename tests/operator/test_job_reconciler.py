@@ -303,7 +303,9 @@ async def test_a_job_that_the_store_has_not_seen_is_neither_doubled_nor_refused(
     made = world.items(JOB)
     await world.restart()
     await world.operating.look()
-    world.operating.store.remove(JOB, world.namespace, world.name)
+    seen = world.operating.store.get(JOB, world.namespace, world.name)
+    assert seen
+    world.operating.store.remove(JOB, seen)
     await world.step(look=False)
     assert [job["metadata"]["uid"] for job in world.items(JOB)] == [job["metadata"]["uid"] for job in made]
     assert world.status["phase"] != "Failed"

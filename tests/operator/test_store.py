@@ -35,17 +35,29 @@ def test_an_older_event_changes_nothing():
 def test_what_is_said_of_an_object_after_it_is_gone_is_old():
     store = Store()
     store.put(CONFIG_MAP, thing(version=1))
-    assert store.remove(CONFIG_MAP, "ns", "a", "u")
+    assert store.remove(CONFIG_MAP, thing(version=3))
     assert not store.put(CONFIG_MAP, thing(version=2))
     assert store.get(CONFIG_MAP, "ns", "a") is None
     assert store.put(CONFIG_MAP, thing(version=3, uid="another"))
+
+
+def test_an_object_that_comes_back_is_there_again():
+    """A watch says that it is gone when it loses its label."""
+    store = Store()
+    store.put(CONFIG_MAP, thing(version=1))
+    store.remove(CONFIG_MAP, thing(version=2))
+    assert store.is_gone("u", 2)
+    assert not store.is_gone("u", 3)
+    assert store.put(CONFIG_MAP, thing(version=3))
+    assert not store.remove(CONFIG_MAP, thing(version=2)), "comes late"
+    assert store.get(CONFIG_MAP, "ns", "a")
 
 
 def test_the_end_of_an_object_is_not_the_end_of_its_successor():
     store = Store()
     store.put(CONFIG_MAP, thing(version=1, uid="first"))
     store.put(CONFIG_MAP, thing(version=2, uid="second"))
-    assert not store.remove(CONFIG_MAP, "ns", "a", "first")
+    assert not store.remove(CONFIG_MAP, thing(version=1, uid="first"))
     assert store.get(CONFIG_MAP, "ns", "a")
 
 
@@ -57,7 +69,7 @@ def test_children_are_found_by_their_labels_as_they_are_now():
     assert names(store) == ["a", "b"]
     assert [item["metadata"]["name"] for item in store.of_job(CONFIG_MAP, "ns", "j")] == ["b"]
     store.put(CONFIG_MAP, thing("a", 4, "ua", **of("other")))
-    store.remove(CONFIG_MAP, "ns", "b")
+    store.remove(CONFIG_MAP, thing("b", 5, "ub"))
     assert names(store) == []
     assert names(store, worker="other") == ["a", "c"]
 
