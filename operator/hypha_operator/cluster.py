@@ -22,6 +22,7 @@ from hypha_operator.kinds import EVENT, Kind, Manifest, kind_of
 
 FIELD_MANAGER: Final = "hypha-operator"
 _APPLY: Final = "application/apply-patch+yaml"
+_MERGE: Final = "application/merge-patch+json"
 _METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _CALL_S: Final = 15.0
 _ATTEMPTS: Final = 4
@@ -102,6 +103,12 @@ class Cluster:
     async def apply_status(self, manifest: Manifest) -> Manifest:
         """The same for the fields of `status`."""
         return await self._apply(manifest, "status")
+
+    async def merge(self, manifest: Manifest) -> Manifest:
+        """Replace fields of an object, whoever owns them; with `metadata.resourceVersion` only of this version."""
+        kind, metadata = kind_of(manifest), manifest["metadata"]
+        path = kind.path(metadata.get("namespace"), metadata["name"])
+        return await self._write("PATCH", path, {"fieldManager": FIELD_MANAGER}, manifest, _MERGE)
 
     async def _apply(self, manifest: Manifest, subresource: str | None, *, force: bool = True) -> Manifest:
         kind, metadata = kind_of(manifest), manifest["metadata"]

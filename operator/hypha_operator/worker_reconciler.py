@@ -72,7 +72,7 @@ class WorkerReconciler:
         if deleting and FINALIZER not in worker["metadata"].get("finalizers", []):
             return None  # the garbage collector does the rest
         if not deleting:
-            await self._set_finalizers(worker, [FINALIZER])
+            await self._hold(worker)
         applied = await self._apply_children(worker, accept_offers=not deleting)
         draining = None
         if deleting:
@@ -81,25 +81,32 @@ class WorkerReconciler:
             grace_s = applied.spec.jobs.termination_grace_seconds if applied.spec else _GRACE_S
             draining = await drain(worker, grace_s, self._cluster, self._clock)
             if draining is None:
-                await self._set_finalizers(worker, [])
-                return None
+                return await self._release(worker)
         observed = await self._observe(worker, applied, draining)
         left_s = await self._report(worker, observed, applied.addresses)
         if applied.failure and not deleting:
             raise applied.failure
         return left_s
 
-    async def _set_finalizers(self, worker: Manifest, finalizers: list[str]) -> None:
-        metadata = worker["metadata"]
-        if (FINALIZER in metadata.get("finalizers", [])) == bool(finalizers):
-            return
-        held = {**_identity(worker)}
-        held["metadata"]["finalizers"] = finalizers
-        try:
+    async def _hold(self, worker: Manifest) -> None:
+        """Have a worker stay until it is drained."""
+        if FINALIZER not in worker["metadata"].get("finalizers", []):
+            held = _identity(worker)
+            held["metadata"]["finalizers"] = [FINALIZER]
             await self._cluster.apply(held)
-        except (Conflict, NotFound):
-            if finalizers:
-                raise
+
+    async def _release(self, worker: Manifest) -> float | None:
+        """Let it go, whoever else put the finalizer there; return seconds until the next try, if one is needed."""
+        released = _identity(worker)
+        released["metadata"]["resourceVersion"] = worker["metadata"]["resourceVersion"]
+        released["metadata"]["finalizers"] = [name for name in worker["metadata"]["finalizers"] if name != FINALIZER]
+        try:
+            await self._cluster.merge(released)
+        except Conflict:
+            return _DRAINING_S  # somebody changed it meanwhile
+        except NotFound:
+            return None
+        return None
 
     async def _apply_children(self, worker: Manifest, *, accept_offers: bool) -> _Applied:
         try:

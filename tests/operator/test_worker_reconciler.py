@@ -9,6 +9,7 @@ import pytest
 from hypha_operator.clock import SystemClock
 from hypha_operator.errors import Unavailable
 from hypha_operator.kinds import CLUSTER_ROLE_BINDING, CONFIG_MAP, DEPLOYMENT, HYPHA_JOB, SERVICE, WORKER, Key, Manifest
+from hypha_operator.worker_reconciler import FINALIZER
 from support.operating import operating
 from support.people import report
 from support.resources import GATEWAY, PEER, job_manifest, worker_manifest
@@ -300,6 +301,31 @@ class TestDeletion:
         async with operating(served.kubeconfig, namespace) as operator:
             await operator.settle()
             user.delete(worker)
+            await operator.settle()
+        assert user.get(worker) is None
+
+    async def test_a_finalizer_that_is_somebody_elses_too_goes_and_others_stay(self, served, namespace, user):
+        """As of a worker that was made anew from what an export of it says."""
+        manifest = worker_manifest(namespace)
+        manifest["metadata"]["finalizers"] = ["example.org/kept", FINALIZER]
+        user.apply(manifest)
+        async with operating(served.kubeconfig, namespace) as operator:
+            await operator.settle()
+            user.delete(manifest)
+            await operator.settle()
+        left = user.get(manifest)
+        assert left is not None
+        assert left["metadata"]["finalizers"] == ["example.org/kept"]
+
+    async def test_a_worker_that_changes_as_it_goes_is_looked_at_again(self, served, namespace, user):
+        worker = user.apply(worker_manifest(namespace))
+        async with operating(served.kubeconfig, namespace) as operator:
+            await operator.settle()
+            user.delete(worker)
+            await operator.look()
+            user.merge(worker, {"metadata": {"annotations": {"example.org/new": "yes"}}})
+            assert await operator.reconcile(Key(WORKER, namespace, "gpu")) == 2
+            assert user.get(worker) is not None
             await operator.settle()
         assert user.get(worker) is None
 
