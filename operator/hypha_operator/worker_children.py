@@ -17,7 +17,7 @@ from hypha_operator.builders.network import (
 from hypha_operator.clock import Clock
 from hypha_operator.cluster import Cluster
 from hypha_operator.errors import Conflict, Forbidden, Invalid, NotFound
-from hypha_operator.kinds import CERTIFICATE, SERVICE, Manifest, kind_of
+from hypha_operator.kinds import CERTIFICATE, CLUSTER_ROLE_BINDING, SERVICE, Manifest, kind_of
 from hypha_operator.overlay import OverlayError
 from hypha_operator.policies.drift import is_applied, is_owned, marked
 from hypha_operator.settings import Settings
@@ -105,7 +105,7 @@ class WorkerChildren:
         if now_s - self._bound_s.get(uid, float("-inf")) >= _UNWATCHED_S:
             role = self._settings.token_reviewer_role
             try:
-                await self._cluster.apply(token_reviewer(worker, role))
+                await self._apply_binding(token_reviewer(worker, role))
             except NotFound as error:
                 raise RefusedError(
                     "RoleMissing",
@@ -113,6 +113,13 @@ class WorkerChildren:
                     "Upgrade the chart, or correct the operator's HYPHA_TOKEN_REVIEWER_ROLE.",
                 ) from error
             self._bound_s[uid] = now_s
+
+    async def _apply_binding(self, binding: Manifest) -> None:
+        try:
+            await self._cluster.apply(binding)
+        except Invalid:  # another release made it for a role of its own, and a binding's role cannot be changed
+            await self._cluster.delete(CLUSTER_ROLE_BINDING, None, binding["metadata"]["name"])
+            await self._cluster.apply(binding)
 
     async def _apply_certificate(self, worker: Manifest, spec: HyphaWorkerSpec) -> None:
         metadata = worker["metadata"]

@@ -223,6 +223,20 @@ async def test_what_the_node_would_not_take_leaves_the_node_as_it_is(served, nam
     assert "spec.network.gateways.0" in ready["message"]
 
 
+async def test_a_binding_to_the_role_of_another_release_is_made_anew(served, namespace, user):
+    name = f"hypha-{namespace}.gpu-token-reviewer"
+    group = "rbac.authorization.k8s.io"
+    old = {"apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name}}
+    user.apply({**old, "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "of-another-release"}})
+    worker = user.apply(worker_manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+    assert conditions(user.get(worker))["Ready"] == ("False", "Starting")
+    binding = user.get(old)
+    assert binding is not None
+    assert binding["roleRef"]["name"] == "hypha-token-reviewer"
+
+
 async def test_what_belongs_to_somebody_else_is_not_taken_over(served, namespace, user):
     theirs = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "gpu-controller"}}
     user.apply({**theirs, "data": {"worker.toml": "mine"}})
