@@ -1,7 +1,8 @@
 """Values that every message is made of: peer ids, uuids, times, resources."""
 
+import math
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import base58
@@ -10,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 _IDENTITY_MULTIHASH = 0x00
 _SHA256_MULTIHASH = 0x12
 _NANOSECONDS_PER_SECOND = 1_000_000_000
+_A_HAIR_MORE: Final = 1 + 1e-9
 _ED25519_PEER_ID_PREFIX = bytes.fromhex("002408011220")  # identity multihash of the protobuf key
 
 
@@ -123,10 +125,15 @@ class Resources(Message):
         )
 
     def fits_into(self, capacity: "Resources") -> bool:
-        """Whether every one of these amounts is at most the capacity's."""
+        """Whether every one of these amounts is at most the capacity's; a billionth more is a rounding error."""
         return (
-            self.gpu <= capacity.gpu
-            and self.cpu <= capacity.cpu
-            and self.storage <= capacity.storage
-            and self.memory <= capacity.memory
+            self.gpu <= capacity.gpu * _A_HAIR_MORE
+            and self.cpu <= capacity.cpu * _A_HAIR_MORE
+            and self.storage <= capacity.storage * _A_HAIR_MORE
+            and self.memory <= capacity.memory * _A_HAIR_MORE
         )
+
+
+def devices_needed(gpu_gb: float, device_gb: float) -> int:
+    """Return how many devices hold this much video memory, a billionth of it being a rounding error."""
+    return math.ceil(gpu_gb / device_gb / _A_HAIR_MORE)

@@ -1,6 +1,5 @@
 """HyphaWorker: a worker node of a Hypha network whose jobs are pods of this namespace."""
 
-import math
 from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field
@@ -123,6 +122,11 @@ class Gpu(Schema):
     count: Annotated[int, Field(ge=1, le=1024)]
     memory: Quantity = Field(description="Memory of one device.")
 
+    @property
+    def memory_gb(self) -> float:
+        """The same in the network's unit."""
+        return _gigabytes(self.memory)
+
 
 class ResourcesSpec(Schema):
     """What all jobs of this worker may use together."""
@@ -135,15 +139,11 @@ class ResourcesSpec(Schema):
     @property
     def capacity(self) -> Resources:
         """The same in the network's units: cores and GB."""
-
-        def gigabytes(quantity: str) -> float:
-            return float(parse_quantity(quantity) / BYTES_PER_GB)
-
         return Resources(
             cpu=float(parse_quantity(self.cpu)),
-            memory=gigabytes(self.memory),
-            storage=gigabytes(self.storage),
-            gpu=gigabytes(self.gpu.memory) * self.gpu.count if self.gpu else 0.0,
+            memory=_gigabytes(self.memory),
+            storage=_gigabytes(self.storage),
+            gpu=self.gpu.memory_gb * self.gpu.count if self.gpu else 0.0,
         )
 
 
@@ -322,10 +322,5 @@ class HyphaWorkerStatus(Schema):
     node: NodeStatus = NodeStatus()
 
 
-def devices_needed(gpu_gb: float, gpu: Gpu) -> int:
-    """Return how many devices hold this much video memory: GB / GB per device, rounded up.
-
-    A billionth is taken for a rounding error: the memory of all devices together needs no device more.
-    """
-    per_device_gb = float(parse_quantity(gpu.memory) / BYTES_PER_GB)
-    return math.ceil(gpu_gb / per_device_gb * (1 - 1e-9))
+def _gigabytes(quantity: str) -> float:
+    return float(parse_quantity(quantity) / BYTES_PER_GB)

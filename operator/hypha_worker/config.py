@@ -86,6 +86,7 @@ class ResourcesConfig(Section):
     memory: Amount = Field(description="GB of memory.")
     storage: Amount = Field(description="GB of disk space below work_dir.")
     gpu: Amount = Field(default=0.0, description="GB of video memory, all devices together; 0 without a GPU.")
+    gpu_device: Amount = Field(default=0.0, description="GB of one device: leases get whole ones; 0: they share.")
 
 
 class OfferConfig(Section):
@@ -327,7 +328,7 @@ class Config(Section):
     @property
     def capacity(self) -> Resources:
         """What the worker has, as the messages say it."""
-        return Resources(**self.resources.model_dump())
+        return Resources(**self.resources.model_dump(exclude={"gpu_device"}))
 
     def executor(self, descriptor: ExecutorDescriptor) -> ExecutorConfig | None:
         """The configured executor of this class and name."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from hypha_messages.advertisement import RequestWorker
 from hypha_messages.job import ExecutorDescriptor
-from hypha_messages.types import Resources
+from hypha_messages.types import Resources, devices_needed
 
 GPU_WEIGHT, CPU_WEIGHT, MEMORY_WEIGHT, STORAGE_WEIGHT = 25.0, 1.0, 0.1, 0.01
 """What a GB of video memory, a core, a GB of memory and a GB of storage count."""
@@ -28,7 +28,7 @@ class Preferences:
 
 @dataclass(frozen=True)
 class Policy:
-    """What the worker supports, asks for and prefers."""
+    """What the worker supports, asks for and prefers; of devices with `gpu_device` GB no two leases have the same."""
 
     capacity: Resources
     executors: frozenset[ExecutorDescriptor]
@@ -37,6 +37,7 @@ class Policy:
     offer: Literal["flexible", "whole"] = "whole"
     selection: Literal["profit", "utilization", "affinity"] = "profit"
     preferences: Preferences = Preferences()
+    gpu_device: float = 0.0
 
     def refusal(self, request: RequestWorker, now: float) -> str | None:
         """Say why a request is never answered; None if it may be, once there is room."""
@@ -47,7 +48,8 @@ class Policy:
             return "it names no executor"
         if request.bid < self.floor:
             return f"the bid {request.bid:g} is below the floor {self.floor:g}"
-        if not request.spec.resources.fits_into(self.capacity):
+        wanted = request.spec.resources
+        if not (wanted.fits_into(self.capacity) and self._with_whole_devices(wanted).fits_into(self.capacity)):
             return "it asks for more than this worker has"
         if request.timeout.timestamp <= now:
             return "it has expired"
@@ -56,17 +58,24 @@ class Policy:
     def terms(self, request: RequestWorker) -> tuple[Resources, float]:
         """Return the resources and the price that an offer for this request names."""
         if self.offer == "flexible":
-            return request.spec.resources, request.bid
+            return self._with_whole_devices(request.spec.resources), request.bid
         return self.capacity, max(self.price, request.bid)
 
     def score(self, scheduler: str, request: RequestWorker, free: Resources) -> Score:
         """Rate a request by the selection strategy, given what is free."""
-        profit = request.bid / max(weigh(request.spec.resources), _LEAST_WEIGHT)
+        wanted = self._with_whole_devices(request.spec.resources)
+        profit = request.bid / max(weigh(wanted), _LEAST_WEIGHT)
         if self.selection == "utilization":
-            return self._fill(request.spec.resources, free), profit
+            return self._fill(wanted, free), profit
         if self.selection == "affinity":
             return self._affinity(scheduler, request.spec.executor), profit
         return profit, 0.0
+
+    def _with_whole_devices(self, wanted: Resources) -> Resources:
+        if not self.gpu_device:
+            return wanted
+        gpu = devices_needed(wanted.gpu, self.gpu_device) * self.gpu_device
+        return wanted.model_copy(update={"gpu": max(gpu, wanted.gpu)})
 
     def _fill(self, wanted: Resources, free: Resources) -> float:
         """The mean share of what is free that a request would use; what does not fit comes last."""

@@ -54,7 +54,7 @@ class LedgerError(Exception):
 
 
 class Ledger:
-    """The leases of one worker. The sum of what they reserve never exceeds the capacity."""
+    """The leases of one worker. The sum of what they reserve never exceeds the capacity, but for rounding errors."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Ledger:
         wanted = tuple(resources)
         if len(self._leases) + len(wanted) > self._max_live:
             return False
-        return all(self._used(name, wanted) <= getattr(self.capacity, name) for name in _AMOUNTS)
+        return Resources(**{name: self._used(name, wanted) for name in _AMOUNTS}).fits_into(self.capacity)
 
     def answered(self, scheduler: str, request_id: UUID) -> bool:
         """Whether there is a live lease for this request."""

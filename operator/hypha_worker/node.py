@@ -225,6 +225,7 @@ def policy(config: Config) -> Policy:
         offer=config.offer.strategy,
         selection=config.selection.strategy,
         preferences=Preferences(config.selection.schedulers, config.selection.executors),
+        gpu_device=config.resources.gpu_device,
     )
 
 

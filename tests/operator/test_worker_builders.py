@@ -84,6 +84,7 @@ class TestConfiguration:
         assert values["offer"] == {"price": 7, "floor": 5, "strategy": "flexible"}
         assert values["resources"]["cpu"] == 32
         assert values["resources"]["gpu"] == pytest.approx(103.079215104)
+        assert values["resources"]["gpu_device"] == pytest.approx(51.539607552)
         assert values["jobs"]["read_ahead"] == 3
         assert [executor["name"] for executor in values["executors"]] == ["diloco-transformer", "parameter-server"]
         assert {executor["runtime"] for executor in values["executors"]} == {"kubernetes"}

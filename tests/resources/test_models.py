@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from hypha_messages.types import devices_needed
 from hypha_resources.__main__ import plain, templated
 from hypha_resources.common import QUANTITY_PATTERN, parse_quantity
 from hypha_resources.crd import RESOURCES, Resource, definition
 from hypha_resources.job import Lease, redacted
-from hypha_resources.worker import Gpu, HyphaWorkerSpec, Offer, ResourcesSpec, devices_needed
+from hypha_resources.worker import Gpu, HyphaWorkerSpec, Offer, ResourcesSpec
 from support.resources import worker_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +108,7 @@ def test_any_text_is_a_quantity_or_refused(text):
 
 @given(gpu_gb=st.floats(0.001, 10_000), memory_gib=st.integers(1, 192))
 def test_enough_devices_are_taken_and_not_one_more(gpu_gb, memory_gib):
-    devices = devices_needed(gpu_gb, Gpu(count=8, memory=f"{memory_gib}Gi"))
+    devices = devices_needed(gpu_gb, Gpu(count=8, memory=f"{memory_gib}Gi").memory_gb)
     per_device_gb = memory_gib * 2**30 / 1e9
     assert devices * per_device_gb >= gpu_gb * (1 - 1e-8)
     assert (devices - 1) * per_device_gb < gpu_gb
@@ -117,7 +118,7 @@ def test_enough_devices_are_taken_and_not_one_more(gpu_gb, memory_gib):
 def test_a_job_with_all_the_memory_of_a_worker_gets_all_its_devices(count, memory_gib):
     gpu = Gpu(count=count, memory=f"{memory_gib}Gi")
     capacity = ResourcesSpec(cpu="1", memory="1Gi", storage="1Gi", gpu=gpu).capacity
-    assert devices_needed(capacity.gpu, gpu) == count
+    assert devices_needed(capacity.gpu, gpu.memory_gb) == count
 
 
 def test_capacity_is_said_in_the_units_of_the_network():

@@ -32,7 +32,7 @@ class Setting:
 
     def __init__(self, policy: Policy, requests_per_s: float = 1000) -> None:
         self.market = Market()
-        self.ledger = Ledger(WHOLE, trio.current_time)
+        self.ledger = Ledger(policy.capacity, trio.current_time)
         self.arbiter = Arbiter(
             self.market,
             self.ledger,
@@ -88,6 +88,14 @@ async def test_all_that_there_is_room_for_are_answered_at_once() -> None:
         setting.market.advertise(BOB, request(HALF))
         await trio.sleep(0.001)
         assert len(setting.market.offers[ALICE]) == len(setting.market.offers[BOB]) == 1
+
+
+async def test_each_gpu_is_offered_once_however_little_of_it_is_asked_for() -> None:
+    two_gpus = replace(FLEXIBLE, capacity=Resources(cpu=8, gpu=160), gpu_device=80)
+    async with arbiter(two_gpus) as setting:
+        setting.market.advertise(ALICE, *[request(Resources(cpu=1, gpu=10)) for _ in range(8)])
+        await trio.sleep(0.4)
+        assert [offer.resources for offer in setting.market.offers[ALICE]] == [Resources(cpu=1, gpu=80)] * 2
 
 
 async def test_those_who_compete_while_an_offer_is_out_are_collected_for_a_window() -> None:

@@ -35,6 +35,28 @@ def test_flexible_offers_what_was_asked_at_the_bid() -> None:
     assert replace(POLICY, offer="flexible").terms(request(HALF, bid=90)) == (HALF, 90)
 
 
+DEVICES = replace(POLICY, offer="flexible", capacity=Resources(cpu=4, gpu=160), gpu_device=80)
+
+
+@pytest.mark.parametrize(("asked", "offered"), [(0, 0), (10, 80), (80, 80), (80.1, 160), (160, 160)])
+def test_of_gpus_that_cannot_be_shared_whole_ones_are_offered(asked: float, offered: float) -> None:
+    assert DEVICES.terms(request(Resources(cpu=1, gpu=asked))) == (Resources(cpu=1, gpu=offered), 100)
+
+
+def test_what_needs_more_devices_than_there_are_is_refused() -> None:
+    assert DEVICES.refusal(request(Resources(gpu=160)), now=100) is None
+    odd = replace(DEVICES, capacity=Resources(gpu=100))
+    for policy, asked in ((DEVICES, 161), (odd, 90), (replace(DEVICES, gpu_device=0.1), 1e308)):
+        assert "more than this worker has" in (policy.refusal(request(Resources(gpu=asked)), now=100) or "")
+
+
+def test_devices_that_a_request_takes_whole_count_whole_in_its_score() -> None:
+    little, much = request(Resources(gpu=10), bid=100), request(Resources(gpu=80), bid=101)
+    for selection in ("profit", "utilization"):
+        policy = replace(DEVICES, selection=selection)
+        assert policy.score(ALICE, much, policy.capacity) > policy.score(ALICE, little, policy.capacity)
+
+
 @pytest.mark.parametrize(("bid", "price"), [(90, 150), (200, 200)])
 def test_whole_offers_the_worker_at_the_better_of_price_and_bid(bid: float, price: float) -> None:
     assert POLICY.terms(request(HALF, bid=bid)) == (WHOLE, price)

@@ -59,6 +59,15 @@ def test_amounts_that_only_floating_point_makes_exceed_the_capacity_fit() -> Non
     assert ledger.free().cpu == 0
 
 
+@pytest.mark.parametrize(("devices", "parts"), [(5, (3, 2)), (10, (2, 2, 3, 2, 1)), (16, (12, 3, 1))])
+def test_all_devices_of_a_worker_can_be_leased_in_any_parts(devices: int, parts: tuple[int, ...]) -> None:
+    device_gb = 80 * 2**30 / 1e9
+    ledger = Ledger(Resources(gpu=devices * device_gb), Clock())
+    for part in parts:
+        assert ledger.offer(ALICE, uuid4(), [TRAIN], Resources(gpu=part * device_gb))
+    assert not ledger.fits([Resources(gpu=1e-3)])
+
+
 def test_an_expired_offer_frees_its_room(ledger: Ledger, clock: Clock) -> None:
     lease = offered(ledger, resources=WHOLE)
     clock.now += 0.5

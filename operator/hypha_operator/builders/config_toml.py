@@ -45,7 +45,10 @@ def config_toml(
         "relay_circuit": spec.network.relay_circuit,
         "work_dir": WORK_DIR,
         **_telemetry(spec, metadata),
-        "resources": spec.resources.capacity.model_dump(),
+        "resources": {
+            **spec.resources.capacity.model_dump(),
+            "gpu_device": spec.resources.gpu.memory_gb if spec.resources.gpu else None,
+        },
         "offer": spec.offer.model_dump(by_alias=False),
         "selection": spec.selection.model_dump(by_alias=False),
         "leases": {"duration_s": spec.leases.duration_seconds},

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final
 
+from hypha_messages.types import devices_needed
 from hypha_operator.settings import Settings
 from hypha_resources.job import Amounts, HyphaJobSpec
-from hypha_resources.worker import BYTES_PER_GB, Executor, HyphaWorkerSpec, devices_needed
+from hypha_resources.worker import BYTES_PER_GB, Executor, HyphaWorkerSpec
 
 EXECUTOR: Final = "executor"
 WORK_DIR: Final = "/job/work"
@@ -48,7 +49,7 @@ def devices_of(job: HyphaJobSpec, worker: HyphaWorkerSpec) -> int:
             " set spec.resources.gpu for the next job"
         )
     # a lease of the whole worker is a sum of floats, which may be a hair above what the devices have
-    return min(devices_needed(job.resources.gpu, worker.resources.gpu), worker.resources.gpu.count)
+    return min(devices_needed(job.resources.gpu, worker.resources.gpu.memory_gb), worker.resources.gpu.count)
 
 
 def storage_bytes(job: HyphaJobSpec) -> int:
