@@ -30,7 +30,9 @@ _GRACE_S: Final = 120.0
 """What jobs may take to end, where the spec cannot be read."""
 _PLAIN_FIELDS: Final = ("observedGeneration", "peerId", "capacity", "externalAddresses")
 """What the operator writes of the status besides conditions; the rest is the node's."""
-_QUIET: Final = frozenset({"Starting", "Draining", "NotReported"})
+_UNTOLD: Final = frozenset({"NotReported", "NoRequests"})
+"""Reasons that are no news at all."""
+_QUIET: Final = frozenset({"Starting", "Draining"})
 """Reasons that are no news to warn of."""
 
 _log = logging.getLogger(__name__)
@@ -181,7 +183,7 @@ class WorkerReconciler:
                 continue
             told.add(condition.reason)
             calm = condition.reason in _QUIET or (condition.status and condition.reason != "CertificateExpiresSoon")
-            if condition.reason != "NotReported":
+            if condition.reason not in _UNTOLD:
                 type_ = "Normal" if calm else "Warning"
                 await self._cluster.event(worker, type_, condition.reason, condition.message)  # type: ignore[arg-type]
 

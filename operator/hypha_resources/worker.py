@@ -292,6 +292,21 @@ class HyphaWorkerSpec(Schema):
         return next((executor for executor in self.executors if executor.key == (class_, name)), None)
 
 
+class Refusal(Schema):
+    """Why a request for a worker was not taken up."""
+
+    reason: str
+    message: str
+
+
+class Requests(Schema):
+    """What the node said to the last hundred requests that it heard."""
+
+    considered: int = 0
+    refused: int = 0
+    last_refusal: Refusal | None = None
+
+
 class NodeStatus(Schema):
     """What the node says of itself; only its controller writes it."""
 
@@ -308,6 +323,7 @@ class NodeStatus(Schema):
     )
     active_leases: int = 0
     active_jobs: int = 0
+    requests: Requests = Requests()
     pod_name: str | None = Field(default=None, description="Which controller pod said so.")
 
 

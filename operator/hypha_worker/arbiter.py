@@ -23,6 +23,7 @@ from hypha_network.quiet import Quiet
 from hypha_worker.evaluator import Policy
 from hypha_worker.lease_service import Peers
 from hypha_worker.ledger import Lease, Ledger
+from hypha_worker.request_tally import RequestTally
 from hypha_worker.telemetry import Telemetry
 from hypha_worker.waiting import RateLimit, Waiting, WaitingRequests
 
@@ -69,6 +70,7 @@ class Arbiter:
         self._wake = trio.Event()
         self._room_came = False
         self._offering = True
+        self.requests = RequestTally()
 
     async def run(self) -> None:
         """Answer requests until cancelled."""
@@ -119,12 +121,15 @@ class Arbiter:
             _quiet.warning(gossip.source, "a malformed request: %s", error)
             self._telemetry.requests.add(1, {"decision": "malformed"})
             return
-        reason = self._policy.refusal(request, self._wall_clock())
-        if reason is not None:
-            _quiet.info(gossip.source, "request %s is not answered: %s", request.id, reason)
+        refusal = self._policy.refusal(request, self._wall_clock())
+        if refusal is not None:
+            self.requests.note(refusal)
+            _quiet.info(gossip.source, "request %s is not answered: %s", request.id, refusal.message)
             self._telemetry.requests.add(1, {"decision": "refused"})
         elif not self._ledger.answered(gossip.source, request.id):
             added = self._waiting.add(Waiting(gossip.source, request, now))
+            if added:
+                self.requests.note(None)
             self._telemetry.requests.add(1, {"decision": "considered" if added else "ignored"})
 
     def _choose(self) -> list[tuple[Lease, Waiting, float]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from hypha_messages.advertisement import RequestWorker
 from hypha_messages.job import ExecutorDescriptor
@@ -16,6 +16,13 @@ _AMOUNTS = ("gpu", "cpu", "memory", "storage")
 
 Score = tuple[float, float]
 """Larger is better; the second part decides between equals."""
+
+
+class Refusal(NamedTuple):
+    """Why a request is never answered: for programs, which know the remedy by it, and for people."""
+
+    reason: Literal["ExecutorUnsupported", "NoExecutor", "BidBelowFloor", "MoreThanCapacity", "RequestExpired"]
+    message: str
 
 
 @dataclass(frozen=True)
@@ -39,20 +46,20 @@ class Policy:
     preferences: Preferences = Preferences()
     gpu_device: float = 0.0
 
-    def refusal(self, request: RequestWorker, now: float) -> str | None:
+    def refusal(self, request: RequestWorker, now: float) -> Refusal | None:
         """Say why a request is never answered; None if it may be, once there is room."""
         unsupported = [executor for executor in request.spec.executor if executor not in self.executors]
         if unsupported:
-            return f"executor {unsupported[0]} is not supported"
+            return Refusal("ExecutorUnsupported", f"executor {unsupported[0]} is not supported")
         if not request.spec.executor:
-            return "it names no executor"
+            return Refusal("NoExecutor", "it names no executor")
         if request.bid < self.floor:
-            return f"the bid {request.bid:g} is below the floor {self.floor:g}"
+            return Refusal("BidBelowFloor", f"the bid {request.bid:g} is below the floor {self.floor:g}")
         wanted = request.spec.resources
         if not (wanted.fits_into(self.capacity) and self._with_whole_devices(wanted).fits_into(self.capacity)):
-            return "it asks for more than this worker has"
+            return Refusal("MoreThanCapacity", "it asks for more than this worker has")
         if request.timeout.timestamp <= now:
-            return "it has expired"
+            return Refusal("RequestExpired", "it has expired")
         return None
 
     def terms(self, request: RequestWorker) -> tuple[Resources, float]:

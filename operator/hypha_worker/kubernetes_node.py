@@ -46,7 +46,7 @@ async def run_in_cluster(config: Config, cluster: KubernetesConfig, signals: Asy
                 trio.open_nursery() as nursery,
             ):
                 node = Node(config, state_dir, network, jobs, telemetry=telemetry)
-                nursery.start_soon(reporter.run, network, node.ledger)
+                nursery.start_soon(reporter.run, network, node.ledger, node.requests)
                 await node.run(signals, accept_offers=cluster.accept_offers, keep_jobs=True)
                 nursery.cancel_scope.cancel()
 

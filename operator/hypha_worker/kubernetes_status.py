@@ -12,10 +12,11 @@ from hypha_network.errors import IdentityError
 from hypha_network.network import Network
 from hypha_network.quiet import Quiet
 from hypha_resources.common import API_VERSION
-from hypha_resources.worker import NodeStatus
+from hypha_resources.worker import NodeStatus, Refusal, Requests
 from hypha_worker.config import KubernetesConfig
 from hypha_worker.errors import NodeError
 from hypha_worker.ledger import Ledger
+from hypha_worker.request_tally import RequestTally
 from hypha_worker.runtimes.kubernetes_api import KubernetesApi, KubernetesError
 
 logger = logging.getLogger(__name__)
@@ -46,13 +47,17 @@ class StatusReporter:
                 logger.warning("cannot say so in the HyphaWorker: %s", silence)
             raise
 
-    async def run(self, network: Network, ledger: Ledger) -> None:
-        """Write the status whenever it has changed, and now and then even if it has not, until cancelled."""
+    async def run(self, network: Network, ledger: Ledger, requests: RequestTally) -> None:
+        """Write the status whenever it has changed, and now and then even if it has not, until cancelled.
+
+        Requests come all the time, and so are written only now and then.
+        """
         written: NodeStatus | None = None
         repeat_at = 0.0
         while True:
-            status = node_status(network, ledger, self._pod_name)
-            if status != written or trio.current_time() >= repeat_at:
+            status = node_status(network, ledger, requests, self._pod_name)
+            news = written is None or written != status.model_copy(update={"requests": written.requests})
+            if news or trio.current_time() >= repeat_at:
                 try:
                     await self._write(status)
                     written, repeat_at = status, trio.current_time() + _REPEAT_S
@@ -66,10 +71,11 @@ class StatusReporter:
         await self._api.apply(self._path, body)
 
 
-def node_status(network: Network, ledger: Ledger, pod_name: str) -> NodeStatus:
+def node_status(network: Network, ledger: Ledger, requests: RequestTally, pod_name: str) -> NodeStatus:
     """Return how a node is at this moment."""
     status = network.status()
     leases = ledger.leases
+    last = requests.last_refusal
     return NodeStatus(
         peer_id=network.peer_id,
         gateways=sorted(status.gateways),
@@ -82,5 +88,10 @@ def node_status(network: Network, ledger: Ledger, pod_name: str) -> NodeStatus:
         allocated={name: fsum(getattr(lease.resources, name) for lease in leases) for name in _AMOUNTS},
         active_leases=sum(lease.state != "offered" for lease in leases),
         active_jobs=sum(lease.task_id is not None for lease in leases),
+        requests=Requests(
+            considered=requests.considered,
+            refused=requests.refused,
+            last_refusal=last and Refusal(reason=last.reason, message=last.message),
+        ),
         pod_name=pod_name,
     )

@@ -134,6 +134,7 @@ class Node:
             wall_clock=time.time,
             offer_timeout_s=leases.temporary_ms / 1000,
         )
+        self.requests = self._arbiter.requests
         self._leases.on_room = self._arbiter.note_room
         self._leases.on_accepted = self._arbiter.note_accepted
         self._leases.on_lapsed = self._arbiter.note_lapsed

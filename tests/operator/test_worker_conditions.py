@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from hypha_operator.policies.conditions import Condition, merged
-from hypha_operator.policies.worker_conditions import Observed, classify
+from hypha_operator.policies.worker_conditions import _REMEDIES, Observed, classify
 from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
+from hypha_worker.evaluator import Refusal
 from support.resources import GATEWAY, PEER, worker_manifest
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -70,6 +71,7 @@ def test_a_worker_that_serves_is_ready_and_settled():
         "Stalled": False,
         "Connected": True,
         "IdentityValid": True,
+        "RequestsAnswered": None,
     }
 
 
@@ -209,6 +211,33 @@ def test_a_certificate_that_expires_soon_is_valid_and_said():
     conditions = said(replace(HEALTHY, node=soon))
     assert conditions["Ready"].status is True
     assert (conditions["IdentityValid"].status, conditions["IdentityValid"].reason) == (True, "CertificateExpiresSoon")
+
+
+def asked(considered: int, refused: int, *last: str) -> Observed:
+    refusal = {"reason": last[0], "message": last[1]} if last else None
+    requests = {"considered": considered, "refused": refused, "lastRefusal": refusal}
+    return replace(HEALTHY, node=NodeStatus.model_validate({**NODE.model_dump(), "requests": requests}))
+
+
+@pytest.mark.parametrize(
+    ("observed", "status", "reason", "words"),
+    [
+        (HEALTHY, None, "NoRequests", ""),
+        (asked(1, 99, "BidBelowFloor", "the bid 1 is below the floor 100"), True, "Answered", ""),
+        (asked(0, 3, "BidBelowFloor", "the bid 1 is below the floor 100"), False, "BidBelowFloor", "spec.offer.floor"),
+        (asked(0, 3, "OfANewerNode", "it is Monday"), False, "OfANewerNode", "because it is Monday"),
+        (replace(HEALTHY, node=NodeStatus()), None, "NotReported", ""),
+    ],
+)
+def test_it_is_said_when_every_request_is_refused_and_what_helps(observed, status, reason, words):
+    answered = said(observed)["RequestsAnswered"]
+    assert (answered.status, answered.reason) == (status, reason)
+    assert words in answered.message
+    assert said(observed)["Ready"].status is bool(observed.node.peer_id)
+
+
+def test_there_is_a_remedy_for_each_of_the_node_s_reasons():
+    assert set(_REMEDIES) == set(get_args(Refusal.__annotations__["reason"]))
 
 
 def test_a_condition_keeps_its_time_until_it_turns():

@@ -66,6 +66,7 @@ async def test_once_the_node_reports_it_is_ready_and_its_peer_id_is_kept(served,
         "Stalled": ("False", "NotStalled"),
         "Connected": ("True", "Connected"),
         "IdentityValid": ("True", "Valid"),
+        "RequestsAnswered": ("Unknown", "NoRequests"),
     }
     assert worker["status"]["peerId"] == PEER
     assert worker["status"]["node"]["connectedGateways"] == 1
@@ -94,6 +95,29 @@ async def test_another_key_is_refused_until_it_is_allowed(served, namespace, use
     allowed = user.get(worker)
     assert conditions(allowed)["Ready"] == ("True", "Serving")
     assert allowed["status"]["peerId"] == OTHER_PEER
+
+
+async def test_that_all_requests_are_refused_is_told_once_and_why(served, namespace, user):
+    worker = user.apply(worker_manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        user.run_pod(operator)
+        report(user, worker)
+        await operator.settle()
+        assert "NoRequests" not in user.events()
+        for bid in (5, 6):
+            last = {"reason": "BidBelowFloor", "message": f"the bid {bid} is below the floor 100"}
+            report(user, worker, requests={"considered": 0, "refused": bid, "lastRefusal": last})
+            await operator.settle()
+            assert conditions(user.get(worker))["RequestsAnswered"] == ("False", "BidBelowFloor")
+        event = user.events()["BidBelowFloor"]
+        assert (event["type"], event["count"]) == ("Warning", 1)
+        assert "the bid 5 is below" in event["message"]
+        assert "spec.offer.floor" in event["message"]
+        assert conditions(user.get(worker))["Ready"] == ("True", "Serving")
+        report(user, worker, requests={"considered": 1, "refused": 7, "lastRefusal": last})
+        await operator.settle()
+        assert conditions(user.get(worker))["RequestsAnswered"] == ("True", "Answered")
 
 
 async def test_a_settled_worker_costs_no_writes(served, namespace, user):

@@ -190,6 +190,7 @@ async def test_garbage_and_unwanted_requests_leave_the_arbiter_working() -> None
         await trio.sleep(0.3)
         assert [offer.request_id for offer in setting.market.offers[BOB]] == [wanted.id]
         assert not setting.market.offers[ALICE]
+        assert (setting.arbiter.requests.considered, setting.arbiter.requests.refused) == (1, 3)
 
 
 async def test_a_node_that_stops_offers_nothing_more() -> None:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hypha_messages.advertisement import RequestWorker
 from hypha_messages.types import Resources
 from hypha_worker.evaluator import Policy, Preferences
 from support.worker import AGGREGATE, ALICE, BOB, HALF, TRAIN, WHOLE, request
@@ -13,18 +14,21 @@ POLICY = Policy(capacity=WHOLE, executors=frozenset([TRAIN]), price=150, floor=8
 
 
 @pytest.mark.parametrize(
-    ("wanted", "reason"),
+    ("wanted", "reason", "words"),
     [
-        (request(executors=(AGGREGATE,)), "aggregate/test is not supported"),
-        (request(executors=(TRAIN, AGGREGATE)), "aggregate/test is not supported"),
-        (request(executors=()), "names no executor"),
-        (request(bid=79), "below the floor 80"),
-        (request(Resources(cpu=4.1)), "more than this worker has"),
-        (request(timeout=100), "expired"),
+        (request(executors=(AGGREGATE,)), "ExecutorUnsupported", "aggregate/test is not supported"),
+        (request(executors=(TRAIN, AGGREGATE)), "ExecutorUnsupported", "aggregate/test is not supported"),
+        (request(executors=()), "NoExecutor", "names no executor"),
+        (request(bid=79), "BidBelowFloor", "below the floor 80"),
+        (request(Resources(cpu=4.1)), "MoreThanCapacity", "more than this worker has"),
+        (request(timeout=100), "RequestExpired", "expired"),
     ],
 )
-def test_what_is_never_answered_is_refused_with_a_reason(wanted: object, reason: str) -> None:
-    assert reason in POLICY.refusal(wanted, now=100)
+def test_what_is_never_answered_is_refused_with_a_reason(wanted: RequestWorker, reason: str, words: str) -> None:
+    refusal = POLICY.refusal(wanted, now=100)
+    assert refusal is not None
+    assert refusal.reason == reason
+    assert words in refusal.message
 
 
 def test_a_request_at_the_floor_for_all_of_the_worker_is_wanted() -> None:
@@ -47,7 +51,9 @@ def test_what_needs_more_devices_than_there_are_is_refused() -> None:
     assert DEVICES.refusal(request(Resources(gpu=160)), now=100) is None
     odd = replace(DEVICES, capacity=Resources(gpu=100))
     for policy, asked in ((DEVICES, 161), (odd, 90), (replace(DEVICES, gpu_device=0.1), 1e308)):
-        assert "more than this worker has" in (policy.refusal(request(Resources(gpu=asked)), now=100) or "")
+        refusal = policy.refusal(request(Resources(gpu=asked)), now=100)
+        assert refusal is not None
+        assert refusal.reason == "MoreThanCapacity"
 
 
 def test_devices_that_a_request_takes_whole_count_whole_in_its_score() -> None:

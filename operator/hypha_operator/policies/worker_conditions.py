@@ -13,6 +13,14 @@ VOLUMES_PATIENCE: Final = timedelta(seconds=20)
 """How long a pod's volumes may take before something is taken to be missing."""
 EXPIRES_SOON: Final = timedelta(days=7)
 _IMAGE_REASONS: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+_REMEDIES: Final = {
+    "ExecutorUnsupported": "Add it to spec.executors, or have schedulers ask for one of those.",
+    "NoExecutor": "Schedulers must name an executor of spec.executors.",
+    "BidBelowFloor": "Lower spec.offer.floor (and price), or have schedulers bid more.",
+    "MoreThanCapacity": "Raise spec.resources if the cluster has more, or have schedulers ask for less.",
+    "RequestExpired": "Set the clocks of schedulers and of the cluster's nodes right.",
+}
+"""What helps against each of the node's reasons to refuse a request."""
 _LOGS: Final = "kubectl logs -n {namespace} deploy/{name}-controller"
 
 
@@ -66,6 +74,7 @@ def classify(observed: Observed) -> list[Condition]:
         Condition("Stalled", stalled, reason if stalled else "NotStalled", message if stalled else ""),
         _connected(observed),
         _identity_valid(observed),
+        _requests_answered(observed),
     ]
 
 
@@ -251,6 +260,23 @@ def _unexpired(observed: Observed, secret: str) -> Condition:
             "key there in time.",
         )
     return Condition("IdentityValid", True, "Valid", f"The peer id is {observed.node.peer_id}.")
+
+
+def _requests_answered(observed: Observed) -> Condition:
+    requests = observed.node.requests
+    if not _reports(observed):
+        return Condition("RequestsAnswered", None, "NotReported", "The controller has not reported yet.")
+    if requests.considered:
+        return Condition("RequestsAnswered", True, "Answered", "Requests get offers as there is room.")
+    if not requests.last_refusal:
+        return Condition("RequestsAnswered", None, "NoRequests", "No scheduler has asked for a worker yet.")
+    reason, message = requests.last_refusal.reason, requests.last_refusal.message
+    return Condition(
+        "RequestsAnswered",
+        False,
+        reason,
+        f"The last requests were all refused, the last one because {message}. {_REMEDIES.get(reason, '')}",
+    )
 
 
 def _reports(observed: Observed) -> bool:

@@ -1,0 +1,71 @@
+"""How often a node in a cluster says what it answered to requests."""
+
+from typing import Any, cast
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from hypha_network.network import Network, NetworkStatus
+from hypha_resources.worker import NodeStatus
+from hypha_worker.config import KubernetesConfig
+from hypha_worker.evaluator import Refusal
+from hypha_worker.kubernetes_status import StatusReporter
+from hypha_worker.ledger import Ledger
+from hypha_worker.request_tally import RequestTally
+from hypha_worker.runtimes.kubernetes_api import KubernetesApi
+from support.jobs import SCHEDULER
+from support.worker import WHOLE
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "trio", {"clock": MockClock(autojump_threshold=0)}
+
+
+class Identity:
+    not_valid_after = None
+
+
+class Connected:
+    """A network without peers."""
+
+    peer_id, identity, identity_problem = SCHEDULER, Identity(), None
+
+    def status(self) -> NetworkStatus:
+        return NetworkStatus(listening=(), gateways=(), reservations=(), bootstrapped=True, healthy=True)
+
+    def addresses(self) -> list[str]:
+        return []
+
+
+class Written:
+    """Keeps what is applied."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeStatus] = []
+
+    async def apply(self, _path: str, body: dict[str, Any]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.nodes.append(NodeStatus.model_validate(body["status"]["node"]))
+
+
+async def test_requests_that_keep_coming_are_told_once_a_minute() -> None:
+    written, requests = Written(), RequestTally()
+    cluster = KubernetesConfig(namespace="ns", worker="gpu", worker_uid="uid")
+    reporter = StatusReporter(cast("KubernetesApi", written), cluster)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reporter.run, cast("Network", Connected()), Ledger(WHOLE, trio.current_time), requests)
+        await trio.sleep(1)
+        for _ in range(50):
+            requests.note(Refusal("BidBelowFloor", "the bid 1 is below the floor 100"))
+            await trio.sleep(1)
+        assert [node.requests.refused for node in written.nodes] == [0]
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    assert [node.requests.refused for node in written.nodes] == [0, 50]
+    last = written.nodes[-1].requests.last_refusal
+    assert last is not None
+    assert (last.reason, last.message) == ("BidBelowFloor", "the bid 1 is below the floor 100")
