@@ -1,6 +1,7 @@
 """HyphaWorker: a worker node of a Hypha network whose jobs are pods of this namespace."""
 
 from typing import Annotated, Final, Literal
+from uuid import UUID
 
 from pydantic import ConfigDict, Field
 
@@ -11,12 +12,14 @@ from hypha_resources.common import (
     KeptSeconds,
     Name,
     Passthrough,
+    PeerIdText,
     Quantity,
     Schema,
     Time,
     parse_quantity,
     rules,
 )
+from hypha_resources.job import Amounts, ExecutorRef
 
 BYTES_PER_GB: Final = 10**9
 """A GB of the Hypha network."""
@@ -292,6 +295,16 @@ class HyphaWorkerSpec(Schema):
         return next((executor for executor in self.executors if executor.key == (class_, name)), None)
 
 
+class VacantLease(Schema):
+    """A lease that a scheduler holds and no job has taken yet; the next controller knows of it from here."""
+
+    id: UUID
+    scheduler: PeerIdText
+    request_id: UUID
+    executors: list[ExecutorRef]
+    resources: Amounts
+
+
 class Refusal(Schema):
     """Why a request for a worker was not taken up."""
 
@@ -323,6 +336,7 @@ class NodeStatus(Schema):
     )
     active_leases: int = 0
     active_jobs: int = 0
+    leases: list[VacantLease] | None = Field(default=None, description="Those without a job; HyphaJobs have theirs.")
     requests: Requests = Requests()
     pod_name: str | None = Field(default=None, description="Which controller pod said so.")
 

@@ -15,8 +15,9 @@ from hypha_worker.config import Config, KubernetesConfig
 from hypha_worker.errors import NodeError
 from hypha_worker.http_server import Exchange, Handler, HttpError, serve_tls
 from hypha_worker.job_manager import Serve, open_job_manager
+from hypha_worker.kubernetes_leases import LedgerInCluster
 from hypha_worker.kubernetes_status import StatusReporter
-from hypha_worker.node import VERSION, Node, load_identity, network_config, prepare_state_dir
+from hypha_worker.node import LEDGER_FILE, VERSION, Node, ledger_of, load_identity, network_config, prepare_state_dir
 from hypha_worker.runtimes.kubernetes import open_kubernetes_runtime
 from hypha_worker.runtimes.kubernetes_api import ApiAccess, open_api
 from hypha_worker.telemetry import open_telemetry
@@ -45,7 +46,11 @@ async def run_in_cluster(config: Config, cluster: KubernetesConfig, signals: Asy
                 ) as jobs,
                 trio.open_nursery() as nursery,
             ):
-                node = Node(config, state_dir, network, jobs, telemetry=telemetry)
+                file = LedgerInCluster(
+                    state_dir / LEDGER_FILE, ledger_of(config), api, cluster, lease_s=leases.duration_s
+                )
+                node = Node(config, file, network, jobs, telemetry=telemetry)
+                nursery.start_soon(file.run)
                 nursery.start_soon(reporter.run, network, node.ledger, node.requests)
                 await node.run(signals, accept_offers=cluster.accept_offers, keep_jobs=True)
                 nursery.cancel_scope.cancel()

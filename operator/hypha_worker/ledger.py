@@ -216,7 +216,7 @@ class Ledger:
         self._ended = {ended.task_id: ended for ended in state.ended}
 
     def recover(self, lease: Lease) -> None:
-        """Take in the lease of a job that runs although the ledger has lost it."""
+        """Take in a lease that holds although the ledger has lost it."""
         self._leases[lease.id] = lease
 
     def _used(self, name: str, more: Iterable[Resources]) -> float:

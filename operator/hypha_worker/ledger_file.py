@@ -16,23 +16,28 @@ class LedgerFile:
     """The file of one ledger; whoever saves while a write is under way shares the next one."""
 
     def __init__(self, path: Path, ledger: Ledger) -> None:
-        self._path = path
-        self._ledger = ledger
+        self.path = path
+        self.ledger = ledger
         self._writing = trio.Lock()
         self._wanted = 0
         self._written = 0
 
+    async def restore(self) -> None:
+        """Restore the ledger as it was saved, before anything else happens."""
+        await trio.lowlevel.checkpoint()
+        self.load()
+
     def load(self) -> None:
         """Restore the ledger; a file that cannot be used is put aside, since jobs tell what they know themselves."""
         try:
-            self._ledger.restore(LedgerState.model_validate_json(self._path.read_bytes()))
+            self.ledger.restore(LedgerState.model_validate_json(self.path.read_bytes()))
         except FileNotFoundError:
             return
         except ValidationError as error:
-            aside = self._path.with_suffix(".unreadable")
-            self._path.replace(aside)
+            aside = self.path.with_suffix(".unreadable")
+            self.path.replace(aside)
             reason = error.errors()[0]["msg"]
-            logger.warning("%s cannot be read and was moved to %s: %s", self._path, aside.name, reason)
+            logger.warning("%s cannot be read and was moved to %s: %s", self.path, aside.name, reason)
 
     async def save(self) -> None:
         """Return once the ledger as it is now is on the disk; a full disk is logged, the lease stands all the same."""
@@ -42,10 +47,10 @@ class LedgerFile:
             if self._written >= mine:
                 return
             covered = self._wanted
-            data = self._ledger.state().model_dump_json()
+            data = self.ledger.state().model_dump_json()
             try:
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(write_whole, self._path, data)
+                    await trio.to_thread.run_sync(write_whole, self.path, data)
             except OSError as error:
-                logger.warning("cannot write %s: %s; after a restart the node may not know its jobs", self._path, error)
+                logger.warning("cannot write %s: %s; after a restart the node may not know its jobs", self.path, error)
             self._written = covered

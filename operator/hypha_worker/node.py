@@ -39,6 +39,7 @@ from hypha_worker.waiting import RateLimit, WaitingRequests
 logger = logging.getLogger(__name__)
 
 VERSION: Final = version("hypha-worker")
+LEDGER_FILE: Final = "leases.json"
 _PATIENCE_S: Final = 60.0
 """How much longer a job's bridge asks for this node than the lease may live without it: the lease is to end the job."""
 _FAREWELL_S: Final = 5.0
@@ -76,7 +77,8 @@ async def _run_on_this_host(config: Config, signals: AsyncIterator[int]) -> None
             open_network(identity, network_config(config)) as network,
             open_job_manager(runtime, network, _serve_on(state_dir / "connector.sock"), telemetry) as jobs,
         ):
-            node = Node(config, state_dir, network, jobs, telemetry=telemetry)
+            file = LedgerFile(state_dir / LEDGER_FILE, ledger_of(config))
+            node = Node(config, file, network, jobs, telemetry=telemetry)
             await node.run(signals)
 
 
@@ -99,21 +101,14 @@ class Node:
     """A worker whose parts are there: answers schedulers until a signal comes."""
 
     def __init__(
-        self, config: Config, state_dir: Path, network: Network, jobs: JobManager, telemetry: Telemetry
+        self, config: Config, file: LedgerFile, network: Network, jobs: JobManager, telemetry: Telemetry
     ) -> None:
         self._network = network
         self._jobs = jobs
         self._resumed = trio.Event()
         leases = config.leases
-        self.ledger = Ledger(
-            config.capacity,
-            time.time,
-            temporary_s=leases.temporary_ms / 1000,
-            duration_s=leases.duration_s,
-            ended_s=leases.ended_s,
-            max_live=leases.max_live,
-        )
-        self._file = LedgerFile(state_dir / "leases.json", self.ledger)
+        self._file = file
+        self.ledger = file.ledger
         self._leases = LeaseService(
             network,
             self.ledger,
@@ -163,7 +158,7 @@ class Node:
             nursery.cancel_scope.cancel()
 
     async def _work(self) -> None:
-        self._file.load()
+        await self._file.restore()
         await self._leases.resume(await self._jobs.adopt())
         self._network.handle(HEALTH, self._answer_health)
         self._network.handle(API, self._leases.answer)
@@ -214,6 +209,19 @@ class Node:
 def _serve_on(path: Path) -> Serve:
     """Listen on a Unix socket from now on."""
     return partial(serve_unix, listen_unix(path))
+
+
+def ledger_of(config: Config) -> Ledger:
+    """Return the ledger of a worker without leases."""
+    leases = config.leases
+    return Ledger(
+        config.capacity,
+        time.time,
+        temporary_s=leases.temporary_ms / 1000,
+        duration_s=leases.duration_s,
+        ended_s=leases.ended_s,
+        max_live=leases.max_live,
+    )
 
 
 def policy(config: Config) -> Policy:

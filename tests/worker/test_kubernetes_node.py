@@ -188,6 +188,26 @@ async def test_a_node_that_lives_beside_its_successor_ends_and_its_job_goes_on(c
             assert (await s.scheduler.status()).status.type == "Finished"
 
 
+async def test_a_new_pod_knows_the_leases_that_no_job_has_taken_and_no_others(cluster: Cluster) -> None:
+    def kept() -> list[str]:
+        return [lease["id"] for lease in cluster.worker()["status"]["node"]["leases"]]
+
+    async with stage(cluster) as s:
+        worker, lease = await s.scheduler.lease()
+        assert kept() == [str(lease)]
+        await s.ready()
+        s.restart(how=signal.SIGTERM)
+        await renewed(s, worker, lease)
+        assert kept() == [str(lease)]
+        task_id = uuid4()
+        assert not (await s.scheduler.dispatch(worker, train_spec(), task_id)).failed
+        await until(lambda: not kept())
+        s.restart(how=signal.SIGTERM)
+        await renewed(s, worker, lease)
+        assert not kept()
+        assert cluster.job(task_id)["spec"]["lease"]["id"] == str(lease)
+
+
 async def test_sigterm_leaves_the_jobs_alone(cluster: Cluster) -> None:
     async with stage(cluster) as s:
         worker, lease, task_id = await s.running_job()

@@ -1,0 +1,119 @@
+"""Leases that no job took yet, kept where the next pod finds them: in `status.node.leases` of the HyphaWorker.
+
+Those that have a job are in its HyphaJob. A renewal costs a write only if it is the lease's first.
+"""
+
+import logging
+from collections.abc import Set
+from functools import partial
+from pathlib import Path
+from time import time
+from typing import Final
+from uuid import UUID
+
+import trio
+from pydantic import ValidationError
+
+from hypha_messages.job import ExecutorDescriptor
+from hypha_network.quiet import Quiet
+from hypha_resources.common import API_VERSION
+from hypha_resources.job import Amounts, ExecutorRef
+from hypha_resources.worker import NodeStatus, VacantLease
+from hypha_worker.config import KubernetesConfig
+from hypha_worker.ledger import Lease, Ledger
+from hypha_worker.ledger_file import LedgerFile
+from hypha_worker.runtimes.kubernetes_api import ApiRefused, KubernetesApi, KubernetesError, insist
+
+logger = logging.getLogger(__name__)
+_quiet = Quiet(logger)
+
+_KEEP_S: Final = 2.0
+"""How long a scheduler's first renewal waits for the API server; the lease stands all the same."""
+_INTERVAL_S: Final = 0.25
+"""Between two writes, each of which takes in all that has changed."""
+
+
+class LedgerInCluster(LedgerFile):
+    """The ledger of a pod: its file lasts as long as the pod, vacant leases as long as the HyphaWorker."""
+
+    def __init__(
+        self, path: Path, ledger: Ledger, api: KubernetesApi, cluster: KubernetesConfig, *, lease_s: float
+    ) -> None:
+        super().__init__(path, ledger)
+        self._api = api
+        self._worker = f"/apis/{API_VERSION}/namespaces/{cluster.namespace}/hyphaworkers/{cluster.worker}"
+        self._lease_s = lease_s
+        self._kept: Set[UUID] | None = None
+        self._awaited: Set[UUID] = frozenset()
+        self._changed = trio.Event()
+        self._wrote = trio.Event()
+
+    async def restore(self) -> None:
+        """Restore what this pod saved, or what another left: its vacant leases, each for its full duration."""
+        await super().restore()
+        if self.path.exists():
+            return
+        try:
+            worker = await insist("HyphaWorker", partial(self._api.get, self._worker))
+            left = NodeStatus.model_validate(worker.get("status", {}).get("node", {})).leases or []
+        except (ApiRefused, ValidationError) as error:
+            logger.warning("leases without a job cannot be recovered from the HyphaWorker: %s", error)
+            return
+        for vacant in left:
+            self.ledger.recover(_lease(vacant, time() + self._lease_s))
+        self._kept = {vacant.id for vacant in left}
+
+    async def save(self) -> None:
+        """Return once the ledger is on the disk and new vacant leases are in the HyphaWorker, if it can be reached."""
+        await super().save()
+        vacant = {lease.id for lease in self._vacant()}
+        new, self._awaited = vacant - self._awaited, vacant
+        self._changed.set()
+        with trio.move_on_after(_KEEP_S):
+            while new - (self._kept or frozenset()):
+                await self._wrote.wait()
+
+    async def run(self) -> None:
+        """Write which leases are vacant whenever that has changed, until cancelled."""
+        while True:
+            await self._changed.wait()
+            self._changed = trio.Event()
+            vacant = self._vacant()
+            ids = {lease.id for lease in vacant}
+            if ids == self._kept:
+                continue
+            leases = [_vacant_lease(lease).model_dump(mode="json") for lease in vacant]
+            try:
+                await self._api.merge(f"{self._worker}/status", {"status": {"node": {"leases": leases}}})
+                self._kept = ids
+            except KubernetesError as error:
+                _quiet.warning("HyphaWorker", "cannot write leases that have no job; a new pod loses them: %s", error)
+                self._changed.set()
+            self._wrote.set()
+            self._wrote = trio.Event()
+            await trio.sleep(_INTERVAL_S)
+
+    def _vacant(self) -> list[Lease]:
+        return [lease for lease in self.ledger.leases if lease.state == "held" and lease.task_id is None]
+
+
+def _vacant_lease(lease: Lease) -> VacantLease:
+    return VacantLease(
+        id=lease.id,
+        scheduler=lease.scheduler,
+        request_id=lease.request_id,
+        executors=[ExecutorRef(class_=e.class_, name=e.name) for e in dict.fromkeys(lease.executors)],
+        resources=Amounts.of(lease.resources),
+    )
+
+
+def _lease(vacant: VacantLease, deadline: float) -> Lease:
+    return Lease(
+        id=vacant.id,
+        scheduler=vacant.scheduler,
+        request_id=vacant.request_id,
+        executors=tuple(ExecutorDescriptor(class_=e.class_, name=e.name) for e in vacant.executors),
+        resources=vacant.resources.resources,
+        deadline=deadline,
+        state="held",
+    )
