@@ -12,7 +12,7 @@ from hypha_operator.builders.job_children import job_children, network_policy
 from hypha_operator.builders.job_executor import UnbuildableJobError
 from hypha_operator.clock import Clock
 from hypha_operator.cluster import Cluster
-from hypha_operator.errors import ApiError, Conflict, Forbidden, Invalid, Unavailable
+from hypha_operator.errors import ApiError, Conflict, Forbidden, Invalid, NotFound, Unavailable
 from hypha_operator.kinds import EVENT, HYPHA_JOB, JOB, NETWORK_POLICY, POD, WORKER, Key, Manifest
 from hypha_operator.overlay import OverlayError
 from hypha_operator.policies.drift import is_applied, is_owned, marked
@@ -151,12 +151,13 @@ class JobReconciler:
         except Invalid as error:
             message = f"the API server does not take the Job: {error.message}. Correct the executor's template."
             return replace(seen, order=Finding("InvalidTemplate", message))
-        except Forbidden as error:
-            if _NO_RIGHT.search(error.message):  # the operator's own rights: nothing that the job is to blame for
+        except NotFound:
+            if not claims:
                 raise
-            return replace(seen, refused=_refusal(error.message))
-        except Unavailable as error:
-            if "failed calling webhook" not in error.message:
+            message = "this cluster serves no ResourceClaimTemplates (Kubernetes 1.34); use gpu.resourceName"
+            return replace(seen, order=Finding("InvalidTemplate", message))
+        except (Forbidden, Unavailable) as error:
+            if not _is_admissions(error):
                 raise
             return replace(seen, refused=_refusal(error.message))
 
@@ -245,6 +246,13 @@ def _pods_of(job: Manifest | None, pods: Sequence[Manifest]) -> tuple[Manifest, 
     """Return the pods of a Job, the newest last; all there are if it is gone."""
     owned = [pod for pod in pods if job is None or is_owned(pod, job)]
     return tuple(sorted(owned, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"])))
+
+
+def _is_admissions(error: Forbidden | Unavailable) -> bool:
+    """Whether admission is in the way, and neither the operator's own rights nor a server that is busy."""
+    if isinstance(error, Unavailable):
+        return "failed calling webhook" in error.message
+    return not _NO_RIGHT.search(error.message)
 
 
 def _refusal(message: str) -> Finding:

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from e2e.cluster.kwok import kwok, pod_placement
-from hypha_operator.kinds import HYPHA_JOB, JOB, NETWORK_POLICY, POD, WORKER
+from hypha_operator import kinds
+from hypha_operator.kinds import HYPHA_JOB, JOB, NETWORK_POLICY, POD, RESOURCE_CLAIM_TEMPLATE, WORKER
 from support.api_server import ApiServer
 from support.job_world import JobWorld, open_job_world
 from support.operating import KilledError
+from support.operator_objects import ROOM
 from support.operator_objects import WORKER as WORKER_NAME
 from support.resources import install_definitions
 from support.webhooks import broken_webhook
@@ -203,6 +205,21 @@ async def test_a_template_that_the_api_server_refuses_ends_the_job_with_its_word
         assert (world.status["phase"], world.status["reason"]) == ("Failed", "InvalidTemplate")
         message = next(c["message"] for c in world.status["conditions"] if c["type"] == "Ready")
         assert "nodeSelector" in message
+
+
+async def test_a_cluster_without_claims_of_devices_ends_the_job_with_a_remedy(
+    control_plane: ApiServer, placement: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those before Kubernetes 1.34: here under a version that no cluster serves."""
+    unserved = RESOURCE_CLAIM_TEMPLATE._replace(api_version="resource.k8s.io/v0")
+    monkeypatch.setitem(kinds._BY_NAME, RESOURCE_CLAIM_TEMPLATE[:2], unserved)
+    gpu = {"deviceClassName": "gpu.example.org", "count": 2, "memory": "48Gi"}
+    async with open_job_world(control_plane, resources=ROOM | {"gpu": gpu}) as world:
+        world.make_job(resources=LEASE | {"gpu": 48.0})
+        await world.step()
+        assert (world.status["phase"], world.status["reason"]) == ("Failed", "InvalidTemplate")
+        assert "gpu.resourceName" in world.status["conditions"][0]["message"]
+        assert world.items(JOB) == []
 
 
 async def test_a_webhook_that_does_not_answer_is_said_and_ends_the_job(world: JobWorld) -> None:
