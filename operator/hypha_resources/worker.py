@@ -69,10 +69,24 @@ class Identity(Schema):
 class Expose(Schema):
     """How peers outside the cluster reach the worker directly."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "self.type == 'LoadBalancer' || !has(self.loadBalancerClass)",
+                "loadBalancerClass is of Services of type LoadBalancer alone",
+            ),
+            ("self.type != 'HostPort' || !has(self.annotations)", "type HostPort makes no Service for annotations"),
+        )
+    )
+
     type: Literal["NodePort", "LoadBalancer", "HostPort"]
     port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
         default=None, description="The outer port; by default the cluster chooses, for HostPort the listen port."
     )
+    load_balancer_class: Annotated[str, Field(min_length=1, max_length=317)] | None = Field(
+        default=None, description="Which load balancer, where the cluster has several; cannot be changed."
+    )
+    annotations: dict[str, str] = Field(default={}, description="Of the Service, for who makes the load balancer.")
 
 
 class NetworkSpec(Schema):

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -201,6 +202,33 @@ async def test_a_node_port_is_known_before_the_first_pod(served, namespace, user
         shown = user.get(worker)
         assert shown is not None
         assert "externalAddresses" not in shown["status"]
+
+
+async def test_a_load_balancer_is_asked_for_as_the_cluster_s_makers_of_them_want(served, namespace, user):
+    def exposed(**expose: Any) -> dict[str, Any]:
+        return worker_manifest(namespace, network={"gateways": [GATEWAY], "expose": expose})
+
+    kind, asked = "service.beta.kubernetes.io/aws-load-balancer-nlb-target-type", {"team": "a"}
+    balanced = {"type": "LoadBalancer", "loadBalancerClass": "service.k8s.aws/nlb"}
+    user.apply(exposed(**balanced, annotations={kind: "ip", **asked}))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        service = operator.store.get(SERVICE, namespace, "gpu-p2p")
+        assert service is not None
+        assert service["spec"]["loadBalancerClass"] == "service.k8s.aws/nlb"
+        assert service["metadata"]["annotations"].items() >= {kind: "ip", **asked}.items()
+        user.apply(exposed(**balanced, annotations=asked))
+        await operator.settle()
+        service = operator.store.get(SERVICE, namespace, "gpu-p2p")
+        assert service is not None
+        assert kind not in service["metadata"]["annotations"]
+        user.apply(exposed(type="NodePort"))
+        await operator.settle()
+        service = operator.store.get(SERVICE, namespace, "gpu-p2p")
+    assert service is not None
+    assert service["spec"]["type"] == "NodePort"
+    assert "loadBalancerClass" not in service["spec"]
+    assert "team" not in service["metadata"]["annotations"]
 
 
 @pytest.mark.parametrize(

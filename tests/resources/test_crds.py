@@ -80,6 +80,8 @@ def test_a_worker_stays_exactly_as_it_was_written(objects, namespace):
         ({"selection": {"schedulers": {"alice": 2}}}, "write peer ids before the weights"),
         (network(expose={"type": "Ingress"}), "Unsupported value"),
         (network(expose={"type": "NodePort", "port": 70000}), "spec.network.expose.port"),
+        (network(expose={"type": "NodePort", "loadBalancerClass": "a/b"}), "of type LoadBalancer alone"),
+        (network(expose={"type": "HostPort", "annotations": {"a": "b"}}), "makes no Service"),
         (
             network(expose={"type": "HostPort"}, listenAddresses=[LISTEN, "/ip6/::/tcp/4001"]),
             "exactly one of listenAddresses",
@@ -120,6 +122,7 @@ def test_a_worker_that_cannot_work_is_refused_with_the_field_or_the_reason(objec
         issued(trustSecretName="network"),
         network(gateways=[f"{GATEWAY}/p2p/{PEER}"], relayCircuit=False, expose={"type": "LoadBalancer"}),
         network(expose={"type": "HostPort", "port": 4001}, listenAddresses=[LISTEN]),
+        network(expose={"type": "LoadBalancer", "loadBalancerClass": "service.k8s.aws/nlb", "annotations": {"a": "b"}}),
         network(gateways=["/ip6/2001:db8::1/tcp/4001", "/dns/g/tcp/65535"], excludeCidr=["10.0.0.1/8", "fc00::/7"]),
         network(
             listenAddresses=["/ip6/::/tcp/4001"], externalAddresses=[f"{GATEWAY}/p2p/{PEER}/p2p-circuit/p2p/{PEER}"]

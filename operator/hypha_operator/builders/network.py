@@ -52,8 +52,18 @@ def p2p_service(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Manifes
     if expose.port is not None:
         ports[0]["nodePort" if expose.type == "NodePort" else "port"] = expose.port
     worker = hypha_worker["metadata"]["name"]
-    spec = {"type": expose.type, "selector": selector(worker), "publishNotReadyAddresses": True, "ports": ports}
-    return child(hypha_worker, SERVICE, p2p_service_name(worker), spec=spec)
+    spec: dict[str, Any] = {
+        "type": expose.type,
+        "selector": selector(worker),
+        "publishNotReadyAddresses": True,
+        "ports": ports,
+    }
+    if expose.load_balancer_class:
+        spec["loadBalancerClass"] = expose.load_balancer_class
+    service = child(hypha_worker, SERVICE, p2p_service_name(worker), spec=spec)
+    if expose.annotations:
+        service["metadata"]["annotations"] = expose.annotations
+    return service
 
 
 def _port(name: str, port: int) -> dict[str, Any]:
