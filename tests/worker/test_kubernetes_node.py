@@ -95,10 +95,10 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def stage(cluster: Cluster, **table: Any) -> AsyncIterator[Stage]:
+async def stage(cluster: Cluster, *, lease_s: float = 5.0, **table: Any) -> AsyncIterator[Stage]:
     pki, port = Pki(), free_port()
     kubernetes = {"namespace": cluster.namespace, "worker": WORKER, "worker_uid": cluster.worker_uid}
-    tables = {"kubernetes": kubernetes | {"connector_port": port} | table, "leases": {"duration_s": 5.0}}
+    tables = {"kubernetes": kubernetes | {"connector_port": port} | table, "leases": {"duration_s": lease_s}}
     with trio.fail_after(DEADLINE_S), TemporaryDirectory() as directory:
         async with gateway(pki) as entry, member(pki, "scheduler", entry) as network:
             node = NodeProcess(pki, Path(directory), entry, "", **tables)
@@ -174,7 +174,7 @@ async def test_a_killed_node_finds_its_jobs_and_their_leases_again(cluster: Clus
 
 
 async def test_a_node_that_lives_beside_its_successor_ends_and_its_job_goes_on(cluster: Cluster) -> None:
-    async with stage(cluster) as s:
+    async with stage(cluster, lease_s=60) as s:
         worker, lease, task_id = await s.running_job()
         with s.successor() as successor:
             assert await s.node.ended() == 1

@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 import trio
@@ -110,6 +111,32 @@ async def test_a_launch_of_which_nobody_knows_whether_it_succeeded_is_taken_back
         await until(lambda: cluster.job(job.task_id)["spec"].get("cancel"))
         cluster.say(job.task_id, "Failed", reason="Cancelled")
         await until(lambda: cluster.reported(job.task_id))
+        assert rig.events == []
+
+
+async def test_a_launch_that_arrives_after_it_was_given_up_is_taken_back(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_rig(cluster) as rig:
+        await rig.runtime.adopt()
+        create, cancel = rig.runtime._hypha_jobs.create, rig.runtime._hypha_jobs.cancel
+        found: list[bool] = []
+
+        async def create_later(_job: Job) -> SeenJob:
+            raise kubernetes_api.ApiUnavailable("no answer in time")
+
+        async def cancel_at_once(task_id: UUID, reason: str) -> bool:
+            found.append(await cancel(task_id, reason))
+            return found[-1]
+
+        monkeypatch.setattr(rig.runtime._hypha_jobs, "create", create_later)
+        monkeypatch.setattr(rig.runtime._hypha_jobs, "cancel", cancel_at_once)
+        job = jobs.job()
+        with pytest.raises(LaunchError, match="no answer in time"):
+            await rig.runtime.launch(job)
+        await until(lambda: found == [False])
+        await create(job)
+        await until(lambda: cluster.job(job.task_id)["spec"].get("cancel"))
         assert rig.events == []
 
 
