@@ -10,6 +10,7 @@ HyphaNetworkError
     ├── RequestTimeout    the peer did not answer in time
     ├── RemoteRefused     the peer does not speak the protocol, or answered what is no answer
     ├── StreamReset       the peer or the connection ended a stream before its end
+    │   └── ConnectionLost    ... the connection did
     └── NetworkClosed     this node's own network is closing
 ```
 """
@@ -49,6 +50,10 @@ class RemoteRefused(NetworkError):  # noqa: N818
 
 class StreamReset(NetworkError):  # noqa: N818
     """The peer or the connection ended a stream before its end."""
+
+
+class ConnectionLost(StreamReset):
+    """The connection ended a stream before its end: nobody knows what the peer has made of it."""
 
 
 class NetworkClosed(NetworkError):  # noqa: N818

@@ -239,6 +239,9 @@ class Host:
             done = True
         except (NetworkError, DecodeError, trio.TooSlowError) as error:
             logger.debug("%s from %s: %s", protocol, connection.peer_id, error or "too slow")
+        except trio.Cancelled:
+            done = True  # with the connection, whose end tells the peer; a reset before might be taken for an answer
+            raise
         except Exception:
             logger.exception("%s from %s failed", protocol, connection.peer_id)
         finally:

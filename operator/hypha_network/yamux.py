@@ -22,7 +22,7 @@ from libp2p.stream_muxer.exceptions import (
 from multiaddr import Multiaddr
 
 from hypha_network.backlog import Backlog
-from hypha_network.errors import NetworkError, StreamReset
+from hypha_network.errors import ConnectionLost, NetworkError, StreamReset
 from hypha_network.quiet import Quiet
 from hypha_network.yamux_core import Core
 from hypha_network.yamux_frames import NORMAL, PROTOCOL_ERROR, Buffer, Limits, ProtocolError, StreamState
@@ -43,7 +43,11 @@ class YamuxReset(StreamReset, MuxedStreamReset):
     """A stream was broken off; libp2p's error and ours."""
 
 
-class YamuxEnded(StreamReset, MuxedConnUnavailable):
+class YamuxLost(ConnectionLost, MuxedStreamReset):
+    """A stream ended with its connection; libp2p's error and ours."""
+
+
+class YamuxEnded(ConnectionLost, MuxedConnUnavailable):
     """The connection has ended, or is about to; libp2p's error and ours."""
 
 
@@ -60,7 +64,7 @@ class YamuxStream(IMuxedStream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Return all that has arrived, up to `max_bytes`, waiting for at least one byte; empty at the end.
 
-        Raises StreamReset if the stream was broken off, after all that arrived before.
+        Raises StreamReset if the stream was broken off (ConnectionLost: with its connection), after all that arrived.
         """
         state = self._state
         await trio.lowlevel.checkpoint()
@@ -72,7 +76,7 @@ class YamuxStream(IMuxedStream):
         if state.fin_received:
             return b""
         if state.failure:
-            raise YamuxReset(f"stream with {self.muxed_conn.peer_id}: {state.failure}")
+            raise self._broken()
         raise trio.ClosedResourceError("the stream was closed")
 
     def count_collected(self, size_bytes: int) -> None:
@@ -87,7 +91,7 @@ class YamuxStream(IMuxedStream):
         state = self._state
         await trio.lowlevel.checkpoint()
         if state.failure:
-            raise YamuxReset(f"stream with {self.muxed_conn.peer_id}: {state.failure}")
+            raise self._broken()
         if state.eof:
             raise trio.ClosedResourceError("the stream was closed for sending")
         view = memoryview(data).cast("B")
@@ -102,7 +106,12 @@ class YamuxStream(IMuxedStream):
             self.reset_nowait("a send was cancelled")
             raise
         if state.sent_bytes < goal:
-            raise YamuxReset(f"stream with {self.muxed_conn.peer_id}: {state.failure}")
+            raise self._broken()
+
+    def _broken(self) -> StreamReset:
+        failure = self._state.failure
+        kind = YamuxLost if failure == self._core.failure else YamuxReset
+        return kind(f"stream with {self.muxed_conn.peer_id}: {failure}")
 
     async def send_eof(self) -> None:
         """Say that nothing more will be sent; the peer may still send."""

@@ -22,7 +22,14 @@ from hypha_messages.job import DataSlice, JobSpec, PeersReference, SchedulerRefe
 from hypha_messages.progress import PROGRESS, Progress, ProgressResponse, ReportProgress
 from hypha_messages.streams import PULL, PUSH, encode_pull_header
 from hypha_messages.types import Message, PeerId
-from hypha_network.errors import NetworkClosed, NetworkError, PeerUnreachable, StreamReset
+from hypha_network.errors import (
+    ConnectionLost,
+    NetworkClosed,
+    NetworkError,
+    PeerUnreachable,
+    RemoteRefused,
+    StreamReset,
+)
 from hypha_network.streams import Stream
 from hypha_worker.http_server import Exchange, HttpError
 from hypha_worker.loopback import LoopbackStream, loopback
@@ -56,9 +63,6 @@ class Peers(Protocol):
 
     async def open_stream(self, peer_id: str, protocol: str) -> Stream:
         """Open a stream to a peer."""
-
-    def connected_peers(self) -> list[str]:
-        """Who this node has connections with."""
 
 
 class NextSlice(Message):
@@ -263,16 +267,25 @@ class Connector:
         return near
 
     async def _take_own(self, stream: LoopbackStream) -> None:
-        await self._pushes.handle(self._network.peer_id, stream)
-        await stream.aclose()
+        try:
+            await self._pushes.handle(self._network.peer_id, stream)
+            await stream.aclose()
+        except NetworkError as error:
+            logger.debug("a push from one job of this worker to another: %s", error)
+            stream.reset()
 
     async def _await_delivery(self, peer: str, stream: Stream | LoopbackStream) -> None:
-        """Return once the peer, having read all, closes its side: in order, or by a reset as the reference does."""
+        """Return once the peer, having read all, closes its side: in order, or by a reset as the reference does.
+
+        One that has not taken all says so before it resets the stream, or has lost the connection.
+        """
         try:
-            while await _within(_STALL_TIMEOUT_S, stream.receive_some()):
-                pass  # a receiver has nothing to say
+            if await _within(_STALL_TIMEOUT_S, stream.receive_some()):
+                raise RemoteRefused("it did not take all of the file")
+        except ConnectionLost:
+            raise
         except StreamReset:
-            if peer not in self._network.connected_peers():
+            if peer == self._network.peer_id:
                 raise
 
     async def _take_push(self, session: _Session, exchange: Exchange) -> None:

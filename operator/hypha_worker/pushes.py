@@ -3,6 +3,7 @@
 A push waits, all but its header unread, so that its sender is held back, until a job that names the sender takes it.
 """
 
+import contextlib
 import json
 import logging
 import struct
@@ -14,6 +15,7 @@ from uuid import UUID
 
 import trio
 
+from hypha_network.errors import NetworkError
 from hypha_network.quiet import Quiet
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,10 @@ _MAX_WAITING_PER_PEER: Final = 16
 _MAX_TAKEN_PER_PEER: Final = 2
 """Pushes of one peer that a job receives at once: fewer than its bridge can, so that one that stops holds up itself."""
 _MAX_WAIT_S: Final = 900.0
+_NOT_TAKEN: Final = b"\0"
+"""What the sender of a push is told that no job has taken whole, before the stream is reset: a reset alone is how the
+reference ends what it has read."""
+_REFUSAL_TIMEOUT_S: Final = 5.0
 
 
 class PushStream(Protocol):
@@ -38,6 +44,9 @@ class PushStream(Protocol):
 
     def push_back(self, data: Buffer, /) -> None:
         """Give back what was received, to be received again."""
+
+    async def send_all(self, data: bytes, /) -> None:
+        """Answer; NetworkError if the sender has gone."""
 
     def reset(self) -> None:
         """Break off."""
@@ -106,17 +115,17 @@ class PushRouter:
                 push.settled.set()
 
     async def handle(self, peer: str, stream: PushStream) -> None:
-        """Serve a push of a peer: returns once a job has all of it, or it was reset."""
-        whole = False
+        """Serve a push of a peer: returns once a job has all of it, or the peer was told that none has."""
         try:
             push = await self._admit(peer, stream)
             await push.done.wait()
-            whole = push.whole
+            if push.whole:
+                return
         except _RefusedPush as refusal:
             self._refusals.warning(peer, "refused a push: %s", refusal)
-        finally:
-            if not whole:
-                stream.reset()
+        with trio.move_on_after(_REFUSAL_TIMEOUT_S), contextlib.suppress(NetworkError):
+            await stream.send_all(_NOT_TAKEN)
+        stream.reset()
 
     async def take(self, task_id: UUID, deliver: Deliver, timeout_s: float) -> bool:
         """Wait for the next push for a job and have `deliver(peer, stream)` receive it.

@@ -262,6 +262,66 @@ async def test_a_push_that_the_peer_breaks_off_failed(work_dir: Path) -> None:
         assert (refusal.status, refusal.code) == (502, "peer_failed")
 
 
+async def test_a_push_that_the_peer_resets_once_it_has_read_all_is_delivered_as_the_reference_has_it(
+    work_dir: Path,
+) -> None:
+    async with world(work_dir) as the:
+
+        async def take(stream: Stream) -> None:
+            the.peer.received.append(await stream.read_to_end(2**30))
+            stream.reset()
+
+        the.peer.take_push = take
+        await the.call(the.client.push, the.peer.network.peer_id, file_of(work_dir, b"update"))
+        assert the.peer.received == [b"update"]
+
+
+async def test_a_push_that_no_job_of_the_peer_takes_failed_however_small_it_is(work_dir: Path) -> None:
+    async with world(work_dir) as the:
+        the.peer.network.handle_stream(PUSH, PushRouter().handle)
+        refusal = await the.refusal(the.client.push, the.peer.network.peer_id, file_of(work_dir, b"update"))
+        assert (refusal.code, refusal.retryable) == ("peer_failed", True)
+        assert "did not take all" in refusal.detail
+
+
+@pytest.mark.parametrize("end", ["killed", "stopped"])
+@pytest.mark.parametrize("_again", range(4))  # whether the end of the connection or of the stream is seen first is luck
+async def test_a_push_failed_whose_peer_ends_before_a_job_has_it(work_dir: Path, end: str, _again: int) -> None:
+    async with world(work_dir) as the:
+        arrived = trio.Event()
+
+        async def hold(stream: Stream) -> None:
+            await stream.read_to_end(2**30)
+            arrived.set()
+            await trio.sleep_forever()
+
+        async def end_peer() -> None:
+            await arrived.wait()
+            (connection,) = the.peer.network._host.connections[the.worker.peer_id]
+            if end == "killed":
+                await connection.muxed.secured_conn._raw.close()  # type: ignore[attr-defined]
+            else:
+                connection.close()
+
+        the.peer.take_push = hold
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end_peer)
+            refusal = await the.refusal(the.client.push, the.peer.network.peer_id, file_of(work_dir, b"update"))
+        assert refusal.retryable
+
+
+async def test_a_job_that_breaks_off_a_push_to_another_job_of_its_worker_ends_nothing_else(work_dir: Path) -> None:
+    async with world(work_dir) as the:
+        own = {"type": "peers", "peers": [the.worker.peer_id], "strategy": {"type": "All"}}
+        the.connector.add(replace(the.job, spec=spec_for(the.peer.network.peer_id, updates=own, results=own)))
+        stream = await trio.open_unix_socket(the.socket)
+        head = f"POST /pushes?peer={the.worker.peer_id} HTTP/1.1\r\nHost: n\r\nAuthorization: Bearer {TOKEN}\r\n"
+        await stream.send_all(f"{head}Content-Length: 100\r\n\r\nabc".encode())
+        await the.call(the.client.progress, "update")  # by now the node has seen the request before
+        await stream.aclose()
+        assert json.loads(await the.call(the.client.progress, "update")) == {"type": "Continue"}
+
+
 async def test_a_push_to_a_peer_that_the_job_does_not_name_is_refused(work_dir: Path) -> None:
     async with world(work_dir) as the:
         refusal = await the.refusal(the.client.push, jobs.STRANGER, file_of(work_dir, b"data"))

@@ -30,6 +30,7 @@ class Pushed:
     def __init__(self, *pieces: bytes | None) -> None:
         self.pieces = list(pieces)
         self.reset_seen = False
+        self.told = b""
         self.read_bytes = 0
 
     async def receive_some(self, max_bytes: int | None = None, /) -> bytes:
@@ -48,6 +49,10 @@ class Pushed:
     def push_back(self, data: bytes, /) -> None:
         if data:
             self.pieces.insert(0, data)
+
+    async def send_all(self, data: bytes, /) -> None:
+        await trio.lowlevel.checkpoint()
+        self.told += data
 
     def reset(self) -> None:
         self.reset_seen = True
@@ -100,7 +105,7 @@ async def test_the_only_job_that_names_the_sender_gets_what_is_not_labelled_othe
 async def test_a_sender_that_no_job_names_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     made, _ = router(job=(uuid4(), {ALICE}))
     stream = await push(made, BOB, b"data")
-    assert stream.reset_seen
+    assert (stream.told, stream.reset_seen) == (b"\0", True)
     assert stream.read_bytes == 0
     assert "peer bob: refused a push: no job of this worker names it" in caplog.text
 
@@ -182,7 +187,7 @@ async def test_a_push_waits_all_but_its_header_unread_until_it_is_taken() -> Non
         assert stream.read_bytes == len(header)
         await made.take(tasks["job"], inbox.deliver, 1)
     assert inbox.pushes == [(ALICE, header + b"x" * 1000)]
-    assert not stream.reset_seen
+    assert (stream.told, stream.reset_seen) == (b"", False)
 
 
 async def test_pushes_are_taken_in_the_order_in_which_they_came() -> None:
@@ -281,7 +286,17 @@ async def test_a_delivery_that_fails_breaks_the_push_off() -> None:
         nursery.start_soon(made.handle, ALICE, stream)
         with pytest.raises(OSError, match="the bridge is gone"):
             await made.take(tasks["job"], fail, 1)
-    assert stream.reset_seen
+    assert (stream.told, stream.reset_seen) == (b"\0", True)
+
+
+async def test_a_push_whose_connection_ends_is_told_nothing() -> None:
+    made, _ = router(job=(uuid4(), {ALICE}))
+    stream = Pushed(b"data")
+    async with trio.open_nursery() as connection:
+        connection.start_soon(made.handle, ALICE, stream)
+        await trio.testing.wait_all_tasks_blocked()
+        connection.cancel_scope.cancel()
+    assert (stream.told, stream.reset_seen) == (b"", False)
 
 
 async def test_a_taker_that_is_cancelled_loses_no_push() -> None:
