@@ -94,7 +94,10 @@ class Exchange:
             request = await self._next_event()
         if not isinstance(request, h11.Request):
             raise Disconnected("no request")
-        target = urlsplit(request.target.decode("ascii", errors="replace"))
+        try:
+            target = urlsplit(request.target.decode("ascii", errors="replace"))
+        except ValueError as error:
+            raise Disconnected(f"no request: {error}") from error
         self.method = request.method.decode("ascii")
         self.path = target.path
         self.query = dict(parse_qsl(target.query))

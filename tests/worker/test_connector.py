@@ -492,15 +492,22 @@ async def test_one_jobs_calls_are_bounded_and_leave_room_for_those_of_others(wor
             await stream.aclose()
 
 
-async def test_garbage_ends_the_connection_and_nothing_else(work_dir: Path) -> None:
+async def test_garbage_ends_the_connection_and_nothing_else(work_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with world(work_dir) as the:
-        for garbage in (b"\0" * 100, b"GET\r\n\r\n", struct.pack("<Q", 2**60), b"POST /pushes HTTP/9.9\r\n\r\n"):
+        for garbage in (
+            b"\0" * 100,
+            b"GET\r\n\r\n",
+            struct.pack("<Q", 2**60),
+            b"POST /pushes HTTP/9.9\r\n\r\n",
+            b"GET //[ HTTP/1.1\r\nHost: n\r\n\r\n",
+        ):
             stream = await trio.open_unix_socket(the.socket)
             await stream.send_all(garbage)
             await stream.send_eof()
             while await stream.receive_some():
                 pass
         assert json.loads(await the.call(the.client.progress, "update")) == {"type": "Continue"}
+        assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_the_socket_is_its_owners_alone_and_goes_with_the_node(work_dir: Path) -> None:
