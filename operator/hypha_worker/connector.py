@@ -308,10 +308,10 @@ class Connector:
 
     async def _progress(self, session: _Session, exchange: Exchange) -> None:
         progress = _validate(Progress, await exchange.read_json())
-        self._note_progress(session.job.task_id, progress)
         report = ReportProgress(job_id=session.job.spec.job_id, progress=progress)
         async with exchange.until_disconnected():
             answer = await self._ask(session.job.scheduler, PROGRESS, report, ProgressResponse)
+        self._note_progress(session.job.task_id, progress)
         await exchange.answer_json(answer.model_dump(mode="json"))
 
     async def _ask(self, peer: str, protocol: Any, message: Message, expected: type[_T]) -> _T:

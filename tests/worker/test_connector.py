@@ -430,6 +430,22 @@ async def test_progress_goes_to_the_scheduler_and_its_answer_comes_back(work_dir
         assert report.progress.status.batch_size == 8
 
 
+async def test_progress_that_is_repeated_since_the_scheduler_did_not_answer_counts_once(work_dir: Path) -> None:
+    async with world(work_dir) as the:
+        noted = []
+        the.connector._note_progress = lambda task_id, progress: noted.append((task_id, progress))
+        answers = [None, ProgressResponse(type="Continue")]
+
+        async def answer(_peer: str, _report: ReportProgress) -> ProgressResponse | None:
+            return answers.pop(0)
+
+        the.peer.network.handle(PROGRESS, answer)
+        refusal = await the.refusal(the.client.progress, "update")
+        assert (refusal.code, refusal.retryable) == ("peer_failed", True)
+        await the.call(the.client.progress, "update")
+        assert [task_id for task_id, _ in noted] == [the.job.task_id]
+
+
 @pytest.mark.parametrize("progress", [{"status": {"batch_size": -1}}, "no such stage", [], {}, 12])
 async def test_progress_that_is_none_is_refused(work_dir: Path, progress: Any) -> None:
     async with world(work_dir) as the:
