@@ -13,10 +13,19 @@ from hypha_resources.common import WORKER_LABEL
 from hypha_resources.job import REPORTED, TERMINAL
 
 REASON: Final = "the worker is being deleted"
+NOT_DRAINED: Final = (
+    "It is deleted in the foreground, so the garbage collector takes its controller and jobs along at once, and their "
+    "schedulers are not told. Delete in the background (kubectl's default; ArgoCD: PrunePropagationPolicy=background)."
+)
 _REPORTING: Final = timedelta(seconds=60)
 """How long the node may take to tell schedulers, beyond what its jobs may take to end."""
 
 _log = logging.getLogger(__name__)
+
+
+def is_foreground(worker: Manifest) -> bool:
+    """Whether the garbage collector deletes all that the worker owns now, whatever else keeps the worker."""
+    return "foregroundDeletion" in worker["metadata"].get("finalizers", [])
 
 
 async def drain(worker: Manifest, grace_s: float, cluster: Cluster, clock: Clock) -> str | None:
@@ -37,6 +46,8 @@ async def drain(worker: Manifest, grace_s: float, cluster: Cluster, clock: Clock
     open_jobs = [job for job in jobs if not (_is_ended(job) and _is_reported(job))]
     deadline = datetime.fromisoformat(metadata["deletionTimestamp"]) + timedelta(seconds=grace_s) + _REPORTING
     if open_jobs and clock.now() < deadline:
+        if is_foreground(worker):
+            return f"{len(open_jobs)} of its jobs are ending, until {deadline:%H:%M:%S} UTC. {NOT_DRAINED}"
         return f"{len(open_jobs)} of its jobs are ending and their schedulers are told, until {deadline:%H:%M:%S} UTC."
     for job in open_jobs:
         _log.warning("%s/%s: its scheduler may not know that it ended", metadata["namespace"], job["metadata"]["name"])

@@ -12,7 +12,7 @@ from hypha_operator.builders.controller import identity_secrets
 from hypha_operator.builders.network import with_host_ip
 from hypha_operator.clock import Clock
 from hypha_operator.cluster import Cluster
-from hypha_operator.drain import drain
+from hypha_operator.drain import NOT_DRAINED, drain, is_foreground
 from hypha_operator.errors import ApiError, Conflict, NotFound
 from hypha_operator.kinds import CERTIFICATE, DEPLOYMENT, POD, WORKER, Key, Manifest
 from hypha_operator.policies.conditions import Condition, merged
@@ -80,6 +80,8 @@ class WorkerReconciler:
         if deleting:
             if applied.failure:
                 _log.warning("%s is drained all the same: %s", key, applied.failure)
+            if is_foreground(worker):
+                await self._cluster.event(worker, "Warning", "Draining", NOT_DRAINED)
             grace_s = applied.spec.jobs.termination_grace_seconds if applied.spec else _GRACE_S
             draining = await drain(worker, grace_s, self._cluster, self._clock)
             if draining is None:
@@ -118,12 +120,14 @@ class WorkerReconciler:
             where = ".".join(map(str, ("spec", *first["loc"])))
             refusal = "InvalidSpec", f"{where}: {first['msg']}. Correct it; the CRDs may be newer or older."
             return _Applied(None, refusal=refusal)
+        known = (worker.get("status") or {}).get("externalAddresses") or []
+        if is_foreground(worker):
+            return _Applied(spec, known)  # what is made now is deleted again
         try:
             addresses = await self._children.apply(worker, spec, accept_offers=accept_offers and not spec.suspend)
         except RefusedError as error:
             return _Applied(spec, refusal=(error.reason, str(error)))
         except ApiError as error:
-            known = (worker.get("status") or {}).get("externalAddresses") or []
             return _Applied(spec, known, failure=error)
         return _Applied(spec, addresses)
 

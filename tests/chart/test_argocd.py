@@ -67,3 +67,9 @@ def test_the_application_installs_this_chart_with_values_that_it_takes() -> None
     assert ROOT / source["path"] == CHART
     assert render(values=source["helm"]["valuesObject"])
     assert "ServerSideApply=true" in application["spec"]["syncPolicy"]["syncOptions"]
+
+
+def test_workers_are_deleted_in_the_background_so_that_they_are_drained() -> None:
+    application = yaml.safe_load((ARGOCD / "workers.yaml").read_text())
+    assert application["metadata"]["finalizers"] == ["resources-finalizer.argocd.argoproj.io/background"]
+    assert "PrunePropagationPolicy=background" in application["spec"]["syncPolicy"]["syncOptions"]

@@ -370,6 +370,25 @@ class TestDeletion:
             await operator.settle()
         assert user.get(worker) is None
 
+    async def test_what_the_garbage_collector_takes_along_is_not_made_again(self, served, namespace, user):
+        """As in a foreground deletion, which passes the draining by."""
+        worker = user.apply(worker_manifest(namespace))
+        async with operating(served.kubeconfig, namespace) as operator:
+            await operator.settle()
+            user.apply(job_manifest(namespace, worker), manager="hypha-worker")
+            await operator.look()
+            user.delete(worker, propagation="Foreground")
+            user.delete({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "gpu-controller"}})
+            await operator.look()
+            await operator.reconcile(Key(WORKER, namespace, "gpu"))
+            await operator.look()
+            assert operator.store.get(DEPLOYMENT, namespace, "gpu-controller") is None
+        shown = user.get(worker)
+        assert conditions(shown)["Ready"] == ("False", "Draining")
+        assert "foreground" in shown["status"]["conditions"][0]["message"]
+        event = user.events()["Draining"]
+        assert "foreground" in event["message"]
+
     async def test_a_finalizer_that_is_somebody_elses_too_goes_and_others_stay(self, served, namespace, user):
         """As of a worker that was made anew from what an export of it says."""
         manifest = worker_manifest(namespace)

@@ -43,9 +43,10 @@ class User:
             answer = client.get(self._path(manifest))
         return dict(answer.json()) if answer.is_success else None
 
-    def delete(self, manifest: Manifest) -> None:
+    def delete(self, manifest: Manifest, propagation: str = "Background") -> None:
+        query = {"propagationPolicy": propagation}
         with self._server.client() as client:
-            assert client.delete(self._path(manifest)).is_success
+            assert client.delete(self._path(manifest), params=query).is_success
 
     def events(self, kind: str = "HyphaWorker") -> dict[str, Manifest]:
         with self._server.client() as client:
