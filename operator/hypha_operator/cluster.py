@@ -87,9 +87,9 @@ class Cluster:
             query["continue"] = token
 
     async def create(self, manifest: Manifest) -> Manifest:
-        """Create an object; `Conflict` with reason AlreadyExists if there is one of this name."""
+        """Create an object; `Conflict` if there is one of this name, `Invalid` also for a field that there is not."""
         kind, metadata = kind_of(manifest), manifest["metadata"]
-        query = {"fieldManager": FIELD_MANAGER}
+        query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
         return await self._write("POST", kind.path(metadata.get("namespace")), query, manifest)
 
     async def apply(self, manifest: Manifest, *, force: bool = True) -> Manifest:

@@ -195,16 +195,20 @@ async def test_a_template_that_breaks_isolation_ends_the_job_at_once(
         assert world.items(JOB) == []
 
 
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [({"nodeSelector": {"not a label!": "x"}}, "nodeSelector"), ({"affinity": {"nodeAffinityy": {}}}, "nodeAffinityy")],
+    ids=["value", "field"],
+)
 async def test_a_template_that_the_api_server_refuses_ends_the_job_with_its_words(
-    control_plane: ApiServer, placement: dict[str, Any]
+    control_plane: ApiServer, placement: dict[str, Any], spec: dict[str, Any], named: str
 ) -> None:
-    template = {"spec": {"nodeSelector": {"not a label!": "x"}}}
-    async with open_job_world(control_plane, executor={"template": template}) as world:
+    async with open_job_world(control_plane, executor={"template": {"spec": spec}}) as world:
         world.make_job()
         await world.step()
         assert (world.status["phase"], world.status["reason"]) == ("Failed", "InvalidTemplate")
         message = next(c["message"] for c in world.status["conditions"] if c["type"] == "Ready")
-        assert "nodeSelector" in message
+        assert named in message
 
 
 async def test_a_cluster_without_claims_of_devices_ends_the_job_with_a_remedy(
