@@ -12,6 +12,7 @@ import yaml
 
 from e2e.cluster.tools import ROOT, tool
 from hypha_operator.policies.job_pods import _DISRUPTIONS
+from hypha_operator.policies.worker_conditions import _REMEDIES
 from support.api_server import ApiServer
 
 TEXT = (ROOT / "docs" / "kubernetes.md").read_text()
@@ -57,7 +58,8 @@ def explained_reasons(heading: str) -> set[str]:
 
 def test_every_reason_of_a_hyphaworker_is_explained() -> None:
     sources = ("policies/worker_conditions.py", "worker_children.py", "worker_reconciler.py")
-    assert explained_reasons("HyphaWorker") == reasons(*sources) | {"Serving", "Suspended", "InvalidSpec"}
+    named = {"Serving", "Suspended", "InvalidSpec", *_REMEDIES}
+    assert explained_reasons("HyphaWorker") == reasons(*sources) | named
 
 
 def test_every_reason_of_a_hyphajob_is_explained() -> None:
