@@ -63,21 +63,22 @@ def _camel(name: str) -> str:
 def install(kube: Kube, settings: Settings) -> None:
     """Install or upgrade the chart, and wait until the operator is ready."""
     images = load_images() if settings.own_cluster else []
-    helm = tool("helm") if settings.own_cluster else "helm"
     values = ["--values", str(settings.values)] if settings.values else []
-    flags = [flag.replace("--context", "--kube-context") for flag in kube.flags]
-    subprocess.run(
-        [
-            *(helm, "upgrade", "--install", RELEASE, str(ROOT / "charts" / "hypha-worker")),
-            *("--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", f"{_INSTALL_S}s"),
-            *("--set", "operator.resources.requests.cpu=50m"),
-            *images,
-            *values,
-            *flags,
-        ],
-        check=True,
-    )
+    chart = ("upgrade", "--install", RELEASE, str(ROOT / "charts" / "hypha-worker"), "--create-namespace", "--wait")
+    _helm(kube, settings, *chart, "--set", "operator.resources.requests.cpu=50m", *images, *values)
     eventually("the operator is ready", lambda: operator_ready(kube))
+
+
+def check_release(kube: Kube, settings: Settings) -> None:
+    """Run the chart's own test, as its users do; CalledProcessError if it fails."""
+    _helm(kube, settings, "test", RELEASE)
+
+
+def _helm(kube: Kube, settings: Settings, *arguments: str) -> None:
+    helm = tool("helm") if settings.own_cluster else "helm"
+    flags = [flag.replace("--context", "--kube-context") for flag in kube.flags]
+    everywhere = ("--namespace", NAMESPACE, "--timeout", f"{_INSTALL_S}s")
+    subprocess.run([helm, *arguments, *everywhere, *flags], check=True)
 
 
 def operator_ready(kube: Kube) -> bool:

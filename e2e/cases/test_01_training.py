@@ -1,11 +1,17 @@
 """From `helm install` to a trained model."""
 
+from e2e import installation
 from e2e.devnet import Devnet
 from e2e.kube import Kube, condition
+from e2e.settings import Settings
 from e2e.workers import Worker
 from hypha_devnet.demo_settings import SETTINGS
 
 _JOB_S = 600
+
+
+def test_the_release_passes_its_own_test(kube: Kube, operator: None, settings: Settings) -> None:
+    installation.check_release(kube, settings)
 
 
 def test_the_digits_are_trained_by_pods_to_the_accuracy_of_the_demo(
