@@ -23,11 +23,12 @@ class State(Enum):
 
 @dataclass
 class Trainer:
-    """One trainer: its batch size and how fast it is."""
+    """One trainer: its batch size, how fast it is, and how many batches it still runs once that is planned."""
 
     batch_size: int
     state: State = State.TRAINING
     batches: int = 0
+    to_go: int | None = None
     batch_time_s: float | None = None
     last_batch: float | None = None
 
@@ -62,21 +63,23 @@ class Rounds:
         return self.finished and all(trainer.state is State.DONE for trainer in self.trainers.values())
 
     def batch_done(self, peer_id: str, batch_size: int, now: float) -> int | None:
-        """Count a batch; return how many more this trainer is to run before it sends its update, once that is known."""
+        """Count a batch; return how many more this trainer is to run before it sends its update, once that is known.
+
+        It is said again after each of these: an answer is lost when a trainer's node dies at that moment.
+        """
         trainer = self.trainers[peer_id]
         trainer.finished_batch(now)
         self.samples += batch_size
-        if trainer.state is not State.TRAINING:
-            return None
-        plan = self._plan(now)
-        if plan is None:
-            return None
-        trainer.state = State.SCHEDULED
-        return plan[peer_id]
+        if trainer.state is State.TRAINING and (plan := self._plan(now)) is not None:
+            trainer.state, trainer.to_go = State.SCHEDULED, plan[peer_id]
+        elif trainer.to_go:
+            trainer.to_go -= 1
+        return trainer.to_go
 
     def update_started(self, peer_id: str) -> None:
         """Note that a trainer sends its update."""
-        self.trainers[peer_id].state = State.UPDATING
+        trainer = self.trainers[peer_id]
+        trainer.state, trainer.to_go = State.UPDATING, None
 
     def awaits_step(self, peer_id: str) -> bool:
         """Whether the parameter server has not yet said that it used this trainer's update."""

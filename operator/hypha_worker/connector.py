@@ -148,6 +148,9 @@ class Connector:
             ("GET", "/pushes"): self._take_push,
             ("POST", "/progress"): self._progress,
         }
+        self._asking = 0  # calls whose answer is a scheduler's
+        self._answered = trio.Event()
+        self._stopping = False
 
     def add(self, job: Job, *, adopted: bool = False) -> None:
         """From now on the job's bridge may ask, and peers may push to it."""
@@ -158,6 +161,16 @@ class Connector:
         """The job has ended."""
         self._sessions.pop(task_id, None)
         self._pushes.remove(task_id)
+
+    async def stop(self) -> None:
+        """Take no more calls, and return once bridges have the answers to what schedulers were asked.
+
+        A scheduler says but once that a round is about to end; bulk data is asked for again.
+        """
+        self._stopping = True
+        with trio.move_on_after(_REQUEST_TIMEOUT_S):
+            while self._asking:
+                await self._answered.wait()
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request."""
@@ -171,11 +184,18 @@ class Connector:
             )
         if session.calls >= _MAX_CALLS_PER_JOB:
             raise _unavailable(f"the job has {_MAX_CALLS_PER_JOB} calls under way")
+        if self._stopping:
+            raise _unavailable("the node is about to stop")
+        asks = call in (self._next_slice, self._progress)
         session.calls += 1
+        self._asking += asks
         try:
             await call(session, exchange)
         finally:
             session.calls -= 1
+            self._asking -= asks
+            self._answered.set()
+            self._answered = trio.Event()
 
     async def _authenticate(self, authorization: str) -> _Session:
         scheme, _, token = authorization.partition(" ")

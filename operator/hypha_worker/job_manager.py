@@ -90,6 +90,10 @@ class JobManager:
         """The scheduler knows how the job ended, or will never know."""
         self._runtime.note_reported(task_id)
 
+    async def stop_calls(self) -> None:
+        """Take no more calls of bridges, and return once those have the answers that schedulers give them."""
+        await self._connector.stop()
+
     async def adopt(self) -> list[AdoptedJob]:
         """Find what outlived the node, once, before anything is started; from then on bridges and peers are served."""
         adopted = await self._runtime.adopt()

@@ -153,7 +153,9 @@ class Node:
                 "%s: no more offers, %s", signal.Signals(number).name, "jobs go on" if keep_jobs else "ending jobs"
             )
             self._arbiter.stop_offering()
-            if not keep_jobs:
+            if keep_jobs:
+                await self._jobs.stop_calls()
+            else:
                 await self._end_jobs(signals)
             nursery.cancel_scope.cancel()
 

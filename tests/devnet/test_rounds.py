@@ -18,10 +18,8 @@ def play_round(rounds: Rounds, times: dict[str, float], start: float) -> tuple[f
         now, name = heapq.heappop(due)
         planned = rounds.batch_done(name, rounds.trainers[name].batch_size, now)
         if planned is not None:
-            assert name not in left
+            assert planned == left.get(name, planned + 1) - 1
             left[name] = planned
-        elif name in left:
-            left[name] -= 1
         if left.get(name) == 0:
             rounds.update_started(name)
             updates[name] = now
@@ -62,6 +60,14 @@ def test_a_trainer_that_never_reports_keeps_nobody_from_sending() -> None:
     rounds = Rounds({"honest": Trainer(10), "silent": Trainer(10)}, 100, 1)
     play_round(rounds, {"honest": 1.0}, 0.0)
     assert rounds.trainers["honest"].state is State.UPDATING
+
+
+def test_a_trainer_that_missed_when_to_send_is_told_again_with_its_next_batch() -> None:
+    rounds = Rounds({"only": Trainer(10)}, 40, 1)
+    answers = [rounds.batch_done("only", 10, now) for now in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)]
+    assert answers == [None, 2, 1, 0, 0, 0]
+    rounds.update_started("only")
+    assert rounds.batch_done("only", 10, 6.0) is None
 
 
 def test_a_late_trainer_sends_after_its_first_batch() -> None:

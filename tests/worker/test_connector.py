@@ -52,6 +52,7 @@ class Peer:
     received: list[bytes] = field(default_factory=list)
     end_slice: Callable[[Stream], None] = lambda stream: None
     take_push: Callable[[Stream], Awaitable[None]] | None = None
+    think: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
 
     def serve(self) -> None:
         self.network.handle(API, self._answer)
@@ -65,6 +66,7 @@ class Peer:
 
     async def _answer_progress(self, _peer: str, request: ReportProgress) -> ProgressResponse:
         self.asked.append(request)
+        await self.think()
         return self.progress_answer
 
     async def _send_slice(self, _peer: str, stream: Stream) -> None:
@@ -428,6 +430,34 @@ async def test_progress_goes_to_the_scheduler_and_its_answer_comes_back(work_dir
         assert report.job_id == the.job.spec.job_id
         assert report.progress.status is not None
         assert report.progress.status.batch_size == 8
+
+
+async def test_a_node_that_stops_passes_on_what_the_scheduler_answers_and_takes_no_more_calls(work_dir: Path) -> None:
+    async with world(work_dir) as the, trio.open_nursery() as nursery:
+        the.peer.progress_answer = ProgressResponse(type="ScheduleUpdate", counter=2)
+        asked, decided, stopped, answers = trio.Event(), trio.Event(), trio.Event(), list[Any]()
+
+        async def think() -> None:
+            asked.set()
+            await decided.wait()
+
+        async def report() -> None:
+            answers.append(json.loads(await the.call(the.client.progress, {"status": {"batch_size": 8}})))
+
+        async def stop() -> None:
+            await the.connector.stop()
+            stopped.set()
+
+        the.peer.think = think
+        nursery.start_soon(report)
+        await asked.wait()
+        nursery.start_soon(stop)
+        refusal = await the.refusal(the.client.next_slice, the.peer.network.peer_id, "digits")
+        assert (refusal.status, refusal.retryable) == (503, True)
+        assert not stopped.is_set()
+        decided.set()
+        await stopped.wait()
+    assert answers == [{"type": "ScheduleUpdate", "counter": 2}]
 
 
 async def test_progress_that_is_repeated_since_the_scheduler_did_not_answer_counts_once(work_dir: Path) -> None:
