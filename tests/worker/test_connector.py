@@ -283,7 +283,8 @@ async def test_a_push_that_no_job_of_the_peer_takes_failed_however_small_it_is(w
         the.peer.network.handle_stream(PUSH, PushRouter().handle)
         refusal = await the.refusal(the.client.push, the.peer.network.peer_id, file_of(work_dir, b"update"))
         assert (refusal.code, refusal.retryable) == ("peer_failed", True)
-        assert "did not take all" in refusal.detail
+        # Whether the peer's refusal comes while the file is still being sent is luck.
+        assert "did not take all" in refusal.detail or "reset by the peer" in refusal.detail
 
 
 @pytest.mark.parametrize("end", ["killed", "stopped"])
