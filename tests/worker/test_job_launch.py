@@ -13,7 +13,7 @@ from hypha_worker.runtime import LaunchError
 from hypha_worker.runtimes import launch
 from hypha_worker.runtimes.launch import JobPaths
 
-PATHS = JobPaths(Path("/work/jobs/7"), Path("/work/hypha-7"))
+PATHS = JobPaths(Path("/srv/jobs/7"), Path("/srv/hypha-7"))
 VALUES = launch.variables(PATHS, '{"job_id": "{WORK_DIR}"}')
 
 
@@ -21,9 +21,9 @@ def test_all_placeholders_are_replaced() -> None:
     template = ("run", "--socket={SOCKET_PATH}", "{WORK_DIR}", "{JOB_FILE}", "{JOB_JSON}")
     assert launch.executor_args(template, VALUES) == [
         "run",
-        "--socket=/work/hypha-7/bridge.sock",
-        "/work/hypha-7",
-        "/work/hypha-7/job.json",
+        "--socket=/srv/hypha-7/bridge.sock",
+        "/srv/hypha-7",
+        "/srv/hypha-7/job.json",
         '{"job_id": "{WORK_DIR}"}',
     ]
 
@@ -41,7 +41,7 @@ def test_a_job_too_long_for_an_argument_is_refused_with_the_remedy() -> None:
 def test_a_job_too_long_for_a_variable_is_left_out_of_the_environment() -> None:
     environment = launch.executor_environment({}, VALUES | {"JOB_JSON": "x" * 200_000}, None, {})
     assert "JOB_JSON" not in environment
-    assert environment["JOB_FILE"] == "/work/hypha-7/job.json"
+    assert environment["JOB_FILE"] == "/srv/hypha-7/job.json"
 
 
 SECRETS = (
@@ -72,7 +72,7 @@ def test_the_environment_has_what_is_needed_and_no_secret() -> None:
         "LANG": "C.UTF-8",
         "CUDA_VISIBLE_DEVICES": "0,1",
         "HF_HOME": "/cache",
-        "HOME": "/work/hypha-7",
+        "HOME": "/srv/hypha-7",
         "MODE": "fast",
     }
     assert environment["OMP_NUM_THREADS"] == "4"
@@ -84,7 +84,7 @@ def test_the_configured_environment_wins_but_not_over_the_jobs_own() -> None:
     environment = launch.executor_environment({"PATH": "/bin"}, VALUES, 4, extra)
     assert environment["PATH"] == "/opt/bin"
     assert environment["OMP_NUM_THREADS"] == "2"
-    assert environment["WORK_DIR"] == "/work/hypha-7"
+    assert environment["WORK_DIR"] == "/srv/hypha-7"
 
 
 def test_only_the_bridge_is_told_of_proxies() -> None:
@@ -95,7 +95,7 @@ def test_only_the_bridge_is_told_of_proxies() -> None:
 
 
 def test_temporary_files_go_to_the_job_unless_its_name_is_too_long_for_sockets() -> None:
-    assert launch.executor_environment({}, VALUES, None, {})["TMPDIR"] == "/work/hypha-7/tmp"
+    assert launch.executor_environment({}, VALUES, None, {})["TMPDIR"] == "/srv/hypha-7/tmp"
     deep = launch.variables(JobPaths(Path("/c"), Path("/" + "d" * 80)), "{}")
     assert "TMPDIR" not in launch.executor_environment({}, deep, None, {})
 
@@ -110,13 +110,13 @@ def test_a_work_directory_too_long_for_a_socket_is_refused() -> None:
 def test_the_bridge_understands_its_configuration(tmp_path: Path) -> None:
     options = {"read_ahead": 3, "allow_private_addresses": True}
     config = launch.bridge_config(
-        PATHS, Path("/work/connector.sock"), 5_000_000, patience_s=80, drain_s=60, options=options
+        PATHS, Path("/srv/connector.sock"), 5_000_000, patience_s=80, drain_s=60, options=options
     )
     file = tmp_path / "bridge.json"
     file.write_text(json.dumps(config))
     read = BridgeConfig.load(file)
-    assert read.connector.uds == Path("/work/connector.sock")
-    assert (read.connector.token_file, read.connector.deadline_s) == (Path("/work/jobs/7/token"), 80)
+    assert read.connector.uds == Path("/srv/connector.sock")
+    assert (read.connector.token_file, read.connector.deadline_s) == (Path("/srv/jobs/7/token"), 80)
     assert (read.socket, read.work_dir, read.job_file) == (PATHS.socket, PATHS.work, PATHS.job_file)
     assert (read.storage_bytes, read.read_ahead, read.allow_private_addresses) == (5_000_000, 3, True)
     assert (read.state_dir, read.drain_s) == (PATHS.bridge_state, 60)
