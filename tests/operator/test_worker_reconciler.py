@@ -52,13 +52,18 @@ async def test_a_worker_becomes_a_controller_that_starts(served, namespace, user
     assert user.events()["Starting"]["type"] == "Normal"
 
 
+async def started(operator, user, worker):
+    """The worker's controller runs, its node has reported, and the operator has seen both."""
+    await operator.settle()
+    user.run_pod(operator)
+    report(user, worker)
+    await operator.settle()
+
+
 async def test_once_the_node_reports_it_is_ready_and_its_peer_id_is_kept(served, namespace, user):
     worker = user.apply(worker_manifest(namespace))
     async with operating(served.kubeconfig, namespace) as operator:
-        await operator.settle()
-        user.run_pod(operator)
-        report(user, worker)
-        await operator.settle()
+        await started(operator, user, worker)
         config = operator.store.get(CONFIG_MAP, namespace, "gpu-controller")
     worker = user.get(worker)
     assert conditions(worker) == {
@@ -78,10 +83,7 @@ async def test_once_the_node_reports_it_is_ready_and_its_peer_id_is_kept(served,
 async def test_another_key_is_refused_until_it_is_allowed(served, namespace, user):
     worker = user.apply(worker_manifest(namespace))
     async with operating(served.kubeconfig, namespace) as operator:
-        await operator.settle()
-        user.run_pod(operator)
-        report(user, worker)
-        await operator.settle()
+        await started(operator, user, worker)
         report(user, worker, peerId=OTHER_PEER)
         await operator.settle()
         refused = user.get(worker)
@@ -101,10 +103,7 @@ async def test_another_key_is_refused_until_it_is_allowed(served, namespace, use
 async def test_that_all_requests_are_refused_is_told_once_and_why(served, namespace, user):
     worker = user.apply(worker_manifest(namespace))
     async with operating(served.kubeconfig, namespace) as operator:
-        await operator.settle()
-        user.run_pod(operator)
-        report(user, worker)
-        await operator.settle()
+        await started(operator, user, worker)
         assert "NoRequests" not in user.events()
         for bid in (5, 6):
             last = {"reason": "BidBelowFloor", "message": f"the bid {bid} is below the floor 100"}
@@ -124,10 +123,7 @@ async def test_that_all_requests_are_refused_is_told_once_and_why(served, namesp
 async def test_a_settled_worker_costs_no_writes(served, namespace, user):
     worker = user.apply(worker_manifest(namespace))
     async with operating(served.kubeconfig, namespace) as operator:
-        await operator.settle()
-        user.run_pod(operator)
-        report(user, worker)
-        await operator.settle()
+        await started(operator, user, worker)
         for _ in range(10):
             assert await operator.look_at_all() == 0
 
