@@ -8,7 +8,7 @@ import trio
 from hypha_devnet.config import NodeConfig
 from hypha_devnet.events import Events
 from hypha_devnet.node import join
-from hypha_messages.advertisement import TOPIC
+from hypha_messages.advertisement import TOPIC, decode
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +18,8 @@ async def run_gateway(config: NodeConfig, events: Events) -> int:
     network_config = replace(config.network(), relay_circuit=False, relay_server=True, kademlia_server=True)
     async with join(config, network_config) as network:
         events.emit("listening", peer_id=network.peer_id, addresses=network.addresses())
-        async with network.subscribe(TOPIC) as advertisements:  # only subscribers pass a topic's messages on
+        async with network.subscribe(TOPIC, decode) as advertisements:  # only subscribers pass a topic's messages on
             async for advertisement in advertisements:
-                logger.debug("passed on %d bytes of %s", len(advertisement.data), advertisement.source)
+                logger.debug("passed on request %s of %s", advertisement.message.id, advertisement.source)
         await trio.sleep_forever()
     return 0

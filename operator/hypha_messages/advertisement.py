@@ -16,7 +16,7 @@ class WorkerSpec(Message):
     """The least that a worker must have, and the executors it must support."""
 
     resources: Resources
-    executor: Annotated[list[ExecutorDescriptor], Field(max_length=64)]
+    executor: Annotated[list[ExecutorDescriptor], Field(max_length=64, fail_fast=True)]
 
 
 class RequestWorker(Message):

@@ -6,7 +6,7 @@ from pydantic import model_serializer, model_validator
 
 from hypha_messages.job import JobSpec
 from hypha_messages.protocol import Protocol, Tagged, untag
-from hypha_messages.types import Amount, Message, PeerId, Resources, SystemTime, Uuid, peer_id_to_bytes
+from hypha_messages.types import Amount, Message, PeerId, Resources, SystemTime, Unsigned64, Uuid, peer_id_to_bytes
 
 
 class WorkerOffer(Message):
@@ -117,7 +117,7 @@ class DataAssignment(Message):
     """Scheduler to worker: the slice and who has it; or why there is none."""
 
     data_provider: PeerId | None = None
-    index: int | None = None
+    index: Unsigned64 | None = None
     error: str | None = None
 
     @model_validator(mode="before")

@@ -1,11 +1,19 @@
 """What a job is: its specification, the references it fetches from and sends to, optimisers and schedules."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AliasGenerator, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from hypha_messages.types import Message, PeerId, Uuid
+from hypha_messages.types import Double, Message, PeerId, Unsigned32, Unsigned64, Uuid
+
+MAX_PEERS: Final = 1024
+"""Most peers of one job."""
+
+MAX_FILENAMES: Final = 1024
+"""Most files of one repository in one reference."""
+
+MAX_INPUT_NAMES: Final = 256
 
 
 def _kebab(name: str) -> str:
@@ -34,13 +42,13 @@ class DataSlice(Message):
     """One slice of a dataset, as a data node numbers them."""
 
     dataset: str
-    index: Annotated[int, Field(ge=0, lt=2**64)]
+    index: Unsigned64
 
 
 class DataRecord(Message):
     """The value of a dataset's DHT record; JSON on the wire."""
 
-    num_slices: Annotated[int, Field(ge=0, lt=2**64)]
+    num_slices: Unsigned64
 
 
 class UriReference(Message):
@@ -56,7 +64,7 @@ class HuggingFaceReference(Message):
     type: Literal["huggingface"] = "huggingface"
     repository: str
     revision: str | None = None
-    filenames: list[str]
+    filenames: Annotated[list[str], Field(max_length=MAX_FILENAMES, fail_fast=True)]
     token: str | None = Field(default=None, repr=False)
 
 
@@ -64,7 +72,7 @@ class PeersReference(Message):
     """Peers to send to, to receive from, or (with a resource) to pull a slice from."""
 
     type: Literal["peers"] = "peers"
-    peers: list[PeerId]
+    peers: Annotated[list[PeerId], Field(max_length=MAX_PEERS, fail_fast=True)]
     strategy: SelectionStrategy
     resource: DataSlice | None = None
 
@@ -140,7 +148,7 @@ class Model(KebabMessage):
 
     task: ModelType
     artifact: Reference
-    input_names: list[str]
+    input_names: Annotated[list[str], Field(max_length=MAX_INPUT_NAMES, fail_fast=True)]
 
 
 class Preprocessor(KebabMessage):
@@ -148,25 +156,25 @@ class Preprocessor(KebabMessage):
 
     task: PreprocessorType
     artifact: Reference
-    input_names: list[str]
+    input_names: Annotated[list[str], Field(max_length=MAX_INPUT_NAMES, fail_fast=True)]
 
 
 class Adam(KebabMessage):
     """The inner optimiser (AdamW)."""
 
-    learning_rate: float
-    betas: tuple[float, float] | None = None
-    epsilon: float | None = None
+    learning_rate: Double
+    betas: tuple[Double, Double] | None = None
+    epsilon: Double | None = None
 
 
 class Nesterov(KebabMessage):
     """The outer optimiser."""
 
-    learning_rate: float
-    momentum: float
+    learning_rate: Double
+    momentum: Double
 
 
-_Steps = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+_Steps = Annotated[int, Field(strict=True, ge=-(2**31), lt=2**31)]
 
 
 class WarmupSchedule(Message):
@@ -201,7 +209,7 @@ class TrainConfig(_OmitsNone):
     updates: PeersReference
     results: PeersReference
     optimizer: Adam
-    batch_size: Annotated[int, Field(ge=0, lt=2**32)]
+    batch_size: Unsigned32
     preprocessor: Preprocessor | None = None
     scheduler: Annotated[WarmupSchedule | WarmupStableDecay, Field(discriminator="type")] | None = None
 

@@ -6,21 +6,19 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from hypha_messages.cbor import Single
 from hypha_messages.protocol import Plain, Protocol, untag
-from hypha_messages.types import Message, Uuid
-
-Count = Annotated[int, Field(ge=0, lt=2**32)]
+from hypha_messages.types import Message, Unsigned32, Uuid
 
 
 class Status(Message):
     """A batch is done."""
 
-    batch_size: Count
+    batch_size: Unsigned32
 
 
 class Metrics(Message):
     """What was measured in a round, by name."""
 
-    round: Count
+    round: Unsigned32
     metrics: Annotated[dict[str, Single], Field(max_length=256)]
 
 
@@ -59,7 +57,7 @@ class ProgressResponse(Message):
     """Scheduler to worker: go on, run `counter` more batches and then send the update, or stop."""
 
     type: Literal["Ok", "Continue", "ScheduleUpdate", "Done", "Error"]
-    counter: Count | None = None
+    counter: Unsigned32 | None = None
 
     @model_validator(mode="after")
     def _counter_belongs_to_schedule_update(self) -> "ProgressResponse":

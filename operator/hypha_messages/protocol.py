@@ -1,7 +1,7 @@
 """A request/response protocol as a value: its id and the types of its two bodies."""
 
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -9,6 +9,9 @@ from hypha_messages import cbor
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+
+_MAX_SHOWN: Final = 200
+"""Characters of a peer's text that an error quotes."""
 
 
 class Body:
@@ -55,7 +58,7 @@ class Tagged(Body):
         """Return the message; DecodeError if the bytes are not one."""
         tag, payload = untag(cbor.loads(data))
         if tag not in self.variants:
-            raise cbor.DecodeError(f"unknown variant {tag!r}, expected one of {', '.join(self.variants)}")
+            raise cbor.DecodeError(f"unknown variant {tag[:_MAX_SHOWN]!r}, expected one of {', '.join(self.variants)}")
         return validate(self.variants[tag], payload)
 
 
@@ -84,5 +87,6 @@ def validate(model: type[BaseModel], value: Any) -> BaseModel:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'message'}: {e['msg']}" for e in error.errors()[:3])
-        raise cbor.DecodeError(f"not a {model.__name__}: {reasons}") from error
+        found = error.errors(include_url=False, include_context=False, include_input=False)[:3]
+        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'message'}: {e['msg']}"[:_MAX_SHOWN] for e in found)
+        raise cbor.DecodeError(f"not a {model.__name__}: {reasons}") from None

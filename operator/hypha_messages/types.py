@@ -79,11 +79,21 @@ Uuid = Annotated[UUID, BeforeValidator(_validate_uuid), PlainSerializer(_seriali
 """A uuid: text in JSON, 16 bytes in CBOR."""
 
 
+Unsigned32 = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+"""Rust's u32: an integer, never a text or a float that looks like one."""
+
+Unsigned64 = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
+"""Rust's u64."""
+
+Double = Annotated[float, Field(strict=True)]
+"""Rust's f64: a float or an integer, never a text that looks like one."""
+
+
 class SystemTime(Message):
     """A wall-clock time, as serde writes Rust's `SystemTime`."""
 
-    secs_since_epoch: Annotated[int, Field(ge=0, lt=2**64)]
-    nanos_since_epoch: Annotated[int, Field(ge=0, lt=_NANOSECONDS_PER_SECOND)]
+    secs_since_epoch: Unsigned64
+    nanos_since_epoch: Annotated[int, Field(strict=True, ge=0, lt=_NANOSECONDS_PER_SECOND)]
 
     @classmethod
     def from_timestamp(cls, seconds: float) -> "SystemTime":
@@ -104,7 +114,7 @@ class SystemTime(Message):
             return f"{self.secs_since_epoch}s since the epoch"
 
 
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 """A quantity of some resource, or a price: finite and not negative."""
 
 

@@ -3,7 +3,9 @@
 import logging
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 from google.protobuf.message import DecodeError as ProtobufError
@@ -13,6 +15,7 @@ from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.gossip_messages import (
     Cache,
     Gossip,
+    Message,
     Seen,
     Signer,
     message_id,
@@ -95,7 +98,8 @@ class PubSub:
         self._host = host
         self._signer = signer
         self._peers: dict[str, _Peer] = {}
-        self._subscribers: dict[str, list[trio.MemorySendChannel[Gossip]]] = {}
+        self._subscribers: dict[str, list[trio.MemorySendChannel[Gossip[Any]]]] = {}
+        self._decoders: dict[str, Callable[[bytes], Any]] = {}
         self._mesh: dict[str, set[str]] = {}
         self._backoff: dict[tuple[str, str], float] = {}
         self._cache = Cache()
@@ -108,9 +112,17 @@ class PubSub:
         """Who subscribes to a topic, as far as known."""
         return [peer_id for peer_id, peer in self._peers.items() if topic in peer.topics]
 
-    def subscribe(self, topic: str, limit: int) -> trio.MemoryReceiveChannel[Gossip]:
-        """Receive what is published on a topic; of what waits unread, at most `limit` messages are kept."""
-        sender, receiver = trio.open_memory_channel[Gossip](limit)
+    def subscribe(
+        self, topic: str, decode: Callable[[bytes], Message], limit: int
+    ) -> trio.MemoryReceiveChannel[Gossip[Message]]:
+        """Receive what is published on a topic; of what waits unread, at most `limit` messages are kept.
+
+        `decode` raises ValueError for a message that is not to be delivered, nor forwarded to other peers. All
+        subscribers of a topic must give the same function.
+        """
+        if self._decoders.setdefault(topic, decode) is not decode:
+            raise ValueError(f"another subscriber decodes messages on {topic} differently")
+        sender, receiver = trio.open_memory_channel[Gossip[Message]](limit)
         if topic not in self._subscribers:
             self._subscribers[topic] = []
             self._mesh[topic] = set()
@@ -245,14 +257,19 @@ class PubSub:
         self._seen.add(id_, now)
         if source == self._host.peer_id:
             return
+        try:
+            decoded = self._decoders[topic](message.data)
+        except ValueError as error:
+            _refusals.warning(peer_id, "refused gossip signed by %s: %s", source, error)
+            return
         self._cache.put(id_, message)
         rpc = rpc_pb2.RPC(publish=[message])
         for member in self._mesh[topic]:
             if member not in (peer_id, source):
                 self._send(member, rpc)
-        self._deliver(topic, Gossip(source, message.data))
+        self._deliver(topic, Gossip(source, decoded))
 
-    def _deliver(self, topic: str, gossip: Gossip) -> None:
+    def _deliver(self, topic: str, gossip: Gossip[Any]) -> None:
         for channel in list(self._subscribers[topic]):
             try:
                 channel.send_nowait(gossip)
@@ -264,7 +281,7 @@ class PubSub:
             self._unsubscribe(topic)
 
     def _unsubscribe(self, topic: str) -> None:
-        del self._subscribers[topic]
+        del self._subscribers[topic], self._decoders[topic]
         for peer_id in self._mesh.pop(topic):
             self._send(peer_id, _control(prune=[self._prune(peer_id, topic)]))
         for peer_id in self._peers:

@@ -4,6 +4,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -23,12 +24,15 @@ _ED25519_PEER_ID_PREFIX = bytes.fromhex("0024") + _ED25519_KEY_PREFIX
 _SEQUENCE_BYTES = 8
 
 
+Message = TypeVar("Message")
+
+
 @dataclass(frozen=True)
-class Gossip:
-    """A message that a subscriber receives: who signed it, and what it says."""
+class Gossip(Generic[Message]):
+    """A decoded message that a subscriber receives, and the peer that signed it."""
 
     source: str
-    data: bytes
+    message: Message
 
 
 class Signer:

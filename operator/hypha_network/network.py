@@ -18,7 +18,7 @@ from hypha_network.addresses import RESERVED_CIDRS, Address, AddressError
 from hypha_network.errors import NetworkError
 from hypha_network.gateways import Gateways
 from hypha_network.gossip import PubSub
-from hypha_network.gossip_messages import Gossip, Signer
+from hypha_network.gossip_messages import Gossip, Message, Signer
 from hypha_network.host import Connection, Host
 from hypha_network.identify import Identify, Info, Ping
 from hypha_network.identity import Identity
@@ -174,9 +174,14 @@ class Network:
         """
         return await self._requests.request(peer_id, protocol, message, timeout_s)
 
-    def subscribe(self, topic: str, limit: int = 1024) -> trio.MemoryReceiveChannel[Gossip]:
-        """Receive what others publish on a topic. At most `limit` messages wait unread; more are dropped."""
-        return self._pubsub.subscribe(topic, limit)
+    def subscribe(
+        self, topic: str, decode: Callable[[bytes], Message], limit: int = 1024
+    ) -> trio.MemoryReceiveChannel[Gossip[Message]]:
+        """Receive what others publish on a topic. At most `limit` messages wait unread; more are dropped.
+
+        Messages for which `decode` raises ValueError are neither delivered nor forwarded.
+        """
+        return self._pubsub.subscribe(topic, decode, limit)
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Tell all subscribers of a topic; NetworkError if there are none, or the message is too large (64 KiB)."""

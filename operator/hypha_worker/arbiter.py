@@ -13,12 +13,11 @@ from typing import Final, Protocol
 
 import trio
 
-from hypha_messages.advertisement import TOPIC, decode
+from hypha_messages.advertisement import TOPIC, RequestWorker, decode
 from hypha_messages.api import API, WorkerOffer
-from hypha_messages.cbor import DecodeError
 from hypha_messages.types import SystemTime
 from hypha_network.errors import NetworkError
-from hypha_network.gossip_messages import Gossip
+from hypha_network.gossip_messages import Gossip, Message
 from hypha_network.quiet import Quiet
 from hypha_worker.evaluator import Policy
 from hypha_worker.lease_service import Peers
@@ -39,7 +38,9 @@ _MAX_SENDING: Final = 32
 class Market(Peers, Protocol):
     """The part of the network that the arbiter uses."""
 
-    def subscribe(self, topic: str, limit: int) -> trio.MemoryReceiveChannel[Gossip]:
+    def subscribe(
+        self, topic: str, decode: Callable[[bytes], Message], limit: int
+    ) -> trio.MemoryReceiveChannel[Gossip[Message]]:
         """Receive what is published on a topic."""
 
 
@@ -101,7 +102,7 @@ class Arbiter:
         self._waiting.note_lapsed(scheduler, trio.current_time())
 
     async def _listen(self) -> None:
-        with self._market.subscribe(TOPIC, _BACKLOG) as channel:
+        with self._market.subscribe(TOPIC, decode, _BACKLOG) as channel:
             async for gossip in channel:
                 self._take(gossip)
                 with suppress(trio.WouldBlock):
@@ -109,18 +110,13 @@ class Arbiter:
                         self._take(channel.receive_nowait())
                 self._wake.set()
 
-    def _take(self, gossip: Gossip) -> None:
-        """Decode and judge one message; what may be answered waits."""
+    def _take(self, gossip: Gossip[RequestWorker]) -> None:
+        """Judge one request; one that may be answered waits."""
         now = trio.current_time()
         if not self._offering or not self._rate_limit.admits(gossip.source, now):
             self._telemetry.requests.add(1, {"decision": "ignored"})
             return
-        try:
-            request = decode(gossip.data)
-        except DecodeError as error:
-            _quiet.warning(gossip.source, "a malformed request: %s", error)
-            self._telemetry.requests.add(1, {"decision": "malformed"})
-            return
+        request = gossip.message
         refusal = self._policy.refusal(request, self._wall_clock())
         if refusal is not None:
             self.requests.note(refusal)

@@ -14,6 +14,7 @@ from hypha_devnet.config import DilocoJob
 from hypha_devnet.events import Events
 from hypha_devnet.node import leaves
 from hypha_devnet.scheduler import JobFailedError, Scheduler
+from hypha_messages.advertisement import decode
 from hypha_messages.api import API, JobStatus, ReportJobStatus, RequestData, WorkerOffer
 from hypha_messages.job import DataRecord
 from hypha_messages.progress import PROGRESS, Progress, ReportProgress, Status
@@ -107,7 +108,7 @@ async def devnet() -> AsyncIterator[Devnet]:
         member(pki, "scheduler", entrance) as network,
         trio.open_nursery() as nursery,
     ):
-        entrance.subscribe(allocation.TOPIC, 1)
+        entrance.subscribe(allocation.TOPIC, decode, 1)
         await network.put_record("digits", DataRecord(num_slices=SLICES).model_dump_json().encode())
         yield Devnet(pki, entrance, network, nursery)
         nursery.cancel_scope.cancel()

@@ -1,9 +1,14 @@
 """Gossip between nodes on loopback, and with peers that do not keep to the protocol."""
 
+from uuid import uuid4
+
 import pytest
 import trio
 from libp2p.pubsub.pb import rpc_pb2
 
+from hypha_messages import advertisement
+from hypha_messages.advertisement import RequestWorker, WorkerSpec
+from hypha_messages.types import Resources, SystemTime
 from hypha_network import gossip
 from hypha_network.errors import NetworkError, StreamReset
 from hypha_network.gossip_messages import Gossip, Signer
@@ -15,7 +20,8 @@ from support.networks import DEADLINE_S, direct_address, gateway, member, messag
 
 pytestmark = pytest.mark.anyio
 
-TOPIC = "hypha/worker"
+TOPIC = advertisement.TOPIC
+NOW = SystemTime.from_timestamp(0)
 
 
 def connection(network: Network, peer: Network) -> Connection:
@@ -27,7 +33,7 @@ def connection(network: Network, peer: Network) -> Connection:
 async def test_a_subscriber_receives_what_others_publish_and_not_its_own() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
-        received, own = b.subscribe(TOPIC), a.subscribe(TOPIC)
+        received, own = b.subscribe(TOPIC, bytes), a.subscribe(TOPIC, bytes)
         await a.dial(direct_address(b))
         await until(a, lambda: a.subscribers(TOPIC) == [b.peer_id])
         await a.publish(TOPIC, b"hello")
@@ -40,8 +46,8 @@ async def test_a_subscriber_receives_what_others_publish_and_not_its_own() -> No
 async def test_gossip_passes_through_a_node_that_subscribes() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b, node(pki, "c") as c:
-        b.subscribe(TOPIC)
-        received = c.subscribe(TOPIC)
+        b.subscribe(TOPIC, bytes)
+        received = c.subscribe(TOPIC, bytes)
         await b.dial(direct_address(a))
         await b.dial(direct_address(c))
         await until(a, lambda: bool(a.subscribers(TOPIC)))
@@ -55,7 +61,7 @@ async def test_gossip_passes_through_a_node_that_subscribes() -> None:
 async def test_members_of_a_gateway_hear_each_other() -> None:
     pki = Pki()
     async with gateway(pki) as g, member(pki, "a", g) as a:
-        received = a.subscribe(TOPIC)
+        received = a.subscribe(TOPIC, bytes)
         async with member(pki, "b", g) as b:
             await until(b, lambda: a.peer_id in b.subscribers(TOPIC))
             await b.publish(TOPIC, b"hello")
@@ -66,13 +72,15 @@ async def test_members_of_a_gateway_hear_each_other() -> None:
 async def test_a_thousand_messages_arrive_in_order_and_once() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
-        received = b.subscribe(TOPIC, limit=1000)
+        received = b.subscribe(TOPIC, bytes, limit=1000)
         await a.dial(direct_address(b))
         await until(a, lambda: bool(a.subscribers(TOPIC)))
         for number in range(1000):
             await a.publish(TOPIC, b"%d" % number)
         with trio.fail_after(DEADLINE_S):
-            assert [(await received.receive()).data for _ in range(1000)] == [b"%d" % number for number in range(1000)]
+            assert [(await received.receive()).message for _ in range(1000)] == [
+                b"%d" % number for number in range(1000)
+            ]
         with pytest.raises(trio.WouldBlock):
             received.receive_nowait()
 
@@ -92,21 +100,21 @@ async def test_a_message_that_is_too_large_is_an_error() -> None:
 async def test_a_slow_reader_loses_messages_and_holds_up_nobody(caplog: pytest.LogCaptureFixture) -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
-        slow, quick = b.subscribe(TOPIC, limit=2), b.subscribe(TOPIC, limit=100)
+        slow, quick = b.subscribe(TOPIC, bytes, limit=2), b.subscribe(TOPIC, bytes, limit=100)
         await a.dial(direct_address(b))
         await until(a, lambda: bool(a.subscribers(TOPIC)))
         for number in range(50):
             await a.publish(TOPIC, b"%d" % number)
         with trio.fail_after(DEADLINE_S):
-            assert [(await quick.receive()).data for _ in range(50)][-1] == b"49"
-        assert [slow.receive_nowait().data for _ in range(2)] == [b"0", b"1"]
+            assert [(await quick.receive()).message for _ in range(50)][-1] == b"49"
+        assert [slow.receive_nowait().message for _ in range(2)] == [b"0", b"1"]
     assert any("its reader is too slow" in text for text in messages(caplog.records))
 
 
 async def test_a_topic_nobody_reads_any_more_is_unsubscribed() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
-        async with b.subscribe(TOPIC):
+        async with b.subscribe(TOPIC, bytes):
             await a.dial(direct_address(b))
             await until(a, lambda: bool(a.subscribers(TOPIC)))
         await a.publish(TOPIC, b"nobody is there")
@@ -117,11 +125,11 @@ async def test_a_subscription_made_after_connecting_is_told() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
         await a.dial(direct_address(b))
-        received = b.subscribe(TOPIC)
+        received = b.subscribe(TOPIC, bytes)
         await until(a, lambda: bool(a.subscribers(TOPIC)))
         await a.publish(TOPIC, b"hello")
         with trio.fail_after(DEADLINE_S):
-            assert (await received.receive()).data == b"hello"
+            assert (await received.receive()).message == b"hello"
 
 
 async def test_forged_gossip_is_refused_and_honest_gossip_of_the_same_peer_goes_on(
@@ -135,7 +143,7 @@ async def test_forged_gossip_is_refused_and_honest_gossip_of_the_same_peer_goes_
     unsigned = Signer(identity.seed, identity.peer_id).sign(TOPIC, b"unsigned")
     unsigned.ClearField("signature")
     async with node(pki, "a") as a, node(pki, "b") as b:
-        received = b.subscribe(TOPIC)
+        received = b.subscribe(TOPIC, bytes)
         await a.dial(direct_address(b))
         stream = await connection(a, b).open(gossip.PROTOCOLS)
         for message in (forged, unsigned, honest):
@@ -146,11 +154,31 @@ async def test_forged_gossip_is_refused_and_honest_gossip_of_the_same_peer_goes_
     assert any(f"peer {a.peer_id}: refused gossip" in text for text in messages(caplog.records))
 
 
+async def test_a_message_that_does_not_decode_is_not_forwarded(caplog: pytest.LogCaptureFixture) -> None:
+    pki = Pki()
+    identity = pki.identity("signer")
+    author = Signer(identity.seed, identity.peer_id)
+    malformed = author.sign(TOPIC, bytes.fromhex("c482190fff01"))  # a decimal fraction, 1e4095
+    request = RequestWorker(id=uuid4(), spec=WorkerSpec(resources=Resources(), executor=[]), timeout=NOW, bid=1)
+    async with node(pki, "a") as a, node(pki, "b") as b, node(pki, "c") as c:
+        b.subscribe(TOPIC, advertisement.decode)
+        received = c.subscribe(TOPIC, bytes)
+        await c.dial(direct_address(b))
+        await until(b, lambda: b.subscribers(TOPIC) == [c.peer_id])
+        await a.dial(direct_address(b))
+        stream = await connection(a, b).open(gossip.PROTOCOLS)
+        for message in (malformed, author.sign(TOPIC, advertisement.encode(request))):
+            await stream.send_all(prefixed(rpc_pb2.RPC(publish=[message]).SerializeToString()))
+        with trio.fail_after(DEADLINE_S):
+            assert advertisement.decode((await received.receive()).message) == request
+    assert any(f"peer {a.peer_id}: refused gossip" in text for text in messages(caplog.records))
+
+
 @pytest.mark.parametrize("garbage", [b"\xff\xff\xff\xff\xff\xff", prefixed(b"\xff" * 100), b"\x80\x80\x80\x80\x80\x01"])
 async def test_garbage_ends_its_own_stream_only(garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
-        received = b.subscribe(TOPIC)
+        received = b.subscribe(TOPIC, bytes)
         await a.dial(direct_address(b))
         stream = await connection(a, b).open(gossip.PROTOCOLS)
         await stream.send_all(garbage)
@@ -159,7 +187,7 @@ async def test_garbage_ends_its_own_stream_only(garbage: bytes, caplog: pytest.L
         await until(a, lambda: bool(a.subscribers(TOPIC)))
         await a.publish(TOPIC, b"hello")
         with trio.fail_after(DEADLINE_S):
-            assert (await received.receive()).data == b"hello"
+            assert (await received.receive()).message == b"hello"
     assert any("malformed gossip" in text for text in messages(caplog.records))
 
 
@@ -191,13 +219,13 @@ async def test_a_peer_that_missed_a_message_asks_for_it_by_name() -> None:
     """The peer here is in nobody's mesh: it hears of the message at the heartbeat, and is sent it when it asks."""
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
-        a.subscribe(TOPIC)
+        a.subscribe(TOPIC, bytes)
         await b.dial(direct_address(a))
         stream = await connection(b, a).open(gossip.PROTOCOLS)
         identity = pki.identity("signer")
         message = Signer(identity.seed, identity.peer_id).sign(TOPIC, b"missed")
         prune = rpc_pb2.ControlMessage(prune=[rpc_pb2.ControlPrune(topicID=TOPIC, backoff=60)])
         await stream.send_all(prefixed(rpc_pb2.RPC(publish=[message], control=prune).SerializeToString()))
-        received = b.subscribe(TOPIC)  # after the message
+        received = b.subscribe(TOPIC, bytes)  # after the message
         with trio.fail_after(DEADLINE_S):
-            assert (await received.receive()).data == b"missed"
+            assert (await received.receive()).message == b"missed"

@@ -33,7 +33,7 @@ class Mesh:
         self.sent = {f"peer {number}": Sent() for number in range(peers)}
         for peer_id, queue in self.sent.items():
             self.pubsub._peers[peer_id] = _Peer(connections=1, queues=[queue], topics={TOPIC})
-        self.pubsub.subscribe(TOPIC, 10)
+        self.pubsub.subscribe(TOPIC, bytes, 10)
 
     @property
     def members(self) -> set[str]:

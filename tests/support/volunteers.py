@@ -72,10 +72,10 @@ class Volunteer:
         """Serve for ever."""
         async with trio.open_nursery() as self.nursery:
             self.network.handle(API, self._answer)
-            advertisements = self.network.subscribe(TOPIC, 100)
+            advertisements = self.network.subscribe(TOPIC, decode, 100)
             task_status.started()
             async for gossip in advertisements:
-                request = decode(gossip.data)
+                request = gossip.message
                 if any(descriptor.class_ == self.class_ for descriptor in request.spec.executor):
                     offer = WorkerOffer(
                         id=uuid.uuid4(),

@@ -8,7 +8,6 @@ from uuid import UUID, uuid4
 
 import trio
 
-from hypha_messages import advertisement
 from hypha_messages.advertisement import RequestWorker, WorkerSpec
 from hypha_messages.api import ReportJobStatus, ReportJobStatusReceived, WorkerOffer, WorkerOfferAccepted
 from hypha_messages.job import ExecutorDescriptor, JobSpec
@@ -47,7 +46,7 @@ class Market:
     """A network of schedulers in memory: what is advertised reaches the arbiter, offers and reports are recorded."""
 
     def __init__(self) -> None:
-        self._send, self._receive = trio.open_memory_channel[Gossip](math.inf)
+        self._send, self._receive = trio.open_memory_channel[Gossip[RequestWorker]](math.inf)
         self.offers: dict[str, list[WorkerOffer]] = defaultdict(list)
         self.offered_at: dict[UUID, float] = {}
         self.statuses: dict[str, list[ReportJobStatus]] = defaultdict(list)
@@ -59,13 +58,9 @@ class Market:
     def advertise(self, scheduler: str, *requests: RequestWorker) -> None:
         """Publish requests of a scheduler."""
         for wanted in requests:
-            self._send.send_nowait(Gossip(scheduler, advertisement.encode(wanted)))
+            self._send.send_nowait(Gossip(scheduler, wanted))
 
-    def publish(self, scheduler: str, data: bytes) -> None:
-        """Publish any bytes."""
-        self._send.send_nowait(Gossip(scheduler, data))
-
-    def subscribe(self, _topic: str, _limit: int = 0) -> trio.MemoryReceiveChannel[Gossip]:
+    def subscribe(self, _topic: str, _decode: Any, _limit: int = 0) -> trio.MemoryReceiveChannel[Gossip[RequestWorker]]:
         """The arbiter's subscription."""
         return self._receive
 

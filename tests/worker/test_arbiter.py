@@ -180,10 +180,8 @@ async def test_a_scheduler_that_answers_slowly_gets_its_offers_a_few_at_a_time()
         assert len(setting.market.offers[ALICE]) == 100
 
 
-async def test_garbage_and_unwanted_requests_leave_the_arbiter_working() -> None:
+async def test_unwanted_requests_leave_the_arbiter_working() -> None:
     async with arbiter(WHOLE_WORKER) as setting:
-        for data in (b"", b"\xff" * 100, b"\xa0", b"\x9f" * 5000, b"\xa1\x62id\x40"):
-            setting.market.publish(ALICE, data)
         setting.market.advertise(ALICE, request(bid=1), request(Resources(gpu=1e300)), request(timeout=0))
         wanted = request()
         setting.market.advertise(BOB, wanted)
