@@ -21,6 +21,7 @@ from hypha_messages.progress import Progress
 
 _CONCURRENT_REPORTS: Final = 8
 _TEMPORARY: Final = "tmp"
+_MARKER: Final = ".hypha-bridge"
 
 
 class Bridge:
@@ -75,12 +76,19 @@ def _make_work_dir(directory: Path) -> None:
 
 
 def _staging(config: BridgeConfig) -> Path:
-    """Make the bridge's own directory, empty, where files can be moved into the work directory; ConfigError."""
+    """Make the bridge's own directory, empty but for its marker, where files can be moved into the work directory.
+
+    Raises:
+        ConfigError: the directory is unusable, or holds files that no bridge left there.
+    """
     directory = config.state_dir
     if directory is None:
         raise ConfigError("state_dir is needed where the configuration is not read from a file")
+    if directory.exists() and any(directory.iterdir()) and not (directory / _MARKER).exists():
+        raise ConfigError(f"state_dir {directory} holds files of others. Name a directory for the bridge alone.")
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700, parents=True)
+    (directory / _MARKER).touch()
     if directory.stat().st_dev != config.work_dir.stat().st_dev:
         raise ConfigError(f"state_dir {directory} must be on the same file system as work_dir {config.work_dir}")
     return directory

@@ -50,8 +50,13 @@ class BridgeServer(uvicorn.Server):
 
 
 def listen(path: Path) -> socket.socket:
-    """Listen where only this user may connect, over what an earlier bridge left; OSError."""
-    path.unlink(missing_ok=True)
+    """Listen where only this user may connect, in place of the socket that a former bridge left.
+
+    Raises:
+        OSError: listening is impossible, or `path` is a file that is no socket.
+    """
+    if path.is_socket():
+        path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     umask = os.umask(0o177)
     try:

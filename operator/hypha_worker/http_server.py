@@ -308,8 +308,13 @@ async def serve_tls(
 
 
 def listen_unix(path: Path) -> trio.SocketListener:
-    """Listen on a Unix socket that only its owner may use; one left by another process is replaced. OSError."""
-    path.unlink(missing_ok=True)
+    """Listen on a Unix socket that only its owner may use, in place of one that a former process left.
+
+    Raises:
+        OSError: listening is impossible, or `path` is a file that is no socket.
+    """
+    if path.is_socket():
+        path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     inherited_mask = os.umask(0o177)
     try:

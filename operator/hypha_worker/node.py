@@ -209,8 +209,14 @@ class Node:
 
 
 def _serve_on(path: Path) -> Serve:
-    """Listen on a Unix socket from now on."""
-    return partial(serve_unix, listen_unix(path))
+    """Listen on a Unix socket from now on. NodeError if that is impossible."""
+    try:
+        listener = listen_unix(path)
+    except OSError as error:
+        raise NodeError(
+            f"{path}: cannot listen: {error.strerror}; if the file is yours, choose another work_dir"
+        ) from error
+    return partial(serve_unix, listener)
 
 
 def ledger_of(config: Config) -> Ledger:

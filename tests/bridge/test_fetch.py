@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from hypha_bridge.config import BridgeConfig
-from support.bridge_node import FakeNode, break_off, safetensors, streaming, unavailable
+from support.bridge_node import FakeNode, break_off, safetensors, staged, streaming, unavailable
 
 from .conftest import OTHER, PROVIDER, SCHEDULER, until
 
@@ -136,8 +136,7 @@ async def test_a_hostile_slice_is_refused_and_nothing_of_it_appears(
     answer = await bridge.post("/resources/fetch", json=STOCK)
     assert (answer.status_code, answer.json()["error"]) == (502, "source_failed")
     assert list(config.work_dir.glob("artifacts/*")) == []
-    assert config.state_dir is not None
-    assert [path for path in config.state_dir.rglob("*") if path.is_file()] == []
+    assert staged(config) == []
 
 
 async def test_a_slice_can_be_pulled_from_named_peers_and_the_next_one_is_tried(
@@ -212,8 +211,7 @@ class TestWithLittleStorage:
         answer = await bridge.post("/resources/fetch", json=STOCK)
         assert (answer.status_code, answer.json()["error"]) == (507, "storage_exceeded")
         assert list(config.work_dir.glob("artifacts/*")) == []
-        assert config.state_dir is not None
-        assert [path for path in config.state_dir.rglob("*") if path.is_file()] == []
+        assert staged(config) == []
 
 
 class TestWithANodeThatStaysAway:

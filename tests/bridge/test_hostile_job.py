@@ -12,6 +12,7 @@ import pytest
 
 from hypha_bridge import server
 from hypha_bridge.config import BridgeConfig
+from support.bridge_node import staged
 
 from .conftest import SERVER, peers
 
@@ -79,8 +80,7 @@ async def test_a_sparse_file_that_no_disk_could_hold_is_refused_and_nothing_of_i
     async with asyncio.timeout(20):
         refused = await bridge.post("/resources/send", json={"resource": peers(SERVER), "path": "huge"})
     assert (refused.status_code, refused.json()["error"]) == (507, "storage_exceeded")
-    assert config.state_dir is not None
-    assert list(config.state_dir.iterdir()) == []
+    assert staged(config) == []
 
 
 class TestWithStorage:
@@ -98,5 +98,4 @@ class TestWithStorage:
         async with asyncio.timeout(20):
             refused = await bridge.post("/resources/send", json={"resource": peers(SERVER), "path": "huge"})
         assert (refused.status_code, refused.json()["error"]) == (507, "storage_exceeded")
-        assert config.state_dir is not None
-        assert list(config.state_dir.iterdir()) == []
+        assert staged(config) == []

@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from hypha_bridge.config import BridgeConfig
+from hypha_bridge.bridge import Bridge
+from hypha_bridge.config import BridgeConfig, ConfigError
 from support.bridge_node import FakeNode, safetensors
 
 from .conftest import OTHER, PROVIDER, SCHEDULER, SERVER, peers
@@ -205,3 +206,12 @@ def test_a_configuration_that_cannot_be_used_is_named(config_file: Path, change:
 def test_it_says_what_it_is() -> None:
     assert run("--version").stdout.startswith("hypha-bridge ")
     assert "--config FILE" in run("--help").stdout
+
+
+def test_a_state_dir_with_files_of_others_is_refused_and_left_alone(config: BridgeConfig) -> None:
+    assert config.state_dir is not None
+    config.state_dir.mkdir()
+    (config.state_dir / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds files of others"):
+        Bridge(config)
+    assert (config.state_dir / "notes.txt").read_text() == "mine"

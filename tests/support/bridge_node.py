@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from hypha_bridge.config import BridgeConfig
+
 TOKEN = "token-of-this-job"
 
 Fault = Callable[["Handler"], None]
@@ -249,3 +251,10 @@ def safetensors(size_bytes: int, fill: bytes = b"\x07", metadata: dict[str, str]
     entry = {"dtype": "U8", "shape": [size_bytes], "data_offsets": [0, size_bytes]}
     header = json.dumps({"__metadata__": metadata or {}, "x": entry}).encode()
     return struct.pack("<Q", len(header)) + header + fill * size_bytes
+
+
+def staged(config: BridgeConfig) -> list[Path]:
+    """The files in the bridge's own directory, less its marker."""
+    assert config.state_dir is not None
+    files = (path for path in config.state_dir.rglob("*") if path.is_file())
+    return [path for path in files if path.name != ".hypha-bridge"]

@@ -163,3 +163,17 @@ async def test_killed_at_twenty_random_moments_it_loses_no_job_and_books_nothing
         assert (await s.scheduler.status()).task_id == task_id
         assert await s.node.ended() == 0
         assert left_over(s.node) == []
+
+
+async def test_a_file_of_the_owner_where_the_socket_would_be_is_kept_and_named(pki: Pki) -> None:
+    async with gateway(pki) as entry, stage(pki, entry, "run") as s:
+        await s.scheduler.lease()
+        s.node.signal(signal.SIGTERM)
+        await s.node.ended()
+        socket = s.node.work_dir / "connector.sock"
+        socket.write_text("mine")
+        s.node.start()
+        assert await s.node.ended() == 1
+        assert socket.read_text() == "mine"
+        assert "connector.sock: cannot listen: Address already in use" in s.node.log
+        assert "Traceback" not in s.node.log

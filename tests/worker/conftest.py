@@ -20,7 +20,7 @@ def work_dir() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="hypha-test-"))
     yield path
     directories = control.ControlDirectories(jobs.config(path, ""))
-    for job in (path / "jobs").iterdir():
+    for job in filter(Path.is_dir, (path / "jobs").iterdir()):
         while control._is_locked(job / supervisor.LOCK_FILE):
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int((job / supervisor.PID_FILE).read_text()), signal.SIGKILL)

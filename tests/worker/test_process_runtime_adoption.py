@@ -9,11 +9,12 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import trio
 
-from hypha_worker.runtime import AdoptedJob, Failed, Finished, Job
+from hypha_worker.runtime import AdoptedJob, Failed, Finished, Job, LaunchError
 from hypha_worker.runtimes import control, limits, processes, supervisor
 from hypha_worker.runtimes.control import ControlDirectories
 from support import jobs
@@ -257,13 +258,73 @@ async def test_an_end_that_was_not_recorded_is_reported_again(work_dir: Path) ->
         assert left_behind(work_dir) == []
 
 
-async def test_what_belongs_to_no_job_is_removed(work_dir: Path) -> None:
-    (work_dir / "hypha-stray" / "deep").mkdir(parents=True)
-    (work_dir / "jobs" / "no-record").mkdir(parents=True)
-    (work_dir / "jobs" / "torn").mkdir()
-    (work_dir / "jobs" / "torn" / "job.json").write_text('{"task_id": ')
+async def test_what_the_node_left_of_no_job_is_removed(work_dir: Path) -> None:
+    stray = work_dir / f"hypha-{uuid4()}"
+    (stray / "deep").mkdir(parents=True)
+    torn, unmarked = (work_dir / "jobs" / str(uuid4()) for _ in range(2))
+    torn.mkdir(parents=True)
+    (torn / "job.json").write_text('{"task_id": ')
+    for directory in (stray, torn):
+        (directory / control._MARKER).touch()
+    unmarked.mkdir()
     async with open_rig(jobs.config(work_dir, WAITS)) as rig:
         assert await rig.runtime.adopt() == []
+        assert left_behind(work_dir) == []
+
+
+def contents(work_dir: Path) -> dict[str, str]:
+    return {str(path): path.read_text() if path.is_file() else "" for path in work_dir.rglob("*")}
+
+
+def make_files_of_the_owner(work_dir: Path) -> None:
+    """Make files of the owner whose names resemble the node's."""
+    files = {
+        "hypha-datasets/digits.safetensors": "data",
+        "hypha-key.pem": "key",
+        f"hypha-{uuid4()}/notes.txt": "results of an earlier job, copied",
+        f"hypha-{str(uuid4()).upper()}/notes.txt": "another spelling",
+        f"hypha-{uuid4().hex}/notes.txt": "yet another",
+        f"jobs/{uuid4()}/notes.txt": "mine",
+        "jobs/plans/monday.txt": "mine",
+        "jobs/readme": "mine",
+        "node.lock": "mine",
+        "elsewhere/precious": "behind a link",
+    }
+    for name, text in files.items():
+        (work_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (work_dir / name).write_text(text)
+    (work_dir / f"hypha-{uuid4()}").symlink_to(work_dir / "elsewhere")
+
+
+async def test_a_start_leaves_the_owners_files_alone(work_dir: Path) -> None:
+    make_files_of_the_owner(work_dir)
+    before = contents(work_dir)
+    async with open_rig(jobs.config(work_dir, "print('done')")) as rig:
+        assert await rig.runtime.adopt() == []
+        assert await rig.run(job := jobs.job()) == Finished(job.task_id)
+    assert contents(work_dir) == before
+
+
+async def test_a_job_whose_directory_is_the_owners_already_is_refused_and_the_directory_kept(work_dir: Path) -> None:
+    job = jobs.job()
+    directory = work_dir / f"hypha-{job.task_id}"
+    directory.mkdir(parents=True)
+    (directory / "notes.txt").write_text("mine")
+    async with open_rig(jobs.config(work_dir, WAITS)) as rig:
+        with pytest.raises(LaunchError, match="exists already"):
+            await rig.runtime.launch(job)
+        assert (directory / "notes.txt").read_text() == "mine"
+        assert list((work_dir / "jobs").iterdir()) == []
+
+
+async def test_a_job_that_removed_the_nodes_marker_is_cleared_away_all_the_same(work_dir: Path) -> None:
+    remover = """
+    import os, sys
+    os.unlink(os.path.join(sys.argv[2], ".hypha-worker"))
+    open(os.path.join(sys.argv[2], "result"), "w").close()
+    """
+    async with open_rig(jobs.config(work_dir, textwrap.dedent(remover))) as rig:
+        assert await rig.run(job := jobs.job()) == Finished(job.task_id)
         assert left_behind(work_dir) == []
 
 

@@ -4,6 +4,9 @@ A control directory is made first and removed last, its record written first and
 what there is of a job: with a record but no supervisor yet, its launch was interrupted; with its lock held, it runs;
 with an `exit.json`, it ended; else its supervisor was killed. The node may be killed between any two steps: the next
 one takes it from there. These are blocking functions; the runtime calls them in threads.
+
+A work directory may hold files of its owner too. So every directory of a job has a name that holds the task's id and,
+inside, a marker of the node. Nothing without both is ever removed.
 """
 
 import contextlib
@@ -12,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import subprocess
 import time
 from collections.abc import Mapping
@@ -32,6 +36,9 @@ logger = logging.getLogger(__name__)
 _SUPERVISOR_START_S: Final = 10.0
 _KILL_FOR_S: Final = 10.0
 _LAST_LINES: Final = 20
+_MARKER: Final = ".hypha-worker"
+_MARKER_TEXT: Final = "The Hypha worker made this directory for a job and removes it after the job.\n"
+_WORK_PREFIX: Final = "hypha-"
 
 
 @dataclass(frozen=True)
@@ -112,16 +119,17 @@ class ControlDirectories:
 
     def paths(self, task_id: UUID | str) -> JobPaths:
         """Return where the parts of a job are."""
-        return JobPaths(self._jobs_dir / str(task_id), self._config.work_dir / f"hypha-{task_id}")
+        return JobPaths(self._jobs_dir / str(task_id), self._config.work_dir / f"{_WORK_PREFIX}{task_id}")
 
     def launch(self, job: Job) -> Supervised:
         """Record the job and start its supervisor. LaunchError, and nothing left of it, if that fails."""
         paths = self.paths(job.task_id)
         try:
-            paths.control.mkdir(mode=0o700)
+            _make_marked(paths.control)
         except OSError as error:
             raise LaunchError(f"task {job.task_id} cannot be recorded: {error}") from error
         try:
+            _refuse_foreign(paths.work)
             record = JobRecord(**{name: getattr(job, name) for name in JobRecord.model_fields})
             write_whole(paths.control / supervisor.DEADLINE_FILE, repr(job.deadline))
             write_whole(paths.record, record.model_dump_json())
@@ -134,10 +142,12 @@ class ControlDirectories:
             raise LaunchError(f"task {job.task_id} cannot be set up in {self._config.work_dir}: {error}") from error
 
     def adopt(self) -> list[tuple[Job, Supervised | None]]:
-        """Find the jobs of an earlier node; None for those that ended. What belongs to no job is removed."""
-        found = [adopted for control in sorted(self._jobs_dir.iterdir()) if (adopted := self._adopt(control))]
-        for path in self._config.work_dir.glob("hypha-*"):
-            if not (self._jobs_dir / path.name.removeprefix("hypha-")).exists():
+        """Find the jobs of an earlier node; None for those that ended. Its directories of no job are removed."""
+        controls = [path for path in sorted(self._jobs_dir.iterdir()) if _is_of_node(path)]
+        found = [adopted for control in controls if (adopted := self._adopt(control))]
+        for path in self._config.work_dir.glob(f"{_WORK_PREFIX}*"):
+            task_id = path.name.removeprefix(_WORK_PREFIX)
+            if _is_of_node(path, _WORK_PREFIX) and not self.paths(task_id).control.exists():
                 logger.info("removing %s, which belongs to no job", path)
                 remove_tree(path)
         return found
@@ -172,14 +182,15 @@ class ControlDirectories:
         if left:
             logger.warning("processes of %s cannot be killed: %s", paths.work, sorted(left))
         limits.remove_groups([Path(group) for group in groups])
-        remove_tree(paths.work)
+        if paths.record.exists() or _is_of_node(paths.work, _WORK_PREFIX):  # a job may have removed the marker
+            remove_tree(paths.work)
 
     def _start(self, record: JobRecord, paths: JobPaths) -> Supervised:
         """Make what the processes need and start the supervisor; also again, after a launch that was interrupted."""
         applied = self._apply_limits(record)
         remove_tree(paths.work)
-        for directory in (paths.work, paths.work / launch.TEMPORARY):
-            directory.mkdir(mode=0o700)
+        _make_marked(paths.work)
+        (paths.work / launch.TEMPORARY).mkdir(mode=0o700)
         job_json = record.spec.model_dump_json()
         write_whole(paths.job_file, job_json, durable=False)
         write_whole(paths.token_file, record.token, durable=False)
@@ -329,6 +340,30 @@ def _last_lines(path: Path) -> tuple[str, ...]:
         return tuple(path.read_text(errors="replace").splitlines()[-_LAST_LINES:])
     except OSError:
         return ()
+
+
+def _make_marked(directory: Path) -> None:
+    directory.mkdir(mode=0o700)
+    (directory / _MARKER).write_text(_MARKER_TEXT)
+
+
+def _refuse_foreign(work: Path) -> None:
+    """Refuse to record a job whose work directory exists: beside a record, that directory is taken for the node's."""
+    if os.path.lexists(work):
+        raise LaunchError(f"{work} exists already, and the node did not make it; move it elsewhere")
+
+
+def _is_of_node(path: Path, prefix: str = "") -> bool:
+    """Whether a node made this directory for a job; one that died before it wrote the marker left it empty."""
+    name = path.name.removeprefix(prefix)
+    try:
+        return (
+            path.name == f"{prefix}{UUID(name)}"
+            and stat.S_ISDIR(path.lstat().st_mode)
+            and ((path / _MARKER).exists() or not any(path.iterdir()))
+        )
+    except (ValueError, OSError):
+        return False
 
 
 def remove_tree(path: Path) -> None:

@@ -156,7 +156,7 @@ async def open_process_runtime(config: ProcessConfig) -> AsyncIterator[ProcessRu
     """
     launch.check_work_dir(config.work_dir)
     config.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (config.work_dir / "node.lock").open("wb") as lock:
+    with (config.work_dir / "node.lock").open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
