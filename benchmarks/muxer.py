@@ -11,12 +11,12 @@ import trio
 
 from benchmarks.figures import Figure, percentile
 from hypha_devnet.certs import create_node, create_organisation, create_root
-from hypha_network.addresses import Address
 from hypha_network.identity import Identity
-from hypha_network.tls import SecureConnection, TlsTransport
-from hypha_network.transport import RawConnection
-from hypha_network.yamux import Yamux, YamuxStream
-from hypha_network.yamux_frames import Limits
+from hypha_network.wire.addresses import Address
+from hypha_network.wire.tls import SecureConnection, TlsTransport
+from hypha_network.wire.transport import RawConnection
+from hypha_network.wire.yamux import Yamux, YamuxStream
+from hypha_network.wire.yamux_frames import Limits
 
 FRAME_KIB = (8, 16, 64, 256)
 _PIECE = bytes(1024 * 1024)

@@ -17,7 +17,7 @@ from hypha_devnet.scheduler import JobFailedError, Scheduler
 from hypha_messages.job import AggregateExecutor, JobSpec
 from hypha_messages.streams import PUSH
 from hypha_network.network import Network
-from hypha_network.streams import Stream
+from hypha_network.wire.streams import Stream
 
 _MAX_UPDATE_BYTES = 64 * 1024 * 1024
 _LAST_UPDATE_S = 60.0

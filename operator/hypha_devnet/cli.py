@@ -13,8 +13,8 @@ from hypha_devnet import certs
 from hypha_devnet.config import Config, ConfigError, DataConfig, NodeConfig, SchedulerConfig, load
 from hypha_devnet.events import Events
 from hypha_devnet.node import leaves, until_signal
-from hypha_network.addresses import AddressError
 from hypha_network.errors import HyphaNetworkError
+from hypha_network.wire.addresses import AddressError
 
 app = typer.Typer(
     help="A Hypha network of one's own: gateway, data node, scheduler, model hub, certificates, demo.",

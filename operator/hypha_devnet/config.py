@@ -20,8 +20,8 @@ from hypha_messages.job import (
     WarmupStableDecay,
 )
 from hypha_messages.types import Amount, Resources
-from hypha_network.addresses import RESERVED_CIDRS
 from hypha_network.network import NetworkConfig
+from hypha_network.wire.addresses import RESERVED_CIDRS
 
 Config = TypeVar("Config", bound=BaseModel)
 

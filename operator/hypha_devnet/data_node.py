@@ -13,7 +13,7 @@ from hypha_messages.job import DataRecord, DataSlice
 from hypha_messages.streams import PULL, PULL_LENGTH_BYTES, decode_pull_header, decode_pull_length
 from hypha_network.errors import NetworkError
 from hypha_network.network import Network
-from hypha_network.streams import Stream
+from hypha_network.wire.streams import Stream
 
 logger = logging.getLogger(__name__)
 

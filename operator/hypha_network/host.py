@@ -14,17 +14,17 @@ from libp2p.peer.id import ID
 from libp2p.security.exceptions import HandshakeFailure
 
 from hypha_messages.cbor import DecodeError
-from hypha_network import multistream
-from hypha_network.addresses import Address, expand
-from hypha_network.backlog import Backlog
 from hypha_network.errors import DialError, HandshakeError, NetworkError, PeerUnreachable, RemoteRefused, StreamReset
-from hypha_network.quiet import Quiet
-from hypha_network.streams import Stream
-from hypha_network.tls import PROTOCOL_ID as TLS
-from hypha_network.tls import TlsTransport
-from hypha_network.transport import RawConnection, connect_tcp, listen_tcp, peer_address
-from hypha_network.yamux import PROTOCOL_ID as YAMUX
-from hypha_network.yamux import Yamux
+from hypha_network.rate_limited_log import Quiet
+from hypha_network.wire import multistream
+from hypha_network.wire.addresses import Address, expand
+from hypha_network.wire.backlog import Backlog
+from hypha_network.wire.streams import Stream
+from hypha_network.wire.tls import PROTOCOL_ID as TLS
+from hypha_network.wire.tls import TlsTransport
+from hypha_network.wire.transport import RawConnection, connect_tcp, listen_tcp, peer_address
+from hypha_network.wire.yamux import PROTOCOL_ID as YAMUX
+from hypha_network.wire.yamux import Yamux
 
 logger = logging.getLogger(__name__)
 _refusals = Quiet(logger)

@@ -13,22 +13,22 @@ from typing import Any
 import trio
 
 from hypha_messages.protocol import Protocol
-from hypha_network import addresses
-from hypha_network.addresses import RESERVED_CIDRS, Address, AddressError
 from hypha_network.errors import NetworkError
-from hypha_network.gateways import Gateways
-from hypha_network.gossip import PubSub
-from hypha_network.gossip_messages import Gossip, Message, Signer
 from hypha_network.host import Connection, Host
-from hypha_network.identify import Identify, Info, Ping
 from hypha_network.identity import Identity
-from hypha_network.kademlia import Kademlia
-from hypha_network.kademlia_messages import Record
-from hypha_network.relay import Relays
-from hypha_network.relay_server import RelayServer
-from hypha_network.requests import REQUEST_TIMEOUT_S, Requests
-from hypha_network.streams import Stream
-from hypha_network.tls import TlsTransport, follow_files
+from hypha_network.services.gateways import Gateways
+from hypha_network.services.gossip import PubSub
+from hypha_network.services.gossip_messages import Gossip, Message, Signer
+from hypha_network.services.identify import Identify, Info, Ping
+from hypha_network.services.kademlia import Kademlia
+from hypha_network.services.kademlia_messages import Record
+from hypha_network.services.relay import Relays
+from hypha_network.services.relay_server import RelayServer
+from hypha_network.services.requests import REQUEST_TIMEOUT_S, Requests
+from hypha_network.wire import addresses
+from hypha_network.wire.addresses import RESERVED_CIDRS, Address, AddressError
+from hypha_network.wire.streams import Stream
+from hypha_network.wire.tls import TlsTransport, follow_files
 
 logger = logging.getLogger(__name__)
 

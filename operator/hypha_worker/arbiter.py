@@ -17,8 +17,8 @@ from hypha_messages.advertisement import TOPIC, RequestWorker, decode
 from hypha_messages.api import API, WorkerOffer
 from hypha_messages.types import SystemTime
 from hypha_network.errors import NetworkError
-from hypha_network.gossip_messages import Gossip, Message
-from hypha_network.quiet import Quiet
+from hypha_network.rate_limited_log import Quiet
+from hypha_network.services.gossip_messages import Gossip, Message
 from hypha_worker.evaluator import Policy
 from hypha_worker.lease_service import Peers
 from hypha_worker.ledger import Lease, Ledger

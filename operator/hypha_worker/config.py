@@ -20,8 +20,8 @@ from pydantic import (
 
 from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.types import Amount, PeerId, Resources
-from hypha_network.addresses import RESERVED_CIDRS, AddressError
-from hypha_network.addresses import parse as parse_address
+from hypha_network.wire.addresses import RESERVED_CIDRS, AddressError
+from hypha_network.wire.addresses import parse as parse_address
 
 PositiveMs = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
 PositiveS = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]

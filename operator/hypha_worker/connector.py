@@ -30,7 +30,7 @@ from hypha_network.errors import (
     RemoteRefused,
     StreamReset,
 )
-from hypha_network.streams import Stream
+from hypha_network.wire.streams import Stream
 from hypha_worker.http_server import Exchange, HttpError
 from hypha_worker.loopback import LoopbackStream, loopback
 from hypha_worker.pushes import PushRouter, PushStream

@@ -23,7 +23,7 @@ import h11
 import trio
 
 from hypha_network.identity import Identity
-from hypha_network.tls_server import ServerTlsStream
+from hypha_network.wire.tls_server import ServerTlsStream
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import trio
 
 from hypha_messages.job import JobSpec
 from hypha_messages.streams import PUSH
-from hypha_network.streams import Stream
+from hypha_network.wire.streams import Stream
 from hypha_worker import connector
 from hypha_worker.connector import Authenticate, Connector
 from hypha_worker.http_server import Exchange, Handler

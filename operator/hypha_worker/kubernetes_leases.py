@@ -15,7 +15,7 @@ import trio
 from pydantic import ValidationError
 
 from hypha_messages.job import ExecutorDescriptor
-from hypha_network.quiet import Quiet
+from hypha_network.rate_limited_log import Quiet
 from hypha_resources.common import API_VERSION
 from hypha_resources.job import Amounts, ExecutorRef
 from hypha_resources.worker import NodeStatus, VacantLease

@@ -10,7 +10,7 @@ import trio
 
 from hypha_network.errors import IdentityError
 from hypha_network.network import Network
-from hypha_network.quiet import Quiet
+from hypha_network.rate_limited_log import Quiet
 from hypha_resources.common import API_VERSION
 from hypha_resources.worker import NodeStatus, Refusal, Requests
 from hypha_worker.config import KubernetesConfig

@@ -22,7 +22,7 @@ from hypha_messages.api import (
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Message, SystemTime
 from hypha_network.errors import NetworkError, RemoteRefused
-from hypha_network.quiet import Quiet
+from hypha_network.rate_limited_log import Quiet
 from hypha_worker.ledger import EndedJob, Lease, Ledger, LedgerError
 from hypha_worker.ledger_file import LedgerFile
 from hypha_worker.runtime import AdoptedJob, Failed, Finished, JobEvent, LaunchError, Started

@@ -10,7 +10,7 @@ _PIECES_UNDER_WAY = 4
 
 
 class LoopbackStream:
-    """One end; behaves as `hypha_network.streams.Stream` does. `loopback` makes a pair."""
+    """One end; behaves as `hypha_network.wire.streams.Stream` does. `loopback` makes a pair."""
 
     def __init__(
         self, outgoing: trio.MemorySendChannel[bytes], incoming: trio.MemoryReceiveChannel[bytes], broken: trio.Event

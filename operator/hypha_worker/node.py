@@ -16,9 +16,9 @@ from opentelemetry.metrics import Observation
 
 from hypha_messages.api import API
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
-from hypha_network import addresses
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkConfig, open_network
+from hypha_network.wire import addresses
 from hypha_worker import usage
 from hypha_worker.arbiter import Arbiter
 from hypha_worker.config import Config, ExecutorConfig

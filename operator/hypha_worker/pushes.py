@@ -16,7 +16,7 @@ from uuid import UUID
 import trio
 
 from hypha_network.errors import NetworkError
-from hypha_network.quiet import Quiet
+from hypha_network.rate_limited_log import Quiet
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multiaddr import Multiaddr
 
-from hypha_network import addresses
-from hypha_network.addresses import RESERVED_CIDRS, Address, AddressError, excluded, expand, parse, parse_cidrs, usable
+from hypha_network.wire import addresses
+from hypha_network.wire.addresses import (
+    RESERVED_CIDRS,
+    Address,
+    AddressError,
+    excluded,
+    expand,
+    parse,
+    parse_cidrs,
+    usable,
+)
 
 A = "12D3KooWBkAZ52FV28vNpUsNcSLLfdTZdhph8Vhb2w5hCENAinpB"
 B = "12D3KooWF8o9cA532TjN4kByfuKUEnX4BdZzxUh1z7TUEfzk23Ne"

@@ -3,11 +3,11 @@
 import pytest
 import trio
 
-from hypha_network import backlog as backlog_module
-from hypha_network.backlog import SMALL_BYTES, Backlog
-from hypha_network.streams import Stream
-from hypha_network.yamux_core import Core
-from hypha_network.yamux_frames import DATA, SYN, WINDOW_UPDATE
+from hypha_network.wire import backlog as backlog_module
+from hypha_network.wire.backlog import SMALL_BYTES, Backlog
+from hypha_network.wire.streams import Stream
+from hypha_network.wire.yamux_frames import DATA, SYN, WINDOW_UPDATE
+from hypha_network.wire.yamux_session import Core
 from support.certs import Pki
 from support.muxing import core, frame
 from support.networks import DEADLINE_S, direct_address, node

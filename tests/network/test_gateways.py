@@ -7,8 +7,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypha_network.gateways import FIRST_DELAY_S, LONGEST_DELAY_S, backoff_s
 from hypha_network.network import open_network
+from hypha_network.services.gateways import FIRST_DELAY_S, LONGEST_DELAY_S, backoff_s
 from support.certs import Pki
 from support.networks import DEADLINE_S, LOOPBACK, direct_address, gateway, member, node, run_node, until
 

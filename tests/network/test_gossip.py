@@ -9,12 +9,12 @@ from libp2p.pubsub.pb import rpc_pb2
 from hypha_messages import advertisement
 from hypha_messages.advertisement import RequestWorker, WorkerSpec
 from hypha_messages.types import Resources, SystemTime
-from hypha_network import gossip
 from hypha_network.errors import NetworkError, StreamReset
-from hypha_network.gossip_messages import Gossip, Signer
 from hypha_network.host import Connection
-from hypha_network.multistream import prefixed
 from hypha_network.network import Network
+from hypha_network.services import gossip
+from hypha_network.services.gossip_messages import Gossip, Signer
+from hypha_network.wire.multistream import prefixed
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, gateway, member, messages, node, until
 

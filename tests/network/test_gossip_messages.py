@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from libp2p.pubsub.pb import rpc_pb2
 
-from hypha_network.gossip_messages import MAX_SEEN, SEEN_S, Cache, Seen, Signer, message_id, verify
+from hypha_network.services.gossip_messages import MAX_SEEN, SEEN_S, Cache, Seen, Signer, message_id, verify
 from support.certs import Pki
 
 PKI = Pki()

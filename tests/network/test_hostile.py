@@ -10,11 +10,11 @@ import trio
 
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_network import host as host_module
-from hypha_network import requests as requests_module
 from hypha_network.errors import NetworkError, RemoteRefused, StreamReset
 from hypha_network.network import Network
-from hypha_network.requests import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES
-from hypha_network.streams import Stream
+from hypha_network.services import requests as requests_module
+from hypha_network.services.requests import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES
+from hypha_network.wire.streams import Stream
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, messages, node, until
 

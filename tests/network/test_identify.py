@@ -5,11 +5,11 @@ import trio
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from multiaddr import Multiaddr
 
-from hypha_network import identify
 from hypha_network.errors import NetworkError
-from hypha_network.identify import IDENTIFY, PING, PUSH
-from hypha_network.multistream import prefixed, read_prefixed
-from hypha_network.streams import Stream
+from hypha_network.services import identify
+from hypha_network.services.identify import IDENTIFY, PING, PUSH
+from hypha_network.wire.multistream import prefixed, read_prefixed
+from hypha_network.wire.streams import Stream
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, gateway, member, node, until
 

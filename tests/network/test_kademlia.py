@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypha_messages.health import HEALTH, HealthRequest
-from hypha_network import kademlia, kademlia_messages
-from hypha_network.addresses import parse
 from hypha_network.errors import NetworkError, PeerUnreachable, RemoteRefused
-from hypha_network.kademlia_messages import Kind, Message, Record, StoredRecord, decode, encode
-from hypha_network.multistream import prefixed
+from hypha_network.services import kademlia, kademlia_messages
+from hypha_network.services.kademlia_messages import Kind, Message, Record, StoredRecord, decode, encode
+from hypha_network.wire.addresses import parse
+from hypha_network.wire.multistream import prefixed
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, gateway, member, node, until
 

@@ -3,10 +3,10 @@
 import pytest
 from libp2p.pubsub.pb import rpc_pb2
 
-from hypha_network import gossip
-from hypha_network.gossip import PubSub, _Peer, _Queue
-from hypha_network.gossip_messages import Signer
 from hypha_network.host import Host
+from hypha_network.services import gossip
+from hypha_network.services.gossip import PubSub, _Peer, _Queue
+from hypha_network.services.gossip_messages import Signer
 from support.certs import Pki
 
 IDENTITY = Pki().identity("a")

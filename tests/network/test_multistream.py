@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypha_network import multistream
 from hypha_network.errors import NetworkError, RemoteRefused
-from hypha_network.multistream import encode_varint, prefixed, read_prefixed
+from hypha_network.wire import multistream
+from hypha_network.wire.multistream import encode_varint, prefixed, read_prefixed
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,6 @@ import pytest
 import trio
 
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
-from hypha_network.addresses import AddressError, parse
 from hypha_network.errors import (
     DialError,
     HandshakeError,
@@ -18,6 +17,7 @@ from hypha_network.errors import (
 )
 from hypha_network.host import MAX_CONNECTIONS_PER_PEER
 from hypha_network.network import open_network
+from hypha_network.wire.addresses import AddressError, parse
 from support.certs import Pki
 from support.networks import DEADLINE_S, LOOPBACK, direct_address, gateway, member, messages, node, until
 

@@ -7,10 +7,10 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.relay.circuit_v2.pb import circuit_pb2
 
 from hypha_messages import advertisement
-from hypha_network import addresses
-from hypha_network.gossip_messages import message_id, verify
-from hypha_network.kademlia_messages import Kind, Message, Record, StoredRecord, decode, encode
-from hypha_network.relay import OK, peer_of
+from hypha_network.services.gossip_messages import message_id, verify
+from hypha_network.services.kademlia_messages import Kind, Message, Record, StoredRecord, decode, encode
+from hypha_network.services.relay import OK, peer_of
+from hypha_network.wire import addresses
 from support import recorded_network as recorded
 
 GATEWAY = "12D3KooWF8o9cA532TjN4kByfuKUEnX4BdZzxUh1z7TUEfzk23Ne"

@@ -5,13 +5,13 @@ import trio
 
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_network import host as host_module
-from hypha_network import relay, relay_server
 from hypha_network.errors import DialError, NetworkError, PeerUnreachable
 from hypha_network.host import Connection
-from hypha_network.kademlia import Kademlia
 from hypha_network.network import Network
-from hypha_network.relay import LONGEST_REFRESH_S, SHORTEST_REFRESH_S, refresh_in_s
-from hypha_network.streams import Stream
+from hypha_network.services import relay, relay_server
+from hypha_network.services.kademlia import Kademlia
+from hypha_network.services.relay import LONGEST_REFRESH_S, SHORTEST_REFRESH_S, refresh_in_s
+from hypha_network.wire.streams import Stream
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, gateway, member, node, until
 

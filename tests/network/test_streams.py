@@ -5,8 +5,8 @@ import trio
 
 from hypha_network import network as network_module
 from hypha_network.errors import NetworkError, RemoteRefused, StreamReset
-from hypha_network.multistream import prefixed
-from hypha_network.streams import Stream
+from hypha_network.wire.multistream import prefixed
+from hypha_network.wire.streams import Stream
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, node
 

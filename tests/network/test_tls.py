@@ -20,10 +20,10 @@ from libp2p.security.tls.transport import TLSTransport as SelfSignedTransport
 from trio.testing import MockClock, memory_stream_pair
 
 from hypha_devnet.certs import Credential, create_crl, create_node, create_organisation, write_private
-from hypha_network.addresses import Address
 from hypha_network.identity import Identity
-from hypha_network.tls import SecureConnection, TlsTransport, follow_files
-from hypha_network.transport import RawConnection
+from hypha_network.wire.addresses import Address
+from hypha_network.wire.tls import SecureConnection, TlsTransport, follow_files
+from hypha_network.wire.transport import RawConnection
 from support.certs import Pki, identity_of
 
 pytestmark = pytest.mark.anyio
@@ -342,7 +342,7 @@ class TestRefused:
 
     async def test_every_refusal_is_one_line_in_the_log(self, pki: Pki, caplog: pytest.LogCaptureFixture) -> None:
         await meet(impostor(None), pki.identity("gateway"))
-        [record] = [r for r in caplog.records if r.name == "hypha_network.tls" and "handshake" in r.message]
+        [record] = [r for r in caplog.records if r.name == "hypha_network.wire.tls" and "handshake" in r.message]
         assert record.levelno == logging.WARNING
         assert "192.0.2.1:50000" in record.message
 

@@ -13,11 +13,11 @@ from libp2p.stream_muxer.exceptions import (
 )
 from trio.testing import MockClock, memory_stream_pair, memory_stream_pump
 
-from hypha_network import yamux
 from hypha_network.errors import StreamReset
-from hypha_network.quiet import Quiet
-from hypha_network.yamux import PING_INTERVAL_S, SILENCE_TIMEOUT_S, Yamux, YamuxEnded, YamuxStream
-from hypha_network.yamux_frames import (
+from hypha_network.rate_limited_log import Quiet
+from hypha_network.wire import yamux
+from hypha_network.wire.yamux import PING_INTERVAL_S, SILENCE_TIMEOUT_S, Yamux, YamuxEnded, YamuxStream
+from hypha_network.wire.yamux_frames import (
     ACK,
     DATA,
     FIN,
@@ -379,7 +379,7 @@ async def test_breaking_the_protocol_ends_the_connection_with_a_goodbye_and_a_lo
             pass
         assert got == (GO_AWAY, 0, 0, PROTOCOL_ERROR, b"")
         assert await peer.next_frame() is None
-    lines = [record for record in caplog.records if record.name == "hypha_network.yamux"]
+    lines = [record for record in caplog.records if record.name == "hypha_network.wire.yamux"]
     assert [record.levelno for record in lines] == [logging.WARNING]
     assert str(PEER) in lines[0].getMessage()
     assert "262144 bytes on stream 1" in lines[0].getMessage()

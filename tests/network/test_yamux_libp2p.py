@@ -14,9 +14,9 @@ from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
 from libp2p.stream_muxer.yamux.yamux import Yamux as Libp2pYamux
 from multiaddr import Multiaddr
 
-from hypha_network.tls import PROTOCOL_ID as TLS
-from hypha_network.tls import TlsTransport
-from hypha_network.yamux import PROTOCOL_ID, Yamux, YamuxStream
+from hypha_network.wire.tls import PROTOCOL_ID as TLS
+from hypha_network.wire.tls import TlsTransport
+from hypha_network.wire.yamux import PROTOCOL_ID, Yamux, YamuxStream
 from support.certs import Pki
 from support.muxing import BLOB
 

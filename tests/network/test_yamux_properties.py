@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
-from hypha_network.yamux_core import Core
-from hypha_network.yamux_frames import HEADER, INITIAL_WINDOW, Limits, ProtocolError, StreamState
+from hypha_network.wire.yamux_frames import HEADER, INITIAL_WINDOW, Limits, ProtocolError, StreamState
+from hypha_network.wire.yamux_session import Core
 from support.muxing import BLOB, Clock, core
 
 LIMITS = Limits(

@@ -9,9 +9,9 @@ import trio
 from libp2p.peer.id import ID
 from trio.testing import memory_stream_pair
 
-from hypha_network.yamux import Yamux
-from hypha_network.yamux_core import Core
-from hypha_network.yamux_frames import HEADER, HEADER_BYTES, Limits, StreamState
+from hypha_network.wire.yamux import Yamux
+from hypha_network.wire.yamux_frames import HEADER, HEADER_BYTES, Limits, StreamState
+from hypha_network.wire.yamux_session import Core
 
 PEER = ID.from_base58("12D3KooWAYCGPqw2aTDdoAk7qHxRKPFqqnByvBmFUVtnn1A6yTKV")
 BLOB = random.Random(1).randbytes(4 * 1024 * 1024)

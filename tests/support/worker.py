@@ -13,7 +13,7 @@ from hypha_messages.api import ReportJobStatus, ReportJobStatusReceived, WorkerO
 from hypha_messages.job import ExecutorDescriptor, JobSpec
 from hypha_messages.types import Resources, SystemTime
 from hypha_network.errors import PeerUnreachable, RemoteRefused
-from hypha_network.gossip_messages import Gossip
+from hypha_network.services.gossip_messages import Gossip
 from hypha_worker.ledger import Lease
 from hypha_worker.runtime import Failed, Finished, JobEvent, LaunchError
 

@@ -13,10 +13,10 @@ from hypha_messages.api import API
 from hypha_messages.health import HEALTH, HealthRequest
 from hypha_messages.progress import PROGRESS
 from hypha_network.errors import NetworkError
-from hypha_network.gossip import MAX_RPC_BYTES, PROTOCOLS
-from hypha_network.gossip_messages import Signer
-from hypha_network.multistream import prefixed
 from hypha_network.network import Network
+from hypha_network.services.gossip import MAX_RPC_BYTES, PROTOCOLS
+from hypha_network.services.gossip_messages import Signer
+from hypha_network.wire.multistream import prefixed
 from support.cbor_bombs import BOMBS
 from support.certs import Pki
 from support.networks import gateway, member

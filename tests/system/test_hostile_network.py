@@ -19,10 +19,10 @@ from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
 from hypha_messages.streams import PUSH
 from hypha_messages.types import Resources
 from hypha_network.errors import NetworkError
-from hypha_network.multistream import encode_varint, prefixed
 from hypha_network.network import Network
-from hypha_network.streams import Stream
-from hypha_network.yamux_frames import DATA, HEADER, PING, SYN, VERSION
+from hypha_network.wire.multistream import encode_varint, prefixed
+from hypha_network.wire.streams import Stream
+from hypha_network.wire.yamux_frames import DATA, HEADER, PING, SYN, VERSION
 from support.certs import Pki
 from support.jobs import train_spec
 from support.networks import gateway, member, node

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hypha_messages.types import Resources
-from hypha_network.addresses import RESERVED_CIDRS
+from hypha_network.wire.addresses import RESERVED_CIDRS
 from hypha_worker.config import Config
 from hypha_worker.config_file import ConfigError, Loaded, load
 from hypha_worker.node import process_config

@@ -24,7 +24,7 @@ from hypha_messages.streams import PULL, PULL_LENGTH_BYTES, PUSH, decode_pull_he
 from hypha_messages.types import Message
 from hypha_network.errors import NetworkError
 from hypha_network.network import Network
-from hypha_network.streams import Stream
+from hypha_network.wire.streams import Stream
 from hypha_worker import http_server
 from hypha_worker.connector import Connector
 from hypha_worker.pushes import PushRouter

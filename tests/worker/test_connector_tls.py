@@ -24,7 +24,7 @@ from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
 from hypha_messages.streams import PULL, PULL_LENGTH_BYTES, PUSH, decode_pull_length
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkStatus
-from hypha_network.streams import Stream
+from hypha_network.wire.streams import Stream
 from hypha_worker.config import KubernetesConfig
 from hypha_worker.connector import Connector
 from hypha_worker.http_server import Exchange, serve_tls

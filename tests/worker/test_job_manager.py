@@ -22,7 +22,7 @@ from hypha_messages.streams import PULL, PUSH
 from hypha_messages.types import Message, Resources
 from hypha_network.errors import StreamReset
 from hypha_network.network import Network
-from hypha_network.streams import Stream
+from hypha_network.wire.streams import Stream
 from hypha_worker.http_server import listen_unix, serve_unix
 from hypha_worker.job_manager import JobManager, Serve, open_job_manager
 from hypha_worker.ledger import Lease

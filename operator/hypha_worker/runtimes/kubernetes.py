@@ -19,7 +19,7 @@ from uuid import UUID
 import trio
 
 from hypha_messages.progress import Progress
-from hypha_network.quiet import Quiet
+from hypha_network.rate_limited_log import Quiet
 from hypha_resources.job import Progress as JobProgress
 from hypha_worker.config import KubernetesConfig
 from hypha_worker.errors import NodeError

@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 import httpx
 import trio
 
-from hypha_network.quiet import Quiet
+from hypha_network.rate_limited_log import Quiet
 from hypha_worker.errors import NodeError
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-from hypha_network.quiet import Quiet
+from hypha_network.rate_limited_log import Quiet
 from hypha_resources.common import API_VERSION, WORKER_LABEL
 from hypha_resources.job import Progress, job_name
 from hypha_worker.config import KubernetesConfig

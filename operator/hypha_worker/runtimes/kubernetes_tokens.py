@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import trio
 
-from hypha_network.quiet import Quiet
+from hypha_network.rate_limited_log import Quiet
 from hypha_worker.http_server import HttpError
 from hypha_worker.runtimes.kubernetes_api import ApiRefused, KubernetesApi, KubernetesError
 

@@ -12,7 +12,9 @@ from google.protobuf.message import DecodeError as ProtobufError
 from libp2p.pubsub.pb import rpc_pb2
 
 from hypha_network.errors import NetworkError, RemoteRefused
-from hypha_network.gossip_messages import (
+from hypha_network.host import Connection, Host
+from hypha_network.rate_limited_log import Quiet
+from hypha_network.services.gossip_messages import (
     Cache,
     Gossip,
     Message,
@@ -21,10 +23,8 @@ from hypha_network.gossip_messages import (
     message_id,
     verify,
 )
-from hypha_network.host import Connection, Host
-from hypha_network.multistream import prefixed, read_prefixed
-from hypha_network.quiet import Quiet
-from hypha_network.streams import Stream
+from hypha_network.wire.multistream import prefixed, read_prefixed
+from hypha_network.wire.streams import Stream
 
 logger = logging.getLogger(__name__)
 _refusals = Quiet(logger)

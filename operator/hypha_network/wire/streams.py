@@ -1,7 +1,7 @@
 """Streams between peers, as the rest of the node sees them."""
 
 from hypha_network.errors import StreamReset
-from hypha_network.yamux import YamuxStream
+from hypha_network.wire.yamux import YamuxStream
 
 Buffer = bytes | bytearray | memoryview
 

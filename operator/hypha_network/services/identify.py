@@ -9,12 +9,12 @@ import trio
 from google.protobuf.message import DecodeError as ProtobufError
 from libp2p.identity.identify.pb.identify_pb2 import Identify as IdentifyMessage
 
-from hypha_network import addresses
-from hypha_network.addresses import Address
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.host import Connection, Host
-from hypha_network.multistream import prefixed, read_prefixed
-from hypha_network.streams import Stream
+from hypha_network.wire import addresses
+from hypha_network.wire.addresses import Address
+from hypha_network.wire.multistream import prefixed, read_prefixed
+from hypha_network.wire.streams import Stream
 
 logger = logging.getLogger(__name__)
 

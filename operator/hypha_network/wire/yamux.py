@@ -1,7 +1,7 @@
 """The muxer, `/yamux/1.0.0`: many streams over one secured connection.
 
-The protocol is `hypha_network.yamux_core`; here are the tasks around it. One task reads the connection in large pieces,
-one writes what all streams have to send in turn, one pings. Both classes have libp2p's interfaces too.
+The protocol is `hypha_network.wire.yamux_session`; here are the tasks around it. One task reads the connection in large
+pieces, one writes what all streams have to send in turn, one pings. Both classes have libp2p's interfaces too.
 """
 
 import logging
@@ -21,11 +21,11 @@ from libp2p.stream_muxer.exceptions import (
 )
 from multiaddr import Multiaddr
 
-from hypha_network.backlog import Backlog
 from hypha_network.errors import ConnectionLost, NetworkError, StreamReset
-from hypha_network.quiet import Quiet
-from hypha_network.yamux_core import Core
-from hypha_network.yamux_frames import NORMAL, PROTOCOL_ERROR, Buffer, Limits, ProtocolError, StreamState
+from hypha_network.rate_limited_log import Quiet
+from hypha_network.wire.backlog import Backlog
+from hypha_network.wire.yamux_frames import NORMAL, PROTOCOL_ERROR, Buffer, Limits, ProtocolError, StreamState
+from hypha_network.wire.yamux_session import Core
 
 logger = logging.getLogger(__name__)
 _complaints = Quiet(logger)

@@ -5,9 +5,9 @@ import random
 
 import trio
 
-from hypha_network.addresses import Address
 from hypha_network.errors import NetworkError, StreamReset
 from hypha_network.host import Connection, Host, Service
+from hypha_network.wire.addresses import Address
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from libp2p.connection_types import ConnectionType
 from libp2p.io.exceptions import ConnectionClosedError
 from multiaddr import Multiaddr
 
-from hypha_network.addresses import Address
 from hypha_network.errors import DialError, NetworkError
+from hypha_network.wire.addresses import Address
 
 CONNECT_TIMEOUT_S = 10.0
 _READ_BYTES = 64 * 1024

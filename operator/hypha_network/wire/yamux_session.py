@@ -1,12 +1,12 @@
 """The yamux protocol without input or output: bytes that arrived go in, bytes to send come out.
 
-A connection is a `Core`, a stream on it a `StreamState`. The task layer is `hypha_network.yamux`.
+A connection is a `Core`, a stream on it a `StreamState`. The task layer is `hypha_network.wire.yamux`.
 """
 
 from collections import deque
 from collections.abc import Callable
 
-from hypha_network.yamux_frames import (
+from hypha_network.wire.yamux_frames import (
     ACK,
     DATA,
     FIN,

@@ -3,7 +3,7 @@
 import time
 import weakref
 
-from hypha_network.yamux_core import Core
+from hypha_network.wire.yamux_session import Core
 
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 SMALL_BYTES = 256 * 1024

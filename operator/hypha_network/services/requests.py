@@ -11,8 +11,8 @@ from hypha_messages.cbor import DecodeError
 from hypha_messages.protocol import Protocol
 from hypha_network.errors import RemoteRefused, RequestTimeout, StreamReset
 from hypha_network.host import Connection, Host
-from hypha_network.quiet import Quiet
-from hypha_network.streams import Stream
+from hypha_network.rate_limited_log import Quiet
+from hypha_network.wire.streams import Stream
 
 logger = logging.getLogger(__name__)
 _refusals = Quiet(logger)

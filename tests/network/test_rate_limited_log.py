@@ -2,8 +2,8 @@ import logging
 
 import pytest
 
-from hypha_network import quiet
-from hypha_network.quiet import Quiet
+from hypha_network import rate_limited_log as quiet
+from hypha_network.rate_limited_log import Quiet
 
 
 def test_one_line_per_peer_and_interval_that_counts_the_rest(

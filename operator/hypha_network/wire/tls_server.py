@@ -8,8 +8,8 @@ import trio
 from libp2p.io.exceptions import IOException
 
 from hypha_network.identity import Identity
-from hypha_network.tls import CLOSE_TIMEOUT_S, READ_BYTES, WRITE_BYTES, Tls
-from hypha_network.transport import RawConnection, peer_address
+from hypha_network.wire.tls import CLOSE_TIMEOUT_S, READ_BYTES, WRITE_BYTES, Tls
+from hypha_network.wire.transport import RawConnection, peer_address
 
 
 class ServerTlsStream:

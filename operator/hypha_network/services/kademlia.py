@@ -14,13 +14,21 @@ from hashlib import sha256
 import trio
 
 from hypha_messages.types import peer_id_to_bytes
-from hypha_network.addresses import Address
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.host import Connection, Host
-from hypha_network.kademlia_messages import MAX_MESSAGE_BYTES, Kind, Message, Record, StoredRecord, decode, encode
-from hypha_network.multistream import prefixed, read_prefixed
-from hypha_network.quiet import Quiet
-from hypha_network.streams import Stream
+from hypha_network.rate_limited_log import Quiet
+from hypha_network.services.kademlia_messages import (
+    MAX_MESSAGE_BYTES,
+    Kind,
+    Message,
+    Record,
+    StoredRecord,
+    decode,
+    encode,
+)
+from hypha_network.wire.addresses import Address
+from hypha_network.wire.multistream import prefixed, read_prefixed
+from hypha_network.wire.streams import Stream
 
 logger = logging.getLogger(__name__)
 _refusals = Quiet(logger)

@@ -4,8 +4,7 @@ import tracemalloc
 
 import pytest
 
-from hypha_network.yamux_core import Core
-from hypha_network.yamux_frames import (
+from hypha_network.wire.yamux_frames import (
     ACK,
     DATA,
     FIN,
@@ -21,6 +20,7 @@ from hypha_network.yamux_frames import (
     Limits,
     ProtocolError,
 )
+from hypha_network.wire.yamux_session import Core
 from support.muxing import BLOB, Clock, core, exchange, frame, open_pair, output
 
 

@@ -12,13 +12,13 @@ from google.protobuf.message import Message
 from libp2p.relay.circuit_v2.pb import circuit_pb2
 
 from hypha_messages.types import peer_id_from_bytes, peer_id_to_bytes
-from hypha_network import addresses
-from hypha_network.addresses import Address
 from hypha_network.errors import DialError, NetworkError, RemoteRefused
 from hypha_network.host import Connection, Host
-from hypha_network.multistream import prefixed, read_prefixed
-from hypha_network.streams import Stream
-from hypha_network.transport import RawConnection
+from hypha_network.wire import addresses
+from hypha_network.wire.addresses import Address
+from hypha_network.wire.multistream import prefixed, read_prefixed
+from hypha_network.wire.streams import Stream
+from hypha_network.wire.transport import RawConnection
 
 logger = logging.getLogger(__name__)
 

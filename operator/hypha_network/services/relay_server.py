@@ -9,10 +9,9 @@ import trio
 from libp2p.relay.circuit_v2.pb import circuit_pb2
 
 from hypha_messages.types import peer_id_to_bytes
-from hypha_network.addresses import Address
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.host import Connection, Host
-from hypha_network.relay import (
+from hypha_network.services.relay import (
     CONNECTION_FAILED,
     HOP,
     MALFORMED_MESSAGE,
@@ -26,7 +25,8 @@ from hypha_network.relay import (
     receive,
     send,
 )
-from hypha_network.streams import Stream
+from hypha_network.wire.addresses import Address
+from hypha_network.wire.streams import Stream
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError as ProtobufError
 
 from hypha_messages.types import peer_id_from_bytes, peer_id_to_bytes
-from hypha_network import addresses
-from hypha_network.addresses import Address
 from hypha_network.errors import RemoteRefused
+from hypha_network.wire import addresses
+from hypha_network.wire.addresses import Address
 
 MAX_MESSAGE_BYTES: Final = 16 * 1024
 MAX_PEERS = 20
@@ -58,7 +58,7 @@ class Message:
 def _build() -> Any:
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(
-        name="hypha_network/kademlia.proto", package="hypha_network.kademlia", syntax="proto2"
+        name="hypha_network/kademlia.proto", package="hypha_network.services.kademlia", syntax="proto2"
     )
 
     def message(name: str, *fields: tuple[str, int, int, bool]) -> None:

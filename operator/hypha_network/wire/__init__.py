@@ -1,0 +1,1 @@
+"""The wire, from addresses and TCP up to multiplexed streams."""
