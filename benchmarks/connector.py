@@ -18,10 +18,10 @@ from hypha_devnet.certs import create_node, create_organisation, create_root
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Resources
 from hypha_network.identity import Identity
-from hypha_worker.connector import Connector
-from hypha_worker.http_server import listen_unix, serve_tls, serve_unix
-from hypha_worker.pushes import PushRouter
-from hypha_worker.runtime import Job
+from hypha_worker.connector.api import Connector
+from hypha_worker.connector.http_server import listen_unix, serve_tls, serve_unix
+from hypha_worker.connector.pushes import PushRouter
+from hypha_worker.runtimes.protocol import Job
 
 TOTAL_BYTES = 2 * 1024**3
 PEER = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"

@@ -12,12 +12,12 @@ import trio
 from hypha_messages.job import JobSpec
 from hypha_messages.streams import PUSH
 from hypha_network.wire.streams import Stream
-from hypha_worker import connector
-from hypha_worker.connector import Authenticate, Connector
-from hypha_worker.http_server import Exchange, Handler
-from hypha_worker.ledger import Lease
-from hypha_worker.pushes import PushRouter
-from hypha_worker.runtime import AdoptedJob, Job, JobEvent, Runtime, Started
+from hypha_worker.connector import api as connector
+from hypha_worker.connector.api import Authenticate, Connector
+from hypha_worker.connector.http_server import Exchange, Handler
+from hypha_worker.connector.pushes import PushRouter
+from hypha_worker.market.ledger import Lease
+from hypha_worker.runtimes.protocol import AdoptedJob, Job, JobEvent, Runtime, Started
 from hypha_worker.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)

@@ -19,22 +19,21 @@ from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkConfig, open_network
 from hypha_network.wire import addresses
-from hypha_worker import usage
-from hypha_worker.arbiter import Arbiter
 from hypha_worker.config import Config, ExecutorConfig
+from hypha_worker.connector.http_server import listen_unix, serve_unix
 from hypha_worker.errors import NodeError
-from hypha_worker.evaluator import Policy, Preferences
-from hypha_worker.http_server import listen_unix, serve_unix
 from hypha_worker.job_manager import JobManager, Serve, open_job_manager
-from hypha_worker.lease_service import LeaseService
-from hypha_worker.ledger import Ledger
-from hypha_worker.ledger_file import LedgerFile
-from hypha_worker.runtimes import launch
-from hypha_worker.runtimes.control import ProcessConfig
-from hypha_worker.runtimes.launch import ExecutorCommand
-from hypha_worker.runtimes.process import open_process_runtime
+from hypha_worker.market.arbiter import Arbiter
+from hypha_worker.market.evaluator import Policy, Preferences
+from hypha_worker.market.lease_service import LeaseService
+from hypha_worker.market.ledger import Ledger
+from hypha_worker.market.ledger_file import LedgerFile
+from hypha_worker.market.waiting import RateLimit, WaitingRequests
+from hypha_worker.runtimes.process import launch, usage
+from hypha_worker.runtimes.process.control import ProcessConfig
+from hypha_worker.runtimes.process.launch import ExecutorCommand
+from hypha_worker.runtimes.process.runtime import open_process_runtime
 from hypha_worker.telemetry import Telemetry, open_telemetry
-from hypha_worker.waiting import RateLimit, WaitingRequests
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ async def run_node(config: Config) -> None:
         if config.kubernetes is None:
             await _run_on_this_host(config, signals)
         else:
-            from hypha_worker.kubernetes_node import run_in_cluster  # noqa: PLC0415 - only who is in one pays for it
+            from hypha_worker.runtimes.kubernetes.node import run_in_cluster  # noqa: PLC0415 - only who is in one pays for it
 
             await run_in_cluster(config, config.kubernetes, signals)
     logger.info("stopped")

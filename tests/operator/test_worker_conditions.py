@@ -9,7 +9,7 @@ import pytest
 from hypha_operator.policies.conditions import Condition, merged
 from hypha_operator.policies.worker_conditions import _REMEDIES, Observed, classify
 from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
-from hypha_worker.evaluator import Refusal
+from hypha_worker.market.evaluator import Refusal
 from support.resources import GATEWAY, PEER, worker_manifest
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)

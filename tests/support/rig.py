@@ -7,10 +7,10 @@ from uuid import UUID
 
 import trio
 
-from hypha_worker.runtime import Failed, Finished, Job, JobEvent, Started
-from hypha_worker.runtimes import processes, supervisor
-from hypha_worker.runtimes.control import ProcessConfig
-from hypha_worker.runtimes.process import ProcessRuntime, open_process_runtime
+from hypha_worker.runtimes.process import processes, supervisor
+from hypha_worker.runtimes.process.control import ProcessConfig
+from hypha_worker.runtimes.process.runtime import ProcessRuntime, open_process_runtime
+from hypha_worker.runtimes.protocol import Failed, Finished, Job, JobEvent, Started
 
 PATIENCE_S = 20
 

@@ -14,8 +14,8 @@ from hypha_messages.job import ExecutorDescriptor, JobSpec
 from hypha_messages.types import Resources, SystemTime
 from hypha_network.errors import PeerUnreachable, RemoteRefused
 from hypha_network.services.gossip_messages import Gossip
-from hypha_worker.ledger import Lease
-from hypha_worker.runtime import Failed, Finished, JobEvent, LaunchError
+from hypha_worker.market.ledger import Lease
+from hypha_worker.runtimes.protocol import Failed, Finished, JobEvent, LaunchError
 
 ALICE = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
 BOB = "12D3KooWJWoaqZhDaoEFshF7Rh1bpY9ohihFhzcW6d69Lr2NASuq"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hypha_worker.runtimes import control, supervisor
+from hypha_worker.runtimes.process import control, supervisor
 from support import jobs
 
 

@@ -9,11 +9,11 @@ import trio
 from trio.testing import MockClock
 
 from hypha_messages.types import Resources
-from hypha_worker.arbiter import Arbiter
-from hypha_worker.evaluator import Policy
-from hypha_worker.ledger import Ledger
+from hypha_worker.market.arbiter import Arbiter
+from hypha_worker.market.evaluator import Policy
+from hypha_worker.market.ledger import Ledger
+from hypha_worker.market.waiting import RateLimit, WaitingRequests
 from hypha_worker.telemetry import Telemetry
-from hypha_worker.waiting import RateLimit, WaitingRequests
 from support.worker import ALICE, BOB, HALF, TRAIN, WHOLE, Market, request
 
 pytestmark = pytest.mark.anyio

@@ -25,10 +25,10 @@ from hypha_messages.types import Message
 from hypha_network.errors import NetworkError
 from hypha_network.network import Network
 from hypha_network.wire.streams import Stream
-from hypha_worker import http_server
-from hypha_worker.connector import Connector
-from hypha_worker.pushes import PushRouter
-from hypha_worker.runtime import Job
+from hypha_worker.connector import http_server
+from hypha_worker.connector.api import Connector
+from hypha_worker.connector.pushes import PushRouter
+from hypha_worker.runtimes.protocol import Job
 from support import jobs
 from support.certs import Pki
 from support.networks import direct_address, node
@@ -396,7 +396,7 @@ async def test_a_push_that_breaks_off_breaks_off_for_the_bridge(work_dir: Path) 
 
 
 async def test_no_push_within_the_long_poll_is_no_error(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hypha_worker.connector._LONG_POLL_S", 0.05)
+    monkeypatch.setattr("hypha_worker.connector.api._LONG_POLL_S", 0.05)
     async with world(work_dir) as the:
         assert await the.call(the.client.take_push, io.BytesIO) is None
 

@@ -26,10 +26,10 @@ from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkStatus
 from hypha_network.wire.streams import Stream
 from hypha_worker.config import KubernetesConfig
-from hypha_worker.connector import Connector
-from hypha_worker.http_server import Exchange, serve_tls
-from hypha_worker.kubernetes_node import listen_for_bridges, why_not_ready
-from hypha_worker.pushes import PushRouter
+from hypha_worker.connector.api import Connector
+from hypha_worker.connector.http_server import Exchange, serve_tls
+from hypha_worker.connector.pushes import PushRouter
+from hypha_worker.runtimes.kubernetes.node import listen_for_bridges, why_not_ready
 from support import jobs
 from support.certs import Pki, identity_of
 from support.networks import direct_address, node

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hypha_messages.advertisement import RequestWorker
 from hypha_messages.types import Resources
-from hypha_worker.evaluator import Policy, Preferences
+from hypha_worker.market.evaluator import Policy, Preferences
 from support.worker import AGGREGATE, ALICE, BOB, HALF, TRAIN, WHOLE, request
 
 POLICY = Policy(capacity=WHOLE, executors=frozenset([TRAIN]), price=150, floor=80)

@@ -9,8 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from hypha_worker.http_server import Exchange, listen_unix, serve_unix
-from hypha_worker.kubernetes_node import raise_descriptor_limit
+from hypha_worker.connector.http_server import Exchange, listen_unix, serve_unix
+from hypha_worker.runtimes.kubernetes.node import raise_descriptor_limit
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ import pytest
 
 from hypha_worker.config_file import ConfigError, load
 from hypha_worker.errors import NodeError
-from hypha_worker.runtimes.kubernetes_api import ApiAccess
+from hypha_worker.runtimes.kubernetes.api import ApiAccess
 from hypha_worker.template import render
 from support.worker import ALICE
 

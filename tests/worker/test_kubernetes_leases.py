@@ -12,11 +12,11 @@ import trio
 from trio.testing import MockClock
 
 from hypha_messages.types import Resources
-from hypha_worker import kubernetes_leases
 from hypha_worker.config import KubernetesConfig
-from hypha_worker.kubernetes_leases import LedgerInCluster
-from hypha_worker.ledger import Lease, Ledger
-from hypha_worker.runtimes.kubernetes_api import ApiUnavailable, KubernetesApi
+from hypha_worker.market.ledger import Lease, Ledger
+from hypha_worker.runtimes.kubernetes import leases as kubernetes_leases
+from hypha_worker.runtimes.kubernetes.api import ApiUnavailable, KubernetesApi
+from hypha_worker.runtimes.kubernetes.leases import LedgerInCluster
 from support.worker import ALICE, HALF, TRAIN, WHOLE
 
 pytestmark = pytest.mark.anyio

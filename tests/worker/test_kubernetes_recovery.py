@@ -8,10 +8,12 @@ import pytest
 import trio
 
 from hypha_messages.progress import Progress, Status
-from hypha_worker.http_server import HttpError
-from hypha_worker.runtime import Failed, Finished, Job, LaunchError, Started
-from hypha_worker.runtimes import kubernetes_api, kubernetes_jobs, kubernetes_tokens
-from hypha_worker.runtimes.kubernetes_objects import SeenJob
+from hypha_worker.connector.http_server import HttpError
+from hypha_worker.runtimes.kubernetes import api as kubernetes_api
+from hypha_worker.runtimes.kubernetes import jobs as kubernetes_jobs
+from hypha_worker.runtimes.kubernetes import tokens as kubernetes_tokens
+from hypha_worker.runtimes.kubernetes.objects import SeenJob
+from hypha_worker.runtimes.protocol import Failed, Finished, Job, LaunchError, Started
 from support import jobs
 from support.api_server import PrivateApiServer
 from support.hypha_jobs import Cluster, make_cluster, open_rig, until

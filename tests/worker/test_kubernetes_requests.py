@@ -9,11 +9,11 @@ from trio.testing import MockClock
 from hypha_network.network import Network, NetworkStatus
 from hypha_resources.worker import NodeStatus
 from hypha_worker.config import KubernetesConfig
-from hypha_worker.evaluator import Refusal
-from hypha_worker.kubernetes_status import StatusReporter
-from hypha_worker.ledger import Ledger
-from hypha_worker.request_tally import RequestTally
-from hypha_worker.runtimes.kubernetes_api import KubernetesApi
+from hypha_worker.market.evaluator import Refusal
+from hypha_worker.market.ledger import Ledger
+from hypha_worker.market.request_tally import RequestTally
+from hypha_worker.runtimes.kubernetes.api import KubernetesApi
+from hypha_worker.runtimes.kubernetes.status import StatusReporter
 from support.jobs import SCHEDULER
 from support.worker import WHOLE
 

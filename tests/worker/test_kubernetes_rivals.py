@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from hypha_worker.errors import NodeError
-from hypha_worker.runtime import Failed, Finished, Job, LaunchError, Started
-from hypha_worker.runtimes.kubernetes_api import ApiUnavailable
-from hypha_worker.runtimes.kubernetes_objects import SeenJob
+from hypha_worker.runtimes.kubernetes.api import ApiUnavailable
+from hypha_worker.runtimes.kubernetes.objects import SeenJob
+from hypha_worker.runtimes.protocol import Failed, Finished, Job, LaunchError, Started
 from support import jobs
 from support.api_server import ApiServer
 from support.hypha_jobs import Cluster, Rig, make_cluster, open_rig, until

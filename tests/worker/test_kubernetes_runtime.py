@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from hypha_messages.progress import Metrics, Progress, Status
-from hypha_worker.http_server import HttpError
-from hypha_worker.runtime import Failed, Finished, LaunchError, Started
+from hypha_worker.connector.http_server import HttpError
+from hypha_worker.runtimes.protocol import Failed, Finished, LaunchError, Started
 from support import jobs
 from support.api_server import ApiServer
 from support.hypha_jobs import LEASE_S, WORKER, Cluster, Rig, make_cluster, open_rig, secret_text, until

@@ -10,10 +10,10 @@ import trio.testing
 from trio.testing import MockClock
 
 from hypha_messages.api import DispatchJob, DispatchJobOutcome, RenewLease, RenewLeaseOutcome, RequestData
-from hypha_worker.lease_service import LeaseService
-from hypha_worker.ledger import Lease, Ledger
-from hypha_worker.ledger_file import LedgerFile
-from hypha_worker.runtime import AdoptedJob, Job
+from hypha_worker.market.lease_service import LeaseService
+from hypha_worker.market.ledger import Lease, Ledger
+from hypha_worker.market.ledger_file import LedgerFile
+from hypha_worker.runtimes.protocol import AdoptedJob, Job
 from hypha_worker.telemetry import Telemetry
 from support.jobs import train_spec
 from support.worker import ALICE, BOB, HALF, TRAIN, WHOLE, Jobs, Market

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from hypha_messages.types import Resources
-from hypha_worker.ledger import EndedJob, Lease, Ledger, LedgerError, LedgerState
+from hypha_worker.market.ledger import EndedJob, Lease, Ledger, LedgerError, LedgerState
 from support.worker import AGGREGATE, ALICE, BOB, HALF, TRAIN, WHOLE
 
 

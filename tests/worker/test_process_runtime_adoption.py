@@ -14,9 +14,9 @@ from uuid import uuid4
 import pytest
 import trio
 
-from hypha_worker.runtime import AdoptedJob, Failed, Finished, Job, LaunchError
-from hypha_worker.runtimes import control, limits, processes, supervisor
-from hypha_worker.runtimes.control import ControlDirectories
+from hypha_worker.runtimes.process import control, limits, processes, supervisor
+from hypha_worker.runtimes.process.control import ControlDirectories
+from hypha_worker.runtimes.protocol import AdoptedJob, Failed, Finished, Job, LaunchError
 from support import jobs
 from support.rig import left_behind, open_rig, output_of
 
@@ -33,7 +33,7 @@ NODE = """
 import sys
 import trio
 from pathlib import Path
-from hypha_worker.runtimes.process import open_process_runtime
+from hypha_worker.runtimes.process.runtime import open_process_runtime
 from support import jobs
 
 async def main():

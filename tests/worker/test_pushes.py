@@ -10,8 +10,8 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypha_worker import pushes
-from hypha_worker.pushes import PushRouter, PushStream
+from hypha_worker.connector import pushes
+from hypha_worker.connector.pushes import PushRouter, PushStream
 
 pytestmark = pytest.mark.anyio
 

@@ -1,5 +1,5 @@
-from hypha_worker.evaluator import Refusal
-from hypha_worker.request_tally import RequestTally
+from hypha_worker.market.evaluator import Refusal
+from hypha_worker.market.request_tally import RequestTally
 
 
 def test_only_the_last_hundred_requests_count() -> None:

@@ -12,10 +12,10 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypha_worker.runtime import Failed, Finished
-from hypha_worker.runtimes import limits, processes, supervisor
-from hypha_worker.runtimes.processes import BoundedLog
-from hypha_worker.runtimes.supervisor import Deadline
+from hypha_worker.runtimes.process import limits, processes, supervisor
+from hypha_worker.runtimes.process.processes import BoundedLog
+from hypha_worker.runtimes.process.supervisor import Deadline
+from hypha_worker.runtimes.protocol import Failed, Finished
 from support import jobs
 from support.rig import left_behind, open_rig, output_of
 

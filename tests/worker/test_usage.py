@@ -2,8 +2,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hypha_worker.runtimes.supervisor import PID_FILE
-from hypha_worker.usage import measure
+from hypha_worker.runtimes.process.supervisor import PID_FILE
+from hypha_worker.runtimes.process.usage import measure
 
 BUSY = """
 import subprocess, sys, time

@@ -1,4 +1,4 @@
-from hypha_worker.waiting import RateLimit, Waiting, WaitingRequests
+from hypha_worker.market.waiting import RateLimit, Waiting, WaitingRequests
 from support.worker import ALICE, BOB, request
 
 

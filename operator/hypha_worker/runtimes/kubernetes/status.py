@@ -15,9 +15,9 @@ from hypha_resources.common import API_VERSION
 from hypha_resources.worker import NodeStatus, Refusal, Requests
 from hypha_worker.config import KubernetesConfig
 from hypha_worker.errors import NodeError
-from hypha_worker.ledger import Ledger
-from hypha_worker.request_tally import RequestTally
-from hypha_worker.runtimes.kubernetes_api import KubernetesApi, KubernetesError
+from hypha_worker.market.ledger import Ledger
+from hypha_worker.market.request_tally import RequestTally
+from hypha_worker.runtimes.kubernetes.api import KubernetesApi, KubernetesError
 
 logger = logging.getLogger(__name__)
 _quiet = Quiet(logger)

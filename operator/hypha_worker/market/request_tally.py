@@ -3,7 +3,7 @@
 from collections import deque
 from typing import Final
 
-from hypha_worker.evaluator import Refusal
+from hypha_worker.market.evaluator import Refusal
 
 _LAST: Final = 100
 _LONGEST_MESSAGE: Final = 256

@@ -26,10 +26,10 @@ from uuid import UUID
 
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Message, PeerId, Resources, Uuid
-from hypha_worker.runtime import Failed, Finished, Job, LaunchError
-from hypha_worker.runtimes import launch, limits, processes, supervisor
-from hypha_worker.runtimes.launch import ExecutorCommand, JobPaths
-from hypha_worker.runtimes.processes import write_whole
+from hypha_worker.runtimes.process import launch, limits, processes, supervisor
+from hypha_worker.runtimes.process.launch import ExecutorCommand, JobPaths
+from hypha_worker.runtimes.process.processes import write_whole
+from hypha_worker.runtimes.protocol import Failed, Finished, Job, LaunchError
 
 logger = logging.getLogger(__name__)
 

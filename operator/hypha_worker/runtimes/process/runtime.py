@@ -14,10 +14,10 @@ import trio
 
 from hypha_messages.progress import Progress
 from hypha_worker.errors import NodeError
-from hypha_worker.runtime import AdoptedJob, Job, JobEvent, LaunchError, Started
-from hypha_worker.runtimes import launch, supervisor
-from hypha_worker.runtimes.control import ControlDirectories, ProcessConfig, Supervised
-from hypha_worker.runtimes.processes import write_whole
+from hypha_worker.runtimes.process import launch, supervisor
+from hypha_worker.runtimes.process.control import ControlDirectories, ProcessConfig, Supervised
+from hypha_worker.runtimes.process.processes import write_whole
+from hypha_worker.runtimes.protocol import AdoptedJob, Job, JobEvent, LaunchError, Started
 
 logger = logging.getLogger(__name__)
 

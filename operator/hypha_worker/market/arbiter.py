@@ -19,12 +19,12 @@ from hypha_messages.types import SystemTime
 from hypha_network.errors import NetworkError
 from hypha_network.rate_limited_log import Quiet
 from hypha_network.services.gossip_messages import Gossip, Message
-from hypha_worker.evaluator import Policy
-from hypha_worker.lease_service import Peers
-from hypha_worker.ledger import Lease, Ledger
-from hypha_worker.request_tally import RequestTally
+from hypha_worker.market.evaluator import Policy
+from hypha_worker.market.lease_service import Peers
+from hypha_worker.market.ledger import Lease, Ledger
+from hypha_worker.market.request_tally import RequestTally
+from hypha_worker.market.waiting import RateLimit, Waiting, WaitingRequests
 from hypha_worker.telemetry import Telemetry
-from hypha_worker.waiting import RateLimit, Waiting, WaitingRequests
 
 logger = logging.getLogger(__name__)
 _quiet = Quiet(logger)

@@ -23,8 +23,7 @@ from hypha_network.rate_limited_log import Quiet
 from hypha_resources.job import Progress as JobProgress
 from hypha_worker.config import KubernetesConfig
 from hypha_worker.errors import NodeError
-from hypha_worker.runtime import AdoptedJob, Failed, Finished, Job, JobEvent, LaunchError, Started
-from hypha_worker.runtimes.kubernetes_api import (
+from hypha_worker.runtimes.kubernetes.api import (
     ApiRefused,
     ApiUnavailable,
     KubernetesApi,
@@ -32,11 +31,12 @@ from hypha_worker.runtimes.kubernetes_api import (
     Object,
     insist,
 )
-from hypha_worker.runtimes.kubernetes_jobs import HyphaJobs, TakenOverError
-from hypha_worker.runtimes.kubernetes_objects import SeenJob, end_of, see
-from hypha_worker.runtimes.kubernetes_progress import ProgressTally, interval_s
-from hypha_worker.runtimes.kubernetes_tokens import Pod, TokenReviewer
-from hypha_worker.throttle import Throttle
+from hypha_worker.runtimes.kubernetes.jobs import HyphaJobs, TakenOverError
+from hypha_worker.runtimes.kubernetes.objects import SeenJob, end_of, see
+from hypha_worker.runtimes.kubernetes.progress import ProgressTally, interval_s
+from hypha_worker.runtimes.kubernetes.throttle import Throttle
+from hypha_worker.runtimes.kubernetes.tokens import Pod, TokenReviewer
+from hypha_worker.runtimes.protocol import AdoptedJob, Failed, Finished, Job, JobEvent, LaunchError, Started
 
 logger = logging.getLogger(__name__)
 _quiet = Quiet(logger)

@@ -18,9 +18,9 @@ from hypha_resources.common import API_VERSION, WORKER_LABEL
 from hypha_resources.job import Progress, job_name
 from hypha_worker.config import KubernetesConfig
 from hypha_worker.errors import NodeError
-from hypha_worker.runtime import Job
-from hypha_worker.runtimes.kubernetes_api import ApiRefused, KubernetesApi, Object, insist
-from hypha_worker.runtimes.kubernetes_objects import SeenJob, hypha_job, job_secret, reported_status, see, timestamp
+from hypha_worker.runtimes.kubernetes.api import ApiRefused, KubernetesApi, Object, insist
+from hypha_worker.runtimes.kubernetes.objects import SeenJob, hypha_job, job_secret, reported_status, see, timestamp
+from hypha_worker.runtimes.protocol import Job
 
 logger = logging.getLogger(__name__)
 _quiet = Quiet(logger)

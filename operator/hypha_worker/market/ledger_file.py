@@ -6,8 +6,8 @@ from pathlib import Path
 import trio
 from pydantic import ValidationError
 
-from hypha_worker.ledger import Ledger, LedgerState
-from hypha_worker.runtimes.processes import write_whole
+from hypha_worker.market.ledger import Ledger, LedgerState
+from hypha_worker.runtimes.process.processes import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from hypha_messages.job import JobSpec
 from hypha_messages.types import Message, SystemTime
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.rate_limited_log import Quiet
-from hypha_worker.ledger import EndedJob, Lease, Ledger, LedgerError
-from hypha_worker.ledger_file import LedgerFile
-from hypha_worker.runtime import AdoptedJob, Failed, Finished, JobEvent, LaunchError, Started
+from hypha_worker.market.ledger import EndedJob, Lease, Ledger, LedgerError
+from hypha_worker.market.ledger_file import LedgerFile
+from hypha_worker.runtimes.protocol import AdoptedJob, Failed, Finished, JobEvent, LaunchError, Started
 from hypha_worker.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)

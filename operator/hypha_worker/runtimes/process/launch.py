@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hypha_worker.errors import NodeError
-from hypha_worker.runtime import LaunchError
+from hypha_worker.runtimes.protocol import LaunchError
 
 PARAMETER_SERVER: Final = (
     *(sys.executable, "-m", "hypha_parameter_server"),

@@ -31,10 +31,10 @@ from hypha_network.errors import (
     StreamReset,
 )
 from hypha_network.wire.streams import Stream
-from hypha_worker.http_server import Exchange, HttpError
-from hypha_worker.loopback import LoopbackStream, loopback
-from hypha_worker.pushes import PushRouter, PushStream
-from hypha_worker.runtime import Job
+from hypha_worker.connector.http_server import Exchange, HttpError
+from hypha_worker.connector.loopback import LoopbackStream, loopback
+from hypha_worker.connector.pushes import PushRouter, PushStream
+from hypha_worker.runtimes.protocol import Job
 from hypha_worker.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)

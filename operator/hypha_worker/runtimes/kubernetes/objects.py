@@ -22,7 +22,7 @@ from hypha_resources.job import (
     redacted,
 )
 from hypha_worker.config import KubernetesConfig
-from hypha_worker.runtime import Failed, Finished, Job
+from hypha_worker.runtimes.protocol import Failed, Finished, Job
 
 JOB_FILE: Final = "job.json"
 """The key of a job's Secret under which its whole specification stands."""

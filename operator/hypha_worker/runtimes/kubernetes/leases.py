@@ -20,9 +20,9 @@ from hypha_resources.common import API_VERSION
 from hypha_resources.job import Amounts, ExecutorRef
 from hypha_resources.worker import NodeStatus, VacantLease
 from hypha_worker.config import KubernetesConfig
-from hypha_worker.ledger import Lease, Ledger
-from hypha_worker.ledger_file import LedgerFile
-from hypha_worker.runtimes.kubernetes_api import ApiRefused, KubernetesApi, KubernetesError, insist
+from hypha_worker.market.ledger import Lease, Ledger
+from hypha_worker.market.ledger_file import LedgerFile
+from hypha_worker.runtimes.kubernetes.api import ApiRefused, KubernetesApi, KubernetesError, insist
 
 logger = logging.getLogger(__name__)
 _quiet = Quiet(logger)

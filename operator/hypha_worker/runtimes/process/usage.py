@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 from opentelemetry.metrics import Observation
 
-from hypha_worker.runtimes.supervisor import PID_FILE
+from hypha_worker.runtimes.process.supervisor import PID_FILE
 from hypha_worker.telemetry import Telemetry
 
 

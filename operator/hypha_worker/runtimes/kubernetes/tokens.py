@@ -10,8 +10,8 @@ from typing import Any, Final
 import trio
 
 from hypha_network.rate_limited_log import Quiet
-from hypha_worker.http_server import HttpError
-from hypha_worker.runtimes.kubernetes_api import ApiRefused, KubernetesApi, KubernetesError
+from hypha_worker.connector.http_server import HttpError
+from hypha_worker.runtimes.kubernetes.api import ApiRefused, KubernetesApi, KubernetesError
 
 logger = logging.getLogger(__name__)
 _quiet = Quiet(logger)

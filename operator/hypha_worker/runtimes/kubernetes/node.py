@@ -12,14 +12,14 @@ import trio
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkStatus, open_network
 from hypha_worker.config import Config, KubernetesConfig
+from hypha_worker.connector.http_server import Exchange, Handler, HttpError, serve_tls
 from hypha_worker.errors import NodeError
-from hypha_worker.http_server import Exchange, Handler, HttpError, serve_tls
 from hypha_worker.job_manager import Serve, open_job_manager
-from hypha_worker.kubernetes_leases import LedgerInCluster
-from hypha_worker.kubernetes_status import StatusReporter
 from hypha_worker.node import LEDGER_FILE, VERSION, Node, ledger_of, load_identity, network_config, prepare_state_dir
-from hypha_worker.runtimes.kubernetes import open_kubernetes_runtime
-from hypha_worker.runtimes.kubernetes_api import ApiAccess, open_api
+from hypha_worker.runtimes.kubernetes.api import ApiAccess, open_api
+from hypha_worker.runtimes.kubernetes.leases import LedgerInCluster
+from hypha_worker.runtimes.kubernetes.runtime import open_kubernetes_runtime
+from hypha_worker.runtimes.kubernetes.status import StatusReporter
 from hypha_worker.telemetry import open_telemetry
 
 logger = logging.getLogger(__name__)

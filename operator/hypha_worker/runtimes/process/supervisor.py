@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-from hypha_worker.runtimes.processes import (
+from hypha_worker.runtimes.process.processes import (
     BoundedLog,
     Child,
     become_subreaper,

@@ -1,0 +1,1 @@
+"""From advertisements to leases: arbiter, evaluator, waiting requests, ledger and lease service."""
