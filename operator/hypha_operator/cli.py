@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from hypha_operator import log
-from hypha_operator.cluster import NoClusterError
-from hypha_operator.health import PortTakenError
+from hypha_operator.machinery.cluster import NoClusterError
+from hypha_operator.machinery.health import PortTakenError
 from hypha_operator.run import run
 from hypha_operator.settings import Settings, SettingsError
 

@@ -7,19 +7,19 @@ from typing import Final
 
 import kopf
 
-from hypha_operator.audit import Audit
-from hypha_operator.clock import Clock, SystemClock
-from hypha_operator.cluster import Cluster, load_configuration, open_cluster
-from hypha_operator.errors import ApiError
-from hypha_operator.health import Metrics, problem, serving
-from hypha_operator.job_reconciler import JobReconciler
-from hypha_operator.kinds import HYPHA_JOB, WORKER, Key, Kind, Manifest
-from hypha_operator.reconciler import Reconciler
+from hypha_operator.jobs.reconciler import JobReconciler
+from hypha_operator.machinery.audit import Audit
+from hypha_operator.machinery.clock import Clock, SystemClock
+from hypha_operator.machinery.cluster import Cluster, load_configuration, open_cluster
+from hypha_operator.machinery.errors import ApiError
+from hypha_operator.machinery.health import Metrics, problem, serving
+from hypha_operator.machinery.kinds import HYPHA_JOB, WORKER, Key, Kind, Manifest
+from hypha_operator.machinery.queue import WorkQueue
+from hypha_operator.machinery.reconciler import Reconciler
+from hypha_operator.machinery.store import Store
+from hypha_operator.machinery.watches import WATCHED, Forgetful, Watches, kopf_registry, kopf_settings, prime
 from hypha_operator.settings import Settings
-from hypha_operator.store import Store
-from hypha_operator.watches import WATCHED, Forgetful, Watches, kopf_registry, kopf_settings, prime
-from hypha_operator.work import WorkQueue
-from hypha_operator.worker_reconciler import WorkerReconciler
+from hypha_operator.workers.reconciler import WorkerReconciler
 
 _PRIMING_S: Final = 5.0
 

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from e2e.cluster.tools import ROOT, tool
-from hypha_operator.policies.job_pods import _DISRUPTIONS
-from hypha_operator.policies.worker_conditions import _REMEDIES
+from hypha_operator.pods.state import _DISRUPTIONS
+from hypha_operator.workers.conditions import _REMEDIES
 from support.api_server import ApiServer
 
 TEXT = (ROOT / "docs" / "kubernetes.md").read_text()

@@ -11,8 +11,8 @@ import yaml
 from chart.operator_process import grant
 from chart.rendering import Manifest, of_kind, one, render
 from e2e.cluster.tools import ROOT
-from hypha_operator.builders.job_children import job_children
-from hypha_operator.kinds import kind_of
+from hypha_operator.jobs.children import job_children
+from hypha_operator.machinery.kinds import kind_of
 from hypha_operator.settings import Settings
 from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec

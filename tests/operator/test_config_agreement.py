@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hypha_operator.builders.config_toml import config_toml
+from hypha_operator.workers.node_config import config_toml
 from hypha_resources.worker import HyphaWorkerSpec
 from hypha_worker.config import Config
 from support.resources import GATEWAY, PEER, worker_manifest

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypha_operator.policies.drift import APPLIED, covers, is_applied, marked
+from hypha_operator.machinery.drift import APPLIED, covers, is_applied, marked
 
 
 @pytest.mark.parametrize(

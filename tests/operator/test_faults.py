@@ -9,11 +9,11 @@ from uuid import UUID
 
 import pytest
 
-from hypha_operator.audit import Audit
-from hypha_operator.clock import SystemClock
-from hypha_operator.errors import ApiError
-from hypha_operator.kinds import HYPHA_JOB, WORKER, Key, Kind, Manifest
-from hypha_operator.watches import WATCHED
+from hypha_operator.machinery.audit import Audit
+from hypha_operator.machinery.clock import SystemClock
+from hypha_operator.machinery.errors import ApiError
+from hypha_operator.machinery.kinds import HYPHA_JOB, WORKER, Key, Kind, Manifest
+from hypha_operator.machinery.watches import WATCHED
 from support.api_server import ApiServer
 from support.manual_clock import ManualClock
 from support.operating import KilledError, Operating, operating

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from hypha_operator.builders.job_children import job_children
-from hypha_operator.builders.job_executor import UnbuildableJobError
-from hypha_operator.overlay import OverlayError
-from hypha_operator.policies.job_lease import PATIENCE_S
+from hypha_operator.jobs.children import job_children
+from hypha_operator.jobs.lease import PATIENCE_S
+from hypha_operator.pods.executor import UnbuildableJobError
+from hypha_operator.pods.overlay import OverlayError
 from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec
 from support.api_server import ApiServer

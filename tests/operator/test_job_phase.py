@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from hypha_operator.policies.job_phase import Observed, State, classify, differs, status_of
-from hypha_operator.policies.job_pods import Finding
+from hypha_operator.jobs.phase import Observed, State, classify, differs, status_of
+from hypha_operator.pods.state import Finding
 from hypha_resources.job import HyphaJobSpec, HyphaJobStatus
 from support.job_pods import NODE, START, at, condition, container, job, pod, running, terminated, waiting
 from support.operator_objects import hypha_job

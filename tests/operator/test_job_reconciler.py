@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from e2e.cluster.kwok import kwok, pod_placement
-from hypha_operator import kinds
-from hypha_operator.kinds import HYPHA_JOB, JOB, NETWORK_POLICY, POD, RESOURCE_CLAIM_TEMPLATE, WORKER
+from hypha_operator.machinery import kinds
+from hypha_operator.machinery.kinds import HYPHA_JOB, JOB, NETWORK_POLICY, POD, RESOURCE_CLAIM_TEMPLATE, WORKER
 from support.api_server import ApiServer
 from support.job_world import JobWorld, open_job_world
 from support.operating import KilledError

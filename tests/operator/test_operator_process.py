@@ -17,7 +17,7 @@ import yaml
 from chart.operator_process import grant
 from chart.rendering import Manifest, one, render
 from e2e.cluster.tools import ROOT
-from hypha_operator.kinds import CONFIG_MAP, WORKER
+from hypha_operator.machinery.kinds import CONFIG_MAP, WORKER
 from support.api_server import ApiServer, PrivateApiServer
 from support.people import User
 from support.resources import install_definitions, worker_manifest

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hypha_operator.builders.job_pod import pod_template
-from hypha_operator.overlay import OverlayError, merge_pod_template
+from hypha_operator.pods.overlay import OverlayError, merge_pod_template
+from hypha_operator.pods.pod import pod_template
 from support.operating import SETTINGS
 from support.operator_objects import job_spec, worker_spec
 from support.pod_security import breaches_of_isolation, breaches_of_restricted, named_secrets

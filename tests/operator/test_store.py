@@ -5,8 +5,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypha_operator.kinds import CONFIG_MAP, HYPHA_JOB, POD, Kind
-from hypha_operator.store import Store, trimmed
+from hypha_operator.machinery.kinds import CONFIG_MAP, HYPHA_JOB, POD, Kind
+from hypha_operator.machinery.store import Store, trimmed
 
 
 def thing(name: str = "a", version: int = 1, uid: str = "u", **labels: str) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from hypha_operator.kinds import HYPHA_JOB, WORKER, Key, Kind, Manifest
-from hypha_operator.store import Store
-from hypha_operator.watches import Watches
+from hypha_operator.machinery.kinds import HYPHA_JOB, WORKER, Key, Kind, Manifest
+from hypha_operator.machinery.store import Store
+from hypha_operator.machinery.watches import Watches
 from support.operating import Pending
 
 

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from hypha_operator.errors import Unavailable
-from hypha_operator.kinds import WORKER, Key
-from hypha_operator.work import WorkQueue
+from hypha_operator.machinery.errors import Unavailable
+from hypha_operator.machinery.kinds import WORKER, Key
+from hypha_operator.machinery.queue import WorkQueue
 from support.manual_clock import ManualClock, settle
 
 pytestmark = pytest.mark.anyio

@@ -6,8 +6,8 @@ from typing import Any, get_args
 
 import pytest
 
-from hypha_operator.policies.conditions import Condition, merged
-from hypha_operator.policies.worker_conditions import _REMEDIES, Observed, classify
+from hypha_operator.machinery.conditions import Condition, merged
+from hypha_operator.workers.conditions import _REMEDIES, Observed, classify
 from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
 from hypha_worker.market.evaluator import Refusal
 from support.resources import GATEWAY, PEER, worker_manifest

@@ -7,10 +7,19 @@ from typing import Any
 
 import pytest
 
-from hypha_operator.clock import SystemClock
-from hypha_operator.errors import Unavailable
-from hypha_operator.kinds import CLUSTER_ROLE_BINDING, CONFIG_MAP, DEPLOYMENT, HYPHA_JOB, SERVICE, WORKER, Key, Manifest
-from hypha_operator.worker_reconciler import FINALIZER
+from hypha_operator.machinery.clock import SystemClock
+from hypha_operator.machinery.errors import Unavailable
+from hypha_operator.machinery.kinds import (
+    CLUSTER_ROLE_BINDING,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    HYPHA_JOB,
+    SERVICE,
+    WORKER,
+    Key,
+    Manifest,
+)
+from hypha_operator.workers.reconciler import FINALIZER
 from support.operating import operating
 from support.people import report
 from support.resources import GATEWAY, PEER, job_manifest, worker_manifest

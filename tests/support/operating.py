@@ -9,15 +9,15 @@ from typing import Any
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_kube_config
 
-from hypha_operator.clock import Clock, SystemClock
-from hypha_operator.cluster import Cluster
-from hypha_operator.job_reconciler import JobReconciler
-from hypha_operator.kinds import CLUSTER_ROLE_BINDING, HYPHA_JOB, WORKER, Key, Kind, Manifest
-from hypha_operator.reconciler import Reconciler
+from hypha_operator.jobs.reconciler import JobReconciler
+from hypha_operator.machinery.clock import Clock, SystemClock
+from hypha_operator.machinery.cluster import Cluster
+from hypha_operator.machinery.kinds import CLUSTER_ROLE_BINDING, HYPHA_JOB, WORKER, Key, Kind, Manifest
+from hypha_operator.machinery.reconciler import Reconciler
+from hypha_operator.machinery.store import Store
+from hypha_operator.machinery.watches import CHILDREN, WATCHED, Watches
 from hypha_operator.settings import Settings
-from hypha_operator.store import Store
-from hypha_operator.watches import CHILDREN, WATCHED, Watches
-from hypha_operator.worker_reconciler import WorkerReconciler
+from hypha_operator.workers.reconciler import WorkerReconciler
 from hypha_resources.common import WORKER_LABEL
 
 SETTINGS = Settings("worker:1", "bridge:1", "trainer:1", "parameter-server:1")

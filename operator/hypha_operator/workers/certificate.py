@@ -1,7 +1,7 @@
 """The worker's certificate, where a cert-manager issuer makes it."""
 
-from hypha_operator.builders.common import child, identity_secret
-from hypha_operator.kinds import CERTIFICATE, Manifest
+from hypha_operator.machinery.kinds import CERTIFICATE, Manifest
+from hypha_operator.machinery.manifests import child, identity_secret
 from hypha_resources.worker import HyphaWorkerSpec
 
 

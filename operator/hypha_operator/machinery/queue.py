@@ -7,10 +7,10 @@ import random
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from hypha_operator.clock import Clock
-from hypha_operator.errors import ApiError
-from hypha_operator.kinds import Key
-from hypha_operator.reconciler import Reconciler
+from hypha_operator.machinery.clock import Clock
+from hypha_operator.machinery.errors import ApiError
+from hypha_operator.machinery.kinds import Key
+from hypha_operator.machinery.reconciler import Reconciler
 
 _FIRST_RETRY_S: Final = 1.0
 _LAST_RETRY_S: Final = 300.0

@@ -3,8 +3,8 @@
 from ipaddress import ip_address
 from typing import Any, Final
 
-from hypha_operator.builders.common import child, controller_name, selector
-from hypha_operator.kinds import NETWORK_POLICY, POD_DISRUPTION_BUDGET, SERVICE, Manifest
+from hypha_operator.machinery.kinds import NETWORK_POLICY, POD_DISRUPTION_BUDGET, SERVICE, Manifest
+from hypha_operator.machinery.manifests import child, controller_name, selector
 from hypha_resources.addresses import CONNECTOR_PORT
 from hypha_resources.common import WORKER_LABEL
 from hypha_resources.worker import HyphaWorkerSpec

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from hypha_operator.builders.job_executor import EXECUTOR
-from hypha_operator.kinds import Manifest
-from hypha_operator.policies.conditions import Condition, merged, timestamp
-from hypha_operator.policies.job_pods import (
+from hypha_operator.machinery.conditions import Condition, merged, timestamp
+from hypha_operator.machinery.kinds import Manifest
+from hypha_operator.pods.executor import EXECUTOR
+from hypha_operator.pods.state import (
     Finding,
     condition,
     container_state,

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from hypha_operator.kinds import Kind, Manifest
+from hypha_operator.machinery.kinds import Kind, Manifest
 from hypha_resources.common import API_VERSION, WORKER_LABEL
 
 NAMESPACE_LABEL: Final = "hypha.space/namespace"

@@ -4,11 +4,11 @@ import logging
 from datetime import datetime, timedelta
 from typing import Final
 
-from hypha_operator.builders.common import reviewer_binding
-from hypha_operator.clock import Clock
-from hypha_operator.cluster import Cluster
-from hypha_operator.errors import Conflict
-from hypha_operator.kinds import CLUSTER_ROLE_BINDING, HYPHA_JOB, Manifest
+from hypha_operator.machinery.clock import Clock
+from hypha_operator.machinery.cluster import Cluster
+from hypha_operator.machinery.errors import Conflict
+from hypha_operator.machinery.kinds import CLUSTER_ROLE_BINDING, HYPHA_JOB, Manifest
+from hypha_operator.machinery.manifests import reviewer_binding
 from hypha_resources.common import WORKER_LABEL
 from hypha_resources.job import REPORTED, TERMINAL
 

@@ -9,10 +9,10 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from hypha_operator.audit import LATE_S, Audit
-from hypha_operator.kinds import HYPHA_JOB, WORKER, Key
-from hypha_operator.store import Store
-from hypha_operator.work import WorkQueue
+from hypha_operator.machinery.audit import LATE_S, Audit
+from hypha_operator.machinery.kinds import HYPHA_JOB, WORKER, Key
+from hypha_operator.machinery.queue import WorkQueue
+from hypha_operator.machinery.store import Store
 
 _STUCK_S: Final = 300.0
 """A reconcile makes a few dozen calls, each of which ends: one that takes this long never will."""

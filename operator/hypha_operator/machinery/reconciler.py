@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from hypha_operator.kinds import Key
+from hypha_operator.machinery.kinds import Key
 
 
 class Reconciler(Protocol):

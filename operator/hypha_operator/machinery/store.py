@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from hypha_operator.kinds import DEPLOYMENT, HYPHA_JOB, JOB, POD, Kind, Manifest
+from hypha_operator.machinery.kinds import DEPLOYMENT, HYPHA_JOB, JOB, POD, Kind, Manifest
 from hypha_resources.common import JOB_LABEL, WORKER_LABEL
 
 _MOST_GONE = 10_000

@@ -8,19 +8,19 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from hypha_operator.builders.job_children import job_children, network_policy
-from hypha_operator.builders.job_executor import UnbuildableJobError
-from hypha_operator.clock import Clock
-from hypha_operator.cluster import Cluster
-from hypha_operator.errors import ApiError, Conflict, Forbidden, Invalid, NotFound, Unavailable
-from hypha_operator.kinds import EVENT, HYPHA_JOB, JOB, NETWORK_POLICY, POD, WORKER, Key, Manifest
-from hypha_operator.overlay import OverlayError
-from hypha_operator.policies.drift import is_applied, is_owned, marked
-from hypha_operator.policies.job_lease import LeaseWatch
-from hypha_operator.policies.job_phase import Observed, State, classify, differs, status_of
-from hypha_operator.policies.job_pods import Finding
+from hypha_operator.jobs.children import job_children, network_policy
+from hypha_operator.jobs.lease import LeaseWatch
+from hypha_operator.jobs.phase import Observed, State, classify, differs, status_of
+from hypha_operator.machinery.clock import Clock
+from hypha_operator.machinery.cluster import Cluster
+from hypha_operator.machinery.drift import is_applied, is_owned, marked
+from hypha_operator.machinery.errors import ApiError, Conflict, Forbidden, Invalid, NotFound, Unavailable
+from hypha_operator.machinery.kinds import EVENT, HYPHA_JOB, JOB, NETWORK_POLICY, POD, WORKER, Key, Manifest
+from hypha_operator.machinery.store import Store
+from hypha_operator.pods.executor import UnbuildableJobError
+from hypha_operator.pods.overlay import OverlayError
+from hypha_operator.pods.state import Finding
 from hypha_operator.settings import Settings
-from hypha_operator.store import Store
 from hypha_resources.common import JOB_LABEL
 from hypha_resources.job import REPORTED, TERMINAL, HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec, Jobs

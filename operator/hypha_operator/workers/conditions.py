@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from hypha_operator.kinds import Manifest
-from hypha_operator.policies.conditions import Condition
+from hypha_operator.machinery.conditions import Condition
+from hypha_operator.machinery.kinds import Manifest
 from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
 
 VOLUMES_PATIENCE: Final = timedelta(seconds=20)

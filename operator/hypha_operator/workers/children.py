@@ -2,11 +2,19 @@
 
 from typing import Final
 
-from hypha_operator.builders.access import access, token_reviewer
-from hypha_operator.builders.certificate import certificate
-from hypha_operator.builders.common import identity_secret
-from hypha_operator.builders.controller import config_map, deployment
-from hypha_operator.builders.network import (
+from hypha_operator.machinery.clock import Clock
+from hypha_operator.machinery.cluster import Cluster
+from hypha_operator.machinery.drift import is_applied, is_owned, marked
+from hypha_operator.machinery.errors import Conflict, Forbidden, Invalid, NotFound
+from hypha_operator.machinery.kinds import CERTIFICATE, CLUSTER_ROLE_BINDING, SERVICE, Manifest, kind_of
+from hypha_operator.machinery.manifests import identity_secret
+from hypha_operator.machinery.store import Store
+from hypha_operator.pods.overlay import OverlayError
+from hypha_operator.settings import Settings
+from hypha_operator.workers.access import access, token_reviewer
+from hypha_operator.workers.certificate import certificate
+from hypha_operator.workers.controller import config_map, deployment
+from hypha_operator.workers.network import (
     connector_service,
     disruption_budget,
     external_addresses,
@@ -14,14 +22,6 @@ from hypha_operator.builders.network import (
     p2p_service,
     p2p_service_name,
 )
-from hypha_operator.clock import Clock
-from hypha_operator.cluster import Cluster
-from hypha_operator.errors import Conflict, Forbidden, Invalid, NotFound
-from hypha_operator.kinds import CERTIFICATE, CLUSTER_ROLE_BINDING, SERVICE, Manifest, kind_of
-from hypha_operator.overlay import OverlayError
-from hypha_operator.policies.drift import is_applied, is_owned, marked
-from hypha_operator.settings import Settings
-from hypha_operator.store import Store
 from hypha_resources.worker import HyphaWorkerSpec
 
 _UNWATCHED_S: Final = 600.0

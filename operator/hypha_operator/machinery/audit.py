@@ -4,12 +4,12 @@ import asyncio
 import logging
 from typing import Final
 
-from hypha_operator.clock import Clock
-from hypha_operator.cluster import Cluster
-from hypha_operator.errors import ApiError
-from hypha_operator.kinds import Kind, Manifest
-from hypha_operator.store import Store
-from hypha_operator.watches import SELECTORS, WATCHED, Watches
+from hypha_operator.machinery.clock import Clock
+from hypha_operator.machinery.cluster import Cluster
+from hypha_operator.machinery.errors import ApiError
+from hypha_operator.machinery.kinds import Kind, Manifest
+from hypha_operator.machinery.store import Store
+from hypha_operator.machinery.watches import SELECTORS, WATCHED, Watches
 
 PERIOD_S: Final = 120.0
 LATE_S: Final = 60.0

@@ -4,7 +4,8 @@ import json
 from hashlib import sha256
 from typing import Any, Final
 
-from hypha_operator.builders.common import (
+from hypha_operator.machinery.kinds import CONFIG_MAP, DEPLOYMENT, Manifest
+from hypha_operator.machinery.manifests import (
     child,
     controller_name,
     identity_secret,
@@ -12,11 +13,10 @@ from hypha_operator.builders.common import (
     lost_node_tolerations,
     selector,
 )
-from hypha_operator.builders.config_toml import IDENTITY_DIR, TRUST_DIR, WORK_DIR, config_toml
-from hypha_operator.builders.network import HOST_IP, p2p_ports
-from hypha_operator.kinds import CONFIG_MAP, DEPLOYMENT, Manifest
-from hypha_operator.overlay import merge_pod_template
+from hypha_operator.pods.overlay import merge_pod_template
 from hypha_operator.settings import Settings
+from hypha_operator.workers.network import HOST_IP, p2p_ports
+from hypha_operator.workers.node_config import IDENTITY_DIR, TRUST_DIR, WORK_DIR, config_toml
 from hypha_resources.addresses import CONNECTOR_PORT
 from hypha_resources.worker import HyphaWorkerSpec
 

@@ -1,6 +1,7 @@
 """Who the controller and the jobs are to the API server, and what they may."""
 
-from hypha_operator.builders.common import (
+from hypha_operator.machinery.kinds import CLUSTER_ROLE_BINDING, ROLE, ROLE_BINDING, SERVICE_ACCOUNT, Manifest
+from hypha_operator.machinery.manifests import (
     NAMESPACE_LABEL,
     child,
     controller_name,
@@ -8,7 +9,6 @@ from hypha_operator.builders.common import (
     labels,
     reviewer_binding,
 )
-from hypha_operator.kinds import CLUSTER_ROLE_BINDING, ROLE, ROLE_BINDING, SERVICE_ACCOUNT, Manifest
 from hypha_resources.common import GROUP
 
 _RBAC = "rbac.authorization.k8s.io"

@@ -7,19 +7,19 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from hypha_operator.builders.common import controller_name, identity_secret
-from hypha_operator.builders.controller import identity_secrets
-from hypha_operator.builders.network import with_host_ip
-from hypha_operator.clock import Clock
-from hypha_operator.cluster import Cluster
-from hypha_operator.drain import NOT_DRAINED, drain, is_foreground
-from hypha_operator.errors import ApiError, Conflict, NotFound
-from hypha_operator.kinds import CERTIFICATE, DEPLOYMENT, POD, WORKER, Key, Manifest
-from hypha_operator.policies.conditions import Condition, merged
-from hypha_operator.policies.worker_conditions import Observed, classify
+from hypha_operator.machinery.clock import Clock
+from hypha_operator.machinery.cluster import Cluster
+from hypha_operator.machinery.conditions import Condition, merged
+from hypha_operator.machinery.errors import ApiError, Conflict, NotFound
+from hypha_operator.machinery.kinds import CERTIFICATE, DEPLOYMENT, POD, WORKER, Key, Manifest
+from hypha_operator.machinery.manifests import controller_name, identity_secret
+from hypha_operator.machinery.store import Store
 from hypha_operator.settings import Settings
-from hypha_operator.store import Store
-from hypha_operator.worker_children import RefusedError, WorkerChildren
+from hypha_operator.workers.children import RefusedError, WorkerChildren
+from hypha_operator.workers.conditions import Observed, classify
+from hypha_operator.workers.controller import identity_secrets
+from hypha_operator.workers.drain import NOT_DRAINED, drain, is_foreground
+from hypha_operator.workers.network import with_host_ip
 from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
 
 FINALIZER: Final = "hypha.space/drain"

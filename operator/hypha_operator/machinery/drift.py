@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
-from hypha_operator.kinds import Manifest
+from hypha_operator.machinery.kinds import Manifest
 from hypha_resources.common import parse_quantity
 
 APPLIED: Final = "hypha.space/applied"

@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from hypha_operator.builders.job_pod import AUDIENCE
-from hypha_operator.kinds import Manifest
+from hypha_operator.machinery.kinds import Manifest
+from hypha_operator.pods.pod import AUDIENCE
 from hypha_resources.addresses import CONNECTOR_PORT
 from hypha_resources.worker import HyphaWorkerSpec
 

@@ -9,8 +9,8 @@ import kopf
 from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 from kubernetes.aio.client import Configuration
 
-from hypha_operator.cluster import Cluster
-from hypha_operator.kinds import (
+from hypha_operator.machinery.cluster import Cluster
+from hypha_operator.machinery.kinds import (
     CONFIG_MAP,
     DEPLOYMENT,
     HYPHA_JOB,
@@ -27,8 +27,8 @@ from hypha_operator.kinds import (
     Kind,
     Manifest,
 )
-from hypha_operator.store import Store
-from hypha_operator.work import WorkQueue
+from hypha_operator.machinery.queue import WorkQueue
+from hypha_operator.machinery.store import Store
 from hypha_resources.common import JOB_LABEL, WORKER_LABEL
 from hypha_resources.job import TERMINAL
 

@@ -2,10 +2,10 @@
 
 from typing import Any, Final
 
-from hypha_operator.builders.job_executor import CLAIM, EXECUTOR, devices_of, executor_of
-from hypha_operator.builders.job_pod import BRIDGE, job_labels, pod_template
-from hypha_operator.kinds import Manifest
-from hypha_operator.overlay import merge_pod_template
+from hypha_operator.machinery.kinds import Manifest
+from hypha_operator.pods.executor import CLAIM, EXECUTOR, devices_of, executor_of
+from hypha_operator.pods.overlay import merge_pod_template
+from hypha_operator.pods.pod import BRIDGE, job_labels, pod_template
 from hypha_operator.settings import Settings
 from hypha_resources.addresses import CONNECTOR_PORT
 from hypha_resources.common import API_VERSION, JOB_LABEL, WORKER_LABEL

@@ -3,8 +3,9 @@
 import json
 from typing import Any, Final
 
-from hypha_operator.builders.common import lost_node_tolerations
-from hypha_operator.builders.job_executor import (
+from hypha_operator.jobs.lease import PATIENCE_S
+from hypha_operator.machinery.manifests import lost_node_tolerations
+from hypha_operator.pods.executor import (
     CLAIM,
     EXECUTOR,
     JOB_FILE,
@@ -20,7 +21,6 @@ from hypha_operator.builders.job_executor import (
     storage_bytes,
     to_env,
 )
-from hypha_operator.policies.job_lease import PATIENCE_S
 from hypha_operator.settings import Settings
 from hypha_resources.addresses import CONNECTOR_PORT
 from hypha_resources.common import JOB_LABEL, WORKER_LABEL

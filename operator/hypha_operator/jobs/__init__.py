@@ -1,0 +1,1 @@
+"""HyphaJobs and the objects they own."""

@@ -1,0 +1,1 @@
+"""HyphaWorkers and the objects they own."""
