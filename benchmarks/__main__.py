@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from benchmarks.figures import table
 from benchmarks.nodes import BenchmarkError, rust_binaries
-from hypha_devnet.node import leaves
+from hypha_devnet.roles.node import leaves
 
 NAMES = ("fetch", "allocation", "outer_step", "parameter_server", "connector", "muxer")
 ON_KUBERNETES = ("operator", "dispatch")

@@ -21,7 +21,7 @@ import trio
 
 from hypha_devnet import certs
 from hypha_devnet.config import NodeConfig
-from hypha_devnet.node import join
+from hypha_devnet.roles.node import join
 from hypha_messages import advertisement
 from hypha_messages.advertisement import TOPIC, RequestWorker, WorkerSpec
 from hypha_messages.api import (

@@ -12,7 +12,7 @@ import tomlkit
 
 from e2e.processes import Event, Process
 from hypha_devnet import certs
-from hypha_devnet.demo_settings import Files, job_config, node_config
+from hypha_devnet.demo.settings import Files, job_config, node_config
 from hypha_network.identity import Identity
 
 _ORGANISATION: Final = "e2e"

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from hypha_devnet.demo_model import accuracy, prepare
-from hypha_devnet.demo_settings import Files
+from hypha_devnet.demo.model import accuracy, prepare
+from hypha_devnet.demo.settings import Files
 
 
 def trained(files: Files, updates: Path, output: Path) -> Path:

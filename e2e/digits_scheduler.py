@@ -9,11 +9,11 @@ from pathlib import Path
 
 import trio
 
-from hypha_devnet.allocation import AllocationError
 from hypha_devnet.config import SchedulerConfig, load
 from hypha_devnet.events import Events
-from hypha_devnet.node import join, leaves, until_signal
-from hypha_devnet.scheduler import JobFailedError, Scheduler
+from hypha_devnet.roles.allocation import AllocationError
+from hypha_devnet.roles.node import join, leaves, until_signal
+from hypha_devnet.roles.scheduler import JobFailedError, Scheduler
 from hypha_messages.job import AggregateExecutor, JobSpec
 from hypha_messages.streams import PUSH
 from hypha_network.network import Network

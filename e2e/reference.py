@@ -11,7 +11,7 @@ import tomlkit
 from e2e.devnet import NEEDED, Devnet
 from e2e.kube import eventually
 from e2e.processes import Process
-from hypha_devnet.demo_settings import SETTINGS, certificate_keys, job_config
+from hypha_devnet.demo.settings import SETTINGS, certificate_keys, job_config
 
 NODES: Final = ("gateway", "data", "scheduler")
 DONE: Final = "Job is completed."

@@ -5,7 +5,7 @@ from e2e.devnet import Devnet
 from e2e.kube import Kube, condition
 from e2e.settings import Settings
 from e2e.workers import Worker
-from hypha_devnet.demo_settings import SETTINGS
+from hypha_devnet.demo.settings import SETTINGS
 
 _JOB_S = 600
 

@@ -12,7 +12,7 @@ import typer
 from hypha_devnet import certs
 from hypha_devnet.config import Config, ConfigError, DataConfig, NodeConfig, SchedulerConfig, load
 from hypha_devnet.events import Events
-from hypha_devnet.node import leaves, until_signal
+from hypha_devnet.roles.node import leaves, until_signal
 from hypha_network.errors import HyphaNetworkError
 from hypha_network.wire.addresses import AddressError
 
@@ -31,7 +31,7 @@ LogLevel = Annotated[str, typer.Option("--log-level", help="debug, info, warning
 @app.command()
 def gateway(config: ConfigFile, sets: Set = None, events: WithEvents = False, log_level: LogLevel = "info") -> None:
     """Run a gateway: nodes enter the network, and reach each other, through it."""
-    from hypha_devnet.gateway import run_gateway  # noqa: PLC0415 - each command loads what it needs
+    from hypha_devnet.roles.gateway import run_gateway  # noqa: PLC0415 - each command loads what it needs
 
     settings = _load(NodeConfig, config, sets)
     _run(lambda: run_gateway(settings, Events.to_stdout(events)), log_level)
@@ -40,7 +40,7 @@ def gateway(config: ConfigFile, sets: Set = None, events: WithEvents = False, lo
 @app.command()
 def data(config: ConfigFile, sets: Set = None, events: WithEvents = False, log_level: LogLevel = "info") -> None:
     """Run a data node: announce directories of slices as datasets and serve them."""
-    from hypha_devnet.data_node import run_data_node  # noqa: PLC0415
+    from hypha_devnet.roles.data_node import run_data_node  # noqa: PLC0415
 
     settings = _load(DataConfig, config, sets)
     _run(lambda: run_data_node(settings, Events.to_stdout(events)), log_level)
@@ -49,7 +49,7 @@ def data(config: ConfigFile, sets: Set = None, events: WithEvents = False, log_l
 @app.command()
 def scheduler(config: ConfigFile, sets: Set = None, events: WithEvents = False, log_level: LogLevel = "info") -> None:
     """Run one training job: find workers, dispatch to them, lead them round by round; exits 0 when it is done."""
-    from hypha_devnet.scheduler import run_scheduler  # noqa: PLC0415
+    from hypha_devnet.roles.scheduler import run_scheduler  # noqa: PLC0415
 
     settings = _load(SchedulerConfig, config, sets)
     _run(lambda: run_scheduler(settings, Events.to_stdout(events)), log_level, terminated_code=143)
@@ -76,7 +76,7 @@ def certificates(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def hub(context: typer.Context) -> None:
     """Serve model repositories to huggingface_hub clients."""
-    from hypha_devnet.hub import app as hub_app  # noqa: PLC0415
+    from hypha_devnet.roles.hub import app as hub_app  # noqa: PLC0415
 
     hub_app(context.args, prog_name="hypha-devnet hub")
 
@@ -84,7 +84,7 @@ def hub(context: typer.Context) -> None:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def demo(context: typer.Context) -> None:
     """Watch a model being trained over a network on this machine."""
-    from hypha_devnet.demo import app as demo_app  # noqa: PLC0415
+    from hypha_devnet.demo.run import app as demo_app  # noqa: PLC0415
 
     demo_app(context.args, prog_name="hypha-devnet demo")
 

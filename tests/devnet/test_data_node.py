@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from hypha_devnet import data_node
 from hypha_devnet.config import ConfigError
-from hypha_devnet.data_node import DataNode, find_datasets
 from hypha_devnet.events import Events
+from hypha_devnet.roles import data_node
+from hypha_devnet.roles.data_node import DataNode, find_datasets
 from hypha_messages.job import DataSlice
 from hypha_messages.streams import PULL, encode_pull_header
 from hypha_network.errors import StreamReset

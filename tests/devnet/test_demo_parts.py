@@ -6,10 +6,10 @@ import pytest
 from rich.console import Console
 
 from hypha_devnet.config import DataConfig, SchedulerConfig, load
-from hypha_devnet.demo import Result
-from hypha_devnet.demo_board import PHASES, Board
-from hypha_devnet.demo_plot import plot, smoothed
-from hypha_devnet.demo_settings import (
+from hypha_devnet.demo.board import PHASES, Board
+from hypha_devnet.demo.plot import plot, smoothed
+from hypha_devnet.demo.run import Result
+from hypha_devnet.demo.settings import (
     NODES,
     SETTINGS,
     TRAINERS,
@@ -20,7 +20,7 @@ from hypha_devnet.demo_settings import (
     worker_config,
     write_config,
 )
-from hypha_devnet.demo_view import PlainView, draw, sparks
+from hypha_devnet.demo.view import PlainView, draw, sparks
 from hypha_worker.config_file import load as load_worker
 
 GATEWAY = "/ip4/127.0.0.1/tcp/4001"

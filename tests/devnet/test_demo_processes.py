@@ -11,8 +11,8 @@ import pytest
 PRELUDE = """
     import signal, sys, trio
     from pathlib import Path
-    from hypha_devnet import demo_processes
-    from hypha_devnet.demo_processes import ProcessDiedError, open_processes
+    from hypha_devnet.demo import processes as demo_processes
+    from hypha_devnet.demo.processes import ProcessDiedError, open_processes
 
     demo_processes._STOP_S = 0.5
     events = []

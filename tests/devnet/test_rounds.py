@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hypha_devnet.rounds import Rounds, Slices, State, Trainer
+from hypha_devnet.roles.rounds import Rounds, Slices, State, Trainer
 
 
 def play_round(rounds: Rounds, times: dict[str, float], start: float) -> tuple[float, dict[str, float]]:

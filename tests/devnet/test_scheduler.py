@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import trio
 
-from hypha_devnet import allocation, scheduler
-from hypha_devnet.allocation import AllocationError, Offer, choose
 from hypha_devnet.config import DilocoJob
 from hypha_devnet.events import Events
-from hypha_devnet.node import leaves
-from hypha_devnet.scheduler import JobFailedError, Scheduler
+from hypha_devnet.roles import allocation, scheduler
+from hypha_devnet.roles.allocation import AllocationError, Offer, choose
+from hypha_devnet.roles.node import leaves
+from hypha_devnet.roles.scheduler import JobFailedError, Scheduler
 from hypha_messages.advertisement import decode
 from hypha_messages.api import API, JobStatus, ReportJobStatus, RequestData, WorkerOffer
 from hypha_messages.job import DataRecord

@@ -7,7 +7,7 @@ import trio
 
 from hypha_devnet.config import NodeConfig
 from hypha_devnet.events import Events
-from hypha_devnet.node import join
+from hypha_devnet.roles.node import join
 from hypha_messages.advertisement import TOPIC, decode
 
 logger = logging.getLogger(__name__)

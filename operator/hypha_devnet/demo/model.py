@@ -1,6 +1,6 @@
 """What the demo trains, in a process of its own, as importing torch takes long: data, model, comparison, judgement.
 
-`python -m hypha_devnet.demo_model DIRECTORY` prepares, then trains the same model in one process, then judges each
+`python -m hypha_devnet.demo.model DIRECTORY` prepares, then trains the same model in one process, then judges each
 model directory that it is told on standard input, a line each; it tells of all that by events on standard output.
 """
 
@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageClassification, ConvNextConfig, ConvNextForImageClassification
 
-from hypha_devnet.demo_settings import SETTINGS, Files
+from hypha_devnet.demo.settings import SETTINGS, Files
 from hypha_devnet.events import Events
 
 _REPORT_EVERY: Final = 10

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Header, Request
 from fastapi.responses import FileResponse, JSONResponse
 
 from hypha_devnet.events import Events
-from hypha_devnet.repositories import DEFAULT_REVISION, File, NotFoundError, Repositories, Snapshot, read_tokens
+from hypha_devnet.roles.repositories import DEFAULT_REVISION, File, NotFoundError, Repositories, Snapshot, read_tokens
 
 Authorization = Annotated[str | None, Header()]
 

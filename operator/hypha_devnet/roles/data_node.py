@@ -7,7 +7,7 @@ import trio
 
 from hypha_devnet.config import ConfigError, DataConfig
 from hypha_devnet.events import Events
-from hypha_devnet.node import join
+from hypha_devnet.roles.node import join
 from hypha_messages.cbor import DecodeError
 from hypha_messages.job import DataRecord, DataSlice
 from hypha_messages.streams import PULL, PULL_LENGTH_BYTES, decode_pull_header, decode_pull_length

@@ -9,8 +9,8 @@ import matplotlib as mpl
 mpl.use("Agg")  # before pyplot is imported, which would look for a screen
 from matplotlib.figure import Figure
 
-from hypha_devnet.demo_board import Board
-from hypha_devnet.demo_settings import SETTINGS, TRAINERS
+from hypha_devnet.demo.board import Board
+from hypha_devnet.demo.settings import SETTINGS, TRAINERS
 
 _COLOURS: Final = ("#0072b2", "#e69f00")
 _ALONE: Final = "#777777"

@@ -12,8 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hypha_devnet.demo_board import PHASES, Board
-from hypha_devnet.demo_settings import SETTINGS, WORKERS
+from hypha_devnet.demo.board import PHASES, Board
+from hypha_devnet.demo.settings import SETTINGS, WORKERS
 
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 _SPARKS: Final = 12

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import trio
 from pydantic import ValidationError
 
-from hypha_devnet.allocation import AllocationError, Allocator, Lease, Wanted
 from hypha_devnet.config import DilocoJob, SchedulerConfig
 from hypha_devnet.events import Events
-from hypha_devnet.node import join, leaves
-from hypha_devnet.rounds import Rounds, Slices, Trainer
+from hypha_devnet.roles.allocation import AllocationError, Allocator, Lease, Wanted
+from hypha_devnet.roles.node import join, leaves
+from hypha_devnet.roles.rounds import Rounds, Slices, Trainer
 from hypha_messages.advertisement import WorkerSpec
 from hypha_messages.api import (
     API,

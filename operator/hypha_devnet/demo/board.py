@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from hypha_devnet.demo_settings import SERVER, SETTINGS, TRAINERS, WORKERS
+from hypha_devnet.demo.settings import SERVER, SETTINGS, TRAINERS, WORKERS
 
 PHASES: Final = ("certificates", "network", "workers", "training", "judgement")
 _RECENT: Final = 6

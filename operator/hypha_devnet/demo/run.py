@@ -16,10 +16,10 @@ import typer
 from rich.console import Console
 
 from hypha_devnet import certs
-from hypha_devnet.demo_board import Board
-from hypha_devnet.demo_plot import plot
-from hypha_devnet.demo_processes import Process, ProcessDiedError, Processes, open_processes
-from hypha_devnet.demo_settings import (
+from hypha_devnet.demo.board import Board
+from hypha_devnet.demo.plot import plot
+from hypha_devnet.demo.processes import Process, ProcessDiedError, Processes, open_processes
+from hypha_devnet.demo.settings import (
     NODES,
     SETTINGS,
     TRAINERS,
@@ -31,8 +31,8 @@ from hypha_devnet.demo_settings import (
     worker_config,
     write_config,
 )
-from hypha_devnet.demo_view import LiveView, PlainView, View
-from hypha_devnet.node import leaves
+from hypha_devnet.demo.view import LiveView, PlainView, View
+from hypha_devnet.roles.node import leaves
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_network.errors import HyphaNetworkError, NetworkError
 from hypha_network.identity import Identity
@@ -144,7 +144,7 @@ class _Demo:
 
     async def _choreography(self) -> Result:
         files, board, start = self._files, self._board, self._processes.start
-        model = await start("model", ["-m", "hypha_devnet.demo_model", files.root], talks=True)
+        model = await start("model", ["-m", "hypha_devnet.demo.model", files.root], talks=True)
         certs.make(files.certificates, "demo", NODES)
         board.peers = {_identity(files, node).peer_id: node for node in NODES}
         board.phase = "network"

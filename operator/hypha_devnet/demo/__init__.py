@@ -1,0 +1,1 @@
+"""The demo: a whole network on one machine that trains a digit classifier."""
