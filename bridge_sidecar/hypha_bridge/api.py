@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hypha_bridge.bridge import Bridge
+from hypha_bridge.compatibility import FetchRequest, ReceiveRequest, SendRequest
 from hypha_bridge.errors import BridgeError
 from hypha_bridge.fetch import FetchedFile
 from hypha_bridge.inbox import Listener, Pointer
-from hypha_bridge.spelling import FetchRequest, ReceiveRequest, SendRequest
 from hypha_messages.progress import Progress, ProgressResponse
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from hypha_bridge.address_policy import GuardedTransport, is_public
 from hypha_bridge.errors import BridgeError
-from hypha_bridge.guard import GuardedTransport, is_public
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def _resolving(monkeypatch: pytest.MonkeyPatch, answers: list[list[str]]) -> lis
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers.pop(0)]
 
     resolver = SimpleNamespace(getaddrinfo=getaddrinfo, SOCK_STREAM=socket.SOCK_STREAM)
-    monkeypatch.setattr("hypha_bridge.guard.socket", resolver)
+    monkeypatch.setattr("hypha_bridge.address_policy.socket", resolver)
     return asked
 
 
