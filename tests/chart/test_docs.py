@@ -57,13 +57,13 @@ def explained_reasons(heading: str) -> set[str]:
 
 
 def test_every_reason_of_a_hyphaworker_is_explained() -> None:
-    sources = ("policies/worker_conditions.py", "worker_children.py", "worker_reconciler.py")
+    sources = ("workers/conditions.py", "workers/children.py", "workers/reconciler.py")
     named = {"Serving", "Suspended", "InvalidSpec", *_REMEDIES}
     assert explained_reasons("HyphaWorker") == reasons(*sources) | named
 
 
 def test_every_reason_of_a_hyphajob_is_explained() -> None:
-    sources = ("policies/job_phase.py", "policies/job_pods.py", "job_reconciler.py")
+    sources = ("jobs/phase.py", "pods/state.py", "jobs/reconciler.py")
     disruptions = {reason for reason, _ in _DISRUPTIONS.values()}
     assert explained_reasons("HyphaJob") == (reasons(*sources) - {"Ended"}) | disruptions | {"Ending", "ExecutorRuns"}
 

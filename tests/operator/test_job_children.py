@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from hypha_operator.jobs.children import job_children
-from hypha_operator.jobs.lease import PATIENCE_S
 from hypha_operator.pods.executor import UnbuildableJobError
+from hypha_operator.pods.lease import PATIENCE_S
 from hypha_operator.pods.overlay import OverlayError
 from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec

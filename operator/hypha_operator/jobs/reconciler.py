@@ -9,7 +9,6 @@ from typing import Final
 from pydantic import ValidationError
 
 from hypha_operator.jobs.children import job_children, network_policy
-from hypha_operator.jobs.lease import LeaseWatch
 from hypha_operator.jobs.phase import Observed, State, classify, differs, status_of
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
@@ -18,6 +17,7 @@ from hypha_operator.machinery.errors import ApiError, Conflict, Forbidden, Inval
 from hypha_operator.machinery.kinds import EVENT, HYPHA_JOB, JOB, NETWORK_POLICY, POD, WORKER, Key, Manifest
 from hypha_operator.machinery.store import Store
 from hypha_operator.pods.executor import UnbuildableJobError
+from hypha_operator.pods.lease import LeaseWatch
 from hypha_operator.pods.overlay import OverlayError
 from hypha_operator.pods.state import Finding
 from hypha_operator.settings import Settings

@@ -3,7 +3,6 @@
 import json
 from typing import Any, Final
 
-from hypha_operator.jobs.lease import PATIENCE_S
 from hypha_operator.machinery.manifests import lost_node_tolerations
 from hypha_operator.pods.executor import (
     CLAIM,
@@ -21,6 +20,7 @@ from hypha_operator.pods.executor import (
     storage_bytes,
     to_env,
 )
+from hypha_operator.pods.lease import PATIENCE_S
 from hypha_operator.settings import Settings
 from hypha_resources.addresses import CONNECTOR_PORT
 from hypha_resources.common import JOB_LABEL, WORKER_LABEL

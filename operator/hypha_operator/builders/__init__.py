@@ -1,1 +1,0 @@
-"""Manifests of children, as pure functions of their owners."""
