@@ -12,7 +12,7 @@ from benchmarks.nodes import BenchmarkError, rust_binaries
 from hypha_devnet.roles.node import leaves
 
 NAMES = ("fetch", "allocation", "outer_step", "parameter_server", "connector", "muxer")
-ON_KUBERNETES = ("operator", "dispatch")
+ON_KUBERNETES = ("reconcile", "dispatch")
 """What needs `make tools` and takes long: only measured where named."""
 ALL = (*NAMES, *ON_KUBERNETES)
 

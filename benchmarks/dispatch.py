@@ -17,8 +17,8 @@ import httpx
 from benchmarks.connector import job
 from benchmarks.figures import Figure, percentile
 from benchmarks.nodes import BenchmarkError
-from benchmarks.operator_load import ROOT, Manifest, Plane, create, job_manifest, watch, worker_manifest
-from benchmarks.operator_process import Release, until
+from benchmarks.reconcile_load import ROOT, Manifest, Plane, create, job_manifest, watch, worker_manifest
+from benchmarks.reconcile_operator import Release, until
 from e2e.cluster.cluster import Cluster
 from e2e.cluster.image import BUSYBOX
 from e2e.cluster.network import Network

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.operator_process import USER
+from benchmarks.reconcile_operator import USER
 from e2e.cluster.control_plane import ControlPlane, Ports
 from e2e.cluster.processes import Processes
 

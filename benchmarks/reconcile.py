@@ -1,6 +1,7 @@
 """Many HyphaWorkers and HyphaJobs on a real control plane; kwok plays the kubelets, this process the nodes.
 
-OPERATOR_WORKERS (1000) and OPERATOR_JOBS (10000) say how many. The API server's audit log counts the operator's calls.
+RECONCILE_WORKERS (1000) and RECONCILE_JOBS (10000) say how many. The API server's audit log counts the operator's
+calls.
 """
 
 import os
@@ -12,14 +13,14 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.figures import Figure
 from benchmarks.nodes import BenchmarkError
-from benchmarks.operator_load import Board, Load
-from benchmarks.operator_plane import Audit, control_plane
-from benchmarks.operator_process import Operator, Release, until
+from benchmarks.reconcile_load import Board, Load
+from benchmarks.reconcile_operator import Operator, Release, until
+from benchmarks.reconcile_plane import Audit, control_plane
 from e2e.cluster.kwok import kwok, pod_placement
 from e2e.cluster.processes import StartError
 from e2e.cluster.tools import ToolError
 
-WORKERS, JOBS = int(os.environ.get("OPERATOR_WORKERS", "1000")), int(os.environ.get("OPERATOR_JOBS", "10000"))
+WORKERS, JOBS = int(os.environ.get("RECONCILE_WORKERS", "1000")), int(os.environ.get("RECONCILE_JOBS", "10000"))
 NODES = 10
 MEMORY_MB = 300
 CALM_S = 5.0
