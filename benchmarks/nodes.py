@@ -185,7 +185,8 @@ class Stage:
         if arguments is None:
             executor = {"class": "aggregate", "name": name, "runtime": "parameter-server"}
         else:
-            call = {"cmd": sys.executable, "args": [str(EXECUTOR), *arguments]}
+            # -P keeps the script's own directory out of sys.path: a file there must not hide a standard module.
+            call = {"cmd": sys.executable, "args": ["-P", str(EXECUTOR), *arguments]}
             executor = {"class": "train", "name": name, "runtime": "process", **call}
         config = {
             **self.common(name),
