@@ -1,4 +1,4 @@
-"""Measures and prints tables: `python -m benchmarks [NAME ...]`."""
+"""Measures and prints tables: `python -m benchmarks [--small] [NAME ...]`."""
 
 import argparse
 import importlib
@@ -27,7 +27,13 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"which (default: all but the last two): {', '.join(ALL)}"
     )
-    names = parser.parse_args().names or NAMES
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="only show that each benchmark works: a run takes seconds and does not judge promises",
+    )
+    arguments = parser.parse_args()
+    names = arguments.names or NAMES
     if unknown := [name for name in names if name not in ALL]:
         parser.error(f"no benchmark is called {unknown[0]}; there are {', '.join(ALL)}")
     try:
@@ -36,9 +42,12 @@ def main() -> None:
         for name in names:
             module = importlib.import_module(f"benchmarks.{name}")
             load, started = os.getloadavg()[0], time.monotonic()
-            figures = module.run()
+            figures = module.run(module.SMALL if arguments.small else module.FULL)
             seconds = time.monotonic() - started
-            print(f"\n## {name}\n\n{(module.__doc__ or '').strip()}\n\n{table(figures)}\n")
+            print(f"\n## {name}\n\n{(module.__doc__ or '').strip()}\n")
+            if arguments.small:
+                print("This is a small run. Its sizes are smaller than described, so its figures mean nothing.\n")
+            print(f"{table(figures, judged=not arguments.small)}\n")
             print(f"{seconds:.0f} s; load average before {load:.1f}, after {os.getloadavg()[0]:.1f}", flush=True)
     except* BenchmarkError as group:
         sys.exit("\n".join(f"benchmarks: {error}" for error in leaves(group)))

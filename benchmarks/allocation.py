@@ -1,36 +1,53 @@
 """From a scheduler's advertisement to a worker's offer, both through the gateway that the two have in common."""
 
 import math
+from dataclasses import dataclass
 from uuid import UUID
 
 import trio
 
 from benchmarks.figures import Figure, percentile
-from benchmarks.nodes import SMALL, Kind, Node, Scheduler, kinds, open_stage
+from benchmarks.nodes import READY_S, SMALL_RESOURCES, BenchmarkError, Kind, Node, Scheduler, kinds, open_stage
 from hypha_messages.api import WorkerOffer
 
-LONE_REQUESTS = 100
 PAUSE_S = 0.8
 """An offer that nobody takes stands for half a second."""
-RATE_PER_S = 500
-BURST_S = 5
 NAMES = {"ours": "our worker", "rust": "Rust worker"}
 
 
-def run() -> list[Figure]:
+@dataclass(frozen=True)
+class Scale:
+    """How much to measure.
+
+    Attributes:
+        lone_requests: Requests that are made one at a time.
+        rate_per_s: Requests in each second of the burst.
+        burst_s: How long the burst takes.
+    """
+
+    lone_requests: int
+    rate_per_s: int
+    burst_s: int
+
+
+FULL = Scale(lone_requests=100, rate_per_s=500, burst_s=5)
+SMALL = Scale(lone_requests=2, rate_per_s=5, burst_s=1)
+
+
+def run(scale: Scale) -> list[Figure]:
     """Times in ms; of requests at a fixed rate also how many were answered."""
-    return trio.run(_run)
+    return trio.run(_run, scale)
 
 
-async def _run() -> list[Figure]:
+async def _run(scale: Scale) -> list[Figure]:
     figures: list[Figure] = []
     async with open_stage() as (stage, scheduler):
         for kind in kinds():
             worker = stage.start_worker(f"worker-{kind}", kind, ["none"])
             await scheduler.until_ready(worker)
             offers = Offers(scheduler)
-            await offers.lone(worker, number=3)  # it finds the way to the scheduler
-            times_ms = await offers.lone(worker, LONE_REQUESTS)
+            await offers.until_answered(worker)
+            times_ms = await offers.lone(worker, scale.lone_requests)
             figures += [
                 Figure(f"{NAMES[kind]}, lone request, p50", percentile(times_ms, 50), "ms"),
                 Figure(
@@ -40,15 +57,15 @@ async def _run() -> list[Figure]:
                     at_most=20 if kind == "ours" else None,
                 ),
             ]
-            figures += await _burst(offers, worker, kind)
+            figures += await _burst(offers, worker, kind, scale)
             await stage.stop(worker)
     return figures
 
 
-async def _burst(offers: "Offers", worker: Node, kind: Kind) -> list[Figure]:
-    times_ms, published_per_s = await offers.burst(worker)
+async def _burst(offers: "Offers", worker: Node, kind: Kind, scale: Scale) -> list[Figure]:
+    times_ms, published_per_s = await offers.burst(worker, scale)
     answered = sum(time < math.inf for time in times_ms) / len(times_ms) * 100
-    name = f"{NAMES[kind]}, {RATE_PER_S} requests/s"
+    name = f"{NAMES[kind]}, {scale.rate_per_s} requests/s"
     return [
         Figure(f"{name}, published", published_per_s, "1/s"),
         Figure(f"{name}, answered", answered, "%", at_least=100 if kind == "ours" else None),
@@ -68,24 +85,32 @@ class Offers:
     def _take(self, _peer: str, offer: WorkerOffer) -> None:
         self._came.setdefault(offer.request_id, trio.current_time())
 
+    async def until_answered(self, worker: Node) -> None:
+        """Ask until three requests in a row are answered: at first the worker has no way to the scheduler."""
+        with trio.move_on_after(READY_S):
+            while math.inf in await self.lone(worker, number=3):
+                worker.check()
+            return
+        raise BenchmarkError(f"{worker.name} does not answer within {READY_S:g} s:\n{worker.last_lines()}")
+
     async def lone(self, worker: Node, number: int) -> list[float]:
         """Ask again and again, when nothing else is asked."""
         times_ms = []
         for _ in range(number):
             started = trio.current_time()
-            request = await self._scheduler.advertise(worker, SMALL)
+            request = await self._scheduler.advertise(worker, SMALL_RESOURCES)
             await trio.sleep(PAUSE_S)
             times_ms.append((self._came.get(request, math.inf) - started) * 1000)
         return times_ms
 
-    async def burst(self, worker: Node) -> tuple[list[float], float]:
+    async def burst(self, worker: Node, scale: Scale) -> tuple[list[float], float]:
         """Ask at a fixed rate; milliseconds, and how often a second this process managed to ask."""
         started = trio.current_time()
         published: dict[UUID, float] = {}
-        for number in range(RATE_PER_S * BURST_S):
-            await trio.sleep_until(started + number / RATE_PER_S)
+        for number in range(scale.rate_per_s * scale.burst_s):
+            await trio.sleep_until(started + number / scale.rate_per_s)
             now = trio.current_time()
-            published[await self._scheduler.advertise(worker, SMALL)] = now
+            published[await self._scheduler.advertise(worker, SMALL_RESOURCES)] = now
         rate = len(published) / (trio.current_time() - started)
         await trio.sleep(2)
         return [(self._came.get(request, math.inf) - at) * 1000 for request, at in published.items()], rate

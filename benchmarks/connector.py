@@ -5,6 +5,7 @@ import os
 import resource
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,17 +24,31 @@ from hypha_worker.connector.http_server import listen_unix, serve_tls, serve_uni
 from hypha_worker.connector.pushes import PushRouter
 from hypha_worker.runtimes.protocol import Job
 
-TOTAL_BYTES = 2 * 1024**3
 PEER = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
 TOKEN = "t" * 43
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much to measure.
+
+    Attributes:
+        total_bytes: Size of each transfer.
+    """
+
+    total_bytes: int
+
+
+FULL = Scale(total_bytes=2 * 1024**3)
+SMALL = Scale(total_bytes=1024**2)
 
 
 class Source:
     """A stream that yields pieces of one size, and takes whatever is sent."""
 
-    def __init__(self, piece_bytes: int) -> None:
+    def __init__(self, piece_bytes: int, total_bytes: int) -> None:
         self._piece = bytes(piece_bytes)
-        self._left = TOTAL_BYTES
+        self._left = total_bytes
 
     async def receive_some(self, _max_bytes: int | None = None) -> bytes:
         await trio.lowlevel.checkpoint()
@@ -58,11 +73,11 @@ class NoNetwork:
 
     peer_id = "the node itself"
 
-    def __init__(self, piece_bytes: int) -> None:
-        self._piece_bytes = piece_bytes
+    def __init__(self, piece_bytes: int, total_bytes: int) -> None:
+        self._piece_bytes, self._total_bytes = piece_bytes, total_bytes
 
     async def open_stream(self, _peer: str, _protocol: str) -> Any:
-        return Source(self._piece_bytes)
+        return Source(self._piece_bytes, self._total_bytes)
 
     async def request(self, *_args: Any, **_kwargs: Any) -> Any:
         raise NotImplementedError
@@ -101,10 +116,10 @@ class Shared:
         self.cpu = multiprocessing.Value("d")
 
 
-def serve(path: Path, identity: Identity | None, piece_bytes: int, shared: Shared) -> None:
+def serve(path: Path, identity: Identity | None, piece_bytes: int, total_bytes: int, shared: Shared) -> None:
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            connector = Connector(NoNetwork(piece_bytes), PushRouter(), nursery)
+            connector = Connector(NoNetwork(piece_bytes, total_bytes), PushRouter(), nursery)
             connector.add(job())
             if identity is None:
                 nursery.start_soon(serve_unix, listen_unix(path), connector.handle)
@@ -126,34 +141,34 @@ class Nowhere:
         pass
 
 
-def run() -> list[Figure]:
+def run(scale: Scale) -> list[Figure]:
     """Rates in MB/s, and what a GB costs the node in seconds of a processor."""
     return [
         figure
         for identity in (None, make_identity())
         for direction, piece_bytes in (("pull", 16 * 1024), ("pull", 256 * 1024), ("push", 256 * 1024))
-        for figure in measure(piece_bytes, direction, identity)
+        for figure in measure(piece_bytes, direction, identity, scale.total_bytes)
     ]
 
 
-def transfer(client: Client, direction: str) -> float:
-    """Seconds that it takes."""
+def transfer(client: Client, direction: str, total_bytes: int) -> float:
+    """Transfer so many bytes and return the seconds that it takes."""
     started = time.monotonic()
     if direction == "pull":
         client.pull(PEER, "bulk", 0, Nowhere())
     else:
         with tempfile.TemporaryFile() as file:
-            os.truncate(file.fileno(), TOTAL_BYTES)
+            os.truncate(file.fileno(), total_bytes)
             client.push(PEER, file)
     return time.monotonic() - started
 
 
-def measure(piece_bytes: int, direction: str, identity: Identity | None) -> list[Figure]:
+def measure(piece_bytes: int, direction: str, identity: Identity | None, total_bytes: int) -> list[Figure]:
     with tempfile.TemporaryDirectory() as directory:
         path, token_file = Path(directory, "connector.sock"), Path(directory, "token")
         token_file.write_text(TOKEN)
         shared = Shared()
-        server = multiprocessing.Process(target=serve, args=(path, identity, piece_bytes, shared))
+        server = multiprocessing.Process(target=serve, args=(path, identity, piece_bytes, total_bytes, shared))
         server.start()
         shared.ready.wait()
         config = ConnectorConfig(uds=path, token_file=token_file)
@@ -161,13 +176,13 @@ def measure(piece_bytes: int, direction: str, identity: Identity | None) -> list
             url = f"https://127.0.0.1:{shared.port.value}"
             config = ConnectorConfig(url=url, peer_id=identity.peer_id, token_file=token_file)
         try:
-            seconds = transfer(Client(config), direction)
+            seconds = transfer(Client(config), direction, total_bytes)
         finally:
             shared.stop.set()
             server.join()
     name = f"pull in pieces of {piece_bytes // 1024} KiB" if direction == "pull" else "push of a file"
     name += " over TLS" if identity else ""
     return [
-        Figure(name, TOTAL_BYTES / seconds / 1e6, "MB/s"),
-        Figure(f"{name}, the node's processor time", shared.cpu.value / TOTAL_BYTES * 1e9, "s/GB"),
+        Figure(name, total_bytes / seconds / 1e6, "MB/s"),
+        Figure(f"{name}, the node's processor time", shared.cpu.value / total_bytes * 1e9, "s/GB"),
     ]

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
@@ -26,7 +27,6 @@ from e2e.cluster.processes import StartError
 from e2e.cluster.tools import ToolError
 from images.build import OUTPUT, settings_of
 
-RUNS = int(os.environ.get("DISPATCH_RUNS", "50"))
 SHARE_MS = 500
 NAMESPACE = "benchmark"
 _PATIENCE_S = 120.0
@@ -35,7 +35,22 @@ _JOB_NAME = "batch.kubernetes.io/job-name"
 _NOT_COPIED = ("controller-uid", "job-name", "batch.kubernetes.io/", "hypha.space/")
 
 
-def run() -> list[Figure]:
+@dataclass(frozen=True)
+class Scale:
+    """How much to measure.
+
+    Attributes:
+        runs: HyphaJobs, and bare Jobs, to run.
+    """
+
+    runs: int
+
+
+FULL = Scale(runs=int(os.environ.get("DISPATCH_RUNS", "50")))
+SMALL = Scale(runs=1)
+
+
+def run(scale: Scale) -> list[Figure]:
     """Times in ms."""
     archive = OUTPUT / "bridge.tar"
     if not archive.exists():
@@ -50,7 +65,7 @@ def run() -> list[Figure]:
             release = Release(cluster.plane, f"--set=images.tag={settings_of(dict(os.environ)).tag}")
             stack.enter_context(release.operator(directory))
             client = stack.enter_context(cluster.client())
-            return Dispatches(client, cluster).measured()
+            return Dispatches(client, cluster).measured(scale)
     except (ToolError, StartError) as error:
         raise BenchmarkError(str(error)) from error
 
@@ -88,10 +103,10 @@ class Dispatches:
         account = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/worker-job"
         until(lambda: client.get(account).is_success, "the jobs' service account is there", _PATIENCE_S)
 
-    def measured(self) -> list[Figure]:
+    def measured(self, scale: Scale) -> list[Figure]:
         """Measure as often as is asked for."""
         template = self._hypha_job()[2]  # the images are unpacked, connections are open
-        runs = [(self._hypha_job(), self._bare_job(template)) for _ in range(RUNS)]
+        runs = [(self._hypha_job(), self._bare_job(template)) for _ in range(scale.runs)]
         made, ours = [run[0] for run, _ in runs], [run[1] for run, _ in runs]
         bare_made, bare = [run[0] for _, run in runs], [run[1] for _, run in runs]
         figures = []

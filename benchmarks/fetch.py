@@ -3,6 +3,7 @@
 import json
 import os
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,30 +12,46 @@ import trio
 from benchmarks.figures import Figure
 from benchmarks.nodes import Kind, Scheduler, Stage, job_of, kinds, open_stage, train_config
 
-SLICE_BYTES = 256 * 1024 * 1024
-FETCHES = 5
-TURNS = 2
 NAMES = {"ours": "our", "rust": "Rust"}
 
 
-def run() -> list[Figure]:
+@dataclass(frozen=True)
+class Scale:
+    """How much to measure.
+
+    Attributes:
+        slice_bytes: Size of the slice.
+        fetches: Fetches of it in each turn.
+        turns: Turns of each pair of data node and worker.
+    """
+
+    slice_bytes: int
+    fetches: int
+    turns: int
+
+
+FULL = Scale(slice_bytes=256 * 1024 * 1024, fetches=5, turns=2)
+SMALL = Scale(slice_bytes=1024 * 1024, fetches=1, turns=1)
+
+
+def run(scale: Scale) -> list[Figure]:
     """Rates in MB/s, medians over all fetches; the pairs of data node and worker take turns."""
-    return trio.run(_run)
+    return trio.run(_run, scale)
 
 
-async def _run() -> list[Figure]:
+async def _run(scale: Scale) -> list[Figure]:
     pairs = [(data, worker) for data in kinds() for worker in kinds()]
     rates: dict[tuple[Kind, Kind], list[float]] = {pair: [] for pair in pairs}
     async with open_stage() as (stage, scheduler):
         dataset = stage.directory / "slices"
         dataset.mkdir()
-        make_slice(dataset / "0.safetensors", SLICE_BYTES)
+        make_slice(dataset / "0.safetensors", scale.slice_bytes)
         providers = {kind: stage.start_data_node(f"data-{kind}", kind, dataset) for kind in kinds()}
         await scheduler.until_ready(*providers.values())
-        for turn in range(TURNS):
+        for turn in range(scale.turns):
             for pair in pairs:
                 scheduler.provider = providers[pair[0]].peer_id
-                rates[pair] += await _fetch(stage, scheduler, pair[1], f"{'-'.join(pair)}-{turn}")
+                rates[pair] += await _fetch(stage, scheduler, pair[1], f"{'-'.join(pair)}-{turn}", scale)
     medians = {pair: statistics.median(values) for pair, values in rates.items()}
     figures = [
         Figure(f"{NAMES[data]} data node to {NAMES[worker]} worker", rate, "MB/s")
@@ -49,15 +66,15 @@ async def _run() -> list[Figure]:
     return figures
 
 
-async def _fetch(stage: Stage, scheduler: Scheduler, kind: Kind, name: str) -> list[float]:
+async def _fetch(stage: Stage, scheduler: Scheduler, kind: Kind, name: str, scale: Scale) -> list[float]:
     report = stage.directory / f"{name}.json"
-    worker = stage.start_worker(name, kind, ["fetch", str(report), str(FETCHES)])
+    worker = stage.start_worker(name, kind, ["fetch", str(report), str(scale.fetches)])
     await scheduler.until_ready(worker)
     data = {"type": "scheduler", "peer": scheduler.network.peer_id, "dataset": "slices"}
     await scheduler.hire(worker, job_of(uuid4(), name, train_config(data, scheduler.network.peer_id)))
     seconds = json.loads(await scheduler.report(report, worker, timeout_s=120))
     await stage.stop(worker)
-    return [SLICE_BYTES / 1e6 / each for each in seconds]
+    return [scale.slice_bytes / 1e6 / each for each in seconds]
 
 
 def make_slice(path: Path, size_bytes: int) -> None:

@@ -15,14 +15,15 @@ class Figure:
     at_least: float | None = None
     at_most: float | None = None
 
-    @property
-    def promise(self) -> str:
-        """What was promised, and whether it is kept."""
+    def promise(self, *, judged: bool) -> str:
+        """Return what was promised and, if it is to be judged, whether it is kept."""
         if self.at_least is not None:
-            return f"at least {self.at_least:g}: {'met' if self.value >= self.at_least else 'MISSED'}"
-        if self.at_most is not None:
-            return f"at most {self.at_most:g}: {'met' if self.value <= self.at_most else 'MISSED'}"
-        return ""
+            promised, kept = f"at least {self.at_least:g}", self.value >= self.at_least
+        elif self.at_most is not None:
+            promised, kept = f"at most {self.at_most:g}", self.value <= self.at_most
+        else:
+            return ""
+        return f"{promised}: {'met' if kept else 'MISSED'}" if judged else f"{promised}: not judged"
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
@@ -39,8 +40,10 @@ def spread(name: str, values: Sequence[float], unit: str) -> list[Figure]:
     return figures
 
 
-def table(figures: Sequence[Figure]) -> str:
-    """A Markdown table."""
+def table(figures: Sequence[Figure], *, judged: bool = True) -> str:
+    """Return a Markdown table, which says of each promise whether it is kept unless promises are not judged."""
     rows = [("figure", "value", "unit", "promised"), ("---", "---:", "---", "---")]
-    rows += [(f.name, f"{f.value:.3g}" if abs(f.value) < 100 else f"{f.value:.0f}", f.unit, f.promise) for f in figures]
+    for figure in figures:
+        value = f"{figure.value:.3g}" if abs(figure.value) < 100 else f"{figure.value:.0f}"
+        rows.append((figure.name, value, figure.unit, figure.promise(judged=judged)))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

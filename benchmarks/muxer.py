@@ -3,6 +3,7 @@
 import multiprocessing
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection as Pipe
 from typing import TypeVar
@@ -18,29 +19,46 @@ from hypha_network.wire.transport import RawConnection
 from hypha_network.wire.yamux import Yamux, YamuxStream
 from hypha_network.wire.yamux_frames import Limits
 
-FRAME_KIB = (8, 16, 64, 256)
 _PIECE = bytes(1024 * 1024)
 _REQUEST = bytes(200)
-_ROUNDS = 300
-_REPEATS = 3
-"""The best counts: other load on the machine only ever slows."""
 
 T = TypeVar("T")
 Credentials = tuple[bytes, bytes, bytes]
 
 
-def run(mebibytes: int = 512) -> list[Figure]:
+@dataclass(frozen=True)
+class Scale:
+    """How much to measure.
+
+    Attributes:
+        mebibytes: Size of each transfer.
+        frame_kib: Frame sizes.
+        repeats: Transfers for each frame size. The best counts, because other load on the machine only ever slows.
+        requests: Small requests, alone and beside a bulk transfer.
+    """
+
+    mebibytes: int
+    frame_kib: tuple[int, ...]
+    repeats: int
+    requests: int
+
+
+FULL = Scale(mebibytes=512, frame_kib=(8, 16, 64, 256), repeats=3, requests=300)
+SMALL = Scale(mebibytes=1, frame_kib=(16,), repeats=1, requests=3)
+
+
+def run(scale: Scale) -> list[Figure]:
     """Rates in MB/s, processor time of the receiving side in seconds per GB, times in ms."""
     figures: list[Figure] = []
-    size_gb = mebibytes * 1024 * 1024 / 1e9
-    for kib in FRAME_KIB:
+    size_gb = scale.mebibytes * 1024 * 1024 / 1e9
+    for kib in scale.frame_kib:
         for name, peer, receive in (("bare TLS", send_plain, receive_plain), ("muxer", send_muxed, receive_muxed)):
-            times = [with_peer(peer, (mebibytes, kib * 1024), receive) for _ in range(_REPEATS)]
+            times = [with_peer(peer, (scale.mebibytes, kib * 1024), receive) for _ in range(scale.repeats)]
             elapsed_s, busy_s = map(min, zip(*times, strict=True))
             figures.append(Figure(f"{name}, {kib} KiB frames", size_gb * 1000 / elapsed_s, "MB/s"))
             figures.append(Figure(f"{name}, {kib} KiB frames, receiver", busy_s / size_gb, "s/GB"))
     for name, bulk in (("alone", False), ("beside a bulk transfer", True)):
-        times_s = with_peer(answer, (bulk,), partial(ask, bulk))
+        times_s = with_peer(answer, (bulk,), partial(ask, bulk, scale.requests))
         figures += [
             Figure(f"request {name}, p{percent}", percentile(times_s, percent) * 1000, "ms") for percent in (50, 99)
         ]
@@ -148,14 +166,14 @@ async def answer(connection: SecureConnection, bulk: bool) -> None:
             await stream.aclose()
 
 
-async def ask(bulk: bool, connection: SecureConnection) -> list[float]:
+async def ask(bulk: bool, requests: int, connection: SecureConnection) -> list[float]:
     muxed = Yamux(connection, connection.get_remote_peer())
     times_s = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(muxed.start)
         if bulk:
             nursery.start_soon(drain, await muxed.open_stream())
-        for _ in range(_ROUNDS):
+        for _ in range(requests):
             start_s = time.perf_counter()
             stream = await muxed.open_stream()
             await stream.send_all(_REQUEST)

@@ -47,7 +47,7 @@ from hypha_network.network import Network
 
 Kind = Literal["ours", "rust"]
 EXECUTOR = Path(__file__).with_name("executor.py")
-SMALL = Resources(cpu=0.001, memory=0.001, storage=0, gpu=0)
+SMALL_RESOURCES = Resources(cpu=0.001, memory=0.001, storage=0, gpu=0)
 JOB = Resources(cpu=1, memory=4, storage=8, gpu=0)
 READY_S = 60.0
 STOP_S = 20.0

@@ -5,6 +5,8 @@ The trainers are the same program under all workers; it only sends and waits.
 
 import json
 import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
 from uuid import uuid4
 
 import trio
@@ -12,24 +14,39 @@ import trio
 from benchmarks.figures import Figure
 from benchmarks.nodes import Kind, Scheduler, Stage, job_of, kinds, open_stage, peers, train_config
 
-STEPS = {64: 5, 256: 3}
-TURNS = 2
 NAMES = {"ours": "all ours", "rust": "all Rust"}
 
 
-def run() -> list[Figure]:
+@dataclass(frozen=True)
+class Scale:
+    """How much to measure.
+
+    Attributes:
+        steps: Steps in each turn, by the size of the pseudo-gradient in MB.
+        turns: Turns of each kind of nodes.
+    """
+
+    steps: Mapping[int, int]
+    turns: int
+
+
+FULL = Scale(steps={64: 5, 256: 3}, turns=2)
+SMALL = Scale(steps={1: 1}, turns=1)
+
+
+def run(scale: Scale) -> list[Figure]:
     """Seconds, medians over all steps; ours and Rust take turns."""
-    return trio.run(_run)
+    return trio.run(_run, scale)
 
 
-async def _run() -> list[Figure]:
+async def _run(scale: Scale) -> list[Figure]:
     figures = []
-    for megabytes in STEPS:
+    for megabytes, steps in scale.steps.items():
         seconds: dict[Kind, list[float]] = {kind: [] for kind in kinds()}
-        for _ in range(TURNS):
+        for _ in range(scale.turns):
             for kind in kinds():
                 async with open_stage() as (stage, scheduler):
-                    seconds[kind] += await _steps(stage, scheduler, kind, megabytes)
+                    seconds[kind] += await _steps(stage, scheduler, kind, megabytes, steps)
         medians = {kind: statistics.median(values) for kind, values in seconds.items()}
         figures += [Figure(f"{megabytes} MB, {NAMES[kind]}", value, "s") for kind, value in medians.items()]
         if "rust" in medians:
@@ -37,11 +54,10 @@ async def _run() -> list[Figure]:
     return figures
 
 
-async def _steps(stage: Stage, scheduler: Scheduler, kind: Kind, megabytes: int) -> list[float]:
+async def _steps(stage: Stage, scheduler: Scheduler, kind: Kind, megabytes: int, steps: int) -> list[float]:
     meeting = stage.directory / "meeting"
     meeting.mkdir()
     (meeting / "size").write_text(str(megabytes * 1_000_000))
-    steps = STEPS[megabytes]
     names = [f"trainer-{number}" for number in range(2)]
     reports = [stage.directory / f"{name}.json" for name in names]
     trainers = [

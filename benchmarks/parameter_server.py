@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,25 @@ _BLOCK = 1 << 20
 _TENSORS = 64
 
 
-def run() -> list[Figure]:
+@dataclass(frozen=True)
+class Scale:
+    """How much to measure.
+
+    Attributes:
+        file_bytes: Size of each worker's file.
+    """
+
+    file_bytes: float
+
+
+FULL = Scale(file_bytes=1e9)
+SMALL = Scale(file_bytes=1e6)
+
+
+def run(scale: Scale) -> list[Figure]:
     """The round with momentum, every worker's file checked, as the same peers make it again and again."""
     with tempfile.TemporaryDirectory() as name:
-        return measure(Path(name), 1e9, WORKERS)
+        return measure(Path(name), scale.file_bytes, WORKERS)
 
 
 def measure(directory: Path, size_bytes: float, workers: int, dtype: str = "F32") -> list[Figure]:

@@ -8,6 +8,7 @@ import os
 import time
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,64 +21,88 @@ from e2e.cluster.kwok import kwok, pod_placement
 from e2e.cluster.processes import StartError
 from e2e.cluster.tools import ToolError
 
-WORKERS, JOBS = int(os.environ.get("RECONCILE_WORKERS", "1000")), int(os.environ.get("RECONCILE_JOBS", "10000"))
-NODES = 10
 MEMORY_MB = 300
-CALM_S = 5.0
-"""So long nothing is to be done before all counts as reconciled after a restart."""
 READS, WRITES = ("get", "list"), ("create", "patch", "delete")
-_TIMEOUT_S = 3600.0
 
 
-def run() -> list[Figure]:
+@dataclass(frozen=True)
+class Scale:
+    """How much to measure.
+
+    Attributes:
+        workers: HyphaWorkers to create.
+        jobs: HyphaJobs to create.
+        nodes: Nodes that kwok simulates.
+        calm_s: How long the operator must have nothing to do before all objects count as reconciled.
+        timeout_s: How long to wait for each step.
+    """
+
+    workers: int
+    jobs: int
+    nodes: int
+    calm_s: float
+    timeout_s: float
+
+
+FULL = Scale(
+    workers=int(os.environ.get("RECONCILE_WORKERS", "1000")),
+    jobs=int(os.environ.get("RECONCILE_JOBS", "10000")),
+    nodes=10,
+    calm_s=5.0,
+    timeout_s=3600.0,
+)
+SMALL = Scale(workers=2, jobs=3, nodes=1, calm_s=1.0, timeout_s=90.0)
+
+
+def run(scale: Scale) -> list[Figure]:
     """Seconds, calls of the API server, memory, processor time."""
     try:
         with ExitStack() as stack:
             directory = Path(stack.enter_context(TemporaryDirectory(prefix="hypha-benchmark-")))
-            return _measured(stack, directory)
+            return _measured(stack, directory, scale)
     except (ToolError, StartError) as error:
         raise BenchmarkError(str(error)) from error
 
 
-def _measured(stack: ExitStack, directory: Path) -> list[Figure]:
+def _measured(stack: ExitStack, directory: Path, scale: Scale) -> list[Figure]:
     audit = Audit(directory / "audit.log")
     plane = stack.enter_context(control_plane(directory / "plane", audit))
     release = Release(plane)
-    placement = pod_placement(stack.enter_context(kwok(plane, directory, nodes=NODES)))
+    placement = pod_placement(stack.enter_context(kwok(plane, directory, nodes=scale.nodes)))
     board = Board(plane)
     with release.operator(directory) as operator:
-        figures = _load(Load(plane, placement), board, audit, operator)
+        figures = _load(Load(plane, placement), board, audit, operator, scale)
     with release.operator(directory) as operator:
-        return [*figures, *_restart(audit, operator)]
+        return [*figures, *_restart(audit, operator, scale)]
 
 
-def _load(load: Load, board: Board, audit: Audit, operator: Operator) -> list[Figure]:
+def _load(load: Load, board: Board, audit: Audit, operator: Operator, scale: Scale) -> list[Figure]:
     """Workers first, then jobs."""
     calls, started = audit.calls(), time.monotonic()
-    load.make_workers(WORKERS)
-    until(lambda: len(board.ready) >= WORKERS, "all workers are ready", _TIMEOUT_S)
+    load.make_workers(scale.workers)
+    until(lambda: len(board.ready) >= scale.workers, "all workers are ready", scale.timeout_s)
     calls_of_workers, workers_s = audit.calls() - calls, time.monotonic() - started
-    load.make_jobs(JOBS)
+    load.make_jobs(scale.jobs)
     made_s = time.monotonic() - started - workers_s
-    until(lambda: len(board.running) >= JOBS, "all jobs run", _TIMEOUT_S)
+    until(lambda: len(board.running) >= scale.jobs, "all jobs run", scale.timeout_s)
     both_s = time.monotonic() - started
-    _await_calm(operator)
+    _await_calm(operator, scale)
     return [
-        Figure(f"{WORKERS} workers: the first is created, all are Ready", workers_s, "s"),
-        Figure(f"{JOBS} jobs: the first is created, the last is", made_s, "s"),
-        Figure(f"{JOBS} jobs: the first is created, all run", both_s - workers_s, "s"),
+        Figure(f"{scale.workers} workers: the first is created, all are Ready", workers_s, "s"),
+        Figure(f"{scale.jobs} jobs: the first is created, the last is", made_s, "s"),
+        Figure(f"{scale.jobs} jobs: the first is created, all run", both_s - workers_s, "s"),
         Figure("all reconciled", both_s, "s"),
-        *_per_object("worker", calls_of_workers, WORKERS),
-        *_per_object("job", audit.calls() - calls - calls_of_workers, JOBS),
+        *_per_object("worker", calls_of_workers, scale.workers),
+        *_per_object("job", audit.calls() - calls - calls_of_workers, scale.jobs),
         *_costs("", operator),
     ]
 
 
-def _restart(audit: Audit, operator: Operator) -> list[Figure]:
+def _restart(audit: Audit, operator: Operator, scale: Scale) -> list[Figure]:
     """What it costs to find everything as it should be."""
     calls, started = audit.calls(), time.monotonic()
-    _await_calm(operator)
-    calm_s, made = time.monotonic() - started - CALM_S, audit.calls() - calls
+    _await_calm(operator, scale)
+    calm_s, made = time.monotonic() - started - scale.calm_s, audit.calls() - calls
     bindings = made["patch", "clusterrolebindings"]  # the operator may not read them: it applies them to be sure
     return [
         Figure("restart: all reconciled", calm_s, "s"),
@@ -109,15 +134,15 @@ def _costs(when: str, operator: Operator) -> list[Figure]:
     ]
 
 
-def _await_calm(operator: Operator) -> None:
+def _await_calm(operator: Operator, scale: Scale) -> None:
     """Return once the operator has had nothing to do for a while, and all is known to it."""
     last, since = -1.0, time.monotonic()
 
     def calm() -> bool:
         nonlocal last, since
         done = operator.metrics("hypha_operator_reconcile_seconds_count")
-        if done != last or done < WORKERS + JOBS or operator.metrics("hypha_operator_queue"):
+        if done != last or done < scale.workers + scale.jobs or operator.metrics("hypha_operator_queue"):
             last, since = done, time.monotonic()
-        return time.monotonic() - since >= CALM_S
+        return time.monotonic() - since >= scale.calm_s
 
-    until(calm, "the operator has nothing to do", _TIMEOUT_S, every_s=0.5)
+    until(calm, "the operator has nothing to do", scale.timeout_s, every_s=0.5)
