@@ -34,14 +34,23 @@ class Image:
 
 
 IMAGES: Final = (
-    Image("operator", ("operator/hypha_messages", "operator/hypha_resources", "operator/hypha_operator")),
+    Image(
+        "operator",
+        ("operator/hypha_messages", "operator/hypha_contracts", "operator/hypha_resources", "operator/hypha_operator"),
+    ),
     Image(
         "worker",
-        ("operator/hypha_messages", "operator/hypha_resources", "operator/hypha_network", "operator/hypha_worker"),
+        (
+            "operator/hypha_messages",
+            "operator/hypha_contracts",
+            "operator/hypha_resources",
+            "operator/hypha_network",
+            "operator/hypha_worker",
+        ),
     ),
-    Image("bridge", ("operator/hypha_messages", "bridge_sidecar/hypha_bridge")),
-    Image("parameter-server", ("images/parameter_server/hypha_parameter_server",)),
-    Image("trainer", ("images/trainer/hypha_trainer",)),
+    Image("bridge", ("operator/hypha_messages", "operator/hypha_contracts", "bridge_sidecar/hypha_bridge")),
+    Image("parameter-server", ("images/executor/hypha_executor", "images/parameter_server/hypha_parameter_server")),
+    Image("trainer", ("images/executor/hypha_executor", "images/trainer/hypha_trainer")),
 )
 
 
