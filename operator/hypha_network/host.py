@@ -15,7 +15,7 @@ from libp2p.security.exceptions import HandshakeFailure
 
 from hypha_messages.cbor import DecodeError
 from hypha_network.errors import DialError, HandshakeError, NetworkError, PeerUnreachable, RemoteRefused, StreamReset
-from hypha_network.rate_limited_log import Quiet
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire import multistream
 from hypha_network.wire.addresses import Address, expand
 from hypha_network.wire.backlog import Backlog
@@ -27,9 +27,9 @@ from hypha_network.wire.yamux import PROTOCOL_ID as YAMUX
 from hypha_network.wire.yamux import Yamux
 
 logger = logging.getLogger(__name__)
-_refusals = Quiet(logger)
-_arrivals = Quiet(logger)
-_departures = Quiet(logger)
+_refusal_log = RateLimitedLogger(logger)
+_connect_log = RateLimitedLogger(logger)
+_disconnect_log = RateLimitedLogger(logger)
 
 UPGRADE_TIMEOUT_S = 15.0
 NEGOTIATION_TIMEOUT_S = 10.0
@@ -122,13 +122,13 @@ class Host:
     async def _accept(self, stream: trio.SocketStream) -> None:
         raw = RawConnection(stream, peer_address(stream), is_initiator=False)
         if self._upgrades >= MAX_UPGRADES or self.connection_count() >= MAX_CONNECTIONS:
-            _refusals.warning(raw.address.host, "connection refused, there are too many")
+            _refusal_log.warning(raw.address.host, "connection refused, there are too many")
             await raw.close()
             return
         try:
             connection = await self.upgrade(raw, None)
         except NetworkError as error:
-            _refusals.info(raw.address.host, "connection from %s came to nothing: %s", raw.address, error)
+            _refusal_log.info(raw.address.host, "connection from %s came to nothing: %s", raw.address, error)
         else:
             await connection.closed.wait()  # trio closes the socket once this returns
 
@@ -205,7 +205,7 @@ class Host:
                 return
             stream = Stream(muxed, connection.peer_id)
             if (limit := self._stream_limit()) <= self._served_streams(connection.peer_id):
-                _refusals.warning(connection.peer_id, "opens more than %d streams at once", limit)
+                _refusal_log.warning(connection.peer_id, "opens more than %d streams at once", limit)
                 stream.reset()
             else:
                 connection.streams += 1
@@ -252,7 +252,7 @@ class Host:
     def _add(self, connection: Connection) -> None:
         self.connections.setdefault(connection.peer_id, []).append(connection)
         way = "came from" if connection.inbound else "was dialled at"
-        _arrivals.info(connection.peer_id, "connected, it %s %s", way, connection.address)
+        _connect_log.info(connection.peer_id, "connected, it %s %s", way, connection.address)
         self.notify()
 
     def _remove(self, connection: Connection) -> None:
@@ -262,7 +262,7 @@ class Host:
         if not remaining:
             del self.connections[connection.peer_id]
             self._stay_relayed.pop(connection.peer_id, None)
-            _departures.info(connection.peer_id, "disconnected")
+            _disconnect_log.info(connection.peer_id, "disconnected")
         self.notify()
 
     def notify(self) -> None:

@@ -14,7 +14,7 @@ from libp2p.stream_muxer.exceptions import (
 from trio.testing import MockClock, memory_stream_pair, memory_stream_pump
 
 from hypha_network.errors import StreamReset
-from hypha_network.rate_limited_log import Quiet
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire import yamux
 from hypha_network.wire.yamux import PING_INTERVAL_S, SILENCE_TIMEOUT_S, Yamux, YamuxEnded, YamuxStream
 from hypha_network.wire.yamux_frames import (
@@ -43,7 +43,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def _every_complaint_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yamux, "_complaints", Quiet(yamux.logger))
+    monkeypatch.setattr(yamux, "_violation_log", RateLimitedLogger(yamux.logger))
 
 
 async def read_all(stream: YamuxStream) -> bytes:
@@ -395,7 +395,7 @@ async def test_a_peer_that_opens_too_many_streams_is_refused_those_with_one_log_
             assert refused == {RST}
         assert await (await ours.accept_stream()).receive_some() == b"hi"
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
-        f"peer {PEER}: opens too many streams, reset 48"
+        f"{PEER}: opens too many streams, reset 48"
     ]
 
 

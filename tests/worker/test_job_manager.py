@@ -221,7 +221,7 @@ async def test_a_job_that_cannot_be_launched_gets_no_pushes(work_dir: Path, capl
             assert await stream.receive_some() == b"\0"
             with pytest.raises(StreamReset):
                 await stream.receive_some()
-            assert f"peer {peer.peer_id}: refused a push: no job of this worker names it" in caplog.text
+            assert f"{peer.peer_id}: refused a push: no job of this worker names it" in caplog.text
 
 
 async def test_a_crash_says_what_the_executor_said(work_dir: Path) -> None:

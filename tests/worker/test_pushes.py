@@ -107,7 +107,7 @@ async def test_a_sender_that_no_job_names_is_refused(caplog: pytest.LogCaptureFi
     stream = await push(made, BOB, b"data")
     assert (stream.told, stream.reset_seen) == (b"\0", True)
     assert stream.read_bytes == 0
-    assert "peer bob: refused a push: no job of this worker names it" in caplog.text
+    assert "bob: refused a push: no job of this worker names it" in caplog.text
 
 
 async def test_refusals_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ from libp2p.pubsub.pb import rpc_pb2
 
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.host import Connection, Host
-from hypha_network.rate_limited_log import Quiet
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.gossip_messages import (
     Cache,
     Gossip,
@@ -27,7 +27,7 @@ from hypha_network.wire.multistream import prefixed, read_prefixed
 from hypha_network.wire.streams import Stream
 
 logger = logging.getLogger(__name__)
-_refusals = Quiet(logger)
+_refusal_log = RateLimitedLogger(logger)
 
 PROTOCOLS = ["/meshsub/1.1.0", "/meshsub/1.0.0"]
 MESH_LOW, MESH, MESH_HIGH = 5, 6, 12
@@ -169,7 +169,7 @@ class PubSub:
         except RemoteRefused:
             await trio.sleep_forever()
         except trio.TooSlowError:
-            _refusals.warning(connection.peer_id, "takes no gossip; trying again in %g s", RETRY_S)
+            _refusal_log.warning(connection.peer_id, "takes no gossip; trying again in %g s", RETRY_S)
         except NetworkError as error:
             logger.debug("gossip with %s broke: %s", connection.peer_id, error)
 
@@ -203,7 +203,7 @@ class PubSub:
     def _send(self, peer_id: str, rpc: rpc_pb2.RPC) -> None:
         peer = self._peers.get(peer_id)
         if peer is not None and peer.queues and not peer.queues[-1].put(rpc):
-            _refusals.warning(peer_id, "takes gossip too slowly; messages are dropped")
+            _refusal_log.warning(peer_id, "takes gossip too slowly; messages are dropped")
 
     async def _receive(self, connection: Connection, stream: Stream) -> None:
         """Hear a peer, on the newest of its streams; it needs one, or two while connections replace each other."""
@@ -216,7 +216,7 @@ class PubSub:
                 # In a call of its own: while the next one is awaited, nothing of this one is kept.
                 await self._hear(connection.peer_id, stream)
         except (RemoteRefused, ProtobufError) as error:
-            _refusals.warning(connection.peer_id, "malformed gossip: %s", error)
+            _refusal_log.warning(connection.peer_id, "malformed gossip: %s", error)
             stream.reset()
         finally:
             if stream in streams:
@@ -252,7 +252,7 @@ class PubSub:
         try:
             source = verify(message)
         except ValueError as error:
-            _refusals.warning(peer_id, "refused gossip: %s", error)
+            _refusal_log.warning(peer_id, "refused gossip: %s", error)
             return
         self._seen.add(id_, now)
         if source == self._host.peer_id:
@@ -260,7 +260,7 @@ class PubSub:
         try:
             decoded = self._decoders[topic](message.data)
         except ValueError as error:
-            _refusals.warning(peer_id, "refused gossip signed by %s: %s", source, error)
+            _refusal_log.warning(peer_id, "refused gossip signed by %s: %s", source, error)
             return
         self._cache.put(id_, message)
         rpc = rpc_pb2.RPC(publish=[message])
@@ -274,7 +274,7 @@ class PubSub:
             try:
                 channel.send_nowait(gossip)
             except trio.WouldBlock:
-                _refusals.warning(gossip.source, "a message on %s was dropped: its reader is too slow", topic)
+                _refusal_log.warning(gossip.source, "a message on %s was dropped: its reader is too slow", topic)
             except trio.BrokenResourceError:  # the reader is gone
                 self._subscribers[topic].remove(channel)
         if not self._subscribers[topic]:
@@ -299,7 +299,7 @@ class PubSub:
                 if topic in self._subscribers:
                     self._graft(topic)
             else:
-                _refusals.warning(peer_id, "subscribes to more than %d topics", MAX_TOPICS_PER_PEER)
+                _refusal_log.warning(peer_id, "subscribes to more than %d topics", MAX_TOPICS_PER_PEER)
         self._host.notify()
 
     def _leave_mesh(self, peer_id: str, topic: str) -> None:

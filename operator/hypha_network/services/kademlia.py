@@ -16,7 +16,7 @@ import trio
 from hypha_messages.types import peer_id_to_bytes
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.host import Connection, Host
-from hypha_network.rate_limited_log import Quiet
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.kademlia_messages import (
     MAX_MESSAGE_BYTES,
     Kind,
@@ -31,7 +31,7 @@ from hypha_network.wire.multistream import prefixed, read_prefixed
 from hypha_network.wire.streams import Stream
 
 logger = logging.getLogger(__name__)
-_refusals = Quiet(logger)
+_refusal_log = RateLimitedLogger(logger)
 
 PROTOCOL = "/ipfs/kad/1.0.0"
 CLOSEST = 20
@@ -290,10 +290,10 @@ class Kademlia:
             stored.record.publisher not in (None, peer_id)
             or len(stored.key) + len(stored.record.value) > MAX_RECORD_BYTES
         ):
-            _refusals.warning(peer_id, "record %r refused: it is another's, or too large", stored.key[:64])
+            _refusal_log.warning(peer_id, "record %r refused: it is another's, or too large", stored.key[:64])
             return False
         if stored.key in self._own or (existing and existing.record.publisher != peer_id):
-            _refusals.warning(peer_id, "record %r refused: it is another peer's", stored.key[:64])
+            _refusal_log.warning(peer_id, "record %r refused: it is another peer's", stored.key[:64])
             return False
         lifetime_s = min(stored.lifetime_s or RECORD_LIFETIME_S, RECORD_LIFETIME_S)
         self._records[stored.key] = Record(stored.record.value, peer_id), now + lifetime_s

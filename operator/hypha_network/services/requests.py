@@ -11,11 +11,11 @@ from hypha_messages.cbor import DecodeError
 from hypha_messages.protocol import Protocol
 from hypha_network.errors import RemoteRefused, RequestTimeout, StreamReset
 from hypha_network.host import Connection, Host
-from hypha_network.rate_limited_log import Quiet
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.streams import Stream
 
 logger = logging.getLogger(__name__)
-_refusals = Quiet(logger)
+_refusal_log = RateLimitedLogger(logger)
 
 MAX_REQUEST_BYTES = 1024 * 1024
 MAX_RESPONSE_BYTES = 10 * 1024 * 1024
@@ -48,7 +48,7 @@ class Requests:
                     if not statistics.borrowed_tokens and not statistics.tasks_waiting:
                         self._limits.pop(connection.peer_id, None)
             if scope.cancelled_caught:
-                _refusals.warning(
+                _refusal_log.warning(
                     connection.peer_id, "%s: %s took longer than %g s", protocol.id, "it or we", REQUEST_TIMEOUT_S
                 )
                 stream.reset()
@@ -59,7 +59,7 @@ class Requests:
         try:
             request = protocol.request.decode(await stream.read_to_end(MAX_REQUEST_BYTES))
         except (DecodeError, ValueError) as error:
-            _refusals.warning(stream.peer_id, "malformed %s request: %s", protocol.id, error)
+            _refusal_log.warning(stream.peer_id, "malformed %s request: %s", protocol.id, error)
             stream.reset()
             return
         response = await handler(stream.peer_id, request)

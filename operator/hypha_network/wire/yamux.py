@@ -22,13 +22,13 @@ from libp2p.stream_muxer.exceptions import (
 from multiaddr import Multiaddr
 
 from hypha_network.errors import ConnectionLost, NetworkError, StreamReset
-from hypha_network.rate_limited_log import Quiet
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.backlog import Backlog
 from hypha_network.wire.yamux_frames import NORMAL, PROTOCOL_ERROR, Buffer, Limits, ProtocolError, StreamState
 from hypha_network.wire.yamux_session import Core
 
 logger = logging.getLogger(__name__)
-_complaints = Quiet(logger)
+_violation_log = RateLimitedLogger(logger)
 
 PROTOCOL_ID = "/yamux/1.0.0"
 PING_INTERVAL_S = 30.0
@@ -285,15 +285,15 @@ class Yamux(IMuxedConn):
             if core.incoming:
                 self._arrivals.unpark_all()
             if core.refused_streams:
-                _complaints.warning(str(self.peer_id), "opens too many streams, reset %d", core.refused_streams)
+                _violation_log.warning(str(self.peer_id), "opens too many streams, reset %d", core.refused_streams)
                 core.refused_streams = 0
             while self._backlog.excludes(core):
-                _complaints.warning(str(self.peer_id), "sends much that waits to be read, not reading on for now")
+                _violation_log.warning(str(self.peer_id), "sends much that waits to be read, not reading on for now")
                 with trio.move_on_after(_PAUSE_S):
                     await self._room.park()
                 self._last_received_s = trio.current_time()
         if core.peer_goodbye:
-            _complaints.warning(str(self.peer_id), "closed the connection with error %d", core.peer_goodbye)
+            _violation_log.warning(str(self.peer_id), "closed the connection with error %d", core.peer_goodbye)
         self._fail("the peer closed the connection")
 
     async def _take_in(self, read_some: Callable[[], Awaitable[Buffer]]) -> bool:
@@ -330,7 +330,7 @@ class Yamux(IMuxedConn):
         try:
             await task()
         except ProtocolError as error:
-            _complaints.warning(str(self.peer_id), "breaks the muxer's protocol, closing the connection: %s", error)
+            _violation_log.warning(str(self.peer_id), "breaks the muxer's protocol, closing the connection: %s", error)
             self.core.close(PROTOCOL_ERROR)
             self._fail(f"the peer broke the protocol: {error}")
         except _CONNECTION_ERRORS as error:

@@ -16,7 +16,7 @@ from uuid import UUID
 import trio
 
 from hypha_network.errors import NetworkError
-from hypha_network.rate_limited_log import Quiet
+from hypha_network.rate_limited_log import RateLimitedLogger
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class PushRouter:
         self._pushes: list[_Push] = []
         self._takers: list[_Taker] = []
         self._held: Counter[str] = Counter()
-        self._refusals = Quiet(logger)
+        self._refusal_log = RateLimitedLogger(logger)
 
     def add(self, task_id: UUID, label: str, senders: frozenset[str]) -> None:
         """From now on the job receives what these peers push; `label` is how they may name it."""
@@ -122,7 +122,7 @@ class PushRouter:
             if push.whole:
                 return
         except _RefusedPush as refusal:
-            self._refusals.warning(peer, "refused a push: %s", refusal)
+            self._refusal_log.warning(peer, "refused a push: %s", refusal)
         with trio.move_on_after(_REFUSAL_TIMEOUT_S), contextlib.suppress(NetworkError):
             await stream.send_all(_NOT_TAKEN)
         stream.reset()

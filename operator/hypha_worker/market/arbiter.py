@@ -17,7 +17,7 @@ from hypha_messages.advertisement import TOPIC, RequestWorker, decode
 from hypha_messages.api import API, WorkerOffer
 from hypha_messages.types import SystemTime
 from hypha_network.errors import NetworkError
-from hypha_network.rate_limited_log import Quiet
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.gossip_messages import Gossip, Message
 from hypha_worker.market.evaluator import Policy
 from hypha_worker.market.lease_service import Peers
@@ -27,8 +27,8 @@ from hypha_worker.market.waiting import RateLimit, Waiting, WaitingRequests
 from hypha_worker.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
-_quiet = Quiet(logger)
-_offers = Quiet(logger)
+_refusal_log = RateLimitedLogger(logger)
+_offer_log = RateLimitedLogger(logger)
 
 _BACKLOG: Final = 4096
 _MAX_SENDING: Final = 32
@@ -120,7 +120,7 @@ class Arbiter:
         refusal = self._policy.refusal(request, self._wall_clock())
         if refusal is not None:
             self.requests.note(refusal)
-            _quiet.info(gossip.source, "request %s is not answered: %s", request.id, refusal.message)
+            _refusal_log.info(gossip.source, "request %s is not answered: %s", request.id, refusal.message)
             self._telemetry.requests.add(1, {"decision": "refused"})
         elif not self._ledger.answered(gossip.source, request.id):
             added = self._waiting.add(Waiting(gossip.source, request, now))
@@ -191,7 +191,7 @@ class Arbiter:
         else:
             self._telemetry.offers.add(1, {"outcome": "sent"})
             self._telemetry.offer_latency.record(trio.current_time() - waiting.since)
-            _offers.info(lease.scheduler, "offered lease %s at %g", lease.id, price)
+            _offer_log.info(lease.scheduler, "offered lease %s at %g", lease.id, price)
         finally:
             self._note_sent(lease.scheduler)
 

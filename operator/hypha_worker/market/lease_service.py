@@ -22,7 +22,7 @@ from hypha_messages.api import (
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Message, SystemTime
 from hypha_network.errors import NetworkError, RemoteRefused
-from hypha_network.rate_limited_log import Quiet
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_worker.market.ledger import EndedJob, Lease, Ledger, LedgerError
 from hypha_worker.market.ledger_file import LedgerFile
 from hypha_worker.runtimes.protocol import AdoptedJob, Failed, Finished, JobEvent, LaunchError, Started
@@ -96,7 +96,7 @@ class LeaseService:
         self._reporting: set[UUID] = set()
         self._progress = trio.Event()
         self._nursery: trio.Nursery | None = None
-        self._refusals = Quiet(logger)
+        self._refusal_log = RateLimitedLogger(logger)
         self.on_room: Callable[[], None] = lambda: None
         self.on_accepted: Callable[[str], None] = lambda _scheduler: None
         self.on_lapsed: Callable[[str], None] = lambda _scheduler: None
@@ -167,7 +167,7 @@ class LeaseService:
         try:
             deadline = self._ledger.renew(request.id, scheduler)
         except LedgerError as error:
-            self._refusals.info(scheduler, "refused to renew lease %s: %s", request.id, error)
+            self._refusal_log.info(scheduler, "refused to renew lease %s: %s", request.id, error)
             self._telemetry.renewals.add(1, {"outcome": "failed"})
             return RenewLeaseOutcome()
         self.on_accepted(scheduler)
@@ -186,7 +186,7 @@ class LeaseService:
             try:
                 await self._start(scheduler, request)
             except (LedgerError, LaunchError) as error:
-                self._refusals.warning(scheduler, "refused to run task %s: %s", request.id, error)
+                self._refusal_log.warning(scheduler, "refused to run task %s: %s", request.id, error)
         known = self._ledger.find(request.id, scheduler)
         if known is None:
             return DispatchJobOutcome()

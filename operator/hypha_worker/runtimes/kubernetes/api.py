@@ -22,11 +22,11 @@ from typing import Any, Final, TypeVar
 import httpx
 import trio
 
-from hypha_network.rate_limited_log import Quiet
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_worker.errors import NodeError
 
 logger = logging.getLogger(__name__)
-_quiet = Quiet(logger)
+_rate_limited_log = RateLimitedLogger(logger)
 
 _T = TypeVar("_T")
 Object = dict[str, Any]
@@ -224,11 +224,11 @@ async def insist(what: str, action: Callable[[], Awaitable[_T]]) -> _T:
         try:
             return await action()
         except ApiUnavailable as error:
-            _quiet.warning(what, "%s; trying again", error)
+            _rate_limited_log.warning(what, "%s; trying again", error)
         except ApiRefused as error:
             if error.status not in _RIGHTS:
                 raise
-            _quiet.warning(what, "%s; trying again, are the node's Role and its binding there?", error)
+            _rate_limited_log.warning(what, "%s; trying again, are the node's Role and its binding there?", error)
         await trio.sleep(delay_s)
     raise AssertionError  # the delays do not end
 

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-from hypha_network.rate_limited_log import Quiet
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.common import API_VERSION, WORKER_LABEL
 from hypha_resources.job import Progress, job_name
 from hypha_worker.config import KubernetesConfig
@@ -23,7 +23,7 @@ from hypha_worker.runtimes.kubernetes.objects import SeenJob, hypha_job, job_sec
 from hypha_worker.runtimes.protocol import Job
 
 logger = logging.getLogger(__name__)
-_quiet = Quiet(logger)
+_rate_limited_log = RateLimitedLogger(logger)
 
 _LAUNCH_S: Final = 4.0
 """For each of the two writes of a launch: the scheduler waits for the answer."""
@@ -131,7 +131,7 @@ class HyphaJobs:
             await insist(job_name(task_id), write)
         except ApiRefused as error:
             if not error.missing:
-                _quiet.warning(job_name(task_id), "the API server refused a change of it: %s", error)
+                _rate_limited_log.warning(job_name(task_id), "the API server refused a change of it: %s", error)
             return not error.missing
         return True
 

@@ -15,7 +15,7 @@ import trio
 from pydantic import ValidationError
 
 from hypha_messages.job import ExecutorDescriptor
-from hypha_network.rate_limited_log import Quiet
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.common import API_VERSION
 from hypha_resources.job import Amounts, ExecutorRef
 from hypha_resources.worker import NodeStatus, VacantLease
@@ -25,7 +25,7 @@ from hypha_worker.market.ledger_file import LedgerFile
 from hypha_worker.runtimes.kubernetes.api import ApiRefused, KubernetesApi, KubernetesError, insist
 
 logger = logging.getLogger(__name__)
-_quiet = Quiet(logger)
+_write_log = RateLimitedLogger(logger)
 
 _KEEP_S: Final = 2.0
 """How long a scheduler's first renewal waits for the API server; the lease stands all the same."""
@@ -87,7 +87,9 @@ class LedgerInCluster(LedgerFile):
                 await self._api.merge(f"{self._worker}/status", {"status": {"node": {"leases": leases}}})
                 self._kept = ids
             except KubernetesError as error:
-                _quiet.warning("HyphaWorker", "cannot write leases that have no job; a new pod loses them: %s", error)
+                _write_log.warning(
+                    "HyphaWorker", "cannot write the leases without a job; a new pod loses them: %s", error
+                )
                 self._changed.set()
             self._wrote.set()
             self._wrote = trio.Event()

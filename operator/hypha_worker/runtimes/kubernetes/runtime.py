@@ -19,7 +19,7 @@ from uuid import UUID
 import trio
 
 from hypha_messages.progress import Progress
-from hypha_network.rate_limited_log import Quiet
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.job import Progress as JobProgress
 from hypha_worker.config import KubernetesConfig
 from hypha_worker.errors import NodeError
@@ -39,7 +39,7 @@ from hypha_worker.runtimes.kubernetes.tokens import Pod, TokenReviewer
 from hypha_worker.runtimes.protocol import AdoptedJob, Failed, Finished, Job, JobEvent, LaunchError, Started
 
 logger = logging.getLogger(__name__)
-_quiet = Quiet(logger)
+_rate_limited_log = RateLimitedLogger(logger)
 
 _WATCH_AGAIN_S: Final = 1.0
 
@@ -238,7 +238,7 @@ class KubernetesRuntime:
                 version = await self._hypha_jobs.watch(version, self._note)
             except KubernetesError as error:
                 version = None
-                _quiet.info("HyphaJobs", "looking at all HyphaJobs again: %s", error)
+                _rate_limited_log.info("HyphaJobs", "looking at all HyphaJobs again: %s", error)
                 await trio.sleep(_WATCH_AGAIN_S)
 
     async def _look_again(self) -> str:
@@ -256,7 +256,7 @@ class KubernetesRuntime:
         try:
             seen = see(found)
         except ValueError as error:
-            _quiet.warning("HyphaJobs", "a HyphaJob cannot be read: %s", error)
+            _rate_limited_log.warning("HyphaJobs", "a HyphaJob cannot be read: %s", error)
             return
         tracked = self._jobs.get(seen.spec.task_id)
         if tracked is not None and tracked.uid is None:

@@ -10,7 +10,7 @@ import trio
 
 from hypha_network.errors import IdentityError
 from hypha_network.network import Network
-from hypha_network.rate_limited_log import Quiet
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.common import API_VERSION
 from hypha_resources.worker import NodeStatus, Refusal, Requests
 from hypha_worker.config import KubernetesConfig
@@ -20,7 +20,7 @@ from hypha_worker.market.request_tally import RequestTally
 from hypha_worker.runtimes.kubernetes.api import KubernetesApi, KubernetesError
 
 logger = logging.getLogger(__name__)
-_quiet = Quiet(logger)
+_write_log = RateLimitedLogger(logger)
 
 _LOOK_S: Final = 2.0
 _REPEAT_S: Final = 60.0
@@ -62,7 +62,7 @@ class StatusReporter:
                     await self._write(status)
                     written, repeat_at = status, trio.current_time() + _REPEAT_S
                 except KubernetesError as error:
-                    _quiet.warning("HyphaWorker", "cannot write its status: %s", error)
+                    _write_log.warning("HyphaWorker", "cannot write its status: %s", error)
             await trio.sleep(_LOOK_S)
 
     async def _write(self, status: NodeStatus) -> None:

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import trio
 
-from hypha_network.rate_limited_log import Quiet
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_worker.connector.http_server import HttpError
 from hypha_worker.runtimes.kubernetes.api import ApiRefused, KubernetesApi, KubernetesError
 
 logger = logging.getLogger(__name__)
-_quiet = Quiet(logger)
+_rate_limited_log = RateLimitedLogger(logger)
 
 _PATH: Final = "/apis/authentication.k8s.io/v1/tokenreviews"
 _DEADLINE_S: Final = 4.0
@@ -80,7 +80,7 @@ class TokenReviewer:
         except (KubernetesError, trio.TooSlowError) as error:
             reason = str(error) or "too many tokens are being reviewed"
             remedy = "; is there a ClusterRoleBinding that lets it?" if isinstance(error, ApiRefused) else ""
-            _quiet.warning("TokenReview", "cannot have a token reviewed: %s%s", reason, remedy)
+            _rate_limited_log.warning("TokenReview", "cannot have a token reviewed: %s%s", reason, remedy)
             raise HttpError(
                 HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"the token cannot be reviewed just now: {reason}"
             ) from error
@@ -98,6 +98,6 @@ class TokenReviewer:
         )
         if not good:
             reason = status.get("error") or f"it is of {user.get('username') or 'nobody'}"
-            _quiet.info("TokenReview", "refused a token: %s", reason)
+            _rate_limited_log.info("TokenReview", "refused a token: %s", reason)
             return None
         return Pod(names[0], uids[0])
