@@ -121,7 +121,7 @@ async def receive_plain(connection: SecureConnection) -> tuple[float, float]:
 
 
 async def send_muxed(connection: SecureConnection, mebibytes: int, frame_bytes: int) -> None:
-    muxed = Yamux(connection, connection.get_remote_peer(), limits=Limits(frame_bytes=frame_bytes))
+    muxed = Yamux(connection, connection.peer_id, limits=Limits(frame_bytes=frame_bytes))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(muxed.start)
         stream = await muxed.accept_stream()
@@ -131,7 +131,7 @@ async def send_muxed(connection: SecureConnection, mebibytes: int, frame_bytes: 
 
 
 async def receive_muxed(connection: SecureConnection) -> tuple[float, float]:
-    muxed = Yamux(connection, connection.get_remote_peer())
+    muxed = Yamux(connection, connection.peer_id)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(muxed.start)
         stream = await muxed.open_stream()
@@ -149,7 +149,7 @@ async def drain(stream: YamuxStream) -> None:
 
 
 async def answer(connection: SecureConnection, bulk: bool) -> None:
-    muxed = Yamux(connection, connection.get_remote_peer())
+    muxed = Yamux(connection, connection.peer_id)
 
     async def pour(stream: YamuxStream) -> None:
         while True:
@@ -167,7 +167,7 @@ async def answer(connection: SecureConnection, bulk: bool) -> None:
 
 
 async def ask(bulk: bool, requests: int, connection: SecureConnection) -> list[float]:
-    muxed = Yamux(connection, connection.get_remote_peer())
+    muxed = Yamux(connection, connection.peer_id)
     times_s = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(muxed.start)

@@ -48,6 +48,10 @@ class RemoteRefused(NetworkError):  # noqa: N818
     """The peer does not speak the protocol, or answered what is no answer."""
 
 
+class ConnectionBroken(NetworkError):  # noqa: N818
+    """The connection failed, or the peer closed it while this node still needed it."""
+
+
 class StreamReset(NetworkError):  # noqa: N818
     """The peer or the connection ended a stream before its end."""
 

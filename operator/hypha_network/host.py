@@ -9,9 +9,6 @@ from functools import partial
 from typing import Any
 
 import trio
-from libp2p.io.exceptions import IOException
-from libp2p.peer.id import ID
-from libp2p.security.exceptions import HandshakeFailure
 
 from hypha_messages.cbor import DecodeError
 from hypha_network.errors import DialError, HandshakeError, NetworkError, PeerUnreachable, RemoteRefused, StreamReset
@@ -142,9 +139,9 @@ class Host:
             done = True
         except trio.TooSlowError:
             raise DialError(f"{raw.address} did not complete the handshake within {UPGRADE_TIMEOUT_S:g} s") from None
-        except HandshakeFailure as error:
-            raise HandshakeError(str(error)) from error
-        except (IOException, NetworkError, OSError) as error:
+        except HandshakeError:
+            raise
+        except NetworkError as error:
             raise DialError(f"{raw.address} did not complete the handshake: {error}") from error
         finally:
             self._upgrades -= 1
@@ -162,15 +159,14 @@ class Host:
 
     async def _upgrade(self, raw: RawConnection, expected: str | None) -> tuple[Yamux, str]:
         if raw.is_initiator:
-            await multistream.select(_Reader(raw), [TLS])
-            secure = await self.tls.secure_outbound(raw, ID.from_base58(expected) if expected else None)
-            await multistream.select(_Reader(secure), [YAMUX])
+            await multistream.select(raw, [TLS])
+            secure = await self.tls.secure_outbound(raw, expected)
+            await multistream.select(secure, [YAMUX])
         else:
-            await multistream.accept(_Reader(raw), {TLS})
+            await multistream.accept(raw, {TLS})
             secure = await self.tls.secure_inbound(raw)
-            await multistream.accept(_Reader(secure), {YAMUX})
-        peer_id = secure.get_remote_peer()
-        return Yamux(secure, peer_id, backlog=self._backlog), peer_id.to_base58()
+            await multistream.accept(secure, {YAMUX})
+        return Yamux(secure, secure.peer_id, backlog=self._backlog), secure.peer_id
 
     async def _run(self, muxed: Yamux, peer_id: str, raw: RawConnection, task_status: Any) -> None:
         try:
@@ -371,22 +367,3 @@ class Host:
             if again is connection:
                 raise
             return await again.open(protocols)
-
-
-class _Reader:
-    """Negotiation on a connection."""
-
-    def __init__(self, connection: RawConnection | object) -> None:
-        self._connection: RawConnection = connection  # type: ignore[assignment]  # both kinds read and write alike
-
-    async def read_exactly(self, size_bytes: int) -> bytes:
-        data = b""
-        while len(data) < size_bytes:
-            part = await self._connection.read(size_bytes - len(data))
-            if not part:
-                raise StreamReset("the peer closed the connection")
-            data += part
-        return data
-
-    async def write(self, data: bytes) -> None:
-        await self._connection.write(data)

@@ -21,8 +21,6 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
-from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.crypto.keys import KeyPair
 
 from hypha_messages.types import peer_id_from_ed25519
 from hypha_network.errors import IdentityError
@@ -138,11 +136,6 @@ class Identity:
     def not_valid_after(self) -> datetime:
         """When the node's certificate expires."""
         return self.chain[0].not_valid_after_utc
-
-    @cached_property
-    def key_pair(self) -> KeyPair:
-        """The key as libp2p wants it."""
-        return create_new_key_pair(self.seed)
 
     @cached_property
     def client_context(self) -> ssl.SSLContext:

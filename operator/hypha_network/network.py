@@ -13,6 +13,7 @@ from typing import Any
 import trio
 
 from hypha_messages.protocol import Protocol
+from hypha_messages.types import peer_id_to_bytes
 from hypha_network.errors import NetworkError
 from hypha_network.host import Connection, Host
 from hypha_network.identity import Identity
@@ -88,7 +89,7 @@ class Network:
         self._kademlia = Kademlia(host, self._usable, server=server)
         if config.relay_server:
             RelayServer(host, self._own_addresses)
-        public_key = identity.key_pair.public_key.serialize()
+        public_key = peer_id_to_bytes(identity.peer_id)[2:]  # an Ed25519 peer id is an identity multihash of the key
         agent = f"hypha-worker/{version('hypha-worker')}"
         self._identify = Identify(host, public_key, agent, self._own_addresses, self._learned)
         self._relays = Relays(host, self._identify.push)

@@ -7,9 +7,9 @@ from hypha_network.wire import backlog as backlog_module
 from hypha_network.wire.backlog import SMALL_BYTES, Backlog
 from hypha_network.wire.streams import Stream
 from hypha_network.wire.yamux_frames import DATA, SYN, WINDOW_UPDATE
-from hypha_network.wire.yamux_session import Core
+from hypha_network.wire.yamux_session import YamuxSession
 from support.certs import Pki
-from support.muxing import core, frame
+from support.muxing import frame, session
 from support.networks import DEADLINE_S, direct_address, node
 
 
@@ -18,14 +18,14 @@ def _measured_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog_module, "_MEASURED_FOR_S", -1.0)
 
 
-def receive(backlog: Backlog, side: Core, stream_id: int, size_bytes: int) -> None:
+def receive(backlog: Backlog, side: YamuxSession, stream_id: int, size_bytes: int) -> None:
     side.receive(frame(WINDOW_UPDATE, SYN, stream_id, 0) + frame(DATA, 0, stream_id, body=bytes(size_bytes)))
     backlog.grow(size_bytes)
 
 
 def test_below_the_limit_everybody_is_read_and_above_it_those_who_sent_less_than_their_share() -> None:
     backlog = Backlog(limit_bytes=4 * SMALL_BYTES)
-    greedy, modest = core(), core()
+    greedy, modest = session(), session()
     for side in (greedy, modest):
         backlog.add(side)
     receive(backlog, modest, 1, SMALL_BYTES)
@@ -39,7 +39,7 @@ def test_below_the_limit_everybody_is_read_and_above_it_those_who_sent_less_than
 
 def test_what_is_taken_or_broken_off_makes_room() -> None:
     backlog = Backlog(limit_bytes=2 * SMALL_BYTES)
-    side = core()
+    side = session()
     backlog.add(side)
     for number in range(4):
         receive(backlog, side, 1 + 2 * number, SMALL_BYTES)
@@ -52,7 +52,7 @@ def test_what_is_taken_or_broken_off_makes_room() -> None:
 
 def test_a_connection_that_is_gone_counts_no_more() -> None:
     backlog = Backlog(limit_bytes=2 * SMALL_BYTES)
-    gone, side = core(), core()
+    gone, side = session(), session()
     for other in (gone, side):
         backlog.add(other)
         for number in range(2):
@@ -96,11 +96,11 @@ async def test_a_peer_that_fills_streams_which_nobody_reads_waits_and_goes_on_on
                 for _ in range(20):
                     nursery.start_soon(send)
                 (connection,) = victim._host.connections[peer.peer_id]
-                while connection.muxed.core.unread_bytes <= 2 * SMALL_BYTES:  # noqa: ASYNC110
+                while connection.muxed.session.unread_bytes <= 2 * SMALL_BYTES:  # noqa: ASYNC110
                     await trio.sleep(0.01)
                 for _ in range(20):
                     stream = await other.open_stream(victim.peer_id, "/ask")
                     assert await stream.read_to_end(10) == b"here"
-                assert connection.muxed.core.unread_bytes < 8 * SMALL_BYTES
+                assert connection.muxed.session.unread_bytes < 8 * SMALL_BYTES
                 read.set()
         assert taken == 20 * 200_000

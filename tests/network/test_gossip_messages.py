@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.pubsub.pb import rpc_pb2
 
 from hypha_network.services.gossip_messages import MAX_SEEN, SEEN_S, Cache, Seen, Signer, message_id, verify
@@ -51,7 +52,7 @@ def change(message: rpc_pb2.Message, what: str) -> None:
         case "sequence":
             message.seqno = bytes(8)
         case "source":
-            message.from_id = OTHER.key_pair.public_key.serialize()
+            message.from_id = create_new_key_pair(OTHER.seed).public_key.serialize()
         case "another source":
             message.from_id = message.from_id[:6] + bytes(32)
         case "no signature":
@@ -65,7 +66,7 @@ def change(message: rpc_pb2.Message, what: str) -> None:
         case "no source":
             message.ClearField("from_id")
         case "another key":
-            message.key = OTHER.key_pair.public_key.serialize()
+            message.key = create_new_key_pair(OTHER.seed).public_key.serialize()
 
 
 @pytest.mark.parametrize(

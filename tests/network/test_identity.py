@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 
 from hypha_devnet.certs import create_crl, create_node, write_private
@@ -100,7 +101,7 @@ class TestKeys:
 class TestLoading:
     def test_the_peer_id_is_libp2ps(self, pki: Pki) -> None:
         identity = pki.identity("worker")
-        assert identity.peer_id == ID.from_pubkey(identity.key_pair.public_key).to_base58()
+        assert identity.peer_id == ID.from_pubkey(create_new_key_pair(identity.seed).public_key).to_base58()
         assert identity.peer_id.startswith("12D3KooW")
 
     def test_files_and_texts_give_the_same_identity(self, pki: Pki, tmp_path: Path) -> None:

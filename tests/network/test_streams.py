@@ -82,10 +82,10 @@ async def test_what_a_stream_waits_for_counts_as_unread(collects: bool) -> None:
         await stream.send_all(negotiation + bytes(sent_bytes))  # at once, so that it is there while they negotiate
         (connection,) = a._host.connections[b.peer_id]
         with trio.fail_after(DEADLINE_S):
-            while connection.muxed.core.unread_bytes < sent_bytes - 4096:  # noqa: ASYNC110 - nothing tells of it
+            while connection.muxed.session.unread_bytes < sent_bytes - 4096:  # noqa: ASYNC110 - nothing tells of it
                 await trio.sleep(0.01)
-            await stream.reset()
-            while connection.muxed.core.unread_bytes:  # noqa: ASYNC110
+            stream.reset()
+            while connection.muxed.session.unread_bytes:  # noqa: ASYNC110
                 await trio.sleep(0.01)
 
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
 from hypha_network.wire.yamux_frames import HEADER, INITIAL_WINDOW, Limits, ProtocolError, StreamState
-from hypha_network.wire.yamux_session import Core
-from support.muxing import BLOB, Clock, core
+from hypha_network.wire.yamux_session import YamuxSession
+from support.muxing import BLOB, Clock, session
 
 LIMITS = Limits(
     max_window_bytes=2 * INITIAL_WINDOW,
@@ -34,15 +34,15 @@ class End:
     """This end was reset or abandoned."""
 
 
-class TwoCores(RuleBasedStateMachine):
+class TwoSessions(RuleBasedStateMachine):
     ends = Bundle("ends")
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.sides: tuple[Core, Core] = (
-            core(is_initiator=True, limits=LIMITS, clock=self.clock),
-            core(limits=LIMITS, clock=self.clock),
+        self.sides: tuple[YamuxSession, YamuxSession] = (
+            session(is_initiator=True, limits=LIMITS, clock=self.clock),
+            session(limits=LIMITS, clock=self.clock),
         )
         self.wires = (bytearray(), bytearray())
         """What is on its way from each side."""
@@ -171,8 +171,8 @@ class TwoCores(RuleBasedStateMachine):
         assert not any(side.streams for side in self.sides)
 
 
-TestTwoCores = TwoCores.TestCase
-TestTwoCores.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTwoSessions = TwoSessions.TestCase
+TestTwoSessions.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 @given(data=st.binary(max_size=2000), sizes=st.lists(st.integers(1, 50), min_size=1))
@@ -196,7 +196,7 @@ def test_any_sequence_of_frames_is_taken_or_refused_within_bounds(data: bytes, s
 
 
 def check_robust(data: bytes, sizes: list[int]) -> None:
-    side = core()
+    side = session()
     mine = side.open()
     try:
         for i in range(len(data)):
@@ -217,7 +217,7 @@ def check_robust(data: bytes, sizes: list[int]) -> None:
 
 @pytest.mark.parametrize("sizes", [[1], [11], [12], [13], [1000], [1, 7, 30_000]])
 def test_the_cut_of_the_bytes_makes_no_difference(sizes: list[int]) -> None:
-    sender, receiver = core(is_initiator=True), core()
+    sender, receiver = session(is_initiator=True), session()
     for size in (0, 1, 70_000):
         stream = sender.open()
         if size:

@@ -20,8 +20,8 @@ from hypha_network.wire.yamux_frames import (
     Limits,
     ProtocolError,
 )
-from hypha_network.wire.yamux_session import Core
-from support.muxing import BLOB, Clock, core, exchange, frame, open_pair, output
+from hypha_network.wire.yamux_session import YamuxSession
+from support.muxing import BLOB, Clock, exchange, frame, open_pair, output, session
 
 
 def test_a_frame_header_is_twelve_bytes_in_network_order() -> None:
@@ -29,26 +29,26 @@ def test_a_frame_header_is_twelve_bytes_in_network_order() -> None:
 
 
 def test_the_dialling_side_opens_odd_streams_and_the_other_one_even_streams() -> None:
-    dialling, listening = core(is_initiator=True), core()
+    dialling, listening = session(is_initiator=True), session()
     assert [dialling.open().stream_id for _ in range(3)] == [1, 3, 5]
     assert [listening.open().stream_id for _ in range(3)] == [2, 4, 6]
 
 
 def test_a_stream_is_announced_by_its_first_data() -> None:
-    side = core(is_initiator=True)
+    side = session(is_initiator=True)
     stream = side.open()
     side.send(stream, memoryview(b"hello"))
     assert output(side) == [(DATA, SYN, 1, 5, b"hello")]
 
 
 def test_a_stream_that_only_listens_is_announced_too() -> None:
-    side = core(is_initiator=True)
+    side = session(is_initiator=True)
     side.open()
     assert output(side) == [(WINDOW_UPDATE, SYN, 1, 0, b"")]
 
 
 def test_a_stream_is_acknowledged_once_it_is_accepted() -> None:
-    side = core()
+    side = session()
     side.receive(frame(WINDOW_UPDATE, SYN, 1, 0))
     assert output(side) == []
     side.accept()
@@ -58,13 +58,13 @@ def test_a_stream_is_acknowledged_once_it_is_accepted() -> None:
 
 
 def test_credit_that_comes_with_the_announcement_counts() -> None:
-    side = core()
+    side = session()
     side.receive(frame(WINDOW_UPDATE, SYN, 1, 1000))
     assert side.accept().send_window == INITIAL_WINDOW + 1000
 
 
 def test_nothing_is_sent_beyond_the_peers_window_until_it_opens() -> None:
-    side = core(is_initiator=True)
+    side = session(is_initiator=True)
     stream = side.open()
     side.send(stream, memoryview(BLOB[: INITIAL_WINDOW + 5]))
     assert sum(length for *_, length, _ in output(side)) == INITIAL_WINDOW
@@ -74,13 +74,13 @@ def test_nothing_is_sent_beyond_the_peers_window_until_it_opens() -> None:
 
 
 def test_no_frame_is_larger_than_the_limit() -> None:
-    side = core(is_initiator=True, limits=Limits(frame_bytes=1000))
+    side = session(is_initiator=True, limits=Limits(frame_bytes=1000))
     side.send(side.open(), memoryview(BLOB[:2500]))
     assert [length for *_, length, _ in output(side)] == [1000, 1000, 500]
 
 
 def test_a_small_message_waits_for_at_most_one_frame_of_each_bulk_stream() -> None:
-    side = core(is_initiator=True, limits=Limits(batch_bytes=1))
+    side = session(is_initiator=True, limits=Limits(batch_bytes=1))
     for _ in range(3):
         side.send(side.open(), memoryview(BLOB[:INITIAL_WINDOW]))
     side.take_output()
@@ -89,7 +89,7 @@ def test_a_small_message_waits_for_at_most_one_frame_of_each_bulk_stream() -> No
 
 
 def test_half_closed_streams_still_receive() -> None:
-    dialling, listening = core(is_initiator=True), core()
+    dialling, listening = session(is_initiator=True), session()
     near, far = open_pair(dialling, listening)
     dialling.send_eof(near)
     exchange(dialling, listening)
@@ -104,7 +104,7 @@ def test_half_closed_streams_still_receive() -> None:
 
 
 def test_what_arrived_before_a_reset_can_be_taken() -> None:
-    side = core()
+    side = session()
     side.receive(frame(DATA, SYN, 1, body=BLOB[:1000]) + frame(DATA, 0, 1, body=BLOB[1000:3000]) + frame(DATA, RST, 1))
     stream = side.accept()
     assert side.take(stream) == BLOB[:3000]
@@ -113,7 +113,7 @@ def test_what_arrived_before_a_reset_can_be_taken() -> None:
 
 
 def test_a_stream_reset_by_this_node_is_reset_for_the_peer_and_forgotten() -> None:
-    side = core()
+    side = session()
     side.receive(frame(DATA, SYN, 1, body=b"unread"))
     stream = side.accept()
     output(side)
@@ -126,7 +126,7 @@ def test_a_stream_reset_by_this_node_is_reset_for_the_peer_and_forgotten() -> No
 
 
 def test_a_stream_ends_only_after_the_whole_of_its_last_frame() -> None:
-    side = core()
+    side = session()
     last = frame(DATA, SYN | FIN, 1, body=b"abcdef")
     side.receive(last[:-1])
     stream = side.accept()
@@ -138,7 +138,7 @@ def test_a_stream_ends_only_after_the_whole_of_its_last_frame() -> None:
 
 
 def test_a_peer_never_hears_of_a_stream_that_is_reset_before_it_was_announced() -> None:
-    side = core(is_initiator=True)
+    side = session(is_initiator=True)
     stream = side.open()
     side.send(stream, memoryview(b"never mind"))
     side.reset(stream, "no")
@@ -148,7 +148,7 @@ def test_a_peer_never_hears_of_a_stream_that_is_reset_before_it_was_announced() 
 
 def test_the_window_opens_again_once_half_of_it_was_taken() -> None:
     clock = Clock()
-    side = core(clock=clock)
+    side = session(clock=clock)
     half = INITIAL_WINDOW // 2
     side.receive(frame(DATA, SYN, 1, body=BLOB[:half]))
     stream = side.accept()
@@ -162,7 +162,7 @@ def test_the_window_opens_again_once_half_of_it_was_taken() -> None:
 
 def test_a_slow_stream_keeps_its_window() -> None:
     clock = Clock()
-    dialling, listening = core(is_initiator=True), core(clock=clock)
+    dialling, listening = session(is_initiator=True), session(clock=clock)
     near, far = open_pair(dialling, listening)
     for _ in range(20):
         dialling.send(near, memoryview(BLOB[:INITIAL_WINDOW]))
@@ -174,7 +174,7 @@ def test_a_slow_stream_keeps_its_window() -> None:
 
 
 def test_a_fast_stream_gets_a_larger_window_up_to_the_limit() -> None:
-    dialling, listening = core(is_initiator=True), core(limits=Limits(max_window_bytes=3 * 1024 * 1024))
+    dialling, listening = session(is_initiator=True), session(limits=Limits(max_window_bytes=3 * 1024 * 1024))
     near, far = open_pair(dialling, listening)
     for _ in range(20):
         dialling.send(near, memoryview(BLOB[: 1024 * 1024]))
@@ -187,7 +187,7 @@ def test_a_fast_stream_gets_a_larger_window_up_to_the_limit() -> None:
 
 def test_streams_share_what_windows_may_grow_and_give_it_back() -> None:
     limits = Limits(growth_bytes=1024 * 1024)
-    dialling, listening = core(is_initiator=True), core(limits=limits)
+    dialling, listening = session(is_initiator=True), session(limits=limits)
     pairs = [open_pair(dialling, listening) for _ in range(4)]
     for _ in range(10):
         for near, far in pairs:
@@ -210,7 +210,7 @@ def test_streams_share_what_windows_may_grow_and_give_it_back() -> None:
 
 def test_pings_are_answered_and_measured() -> None:
     clock = Clock()
-    dialling, listening = core(is_initiator=True, clock=clock), core()
+    dialling, listening = session(is_initiator=True, clock=clock), session()
     dialling.ping()
     dialling.ping()
     ping = dialling.take_output()
@@ -226,7 +226,7 @@ def test_pings_are_answered_and_measured() -> None:
 
 
 def test_goodbye_comes_after_all_data_that_can_be_sent() -> None:
-    side = core(is_initiator=True)
+    side = session(is_initiator=True)
     stream = side.open()
     side.send(stream, memoryview(BLOB[:300_000]))
     side.close(NORMAL)
@@ -237,7 +237,7 @@ def test_goodbye_comes_after_all_data_that_can_be_sent() -> None:
 
 
 def test_after_a_peers_goodbye_streams_go_on_and_none_is_opened() -> None:
-    side = core()
+    side = session()
     side.receive(frame(DATA, SYN, 1, body=b"a") + frame(GO_AWAY, 0, 0, 0) + frame(DATA, FIN, 1, body=b"b"))
     assert side.closing
     stream = side.accept()
@@ -246,7 +246,7 @@ def test_after_a_peers_goodbye_streams_go_on_and_none_is_opened() -> None:
 
 
 def test_when_the_connection_ends_streams_deliver_what_arrived() -> None:
-    side = core()
+    side = session()
     side.receive(frame(DATA, SYN, 1, body=b"abc") + frame(DATA, SYN | FIN, 3, body=b"whole"))
     part, whole = side.accept(), side.accept()
     side.fail("gone")
@@ -258,7 +258,7 @@ def test_when_the_connection_ends_streams_deliver_what_arrived() -> None:
 
 
 def test_a_peer_that_sends_much_on_an_abandoned_stream_is_told() -> None:
-    dialling, listening = core(is_initiator=True), core()
+    dialling, listening = session(is_initiator=True), session()
     near, far = open_pair(dialling, listening)
     listening.send(far, memoryview(b"enough"))
     listening.send_eof(far)
@@ -275,7 +275,7 @@ def test_a_peer_that_sends_much_on_an_abandoned_stream_is_told() -> None:
 
 
 def test_a_peer_that_already_waits_for_its_window_is_told_after_the_end() -> None:
-    dialling, listening = core(is_initiator=True), core()
+    dialling, listening = session(is_initiator=True), session()
     near, far = open_pair(dialling, listening)
     dialling.send(near, memoryview(BLOB[: INITIAL_WINDOW * 2]))
     exchange(dialling, listening)
@@ -313,11 +313,11 @@ OPEN = frame(WINDOW_UPDATE, SYN, 1, 0)
 )
 def test_what_breaks_the_protocol_is_refused(data: bytes, complaint: str) -> None:
     with pytest.raises(ProtocolError, match=complaint):
-        core().receive(data)
+        session().receive(data)
 
 
 def test_data_over_the_window_of_an_open_stream_is_refused_before_it_is_stored() -> None:
-    side = core()
+    side = session()
     side.receive(frame(DATA, SYN, 1, body=BLOB[:INITIAL_WINDOW]))
     with pytest.raises(ProtocolError, match="window of 0"):
         side.receive(frame(DATA, 0, 1, body=b"x"))
@@ -325,7 +325,7 @@ def test_data_over_the_window_of_an_open_stream_is_refused_before_it_is_stored()
 
 
 def test_more_streams_than_the_limit_are_reset() -> None:
-    side = core(limits=Limits(max_inbound_streams=2))
+    side = session(limits=Limits(max_inbound_streams=2))
     side.receive(b"".join(frame(DATA, SYN, stream_id, body=b"hi") for stream_id in (1, 3, 5)))
     assert output(side) == [(WINDOW_UPDATE, RST, 5, 0, b"")]
     side.reset(side.accept(), "done")
@@ -335,7 +335,7 @@ def test_more_streams_than_the_limit_are_reset() -> None:
 
 
 def test_streams_that_were_reset_at_once_do_not_pile_up_unaccepted() -> None:
-    side = core(limits=Limits(max_inbound_streams=10))
+    side = session(limits=Limits(max_inbound_streams=10))
     for i in range(1000):
         side.receive(frame(DATA, SYN, 2 * i + 1, body=b"x") + frame(DATA, RST, 2 * i + 1))
         side.take_output()
@@ -344,7 +344,7 @@ def test_streams_that_were_reset_at_once_do_not_pile_up_unaccepted() -> None:
 
 
 def test_no_more_streams_are_open_than_allowed() -> None:
-    side = core(is_initiator=True, limits=Limits(max_outbound_streams=2))
+    side = session(is_initiator=True, limits=Limits(max_outbound_streams=2))
     first, _ = side.open(), side.open()
     assert not side.can_open
     side.reset(first, "done")
@@ -352,7 +352,7 @@ def test_no_more_streams_are_open_than_allowed() -> None:
 
 
 def test_a_million_frames_of_one_byte_cost_little_memory() -> None:
-    side = core()
+    side = session()
     side.receive(OPEN)
     many = frame(DATA, 0, 1, body=b"x") * 1000
     side.receive(many)
@@ -367,7 +367,7 @@ def test_a_million_frames_of_one_byte_cost_little_memory() -> None:
 
 
 def test_a_core_takes_bytes_one_by_one() -> None:
-    side = core()
+    side = session()
     for byte in frame(DATA, SYN, 1, body=b"hello") + frame(DATA, FIN, 1, body=b" world") + frame(PING, SYN, 0, 7):
         side.receive(bytes([byte]))
     stream = side.accept()
@@ -377,8 +377,8 @@ def test_a_core_takes_bytes_one_by_one() -> None:
 
 
 def test_two_cores_forget_streams_that_are_closed() -> None:
-    dialling: Core = core(is_initiator=True)
-    listening: Core = core()
+    dialling: YamuxSession = session(is_initiator=True)
+    listening: YamuxSession = session()
     for _ in range(1000):
         near, far = open_pair(dialling, listening)
         dialling.send_eof(near)

@@ -6,14 +6,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
-from libp2p.peer.id import ID
 from trio.testing import memory_stream_pair
 
 from hypha_network.wire.yamux import Yamux
 from hypha_network.wire.yamux_frames import HEADER, HEADER_BYTES, Limits, StreamState
-from hypha_network.wire.yamux_session import Core
+from hypha_network.wire.yamux_session import YamuxSession
 
-PEER = ID.from_base58("12D3KooWAYCGPqw2aTDdoAk7qHxRKPFqqnByvBmFUVtnn1A6yTKV")
+PEER = "12D3KooWAYCGPqw2aTDdoAk7qHxRKPFqqnByvBmFUVtnn1A6yTKV"
 BLOB = random.Random(1).randbytes(4 * 1024 * 1024)
 
 Frame = tuple[int, int, int, int, bytes]
@@ -52,8 +51,8 @@ async def running(*ends: Yamux) -> AsyncIterator[None]:
 async def connected(streams: tuple[Any, Any] | None = None, **options: Any) -> AsyncIterator[tuple[Yamux, Yamux]]:
     """The dialling end and the other one, both of ours."""
     left, right = streams or memory_stream_pair()
-    dialling = Yamux(MemoryConnection(left, is_initiator=True), PEER, **options)  # type: ignore[arg-type]
-    listening = Yamux(MemoryConnection(right, is_initiator=False), PEER, **options)  # type: ignore[arg-type]
+    dialling = Yamux(MemoryConnection(left, is_initiator=True), PEER, **options)
+    listening = Yamux(MemoryConnection(right, is_initiator=False), PEER, **options)
     async with running(dialling, listening):
         yield dialling, listening
 
@@ -85,7 +84,7 @@ class RawPeer:
 async def facing_raw_peer(**options: Any) -> AsyncIterator[tuple[RawPeer, Yamux]]:
     """A peer of raw frames that dialled, and our end."""
     left, right = memory_stream_pair()
-    ours = Yamux(MemoryConnection(right, is_initiator=False), PEER, **options)  # type: ignore[arg-type]
+    ours = Yamux(MemoryConnection(right, is_initiator=False), PEER, **options)
     async with running(ours):
         yield RawPeer(left), ours
 
@@ -119,25 +118,25 @@ class Clock:
         return self.now_s
 
 
-def core(*, is_initiator: bool = False, limits: Limits | None = None, clock: Clock | None = None) -> Core:
-    return Core(is_initiator=is_initiator, clock=clock or Clock(), limits=limits)
+def session(*, is_initiator: bool = False, limits: Limits | None = None, clock: Clock | None = None) -> YamuxSession:
+    return YamuxSession(is_initiator=is_initiator, clock=clock or Clock(), limits=limits)
 
 
-def output(side: Core) -> list[Frame]:
-    """All that a core has to send."""
+def output(side: YamuxSession) -> list[Frame]:
+    """All that a session has to send."""
     frames, rest = parse(b"".join(iter(side.take_output, b"")))
     assert not rest
     return frames
 
 
-def exchange(left: Core, right: Core) -> None:
+def exchange(left: YamuxSession, right: YamuxSession) -> None:
     """Deliver all that both have to send."""
     while left.has_output or right.has_output:
         right.receive(left.take_output())
         left.receive(right.take_output())
 
 
-def open_pair(left: Core, right: Core) -> tuple[StreamState, StreamState]:
+def open_pair(left: YamuxSession, right: YamuxSession) -> tuple[StreamState, StreamState]:
     """A stream that the left side opened and the right side accepted."""
     near = left.open()
     exchange(left, right)

@@ -3,7 +3,7 @@
 import time
 import weakref
 
-from hypha_network.wire.yamux_session import Core
+from hypha_network.wire.yamux_session import YamuxSession
 
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 SMALL_BYTES = 256 * 1024
@@ -19,25 +19,25 @@ class Backlog:
 
     def __init__(self, limit_bytes: int = MAX_BACKLOG_BYTES) -> None:
         self._limit_bytes = limit_bytes
-        self._cores: weakref.WeakSet[Core] = weakref.WeakSet()
+        self._sessions: weakref.WeakSet[YamuxSession] = weakref.WeakSet()
         self._size_bytes = 0
         self._measured_at = float("-inf")
 
-    def add(self, core: Core) -> None:
+    def add(self, session: YamuxSession) -> None:
         """A connection that counts, as long as it is used."""
-        self._cores.add(core)
+        self._sessions.add(session)
 
     def grow(self, size_bytes: int) -> None:
         """So much arrived; whether it is taken at once shows in the next measurement, made when it might matter."""
         self._size_bytes += size_bytes
 
-    def excludes(self, core: Core) -> bool:
+    def excludes(self, session: YamuxSession) -> bool:
         """Whether a connection should not be read now."""
         if self._size_bytes <= self._limit_bytes:
             return False
         now = time.monotonic()
         if now - self._measured_at > _MEASURED_FOR_S:
-            self._size_bytes = sum(other.unread_bytes for other in self._cores)
+            self._size_bytes = sum(other.unread_bytes for other in self._sessions)
             self._measured_at = now
-        share_bytes = max(SMALL_BYTES, self._limit_bytes // max(1, len(self._cores)))
-        return self._size_bytes > self._limit_bytes and core.unread_bytes > share_bytes
+        share_bytes = max(SMALL_BYTES, self._limit_bytes // max(1, len(self._sessions)))
+        return self._size_bytes > self._limit_bytes and session.unread_bytes > share_bytes

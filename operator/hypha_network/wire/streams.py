@@ -40,7 +40,7 @@ class Stream:
 
     def reset(self) -> None:
         """Break the stream off: what is under way is dropped, the peer sees StreamReset."""
-        self._muxed.reset_nowait()
+        self._muxed.reset()
 
     def push_back(self, data: Buffer) -> None:
         """Give back what was received last, to be received again."""

@@ -1,6 +1,6 @@
 """The security transport, `/tls/1.0.0`: TLS 1.3 in which each side verifies the other against the trust bundle.
 
-libp2p's own TLS (self-signed certificates with an extension) has no place here, and py-libp2p's classes for it neither.
+libp2p's own TLS, with self-signed certificates, is not supported.
 """
 
 import _ssl
@@ -13,18 +13,10 @@ from weakref import WeakSet
 import trio
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from libp2p.abc import IRawConnection, ISecureConn, ISecureTransport
-from libp2p.connection_types import ConnectionType
-from libp2p.crypto.ed25519 import Ed25519PublicKey
-from libp2p.crypto.keys import PrivateKey, PublicKey
-from libp2p.io.exceptions import ConnectionClosedError, IOException
-from libp2p.network.stream.exceptions import StreamEOF
-from libp2p.peer.id import ID
-from libp2p.security.exceptions import HandshakeFailure
-from multiaddr import Multiaddr
 
-from hypha_network.errors import HandshakeError, IdentityError
+from hypha_network.errors import ConnectionBroken, HandshakeError, IdentityError
 from hypha_network.identity import Identity, peer_id_of
+from hypha_network.wire.transport import RawConnection
 
 logger = logging.getLogger(__name__)
 
@@ -58,55 +50,54 @@ _REASONS = {
 }
 
 
-class SecureConnection(ISecureConn):
+class SecureConnection:
     """An encrypted connection to a peer whose certificate was verified; what the muxer runs on."""
 
-    def __init__(self, raw: IRawConnection, tls: "Tls", identity: Identity, path: list[x509.Certificate]) -> None:
+    def __init__(self, raw: RawConnection, tls: "Tls", path: list[x509.Certificate]) -> None:
         self._raw = raw
         self._tls = tls
-        self._identity = identity
         self._unread: memoryview | bytes = b""
         self._write_lock = trio.Lock()
         self._broken = False
         self.path = path
         """The peer's certificates as verified: its own first, the trust anchor last."""
+        self.peer_id = peer_id_of(path[0])
         self.is_initiator = raw.is_initiator
 
     async def read_some(self) -> bytes | memoryview:
         """Return what has arrived, decrypted, waiting for at least one byte; empty at the end.
 
         The memory returned is the caller's own; a slice of it keeps all of it alive.
-        Raises ConnectionClosedError when the connection breaks, or when TLS fails.
+        Raises ConnectionBroken when the connection breaks, or when TLS fails.
         """
         if self._unread:
             data, self._unread = self._unread, b""
             return data
         return await self._receive()
 
-    async def read(self, n: int | None = None) -> bytes:
-        """Return between 1 and `n` bytes; ConnectionClosedError at the end and when the connection breaks."""
-        if n == 0:
-            return b""
-        if not self._unread:
-            self._unread = await self._receive()
-            if not self._unread:
-                raise ConnectionClosedError("the connection was closed by the peer")
-        data, self._unread = self._unread[:n], (n and self._unread[n:]) or b""
+    async def read_exactly(self, size_bytes: int) -> bytes:
+        """Return that many bytes, for negotiation; ConnectionBroken if the connection ends before."""
+        while len(self._unread) < size_bytes:
+            data = await self._receive()
+            if not data:
+                raise ConnectionBroken("the peer closed the connection")
+            self._unread = bytes(self._unread) + bytes(data)
+        data, self._unread = self._unread[:size_bytes], self._unread[size_bytes:] or b""
         return bytes(data)
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send data of any size; ConnectionClosedError when the connection breaks. A cancelled write breaks it."""
+        """Send data of any size; ConnectionBroken when the connection breaks. A cancelled write breaks it."""
         view = memoryview(data).cast("B")
         async with self._write_lock:
             for start in range(0, len(view), WRITE_BYTES):
                 if self._broken:
-                    raise ConnectionClosedError("the connection is closed")
+                    raise ConnectionBroken("the connection is closed")
                 await self._send(self._tls.encrypt(view[start : start + WRITE_BYTES]))
 
     async def close(self) -> None:
         """Tell the peer, if it listens, and close."""
         try:
-            with trio.move_on_after(CLOSE_TIMEOUT_S), suppress(ConnectionClosedError):
+            with trio.move_on_after(CLOSE_TIMEOUT_S), suppress(ConnectionBroken):
                 async with self._write_lock:
                     if not self._broken:
                         await self._send(self._tls.goodbye())
@@ -120,11 +111,11 @@ class SecureConnection(ISecureConn):
                 data = self._tls.decrypt()
             except ssl.SSLError as error:
                 reason = _reason(error)
-                logger.warning("connection with %s failed: %s", self.get_remote_peer(), reason)
-                raise ConnectionClosedError(f"the connection with {self.get_remote_peer()} failed: {reason}") from error
+                logger.warning("connection with %s failed: %s", self.peer_id, reason)
+                raise ConnectionBroken(f"the connection with {self.peer_id} failed: {reason}") from error
             if data or self._tls.ended:
                 return data
-            encrypted = await _read_raw(self._raw)
+            encrypted = await self._raw.read(READ_BYTES)
             if not encrypted:
                 return b""
             self._tls.feed(encrypted)
@@ -134,41 +125,13 @@ class SecureConnection(ISecureConn):
         try:
             await self._raw.write(encrypted)
             sent = True
-        except (IOException, OSError) as error:
-            raise ConnectionClosedError(f"the connection with {self.get_remote_peer()} broke: {error}") from error
+        except ConnectionBroken as error:
+            raise ConnectionBroken(f"the connection with {self.peer_id} broke: {error}") from error
         finally:
             self._broken = self._broken or not sent  # part of a record may be on the wire
 
-    def get_local_peer(self) -> ID:
-        """Return this node's peer id."""
-        return ID.from_base58(self._identity.peer_id)
 
-    def get_local_private_key(self) -> PrivateKey:
-        """Return this node's key."""
-        return self._identity.key_pair.private_key
-
-    def get_remote_peer(self) -> ID:
-        """Return the peer id of the peer's certificate."""
-        return ID.from_base58(peer_id_of(self.path[0]))
-
-    def get_remote_public_key(self) -> PublicKey:
-        """Return the key of the peer's certificate."""
-        return Ed25519PublicKey.from_bytes(self.path[0].public_key().public_bytes_raw())  # type: ignore[union-attr]
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        """Return the other end's address, if the connection is not relayed."""
-        return self._raw.get_remote_address()
-
-    def get_transport_addresses(self) -> list[Multiaddr]:
-        """Return the addresses that the connection goes through."""
-        return self._raw.get_transport_addresses()
-
-    def get_connection_type(self) -> ConnectionType:
-        """Whether the connection is direct or relayed."""
-        return self._raw.get_connection_type()
-
-
-class TlsTransport(ISecureTransport):
+class TlsTransport:
     """Secures connections, direct and relayed; the identity may be replaced by a renewed one of the same peer."""
 
     def __init__(self, identity: Identity, *, handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S) -> None:
@@ -178,12 +141,12 @@ class TlsTransport(ISecureTransport):
         self._handshake_timeout_s = handshake_timeout_s
         self._connections: WeakSet[SecureConnection] = WeakSet()
 
-    async def secure_inbound(self, conn: IRawConnection) -> SecureConnection:
-        """Secure a connection that a peer dialled; HandshakeFailure, caused by a HandshakeError, if it is refused."""
+    async def secure_inbound(self, conn: RawConnection) -> SecureConnection:
+        """Secure a connection that a peer dialled; HandshakeError if it is refused."""
         return await self._secure(conn, None, server=True)
 
-    async def secure_outbound(self, conn: IRawConnection, peer_id: ID | None) -> SecureConnection:
-        """Secure a connection that this node dialled; HandshakeFailure unless it is that peer (any, if None)."""
+    async def secure_outbound(self, conn: RawConnection, peer_id: str | None) -> SecureConnection:
+        """Secure a connection that this node dialled; HandshakeError unless it is that peer (any, if None)."""
         return await self._secure(conn, peer_id, server=False)
 
     async def replace_identity(self, identity: Identity) -> None:
@@ -191,44 +154,42 @@ class TlsTransport(ISecureTransport):
         self.identity = identity
         for connection in list(self._connections):
             if reason := identity.revocation(connection.path):
-                logger.warning("closing the connection with %s: %s", connection.get_remote_peer(), reason)
+                logger.warning("closing the connection with %s: %s", connection.peer_id, reason)
                 await connection.close()
 
-    async def _secure(self, raw: IRawConnection, expected: ID | None, *, server: bool) -> SecureConnection:
+    async def _secure(self, raw: RawConnection, expected: str | None, *, server: bool) -> SecureConnection:
         try:
             connection = await self._handshake(raw, expected, server=server)
         except HandshakeError as error:
             whom = _address(raw)
             logger.warning("TLS handshake %s %s failed: %s", "from" if server else "to", whom, error)
             await _close_raw(raw)
-            raise HandshakeFailure(f"TLS handshake with {whom} failed: {error}") from error
+            raise HandshakeError(f"TLS handshake with {whom} failed: {error}") from error
         self._connections.add(connection)
         return connection
 
-    async def _handshake(self, raw: IRawConnection, expected: ID | None, *, server: bool) -> SecureConnection:
+    async def _handshake(self, raw: RawConnection, expected: str | None, *, server: bool) -> SecureConnection:
         identity = self.identity
         tls = Tls(identity.server_context if server else identity.client_context, server=server)
         try:
             with trio.fail_after(self._handshake_timeout_s):
                 await tls.handshake(raw)
             path = tls.verified_path()
-            peer_id = peer_id_of(path[0])
+            connection = SecureConnection(raw, tls, path)
             revoked = identity.revocation(path)
         except trio.TooSlowError:
             raise HandshakeError(f"not completed within {self._handshake_timeout_s:g} s") from None
         except ssl.SSLError as error:
             raise HandshakeError(_reason(error)) from error
-        except IdentityError as error:
+        except (IdentityError, ConnectionBroken) as error:
             raise HandshakeError(str(error)) from error
-        except (IOException, OSError) as error:
-            raise HandshakeError(f"the connection broke: {error or type(error).__name__}") from error
         except (ValueError, UnsupportedAlgorithm) as error:  # OpenSSL lets more pass than `cryptography` can read
             raise HandshakeError(f"its certificate cannot be read: {error}") from error
-        if expected is not None and peer_id != expected.to_base58():
-            raise HandshakeError(f"dialled {expected}, but {peer_id} answered")
+        if expected is not None and connection.peer_id != expected:
+            raise HandshakeError(f"dialled {expected}, but {connection.peer_id} answered")
         if revoked:
             raise HandshakeError(revoked)
-        return SecureConnection(raw, tls, identity, path)
+        return connection
 
 
 class Tls:
@@ -241,7 +202,7 @@ class Tls:
         self._encrypted = _NOTHING
         self.ended = False
 
-    async def handshake(self, raw: IRawConnection) -> None:
+    async def handshake(self, raw: RawConnection) -> None:
         """Complete the handshake; tell the peer if it fails."""
         while True:
             try:
@@ -259,9 +220,9 @@ class Tls:
                 await raw.write(outgoing)
             if done:
                 return
-            incoming = await _read_raw(raw)
+            incoming = await raw.read(READ_BYTES)
             if not incoming:
-                raise ConnectionClosedError("closed by the peer")
+                raise ConnectionBroken("the connection was closed by the peer")
             self._incoming.write(incoming)
 
     def verified_path(self) -> list[x509.Certificate]:
@@ -345,24 +306,10 @@ async def follow_files(transport: TlsTransport, *, interval_s: float = 5.0) -> N
         await transport.replace_identity(identity)
 
 
-async def _close_raw(raw: IRawConnection) -> None:
+async def _close_raw(raw: RawConnection) -> None:
     with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
         scope.shield = True
         await raw.close()
-
-
-async def _read_raw(raw: IRawConnection) -> bytes:
-    try:
-        return await raw.read(READ_BYTES)
-    except StreamEOF:  # the end of a relayed connection
-        return b""
-    except (IOException, OSError) as error:
-        if isinstance(error.__cause__, StreamEOF):
-            return b""
-        if isinstance(error, ConnectionClosedError):
-            raise
-        cause = error if str(error) else error.__cause__ or type(error).__name__
-        raise ConnectionClosedError(f"the connection broke: {cause}") from error
 
 
 def _reason(error: ssl.SSLError) -> str:
@@ -372,6 +319,5 @@ def _reason(error: ssl.SSLError) -> str:
     return _REASONS.get(reason, reason.lower().replace("_", " "))
 
 
-def _address(raw: IRawConnection) -> str:
-    address = raw.get_remote_address()
-    return f"{address[0]}:{address[1]}" if address else "a relayed peer"
+def _address(raw: RawConnection) -> str:
+    return "a relayed peer" if raw.address.relay else f"{raw.address.host}:{raw.address.port}"

@@ -5,8 +5,8 @@ import ssl
 from contextlib import suppress
 
 import trio
-from libp2p.io.exceptions import IOException
 
+from hypha_network.errors import ConnectionBroken
 from hypha_network.identity import Identity
 from hypha_network.wire.tls import CLOSE_TIMEOUT_S, READ_BYTES, WRITE_BYTES, Tls
 from hypha_network.wire.transport import RawConnection, peer_address
@@ -29,7 +29,7 @@ class ServerTlsStream:
         """Complete the handshake; the caller bounds its time."""
         try:
             await self._tls.handshake(RawConnection(self._stream, peer_address(self._stream), is_initiator=False))
-        except (ssl.SSLError, IOException) as error:
+        except (ssl.SSLError, ConnectionBroken) as error:
             raise trio.BrokenResourceError(f"TLS handshake failed: {error}") from error
 
     async def receive_some(self, _max_bytes: int | None = None) -> bytes | memoryview:

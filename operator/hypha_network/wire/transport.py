@@ -4,12 +4,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import trio
-from libp2p.abc import IRawConnection
-from libp2p.connection_types import ConnectionType
-from libp2p.io.exceptions import ConnectionClosedError
-from multiaddr import Multiaddr
 
-from hypha_network.errors import DialError, NetworkError
+from hypha_network.errors import ConnectionBroken, DialError, NetworkError
 from hypha_network.wire.addresses import Address
 
 CONNECT_TIMEOUT_S = 10.0
@@ -29,8 +25,8 @@ class ByteStream(Protocol):
         """Close."""
 
 
-class RawConnection(IRawConnection):
-    """A byte stream as libp2p's interfaces want it; breaking of any kind becomes ConnectionClosedError."""
+class RawConnection:
+    """A byte stream to a known address. Every failure of the stream below is raised as ConnectionBroken."""
 
     def __init__(self, stream: ByteStream, address: Address, *, is_initiator: bool) -> None:
         self._stream = stream
@@ -43,30 +39,28 @@ class RawConnection(IRawConnection):
         try:
             return bytes(await self._stream.receive_some(_READ_BYTES if n is None else n))
         except (trio.BrokenResourceError, trio.ClosedResourceError, NetworkError) as error:
-            raise ConnectionClosedError(f"the connection broke: {error.__cause__ or error}") from error
+            raise ConnectionBroken(f"the connection broke: {error.__cause__ or error}") from error
+
+    async def read_exactly(self, size_bytes: int) -> bytes:
+        """Return that many bytes."""
+        data = b""
+        while len(data) < size_bytes:
+            part = await self.read(size_bytes - len(data))
+            if not part:
+                raise ConnectionBroken("the peer closed the connection")
+            data += part
+        return data
 
     async def write(self, data: bytes) -> None:
         """Send all data."""
         try:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError, NetworkError) as error:
-            raise ConnectionClosedError(f"the connection broke: {error.__cause__ or error}") from error
+            raise ConnectionBroken(f"the connection broke: {error.__cause__ or error}") from error
 
     async def close(self) -> None:
         """Close the stream below."""
         await self._stream.aclose()
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        """Return host and port of the other end, None if the connection is relayed."""
-        return None if self.address.relay else (self.address.host, self.address.port)
-
-    def get_transport_addresses(self) -> list[Multiaddr]:
-        """Return the address of the other end."""
-        return [Multiaddr(str(self.address))]
-
-    def get_connection_type(self) -> ConnectionType:
-        """Whether the connection is direct or relayed."""
-        return ConnectionType.RELAYED if self.address.relay else ConnectionType.DIRECT
 
 
 async def connect_tcp(address: Address) -> RawConnection:

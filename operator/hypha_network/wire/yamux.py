@@ -1,31 +1,20 @@
 """The muxer, `/yamux/1.0.0`: many streams over one secured connection.
 
 The protocol is `hypha_network.wire.yamux_session`; here are the tasks around it. One task reads the connection in large
-pieces, one writes what all streams have to send in turn, one pings. Both classes have libp2p's interfaces too.
+pieces, one writes what all streams have to send in turn, one pings.
 """
 
 import logging
 from collections.abc import Awaitable, Callable
-from functools import partial
+from typing import Protocol
 
 import trio
-from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
-from libp2p.connection_types import ConnectionType
-from libp2p.exceptions import BaseLibp2pError
-from libp2p.peer.id import ID
-from libp2p.stream_muxer.exceptions import (
-    MuxedConnUnavailable,
-    MuxedStreamClosed,
-    MuxedStreamEOF,
-    MuxedStreamReset,
-)
-from multiaddr import Multiaddr
 
 from hypha_network.errors import ConnectionLost, NetworkError, StreamReset
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.backlog import Backlog
 from hypha_network.wire.yamux_frames import NORMAL, PROTOCOL_ERROR, Buffer, Limits, ProtocolError, StreamState
-from hypha_network.wire.yamux_session import Core
+from hypha_network.wire.yamux_session import YamuxSession
 
 logger = logging.getLogger(__name__)
 _violation_log = RateLimitedLogger(logger)
@@ -34,30 +23,32 @@ PROTOCOL_ID = "/yamux/1.0.0"
 PING_INTERVAL_S = 30.0
 SILENCE_TIMEOUT_S = 180.0
 CLOSE_TIMEOUT_S = 2.0
-_READ_BYTES = 256 * 1024
 _PAUSE_S = 0.25
-_CONNECTION_ERRORS = (BaseLibp2pError, NetworkError, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+_CONNECTION_ERRORS = (NetworkError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
-class YamuxReset(StreamReset, MuxedStreamReset):
-    """A stream was broken off; libp2p's error and ours."""
+class SecuredConnection(Protocol):
+    """The connection below the muxer. A failed call raises NetworkError."""
+
+    is_initiator: bool
+
+    async def read_some(self) -> Buffer:
+        """Return what has arrived, at least one byte; empty at the end."""
+
+    async def write(self, data: bytes) -> None:
+        """Send all data."""
+
+    async def close(self) -> None:
+        """Close."""
 
 
-class YamuxLost(ConnectionLost, MuxedStreamReset):
-    """A stream ended with its connection; libp2p's error and ours."""
+class YamuxStream:
+    """A stream on a connection."""
 
-
-class YamuxEnded(ConnectionLost, MuxedConnUnavailable):
-    """The connection has ended, or is about to; libp2p's error and ours."""
-
-
-class YamuxStream(IMuxedStream):
-    """A stream on a connection. `read`, `write` and `close` are libp2p's, the others are for bulk."""
-
-    def __init__(self, muxed_conn: "Yamux", state: StreamState) -> None:
-        self.muxed_conn: Yamux = muxed_conn
+    def __init__(self, connection: "Yamux", state: StreamState) -> None:
+        self.connection: Yamux = connection
         self._state = state
-        self._core = muxed_conn.core
+        self._session = connection.session
         self._changed = trio.lowlevel.ParkingLot()
         state.wake = self._changed.unpark_all
 
@@ -70,8 +61,8 @@ class YamuxStream(IMuxedStream):
         await trio.lowlevel.checkpoint()
         while not state.readable:
             await self._changed.park()
-        if data := self._core.take(state, max_bytes):
-            self.muxed_conn.wake_writer()
+        if data := self._session.take(state, max_bytes):
+            self.connection.wake_writer()
             return data
         if state.fin_received:
             return b""
@@ -97,100 +88,62 @@ class YamuxStream(IMuxedStream):
         view = memoryview(data).cast("B")
         if not view:
             return
-        goal = self._core.send(state, view)
-        self.muxed_conn.wake_writer()
+        goal = self._session.send(state, view)
+        self.connection.wake_writer()
         try:
             while state.sent_bytes < goal and not state.failure:
                 await self._changed.park()
         except trio.Cancelled:
-            self.reset_nowait("a send was cancelled")
+            self.reset("a send was cancelled")
             raise
         if state.sent_bytes < goal:
             raise self._broken()
 
     def _broken(self) -> StreamReset:
         failure = self._state.failure
-        kind = YamuxLost if failure == self._core.failure else YamuxReset
-        return kind(f"stream with {self.muxed_conn.peer_id}: {failure}")
+        kind = ConnectionLost if failure == self._session.failure else StreamReset
+        return kind(f"stream with {self.connection.peer_id}: {failure}")
 
     async def send_eof(self) -> None:
         """Say that nothing more will be sent; the peer may still send."""
         await trio.lowlevel.checkpoint()
         if not self._state.eof and not self._state.failure:
-            self._core.send_eof(self._state)
-            self.muxed_conn.wake_writer()
+            self._session.send_eof(self._state)
+            self.connection.wake_writer()
 
     async def aclose(self) -> None:
         """Close both directions in order: what was sent arrives, what the peer still sends is dropped."""
         try:
             await self.send_eof()
         finally:
-            self._core.abandon(self._state)
-            self.muxed_conn.wake_writer()
+            self._session.abandon(self._state)
+            self.connection.wake_writer()
 
-    async def reset(self) -> None:
+    def reset(self, reason: str = "reset by this node") -> None:
         """Break the stream off: what is not yet sent or taken is dropped, the peer sees a reset."""
-        self.reset_nowait()
-        await trio.lowlevel.checkpoint()
-
-    def reset_nowait(self, reason: str = "reset by this node") -> None:
-        """Do as `reset` does, from where nothing can be awaited."""
-        self._core.reset(self._state, reason)
-        self.muxed_conn.wake_writer()
-
-    async def read(self, n: int | None = None) -> bytes:
-        """Return 1 to `n` bytes, or all there are; MuxedStreamEOF at the end, MuxedStreamReset if broken off."""
-        if n == 0:
-            return b""
-        data = await self.receive_some(n if n is not None and n > 0 else None)
-        if not data:
-            raise MuxedStreamEOF("the peer has sent all")
-        return bytes(data)
-
-    async def write(self, data: bytes) -> None:
-        """Send data; MuxedStreamClosed after `close`, MuxedStreamReset if broken off."""
-        try:
-            await self.send_all(data)
-        except trio.ClosedResourceError as error:
-            raise MuxedStreamClosed(str(error)) from error
-
-    async def close(self) -> None:
-        """Close for sending only, as libp2p has it."""
-        await self.send_eof()
-
-    def set_deadline(self, ttl: int) -> None:
-        """Not supported: use a cancel scope."""
-        raise NotImplementedError("use a trio cancel scope")
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        """Return the other end's address, if the connection is not relayed."""
-        return self.muxed_conn.get_remote_address()
-
-    async def __aenter__(self) -> "YamuxStream":
-        return self
+        self._session.reset(self._state, reason)
+        self.connection.wake_writer()
 
 
-class Yamux(IMuxedConn):
+class Yamux:
     """A connection that carries streams while `start` runs."""
 
     def __init__(
         self,
-        secured_conn: ISecureConn,
-        peer_id: ID,
+        secured: SecuredConnection,
+        peer_id: str,
         *,
-        is_initiator: bool | None = None,
         limits: Limits | None = None,
         backlog: Backlog | None = None,
         ping_interval_s: float = PING_INTERVAL_S,
         silence_timeout_s: float = SILENCE_TIMEOUT_S,
     ) -> None:
-        self.secured_conn = secured_conn
+        self.secured = secured
         self.peer_id = peer_id
         self.event_started = trio.Event()
-        self._is_initiator = secured_conn.is_initiator if is_initiator is None else is_initiator
-        self.core = Core(is_initiator=self._is_initiator, clock=trio.current_time, limits=limits)
+        self.session = YamuxSession(is_initiator=secured.is_initiator, clock=trio.current_time, limits=limits)
         self._backlog = backlog or Backlog()
-        self._backlog.add(self.core)
+        self._backlog.add(self.session)
         self._ping_interval_s = ping_interval_s
         self._silence_timeout_s = silence_timeout_s
         self._last_received_s = trio.current_time()
@@ -201,21 +154,6 @@ class Yamux(IMuxedConn):
         self._running = trio.CancelScope()
         self._closing = False
         self._closed = trio.Event()
-
-    @property
-    def is_initiator(self) -> bool:
-        """Whether this node dialled."""
-        return self._is_initiator
-
-    @property
-    def is_established(self) -> bool:
-        """Whether streams can be opened."""
-        return self.event_started.is_set() and not self.core.closing
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the connection is closed."""
-        return self._closed.is_set()
 
     async def start(self) -> None:
         """Carry streams until the connection ends, whoever ends it, and close it."""
@@ -230,24 +168,24 @@ class Yamux(IMuxedConn):
             await self.close()
 
     async def open_stream(self) -> YamuxStream:
-        """Open a stream, waiting while too many are open; YamuxEnded if the connection has ended."""
+        """Open a stream, waiting while too many are open; ConnectionLost if the connection has ended."""
         await trio.lowlevel.checkpoint()
-        while not self.core.closing and not self.core.can_open:
+        while not self.session.closing and not self.session.can_open:
             await self._room.park()
-        if self.core.closing:
-            raise YamuxEnded(self._end_reason())
-        stream = YamuxStream(self, self.core.open())
+        if self.session.closing:
+            raise ConnectionLost(self._end_reason())
+        stream = YamuxStream(self, self.session.open())
         self.wake_writer()
         return stream
 
     async def accept_stream(self) -> YamuxStream:
-        """Return the next stream that the peer opens; YamuxEnded once the connection has ended."""
+        """Return the next stream that the peer opens; ConnectionLost once the connection has ended."""
         await trio.lowlevel.checkpoint()
-        while not self.core.incoming:
-            if self.core.failure:
-                raise YamuxEnded(self._end_reason())
+        while not self.session.incoming:
+            if self.session.failure:
+                raise ConnectionLost(self._end_reason())
             await self._arrivals.park()
-        stream = YamuxStream(self, self.core.accept())
+        stream = YamuxStream(self, self.session.accept())
         self.wake_writer()
         return stream
 
@@ -257,7 +195,7 @@ class Yamux(IMuxedConn):
             await self._closed.wait()
             return
         self._closing = True
-        self.core.close(NORMAL)
+        self.session.close(NORMAL)
         try:
             with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
                 scope.shield = True
@@ -265,42 +203,40 @@ class Yamux(IMuxedConn):
             self._fail("closed by this node")
             with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
                 scope.shield = True
-                await self._quietly(self.secured_conn.close)
+                await self._quietly(self.secured.close)
         finally:
             self._running.cancel()
             self._closed.set()
 
     def wake_writer(self) -> None:
         """Send what the core has to send; and wake those who wait for a stream to end, for one may have."""
-        if self.core.has_output:
+        if self.session.has_output:
             self._output.unpark_all()
         self._room.unpark_all()
 
     async def _read(self) -> None:
-        read_some: Callable[[], Awaitable[Buffer]]
-        read_some = getattr(self.secured_conn, "read_some", None) or partial(self.secured_conn.read, _READ_BYTES)
-        core = self.core
-        while await self._take_in(read_some):
+        session = self.session
+        while await self._take_in():
             self.wake_writer()
-            if core.incoming:
+            if session.incoming:
                 self._arrivals.unpark_all()
-            if core.refused_streams:
-                _violation_log.warning(str(self.peer_id), "opens too many streams, reset %d", core.refused_streams)
-                core.refused_streams = 0
-            while self._backlog.excludes(core):
-                _violation_log.warning(str(self.peer_id), "sends much that waits to be read, not reading on for now")
+            if session.refused_streams:
+                _violation_log.warning(self.peer_id, "opens too many streams, reset %d", session.refused_streams)
+                session.refused_streams = 0
+            while self._backlog.excludes(session):
+                _violation_log.warning(self.peer_id, "sends much that waits to be read, not reading on for now")
                 with trio.move_on_after(_PAUSE_S):
                     await self._room.park()
                 self._last_received_s = trio.current_time()
-        if core.peer_goodbye:
-            _violation_log.warning(str(self.peer_id), "closed the connection with error %d", core.peer_goodbye)
+        if session.peer_goodbye:
+            _violation_log.warning(self.peer_id, "closed the connection with error %d", session.peer_goodbye)
         self._fail("the peer closed the connection")
 
-    async def _take_in(self, read_some: Callable[[], Awaitable[Buffer]]) -> bool:
+    async def _take_in(self) -> bool:
         """Hand the core what arrives next; False at the end. Nothing of it is kept while more is awaited."""
-        data = await read_some()
+        data = await self.secured.read_some()
         self._last_received_s = trio.current_time()
-        self.core.receive(data)
+        self.session.receive(data)
         self._backlog.grow(len(data))
         return bool(data)
 
@@ -308,7 +244,7 @@ class Yamux(IMuxedConn):
         try:
             while True:
                 await self._flush()
-                if not self.core.has_output:
+                if not self.session.has_output:
                     await self._output.park()
         except _CONNECTION_ERRORS:
             await trio.sleep(CLOSE_TIMEOUT_S)  # a peer that has gone may have sent something before: let it be read
@@ -316,12 +252,12 @@ class Yamux(IMuxedConn):
 
     async def _flush(self) -> None:
         async with self._write_lock:
-            while batch := self.core.take_output():
-                await self.secured_conn.write(batch)
+            while batch := self.session.take_output():
+                await self.secured.write(batch)
 
     async def _keep_alive(self) -> None:
         while (silence_s := trio.current_time() - self._last_received_s) < self._silence_timeout_s:
-            self.core.ping()
+            self.session.ping()
             self.wake_writer()
             await trio.sleep(self._ping_interval_s)
         raise trio.BrokenResourceError(f"nothing came for {silence_s:.0f} s")
@@ -330,8 +266,8 @@ class Yamux(IMuxedConn):
         try:
             await task()
         except ProtocolError as error:
-            _violation_log.warning(str(self.peer_id), "breaks the muxer's protocol, closing the connection: %s", error)
-            self.core.close(PROTOCOL_ERROR)
+            _violation_log.warning(self.peer_id, "breaks the muxer's protocol, closing the connection: %s", error)
+            self.session.close(PROTOCOL_ERROR)
             self._fail(f"the peer broke the protocol: {error}")
         except _CONNECTION_ERRORS as error:
             logger.debug("connection with %s broke: %r", self.peer_id, error)
@@ -345,21 +281,9 @@ class Yamux(IMuxedConn):
             logger.debug("closing the connection with %s: %r", self.peer_id, error)
 
     def _fail(self, reason: str) -> None:
-        self.core.fail(reason)
+        self.session.fail(reason)
         self._arrivals.unpark_all()
         self._room.unpark_all()
 
     def _end_reason(self) -> str:
-        return f"connection with {self.peer_id}: {self.core.failure or 'it is closing'}"
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        """Return the other end's address, if the connection is not relayed."""
-        return self.secured_conn.get_remote_address()
-
-    def get_transport_addresses(self) -> list[Multiaddr]:
-        """Return the addresses that the connection goes through."""
-        return self.secured_conn.get_transport_addresses()
-
-    def get_connection_type(self) -> ConnectionType:
-        """Whether the connection is direct or relayed."""
-        return self.secured_conn.get_connection_type()
+        return f"connection with {self.peer_id}: {self.session.failure or 'it is closing'}"

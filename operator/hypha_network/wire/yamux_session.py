@@ -1,6 +1,6 @@
 """The yamux protocol without input or output: bytes that arrived go in, bytes to send come out.
 
-A connection is a `Core`, a stream on it a `StreamState`. The task layer is `hypha_network.wire.yamux`.
+A connection is a `YamuxSession`, a stream on it a `StreamState`. The task layer is `hypha_network.wire.yamux`.
 """
 
 from collections import deque
@@ -27,7 +27,7 @@ from hypha_network.wire.yamux_frames import (
 )
 
 
-class Core:
+class YamuxSession:
     """One side of a connection."""
 
     def __init__(self, *, is_initiator: bool, clock: Callable[[], float], limits: Limits | None = None) -> None:
