@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -79,7 +79,7 @@ class Connection:
         self.nursery.cancel_scope.cancel()
 
 
-Service = Callable[[Connection], Awaitable[None]]
+ConnectionTask = Callable[[Connection], Awaitable[None]]
 StreamHandler = Callable[[Connection, Stream], Awaitable[None]]
 Finder = Callable[[str], Awaitable[Iterable[Address]]]
 RelayDialer = Callable[[Address], Awaitable[RawConnection]]
@@ -87,24 +87,46 @@ RelayDialer = Callable[[Address], Awaitable[RawConnection]]
 
 @dataclass(eq=False)
 class Host:
-    """The connections of a node. Services run once per connection, handlers once per inbound stream."""
+    """The connections of a node, and the protocols that it serves on them."""
 
     peer_id: str
     tls: TlsTransport
     nursery: trio.Nursery
-    services: list[Service] = field(default_factory=list)
-    handlers: dict[str, StreamHandler] = field(default_factory=dict)
     connections: dict[str, list[Connection]] = field(default_factory=dict)
     listen_addresses: list[Address] = field(default_factory=list)
     find_addresses: Finder | None = None
     dial_relayed: RelayDialer | None = None
     changed: trio.Event = field(default_factory=trio.Event)
     """Set, and replaced, whenever a connection comes or goes, a peer subscribes, or the node's status changes."""
+    _handlers: dict[str, StreamHandler] = field(default_factory=dict)
+    _connection_tasks: list[ConnectionTask] = field(default_factory=list)
     _backlog: Backlog = field(default_factory=Backlog)
     _upgrades: int = 0
     _dialling: dict[str, trio.Lock] = field(default_factory=dict)
     _stay_relayed: dict[str, float] = field(default_factory=dict)
     """Until when not to look for a direct connection with a peer again."""
+
+    def register(self, handlers: Mapping[str, StreamHandler], on_connection: ConnectionTask | None = None) -> None:
+        """Serve protocols from now on. Call this before the first connection if there is an `on_connection`.
+
+        Args:
+            handlers: by protocol, what serves an inbound stream.
+            on_connection: what runs on every new connection, next to its streams.
+
+        Raises:
+            ValueError: a protocol has a handler already.
+        """
+        for protocol, handler in handlers.items():
+            if protocol in self._handlers:
+                raise ValueError(f"protocol {protocol} has a handler already; register it once")
+            self._handlers[protocol] = handler
+        if on_connection is not None:
+            self._connection_tasks.append(on_connection)
+
+    @property
+    def protocols(self) -> list[str]:
+        """The protocols that this node serves."""
+        return sorted(self._handlers)
 
     async def listen(self, address: Address) -> None:
         """Listen on an address; NetworkError if that is impossible."""
@@ -176,8 +198,8 @@ class Host:
                 await muxed.event_started.wait()
                 self._add(connection)
                 try:
-                    for service in self.services:
-                        nursery.start_soon(self.serve, service, connection)
+                    for task in self._connection_tasks:
+                        nursery.start_soon(self.run_task, task, connection)
                     task_status.started(connection)
                     await self._accept_streams(connection)
                 finally:
@@ -215,22 +237,23 @@ class Host:
     def _served_streams(self, peer_id: str) -> int:
         return sum(connection.streams for connection in self.connections[peer_id])
 
-    async def serve(self, service: Service, connection: Connection) -> None:
-        """Run a service on a connection; what goes wrong with it ends it alone."""
+    async def run_task(self, task: ConnectionTask, connection: Connection) -> None:
+        """Run a task on a connection. Its failure is logged and ends neither the connection nor other tasks."""
+        name = getattr(task, "__qualname__", task)
         try:
-            await service(connection)
+            await task(connection)
         except (NetworkError, trio.TooSlowError) as error:
-            logger.debug("%s with %s: %s", getattr(service, "__qualname__", service), connection.peer_id, error)
+            logger.debug("%s with %s: %s", name, connection.peer_id, error)
         except Exception:
-            logger.exception("%s failed with %s", getattr(service, "__qualname__", service), connection.peer_id)
+            logger.exception("%s failed with %s", name, connection.peer_id)
 
     async def _serve_stream(self, connection: Connection, stream: Stream) -> None:
         done = False
         protocol = "a stream"
         try:
             with trio.fail_after(NEGOTIATION_TIMEOUT_S):
-                protocol = await multistream.accept(stream, self.handlers)
-            await self.handlers[protocol](connection, stream)
+                protocol = await multistream.accept(stream, self._handlers)
+            await self._handlers[protocol](connection, stream)
             await stream.aclose()
             done = True
         except (NetworkError, DecodeError, trio.TooSlowError) as error:

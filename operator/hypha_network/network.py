@@ -79,22 +79,32 @@ class Network:
         self._host = host
         self._external = _parse_all(config.external_addresses)
         self._excluded = addresses.parse_cidrs(config.exclude_cidr)
-        self._requests = Requests(host)
-        self._pubsub = PubSub(host, Signer(identity.seed, identity.peer_id))
         gateways = _parse_all(config.gateways)
         if config.gateways and not gateways:
             raise NetworkError("none of the gateway addresses is a TCP address; add one, as in /ip4/192.0.2.1/tcp/4001")
-        self._gateways = Gateways(host, gateways, self._welcome_gateway)
-        server = config.kademlia_server or bool(self._external)
-        self._kademlia = Kademlia(host, self._usable, server=server)
-        if config.relay_server:
-            RelayServer(host, self._own_addresses)
         public_key = peer_id_to_bytes(identity.peer_id)[2:]  # an Ed25519 peer id is an identity multihash of the key
         agent = f"hypha-worker/{version('hypha-worker')}"
+        self._requests = Requests(host)
+        self._gateways = Gateways(host, gateways, self._welcome_gateway)
+        self._pubsub = PubSub(host, Signer(identity.seed, identity.peer_id))
         self._identify = Identify(host, public_key, agent, self._own_addresses, self._learned)
+        self._kademlia = Kademlia(host, self._usable)
         self._relays = Relays(host, self._identify.push)
-        Ping(host)
+        self._register_services(host, config)
+
+    def _register_services(self, host: Host, config: NetworkConfig) -> None:
+        """Register all that this node serves by itself; `handle` and `handle_stream` register its user's protocols."""
+        ping = Ping()
+        host.register(self._pubsub.handlers, self._pubsub.serve)
+        host.register(self._identify.handlers, self._identify.serve)
+        host.register(ping.handlers, ping.serve)
+        host.register(self._relays.handlers)
+        if config.kademlia_server or self._external:
+            host.register(self._kademlia.handlers)
+        if config.relay_server:
+            host.register(RelayServer(host, self._own_addresses).handlers)
         host.find_addresses = self._find_addresses
+        host.dial_relayed = self._relays.dial
 
     async def _run(self) -> None:
         for address in _parse_all(self._config.listen_addresses):
@@ -160,7 +170,7 @@ class Network:
 
     def handle(self, protocol: Protocol[Any, Any], handler: Callable[[str, Any], Awaitable[Any]]) -> None:
         """Answer requests of a protocol with `await handler(peer_id, request)`; None refuses the request."""
-        self._requests.handle(protocol, handler)
+        self._host.register({protocol.id: self._requests.stream_handler(protocol, handler)})
 
     async def request(
         self, peer_id: str, protocol: Protocol[Any, Any], message: Any, timeout_s: float = REQUEST_TIMEOUT_S
@@ -209,7 +219,7 @@ class Network:
                 if not open_streams[peer_id]:
                     del open_streams[peer_id]
 
-        self._host.handlers[protocol] = serve
+        self._host.register({protocol: serve})
 
     async def open_stream(self, peer_id: str, protocol: str) -> Stream:
         """Open a stream to a peer; PeerUnreachable, RemoteRefused or StreamReset if that fails."""

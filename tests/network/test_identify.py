@@ -7,6 +7,7 @@ from libp2p.identity.identify.pb.identify_pb2 import Identify
 from multiaddr import Multiaddr
 
 from hypha_network.errors import NetworkError
+from hypha_network.host import Connection
 from hypha_network.services import identify
 from hypha_network.services.identify import IDENTIFY, PING, PUSH
 from hypha_network.wire.multistream import prefixed, read_prefixed
@@ -75,11 +76,11 @@ async def test_a_connection_whose_other_end_stops_answering_is_ended(monkeypatch
     monkeypatch.setattr(identify, "PING_TIMEOUT_S", 0.05)
     pki = Pki()
 
-    async def mute(_: str, __: Stream) -> None:
+    async def mute(_: Connection, __: Stream) -> None:
         await trio.sleep_forever()
 
     async with node(pki, "mute") as a, node(pki, "b") as b:
-        a.handle_stream(PING, mute)
+        a._host._handlers[PING] = mute
         await b.dial(direct_address(a))
         await until(b, lambda: not b.connected_peers())
 
@@ -90,7 +91,7 @@ async def test_a_connection_whose_other_end_answers_goes_on(monkeypatch: pytest.
     pinged = 0
     enough = trio.Event()
 
-    async def count(_: str, stream: Stream) -> None:
+    async def count(_: Connection, stream: Stream) -> None:
         nonlocal pinged
         pinged += 1
         if pinged == 5:
@@ -98,7 +99,7 @@ async def test_a_connection_whose_other_end_answers_goes_on(monkeypatch: pytest.
         await stream.send_all(bytes(await stream.read_exactly(32)))
 
     async with node(pki, "a") as a, node(pki, "b") as b:
-        a.handle_stream(PING, count)
+        a._host._handlers[PING] = count
         await b.dial(direct_address(a))
         with trio.fail_after(DEADLINE_S):
             await enough.wait()

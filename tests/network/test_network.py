@@ -170,6 +170,13 @@ async def test_a_peer_never_connected_to_is_found_through_the_gateway() -> None:
         assert response.healthy
 
 
+async def test_a_protocol_cannot_be_registered_twice() -> None:
+    async with node(Pki(), "a") as a:
+        a.handle(HEALTH, healthy)
+        with pytest.raises(ValueError, match=r"/hypha-health.* has a handler already"):
+            a.handle(HEALTH, healthy)
+
+
 async def test_a_handler_that_returns_none_refuses() -> None:
     pki = Pki()
 

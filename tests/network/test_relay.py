@@ -89,8 +89,7 @@ async def test_whoever_the_relay_connects_to_must_be_the_peer_asked_for() -> Non
         member(pki, "other", g, listen_addresses=(), relay_circuit=True) as other,
         node(pki, "a") as a,
     ):
-        servers = [h.__self__ for h in g._host.handlers.values() if hasattr(h, "__self__")]
-        (server,) = (s for s in servers if isinstance(s, relay_server.RelayServer))
+        server = g._host._handlers[relay.HOP].__self__  # type: ignore[attr-defined]
         server._reserved[hidden.peer_id] = server._reserved[other.peer_id]
         with pytest.raises(DialError, match=other.peer_id):
             await a.dial(hidden.addresses()[0])
@@ -168,7 +167,7 @@ async def test_a_reservation_is_renewed_as_long_as_the_connection_lasts(monkeypa
     pki = Pki()
     asked, enough = 0, trio.Event()
     async with gateway(pki) as g:
-        serve = g._host.handlers[relay.HOP]
+        serve = g._host._handlers[relay.HOP]
 
         async def count(connection: Connection, stream: Stream) -> None:
             nonlocal asked
@@ -177,7 +176,7 @@ async def test_a_reservation_is_renewed_as_long_as_the_connection_lasts(monkeypa
             if asked == 5:
                 enough.set()
 
-        g._host.handlers[relay.HOP] = count
+        g._host._handlers[relay.HOP] = count
         async with member(pki, "a", g, relay_circuit=True):
             with trio.fail_after(DEADLINE_S):
                 await enough.wait()

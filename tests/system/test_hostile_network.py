@@ -140,7 +140,7 @@ def frames(*raw: bytes) -> Callable[[Attacker], Awaitable[None]]:
         for data in raw:
             muxed = await attacker.raw()
             with suppress(Exception):  # the connection breaks under it, and that in many ways
-                await muxed.secured_conn.write(data)
+                await muxed.secured.write(data)
             await trio.sleep(0.05)
 
     return attack

@@ -7,6 +7,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -47,7 +48,7 @@ class Peer:
     network: Network
     slices: dict[tuple[str, int], bytes] = field(default_factory=dict)
     answer: DataAssignment = field(default_factory=DataAssignment)
-    progress_answer: ProgressResponse = field(default_factory=lambda: ProgressResponse(type="Continue"))
+    progress_answer: ProgressResponse | None = field(default_factory=lambda: ProgressResponse(type="Continue"))
     asked: list[Message] = field(default_factory=list)
     received: list[bytes] = field(default_factory=list)
     end_slice: Callable[[Stream], None] = lambda stream: None
@@ -64,7 +65,7 @@ class Peer:
         self.asked.append(request)
         return self.answer
 
-    async def _answer_progress(self, _peer: str, request: ReportProgress) -> ProgressResponse:
+    async def _answer_progress(self, _peer: str, request: ReportProgress) -> ProgressResponse | None:
         self.asked.append(request)
         await self.think()
         return self.progress_answer
@@ -280,7 +281,7 @@ async def test_a_push_that_the_peer_resets_once_it_has_read_all_is_delivered_as_
 
 async def test_a_push_that_no_job_of_the_peer_takes_failed_however_small_it_is(work_dir: Path) -> None:
     async with world(work_dir) as the:
-        the.peer.network.handle_stream(PUSH, PushRouter().handle)
+        the.peer.take_push = partial(PushRouter().handle, the.worker.peer_id)
         refusal = await the.refusal(the.client.push, the.peer.network.peer_id, file_of(work_dir, b"update"))
         assert (refusal.code, refusal.retryable) == ("peer_failed", True)
         # Whether the peer's refusal comes while the file is still being sent is luck.
@@ -302,7 +303,7 @@ async def test_a_push_failed_whose_peer_ends_before_a_job_has_it(work_dir: Path,
             await arrived.wait()
             (connection,) = the.peer.network._host.connections[the.worker.peer_id]
             if end == "killed":
-                await connection.muxed.secured_conn._raw.close()  # type: ignore[attr-defined]
+                await connection.muxed.secured._raw.close()  # type: ignore[attr-defined]
             else:
                 connection.close()
 
@@ -465,14 +466,10 @@ async def test_progress_that_is_repeated_since_the_scheduler_did_not_answer_coun
     async with world(work_dir) as the:
         noted = []
         the.connector._note_progress = lambda task_id, progress: noted.append((task_id, progress))
-        answers = [None, ProgressResponse(type="Continue")]
-
-        async def answer(_peer: str, _report: ReportProgress) -> ProgressResponse | None:
-            return answers.pop(0)
-
-        the.peer.network.handle(PROGRESS, answer)
+        the.peer.progress_answer = None
         refusal = await the.refusal(the.client.progress, "update")
         assert (refusal.code, refusal.retryable) == ("peer_failed", True)
+        the.peer.progress_answer = ProgressResponse(type="Continue")
         await the.call(the.client.progress, "update")
         assert [task_id for task_id, _ in noted] == [the.job.task_id]
 

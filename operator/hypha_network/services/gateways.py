@@ -6,7 +6,7 @@ import random
 import trio
 
 from hypha_network.errors import NetworkError, StreamReset
-from hypha_network.host import Connection, Host, Service
+from hypha_network.host import Connection, ConnectionTask, Host
 from hypha_network.wire.addresses import Address
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def backoff_s(failures: int, jitter: float) -> float:
 class Gateways:
     """The gateways of a node; `welcome` runs on every connection to one."""
 
-    def __init__(self, host: Host, configured: list[Address], welcome: Service) -> None:
+    def __init__(self, host: Host, configured: list[Address], welcome: ConnectionTask) -> None:
         self._host = host
         self._configured = configured
         self._welcome = welcome
@@ -56,7 +56,7 @@ class Gateways:
                 self.connected[address] = peer_id
                 logger.info("gateway %s is %s", address, peer_id)
                 self._host.notify()
-                connection.nursery.start_soon(self._host.serve, self._welcome, connection)
+                connection.nursery.start_soon(self._host.run_task, self._welcome, connection)
                 try:
                     await connection.closed.wait()
                 finally:

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError as ProtobufError
 from libp2p.pubsub.pb import rpc_pb2
 
 from hypha_network.errors import NetworkError, RemoteRefused
-from hypha_network.host import Connection, Host
+from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.gossip_messages import (
     Cache,
@@ -104,9 +104,7 @@ class PubSub:
         self._backoff: dict[tuple[str, str], float] = {}
         self._cache = Cache()
         self._seen = Seen()
-        host.services.append(self.serve)
-        for protocol in PROTOCOLS:
-            host.handlers[protocol] = self._receive
+        self.handlers: dict[str, StreamHandler] = dict.fromkeys(PROTOCOLS, self._receive)
 
     def peers(self, topic: str) -> list[str]:
         """Who subscribes to a topic, as far as known."""

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError as ProtobufError
 from libp2p.identity.identify.pb.identify_pb2 import Identify as IdentifyMessage
 
 from hypha_network.errors import NetworkError, RemoteRefused
-from hypha_network.host import Connection, Host
+from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address
 from hypha_network.wire.multistream import prefixed, read_prefixed
@@ -56,9 +56,7 @@ class Identify:
         self._agent = agent
         self._own_addresses = own_addresses
         self._learned = learned
-        host.handlers[IDENTIFY] = self._answer
-        host.handlers[PUSH] = self._receive
-        host.services.append(self.serve)
+        self.handlers: dict[str, StreamHandler] = {IDENTIFY: self._answer, PUSH: self._receive}
 
     async def serve(self, connection: Connection) -> None:
         """Ask a new peer who it is."""
@@ -83,7 +81,7 @@ class Identify:
             public_key=self._public_key,
             listen_addrs=[address.to_bytes() for address in self._own_addresses()],
             observed_addr=connection.address.to_bytes(),
-            protocols=sorted(self._host.handlers),
+            protocols=self._host.protocols,
         )
         with trio.fail_after(TIMEOUT_S):
             await stream.send_all(prefixed(message.SerializeToString()))
@@ -108,9 +106,8 @@ class Identify:
 class Ping:
     """Answers pings, and ends connections whose other end no longer answers."""
 
-    def __init__(self, host: Host) -> None:
-        host.handlers[PING] = self._answer
-        host.services.append(self.serve)
+    def __init__(self) -> None:
+        self.handlers: dict[str, StreamHandler] = {PING: self._answer}
 
     async def _answer(self, _: Connection, stream: Stream) -> None:
         while True:

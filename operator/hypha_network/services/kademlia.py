@@ -15,7 +15,7 @@ import trio
 
 from hypha_messages.types import peer_id_to_bytes
 from hypha_network.errors import NetworkError, RemoteRefused
-from hypha_network.host import Connection, Host
+from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.kademlia_messages import (
     MAX_MESSAGE_BYTES,
@@ -75,7 +75,7 @@ class _Lookup:
 class Kademlia:
     """What this node knows of others, and how it finds out more."""
 
-    def __init__(self, host: Host, usable: Callable[[Address], bool], *, server: bool) -> None:
+    def __init__(self, host: Host, usable: Callable[[Address], bool]) -> None:
         self._host = host
         self._usable = usable
         self._table: OrderedDict[str, _Known] = OrderedDict()
@@ -85,8 +85,7 @@ class Kademlia:
         self._learned = trio.Event()
         self.bootstrapped = trio.Event()
         """Set once a lookup of this node's own id has been answered."""
-        if server:
-            host.handlers[PROTOCOL] = self._serve
+        self.handlers: dict[str, StreamHandler] = {PROTOCOL: self._serve}
 
     def learn(self, peer_id: str, known: Iterable[Address], protocols: frozenset[str]) -> None:
         """Take note of what a peer said of itself."""

@@ -13,7 +13,7 @@ from libp2p.relay.circuit_v2.pb import circuit_pb2
 
 from hypha_messages.types import peer_id_from_bytes, peer_id_to_bytes
 from hypha_network.errors import DialError, NetworkError, RemoteRefused
-from hypha_network.host import Connection, Host
+from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address
 from hypha_network.wire.multistream import prefixed, read_prefixed
@@ -59,8 +59,7 @@ class Relays:
         self._host = host
         self._changed = changed
         self._reservations: dict[Connection, Reservation] = {}
-        host.handlers[STOP] = self._accept
-        host.dial_relayed = self.dial
+        self.handlers: dict[str, StreamHandler] = {STOP: self._accept}
 
     @property
     def reservations(self) -> list[str]:

@@ -10,7 +10,7 @@ from libp2p.relay.circuit_v2.pb import circuit_pb2
 
 from hypha_messages.types import peer_id_to_bytes
 from hypha_network.errors import NetworkError, RemoteRefused
-from hypha_network.host import Connection, Host
+from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.services.relay import (
     CONNECTION_FAILED,
     HOP,
@@ -54,7 +54,7 @@ class RelayServer:
         self._own_addresses = own_addresses
         self._reserved: dict[str, _Reserved] = {}
         self._circuits: list[str] = []
-        host.handlers[HOP] = self._serve
+        self.handlers: dict[str, StreamHandler] = {HOP: self._serve}
 
     async def _serve(self, connection: Connection, stream: Stream) -> None:
         with trio.fail_after(TIMEOUT_S):

@@ -10,7 +10,7 @@ import trio
 from hypha_messages.cbor import DecodeError
 from hypha_messages.protocol import Protocol
 from hypha_network.errors import RemoteRefused, RequestTimeout, StreamReset
-from hypha_network.host import Connection, Host
+from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.streams import Stream
 
@@ -34,8 +34,8 @@ class Requests:
             lambda: trio.CapacityLimiter(MAX_CONCURRENT_PER_PEER)
         )
 
-    def handle(self, protocol: Protocol[Any, Any], handler: Handler) -> None:
-        """Answer requests with what `handler(peer_id, request)` returns; None refuses the request."""
+    def stream_handler(self, protocol: Protocol[Any, Any], handler: Handler) -> StreamHandler:
+        """Return what serves a stream: it answers the request with what `handler` returns, and refuses it for None."""
 
         async def serve(connection: Connection, stream: Stream) -> None:
             with trio.move_on_after(REQUEST_TIMEOUT_S) as scope:
@@ -53,7 +53,7 @@ class Requests:
                 )
                 stream.reset()
 
-        self._host.handlers[protocol.id] = serve
+        return serve
 
     async def _answer(self, protocol: Protocol[Any, Any], handler: Handler, stream: Stream) -> None:
         try:
