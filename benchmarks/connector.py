@@ -13,8 +13,8 @@ from uuid import uuid4
 import trio
 
 from benchmarks.figures import Figure
-from hypha_bridge.config import ConnectorConfig
 from hypha_bridge.connector import Connector as Client
+from hypha_contracts.bridge_config import ConnectorConfig
 from hypha_devnet.certs import create_node, create_organisation, create_root
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Resources

@@ -9,12 +9,10 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Final
 
-from hypha_bridge.config import BridgeConfig, ConfigError
+from hypha_bridge.config import ConfigError, parse, read
 from hypha_bridge.server import BridgeServer
-
-VARIABLE: Final = "HYPHA_BRIDGE_CONFIG"
+from hypha_contracts.bridge_config import CONFIG_VARIABLE, BridgeConfig
 
 
 def main() -> None:
@@ -24,12 +22,12 @@ def main() -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help=f"the configuration (JSON); default: the text in ${VARIABLE}",
+        help=f"the configuration (JSON); default: the text in ${CONFIG_VARIABLE}",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('hypha-worker')}")
     path: Path | None = parser.parse_args().config
-    if path is None and not os.environ.get(VARIABLE):
-        parser.error(f"no configuration: give --config FILE, or set {VARIABLE} to its text")
+    if path is None and not os.environ.get(CONFIG_VARIABLE):
+        parser.error(f"no configuration: give --config FILE, or set {CONFIG_VARIABLE} to its text")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for client in ("httpx", "httpx2"):
         logging.getLogger(client).setLevel(logging.WARNING)  # they log URLs, which may hold secrets
@@ -37,7 +35,8 @@ def main() -> None:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, _ignore)  # uvicorn raises what it caught once more when it is done
     try:
-        config = BridgeConfig.load(path) if path else BridgeConfig.parse(os.environ[VARIABLE], f"${VARIABLE}")
+        text = os.environ.get(CONFIG_VARIABLE, "")
+        config = read(BridgeConfig, path) if path else parse(BridgeConfig, text, f"${CONFIG_VARIABLE}")
         undelivered = asyncio.run(BridgeServer(config).run_until_stopped())
     except (ConfigError, OSError) as error:
         sys.exit(f"hypha-bridge: {error}")

@@ -10,13 +10,15 @@ from typing import Final, Self
 import anyio.to_thread
 from anyio import CapacityLimiter
 
-from hypha_bridge.config import BridgeConfig, ConfigError
+from hypha_bridge.config import ConfigError, read
 from hypha_bridge.connector import Connector
 from hypha_bridge.fetch import Fetcher
 from hypha_bridge.inbox import Inbox
 from hypha_bridge.outbox import Outbox
 from hypha_bridge.paths import WorkDir
 from hypha_bridge.storage import JobFiles, Storage
+from hypha_contracts.bridge_config import BridgeConfig
+from hypha_messages.job import JobSpec
 from hypha_messages.progress import Progress
 
 _CONCURRENT_REPORTS: Final = 8
@@ -28,7 +30,7 @@ class Bridge:
     """Fetches, sends, receives and reports for one job, while the context is open."""
 
     def __init__(self, config: BridgeConfig) -> None:
-        job = config.job()
+        job = read(JobSpec, config.job_file)
         _make_work_dir(config.work_dir)
         self._staging = _staging(config)
         self._connector = Connector(config.connector)
@@ -82,8 +84,6 @@ def _staging(config: BridgeConfig) -> Path:
         ConfigError: the directory is unusable, or holds files that no bridge left there.
     """
     directory = config.state_dir
-    if directory is None:
-        raise ConfigError("state_dir is needed where the configuration is not read from a file")
     if directory.exists() and any(directory.iterdir()) and not (directory / _MARKER).exists():
         raise ConfigError(f"state_dir {directory} holds files of others. Name a directory for the bridge alone.")
     shutil.rmtree(directory, ignore_errors=True)

@@ -20,9 +20,9 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
-from hypha_bridge.config import ConnectorConfig
 from hypha_bridge.errors import ConnectorError
 from hypha_bridge.pinned import PinnedConnection, WrongNode
+from hypha_contracts.bridge_config import ConnectorConfig
 from hypha_messages.types import PeerId
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from typing import Final
 import httpx
 
 from hypha_bridge.address_policy import GuardedTransport
-from hypha_bridge.config import BridgeConfig
 from hypha_bridge.connector import Attempts
 from hypha_bridge.errors import invalid_request, source_failed
 from hypha_bridge.storage import StagedFile, Storage
+from hypha_contracts.bridge_config import BridgeConfig
 
 logger = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from anyio import CapacityLimiter
 from pydantic import BaseModel, Field
 
 from hypha_bridge import downloads, paths, slices
-from hypha_bridge.config import BridgeConfig
 from hypha_bridge.connector import Connector
 from hypha_bridge.downloads import Downloads
 from hypha_bridge.errors import invalid_request
 from hypha_bridge.hub import Hub
 from hypha_bridge.slices import PulledSlice, ReadAhead
 from hypha_bridge.storage import JobFiles
+from hypha_contracts.bridge_config import BridgeConfig
 from hypha_messages.job import (
     DataSlice,
     HuggingFaceReference,

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hypha_bridge.config import BridgeConfig
 from hypha_bridge.connector import Attempts
 from hypha_bridge.errors import BridgeError, forbidden, invalid_request, source_failed
 from hypha_bridge.storage import JobFiles
+from hypha_contracts.bridge_config import BridgeConfig
 from hypha_messages.job import HuggingFaceReference
 
 logger = logging.getLogger(__name__)

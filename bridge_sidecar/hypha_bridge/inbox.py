@@ -13,10 +13,10 @@ from anyio import CapacityLimiter
 from pydantic import BaseModel, Field
 
 from hypha_bridge import paths, safetensors
-from hypha_bridge.config import BridgeConfig
 from hypha_bridge.connector import Attempts, Connector
 from hypha_bridge.errors import BridgeError, ConnectorError, forbidden, invalid_request
 from hypha_bridge.storage import JobFiles, StagedFile
+from hypha_contracts.bridge_config import BridgeConfig
 from hypha_messages.job import JobSpec, PeersReference, Reference
 
 logger = logging.getLogger(__name__)

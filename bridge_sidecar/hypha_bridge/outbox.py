@@ -16,10 +16,10 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 
 from hypha_bridge import paths
-from hypha_bridge.config import BridgeConfig
 from hypha_bridge.connector import Attempts, Connector
 from hypha_bridge.errors import BridgeError, ConnectorError, forbidden, invalid_request
 from hypha_bridge.storage import JobFiles, snapshot
+from hypha_contracts.bridge_config import BridgeConfig
 from hypha_messages.job import JobSpec, PeersReference, Reference
 
 logger = logging.getLogger(__name__)

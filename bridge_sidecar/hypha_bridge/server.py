@@ -9,7 +9,7 @@ import uvicorn
 
 from hypha_bridge.api import create_app
 from hypha_bridge.bridge import Bridge
-from hypha_bridge.config import BridgeConfig
+from hypha_contracts.bridge_config import BridgeConfig
 
 MAX_CONNECTIONS: Final = 128
 """More are answered 503: the bridge's memory is outside of the job's limits."""

@@ -262,8 +262,10 @@ def process_config(config: Config, state_dir: Path) -> ProcessConfig:
     return ProcessConfig(
         work_dir=state_dir,
         executors={str(executor.descriptor): _command(executor) for executor in config.executors},
-        bridge_options={"read_ahead": jobs.read_ahead, "allow_private_addresses": jobs.allow_private_addresses},
-        patience_s=2 * config.leases.duration_s + _PATIENCE_S,  # it runs out, or the next node grants it once more
+        read_ahead=jobs.read_ahead,
+        allow_private_addresses=jobs.allow_private_addresses,
+        connector_deadline_s=2 * config.leases.duration_s
+        + _PATIENCE_S,  # it runs out, or the next node grants it once more
         kill_after_s=jobs.termination_grace_s,
         log_bytes=jobs.output_log_bytes,
         limits=jobs.limits,

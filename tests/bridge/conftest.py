@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from hypha_bridge.config import BridgeConfig
+from hypha_bridge.config import read
 from hypha_bridge.server import BridgeServer
+from hypha_contracts.bridge_config import BridgeConfig
 from support.bridge_node import TOKEN, FakeNode
 
 SCHEDULER = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
@@ -71,10 +72,11 @@ def config(tmp_path: Path, node: FakeNode) -> BridgeConfig:
         "work_dir": str(work_dir),
         "socket": str(work_dir / "bridge.sock"),
         "connector": {"uds": str(node.uds), "token_file": str(tmp_path / "token"), "deadline_s": 10},
+        "state_dir": str(tmp_path / "bridge"),
         "drain_s": 5,
     }
     file.write_text(json.dumps(settings))
-    return BridgeConfig.load(file)
+    return read(BridgeConfig, file)
 
 
 @pytest.fixture

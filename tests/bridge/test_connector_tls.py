@@ -22,9 +22,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
-from hypha_bridge.config import BridgeConfig, ConfigError, ConnectorConfig
+from hypha_bridge.config import ConfigError, parse
 from hypha_bridge.connector import Connector
 from hypha_bridge.errors import ConnectorError
+from hypha_contracts.bridge_config import BridgeConfig, ConnectorConfig
 from hypha_messages.types import peer_id_from_ed25519
 from support.waiting import until
 
@@ -182,9 +183,10 @@ def test_closing_ends_what_waits(tmp_path: Path) -> None:
     ],
 )
 def test_half_a_way_to_the_node_is_refused(connector: dict[str, str]) -> None:
-    settings = {"job_file": "/j", "work_dir": "/w", "socket": "/s", "connector": connector | {"token_file": "/t"}}
+    settings = {"job_file": "/j", "work_dir": "/w", "socket": "/s", "state_dir": "/d"}
+    settings |= {"connector": connector | {"token_file": "/t"}}
     with pytest.raises(ConfigError, match=r"\$HYPHA_BRIDGE_CONFIG: connector"):
-        BridgeConfig.parse(json.dumps(settings), "$HYPHA_BRIDGE_CONFIG")
+        parse(BridgeConfig, json.dumps(settings), "$HYPHA_BRIDGE_CONFIG")
 
 
 def test_a_bridge_in_an_empty_volume_makes_its_directories(tmp_path: Path) -> None:

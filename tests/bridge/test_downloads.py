@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from hypha_bridge.config import BridgeConfig
 from hypha_bridge.downloads import file_name
 from hypha_bridge.errors import BridgeError
+from hypha_contracts.bridge_config import BridgeConfig
 
 pytestmark = pytest.mark.anyio
 

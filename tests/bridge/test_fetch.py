@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from hypha_bridge.config import BridgeConfig
+from hypha_contracts.bridge_config import BridgeConfig
 from support.bridge_node import FakeNode, break_off, safetensors, staged, streaming, unavailable
 
 from .conftest import OTHER, PROVIDER, SCHEDULER, until

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from hypha_bridge import server
-from hypha_bridge.config import BridgeConfig
+from hypha_contracts.bridge_config import BridgeConfig
 from support.bridge_node import staged
 
 from .conftest import SERVER, peers

@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from hypha_bridge.bridge import Bridge
-from hypha_bridge.config import BridgeConfig, ConfigError
+from hypha_bridge.config import ConfigError
+from hypha_contracts.bridge_config import BridgeConfig
 from support.bridge_node import FakeNode, safetensors
 
 from .conftest import OTHER, PROVIDER, SCHEDULER, SERVER, peers

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from hypha_bridge.config import BridgeConfig
+from hypha_contracts.bridge_config import BridgeConfig
 from support.bridge_node import FakeNode, Handler, safetensors, streaming
 
 from .conftest import OTHER, SERVER, STRANGER, until

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from hypha_bridge.config import BridgeConfig
+from hypha_contracts.bridge_config import BridgeConfig
 
 TOKEN = "token-of-this-job"
 

@@ -177,7 +177,7 @@ def test_bridges_wait_for_a_node_that_is_away_longer_than_the_lease_can_live(fil
     config = read(file, MINIMAL + f"[leases]\nduration_s = {lease_s}\n").config
     made = process_config(config, Path("/work"))
     runs_out_s, granted_once_more_s = lease_s + made.grace_s, lease_s
-    assert made.patience_s >= runs_out_s + granted_once_more_s
+    assert made.connector_deadline_s >= runs_out_s + granted_once_more_s
 
 
 def test_the_guides_own_example_means_what_its_author_meant(file: Path) -> None:

@@ -15,9 +15,9 @@ from uuid import uuid4
 import pytest
 import trio
 
-from hypha_bridge.config import ConnectorConfig
 from hypha_bridge.connector import Connector as Client
 from hypha_bridge.errors import ConnectorError
+from hypha_contracts.bridge_config import ConnectorConfig
 from hypha_messages.api import API, DataAssignment, RequestData
 from hypha_messages.job import JobSpec
 from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress

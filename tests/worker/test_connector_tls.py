@@ -16,9 +16,9 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from hypha_bridge.config import ConnectorConfig
 from hypha_bridge.connector import Connector as Client
 from hypha_bridge.errors import ConnectorError
+from hypha_contracts.bridge_config import ConnectorConfig
 from hypha_devnet.certs import create_node
 from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
 from hypha_messages.streams import PULL, PULL_LENGTH_BYTES, PUSH, decode_pull_length

@@ -1,13 +1,11 @@
 """What a job's processes are started with."""
 
-import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypha_bridge.config import BridgeConfig
 from hypha_worker.errors import NodeError
 from hypha_worker.runtimes.process import launch
 from hypha_worker.runtimes.process.launch import JobPaths
@@ -107,19 +105,21 @@ def test_a_work_directory_too_long_for_a_socket_is_refused() -> None:
         launch.check_work_dir(Path("/" + "d" * 52))
 
 
-def test_the_bridge_understands_its_configuration(tmp_path: Path) -> None:
-    options = {"read_ahead": 3, "allow_private_addresses": True}
+def test_the_bridge_configuration_names_the_paths_and_settings_of_the_job() -> None:
     config = launch.bridge_config(
-        PATHS, Path("/srv/connector.sock"), 5_000_000, patience_s=80, drain_s=60, options=options
+        PATHS,
+        Path("/srv/connector.sock"),
+        5_000_000,
+        deadline_s=80,
+        drain_s=60,
+        read_ahead=3,
+        allow_private_addresses=True,
     )
-    file = tmp_path / "bridge.json"
-    file.write_text(json.dumps(config))
-    read = BridgeConfig.load(file)
-    assert read.connector.uds == Path("/srv/connector.sock")
-    assert (read.connector.token_file, read.connector.deadline_s) == (Path("/srv/jobs/7/token"), 80)
-    assert (read.socket, read.work_dir, read.job_file) == (PATHS.socket, PATHS.work, PATHS.job_file)
-    assert (read.storage_bytes, read.read_ahead, read.allow_private_addresses) == (5_000_000, 3, True)
-    assert (read.state_dir, read.drain_s) == (PATHS.bridge_state, 60)
+    assert config.connector.uds == Path("/srv/connector.sock")
+    assert (config.connector.token_file, config.connector.deadline_s) == (Path("/srv/jobs/7/token"), 80)
+    assert (config.socket, config.work_dir, config.job_file) == (PATHS.socket, PATHS.work, PATHS.job_file)
+    assert (config.storage_bytes, config.read_ahead, config.allow_private_addresses) == (5_000_000, 3, True)
+    assert (config.state_dir, config.drain_s) == (PATHS.bridge_state, 60)
 
 
 @given(st.text(), st.text(), st.lists(st.text() | st.sampled_from(["{JOB_JSON}", "{WORK_DIR}", "{{WORK_DIR}}"])))

@@ -18,8 +18,8 @@ from uuid import UUID, uuid4
 import pytest
 import trio
 
-from hypha_bridge.config import ConnectorConfig
 from hypha_bridge.connector import Connector as Client
+from hypha_contracts.bridge_config import ConnectorConfig
 from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
 from hypha_network.identity import Identity
 from support.api_server import ApiServer

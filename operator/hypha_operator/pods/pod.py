@@ -1,8 +1,9 @@
 """The pod of a job: the bridge as its sidecar, the executor, and what each of the two may see."""
 
-import json
+from pathlib import Path
 from typing import Any, Final
 
+from hypha_contracts.bridge_config import CONFIG_VARIABLE, BridgeConfig, ConnectorConfig
 from hypha_operator.machinery.manifests import lost_node_tolerations
 from hypha_operator.pods.executor import (
     CLAIM,
@@ -96,32 +97,31 @@ def pod_template(
 
 
 def _bridge(namespace: str, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) -> dict[str, Any]:
-    config = {
-        "job_file": JOB_FILE,
-        "work_dir": WORK_DIR,
-        "socket": SOCKET,
-        "state_dir": f"{_JOB_DIR}/state",
-        "storage_bytes": storage_bytes(job),
-        "drain_s": worker.jobs.termination_grace_seconds,
-        "read_ahead": worker.jobs.read_ahead,
-        "allow_private_addresses": worker.jobs.allow_private_addresses,
-        "connector": {
-            "url": f"https://{job.worker_ref.name}-connector.{namespace}.svc:{CONNECTOR_PORT}",
-            "peer_id": job.worker_peer_id,
-            "token_file": f"{_TOKEN_DIR}/token",
+    config = BridgeConfig(
+        job_file=Path(JOB_FILE),
+        work_dir=Path(WORK_DIR),
+        socket=Path(SOCKET),
+        state_dir=Path(_JOB_DIR, "state"),
+        storage_bytes=storage_bytes(job),
+        drain_s=worker.jobs.termination_grace_seconds,
+        read_ahead=worker.jobs.read_ahead,
+        allow_private_addresses=worker.jobs.allow_private_addresses,
+        hub_endpoint=worker.jobs.hub_endpoint,
+        connector=ConnectorConfig(
+            url=f"https://{job.worker_ref.name}-connector.{namespace}.svc:{CONNECTOR_PORT}",
+            peer_id=job.worker_peer_id,
+            token_file=Path(_TOKEN_DIR, "token"),
             # What ends a job whose controller is away is its lease: it runs out, or the next controller grants it once
             # more, for the scheduler to come back.
-            "deadline_s": 2 * worker.leases.duration_seconds + PATIENCE_S,
-        },
-    }
-    if worker.jobs.hub_endpoint:
-        config["hub_endpoint"] = worker.jobs.hub_endpoint
+            deadline_s=2 * worker.leases.duration_seconds + PATIENCE_S,
+        ),
+    )
     return {
         "name": BRIDGE,
         "image": settings.bridge_image,
         "imagePullPolicy": settings.image_pull_policy,
         "restartPolicy": "Always",  # a native sidecar: started before the executor, stopped after it
-        "env": to_env({"HYPHA_BRIDGE_CONFIG": json.dumps(config)}),
+        "env": to_env({CONFIG_VARIABLE: config.to_json()}),
         "startupProbe": {"exec": {"command": ["test", "-S", SOCKET]}, "periodSeconds": 1, "failureThreshold": 120},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "resources": _BRIDGE_RESOURCES,

@@ -19,9 +19,9 @@ import stat
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from hypha_messages.job import JobSpec
@@ -49,8 +49,9 @@ class ProcessConfig:
         work_dir: holds the connector's socket and everything of the jobs.
         executors: how each executor is started, by descriptor (`class/name`).
         bridge: the bridge's program; `--config FILE` is added.
-        bridge_options: more keys of the bridge's configuration file.
-        patience_s: how long the bridge asks a node that is away.
+        read_ahead: how many slices the bridge fetches before the executor asks for them.
+        allow_private_addresses: whether jobs may download from private, local and metadata addresses.
+        connector_deadline_s: how long the bridge retries while the node does not answer.
         start_s: how long the bridge may take until it listens.
         grace_s: how long a job may outlive its lease while the node is gone.
         kill_after_s: how long a job has from SIGTERM to SIGKILL.
@@ -62,8 +63,9 @@ class ProcessConfig:
     work_dir: Path
     executors: Mapping[str, ExecutorCommand]
     bridge: tuple[str, ...] = launch.BRIDGE
-    bridge_options: Mapping[str, Any] = field(default_factory=dict)
-    patience_s: float = 60.0
+    read_ahead: int = 1
+    allow_private_addresses: bool = False
+    connector_deadline_s: float = 60.0
     start_s: float = 60.0
     grace_s: float = 5.0
     kill_after_s: float = 5.0
@@ -198,11 +200,12 @@ class ControlDirectories:
             paths,
             self._config.connector_socket,
             applied.storage_bytes,
-            patience_s=self._config.patience_s,
+            deadline_s=self._config.connector_deadline_s,
             drain_s=self._config.drain_s,
-            options=self._config.bridge_options,
+            read_ahead=self._config.read_ahead,
+            allow_private_addresses=self._config.allow_private_addresses,
         )
-        write_whole(paths.bridge_config, json.dumps(bridge), durable=False)
+        write_whole(paths.bridge_config, bridge.to_json(), durable=False)
         plan = self._plan(record, paths, applied, job_json)
         write_whole(paths.control / supervisor.PLAN_FILE, plan.to_json(), durable=False)
         return _start_supervisor(paths)

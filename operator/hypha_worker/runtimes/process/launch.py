@@ -5,8 +5,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from hypha_contracts.bridge_config import BridgeConfig, ConnectorConfig
 from hypha_worker.errors import NodeError
 from hypha_worker.runtimes.protocol import LaunchError
 
@@ -160,17 +161,20 @@ def bridge_config(
     connector: Path,
     storage_bytes: int | None,
     *,
-    patience_s: float,
+    deadline_s: float,
     drain_s: float,
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the bridge's configuration file's contents."""
-    return dict(options) | {
-        "job_file": str(paths.job_file),
-        "work_dir": str(paths.work),
-        "socket": str(paths.socket),
-        "connector": {"uds": str(connector), "token_file": str(paths.token_file), "deadline_s": patience_s},
-        "storage_bytes": storage_bytes,
-        "state_dir": str(paths.bridge_state),
-        "drain_s": drain_s,
-    }
+    read_ahead: int,
+    allow_private_addresses: bool,
+) -> BridgeConfig:
+    """Return the configuration of a job's bridge."""
+    return BridgeConfig(
+        job_file=paths.job_file,
+        work_dir=paths.work,
+        socket=paths.socket,
+        connector=ConnectorConfig(uds=connector, token_file=paths.token_file, deadline_s=deadline_s),
+        state_dir=paths.bridge_state,
+        storage_bytes=storage_bytes,
+        read_ahead=read_ahead,
+        allow_private_addresses=allow_private_addresses,
+        drain_s=drain_s,
+    )
