@@ -47,7 +47,7 @@ STARTED: Final = b"started"
 _EXECUTOR_OOM_SCORE: Final = 500
 _STORAGE_SCAN_EVERY_S: Final = 5.0
 _KILL_FOR_S: Final = 10.0
-_SOURCE_ROOT: Final = str(Path(__file__).parents[2])
+_SOURCE_ROOT: Final = str(Path(__file__).parents[3])
 
 
 def command(plan_file: Path, lock_fd: int, notify_fd: int) -> list[str]:
