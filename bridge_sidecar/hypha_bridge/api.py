@@ -11,7 +11,6 @@ import anyio.lowlevel
 from fastapi import Body, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,18 +19,12 @@ from hypha_bridge.compatibility import FetchRequest, ReceiveRequest, SendRequest
 from hypha_bridge.errors import BridgeError
 from hypha_bridge.fetch import FetchedFile
 from hypha_bridge.inbox import Listener, Pointer
+from hypha_contracts.connector_api import ErrorBody
 from hypha_messages.progress import Progress, ProgressResponse
 
 logger = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES: Final = 1024 * 1024
-
-
-class ErrorBody(BaseModel):
-    """What went wrong: a code for programs, a text for people."""
-
-    error: str
-    detail: str
 
 
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {

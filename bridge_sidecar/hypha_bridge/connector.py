@@ -18,12 +18,27 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final, NamedTuple, Protocol, TypeVar, cast
 from urllib.parse import quote
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from hypha_bridge.errors import ConnectorError
 from hypha_bridge.pinned import PinnedConnection, WrongNode
 from hypha_contracts.bridge_config import ConnectorConfig
-from hypha_messages.types import PeerId
+from hypha_contracts.connector_api import (
+    ANSWER_TIMEOUT_S,
+    NEXT_SLICE,
+    PULL_SLICE,
+    PUSH,
+    RECEIVER_PARAMETER,
+    REPORT_PROGRESS,
+    SENDER_HEADER,
+    STALL_TIMEOUT_S,
+    TAKE_PUSH,
+    AssignedSlice,
+    Call,
+    ErrorBody,
+    NextSlice,
+    PullSlice,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +46,6 @@ _Result = TypeVar("_Result")
 
 _BUFFER_BYTES: Final = 1024 * 1024
 _MAX_ANSWER_BYTES: Final = 1024 * 1024
-_ANSWER_S: Final = 90  # of a request without bulk data; the node itself gives a peer less
-_STALL_S: Final = 900  # without a byte in either direction; a busy receiver may make a sender wait for minutes
 _FIRST_DELAY_S: Final = 0.1
 _LAST_DELAY_S: Final = 5.0
 _RETRYABLE: Final = frozenset({401, 500, 502, 503, 504})  # 401: a node that starts does not know its jobs yet
@@ -43,13 +56,6 @@ class Sink(Protocol):
 
     def write(self, data: memoryview) -> None:
         """Take the next bytes, before they are overwritten."""
-
-
-class Slice(BaseModel):
-    """A slice as the scheduler assigned it."""
-
-    provider: PeerId
-    index: int
 
 
 class Attempts(NamedTuple):
@@ -75,7 +81,7 @@ class _UnixConnection(http.client.HTTPConnection):
         self.stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)  # http.client forgets its own early
 
     def connect(self) -> None:
-        self.stream.settimeout(_ANSWER_S)
+        self.stream.settimeout(ANSWER_TIMEOUT_S)
         self.stream.connect(self._path)
         self.sock = self.stream
 
@@ -120,46 +126,49 @@ class Connector:
                 if self._closed.wait(delay):
                     raise
 
-    def next_slice(self, scheduler: str, dataset: str) -> Slice:
+    def next_slice(self, scheduler: str, dataset: str) -> AssignedSlice:
         """Ask the scheduler which slice comes next; ConnectorError."""
-        answer = self._call("/slices/next", {"scheduler": scheduler, "dataset": dataset})
+        wanted = NextSlice(scheduler=scheduler, dataset=dataset)
+        answer = self._call(NEXT_SLICE, wanted.model_dump(mode="json"))
         try:
-            return Slice.model_validate_json(answer)
+            return AssignedSlice.model_validate_json(answer)
         except ValidationError as error:
-            raise _nonsense("/slices/next", answer) from error
+            raise _nonsense(NEXT_SLICE, answer) from error
 
     def pull(self, provider: str, dataset: str, index: int, sink: Sink) -> None:
         """Stream a slice into a sink; ConnectorError, after which the sink may hold a part."""
-        body = json.dumps({"provider": provider, "dataset": dataset, "index": index}).encode()
-        with self._request("POST", "/slices/pull", body) as response:
+        wanted = PullSlice(provider=provider, dataset=dataset, index=index)
+        with self._request(PULL_SLICE, wanted.model_dump_json().encode()) as response:
             _drain(response, sink)
 
     def push(self, peer: str, file: BinaryIO) -> None:
         """Push a file to a peer; returns once the peer has all of it. ConnectorError."""
-        with self._request("POST", f"/pushes?peer={quote(peer, safe='')}", file):
+        with self._request(PUSH, file, query=f"?{RECEIVER_PARAMETER}={quote(peer, safe='')}"):
             pass
 
     def take_push(self, open_sink: Callable[[], Sink]) -> str | None:
         """Wait some seconds for a push and stream it into a sink; its sender, None if none came. ConnectorError."""
-        with self._request("GET", "/pushes", None) as response:
+        with self._request(TAKE_PUSH, None) as response:
             if response.status == http.client.NO_CONTENT:
                 return None
-            peer = response.headers.get("Hypha-Peer")
+            peer = response.headers.get(SENDER_HEADER)
             if peer is None:
-                raise _nonsense("/pushes", b"a push without the header Hypha-Peer")
+                raise _nonsense(TAKE_PUSH, f"a push without the header {SENDER_HEADER}".encode())
             _drain(response, open_sink())
             return peer
 
     def progress(self, progress: object) -> bytes:
         """Report progress and return the scheduler's answer (JSON); ConnectorError."""
-        return self._call("/progress", progress)
+        return self._call(REPORT_PROGRESS, progress)
 
-    def _call(self, path: str, body: object) -> bytes:
-        with self._request("POST", path, json.dumps(body).encode()) as response:
+    def _call(self, call: Call, body: object) -> bytes:
+        with self._request(call, json.dumps(body).encode()) as response:
             return response.read(_MAX_ANSWER_BYTES)
 
     @contextlib.contextmanager
-    def _request(self, method: str, path: str, body: bytes | BinaryIO | None) -> Iterator[http.client.HTTPResponse]:
+    def _request(
+        self, call: Call, body: bytes | BinaryIO | None, query: str = ""
+    ) -> Iterator[http.client.HTTPResponse]:
         """Make one request; broken connections and error answers become ConnectorError, in the body of the with too."""
         connection = self._new_connection()
         try:
@@ -169,11 +178,11 @@ class Connector:
                 self._open.add(connection)
             if self._closed.is_set():
                 raise ConnectionAbortedError("the bridge is stopping")
-            _send(connection, method, path, token, body)
+            _send(connection, call, query, token, body)
             response = connection.getresponse()
             if response.status not in (http.client.OK, http.client.NO_CONTENT):
-                raise _refusal(response, path)
-            connection.stream.settimeout(_STALL_S)
+                raise _refusal(response, call)
+            connection.stream.settimeout(STALL_TIMEOUT_S)
             yield response
         except WrongNode as error:
             logger.warning("refused to say anything: %s", error)
@@ -182,7 +191,7 @@ class Connector:
             raise ConnectorError(
                 503,
                 "unavailable",
-                f"the worker node did not complete {path} ({type(error).__name__}: {error}); it may be restarting",
+                f"the worker node did not complete {call} ({type(error).__name__}: {error}); it may be restarting",
                 retryable=True,
             ) from error
         finally:
@@ -193,12 +202,12 @@ class Connector:
     def _new_connection(self) -> _Connection:
         config = self._config
         if config.url is not None and config.peer_id is not None:
-            return PinnedConnection(config.url, config.peer_id, _ANSWER_S)
+            return PinnedConnection(config.url, config.peer_id, ANSWER_TIMEOUT_S)
         return _UnixConnection(os.fspath(config.uds or ""))
 
 
-def _send(connection: _Connection, method: str, path: str, token: str, body: bytes | BinaryIO | None) -> None:
-    connection.putrequest(method, path)
+def _send(connection: _Connection, call: Call, query: str, token: str, body: bytes | BinaryIO | None) -> None:
+    connection.putrequest(call.method, call.path + query)
     connection.putheader("Authorization", f"Bearer {token}")
     if body is None:
         connection.endheaders()
@@ -210,7 +219,7 @@ def _send(connection: _Connection, method: str, path: str, token: str, body: byt
         connection.putheader("Content-Type", "application/octet-stream")
         connection.putheader("Content-Length", str(os.fstat(body.fileno()).st_size))
         connection.endheaders()
-        connection.stream.settimeout(_STALL_S)
+        connection.stream.settimeout(STALL_TIMEOUT_S)
         # A node that refuses early answers and closes; its answer says more than the broken pipe.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             _send_file(connection.stream, body)
@@ -233,16 +242,16 @@ def _drain(response: http.client.HTTPResponse, sink: Sink) -> None:
         raise http.client.IncompleteRead(b"", response.length)
 
 
-def _refusal(response: http.client.HTTPResponse, path: str) -> ConnectorError:
+def _refusal(response: http.client.HTTPResponse, call: Call) -> ConnectorError:
     answer = response.read(_MAX_ANSWER_BYTES)
     try:
-        refusal = json.loads(answer)
-        code, detail = str(refusal["error"]), str(refusal["detail"])
-    except (ValueError, KeyError, TypeError):
-        code, detail = "connector_error", f"the worker node answered {path} with {response.status}: {answer[:200]!r}"
+        refusal = ErrorBody.model_validate_json(answer)
+        code, detail = refusal.error, refusal.detail
+    except ValidationError:
+        code, detail = "connector_error", f"the worker node answered {call} with {response.status}: {answer[:200]!r}"
     return ConnectorError(response.status, code, detail, retryable=response.status in _RETRYABLE)
 
 
-def _nonsense(path: str, answer: bytes) -> ConnectorError:
-    detail = f"the worker node answered {path} with {answer[:200]!r}; are node and bridge of the same version?"
+def _nonsense(call: Call, answer: bytes) -> ConnectorError:
+    detail = f"the worker node answered {call} with {answer[:200]!r}; are node and bridge of the same version?"
     return ConnectorError(502, "connector_error", detail, retryable=False)

@@ -397,7 +397,7 @@ async def test_a_push_that_breaks_off_breaks_off_for_the_bridge(work_dir: Path) 
 
 
 async def test_no_push_within_the_long_poll_is_no_error(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hypha_worker.connector.api._LONG_POLL_S", 0.05)
+    monkeypatch.setattr("hypha_worker.connector.api.TAKE_PUSH_S", 0.05)
     async with world(work_dir) as the:
         assert await the.call(the.client.take_push, io.BytesIO) is None
 

@@ -17,11 +17,25 @@ from uuid import UUID
 import trio
 from pydantic import ValidationError
 
+from hypha_contracts.connector_api import (
+    NEXT_SLICE,
+    PULL_SLICE,
+    RECEIVER_PARAMETER,
+    REPORT_PROGRESS,
+    SENDER_HEADER,
+    TAKE_PUSH,
+    TAKE_PUSH_S,
+    AssignedSlice,
+    ErrorCode,
+    NextSlice,
+    PullSlice,
+)
+from hypha_contracts.connector_api import PUSH as PUSH_CALL
 from hypha_messages.api import API, DataAssignment, RequestData
-from hypha_messages.job import DataSlice, JobSpec, PeersReference, SchedulerReference, TrainConfig
+from hypha_messages.job import JobSpec, PeersReference, SchedulerReference, TrainConfig
 from hypha_messages.progress import PROGRESS, Progress, ProgressResponse, ReportProgress
 from hypha_messages.streams import PULL, PUSH, encode_pull_header
-from hypha_messages.types import Message, PeerId
+from hypha_messages.types import Message
 from hypha_network.errors import (
     ConnectionLost,
     NetworkClosed,
@@ -48,7 +62,6 @@ _STALL_TIMEOUT_S: Final = 600.0
 """How long a peer may neither take nor give a byte: a parameter server may read its senders one after another."""
 _SILENCE_TIMEOUT_S: Final = 60.0
 """How long a peer that pushes may be silent: meanwhile it occupies one of the few pushes that a job gets at once."""
-_LONG_POLL_S: Final = 25.0
 _MAX_CALLS_PER_JOB: Final = 64
 _MAX_ASSIGNMENTS: Final = 4096
 
@@ -63,19 +76,6 @@ class Peers(Protocol):
 
     async def open_stream(self, peer_id: str, protocol: str) -> Stream:
         """Open a stream to a peer."""
-
-
-class NextSlice(Message):
-    """The body of `POST /slices/next`."""
-
-    scheduler: PeerId
-    dataset: str
-
-
-class PullSlice(DataSlice):
-    """The body of `POST /slices/pull`."""
-
-    provider: PeerId
 
 
 @dataclass
@@ -142,11 +142,11 @@ class Connector:
         self._telemetry = telemetry or Telemetry()
         self._sessions: dict[UUID, _Session] = {}
         self._calls: dict[tuple[str, str], Callable[[_Session, Exchange], Awaitable[None]]] = {
-            ("POST", "/slices/next"): self._next_slice,
-            ("POST", "/slices/pull"): self._pull,
-            ("POST", "/pushes"): self._push,
-            ("GET", "/pushes"): self._take_push,
-            ("POST", "/progress"): self._progress,
+            NEXT_SLICE: self._next_slice,
+            PULL_SLICE: self._pull,
+            PUSH_CALL: self._push,
+            TAKE_PUSH: self._take_push,
+            REPORT_PROGRESS: self._progress,
         }
         self._asking = 0  # calls whose answer is a scheduler's
         self._answered = trio.Event()
@@ -178,9 +178,9 @@ class Connector:
         exchange.admit()
         call = self._calls.get((exchange.method, exchange.path))
         if call is None:
-            known = ", ".join(f"{method} {path}" for method, path in self._calls)
+            known = ", ".join(map(str, self._calls))
             raise HttpError(
-                HTTPStatus.NOT_FOUND, "no_such_call", f"{exchange.method} {exchange.path} is none of {known}"
+                HTTPStatus.NOT_FOUND, ErrorCode.NO_SUCH_CALL, f"{exchange.method} {exchange.path} is none of {known}"
             )
         if session.calls >= _MAX_CALLS_PER_JOB:
             raise _unavailable(f"the job has {_MAX_CALLS_PER_JOB} calls under way")
@@ -202,7 +202,9 @@ class Connector:
         task_id = await self._identify(token.strip()) if scheme.lower() == "bearer" else None
         session = self._sessions.get(task_id) if task_id else None
         if session is None:
-            raise HttpError(HTTPStatus.UNAUTHORIZED, "unauthorized", "the token is that of no job which runs here")
+            raise HttpError(
+                HTTPStatus.UNAUTHORIZED, ErrorCode.UNAUTHORIZED, "the token belongs to no job that runs here"
+            )
         return session
 
     async def _match_token(self, token: str) -> UUID | None:
@@ -223,7 +225,9 @@ class Connector:
         if answer.data_provider is None or answer.index is None:
             raise _not_found(f"the scheduler knows no dataset {wanted.dataset!r}")
         session.assign(_slice_of(answer.data_provider, wanted.dataset, answer.index))
-        await exchange.answer_json({"provider": answer.data_provider, "index": answer.index})
+        await exchange.answer_json(
+            AssignedSlice(provider=answer.data_provider, index=answer.index).model_dump(mode="json")
+        )
 
     async def _pull(self, session: _Session, exchange: Exchange) -> None:
         wanted = _validate(PullSlice, await exchange.read_json())
@@ -257,7 +261,7 @@ class Connector:
         self._telemetry.transferred.add(size, {"direction": "in", "of": "slice"})
 
     async def _push(self, session: _Session, exchange: Exchange) -> None:
-        peer = exchange.query.get("peer", "")
+        peer = exchange.query.get(RECEIVER_PARAMETER, "")
         if peer not in session.job.spec.receivers:
             raise _forbidden(f"peer {peer!r} is none that this job pushes to")
         with _peer_errors(peer):
@@ -313,7 +317,7 @@ class Connector:
 
         async def deliver(peer: str, stream: PushStream) -> None:
             with _peer_errors(peer):
-                await exchange.start_stream({"Hypha-Peer": peer})
+                await exchange.start_stream({SENDER_HEADER: peer})
                 size = 0
                 while data := await _within(_SILENCE_TIMEOUT_S, stream.receive_some()):
                     size += len(data)
@@ -322,7 +326,7 @@ class Connector:
             self._telemetry.transferred.add(size, {"direction": "in", "of": "push"})
 
         async with exchange.until_disconnected():
-            taken = await self._pushes.take(session.job.task_id, deliver, _LONG_POLL_S)
+            taken = await self._pushes.take(session.job.task_id, deliver, TAKE_PUSH_S)
         if not taken:
             await exchange.answer_empty()
 
@@ -365,7 +369,7 @@ def _validate(model: type[_M], value: Any) -> _M:
         return model.model_validate(value)
     except ValidationError as error:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()[:3])
-        raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", reasons) from error
+        raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, ErrorCode.INVALID, reasons) from error
 
 
 def _references(spec: JobSpec) -> list[Any]:
@@ -386,16 +390,16 @@ def _hash(token: str) -> bytes:
 
 
 def _forbidden(detail: str) -> HttpError:
-    return HttpError(HTTPStatus.FORBIDDEN, "forbidden", detail)
+    return HttpError(HTTPStatus.FORBIDDEN, ErrorCode.FORBIDDEN, detail)
 
 
 def _not_found(detail: str) -> HttpError:
-    return HttpError(HTTPStatus.NOT_FOUND, "not_found", detail)
+    return HttpError(HTTPStatus.NOT_FOUND, ErrorCode.NOT_FOUND, detail)
 
 
 def _unavailable(detail: str) -> HttpError:
-    return HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", detail)
+    return HttpError(HTTPStatus.SERVICE_UNAVAILABLE, ErrorCode.UNAVAILABLE, detail)
 
 
 def _peer_failed(detail: str) -> HttpError:
-    return HttpError(HTTPStatus.BAD_GATEWAY, "peer_failed", detail)
+    return HttpError(HTTPStatus.BAD_GATEWAY, ErrorCode.PEER_FAILED, detail)

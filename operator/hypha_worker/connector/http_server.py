@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl, urlsplit
 import h11
 import trio
 
+from hypha_contracts.connector_api import STALL_TIMEOUT_S, ErrorBody, ErrorCode
 from hypha_network.identity import Identity
 from hypha_network.wire.tls_server import ServerTlsStream
 
@@ -34,14 +35,12 @@ _READ_BYTES: Final = 512 * 1024
 _MAX_STRANGERS: Final = 128
 _HANDSHAKE_TIMEOUT_S: Final = 5.0
 _HEAD_TIMEOUT_S: Final = 5.0
-_STALL_TIMEOUT_S: Final = 900.0
-"""How long the other side may neither read nor write: a bridge may wait for a disk, never for ever."""
 
 
 class HttpError(Exception):
     """An answer that is a refusal: its status, a code for programs and a text for people."""
 
-    def __init__(self, status: HTTPStatus, code: str, detail: str) -> None:
+    def __init__(self, status: HTTPStatus, code: ErrorCode, detail: str) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
@@ -115,7 +114,7 @@ class Exchange:
     async def read_nothing(self) -> None:
         """Receive a body that must be empty; HttpError if it is not."""
         async for _ in self.pieces():
-            raise HttpError(HTTPStatus.BAD_REQUEST, "invalid", f"{self.method} {self.path} takes no body")
+            raise HttpError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID, f"{self.method} {self.path} takes no body")
 
     async def read_json(self, max_bytes: int = 1024 * 1024) -> Any:
         """Receive a body that is JSON; HttpError if it is not, or too long."""
@@ -124,12 +123,14 @@ class Exchange:
             body += piece
             if len(body) > max_bytes:
                 raise HttpError(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", f"the body is longer than {max_bytes} bytes"
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    ErrorCode.TOO_LARGE,
+                    f"the body is longer than {max_bytes} bytes",
                 )
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise HttpError(HTTPStatus.BAD_REQUEST, "invalid", f"the body is not JSON: {error}") from error
+            raise HttpError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID, f"the body is not JSON: {error}") from error
 
     async def answer_json(self, value: Any, status: HTTPStatus = HTTPStatus.OK) -> None:
         """Answer with a JSON value."""
@@ -203,7 +204,7 @@ class Exchange:
 @contextmanager
 def _stall_timeout() -> Iterator[None]:
     try:
-        with trio.fail_after(_STALL_TIMEOUT_S):
+        with trio.fail_after(STALL_TIMEOUT_S):
             yield
     except trio.TooSlowError as error:
         raise Disconnected("the client neither reads nor writes") from error
@@ -229,7 +230,9 @@ class _Doors:
         def admit() -> None:
             nonlocal admitted
             if self._admitted >= self._most:
-                raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"the node serves {self._most} calls")
+                raise HttpError(
+                    HTTPStatus.SERVICE_UNAVAILABLE, ErrorCode.UNAVAILABLE, f"the node serves {self._most} calls"
+                )
             if not admitted:
                 admitted = True
                 self._admitted += 1
@@ -272,7 +275,7 @@ async def _serve_one(handler: Handler, exchange: Exchange) -> None:
         except HttpError as error:
             if exchange.answered:
                 raise
-            await exchange.answer_json({"error": error.code, "detail": str(error)}, error.status)
+            await exchange.answer_json(ErrorBody(error=error.code, detail=str(error)).model_dump(), error.status)
     except (Disconnected, HttpError, h11.ProtocolError, trio.BrokenResourceError, trio.TooSlowError) as error:
         logger.debug("%s %s: %s", exchange.method, exchange.path, error or type(error).__name__)
     except Exception:

@@ -9,6 +9,7 @@ from typing import Any
 
 import trio
 
+from hypha_contracts.connector_api import ErrorCode
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkStatus, open_network
 from hypha_worker.config import Config, KubernetesConfig
@@ -88,7 +89,7 @@ def _with_probes(network: Network, handler: Handler) -> Handler:
     async def handle(exchange: Exchange) -> None:
         call = exchange.method, exchange.path
         if call == ("GET", "/readyz") and (reason := why_not_ready(network.status())):
-            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", reason)
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, ErrorCode.NOT_READY, reason)
         if call in (("GET", "/healthz"), ("GET", "/readyz")):
             await exchange.answer_json({"status": "ok"})
         else:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import trio
 
+from hypha_contracts.connector_api import ErrorCode
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_worker.connector.http_server import HttpError
 from hypha_worker.runtimes.kubernetes.api import ApiRefused, KubernetesApi, KubernetesError
@@ -82,7 +83,9 @@ class TokenReviewer:
             remedy = "; is there a ClusterRoleBinding that lets it?" if isinstance(error, ApiRefused) else ""
             _rate_limited_log.warning("TokenReview", "cannot have a token reviewed: %s%s", reason, remedy)
             raise HttpError(
-                HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"the token cannot be reviewed just now: {reason}"
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                ErrorCode.UNAVAILABLE,
+                f"the token cannot be reviewed just now: {reason}",
             ) from error
         return dict(answer.get("status") or {})
 
