@@ -26,7 +26,7 @@ def test_a_release_is_installed_gets_a_worker_by_an_upgrade_and_leaves_it_behind
 
     notes = run("install", RELEASE, str(CHART), "--create-namespace", values={})
     assert "kubectl -n hypha create secret generic worker-identity" in notes
-    assert "Delete HyphaWorkers before this release" in notes
+    assert "Before you uninstall this release, delete the HyphaWorkers" in notes
     until(lambda: "hyphaworkers" in api.kubectl("api-resources", "--api-group=hypha.space", "-o=name"))
 
     run("upgrade", RELEASE, str(CHART), values=with_worker)

@@ -1,4 +1,4 @@
-"""What `helm test` runs: the API server serves both resources, and the operator is healthy."""
+"""The program of `helm test`: check that the API server serves both resources, and that the operator is healthy."""
 
 import json
 import os
@@ -14,7 +14,7 @@ DEADLINE_S = 10
 
 
 def missing() -> set[str]:
-    """Return which of our resources the API server does not serve."""
+    """Return those of the needed resources that the API server does not serve."""
     tls = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], int(os.environ["KUBERNETES_SERVICE_PORT"])
     server = HTTPSConnection(host, port, timeout=DEADLINE_S, context=tls)
@@ -37,11 +37,12 @@ def check_health() -> None:
 
 
 def main() -> str | None:
-    """Return what is wrong, or None."""
+    """Return the first problem, or None."""
     try:
         if lacking := missing():
             return (
-                f"the API server lacks {', '.join(sorted(lacking))}: install this version's definitions (crds.install)"
+                f"the API server lacks {', '.join(sorted(lacking))}: "
+                "install this version's definitions with crds.install=true"
             )
     except (OSError, HTTPException) as error:
         return f"the API server: {error}"

@@ -13,7 +13,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Of objects without a namespace: two releases of one name in two namespaces must not share them. */}}
+{{/* The name of cluster-wide objects. It contains the namespace, because releases in two namespaces may have the same name. */}}
 {{- define "hypha-worker.clusterName" -}}
 {{- printf "%s-%s" .Release.Namespace (include "hypha-worker.fullname" .) -}}
 {{- end -}}
@@ -26,7 +26,7 @@
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "hypha-worker.fullname" .) .Values.serviceAccount.name -}}
 {{- else -}}
-{{- required "serviceAccount.name: name the account that the operator uses, or set serviceAccount.create" .Values.serviceAccount.name -}}
+{{- required "serviceAccount.name is empty. Name the account that the operator uses, or set serviceAccount.create" .Values.serviceAccount.name -}}
 {{- end -}}
 {{- end -}}
 
@@ -47,7 +47,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end -}}
 
-{{/* The address of an image: (list $ "worker"). */}}
+{{/* The reference of an image. The argument is (list $ "worker"). */}}
 {{- define "hypha-worker.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index $root.Values.images (index . 1) -}}
