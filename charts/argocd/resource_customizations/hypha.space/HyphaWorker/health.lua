@@ -1,7 +1,7 @@
 local health = { status = "Progressing", message = "Waiting for the operator" }
 
 if obj.metadata.deletionTimestamp ~= nil then
-  health.message = "Draining: jobs end and their schedulers are told"
+  health.message = "Draining: the controller ends its jobs and notifies their schedulers"
   return health
 end
 
