@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(VENV)/.installed ## Install everything into .venv (about 6 GB: torch brings its CUDA libraries)
+install: $(VENV)/.installed ## Install everything into .venv (about 6 GB, because torch brings its CUDA libraries)
 
 $(VENV)/.installed: requirements/dev.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is missing or older than Python 3.11. Set PYTHON to a newer one, such as PYTHON=/usr/bin/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -34,19 +34,19 @@ format: install ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install ## Measure; HYPHA_BIN=DIR adds the Rust nodes' binaries for comparison
+bench: install ## Measure performance; HYPHA_BIN=DIR, the directory of the Rust nodes' binaries, adds them for comparison
 	$(BIN)/python -m benchmarks
 
-tools-api: install ## Build the API server that the tests talk to into .tools (a few minutes the first time)
+tools-api: install ## Build the programs that the tests need into .tools, such as the API server (5 minutes the first time)
 	@$(BIN)/python -m e2e.cluster.tools etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm3 helm
 
-tools: install ## Build all programs of a cluster, and helm, into .tools (10 minutes the first time)
+tools: install ## Build all programs of a cluster and helm into .tools (10 minutes the first time)
 	@$(BIN)/python -m e2e.cluster.tools
 
-cluster: tools ## Start a Kubernetes cluster of one node on this machine, or repair it (as root)
+cluster: tools ## As root: start a Kubernetes cluster of one node on this machine, or repair it
 	@$(BIN)/python -m e2e.cluster up
 
-e2e: install ## Install the chart on that cluster, or on KUBECONFIG's, train a model there, and break what can break
+e2e: install ## Install the chart on that cluster or KUBECONFIG's, train a model, and test faults (docs: e2e/README.md)
 	@test -n "$$KUBECONFIG$$E2E_CONTEXT" || $(MAKE) --no-print-directory e2e-cluster
 	$(BIN)/pytest -c e2e/pytest.ini e2e/cases
 
@@ -54,20 +54,20 @@ e2e-cluster: cluster
 	@command -v buildah >/dev/null && command -v debootstrap >/dev/null || apt-get install -y -qq --no-install-recommends buildah debootstrap
 	@$(MAKE) --no-print-directory base-image images BASE=localhost/hypha/base:debian TORCH=cpu CONTAINER_TOOL=buildah
 
-cluster-down: install ## Remove the cluster and all that it left
+cluster-down: install ## Remove the cluster, its processes and its files
 	@$(BIN)/python -m e2e.cluster down
 
-chart-docs: install ## Write the table of values in the chart's README
+chart-docs: install ## Write the table of values into the chart's README
 	@$(BIN)/python charts/chart_docs.py
 
-crds: install ## Write crds/ and the chart's templates of them from the models
+crds: install ## Write crds/ and the chart's CRD templates from the models
 	$(BIN)/python -m hypha_resources
 	$(BIN)/python -m hypha_resources --chart
 
-images: install ## Build the container images that changed; CONTAINER_TOOL, BASE, TORCH=cpu, REGISTRY, TAG: docs/images.md
+images: install ## Build the container images that changed; docs/images.md explains CONTAINER_TOOL, BASE, TORCH, REGISTRY, TAG
 	@$(BIN)/python -m images.build
 
-base-image: install ## Build a base image from Debian's packages, where no registry can be reached: BASE=localhost/hypha/base:debian
+base-image: install ## Build the base image localhost/hypha/base:debian from Debian's packages, if you can reach no image registry
 	@$(BIN)/python -m images.build base
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
@@ -79,6 +79,6 @@ requirements: install ## Compile requirements/*.txt from pyproject.toml
 	for image in operator worker bridge parameter-server trainer; do \
 	  $(COMPILE) --constraint requirements/dev.txt --extra $$image pyproject.toml -o requirements/$$image.txt || exit; done
 
-clean: ## Remove what the other targets made
+clean: ## Remove everything that the other targets created
 	@test ! -e .cluster || $(MAKE) cluster-down
 	rm -rf $(VENV) .tools .images demo-output e2e-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
