@@ -1,7 +1,7 @@
-"""Write the table of values into a chart's README.md, from the comments of its values.yaml.
+"""Write the table of values into the chart's README.md, from the comments in its values.yaml.
 
-`python charts/chart_docs.py` writes, `--check` fails where the table is stale. A line `# -- text` describes the key
-below it; every value has one, unless a key above it is described.
+`python charts/chart_docs.py` writes the table, and with `--check` it fails if the table is stale. A line `# -- text`
+describes the key below it. Every value needs a description, unless one of its parents has one.
 """
 
 import json
@@ -44,7 +44,7 @@ def undescribed(values: Any, described_paths: set[str], path: str = "") -> Itera
 
 
 def table(values_yaml: str) -> str:
-    """Return the table in Markdown; ValueError names values without a description."""
+    """Return the table in Markdown. Raises ValueError, which names the values without a description."""
     values = yaml.safe_load(values_yaml)
     descriptions = dict(described(values_yaml))
     if missing := list(undescribed(values, set(descriptions))):
@@ -59,7 +59,7 @@ def table(values_yaml: str) -> str:
 
 
 def with_table(readme: str, values_yaml: str) -> str:
-    """Return the README with the table between its marks; ValueError if it has none."""
+    """Return the README with the table between its markers. Raises ValueError if the README has no markers."""
     head, begin, rest = readme.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
@@ -68,7 +68,7 @@ def with_table(readme: str, values_yaml: str) -> str:
 
 
 def main(arguments: list[str]) -> str | None:
-    """Return what is wrong, or None."""
+    """Write or check the table, and return the problem, or None."""
     readme = CHART / "README.md"
     before = readme.read_text()
     after = with_table(before, (CHART / "values.yaml").read_text())
