@@ -5,7 +5,6 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import trio
@@ -19,7 +18,8 @@ from hypha_network.wire.backlog import Backlog
 from hypha_network.wire.streams import Stream
 from hypha_network.wire.tls import PROTOCOL_ID as TLS
 from hypha_network.wire.tls import TlsTransport
-from hypha_network.wire.transport import RawConnection, connect_tcp, listen_tcp, peer_address
+from hypha_network.wire.transport import RawConnection
+from hypha_network.wire.transports import TRANSPORTS
 from hypha_network.wire.yamux import PROTOCOL_ID as YAMUX
 from hypha_network.wire.yamux import Yamux
 
@@ -130,16 +130,10 @@ class Host:
 
     async def listen(self, address: Address) -> None:
         """Listen on an address; NetworkError if that is impossible."""
-        for listener in await listen_tcp(address):
-            port = listener.socket.getsockname()[1]
-            bound = Address(address.protocol, address.host, port)
+        for bound in await TRANSPORTS[address.transport].listen(address, self._accept, self.nursery):
             self.listen_addresses += [entry for entry in expand(bound) if entry not in self.listen_addresses]
-            self.nursery.start_soon(
-                partial(trio.serve_listeners, self._accept, [listener], handler_nursery=self.nursery)
-            )
 
-    async def _accept(self, stream: trio.SocketStream) -> None:
-        raw = RawConnection(stream, peer_address(stream), is_initiator=False)
+    async def _accept(self, raw: RawConnection) -> None:
         if self._upgrades >= MAX_UPGRADES or self.connection_count() >= MAX_CONNECTIONS:
             _refusal_log.warning(raw.address.host, "connection refused, there are too many")
             await raw.close()
@@ -149,7 +143,7 @@ class Host:
         except NetworkError as error:
             _refusal_log.info(raw.address.host, "connection from %s came to nothing: %s", raw.address, error)
         else:
-            await connection.closed.wait()  # trio closes the socket once this returns
+            await connection.closed.wait()  # the transport closes the connection once this returns
 
     async def upgrade(self, raw: RawConnection, expected: str | None) -> Connection:
         """Secure and mux a raw connection, and serve it from now on; DialError (HandshakeError) if that fails."""
@@ -304,7 +298,7 @@ class Host:
                 raise DialError(f"{address}: this node uses no relays")
             raw = await self.dial_relayed(address)
         else:
-            raw = await connect_tcp(address)
+            raw = await TRANSPORTS[address.transport].connect(address)
         return await self.upgrade(raw, address.peer_id)
 
     async def connect(

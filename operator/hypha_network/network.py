@@ -255,10 +255,10 @@ def _parse_all(texts: tuple[str, ...]) -> list[Address]:
     """Parse configured addresses; those of other transports (QUIC) are left out with a warning."""
     parsed = []
     for text in texts:
-        if "/quic" in text or "/udp/" in text:
+        if (address := addresses.parse_supported(text)) is None:
             logger.warning("%s is left out: only TCP is supported", text)
         else:
-            parsed.append(addresses.parse(text))
+            parsed.append(address)
     return parsed
 
 

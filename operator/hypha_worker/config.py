@@ -20,8 +20,7 @@ from pydantic import (
 
 from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.types import Amount, PeerId, Resources
-from hypha_network.wire.addresses import RESERVED_CIDRS, AddressError
-from hypha_network.wire.addresses import parse as parse_address
+from hypha_network.wire.addresses import RESERVED_CIDRS, AddressError, parse_supported
 
 PositiveMs = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
 PositiveS = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
@@ -49,10 +48,8 @@ def _parse_pairs(value: Any) -> Any:
 
 
 def _check_multiaddr(text: str) -> str:
-    if "/udp/" in text:  # QUIC: legal, and left out by the network with a warning
-        return text
     try:
-        parse_address(text)
+        parse_supported(text)
     except AddressError as error:
         raise ValueError(f"{error}; write it as /ip4/203.0.113.50/tcp/4001 or /dns4/host/tcp/4001") from error
     return text
@@ -319,7 +316,7 @@ class Config(Section):
     @field_validator("gateway_addresses")
     @classmethod
     def _needs_tcp(cls, value: list[str]) -> list[str]:
-        if all("/udp/" in address for address in value):
+        if all(parse_supported(address) is None for address in value):
             raise ValueError(
                 "none of them is a TCP address, and QUIC is not supported; add one such as /ip4/203.0.113.50/tcp/4001"
             )

@@ -301,7 +301,8 @@ def prepare_state_dir(work_dir: Path, peer_id: str) -> Path:
 def _warn_of_excluded_gateways(config: Config) -> None:
     networks = addresses.parse_cidrs(config.exclude_cidr)
     for text in config.gateway_addresses:
-        if "/udp/" not in text and addresses.excluded(addresses.parse(text), networks):
+        address = addresses.parse_supported(text)
+        if address is not None and addresses.excluded(address, networks):
             logger.warning(
                 "the gateway %s lies in a network of exclude_cidr: other nodes there are reached through gateways "
                 "only; remove that network from exclude_cidr to reach them directly",

@@ -10,12 +10,15 @@ from hypha_network.wire.addresses import (
     RESERVED_CIDRS,
     Address,
     AddressError,
+    TransportName,
     excluded,
     expand,
     parse,
     parse_cidrs,
+    parse_supported,
     usable,
 )
+from hypha_network.wire.transports import TRANSPORTS
 
 A = "12D3KooWBkAZ52FV28vNpUsNcSLLfdTZdhph8Vhb2w5hCENAinpB"
 B = "12D3KooWF8o9cA532TjN4kByfuKUEnX4BdZzxUh1z7TUEfzk23Ne"
@@ -61,6 +64,17 @@ def test_an_address_reads_back_as_it_was_written(text: str) -> None:
 def test_what_is_no_address_is_refused_and_the_reason_given(text: str, reason: str) -> None:
     with pytest.raises(AddressError, match=re.escape(reason)):
         parse(text)
+
+
+def test_an_address_of_a_transport_that_this_node_lacks_is_left_out_and_nonsense_is_refused() -> None:
+    assert parse_supported("/ip4/1.2.3.4/tcp/1") == parse("/ip4/1.2.3.4/tcp/1")
+    assert parse_supported("/ip4/1.2.3.4/udp/1/quic-v1") is None
+    with pytest.raises(AddressError, match="nonsense"):
+        parse_supported("nonsense")
+
+
+def test_every_transport_that_an_address_can_name_has_an_implementation() -> None:
+    assert set(TRANSPORTS) == set(TransportName)
 
 
 @given(st.text())

@@ -2,7 +2,7 @@
 
 import gc
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -26,9 +26,11 @@ async def healthy(_: str, __: HealthRequest) -> HealthResponse:
 
 
 @asynccontextmanager
-async def victim_and_peer(pki: Pki) -> AsyncIterator[tuple[Network, Network]]:
+async def victim_and_peer(
+    pki: Pki, health: Callable[[str, HealthRequest], Awaitable[HealthResponse]] = healthy
+) -> AsyncIterator[tuple[Network, Network]]:
     async with node(pki, "victim") as victim, node(pki, "peer") as peer:
-        victim.handle(HEALTH, healthy)
+        victim.handle(HEALTH, health)
         await peer.dial(direct_address(victim))
         yield victim, peer
 
@@ -139,11 +141,9 @@ async def test_requests_of_one_peer_are_served_a_few_at_a_time(monkeypatch: pyte
         running -= 1
         return HealthResponse(healthy=True)
 
-    async with victim_and_peer(Pki()) as (victim, peer):
-        victim.handle(HEALTH, count)
-        async with trio.open_nursery() as nursery:
-            for _ in range(12):
-                nursery.start_soon(peer.request, victim.peer_id, HEALTH, HealthRequest())
+    async with victim_and_peer(Pki(), count) as (victim, peer), trio.open_nursery() as nursery:
+        for _ in range(12):
+            nursery.start_soon(peer.request, victim.peer_id, HEALTH, HealthRequest())
     assert most == 3
 
 

@@ -110,7 +110,7 @@ class Relays:
             raise RemoteRefused(f"it answered with status {answer.status}")
         relay = connection.peer_id
         known = [connection.address, *addresses.usable(answer.reservation.addrs, _MAX_ADDRESSES)]
-        through = (Address(a.protocol, a.host, a.port, self._host.peer_id, relay) for a in known if a.relay is None)
+        through = (a.behind(relay, self._host.peer_id) for a in known if a.relay is None)
         return Reservation(float(answer.reservation.expire), tuple(dict.fromkeys(through)))
 
     async def _accept(self, connection: Connection, stream: Stream) -> None:
@@ -122,12 +122,7 @@ class Relays:
                 raise RemoteRefused(f"{connection.peer_id} relays here without a reservation")
             source = peer_of(message)
             await send(stream, _status(OK))
-        address = connection.address
-        raw = RawConnection(
-            stream,
-            Address(address.protocol, address.host, address.port, source, connection.peer_id),
-            is_initiator=False,
-        )
+        raw = RawConnection(stream, connection.address.behind(connection.peer_id, source), is_initiator=False)
         relayed = await self._host.upgrade(raw, None)
         if relayed.peer_id != source:
             relayed.close()
@@ -141,7 +136,7 @@ class Relays:
             raise DialError(f"{address} does not say whom to reach through the relay")
         try:
             with trio.fail_after(TIMEOUT_S):
-                connection = self._host.connection(relay) or await self._host.dial(address.through())
+                connection = self._host.connection(relay) or await self._host.dial(address.of_relay())
                 stream = await connection.open([HOP])
                 try:
                     await self._ask_relay(stream, target)
@@ -161,11 +156,7 @@ class Relays:
 
     def ways_to(self, peer_id: str, gateways: dict[Address, str]) -> list[Address]:
         """Addresses that may lead to a peer: through each connected gateway."""
-        return [
-            Address(address.protocol, address.host, address.port, peer_id, relay)
-            for address, relay in gateways.items()
-            if relay != peer_id
-        ]
+        return [address.behind(relay, peer_id) for address, relay in gateways.items() if relay != peer_id]
 
 
 def _status(status: int) -> circuit_pb2.StopMessage:

@@ -2,7 +2,8 @@
 
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from itertools import pairwise
 
@@ -36,13 +37,23 @@ _HOSTS = {
 _MAX_LENGTH = 1024
 
 
+class TransportName(StrEnum):
+    """The transports that this node has, as an address names them; `hypha_network.wire.transports` has the code."""
+
+    TCP = "tcp"
+
+
 class AddressError(ValueError):
-    """A text that is no usable address; says which and why."""
+    """A text is not an address that this node can use; the message says which text and why."""
+
+
+class UnsupportedTransport(AddressError):  # noqa: N818 - a valid address, of a node that has more transports
+    """A valid address names a transport that this node does not have, for example QUIC."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """A TCP address, perhaps of a known peer, perhaps behind a relay.
+    """An address, perhaps of a known peer, perhaps behind a relay.
 
     `/dns4/host/tcp/4001/p2p/A` has the peer A; `/dns4/host/tcp/4001/p2p/R/p2p-circuit/p2p/A` too, and the relay R.
     """
@@ -52,9 +63,10 @@ class Address:
     port: int
     peer_id: str | None = None
     relay: str | None = None
+    transport: TransportName = TransportName.TCP
 
     def __str__(self) -> str:
-        text = f"/{self.protocol}/{self.host}/tcp/{self.port}"
+        text = f"/{self.protocol}/{self.host}/{self.transport}/{self.port}"
         if self.relay is not None:
             text += f"/p2p/{self.relay}/p2p-circuit"
         return f"{text}/p2p/{self.peer_id}" if self.peer_id is not None else text
@@ -71,11 +83,15 @@ class Address:
 
     def of(self, peer_id: str | None) -> "Address":
         """The same address as that of this peer."""
-        return Address(self.protocol, self.host, self.port, peer_id, self.relay)
+        return replace(self, peer_id=peer_id)
 
-    def through(self) -> "Address":
-        """The relay's own address, for an address behind one."""
-        return Address(self.protocol, self.host, self.port, self.relay)
+    def of_relay(self) -> "Address":
+        """Return the address of the relay that this address leads through."""
+        return replace(self, peer_id=self.relay, relay=None)
+
+    def behind(self, relay: str, peer_id: str) -> "Address":
+        """Return the address of a peer behind the relay at this address."""
+        return replace(self, peer_id=peer_id, relay=relay)
 
     def to_bytes(self) -> bytes:
         """The binary form, as identify, Kademlia and relays carry it."""
@@ -87,10 +103,20 @@ def parse(text: str) -> Address:
     """Parse `/<ip4|ip6|dns|dns4|dns6>/HOST/tcp/PORT[/p2p/ID][/p2p-circuit[/p2p/ID]]`; AddressError if it is none."""
     try:
         return _parse(text)
+    except UnsupportedTransport:
+        raise
     except ValueError as error:
         raise AddressError(
             f"{text!r} is no address of this network: {error}; expected for example /ip4/192.0.2.1/tcp/4001"
         ) from error
+
+
+def parse_supported(text: str) -> Address | None:
+    """Parse an address as `parse` does; None if it is valid but its transport is one that this node does not have."""
+    try:
+        return parse(text)
+    except UnsupportedTransport:
+        return None
 
 
 def _parse(text: str) -> Address:
@@ -98,12 +124,14 @@ def _parse(text: str) -> Address:
     if len(text) > _MAX_LENGTH or len(parts) < 5 or parts[0] != "" or parts[1] not in _HOSTS:
         raise ValueError("it does not begin with a host and a port")
     protocol, host, transport, port = parts[1:5]
-    if transport != "tcp":
-        raise ValueError(f"transport {transport} is not supported, only tcp")
+    if transport == "udp":
+        raise UnsupportedTransport(f"{text!r} uses QUIC or another UDP transport; this node has only TCP")
+    if transport not in list(TransportName):
+        raise ValueError(f"transport {transport} is unknown")
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{port!r} is no port")
     relay, peer_id = _parse_peers(parts[5:])
-    return Address(protocol, _parse_host(protocol, host), int(port), peer_id, relay)
+    return Address(protocol, _parse_host(protocol, host), int(port), peer_id, relay, TransportName(transport))
 
 
 def _parse_host(protocol: str, host: str) -> str:
@@ -189,4 +217,4 @@ def expand(address: Address) -> list[Address]:
             if entry.family == address.family and "%" not in entry.address
         }
     )
-    return [Address(address.protocol, host, address.port) for host in hosts]
+    return [replace(address, host=host) for host in hosts]

@@ -8,8 +8,9 @@ import trio
 
 from hypha_network.errors import ConnectionBroken
 from hypha_network.identity import Identity
+from hypha_network.wire.tcp import peer_address
 from hypha_network.wire.tls import CLOSE_TIMEOUT_S, READ_BYTES, WRITE_BYTES, Tls
-from hypha_network.wire.transport import RawConnection, peer_address
+from hypha_network.wire.transport import RawConnection
 
 
 class ServerTlsStream:

@@ -1,14 +1,13 @@
-"""Raw connections: TCP, and whatever else can carry bytes (a relayed stream). TLS and the muxer run on them."""
+"""Raw connections, on which TLS and the muxer run, and what a transport must offer to make them."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import trio
 
-from hypha_network.errors import ConnectionBroken, DialError, NetworkError
+from hypha_network.errors import ConnectionBroken, NetworkError
 from hypha_network.wire.addresses import Address
 
-CONNECT_TIMEOUT_S = 10.0
 _READ_BYTES = 64 * 1024
 
 
@@ -63,48 +62,16 @@ class RawConnection:
         await self._stream.aclose()
 
 
-async def connect_tcp(address: Address) -> RawConnection:
-    """Connect to an address; DialError says what every attempt met."""
-    try:
-        with trio.fail_after(CONNECT_TIMEOUT_S):
-            found = await trio.socket.getaddrinfo(address.host, address.port, address.family, trio.socket.SOCK_STREAM)
-            reasons = []
-            for host in dict.fromkeys(str(entry[4][0]) for entry in found):
-                try:
-                    stream = await trio.open_tcp_stream(host, address.port)
-                except OSError as error:
-                    reasons.append(_reason(error))
-                else:
-                    return RawConnection(stream, address, is_initiator=True)
-    except trio.TooSlowError:
-        raise DialError(f"{address}: no connection within {CONNECT_TIMEOUT_S:g} s") from None
-    except OSError as error:
-        raise DialError(f"{address}: {error.strerror or error}") from error
-    raise DialError(f"{address}: {'; '.join(reasons) or 'no such host'}")
+class Transport(Protocol):
+    """A way to carry bytes between nodes; `hypha_network.wire.transports` lists those that this node has."""
 
+    async def connect(self, address: Address) -> RawConnection:
+        """Connect to an address; DialError says why every attempt failed."""
 
-def _reason(error: OSError) -> str:
-    """Say what an attempt to connect met; trio puts that into a group."""
-    cause: BaseException = error.__cause__ or error
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    return (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
+    async def listen(
+        self, address: Address, accept: Callable[[RawConnection], Awaitable[None]], nursery: trio.Nursery
+    ) -> Sequence[Address]:
+        """Accept connections in the nursery from now on; return the addresses, with their ports, to connect to.
 
-
-async def listen_tcp(address: Address) -> Sequence[trio.SocketListener]:
-    """Listen on an address; NetworkError says why that is impossible."""
-    try:
-        return await trio.open_tcp_listeners(address.port, host=address.host)
-    except OSError as error:
-        raise NetworkError(
-            f"cannot listen on {address}: {error.strerror or error}; choose another listen address"
-        ) from error
-
-
-def peer_address(stream: trio.SocketStream) -> Address:
-    """Return the other end's address of an accepted connection."""
-    try:
-        host, port = stream.socket.getpeername()[:2]
-    except OSError:  # it is gone already
-        host, port = "0.0.0.0", 0  # noqa: S104 - an address to print, not to listen on
-    return Address("ip6" if ":" in host else "ip4", host.split("%")[0], port)
+        A connection lasts as long as its call of `accept`. Raises NetworkError if listening is impossible.
+        """
