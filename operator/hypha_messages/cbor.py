@@ -31,12 +31,12 @@ def _serialize_single(value: float, info: SerializationInfo) -> Any:
     return value if info.mode == "json" else _Encoded(b"\xfa" + struct.pack(">f", value))
 
 
-_LARGEST_SINGLE: Final[float] = struct.unpack(">f", bytes.fromhex("7f7fffff"))[0]
+_MAX_SINGLE: Final[float] = struct.unpack(">f", bytes.fromhex("7f7fffff"))[0]
 
 
 def _fits_single(value: float) -> float:
-    if math.isfinite(value) and abs(value) > _LARGEST_SINGLE:
-        raise ValueError(f"a single-precision number is at most {_LARGEST_SINGLE:g}")
+    if math.isfinite(value) and abs(value) > _MAX_SINGLE:
+        raise ValueError(f"a single-precision number is at most {_MAX_SINGLE:g}")
     return value
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.pubsub.pb import rpc_pb2
 
-from hypha_network.services.gossip_messages import MAX_SEEN, SEEN_S, Cache, Seen, Signer, message_id, verify
+from hypha_network.services.gossip_messages import MAX_SEEN, SEEN_S, MessageCache, SeenCache, Signer, message_id, verify
 from support.certs import Pki
 
 PKI = Pki()
@@ -104,7 +104,7 @@ def test_any_bytes_that_parse_as_a_message_are_named_and_refused(data: bytes) ->
 
 
 def test_messages_are_remembered_for_a_minute() -> None:
-    seen = Seen()
+    seen = SeenCache()
     seen.add(b"first", now=0)
     seen.add(b"second", now=SEEN_S)
     assert b"first" in seen
@@ -114,7 +114,7 @@ def test_messages_are_remembered_for_a_minute() -> None:
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    seen = Seen()
+    seen = SeenCache()
     for number in range(MAX_SEEN + 10):
         seen.add(number.to_bytes(4, "big"), now=1)
     assert (9).to_bytes(4, "big") not in seen
@@ -122,7 +122,7 @@ def test_what_is_remembered_is_bounded() -> None:
 
 
 def test_a_message_is_mentioned_for_three_heartbeats_and_kept_for_five() -> None:
-    cache = Cache()
+    cache = MessageCache()
     cache.put(b"id", signed())
     for _ in range(2):
         cache.shift()
@@ -137,7 +137,7 @@ def test_a_message_is_mentioned_for_three_heartbeats_and_kept_for_five() -> None
 
 
 def test_what_is_kept_is_bounded_and_room_comes_back() -> None:
-    cache = Cache()
+    cache = MessageCache()
     message = signed(bytes(1024 * 1024))
     for number in range(20):
         cache.put(str(number).encode(), message)

@@ -6,6 +6,7 @@ from libp2p.pubsub.pb import rpc_pb2
 from hypha_network.host import Host
 from hypha_network.services import gossip
 from hypha_network.services.gossip import PubSub, _Peer, _Queue
+from hypha_network.services.gossip_mesh import D_HIGH, D
 from hypha_network.services.gossip_messages import Signer
 from support.certs import Pki
 
@@ -37,7 +38,7 @@ class Mesh:
 
     @property
     def members(self) -> set[str]:
-        return self.pubsub._mesh[TOPIC]
+        return self.pubsub._mesh.members(TOPIC)
 
     def hear(self, peer_id: str, **control: object) -> None:
         self.pubsub._handle(peer_id, rpc_pb2.RPC(control=rpc_pb2.ControlMessage(**control)))  # type: ignore[arg-type]
@@ -48,7 +49,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_a_mesh_is_filled_with_six_peers() -> None:
     mesh = Mesh(20)
-    assert len(mesh.members) == gossip.MESH
+    assert len(mesh.members) == D
     assert {peer_id for peer_id, sent in mesh.sent.items() if sent.controls("graft")} == mesh.members
 
 
@@ -76,7 +77,7 @@ async def test_grafts_are_taken_up_to_the_limit() -> None:
     mesh = Mesh(20)
     for peer_id in mesh.sent:
         mesh.hear(peer_id, graft=[rpc_pb2.ControlGraft(topicID=TOPIC)])
-    assert len(mesh.members) == gossip.MESH_HIGH
+    assert len(mesh.members) == D_HIGH
     pruned = {peer_id for peer_id, sent in mesh.sent.items() if sent.controls("prune")}
     assert pruned == set(mesh.sent) - mesh.members
 
@@ -85,7 +86,7 @@ async def test_a_mesh_grown_too_large_is_cut_back_at_the_heartbeat() -> None:
     mesh = Mesh(20)
     mesh.members.update(mesh.sent)
     mesh.pubsub._heartbeat()
-    assert len(mesh.members) == gossip.MESH
+    assert len(mesh.members) == D
 
 
 async def test_a_mesh_grown_too_small_is_filled_at_the_heartbeat() -> None:
@@ -93,7 +94,7 @@ async def test_a_mesh_grown_too_small_is_filled_at_the_heartbeat() -> None:
     for peer_id in list(mesh.members)[:3]:
         mesh.pubsub._forget(peer_id)
     mesh.pubsub._heartbeat()
-    assert len(mesh.members) == gossip.MESH
+    assert len(mesh.members) == D
 
 
 async def test_a_graft_of_an_unknown_topic_is_ignored() -> None:
@@ -108,7 +109,7 @@ async def test_peers_outside_the_mesh_hear_of_messages_at_the_heartbeat() -> Non
     mesh.pubsub.publish(TOPIC, b"hello")
     mesh.pubsub._heartbeat()
     told = {peer_id for peer_id, sent in mesh.sent.items() if sent.controls("ihave")}
-    assert len(told) == gossip.GOSSIP_PEERS
+    assert len(told) == gossip.D_LAZY
     assert not told & mesh.members
 
 

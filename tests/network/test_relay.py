@@ -10,7 +10,7 @@ from hypha_network.host import Connection
 from hypha_network.network import Network
 from hypha_network.services import relay, relay_server
 from hypha_network.services.kademlia import Kademlia
-from hypha_network.services.relay import LONGEST_REFRESH_S, SHORTEST_REFRESH_S, refresh_in_s
+from hypha_network.services.relay import MAX_REFRESH_S, MIN_REFRESH_S, refresh_in_s
 from hypha_network.wire.streams import Stream
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, gateway, member, node, until
@@ -162,7 +162,7 @@ async def test_a_stream_takes_the_relayed_connection_when_no_direct_one_comes_ab
 
 
 async def test_a_reservation_is_renewed_as_long_as_the_connection_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "SHORTEST_REFRESH_S", 0.01)
+    monkeypatch.setattr(relay, "MIN_REFRESH_S", 0.01)
     monkeypatch.setattr(relay_server, "RESERVATION_S", 0)
     pki = Pki()
     asked, enough = 0, trio.Event()
@@ -184,7 +184,7 @@ async def test_a_reservation_is_renewed_as_long_as_the_connection_lasts(monkeypa
 
 @pytest.mark.parametrize(
     ("left_s", "expected"),
-    [(3600, LONGEST_REFRESH_S), (1000, 750), (0, SHORTEST_REFRESH_S), (-100, SHORTEST_REFRESH_S)],
+    [(3600, MAX_REFRESH_S), (1000, 750), (0, MIN_REFRESH_S), (-100, MIN_REFRESH_S)],
 )
 def test_a_reservation_is_renewed_well_before_it_expires(left_s: float, expected: float) -> None:
     assert refresh_in_s(expires=1e9 + left_s, now=1e9) == expected

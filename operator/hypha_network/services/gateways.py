@@ -12,13 +12,13 @@ from hypha_network.wire.addresses import Address
 logger = logging.getLogger(__name__)
 
 FIRST_DELAY_S = 0.5
-LONGEST_DELAY_S = 30.0
+MAX_DELAY_S = 30.0
 STABLE_S = 60.0
 
 
 def backoff_s(failures: int, jitter: float) -> float:
     """Return how long to wait after so many failures in a row; `jitter`, between 0 and 1, spreads the nodes."""
-    delay: float = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(failures - 1, 16))
+    delay: float = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** min(failures - 1, 16))
     return delay * (0.5 + jitter / 2)
 
 

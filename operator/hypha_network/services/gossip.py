@@ -14,15 +14,8 @@ from libp2p.pubsub.pb import rpc_pb2
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
-from hypha_network.services.gossip_messages import (
-    Cache,
-    Gossip,
-    Message,
-    Seen,
-    Signer,
-    message_id,
-    verify,
-)
+from hypha_network.services.gossip_mesh import PRUNE_BACKOFF_S, Mesh
+from hypha_network.services.gossip_messages import Gossip, Message, MessageCache, SeenCache, Signer, message_id, verify
 from hypha_network.wire.multistream import prefixed, read_prefixed
 from hypha_network.wire.streams import Stream
 
@@ -30,10 +23,8 @@ logger = logging.getLogger(__name__)
 _refusal_log = RateLimitedLogger(logger)
 
 PROTOCOLS = ["/meshsub/1.1.0", "/meshsub/1.0.0"]
-MESH_LOW, MESH, MESH_HIGH = 5, 6, 12
-GOSSIP_PEERS = 6
+D_LAZY = 6
 HEARTBEAT_S = 1.0
-PRUNE_BACKOFF_S = 60.0
 MAX_RPC_BYTES = 64 * 1024
 MAX_QUEUED_BYTES = 1024 * 1024
 """What may wait for one slow peer; more is dropped."""
@@ -43,7 +34,7 @@ MAX_TOPICS_PER_PEER = 128
 MAX_TOPIC_LENGTH = 256
 MAX_IHAVE_IDS = 5000
 MAX_IHAVE_MESSAGES = 10
-MAX_MENTIONED_IDS = 500
+MAX_EMITTED_IDS = 500
 """As many names as fit into one RPC."""
 MAX_RETRANSMISSIONS = 3
 RETRY_S = 5.0
@@ -100,10 +91,9 @@ class PubSub:
         self._peers: dict[str, _Peer] = {}
         self._subscribers: dict[str, list[trio.MemorySendChannel[Gossip[Any]]]] = {}
         self._decoders: dict[str, Callable[[bytes], Any]] = {}
-        self._mesh: dict[str, set[str]] = {}
-        self._backoff: dict[tuple[str, str], float] = {}
-        self._cache = Cache()
-        self._seen = Seen()
+        self._mesh = Mesh()
+        self._cache = MessageCache()
+        self._seen = SeenCache()
         self.handlers: dict[str, StreamHandler] = dict.fromkeys(PROTOCOLS, self._receive)
 
     def peers(self, topic: str) -> list[str]:
@@ -123,10 +113,10 @@ class PubSub:
         sender, receiver = trio.open_memory_channel[Gossip[Message]](limit)
         if topic not in self._subscribers:
             self._subscribers[topic] = []
-            self._mesh[topic] = set()
+            self._mesh.join(topic)
             for peer_id in self._peers:
                 self._send(peer_id, _subscription(topic))
-            self._graft(topic)
+            self._fill_mesh(topic)
         self._subscribers[topic].append(sender)
         return receiver
 
@@ -178,7 +168,7 @@ class PubSub:
             if self._subscribers:
                 queue.put(_subscription(*self._subscribers))
             for topic in self._subscribers:
-                self._graft(topic)
+                self._fill_mesh(topic)
             while True:
                 await queue.filled()
                 with trio.fail_after(_WRITE_TIMEOUT_S):
@@ -195,8 +185,7 @@ class PubSub:
 
     def _forget(self, peer_id: str) -> None:
         del self._peers[peer_id]
-        for members in self._mesh.values():
-            members.discard(peer_id)
+        self._mesh.remove_peer(peer_id)
 
     def _send(self, peer_id: str, rpc: rpc_pb2.RPC) -> None:
         peer = self._peers.get(peer_id)
@@ -232,8 +221,7 @@ class PubSub:
             answer = rpc_pb2.RPC()
             self._handle_grafts(peer_id, rpc.control, answer)
             for prune in rpc.control.prune:
-                self._leave_mesh(peer_id, prune.topicID)
-                self._back_off(peer_id, prune.topicID, float(prune.backoff or PRUNE_BACKOFF_S))
+                self._mesh.prune(peer_id, prune.topicID, time.monotonic(), float(prune.backoff or PRUNE_BACKOFF_S))
             self._handle_ihave(peer_id, rpc.control, answer)
             if answer.ByteSize():
                 self._send(peer_id, answer)
@@ -262,7 +250,7 @@ class PubSub:
             return
         self._cache.put(id_, message)
         rpc = rpc_pb2.RPC(publish=[message])
-        for member in self._mesh[topic]:
+        for member in self._mesh.members(topic):
             if member not in (peer_id, source):
                 self._send(member, rpc)
         self._deliver(topic, Gossip(source, decoded))
@@ -280,8 +268,8 @@ class PubSub:
 
     def _unsubscribe(self, topic: str) -> None:
         del self._subscribers[topic], self._decoders[topic]
-        for peer_id in self._mesh.pop(topic):
-            self._send(peer_id, _control(prune=[self._prune(peer_id, topic)]))
+        for peer_id in self._mesh.leave(topic):
+            self._send(peer_id, _control(prune=[_prune(topic)]))
         for peer_id in self._peers:
             self._send(peer_id, _subscription(topic, subscribe=False))
 
@@ -291,56 +279,28 @@ class PubSub:
             topic = subscription.topicid
             if not subscription.subscribe:
                 peer.topics.discard(topic)
-                self._leave_mesh(peer_id, topic)
+                self._mesh.remove(peer_id, topic)
             elif len(peer.topics) < MAX_TOPICS_PER_PEER and len(topic) <= MAX_TOPIC_LENGTH:
                 peer.topics.add(topic)
                 if topic in self._subscribers:
-                    self._graft(topic)
+                    self._fill_mesh(topic)
             else:
                 _refusal_log.warning(peer_id, "subscribes to more than %d topics", MAX_TOPICS_PER_PEER)
         self._host.notify()
 
-    def _leave_mesh(self, peer_id: str, topic: str) -> None:
-        if topic in self._mesh:
-            self._mesh[topic].discard(peer_id)
-
-    def _back_off(self, peer_id: str, topic: str, seconds: float) -> None:
-        if topic in self._subscribers:
-            self._backoff[topic, peer_id] = time.monotonic() + min(max(seconds, HEARTBEAT_S), 10 * PRUNE_BACKOFF_S)
-
-    def _in_backoff(self, peer_id: str, topic: str) -> bool:
-        return self._backoff.get((topic, peer_id), 0.0) > time.monotonic()
-
-    def _graft(self, topic: str) -> None:
-        """Fill a topic's mesh, if it is too small."""
-        mesh = self._mesh[topic]
-        if len(mesh) >= MESH_LOW:
-            return
-        candidates = [
-            peer_id
-            for peer_id, peer in self._peers.items()
-            if topic in peer.topics and peer.queues and peer_id not in mesh and not self._in_backoff(peer_id, topic)
-        ]
-        for peer_id in random.sample(candidates, min(MESH - len(mesh), len(candidates))):
-            mesh.add(peer_id)
+    def _fill_mesh(self, topic: str) -> None:
+        subscribers = [peer_id for peer_id, peer in self._peers.items() if topic in peer.topics and peer.queues]
+        for peer_id in self._mesh.fill(topic, subscribers, time.monotonic()):
             self._send(peer_id, _control(graft=[rpc_pb2.ControlGraft(topicID=topic)]))
 
-    def _prune(self, peer_id: str, topic: str) -> rpc_pb2.ControlPrune:
-        self._leave_mesh(peer_id, topic)
-        self._back_off(peer_id, topic, PRUNE_BACKOFF_S)
-        return rpc_pb2.ControlPrune(topicID=topic, backoff=int(PRUNE_BACKOFF_S))
-
     def _handle_grafts(self, peer_id: str, control: rpc_pb2.ControlMessage, answer: rpc_pb2.RPC) -> None:
+        now = time.monotonic()
         for graft in control.graft[:MAX_TOPICS_PER_PEER]:
-            mesh = self._mesh.get(graft.topicID)
-            if mesh is None:  # as gossipsub 1.1 wants it, an unknown topic is not answered
-                continue
-            if peer_id in mesh:
-                continue
-            if len(mesh) >= MESH_HIGH or self._in_backoff(peer_id, graft.topicID):
-                answer.control.prune.append(self._prune(peer_id, graft.topicID))
-            else:
-                mesh.add(peer_id)
+            topic = graft.topicID
+            # By gossipsub 1.1, a graft of an unknown topic gets no answer.
+            if topic in self._mesh and not self._mesh.graft(peer_id, topic, now):
+                self._mesh.prune(peer_id, topic, now)
+                answer.control.prune.append(_prune(topic))
 
     def _handle_ihave(self, peer_id: str, control: rpc_pb2.ControlMessage, answer: rpc_pb2.RPC) -> None:
         peer = self._peers[peer_id]
@@ -367,26 +327,25 @@ class PubSub:
 
     def _heartbeat(self) -> None:
         now = time.monotonic()
-        self._backoff = {key: until for key, until in self._backoff.items() if until > now}
+        self._mesh.expire_backoffs(now)
         for peer in self._peers.values():
             peer.ihave_messages = peer.ihave_ids = 0
             peer.sent = {id_: count for id_, count in peer.sent.items() if self._cache.get(id_) is not None}
-        for topic, mesh in self._mesh.items():
-            if len(mesh) > MESH_HIGH:
-                for peer_id in random.sample(sorted(mesh), len(mesh) - MESH):
-                    self._send(peer_id, _control(prune=[self._prune(peer_id, topic)]))
-            self._graft(topic)
-            self._mention(topic)
+        for topic in self._subscribers:
+            for peer_id in self._mesh.trim(topic, now):
+                self._send(peer_id, _control(prune=[_prune(topic)]))
+            self._fill_mesh(topic)
+            self._emit_ihave(topic)
         self._cache.shift()
 
-    def _mention(self, topic: str) -> None:
-        """Tell some peers outside the mesh which messages there are."""
+    def _emit_ihave(self, topic: str) -> None:
+        """Send the ids of recent messages to some subscribers outside the mesh."""
         ids = self._cache.recent(topic)
-        others = [peer_id for peer_id in self.peers(topic) if peer_id not in self._mesh[topic]]
+        others = [peer_id for peer_id in self.peers(topic) if peer_id not in self._mesh.members(topic)]
         if not ids or not others:
             return
-        ids = random.sample(ids, min(len(ids), MAX_MENTIONED_IDS))
-        for peer_id in random.sample(others, min(GOSSIP_PEERS, len(others))):
+        ids = random.sample(ids, min(len(ids), MAX_EMITTED_IDS))
+        for peer_id in random.sample(others, min(D_LAZY, len(others))):
             self._send(peer_id, _control(ihave=[rpc_pb2.ControlIHave(topicID=topic, messageIDs=ids)]))
 
 
@@ -396,3 +355,7 @@ def _subscription(*topics: str, subscribe: bool = True) -> rpc_pb2.RPC:
 
 def _control(**parts: object) -> rpc_pb2.RPC:
     return rpc_pb2.RPC(control=rpc_pb2.ControlMessage(**parts))  # type: ignore[arg-type]
+
+
+def _prune(topic: str) -> rpc_pb2.ControlPrune:
+    return rpc_pb2.ControlPrune(topicID=topic, backoff=int(PRUNE_BACKOFF_S))

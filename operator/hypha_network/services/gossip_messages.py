@@ -85,7 +85,7 @@ def message_id(message: rpc_pb2.Message) -> bytes:
     return f"{source}{int.from_bytes(message.seqno, 'big')}".encode()
 
 
-class Seen:
+class SeenCache:
     """Which messages were seen lately; bounded in time and number."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Seen:
             self._times.popitem(last=False)
 
 
-class Cache:
+class MessageCache:
     """The messages of the last heartbeats, for peers that missed one; bounded in bytes."""
 
     def __init__(self) -> None:

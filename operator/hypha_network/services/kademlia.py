@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 _refusal_log = RateLimitedLogger(logger)
 
 PROTOCOL = "/ipfs/kad/1.0.0"
-CLOSEST = 20
-PARALLEL = 5
+K = 20
+ALPHA = 5
 QUERY_TIMEOUT_S = 5.0
 LOOKUP_TIMEOUT_S = 20.0
 REFRESH_S = 60.0
@@ -68,7 +68,7 @@ class _Lookup:
     progress: trio.Condition = field(default_factory=trio.Condition)
 
     def next(self) -> str | None:
-        closest = sorted(self.candidates, key=lambda peer_id: _key(peer_id_to_bytes(peer_id)) ^ self.target)[:CLOSEST]
+        closest = sorted(self.candidates, key=lambda peer_id: _key(peer_id_to_bytes(peer_id)) ^ self.target)[:K]
         return next((peer_id for peer_id in closest if peer_id not in self.asked), None)
 
 
@@ -149,7 +149,7 @@ class Kademlia:
 
         closest = await self._lookup(key)
         async with trio.open_nursery() as nursery:
-            for peer_id in closest[:CLOSEST]:
+            for peer_id in closest[:K]:
                 nursery.start_soon(give, peer_id)
         if not taken:
             raise NetworkError(f"nobody took the record {key!r}")
@@ -207,7 +207,7 @@ class Kademlia:
         request = Message(kind, key)
         with trio.move_on_after(LOOKUP_TIMEOUT_S):
             async with trio.open_nursery() as nursery:
-                for _ in range(PARALLEL):
+                for _ in range(ALPHA):
                     nursery.start_soon(self._search, lookup, request, done, nursery.cancel_scope)
         return sorted(lookup.answered, key=lambda peer_id: _key(peer_id_to_bytes(peer_id)) ^ lookup.target)
 
@@ -279,7 +279,7 @@ class Kademlia:
             (peer_id, entry.addresses) for peer_id, entry in self._table.items() if entry.addresses and peer_id != asker
         ]
         known.sort(key=lambda entry: _key(peer_id_to_bytes(entry[0])) ^ target)
-        return tuple(known[:CLOSEST])
+        return tuple(known[:K])
 
     def _store(self, peer_id: str, stored: StoredRecord) -> bool:
         """Keep a record for the peer that publishes it; nobody overwrites what another one published."""

@@ -27,8 +27,8 @@ STOP: Final = "/libp2p/circuit/relay/0.2.0/stop"
 MAX_MESSAGE_BYTES = 4096
 TIMEOUT_S = 10.0
 RETRY_S = 10.0
-LONGEST_REFRESH_S = 1800.0
-SHORTEST_REFRESH_S = 5.0
+MAX_REFRESH_S = 1800.0
+MIN_REFRESH_S = 5.0
 _MAX_ADDRESSES = 4
 
 OK: Final = 100
@@ -49,7 +49,7 @@ class Reservation:
 
 def refresh_in_s(expires: float, now: float) -> float:
     """Return in how many seconds a reservation should be renewed: after three quarters of what is left of it."""
-    return min(LONGEST_REFRESH_S, max(SHORTEST_REFRESH_S, (expires - now) * 0.75))
+    return min(MAX_REFRESH_S, max(MIN_REFRESH_S, (expires - now) * 0.75))
 
 
 class Relays:
