@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import trio
 
+from hypha_devnet import client
+from hypha_devnet.client import Offer
 from hypha_devnet.config import DilocoJob
 from hypha_devnet.events import Events
-from hypha_devnet.roles import allocation, scheduler
-from hypha_devnet.roles.allocation import AllocationError, Offer, choose
+from hypha_devnet.roles.allocation import AllocationError, choose
 from hypha_devnet.roles.node import leaves
 from hypha_devnet.roles.scheduler import JobFailedError, Scheduler
-from hypha_messages.advertisement import decode
+from hypha_messages.advertisement import TOPIC, decode
 from hypha_messages.api import API, JobStatus, ReportJobStatus, RequestData, WorkerOffer
 from hypha_messages.job import DataRecord
 from hypha_messages.progress import PROGRESS, Progress, ReportProgress, Status
@@ -108,7 +109,7 @@ async def devnet() -> AsyncIterator[Devnet]:
         member(pki, "scheduler", entrance) as network,
         trio.open_nursery() as nursery,
     ):
-        entrance.subscribe(allocation.TOPIC, decode, 1)
+        entrance.subscribe(TOPIC, decode, 1)
         await network.put_record("digits", DataRecord(num_slices=SLICES).model_dump_json().encode())
         yield Devnet(pki, entrance, network, nursery)
         nursery.cancel_scope.cancel()
@@ -213,7 +214,7 @@ async def test_a_job_that_needs_fewer_goes_on_without_a_failed_trainer() -> None
 
 
 async def test_a_worker_that_is_away_for_a_part_of_its_lease_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocation, "RENEWAL_RETRY_S", 0.1)
+    monkeypatch.setattr(client, "RENEWAL_RETRY_S", 0.1)
     async with devnet() as net:
         away = await net.volunteer("away", lease_s=1.2, refuse_renewals=range(2, 5), batch_time_s=0.1)
         await net.volunteer("there", batch_time_s=0.1)
@@ -240,7 +241,7 @@ async def test_a_network_without_its_gateway_is_an_error() -> None:
 
 
 async def test_a_worker_that_is_away_when_its_job_comes_gets_it_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "DISPATCH_RETRY_S", 0.1)
+    monkeypatch.setattr(client, "DISPATCH_RETRY_S", 0.1)
     async with devnet() as net:
         away = await net.volunteer("away", ignore_dispatches=2)
         await net.volunteer("there")
@@ -252,7 +253,7 @@ async def test_a_worker_that_is_away_when_its_job_comes_gets_it_later(monkeypatc
 async def test_a_worker_that_never_takes_its_job_fails_the_job_when_its_lease_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(allocation, "RENEWAL_RETRY_S", 0.1)
+    monkeypatch.setattr(client, "RENEWAL_RETRY_S", 0.1)
     async with devnet() as net:
         gone = await net.volunteer("gone", ignore_dispatches=1000, lease_s=0.5, refuse_renewals=range(2, 1000))
         await net.volunteer("there")
@@ -261,7 +262,7 @@ async def test_a_worker_that_never_takes_its_job_fails_the_job_when_its_lease_en
 
 
 async def test_a_worker_that_stays_away_is_lost_with_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocation, "RENEWAL_RETRY_S", 0.1)
+    monkeypatch.setattr(client, "RENEWAL_RETRY_S", 0.1)
     async with devnet() as net:
         await net.volunteer("gone", lease_s=0.6, refuse_renewals=range(2, 1000), batch_time_s=0.1)
         await net.volunteer("there", batch_time_s=0.1)

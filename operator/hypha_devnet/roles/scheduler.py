@@ -9,22 +9,14 @@ from dataclasses import dataclass
 import trio
 from pydantic import ValidationError
 
+from hypha_devnet.client import Lease, SchedulerClient, Wanted
 from hypha_devnet.config import DilocoJob, SchedulerConfig
 from hypha_devnet.events import Events
-from hypha_devnet.roles.allocation import AllocationError, Allocator, Lease, Wanted
+from hypha_devnet.roles.allocation import AllocationError, allocate
 from hypha_devnet.roles.node import join, leaves
 from hypha_devnet.roles.rounds import Rounds, Slices, Trainer
 from hypha_messages.advertisement import WorkerSpec
-from hypha_messages.api import (
-    API,
-    DataAssignment,
-    DispatchJob,
-    DispatchJobOutcome,
-    ReportJobStatus,
-    ReportJobStatusReceived,
-    RequestData,
-    WorkerOffer,
-)
+from hypha_messages.api import DataAssignment, ReportJobStatus
 from hypha_messages.job import (
     AggregateConfig,
     AggregateExecutor,
@@ -38,8 +30,8 @@ from hypha_messages.job import (
     TrainConfig,
     TrainExecutor,
 )
-from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
-from hypha_messages.types import Message
+from hypha_messages.progress import ProgressResponse, ReportProgress
+from hypha_network.changes import Changes
 from hypha_network.errors import NetworkError
 from hypha_network.network import Network
 
@@ -48,8 +40,6 @@ logger = logging.getLogger(__name__)
 TRAIN_EXECUTOR = "diloco-transformer"
 AGGREGATE_EXECUTOR = "parameter-server"
 RECORD_RETRY_S = 0.5
-DISPATCH_TIMEOUT_S = 10.0
-DISPATCH_RETRY_S = 0.5
 STEP_WAIT_S = 5.0
 """How long a trainer that has merged waits for word of that step from the parameter server, which may come after it."""
 FINISH_GRACE_S = 15.0
@@ -77,17 +67,16 @@ class Scheduler:
         self._job = job
         self._events = events
         self._job_id = uuid.uuid4()
-        self._allocator = Allocator(network, events)
+        self._client = SchedulerClient(
+            network, events, assign_slice=self._assign_slice, on_status=self._on_status, on_progress=self._on_progress
+        )
         self._rounds = Rounds({}, job.rounds.avg_samples_between_updates, job.rounds.update_rounds)
         self._dataset: Dataset | None = None
         self._parameter_server = ""
         self._tasks: dict[uuid.UUID, str] = {}
-        self._stepped = trio.Event()
-        self._changed = trio.Event()
+        self._changes = Changes()
         self._failure: str | None = None
         self._last_progress = 0.0
-        network.handle(API, self._answer)
-        network.handle(PROGRESS, self._progress)
 
     async def run(self) -> None:
         """Run the job to its end; JobFailedError or AllocationError if it has none."""
@@ -111,29 +100,32 @@ class Scheduler:
 
     async def _allocate(self, nursery: trio.Nursery) -> tuple[list[Lease], Lease]:
         resources = self._job.resources
-        for_training = Wanted(
-            "trainer",
-            WorkerSpec(resources=resources.worker, executor=[_descriptor("train")]),
-            resources.worker_price,
-            resources.num_workers,
-        )
-        for_aggregating = Wanted(
-            "parameter-server",
-            WorkerSpec(resources=resources.parameter_server, executor=[_descriptor("aggregate")]),
-            resources.parameter_server_price,
-            1,
-        )
         trainers: list[Lease] = []
         servers: list[Lease] = []
+        trainer_price, server_price = resources.worker_price, resources.parameter_server_price
+        trainer = WorkerSpec(resources=resources.worker, executor=[_descriptor("train")])
+        server = WorkerSpec(resources=resources.parameter_server, executor=[_descriptor("aggregate")])
+        wanted_trainers = Wanted(trainer, trainer_price.bid, "trainer", resources.num_workers)
+        wanted_server = Wanted(server, server_price.bid, "parameter-server")
 
         def keep(lease: Lease) -> None:
             nursery.start_soon(self._hold, lease)
 
         complete = False
         while not complete:
-            for wanted, leases, others in (for_training, trainers, servers), (for_aggregating, servers, trainers):
-                peers = {lease.peer_id for lease in others}
-                await self._allocator.allocate(wanted, leases, keep, deadline_s=resources.deadline_s, excluded=peers)
+            for wanted, price, leases, others in (
+                (wanted_trainers, trainer_price, trainers, servers),
+                (wanted_server, server_price, servers, trainers),
+            ):
+                await allocate(
+                    self._client,
+                    wanted,
+                    leases,
+                    keep,
+                    max_price=price.max,
+                    deadline_s=resources.deadline_s,
+                    excluded={lease.peer_id for lease in others},
+                )
             complete = not any(lease.lost.is_set() for lease in trainers)
         return trainers, servers[0]
 
@@ -166,25 +158,13 @@ class Scheduler:
     async def _dispatch_one(self, lease: Lease, spec: JobSpec) -> None:
         task_id = uuid.uuid4()
         self._tasks[task_id] = lease.peer_id
-        outcome = await self._ask_to_run(lease, DispatchJob(id=task_id, spec=spec))
-        if not isinstance(outcome, DispatchJobOutcome) or outcome.failed:
+        try:
+            accepted = await self._client.dispatch_until_answered(lease, spec, task_id)
+        except NetworkError as error:
+            raise JobFailedError(f"cannot dispatch to {lease.peer_id}: {error}") from error
+        if not accepted:
             raise JobFailedError(f"{lease.peer_id} refused the job")
         self._events.emit("dispatched", peer=lease.peer_id, role=lease.role, task=str(task_id), job=str(self._job_id))
-
-    async def _ask_to_run(self, lease: Lease, dispatch: DispatchJob) -> Message:
-        """Dispatch, again and again while the lease lasts: a worker that restarts knows the task by its id."""
-        while True:
-            try:
-                outcome: Message = await self._network.request(
-                    lease.peer_id, API, dispatch, timeout_s=DISPATCH_TIMEOUT_S
-                )
-            except NetworkError as error:
-                if lease.lost.is_set():
-                    raise JobFailedError(f"cannot dispatch to {lease.peer_id}: {error}") from error
-                logger.warning("cannot dispatch to %s yet: %s", lease.peer_id, error)
-                await trio.sleep(DISPATCH_RETRY_S)
-            else:
-                return outcome
 
     def _batch_size(self, lease: Lease) -> int:
         """How often the GPU memory asked for (a batch of one) fits; where none is asked for, the maximum."""
@@ -220,7 +200,7 @@ class Scheduler:
         )
 
     async def _hold(self, lease: Lease) -> None:
-        await self._allocator.keep(lease)
+        await self._client.keep(lease)
         self._lose(lease.peer_id, "its lease is over")
 
     def _lose(self, peer_id: str, reason: str) -> None:
@@ -239,34 +219,19 @@ class Scheduler:
                 self._dataset.slices.give_back(peer_id)
             if len(self._rounds.trainers) < needed:
                 self._failure = f"lost the trainer {peer_id}: {reason}; {needed} are needed"
-        self._notify()
+        self._changes.notify()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         stall_s = self._job.resources.stall_s
         while self._failure is None and not condition():
             with trio.move_on_at(self._last_progress + stall_s) as scope:
-                await self._changed.wait()
+                await self._changes.wait()
             if scope.cancelled_caught and trio.current_time() >= self._last_progress + stall_s:
                 self._failure = f"no worker has reported anything for {stall_s:g} s"
         if self._failure is not None:
             raise JobFailedError(self._failure)
 
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def _answer(self, peer_id: str, request: Message) -> Message | None:
-        match request:
-            case WorkerOffer():
-                return self._allocator.take_offer(peer_id, request)
-            case RequestData():
-                return self._next_slice(peer_id, request.dataset)
-            case ReportJobStatus():
-                self._job_status(peer_id, request)
-                return ReportJobStatusReceived()
-        return None
-
-    def _next_slice(self, peer_id: str, name: str) -> DataAssignment:
+    def _assign_slice(self, peer_id: str, name: str) -> DataAssignment:
         dataset = self._dataset
         if dataset is None or name != dataset.name or not dataset.slices.count:
             return DataAssignment()
@@ -276,7 +241,7 @@ class Scheduler:
         self._events.emit("slice", peer=peer_id, index=index, epoch=dataset.slices.epoch)
         return DataAssignment(data_provider=dataset.provider, index=index)
 
-    def _job_status(self, peer_id: str, report: ReportJobStatus) -> None:
+    def _on_status(self, peer_id: str, report: ReportJobStatus) -> None:
         if self._tasks.get(report.task_id) != peer_id:
             logger.warning("%s reports the status of a task that is not its own", peer_id)
             return
@@ -287,9 +252,9 @@ class Scheduler:
             del self._tasks[report.task_id]
             if not self._rounds.finished:
                 self._lose(peer_id, "its job ended before the last round")
-        self._notify()
+        self._changes.notify()
 
-    async def _progress(self, peer_id: str, report: ReportProgress) -> ProgressResponse:
+    async def _on_progress(self, peer_id: str, report: ReportProgress) -> ProgressResponse:
         progress = report.progress
         if report.job_id != self._job_id or not self._takes_part(peer_id):
             logger.warning("%s reports progress of a job that is not its own", peer_id)
@@ -334,19 +299,17 @@ class Scheduler:
             self._events.emit(
                 "round", round=self._rounds.round, of=self._rounds.rounds, seconds=round(now - started_at, 3)
             )
-            self._stepped.set()
-            self._stepped = trio.Event()
+            self._changes.notify()
         return ProgressResponse(type="Done" if self._rounds.finished else "Ok")
 
     async def _update_received(self, peer_id: str) -> ProgressResponse:
-        if self._rounds.awaits_step(peer_id):
-            with trio.move_on_after(STEP_WAIT_S):
-                await self._stepped.wait()
+        with trio.move_on_after(STEP_WAIT_S):
+            await self._changes.until(lambda: not self._rounds.awaits_step(peer_id))
         if peer_id not in self._rounds.trainers:
             return ProgressResponse(type="Error")
         done = self._rounds.update_received(peer_id)
         self._events.emit("update_received", peer=peer_id, round=self._rounds.round, done=done)
-        self._notify()
+        self._changes.notify()
         return ProgressResponse(type="Done" if done else "Continue")
 
 
