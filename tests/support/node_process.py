@@ -12,25 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from uuid import UUID, uuid4
 
 import trio
 
-from hypha_messages import advertisement
-from hypha_messages.advertisement import TOPIC, RequestWorker, WorkerSpec
-from hypha_messages.api import (
-    API,
-    DispatchJob,
-    DispatchJobOutcome,
-    RenewLease,
-    RenewLeaseOutcome,
-    ReportJobStatus,
-    ReportJobStatusReceived,
-    WorkerOffer,
-    WorkerOfferAccepted,
-)
-from hypha_messages.job import ExecutorDescriptor, JobSpec
-from hypha_messages.types import Resources, SystemTime
+from hypha_devnet.client import Lease, Request, SchedulerClient, Wanted
+from hypha_messages.advertisement import WorkerSpec
+from hypha_messages.api import ReportJobStatus
+from hypha_messages.job import ExecutorDescriptor
+from hypha_messages.types import Resources
 from hypha_network.network import Network
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, member
@@ -128,59 +117,31 @@ class NodeProcess:
             self._process.wait()
 
 
-class Scheduler:
-    """The requests of a scheduler, one by one."""
+class Scheduler(SchedulerClient):
+    """A scheduler whose requests the tests make one by one; `statuses` gets every report about a task."""
 
     def __init__(self, network: Network) -> None:
-        self.network = network
-        self._send_offer, self.offers = trio.open_memory_channel[tuple[str, WorkerOffer]](math.inf)
-        self._send_status, self.statuses = trio.open_memory_channel[ReportJobStatus](math.inf)
-        network.handle(API, self._answer)
+        send, self.statuses = trio.open_memory_channel[ReportJobStatus](math.inf)
+        super().__init__(network, on_status=lambda _, report: send.send_nowait(report))
 
-    async def _answer(self, peer: str, request: Any) -> Any:
-        if isinstance(request, WorkerOffer):
-            self._send_offer.send_nowait((peer, request))
-            return WorkerOfferAccepted()
-        if isinstance(request, ReportJobStatus):
-            self._send_status.send_nowait(request)
-            return ReportJobStatusReceived()
-        return None
+    async def ask(self, resources: Resources = CAPACITY) -> Request:
+        """Publish a request."""
+        return await self.advertise(wanted(resources))
 
-    async def advertise(self, resources: Resources = CAPACITY, bid: float = 100) -> UUID:
-        """Publish a request; waits until somebody subscribes."""
-        wanted = RequestWorker(
-            id=uuid4(),
-            spec=WorkerSpec(resources=resources, executor=[ExecutorDescriptor(class_="train", name="test")]),
-            timeout=SystemTime.from_timestamp(4e9),
-            bid=bid,
-        )
-        await self.network.wait_until(lambda: bool(self.network.subscribers(TOPIC)))
-        await self.network.publish(TOPIC, advertisement.encode(wanted))
-        return wanted.id
-
-    async def lease(self) -> tuple[str, UUID]:
-        """Ask until there is an offer, take it, and return the worker and the lease."""
+    async def lease(self, resources: Resources = CAPACITY, within_s: float = 1.0) -> Lease:
+        """Ask until a worker grants a lease; it must do so in time."""
         with trio.fail_after(DEADLINE_S):
-            while True:
-                wanted = await self.advertise()
-                with trio.move_on_after(1):
-                    worker, offer = await self.offers.receive()
-                    if offer.request_id == wanted and not (await self.renew(worker, offer.id)).failed:
-                        return worker, offer.id
-
-    async def renew(self, worker: str, lease: UUID) -> RenewLeaseOutcome:
-        answer = await self.network.request(worker, API, RenewLease(id=lease))
-        assert isinstance(answer, RenewLeaseOutcome)
-        return answer
-
-    async def dispatch(self, worker: str, spec: JobSpec, task_id: UUID) -> DispatchJobOutcome:
-        answer = await self.network.request(worker, API, DispatchJob(id=task_id, spec=spec))
-        assert isinstance(answer, DispatchJobOutcome)
-        return answer
+            return await self.hire(wanted(resources), within_s=within_s)
 
     async def status(self) -> ReportJobStatus:
+        """Wait for the next report."""
         with trio.fail_after(DEADLINE_S):
             return await self.statuses.receive()
+
+
+def wanted(resources: Resources) -> Wanted:
+    """A request for one worker with the tests' executor."""
+    return Wanted(WorkerSpec(resources=resources, executor=[ExecutorDescriptor(class_="train", name="test")]))
 
 
 @dataclass

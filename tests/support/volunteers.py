@@ -22,6 +22,7 @@ from hypha_messages.api import (
 from hypha_messages.job import TrainExecutor
 from hypha_messages.progress import PROGRESS, Metrics, Progress, ProgressResponse, ReportProgress, Status
 from hypha_messages.types import Message, SystemTime
+from hypha_network.changes import Changes
 from hypha_network.network import Network
 
 LEASE_S = 10.0
@@ -32,20 +33,14 @@ class Rendezvous:
     """Where the trainers of a job and its parameter server meet instead of pushing files."""
 
     updates: list[str] = field(default_factory=list)
-    changed: trio.Event = field(default_factory=trio.Event)
+    changes: Changes = field(default_factory=Changes)
     steps: int = 0
 
-    def notify(self) -> None:
-        self.changed.set()
-        self.changed = trio.Event()
-
     async def until(self, count: int) -> None:
-        while len(self.updates) < count:
-            await self.changed.wait()
+        await self.changes.until(lambda: len(self.updates) >= count)
 
     async def step(self, number: int) -> None:
-        while self.steps < number:
-            await self.changed.wait()
+        await self.changes.until(lambda: self.steps >= number)
 
 
 @dataclass
@@ -131,7 +126,7 @@ class Volunteer:
                 left = answer.counter if answer.type == "ScheduleUpdate" else left and left - 1
             await self._say(scheduler, job, stage="update")
             self.meeting.updates.append(self.network.peer_id)
-            self.meeting.notify()
+            self.meeting.changes.notify()
             round_ += 1
             await self._say(scheduler, job, metrics=Metrics(round=round_, metrics={"loss": 1 / round_}))
             await self.meeting.step(round_)
@@ -149,9 +144,9 @@ class Volunteer:
             while len(self.meeting.updates) < self.meeting.steps * trainers:
                 self.meeting.updates.append("nobody")
             if self.says_so_late_s:
-                self.meeting.notify()
+                self.meeting.changes.notify()
                 await trio.sleep(self.says_so_late_s)
             done = (await self._say(scheduler, job, stage="updated")).type == "Done"
-            self.meeting.notify()
+            self.meeting.changes.notify()
             if done:
                 return "Finished"

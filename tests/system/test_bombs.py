@@ -75,7 +75,7 @@ async def test_an_honest_health_request_is_answered_at_once_while_bombs_of_every
         member(pki, "honest", entry) as honest,
         member(pki, "attacker", entry) as hostile,
     ):
-        worker, _ = await s.scheduler.lease()
+        worker = (await s.scheduler.lease()).peer_id
         attacker = Attacker(pki, hostile, worker)
         slow = {}
         for name, bomb in BOMBS.items():

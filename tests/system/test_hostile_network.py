@@ -12,6 +12,7 @@ import pytest
 import trio
 from libp2p.pubsub.pb import rpc_pb2
 
+from hypha_devnet.client import Lease
 from hypha_messages.advertisement import TOPIC
 from hypha_messages.api import API, DispatchJob, RenewLease
 from hypha_messages.health import HEALTH, HealthRequest
@@ -242,8 +243,8 @@ async def strangers(pki: Pki, address: str) -> None:
             await network.dial(address)
 
 
-async def honest_job(s: Stage, echo: Network, named: list[str]) -> tuple[str, list[Any]]:
-    """Have a job run that echoes; returns the worker and the list that its progress will be added to."""
+async def honest_job(s: Stage, echo: Network, named: list[str]) -> tuple[Lease, list[Any]]:
+    """Have a job run that echoes; returns its lease and the list that its progress will be added to."""
     (s.node.directory / "executor.py").write_text(HONEST.replace("PEER", repr(echo.peer_id)))
     reports: list[Any] = []
 
@@ -252,37 +253,25 @@ async def honest_job(s: Stage, echo: Network, named: list[str]) -> tuple[str, li
         return ProgressResponse(type="Ok")
 
     s.scheduler.network.handle(PROGRESS, progress)
-    worker, lease = await small_lease(s.scheduler)
+    lease = await small_lease(s.scheduler)
     peers = {"type": "peers", "peers": [echo.peer_id, *named], "strategy": {"type": "All"}}
     spec = train_spec(updates=peers, results=peers)
-    assert not (await s.scheduler.dispatch(worker, spec, uuid4())).failed
-    s.scheduler.network._host.nursery.start_soon(keep_renewing, s.scheduler, worker, lease)
-    return worker, reports
+    assert await s.scheduler.dispatch(lease, spec, uuid4())
+    s.scheduler.network._host.nursery.start_soon(s.scheduler.keep, lease)
+    return lease, reports
 
 
-async def small_lease(scheduler: Scheduler) -> tuple[str, Any]:
-    """Ask once, and take the offer, which must come in time."""
+async def small_lease(scheduler: Scheduler) -> Lease:
+    """Ask until the worker grants a small lease; it must do so in time."""
     with trio.fail_after(ANSWER_S):
-        while True:
-            wanted = await scheduler.advertise(SMALL)
-            with trio.move_on_after(2):
-                while True:
-                    worker, offer = await scheduler.offers.receive()
-                    if offer.request_id == wanted and not (await scheduler.renew(worker, offer.id)).failed:
-                        return worker, offer.id
-
-
-async def keep_renewing(scheduler: Scheduler, worker: str, lease: Any) -> None:
-    while True:
-        await trio.sleep(2)
-        assert not (await scheduler.renew(worker, lease)).failed
+        return await scheduler.lease(SMALL, within_s=2)
 
 
 async def flood_with_requests(scheduler: Scheduler) -> None:
     """Ask for workers a hundred times a second, and take none."""
     while True:
         for _ in range(10):
-            await scheduler.advertise(SMALL)
+            await scheduler.ask(SMALL)
         await trio.sleep(0.1)
 
 
@@ -325,7 +314,8 @@ async def test_a_hundred_hostile_peers_harm_neither_a_job_nor_an_honest_schedule
 async def under_attack(s: Stage, hostile: list[Attacker], echo_network: Network, flooder: Scheduler) -> None:
     """Let all attack in waves while a job goes on; assert that job, scheduler and node are well, and memory steady."""
     blobs, named = random.Random(7), hostile[0]
-    worker, reports = await honest_job(s, echo_network, [named.network.peer_id])
+    lease, reports = await honest_job(s, echo_network, [named.network.peer_id])
+    worker = lease.peer_id
     assert worker == named.victim
     echo = Echo(echo_network, worker)
     await echo.round(blobs.randbytes(300_000))
@@ -354,6 +344,8 @@ async def under_attack(s: Stage, hostile: list[Attacker], echo_network: Network,
             resident.append(resident_mib(s.node.pid))
         nursery.cancel_scope.cancel()
     assert (await s.scheduler.network.request(worker, HEALTH, HealthRequest())).healthy
+    assert not lease.refused
+    assert not lease.lost.is_set()
     with trio.fail_after(ANSWER_S):
         while len(reports) < 1 + WAVES * ROUNDS:  # noqa: ASYNC110
             await trio.sleep(0.05)
