@@ -1,14 +1,14 @@
 """From a scheduler's advertisement to a worker's offer, both through the gateway that the two have in common."""
 
 import math
+import time
 from dataclasses import dataclass
-from uuid import UUID
 
 import trio
 
 from benchmarks.figures import Figure, percentile
 from benchmarks.nodes import READY_S, SMALL_RESOURCES, BenchmarkError, Kind, Node, Scheduler, kinds, open_stage
-from hypha_messages.api import WorkerOffer
+from hypha_devnet.client import Request
 
 PAUSE_S = 0.8
 """An offer that nobody takes stands for half a second."""
@@ -45,9 +45,8 @@ async def _run(scale: Scale) -> list[Figure]:
         for kind in kinds():
             worker = stage.start_worker(f"worker-{kind}", kind, ["none"])
             await scheduler.until_ready(worker)
-            offers = Offers(scheduler)
-            await offers.until_answered(worker)
-            times_ms = await offers.lone(worker, scale.lone_requests)
+            await _until_answered(scheduler, worker)
+            times_ms = await _lone(scheduler, worker, scale.lone_requests)
             figures += [
                 Figure(f"{NAMES[kind]}, lone request, p50", percentile(times_ms, 50), "ms"),
                 Figure(
@@ -57,14 +56,14 @@ async def _run(scale: Scale) -> list[Figure]:
                     at_most=20 if kind == "ours" else None,
                 ),
             ]
-            figures += await _burst(offers, worker, kind, scale)
+            figures += await _burst(scheduler, worker, kind, scale)
             await stage.stop(worker)
     return figures
 
 
-async def _burst(offers: "Offers", worker: Node, kind: Kind, scale: Scale) -> list[Figure]:
-    times_ms, published_per_s = await offers.burst(worker, scale)
-    answered = sum(time < math.inf for time in times_ms) / len(times_ms) * 100
+async def _burst(scheduler: Scheduler, worker: Node, kind: Kind, scale: Scale) -> list[Figure]:
+    times_ms, published_per_s = await _ask_in_a_burst(scheduler, worker, scale)
+    answered = sum(time_ms < math.inf for time_ms in times_ms) / len(times_ms) * 100
     name = f"{NAMES[kind]}, {scale.rate_per_s} requests/s"
     return [
         Figure(f"{name}, published", published_per_s, "1/s"),
@@ -74,43 +73,39 @@ async def _burst(offers: "Offers", worker: Node, kind: Kind, scale: Scale) -> li
     ]
 
 
-class Offers:
-    """Notes when the offers come."""
+async def _until_answered(scheduler: Scheduler, worker: Node) -> None:
+    """Ask until three requests in a row are answered: at first the worker has no way to the scheduler."""
+    with trio.move_on_after(READY_S):
+        while math.inf in await _lone(scheduler, worker, number=3):
+            worker.check()
+        return
+    raise BenchmarkError(f"{worker.name} does not answer within {READY_S:g} s:\n{worker.last_lines()}")
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
-        self._came: dict[UUID, float] = {}
-        scheduler.on_offer = self._take
 
-    def _take(self, _peer: str, offer: WorkerOffer) -> None:
-        self._came.setdefault(offer.request_id, trio.current_time())
+async def _lone(scheduler: Scheduler, worker: Node, number: int) -> list[float]:
+    """Ask again and again, when nothing else is asked; milliseconds to each first offer."""
+    times_ms = []
+    for _ in range(number):
+        started = time.monotonic()
+        request = await scheduler.advertise(worker, SMALL_RESOURCES)
+        await trio.sleep(PAUSE_S)
+        times_ms.append(_first_offer_ms(request, started))
+    return times_ms
 
-    async def until_answered(self, worker: Node) -> None:
-        """Ask until three requests in a row are answered: at first the worker has no way to the scheduler."""
-        with trio.move_on_after(READY_S):
-            while math.inf in await self.lone(worker, number=3):
-                worker.check()
-            return
-        raise BenchmarkError(f"{worker.name} does not answer within {READY_S:g} s:\n{worker.last_lines()}")
 
-    async def lone(self, worker: Node, number: int) -> list[float]:
-        """Ask again and again, when nothing else is asked."""
-        times_ms = []
-        for _ in range(number):
-            started = trio.current_time()
-            request = await self._scheduler.advertise(worker, SMALL_RESOURCES)
-            await trio.sleep(PAUSE_S)
-            times_ms.append((self._came.get(request, math.inf) - started) * 1000)
-        return times_ms
+async def _ask_in_a_burst(scheduler: Scheduler, worker: Node, scale: Scale) -> tuple[list[float], float]:
+    """Ask at a fixed rate; milliseconds to each first offer, and how often a second this process managed to ask."""
+    started = trio.current_time()
+    published: list[tuple[Request, float]] = []
+    for number in range(scale.rate_per_s * scale.burst_s):
+        await trio.sleep_until(started + number / scale.rate_per_s)
+        now = time.monotonic()
+        published.append((await scheduler.advertise(worker, SMALL_RESOURCES), now))
+    rate = len(published) / (trio.current_time() - started)
+    await trio.sleep(2)
+    return [_first_offer_ms(request, at) for request, at in published], rate
 
-    async def burst(self, worker: Node, scale: Scale) -> tuple[list[float], float]:
-        """Ask at a fixed rate; milliseconds, and how often a second this process managed to ask."""
-        started = trio.current_time()
-        published: dict[UUID, float] = {}
-        for number in range(scale.rate_per_s * scale.burst_s):
-            await trio.sleep_until(started + number / scale.rate_per_s)
-            now = trio.current_time()
-            published[await self._scheduler.advertise(worker, SMALL_RESOURCES)] = now
-        rate = len(published) / (trio.current_time() - started)
-        await trio.sleep(2)
-        return [(self._came.get(request, math.inf) - at) * 1000 for request, at in published.items()], rate
+
+def _first_offer_ms(request: Request, published_at: float) -> float:
+    """Milliseconds from publication to the first offer; infinite without one."""
+    return (request.offers[0].arrived - published_at) * 1000 if request.offers else math.inf

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,27 +20,15 @@ import tomlkit
 import trio
 
 from hypha_devnet import certs
+from hypha_devnet.client import Lease, Request, SchedulerClient, Wanted
 from hypha_devnet.config import NodeConfig
 from hypha_devnet.roles.node import join
-from hypha_messages import advertisement
-from hypha_messages.advertisement import TOPIC, RequestWorker, WorkerSpec
-from hypha_messages.api import (
-    API,
-    DataAssignment,
-    DispatchJob,
-    DispatchJobOutcome,
-    RenewLease,
-    RenewLeaseOutcome,
-    ReportJobStatus,
-    ReportJobStatusReceived,
-    RequestData,
-    WorkerOffer,
-    WorkerOfferAccepted,
-)
+from hypha_messages.advertisement import TOPIC, WorkerSpec
+from hypha_messages.api import DataAssignment, ReportJobStatus
 from hypha_messages.health import HEALTH, HealthRequest
 from hypha_messages.job import ExecutorDescriptor, JobSpec
-from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
-from hypha_messages.types import Resources, SystemTime
+from hypha_messages.progress import ProgressResponse, ReportProgress
+from hypha_messages.types import Resources
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.identity import Identity
 from hypha_network.network import Network
@@ -51,7 +39,6 @@ SMALL_RESOURCES = Resources(cpu=0.001, memory=0.001, storage=0, gpu=0)
 JOB = Resources(cpu=1, memory=4, storage=8, gpu=0)
 READY_S = 60.0
 STOP_S = 20.0
-RENEW_S = 3.0
 _LAST_LINES = 15
 
 
@@ -215,31 +202,28 @@ class Stage:
 
 
 class Scheduler:
-    """Asks workers one by one and gives them jobs."""
+    """Asks workers one by one and gives them jobs; `provider` is the data node that has every slice."""
 
     def __init__(self, nursery: trio.Nursery, network: Network) -> None:
         self._nursery = nursery
         self.network = network
-        self.on_offer: Callable[[str, WorkerOffer], None] = lambda _peer, _offer: None
         self.provider = ""
         self.failed: set[str] = set()
-        network.handle(API, self._answer)
-        network.handle(PROGRESS, self._progress)
+        self._leases: dict[UUID, Lease] = {}
+        self._client = SchedulerClient(
+            network, assign_slice=self._assign_slice, on_status=self._on_status, on_progress=self._on_progress
+        )
 
-    async def _answer(self, peer: str, request: Any) -> Any:
-        match request:
-            case WorkerOffer():
-                self.on_offer(peer, request)
-                return WorkerOfferAccepted()
-            case RequestData():
-                return DataAssignment(data_provider=self.provider, index=0)
-            case ReportJobStatus():
-                if request.status.type == "Failed":
-                    self.failed.add(peer)
-                return ReportJobStatusReceived()
-        return None
+    def _assign_slice(self, _peer: str, _dataset: str) -> DataAssignment:
+        return DataAssignment(data_provider=self.provider, index=0)
 
-    async def _progress(self, _peer: str, _report: ReportProgress) -> ProgressResponse:
+    def _on_status(self, peer: str, report: ReportJobStatus) -> None:
+        if report.status.type == "Failed":
+            self.failed.add(peer)
+        if report.status.type != "Running" and (lease := self._leases.get(report.task_id)):
+            lease.abandoned = True
+
+    async def _on_progress(self, _peer: str, _report: ReportProgress) -> ProgressResponse:
         return ProgressResponse(type="Ok")
 
     async def until_ready(self, *nodes: Node) -> None:
@@ -261,51 +245,24 @@ class Scheduler:
             return False
         return bool(answer.healthy)
 
-    async def advertise(self, node: Node, resources: Resources, *, class_: str = "train") -> UUID:
+    async def advertise(self, node: Node, resources: Resources) -> Request:
         """Publish a request that only this worker can answer, once it listens for them."""
         with trio.fail_after(READY_S):
             await self.network.wait_until(lambda: node.peer_id in self.network.subscribers(TOPIC))
-        executor = ExecutorDescriptor.model_validate({"class": class_, "name": node.name})
-        request = RequestWorker(
-            id=uuid4(),
-            spec=WorkerSpec(resources=resources, executor=[executor]),
-            timeout=SystemTime.from_timestamp(4e9),
-            bid=10,
-        )
-        await self.network.publish(TOPIC, advertisement.encode(request))
-        return request.id
+        return await self._client.advertise(_wanted(node, resources, "train"))
 
     async def hire(self, node: Node, spec: JobSpec) -> None:
-        """Give a worker a job, and renew its lease as long as the stage lasts."""
-        lease = await self._lease(node, spec.executor.class_)
-        outcome = await self.network.request(node.peer_id, API, DispatchJob(id=uuid4(), spec=spec))
-        if not isinstance(outcome, DispatchJobOutcome) or outcome.failed:
+        """Give a worker a job, and renew its lease until the job ends."""
+        lease, task_id = await self._lease(node, spec.executor.class_), uuid4()
+        self._leases[task_id] = lease
+        self._nursery.start_soon(self._client.keep, lease)
+        if not await self._client.dispatch(lease, spec, task_id):
             raise BenchmarkError(f"{node.name} refuses the job:\n{node.last_lines()}")
-        self._nursery.start_soon(self._keep, node, lease)
 
-    async def _lease(self, node: Node, class_: str) -> UUID:
-        send, offers = trio.open_memory_channel[UUID](8)
-        self.on_offer = lambda peer, offer: send.send_nowait(offer.id) if peer == node.peer_id else None
+    async def _lease(self, node: Node, class_: str) -> Lease:
         with trio.move_on_after(READY_S):
-            while True:
-                node.check()
-                await self.advertise(node, JOB, class_=class_)
-                with trio.move_on_after(2):
-                    lease = await offers.receive()
-                    if not (await self._renew(node, lease)).failed:
-                        return lease
+            return await self._client.hire(_wanted(node, JOB, class_), node.peer_id, within_s=2)
         raise BenchmarkError(f"{node.name} offers nothing:\n{node.last_lines()}")
-
-    async def _renew(self, node: Node, lease: UUID) -> RenewLeaseOutcome:
-        outcome = await self.network.request(node.peer_id, API, RenewLease(id=lease))
-        assert isinstance(outcome, RenewLeaseOutcome)
-        return outcome
-
-    async def _keep(self, node: Node, lease: UUID) -> None:
-        """Until the worker refuses: it was told to stop, or its job has ended."""
-        with suppress(NetworkError):
-            while not (await self._renew(node, lease)).failed:  # noqa: ASYNC110 - nothing tells of it
-                await trio.sleep(RENEW_S)
 
     async def report(self, path: Path, *nodes: Node, timeout_s: float) -> str:
         """Wait for what an executor writes."""
@@ -318,6 +275,11 @@ class Scheduler:
                 await trio.sleep(0.1)
             return path.read_text()  # noqa: ASYNC240
         raise BenchmarkError(f"no report within {timeout_s:g} s:\n" + "\n".join(n.last_lines() for n in nodes))
+
+
+def _wanted(node: Node, resources: Resources, class_: str) -> Wanted:
+    executor = ExecutorDescriptor.model_validate({"class": class_, "name": node.name})
+    return Wanted(WorkerSpec(resources=resources, executor=[executor]), bid=10, role=class_)
 
 
 @asynccontextmanager
