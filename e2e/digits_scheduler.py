@@ -16,6 +16,7 @@ from hypha_devnet.roles.node import join, leaves, until_signal
 from hypha_devnet.roles.scheduler import JobFailedError, Scheduler
 from hypha_messages.job import AggregateExecutor, JobSpec
 from hypha_messages.streams import PUSH
+from hypha_network.changes import Changes
 from hypha_network.network import Network
 from hypha_network.wire.streams import Stream
 
@@ -26,13 +27,11 @@ _LAST_UPDATE_S = 60.0
 class Observer(Scheduler):
     """A scheduler that names itself among those who get the updates."""
 
-    own_peer_id = ""
-
     def _aggregate_spec(self, trainers: list[str]) -> JobSpec:
         spec = super()._aggregate_spec(trainers)
         assert isinstance(spec.executor, AggregateExecutor)
         results = spec.executor.config.results
-        watched = results.model_copy(update={"peers": [*results.peers, self.own_peer_id]})
+        watched = results.model_copy(update={"peers": [*results.peers, self._network.peer_id]})
         config = spec.executor.config.model_copy(update={"results": watched})
         return spec.model_copy(update={"executor": spec.executor.model_copy(update={"config": config})})
 
@@ -43,7 +42,7 @@ class Updates:
     def __init__(self, directory: Path, events: Events) -> None:
         self._directory = directory
         self._events = events
-        self._arrived = trio.Event()
+        self._changes = Changes()
         self.count = 0
         directory.mkdir(parents=True)
 
@@ -54,13 +53,11 @@ class Updates:
         path.write_bytes(data)
         self.count += 1
         self._events.emit("update", peer=peer, number=self.count, bytes=len(data))
-        self._arrived.set()
-        self._arrived = trio.Event()
+        self._changes.notify()
 
     async def until(self, count: int) -> None:
         """Wait for this many."""
-        while self.count < count:
-            await self._arrived.wait()
+        await self._changes.until(lambda: self.count >= count)
 
 
 async def run(config: SchedulerConfig, directory: Path, events: Events) -> int:
@@ -75,9 +72,7 @@ async def run(config: SchedulerConfig, directory: Path, events: Events) -> int:
 async def _run(network: Network, config: SchedulerConfig, updates: Updates, events: Events) -> int:
     reasons: list[str] = []
     try:
-        scheduler = Observer(network, config.scheduler.job, events)
-        scheduler.own_peer_id = network.peer_id
-        await scheduler.run()
+        await Observer(network, config.scheduler.job, events).run()
         with trio.fail_after(_LAST_UPDATE_S):
             await updates.until(config.scheduler.job.rounds.update_rounds)
     except* (JobFailedError, AllocationError, trio.TooSlowError) as group:
