@@ -12,9 +12,9 @@ from uuid import UUID, uuid5
 import httpx
 
 from benchmarks.connector import job
+from hypha_contracts.names import API_VERSION, WORKER_LABEL, job_name
 from hypha_messages.types import peer_id_from_ed25519
-from hypha_resources.common import API_VERSION, WORKER_LABEL
-from hypha_resources.job import job_name, redacted
+from hypha_resources.job import redacted
 
 Manifest = dict[str, Any]
 

@@ -12,11 +12,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, Field
 
+from hypha_contracts.names import CONNECTOR_PORT
 from hypha_messages.types import peer_id_to_bytes
 from hypha_resources.common import rules
-
-CONNECTOR_PORT: Final = 8443
-"""Where jobs reach their worker."""
 
 _IP: Final = "(ip4/[0-9.]+|ip6/[0-9a-fA-F.]*:[0-9a-fA-F.:]*)"
 _HOST: Final = f"({_IP}|(dns|dns4|dns6)/[0-9A-Za-z._-]{{1,253}})"

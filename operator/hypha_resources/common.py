@@ -7,14 +7,6 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-GROUP: Final = "hypha.space"
-VERSION: Final = "v1alpha1"
-API_VERSION: Final = f"{GROUP}/{VERSION}"
-WORKER_LABEL: Final = f"{GROUP}/worker"
-"""On every child of a HyphaWorker and every HyphaJob: the worker's name."""
-JOB_LABEL: Final = f"{GROUP}/job"
-"""On every child of a HyphaJob: its name."""
-
 QUANTITY_PATTERN: Final = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[munkMGTPE]|[eE][+-]?[0-9]+)?$"
 _QUANTITY: Final = re.compile(r"([0-9.]+)(?:([KMGTPE])i|([munkMGTPE])|[eE]([+-]?[0-9]{1,3}))?")
 _BINARY: Final = {letter: Decimal(1024) ** power for power, letter in enumerate("KMGTPE", start=1)}

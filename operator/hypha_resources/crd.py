@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel
 
-from hypha_resources.common import GROUP, VERSION
+from hypha_contracts.names import GROUP, JOB_KIND, VERSION, WORKER_KIND
 from hypha_resources.job import HyphaJobSpec, HyphaJobStatus
 from hypha_resources.worker import HyphaWorkerSpec, HyphaWorkerStatus
 
@@ -59,7 +59,7 @@ def _of_condition(type_: str, field: str) -> str:
 
 
 HYPHA_WORKER: Final = Resource(
-    kind="HyphaWorker",
+    kind=WORKER_KIND,
     short_name="hw",
     description="A worker node of a Hypha network whose jobs are pods of this namespace.",
     spec=HyphaWorkerSpec,
@@ -85,7 +85,7 @@ HYPHA_WORKER: Final = Resource(
     ),
 )
 HYPHA_JOB: Final = Resource(
-    kind="HyphaJob",
+    kind=JOB_KIND,
     short_name="hj",
     description="A task that a HyphaWorker runs under a lease. The worker makes it; nobody else needs to.",
     spec=HyphaJobSpec,

@@ -126,11 +126,6 @@ class HyphaJobStatus(Schema):
     progress: Progress | None = None
 
 
-def job_name(task_id: UUID) -> str:
-    """Return the name of a task's HyphaJob, Job and Secret."""
-    return f"hypha-{task_id}"
-
-
 def redacted(value: Any) -> Any:
     """Return a job's configuration without secrets: no tokens, and of addresses only what is before user and query."""
     if isinstance(value, dict):

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from hypha_contracts.names import CONNECTOR_PORT, TOKEN_AUDIENCE
 from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.types import Amount, PeerId, Resources
 from hypha_network.wire.addresses import RESERVED_CIDRS, AddressError, parse_supported
@@ -214,11 +215,11 @@ class KubernetesConfig(Section):
     worker: ObjectName = Field(description="Name of the HyphaWorker.")
     worker_uid: Annotated[str, Field(min_length=1)] = Field(description="Its uid.")
     connector_port: Annotated[int, Field(ge=1, le=65535)] = Field(
-        default=8443, description="Where bridges reach this node."
+        default=CONNECTOR_PORT, description="Where bridges reach this node."
     )
     peer_id: PeerId | None = Field(default=None, description="The only identity that is accepted; any if absent.")
     audience: Annotated[str, Field(min_length=1)] = Field(
-        default="hypha-connector", description="For whom the tokens of bridges are issued."
+        default=TOKEN_AUDIENCE, description="For whom the tokens of bridges are issued."
     )
     ttl_seconds_after_finished: Annotated[int, Field(ge=0)] = Field(
         default=3600, description="How long an ended HyphaJob is kept."

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypha_operator.machinery.drift import APPLIED, covers, is_applied, marked
+from hypha_contracts.names import APPLIED_ANNOTATION
+from hypha_operator.machinery.drift import covers, is_applied, marked
 
 
 @pytest.mark.parametrize(
@@ -63,5 +64,5 @@ def test_what_is_no_longer_asked_for_shows_by_the_mark():
     after = marked({**manifest, "data": {"x": "1"}})
     assert is_applied(copy.deepcopy(before), before)
     assert not is_applied(before, after)
-    assert before["metadata"]["annotations"][APPLIED] != after["metadata"]["annotations"][APPLIED]
+    assert before["metadata"]["annotations"][APPLIED_ANNOTATION] != after["metadata"]["annotations"][APPLIED_ANNOTATION]
     assert not is_applied(None, before)

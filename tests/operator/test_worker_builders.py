@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypha_operator.machinery.manifests import reviewer_binding
+from hypha_contracts.names import CONFIG_ANNOTATION, reviewer_binding
 from hypha_operator.pods.overlay import OverlayError
 from hypha_operator.settings import Settings, SettingsError
 from hypha_operator.workers.access import access, token_reviewer
 from hypha_operator.workers.certificate import certificate
-from hypha_operator.workers.controller import CONFIG_ANNOTATION, config_map, deployment
+from hypha_operator.workers.controller import config_map, deployment
 from hypha_operator.workers.network import external_addresses, network_policy, p2p_service, with_host_ip
 from hypha_operator.workers.node_config import config_toml, to_toml
 from hypha_resources.worker import HyphaWorkerSpec

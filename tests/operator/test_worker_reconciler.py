@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hypha_contracts.names import DRAIN_FINALIZER
 from hypha_operator.machinery.clock import SystemClock
 from hypha_operator.machinery.errors import Unavailable
 from hypha_operator.machinery.kinds import (
@@ -19,7 +20,6 @@ from hypha_operator.machinery.kinds import (
     Key,
     Manifest,
 )
-from hypha_operator.workers.reconciler import FINALIZER
 from support.operating import operating
 from support.people import report
 from support.resources import GATEWAY, PEER, job_manifest, worker_manifest
@@ -397,7 +397,7 @@ class TestDeletion:
     async def test_a_finalizer_that_is_somebody_elses_too_goes_and_others_stay(self, served, namespace, user):
         """As of a worker that was made anew from what an export of it says."""
         manifest = worker_manifest(namespace)
-        manifest["metadata"]["finalizers"] = ["example.org/kept", FINALIZER]
+        manifest["metadata"]["finalizers"] = ["example.org/kept", DRAIN_FINALIZER]
         user.apply(manifest)
         async with operating(served.kubeconfig, namespace) as operator:
             await operator.settle()

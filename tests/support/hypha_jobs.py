@@ -15,7 +15,7 @@ import httpx
 import trio
 
 from e2e.cluster.tools import ROOT, tool
-from hypha_resources.common import API_VERSION
+from hypha_contracts.names import API_VERSION
 from hypha_worker.config import KubernetesConfig
 from hypha_worker.runtimes.kubernetes.api import ApiAccess, open_api
 from hypha_worker.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime

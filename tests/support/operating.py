@@ -9,6 +9,7 @@ from typing import Any
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_kube_config
 
+from hypha_contracts.names import WORKER_LABEL
 from hypha_operator.jobs.reconciler import JobReconciler
 from hypha_operator.machinery.clock import Clock, SystemClock
 from hypha_operator.machinery.cluster import Cluster
@@ -18,7 +19,6 @@ from hypha_operator.machinery.store import Store
 from hypha_operator.machinery.watches import CHILDREN, WATCHED, Watches
 from hypha_operator.settings import Settings
 from hypha_operator.workers.reconciler import WorkerReconciler
-from hypha_resources.common import WORKER_LABEL
 
 SETTINGS = Settings("worker:1", "bridge:1", "trainer:1", "parameter-server:1")
 MOST_ROUNDS = 20

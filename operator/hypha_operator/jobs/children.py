@@ -2,13 +2,22 @@
 
 from typing import Any, Final
 
+from hypha_contracts.names import (
+    BRIDGE,
+    CONNECTOR_PORT,
+    EXECUTOR,
+    JOB_KIND,
+    JOB_LABEL,
+    controller_selector,
+    identity_secret,
+    job_labels,
+    owner_reference,
+)
 from hypha_operator.machinery.kinds import Manifest
-from hypha_operator.pods.executor import CLAIM, EXECUTOR, devices_of, executor_of
+from hypha_operator.pods.executor import CLAIM, devices_of, executor_of
 from hypha_operator.pods.overlay import merge_pod_template
-from hypha_operator.pods.pod import BRIDGE, job_labels, pod_template
+from hypha_operator.pods.pod import pod_template
 from hypha_operator.settings import Settings
-from hypha_resources.addresses import CONNECTOR_PORT
-from hypha_resources.common import API_VERSION, JOB_LABEL, WORKER_LABEL
 from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec
 
@@ -44,7 +53,7 @@ def job_children(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec
 def job_manifest(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) -> Manifest:
     """Return the Job: one pod, run once. Raises as `job_children`."""
     executor, metadata = executor_of(job, worker), hypha_job["metadata"]
-    identity = worker.identity.secret_name or f"{job.worker_ref.name}-identity"
+    identity = worker.identity.secret_name or identity_secret(job.worker_ref.name)
     template = merge_pod_template(
         pod_template(metadata["name"], metadata["namespace"], job, worker, settings),
         executor.template,
@@ -80,7 +89,7 @@ def job_manifest(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec
 def network_policy(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec) -> Manifest:
     """Return what lets the job's pod reach names, its connector and what it may fetch, and nobody reach it."""
     networks = _ANYWHERE if worker.jobs.allow_private_addresses else _PUBLIC
-    connector = {WORKER_LABEL: job.worker_ref.name, "app.kubernetes.io/component": "controller"}
+    connector = controller_selector(job.worker_ref.name)
     spec = {
         "podSelector": {"matchLabels": {JOB_LABEL: hypha_job["metadata"]["name"]}},
         "policyTypes": ["Ingress", "Egress"],
@@ -115,21 +124,14 @@ def claim_template(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSp
 
 def _child(hypha_job: Manifest, job: HyphaJobSpec, api_version: str, kind: str, spec: dict[str, Any]) -> Manifest:
     metadata = hypha_job["metadata"]
-    owner = {
-        "apiVersion": API_VERSION,
-        "kind": "HyphaJob",
-        "name": metadata["name"],
-        "uid": metadata["uid"],
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
+    owner = owner_reference(JOB_KIND, metadata["name"], metadata["uid"], block_deletion=True)
     return {
         "apiVersion": api_version,
         "kind": kind,
         "metadata": {
             "name": metadata["name"],
             "namespace": metadata["namespace"],
-            "labels": job_labels(metadata["name"], job.worker_ref.name),
+            "labels": job_labels(job.worker_ref.name, metadata["name"]),
             "ownerReferences": [owner],
         },
         "spec": spec,

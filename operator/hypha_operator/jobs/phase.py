@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from hypha_contracts.names import EXECUTOR
 from hypha_operator.machinery.conditions import Condition, merged, timestamp
 from hypha_operator.machinery.kinds import Manifest
-from hypha_operator.pods.executor import EXECUTOR
 from hypha_operator.pods.state import (
     Finding,
     condition,

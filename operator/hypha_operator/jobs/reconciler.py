@@ -8,6 +8,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from hypha_contracts.names import JOB_LABEL, controller_name
 from hypha_operator.jobs.children import job_children, network_policy
 from hypha_operator.jobs.phase import Observed, State, classify, differs, status_of
 from hypha_operator.machinery.clock import Clock
@@ -21,7 +22,6 @@ from hypha_operator.pods.lease import LeaseWatch
 from hypha_operator.pods.overlay import OverlayError
 from hypha_operator.pods.state import Finding
 from hypha_operator.settings import Settings
-from hypha_resources.common import JOB_LABEL
 from hypha_resources.job import REPORTED, TERMINAL, HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec, Jobs
 
@@ -118,7 +118,7 @@ class JobReconciler:
             return None
         if not self._leases.confirm(metadata["uid"], self._clock.monotonic()):
             return None
-        pod = f"{seen.spec.worker_ref.name}-controller"
+        pod = controller_name(seen.spec.worker_ref.name)
         return Finding(
             "LeaseLost",
             f"the controller did not come back to renew the lease, which ran out at {deadline:%H:%M:%S} UTC."

@@ -5,11 +5,9 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
+from hypha_contracts.names import APPLIED_ANNOTATION
 from hypha_operator.machinery.kinds import Manifest
 from hypha_resources.common import parse_quantity
-
-APPLIED: Final = "hypha.space/applied"
-"""The annotation with a hash of what was applied: shows what we have stopped to ask for."""
 
 _ATOMIC: Final = frozenset({"selector", "podSelector", "nodeSelector"})
 """Objects of which nobody else may have a part: more in a selector selects less."""
@@ -19,7 +17,7 @@ def marked(desired: Manifest) -> Manifest:
     """Return a manifest with the annotation."""
     digest = sha256(json.dumps(desired, sort_keys=True).encode()).hexdigest()[:16]
     metadata = desired["metadata"]
-    annotations = {**(metadata.get("annotations") or {}), APPLIED: digest}
+    annotations = {**(metadata.get("annotations") or {}), APPLIED_ANNOTATION: digest}
     return {**desired, "metadata": {**metadata, "annotations": annotations}}
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from hypha_resources.common import API_VERSION
+from hypha_contracts.names import API_VERSION, JOB_KIND, JOBS, WORKER_KIND, WORKERS
 
 Manifest: TypeAlias = dict[str, Any]
 """An object as the API server takes and gives it."""
@@ -28,8 +28,8 @@ class Kind(NamedTuple):
         return self.api_version.rpartition("/")[0]
 
 
-WORKER: Final = Kind(API_VERSION, "HyphaWorker", "hyphaworkers")
-HYPHA_JOB: Final = Kind(API_VERSION, "HyphaJob", "hyphajobs")
+WORKER: Final = Kind(API_VERSION, WORKER_KIND, WORKERS)
+HYPHA_JOB: Final = Kind(API_VERSION, JOB_KIND, JOBS)
 CONFIG_MAP: Final = Kind("v1", "ConfigMap", "configmaps")
 POD: Final = Kind("v1", "Pod", "pods")
 NODE: Final = Kind("v1", "Node", "nodes", namespaced=False)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from hypha_contracts.names import JOB_LABEL, WORKER_LABEL
 from hypha_operator.machinery.kinds import DEPLOYMENT, HYPHA_JOB, JOB, POD, Kind, Manifest
-from hypha_resources.common import JOB_LABEL, WORKER_LABEL
 
 _MOST_GONE = 10_000
 _WINDOW: Final = -13  # 8 KiB, as long as what is kept of most objects; no header

@@ -9,6 +9,7 @@ import kopf
 from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 from kubernetes.aio.client import Configuration
 
+from hypha_contracts.names import JOB_LABEL, WORKER_LABEL
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.kinds import (
     CONFIG_MAP,
@@ -29,7 +30,6 @@ from hypha_operator.machinery.kinds import (
 )
 from hypha_operator.machinery.queue import WorkQueue
 from hypha_operator.machinery.store import Store
-from hypha_resources.common import JOB_LABEL, WORKER_LABEL
 from hypha_resources.job import TERMINAL
 
 CHILDREN: Final = (

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final
 
+from hypha_contracts.names import JOB_FILE_KEY
 from hypha_messages.types import devices_needed
 from hypha_operator.settings import Settings
 from hypha_resources.job import Amounts, HyphaJobSpec
 from hypha_resources.worker import BYTES_PER_GB, Executor, HyphaWorkerSpec
 
-EXECUTOR: Final = "executor"
 WORK_DIR: Final = "/job/work"
 SOCKET: Final = f"{WORK_DIR}/bridge.sock"
-JOB_FILE: Final = "/etc/hypha/job/job.json"
+JOB_FILE: Final = f"/etc/hypha/job/{JOB_FILE_KEY}"
 CLAIM: Final = "gpu"
 """The name of the pod's claim where devices are claimed (DRA)."""
 

@@ -5,6 +5,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from hypha_contracts.names import GROUP
+
 _KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "containers": ("name",),
     "initContainers": ("name",),
@@ -48,7 +50,7 @@ _VOLUMES: Final = frozenset(
     {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "secret"}
 )
 _PROJECTIONS: Final = frozenset({"configMap", "downwardAPI", "secret", "clusterTrustBundle"})
-_OUR_LABELS: Final = ("hypha.space/", "app.kubernetes.io/", "batch.kubernetes.io/", "job-name", "controller-uid")
+_OUR_LABELS: Final = (f"{GROUP}/", "app.kubernetes.io/", "batch.kubernetes.io/", "job-name", "controller-uid")
 _UNSAFE_ANNOTATIONS: Final = (
     "container.apparmor.security.beta.kubernetes.io/",
     "container.seccomp.security.alpha.kubernetes.io/",

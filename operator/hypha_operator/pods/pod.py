@@ -4,10 +4,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from hypha_contracts.bridge_config import CONFIG_VARIABLE, BridgeConfig, ConnectorConfig
+from hypha_contracts.names import (
+    BRIDGE,
+    CONNECTOR_PORT,
+    EXECUTOR,
+    JOB_FILE_KEY,
+    TOKEN_AUDIENCE,
+    USER_ID,
+    connector_service_name,
+    job_account,
+    job_labels,
+)
 from hypha_operator.machinery.manifests import lost_node_tolerations
 from hypha_operator.pods.executor import (
     CLAIM,
-    EXECUTOR,
     JOB_FILE,
     SOCKET,
     WORK_DIR,
@@ -23,14 +33,9 @@ from hypha_operator.pods.executor import (
 )
 from hypha_operator.pods.lease import PATIENCE_S
 from hypha_operator.settings import Settings
-from hypha_resources.addresses import CONNECTOR_PORT
-from hypha_resources.common import JOB_LABEL, WORKER_LABEL
 from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec
 
-BRIDGE: Final = "bridge"
-AUDIENCE: Final = "hypha-connector"
-_USER: Final = 65532
 _JOB_DIR: Final = "/job"
 _TOKEN_DIR: Final = "/var/run/hypha/token"  # noqa: S105 - a directory
 _TOKEN_LIFETIME_S: Final = 3600
@@ -48,18 +53,6 @@ _CONFINED: Final = {
 }
 
 
-def job_labels(name: str, worker: str) -> dict[str, str]:
-    """Return the labels of everything that belongs to a HyphaJob."""
-    return {
-        "app.kubernetes.io/name": "hypha-worker",
-        "app.kubernetes.io/instance": worker,
-        "app.kubernetes.io/component": "job",
-        "app.kubernetes.io/managed-by": "hypha-operator",
-        WORKER_LABEL: worker,
-        JOB_LABEL: name,
-    }
-
-
 def pod_template(
     name: str, namespace: str, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings
 ) -> dict[str, Any]:
@@ -70,16 +63,16 @@ def pod_template(
     """
     executor, gpu = executor_of(job, worker), worker.resources.gpu
     spec: dict[str, Any] = {
-        "serviceAccountName": f"{job.worker_ref.name}-job",
+        "serviceAccountName": job_account(job.worker_ref.name),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": worker.jobs.termination_grace_seconds + _BEYOND_DRAIN_S,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "tolerations": lost_node_tolerations(_NODE_PATIENCE_S),
@@ -93,7 +86,7 @@ def pod_template(
         spec["runtimeClassName"] = executor.runtime_class_name
     if gpu and gpu.device_class_name and devices_of(job, worker):
         spec["resourceClaims"] = [{"name": CLAIM, "resourceClaimTemplateName": name}]
-    return {"metadata": {"labels": job_labels(name, job.worker_ref.name)}, "spec": spec}
+    return {"metadata": {"labels": job_labels(job.worker_ref.name, name)}, "spec": spec}
 
 
 def _bridge(namespace: str, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) -> dict[str, Any]:
@@ -108,7 +101,7 @@ def _bridge(namespace: str, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings
         allow_private_addresses=worker.jobs.allow_private_addresses,
         hub_endpoint=worker.jobs.hub_endpoint,
         connector=ConnectorConfig(
-            url=f"https://{job.worker_ref.name}-connector.{namespace}.svc:{CONNECTOR_PORT}",
+            url=f"https://{connector_service_name(job.worker_ref.name)}.{namespace}.svc:{CONNECTOR_PORT}",
             peer_id=job.worker_peer_id,
             token_file=Path(_TOKEN_DIR, "token"),
             # What ends a job whose controller is away is its lease: it runs out, or the next controller grants it once
@@ -163,13 +156,12 @@ def _spec_mount() -> dict[str, Any]:
 
 
 def _volumes(name: str, job: HyphaJobSpec) -> list[dict[str, Any]]:
-    key = JOB_FILE.rpartition("/")[2]
-    token = {"audience": AUDIENCE, "expirationSeconds": _TOKEN_LIFETIME_S, "path": "token"}
+    token = {"audience": TOKEN_AUDIENCE, "expirationSeconds": _TOKEN_LIFETIME_S, "path": "token"}
     return [
         {"name": "job", "emptyDir": {"sizeLimit": str(storage_bytes(job))}},
         # No more of the Secret than this: its maker, the controller, chooses its type too, and to one of a certain type
         # the cluster adds the token of a service account.
-        {"name": "spec", "secret": {"secretName": name, "items": [{"key": key, "path": key}]}},
+        {"name": "spec", "secret": {"secretName": name, "items": [{"key": JOB_FILE_KEY, "path": JOB_FILE_KEY}]}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": str(memory_bytes(job) // 2)}},
         {"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}},
         {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from hypha_contracts.names import BRIDGE, EXECUTOR
 from hypha_operator.machinery.kinds import Manifest
-from hypha_operator.pods.executor import EXECUTOR
-from hypha_operator.pods.pod import BRIDGE
 
 _SILENT: Final = timedelta(seconds=60)
 """How long after its end was due a pod is taken to run on a node that is not heard of."""

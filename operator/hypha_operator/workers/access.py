@@ -1,15 +1,17 @@
 """Who the controller and the jobs are to the API server, and what they may."""
 
-from hypha_operator.machinery.kinds import CLUSTER_ROLE_BINDING, ROLE, ROLE_BINDING, SERVICE_ACCOUNT, Manifest
-from hypha_operator.machinery.manifests import (
+from hypha_contracts.names import (
+    GROUP,
+    JOBS,
     NAMESPACE_LABEL,
-    child,
+    WORKERS,
+    controller_labels,
     controller_name,
     job_account,
-    labels,
     reviewer_binding,
 )
-from hypha_resources.common import GROUP
+from hypha_operator.machinery.kinds import CLUSTER_ROLE_BINDING, ROLE, ROLE_BINDING, SERVICE_ACCOUNT, Manifest
+from hypha_operator.machinery.manifests import child
 
 _RBAC = "rbac.authorization.k8s.io"
 
@@ -20,10 +22,10 @@ def access(hypha_worker: Manifest) -> list[Manifest]:
     worker = metadata["name"]
     name = controller_name(worker)
     rules = [
-        {"apiGroups": [GROUP], "resources": ["hyphajobs"], "verbs": ["get", "list", "watch", "create", "patch"]},
-        {"apiGroups": [GROUP], "resources": ["hyphajobs/status"], "verbs": ["patch"]},
-        {"apiGroups": [GROUP], "resources": ["hyphaworkers"], "resourceNames": [worker], "verbs": ["get"]},
-        {"apiGroups": [GROUP], "resources": ["hyphaworkers/status"], "resourceNames": [worker], "verbs": ["patch"]},
+        {"apiGroups": [GROUP], "resources": [JOBS], "verbs": ["get", "list", "watch", "create", "patch"]},
+        {"apiGroups": [GROUP], "resources": [f"{JOBS}/status"], "verbs": ["patch"]},
+        {"apiGroups": [GROUP], "resources": [WORKERS], "resourceNames": [worker], "verbs": ["get"]},
+        {"apiGroups": [GROUP], "resources": [f"{WORKERS}/status"], "resourceNames": [worker], "verbs": ["patch"]},
         {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
     ]
     return [
@@ -48,7 +50,7 @@ def token_reviewer(hypha_worker: Manifest, role: str) -> Manifest:
         "kind": CLUSTER_ROLE_BINDING.name,
         "metadata": {
             "name": reviewer_binding(namespace, worker),
-            "labels": {**labels(worker), NAMESPACE_LABEL: namespace},
+            "labels": {**controller_labels(worker), NAMESPACE_LABEL: namespace},
         },
         "roleRef": {"apiGroup": _RBAC, "kind": "ClusterRole", "name": role},
         "subjects": [{"kind": "ServiceAccount", "name": controller_name(worker), "namespace": namespace}],

@@ -1,7 +1,8 @@
 """The worker's certificate, where a cert-manager issuer makes it."""
 
+from hypha_contracts.names import GROUP, identity_secret
 from hypha_operator.machinery.kinds import CERTIFICATE, Manifest
-from hypha_operator.machinery.manifests import child, identity_secret
+from hypha_operator.machinery.manifests import child
 from hypha_resources.worker import HyphaWorkerSpec
 
 
@@ -16,6 +17,6 @@ def certificate(hypha_worker: Manifest, spec: HyphaWorkerSpec) -> Manifest | Non
         "issuerRef": {"name": issuer.name, "kind": issuer.kind, "group": issuer.group},
         "privateKey": {"algorithm": "Ed25519", "encoding": "PKCS8", "rotationPolicy": "Never"},
         "usages": ["digital signature", "client auth", "server auth"],
-        "dnsNames": [f"{metadata['name']}.{metadata['namespace']}.hypha.space"],
+        "dnsNames": [f"{metadata['name']}.{metadata['namespace']}.{GROUP}"],
     }
     return child(hypha_worker, CERTIFICATE, identity_secret(metadata["name"]), spec=content)

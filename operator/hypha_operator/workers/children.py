@@ -2,12 +2,12 @@
 
 from typing import Final
 
+from hypha_contracts.names import identity_secret, p2p_service_name
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.drift import is_applied, is_owned, marked
 from hypha_operator.machinery.errors import Conflict, Forbidden, Invalid, NotFound
 from hypha_operator.machinery.kinds import CERTIFICATE, CLUSTER_ROLE_BINDING, SERVICE, Manifest, kind_of
-from hypha_operator.machinery.manifests import identity_secret
 from hypha_operator.machinery.store import Store
 from hypha_operator.pods.overlay import OverlayError
 from hypha_operator.settings import Settings
@@ -20,7 +20,6 @@ from hypha_operator.workers.network import (
     external_addresses,
     network_policy,
     p2p_service,
-    p2p_service_name,
 )
 from hypha_resources.worker import HyphaWorkerSpec
 

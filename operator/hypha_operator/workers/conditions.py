@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from hypha_contracts.names import controller_name
 from hypha_operator.machinery.conditions import Condition
 from hypha_operator.machinery.kinds import Manifest
 from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
@@ -21,7 +22,6 @@ _REMEDIES: Final = {
     "RequestExpired": "Set the clocks of schedulers and of the cluster's nodes right.",
 }
 """What helps against each of the node's reasons to refuse a request."""
-_LOGS: Final = "kubectl logs -n {namespace} deploy/{name}-controller"
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _of_pod(observed: Observed, pod: Manifest) -> Iterator[_Finding]:
 def _of_container(observed: Observed, container: Mapping[str, Any]) -> Iterator[_Finding]:
     waiting = container.get("state", {}).get("waiting") or {}
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
-    logs = _LOGS.format(namespace=observed.namespace, name=observed.name)
+    logs = _logs(observed)
     if reason in _IMAGE_REASONS:
         yield _Finding(
             "ImagePull",
@@ -184,8 +184,7 @@ def _of_node(observed: Observed) -> Iterator[_Finding]:
     if _condition(observed.pod, "Ready").get("status") != "True":
         yield _Finding(
             "NotHealthy",
-            "The controller's probe does not succeed: see "
-            f"{_LOGS.format(namespace=observed.namespace, name=observed.name)}.",
+            f"The controller's probe does not succeed: see {_logs(observed)}.",
         )
 
 
@@ -304,3 +303,7 @@ def _condition(manifest: Manifest | None, type_: str) -> Mapping[str, Any]:
 def _age(condition: Mapping[str, Any], now: datetime) -> timedelta:
     since = condition.get("lastTransitionTime")
     return now - datetime.fromisoformat(since) if since else timedelta()
+
+
+def _logs(observed: Observed) -> str:
+    return f"kubectl logs -n {observed.namespace} deploy/{controller_name(observed.name)}"

@@ -4,27 +4,26 @@ import json
 from hashlib import sha256
 from typing import Any, Final
 
-from hypha_operator.machinery.kinds import CONFIG_MAP, DEPLOYMENT, Manifest
-from hypha_operator.machinery.manifests import (
-    child,
+from hypha_contracts.names import (
+    CONFIG_ANNOTATION,
+    CONNECTOR_PORT,
+    CONTROLLER,
+    USER_ID,
+    controller_labels,
     controller_name,
+    controller_selector,
     identity_secret,
-    labels,
-    lost_node_tolerations,
-    selector,
 )
+from hypha_operator.machinery.kinds import CONFIG_MAP, DEPLOYMENT, Manifest
+from hypha_operator.machinery.manifests import child, lost_node_tolerations
 from hypha_operator.pods.overlay import merge_pod_template
 from hypha_operator.settings import Settings
 from hypha_operator.workers.network import HOST_IP, p2p_ports
 from hypha_operator.workers.node_config import IDENTITY_DIR, TRUST_DIR, WORK_DIR, config_toml
-from hypha_resources.addresses import CONNECTOR_PORT
 from hypha_resources.worker import HyphaWorkerSpec
 
-CONTAINER: Final = "worker"
-CONFIG_ANNOTATION: Final = "hypha.space/config"
 _CONFIG_DIR: Final = "/etc/hypha/config"
 _CONFIG_KEY: Final = "worker.toml"
-_USER: Final = 65532
 _GRACE_S: Final = 20
 _NODE_PATIENCE_S: Final = 10
 """How long it stays on a node that is not heard of: the next one must come before the leases of its jobs end them."""
@@ -66,7 +65,7 @@ def deployment(
     changes = fixed + str(spec.identity.allow_peer_id_change)
     template = {
         "metadata": {
-            "labels": labels(worker),
+            "labels": controller_labels(worker),
             "annotations": {CONFIG_ANNOTATION: sha256(changes.encode()).hexdigest()[:16]},
         },
         "spec": _pod_spec(worker, spec, addresses, settings),
@@ -75,7 +74,7 @@ def deployment(
         "replicas": 1,
         "revisionHistoryLimit": 3,
         "strategy": {"type": "Recreate"},
-        "selector": {"matchLabels": selector(worker)},
+        "selector": {"matchLabels": controller_selector(worker)},
         "template": _with_host_port(merge_pod_template(template, spec.controller.template), spec),
     }
     return child(hypha_worker, DEPLOYMENT, controller_name(worker), spec=content)
@@ -85,7 +84,7 @@ def _with_host_port(template: dict[str, Any], spec: HyphaWorkerSpec) -> dict[str
     """Open the port of the node that the spec asks for, which is nothing that a template may do."""
     expose = spec.network.expose
     if expose is not None and expose.type == "HostPort":
-        container = next(item for item in template["spec"]["containers"] if item["name"] == CONTAINER)
+        container = next(item for item in template["spec"]["containers"] if item["name"] == CONTROLLER)
         port = next(item for item in container["ports"] if item["containerPort"] == p2p_ports(spec)[0])
         port["hostPort"] = expose.port or port["containerPort"]
     return template
@@ -106,9 +105,9 @@ def _pod_spec(worker: str, spec: HyphaWorkerSpec, addresses: list[str], settings
         "imagePullSecrets": [{"name": name} for name in spec.image_pull_secrets],
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "tolerations": lost_node_tolerations(_NODE_PATIENCE_S),
@@ -141,7 +140,7 @@ def _container(spec: HyphaWorkerSpec, addresses: list[str], settings: Settings) 
     ports: list[dict[str, Any]] = [{"name": "connector", "containerPort": CONNECTOR_PORT, "protocol": "TCP"}]
     ports += [{"name": f"p2p-{port}", "containerPort": port, "protocol": "TCP"} for port in p2p_ports(spec)]
     return {
-        "name": CONTAINER,
+        "name": CONTROLLER,
         "image": spec.controller.image or settings.worker_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["hypha-worker", "run", "--config", f"{_CONFIG_DIR}/{_CONFIG_KEY}"],

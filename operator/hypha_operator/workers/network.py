@@ -3,24 +3,20 @@
 from ipaddress import ip_address
 from typing import Any, Final
 
+from hypha_contracts.names import (
+    CONNECTOR_PORT,
+    connector_service_name,
+    controller_name,
+    controller_selector,
+    job_selector,
+    p2p_service_name,
+)
 from hypha_operator.machinery.kinds import NETWORK_POLICY, POD_DISRUPTION_BUDGET, SERVICE, Manifest
-from hypha_operator.machinery.manifests import child, controller_name, selector
-from hypha_resources.addresses import CONNECTOR_PORT
-from hypha_resources.common import WORKER_LABEL
+from hypha_operator.machinery.manifests import child
 from hypha_resources.worker import HyphaWorkerSpec
 
 HOST_IP: Final = "$(HOST_IP)"
 """Stands for the address of the node that the pod gets to; the kubelet replaces it in the pod's environment."""
-
-
-def connector_service_name(worker: str) -> str:
-    """Return the name by which jobs reach their controller."""
-    return f"{worker}-connector"
-
-
-def p2p_service_name(worker: str) -> str:
-    """Return the name of the Service by which peers outside reach the controller."""
-    return f"{worker}-p2p"
 
 
 def p2p_ports(spec: HyphaWorkerSpec) -> list[int]:
@@ -36,7 +32,7 @@ def connector_service(hypha_worker: Manifest) -> Manifest:
     worker = hypha_worker["metadata"]["name"]
     spec = {
         "type": "ClusterIP",
-        "selector": selector(worker),
+        "selector": controller_selector(worker),
         "publishNotReadyAddresses": True,
         "ports": [_port("connector", CONNECTOR_PORT)],
     }
@@ -54,7 +50,7 @@ def p2p_service(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Manifes
     worker = hypha_worker["metadata"]["name"]
     spec: dict[str, Any] = {
         "type": expose.type,
-        "selector": selector(worker),
+        "selector": controller_selector(worker),
         "publishNotReadyAddresses": True,
         "ports": ports,
     }
@@ -103,14 +99,13 @@ def _host(ingress: dict[str, str]) -> str:
 def network_policy(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Manifest:
     """Return who may connect to the controller: peers to its peer-to-peer ports, its own jobs to the connector."""
     worker = hypha_worker["metadata"]["name"]
-    jobs = {WORKER_LABEL: worker, "app.kubernetes.io/component": "job"}
     spec = {
-        "podSelector": {"matchLabels": selector(worker)},
+        "podSelector": {"matchLabels": controller_selector(worker)},
         "policyTypes": ["Ingress"],
         "ingress": [
             {"ports": [{"protocol": "TCP", "port": port} for port in p2p_ports(worker_spec)]},
             {
-                "from": [{"podSelector": {"matchLabels": jobs}}],
+                "from": [{"podSelector": {"matchLabels": job_selector(worker)}}],
                 "ports": [{"protocol": "TCP", "port": CONNECTOR_PORT}],
             },
         ],
@@ -124,7 +119,7 @@ def disruption_budget(hypha_worker: Manifest) -> Manifest:
     spec = {
         "maxUnavailable": 1,
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
-        "selector": {"matchLabels": selector(worker)},
+        "selector": {"matchLabels": controller_selector(worker)},
     }
     return child(hypha_worker, POD_DISRUPTION_BUDGET, controller_name(worker), spec=spec)
 

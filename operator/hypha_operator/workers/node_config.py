@@ -5,9 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from hypha_contracts.names import CONNECTOR_PORT, TOKEN_AUDIENCE
 from hypha_operator.machinery.kinds import Manifest
-from hypha_operator.pods.pod import AUDIENCE
-from hypha_resources.addresses import CONNECTOR_PORT
 from hypha_resources.worker import HyphaWorkerSpec
 
 IDENTITY_DIR: Final = "/etc/hypha/identity"
@@ -61,7 +60,7 @@ def config_toml(
             "worker": metadata["name"],
             "worker_uid": metadata["uid"],
             "connector_port": CONNECTOR_PORT,
-            "audience": AUDIENCE,
+            "audience": TOKEN_AUDIENCE,
             "ttl_seconds_after_finished": spec.jobs.ttl_seconds_after_finished,
             "accept_offers": accept_offers,
             "peer_id": peer_id,

@@ -7,12 +7,12 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from hypha_contracts.names import DRAIN_FINALIZER, controller_name, identity_secret
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.conditions import Condition, merged
 from hypha_operator.machinery.errors import ApiError, Conflict, NotFound
 from hypha_operator.machinery.kinds import CERTIFICATE, DEPLOYMENT, POD, WORKER, Key, Manifest
-from hypha_operator.machinery.manifests import controller_name, identity_secret
 from hypha_operator.machinery.store import Store
 from hypha_operator.settings import Settings
 from hypha_operator.workers.children import RefusedError, WorkerChildren
@@ -22,7 +22,6 @@ from hypha_operator.workers.drain import NOT_DRAINED, drain, is_foreground
 from hypha_operator.workers.network import with_host_ip
 from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
 
-FINALIZER: Final = "hypha.space/drain"
 _SETTLED_S: Final = 600.0
 _SETTLING_S: Final = 30.0
 _DRAINING_S: Final = 2.0
@@ -71,7 +70,7 @@ class WorkerReconciler:
             return None
         self._uids[key] = worker["metadata"]["uid"]
         deleting = "deletionTimestamp" in worker["metadata"]
-        if deleting and FINALIZER not in worker["metadata"].get("finalizers", []):
+        if deleting and DRAIN_FINALIZER not in worker["metadata"].get("finalizers", []):
             return None  # the garbage collector does the rest
         if not deleting:
             await self._hold(worker)
@@ -94,16 +93,18 @@ class WorkerReconciler:
 
     async def _hold(self, worker: Manifest) -> None:
         """Have a worker stay until it is drained."""
-        if FINALIZER not in worker["metadata"].get("finalizers", []):
+        if DRAIN_FINALIZER not in worker["metadata"].get("finalizers", []):
             held = _identity(worker)
-            held["metadata"]["finalizers"] = [FINALIZER]
+            held["metadata"]["finalizers"] = [DRAIN_FINALIZER]
             await self._cluster.apply(held)
 
     async def _release(self, worker: Manifest) -> float | None:
         """Let it go, whoever else put the finalizer there; return seconds until the next try, if one is needed."""
         released = _identity(worker)
         released["metadata"]["resourceVersion"] = worker["metadata"]["resourceVersion"]
-        released["metadata"]["finalizers"] = [name for name in worker["metadata"]["finalizers"] if name != FINALIZER]
+        released["metadata"]["finalizers"] = [
+            name for name in worker["metadata"]["finalizers"] if name != DRAIN_FINALIZER
+        ]
         try:
             await self._cluster.merge(released)
         except Conflict:

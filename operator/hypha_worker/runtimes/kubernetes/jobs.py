@@ -13,9 +13,9 @@ from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+from hypha_contracts.names import API_VERSION, JOB_KIND, JOBS, WORKER_LABEL, job_name
 from hypha_network.rate_limited_log import RateLimitedLogger
-from hypha_resources.common import API_VERSION, WORKER_LABEL
-from hypha_resources.job import Progress, job_name
+from hypha_resources.job import Progress
 from hypha_worker.config import KubernetesConfig
 from hypha_worker.errors import NodeError
 from hypha_worker.runtimes.kubernetes.api import ApiRefused, KubernetesApi, Object, insist
@@ -54,7 +54,7 @@ class HyphaJobs:
         self._api = api
         self._config = config
         self._peer_id = peer_id
-        self._path = f"/apis/{API_VERSION}/namespaces/{config.namespace}/hyphajobs"
+        self._path = f"/apis/{API_VERSION}/namespaces/{config.namespace}/{JOBS}"
         self._selector = f"{WORKER_LABEL}={config.worker}"
 
     async def list(self) -> tuple[list[Object], str]:
@@ -99,7 +99,7 @@ class HyphaJobs:
 
     async def note_reported(self, task_id: UUID) -> bool:
         """Note that the scheduler of a job knows how it ended, or will never know."""
-        body = {"apiVersion": API_VERSION, "kind": "HyphaJob", "status": reported_status(time.time())}
+        body = {"apiVersion": API_VERSION, "kind": JOB_KIND, "status": reported_status(time.time())}
         return await self._put(task_id, partial(self._api.apply, f"{self._of(task_id)}/status", body))
 
     async def _change(self, task_id: UUID, field: str, value: Any) -> bool:

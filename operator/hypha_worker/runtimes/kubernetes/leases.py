@@ -14,9 +14,9 @@ from uuid import UUID
 import trio
 from pydantic import ValidationError
 
+from hypha_contracts.names import API_VERSION, WORKERS
 from hypha_messages.job import ExecutorDescriptor
 from hypha_network.rate_limited_log import RateLimitedLogger
-from hypha_resources.common import API_VERSION
 from hypha_resources.job import Amounts, ExecutorRef
 from hypha_resources.worker import NodeStatus, VacantLease
 from hypha_worker.config import KubernetesConfig
@@ -41,7 +41,7 @@ class LedgerInCluster(LedgerFile):
     ) -> None:
         super().__init__(path, ledger)
         self._api = api
-        self._worker = f"/apis/{API_VERSION}/namespaces/{cluster.namespace}/hyphaworkers/{cluster.worker}"
+        self._worker = f"/apis/{API_VERSION}/namespaces/{cluster.namespace}/{WORKERS}/{cluster.worker}"
         self._lease_s = lease_s
         self._kept: Set[UUID] | None = None
         self._awaited: Set[UUID] = frozenset()

@@ -2,13 +2,22 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from pydantic import ValidationError
 
+from hypha_contracts.names import (
+    API_VERSION,
+    JOB_FILE_KEY,
+    JOB_KIND,
+    WORKER_KIND,
+    WORKER_LABEL,
+    job_name,
+    owner_reference,
+)
 from hypha_messages.job import JobSpec
-from hypha_resources.common import API_VERSION, WORKER_LABEL, Condition
+from hypha_resources.common import Condition
 from hypha_resources.job import (
     REPORTED,
     TERMINAL,
@@ -18,14 +27,10 @@ from hypha_resources.job import (
     HyphaJobStatus,
     Lease,
     WorkerRef,
-    job_name,
     redacted,
 )
 from hypha_worker.config import KubernetesConfig
 from hypha_worker.runtimes.protocol import Failed, Finished, Job
-
-JOB_FILE: Final = "job.json"
-"""The key of a job's Secret under which its whole specification stands."""
 
 Object = dict[str, Any]
 
@@ -80,21 +85,12 @@ def hypha_job(job: Job, config: KubernetesConfig, peer_id: str, controller: UUID
     )
     return {
         "apiVersion": API_VERSION,
-        "kind": "HyphaJob",
+        "kind": JOB_KIND,
         "metadata": {
             "name": job_name(job.task_id),
             "namespace": config.namespace,
             "labels": {WORKER_LABEL: config.worker},
-            "ownerReferences": [
-                {
-                    "apiVersion": API_VERSION,
-                    "kind": "HyphaWorker",
-                    "name": config.worker,
-                    "uid": config.worker_uid,
-                    "controller": True,
-                    "blockOwnerDeletion": False,
-                }
-            ],
+            "ownerReferences": [owner_reference(WORKER_KIND, config.worker, config.worker_uid, block_deletion=False)],
         },
         "spec": spec.model_dump(mode="json", exclude_none=True),
     }
@@ -112,18 +108,9 @@ def job_secret(job: Job, config: KubernetesConfig, owner_uid: str) -> Object:
             "name": name,
             "namespace": config.namespace,
             "labels": {WORKER_LABEL: config.worker},
-            "ownerReferences": [
-                {
-                    "apiVersion": API_VERSION,
-                    "kind": "HyphaJob",
-                    "name": name,
-                    "uid": owner_uid,
-                    "controller": True,
-                    "blockOwnerDeletion": False,
-                }
-            ],
+            "ownerReferences": [owner_reference(JOB_KIND, name, owner_uid, block_deletion=False)],
         },
-        "stringData": {JOB_FILE: job.spec.model_dump_json()},
+        "stringData": {JOB_FILE_KEY: job.spec.model_dump_json()},
     }
 
 

@@ -18,6 +18,7 @@ from uuid import UUID
 
 import trio
 
+from hypha_contracts.names import job_user
 from hypha_messages.progress import Progress
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.job import Progress as JobProgress
@@ -99,7 +100,7 @@ class KubernetesRuntime:
         self._jobs: dict[UUID, _Tracked] = {}
         # Two events a job at most, and leases bound the jobs.
         self._send, self._receive = trio.open_memory_channel[JobEvent](math.inf)
-        user = f"system:serviceaccount:{config.namespace}:{config.worker}-job"
+        user = job_user(config.namespace, config.worker)
         self._reviewer = TokenReviewer(api, user, config.audience)
 
     @property

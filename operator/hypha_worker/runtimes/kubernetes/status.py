@@ -8,10 +8,10 @@ from typing import Final
 
 import trio
 
+from hypha_contracts.names import API_VERSION, WORKER_KIND, WORKERS
 from hypha_network.errors import IdentityError
 from hypha_network.network import Network
 from hypha_network.rate_limited_log import RateLimitedLogger
-from hypha_resources.common import API_VERSION
 from hypha_resources.worker import NodeStatus, Refusal, Requests
 from hypha_worker.config import KubernetesConfig
 from hypha_worker.errors import NodeError
@@ -32,7 +32,7 @@ class StatusReporter:
 
     def __init__(self, api: KubernetesApi, cluster: KubernetesConfig) -> None:
         self._api = api
-        self._path = f"/apis/{API_VERSION}/namespaces/{cluster.namespace}/hyphaworkers/{cluster.worker}/status"
+        self._path = f"/apis/{API_VERSION}/namespaces/{cluster.namespace}/{WORKERS}/{cluster.worker}/status"
         self._pod_name = cluster.pod_name
 
     @asynccontextmanager
@@ -67,7 +67,7 @@ class StatusReporter:
 
     async def _write(self, status: NodeStatus) -> None:
         node = status.model_dump(mode="json", exclude_none=True)
-        body = {"apiVersion": API_VERSION, "kind": "HyphaWorker", "status": {"node": node}}
+        body = {"apiVersion": API_VERSION, "kind": WORKER_KIND, "status": {"node": node}}
         await self._api.apply(self._path, body)
 
 
