@@ -5,6 +5,7 @@ from uuid import UUID
 
 from pydantic import ConfigDict, Field
 
+from hypha_contracts.times import KEEP_ENDED_S
 from hypha_messages.types import Resources
 from hypha_resources.common import Conditions, KeptSeconds, Name, Passthrough, PeerIdText, Schema, Time, rules
 
@@ -97,7 +98,7 @@ class HyphaJobSpec(Schema):
     executor: ExecutorRef
     config: Passthrough = Field(default={}, description="The job without its secrets; the Secret <name> has it whole.")
     resources: Amounts
-    ttl_seconds_after_finished: KeptSeconds = 3600
+    ttl_seconds_after_finished: KeptSeconds = KEEP_ENDED_S
     cancel: Cancel | None = None
 
 

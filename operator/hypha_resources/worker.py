@@ -5,6 +5,7 @@ from uuid import UUID
 
 from pydantic import ConfigDict, Field
 
+from hypha_contracts.times import DRAIN_S, KEEP_ENDED_S
 from hypha_messages.types import Resources
 from hypha_resources.addresses import PEER_ID_KEYS, Cidr, ExternalAddress, GatewayAddress, ListenAddress, PeerIdKey
 from hypha_resources.common import (
@@ -223,9 +224,11 @@ class Jobs(Schema):
         default=60, description="How long a job may be kept from running until it is given up."
     )
     termination_grace_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
-        default=120, description="How long results may still be sent once the executor has ended."
+        default=DRAIN_S, description="How long results may still be sent once the executor has ended."
     )
-    ttl_seconds_after_finished: KeptSeconds = Field(default=3600, description="How long an ended HyphaJob is kept.")
+    ttl_seconds_after_finished: KeptSeconds = Field(
+        default=KEEP_ENDED_S, description="How long an ended HyphaJob is kept."
+    )
 
 
 class Accelerate(Schema):

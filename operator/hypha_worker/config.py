@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from hypha_contracts.names import CONNECTOR_PORT, TOKEN_AUDIENCE
+from hypha_contracts.times import KEEP_ENDED_S
 from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.types import Amount, PeerId, Resources
 from hypha_network.wire.addresses import RESERVED_CIDRS, AddressError, parse_supported
@@ -222,7 +223,7 @@ class KubernetesConfig(Section):
         default=TOKEN_AUDIENCE, description="For whom the tokens of bridges are issued."
     )
     ttl_seconds_after_finished: Annotated[int, Field(ge=0)] = Field(
-        default=3600, description="How long an ended HyphaJob is kept."
+        default=KEEP_ENDED_S, description="How long an ended HyphaJob is kept."
     )
     accept_offers: bool = Field(default=True, description="false: no new offers; what is leased goes on.")
     pod_name: ObjectName = Field(

@@ -14,6 +14,7 @@ from typing import Final
 import trio
 from opentelemetry.metrics import Observation
 
+from hypha_contracts.times import connector_deadline_s
 from hypha_messages.api import API
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_network.identity import Identity
@@ -39,8 +40,6 @@ logger = logging.getLogger(__name__)
 
 VERSION: Final = version("hypha-worker")
 LEDGER_FILE: Final = "leases.json"
-_PATIENCE_S: Final = 60.0
-"""How much longer a job's bridge asks for this node than the lease may live without it: the lease is to end the job."""
 _FAREWELL_S: Final = 5.0
 """How long schedulers have to hear of the ends of their jobs when the node stops."""
 
@@ -264,8 +263,7 @@ def process_config(config: Config, state_dir: Path) -> ProcessConfig:
         executors={str(executor.descriptor): _command(executor) for executor in config.executors},
         read_ahead=jobs.read_ahead,
         allow_private_addresses=jobs.allow_private_addresses,
-        connector_deadline_s=2 * config.leases.duration_s
-        + _PATIENCE_S,  # it runs out, or the next node grants it once more
+        connector_deadline_s=connector_deadline_s(config.leases.duration_s),
         kill_after_s=jobs.termination_grace_s,
         log_bytes=jobs.output_log_bytes,
         limits=jobs.limits,

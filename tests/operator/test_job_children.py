@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from hypha_contracts.times import LEASE_GRACE_S
 from hypha_operator.jobs.children import job_children
 from hypha_operator.pods.executor import UnbuildableJobError
-from hypha_operator.pods.lease import PATIENCE_S
 from hypha_operator.pods.overlay import OverlayError
 from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec
@@ -160,7 +160,7 @@ def test_the_bridge_is_told_all_it_needs_and_no_secret() -> None:
 def test_the_bridge_waits_for_a_controller_that_is_away_longer_than_the_lease_can_live(lease_s: int) -> None:
     children = built(worker=worker_manifest(leases={"durationSeconds": lease_s}))
     connector = json.loads(environment(bridge(children))["HYPHA_BRIDGE_CONFIG"])["connector"]
-    runs_out_s, granted_once_more_s = lease_s + PATIENCE_S, lease_s
+    runs_out_s, granted_once_more_s = lease_s + LEASE_GRACE_S, lease_s
     assert connector["deadline_s"] >= runs_out_s + granted_once_more_s
 
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-GRACE_S: Final = 30.0
-"""How long after a deadline one asks whether it still stands, and how long after that once more."""
-PATIENCE_S: Final = 2 * GRACE_S
-"""How long a job lives on after its lease's deadline."""
+from hypha_contracts.times import LEASE_GRACE_S
+
+_CONFIRM_S: Final = LEASE_GRACE_S / 2
+"""How long after a deadline the operator confirms it with the API server, and how long after that once more."""
 
 
 @dataclass
@@ -33,13 +33,13 @@ class LeaseWatch:
         sight = self._sights.get(uid)
         if sight is None or sight.deadline != deadline:
             left_s = max((deadline - now).total_seconds(), 0.0)
-            sight = self._sights[uid] = _Sight(deadline, monotonic_s + left_s + GRACE_S)
+            sight = self._sights[uid] = _Sight(deadline, monotonic_s + left_s + _CONFIRM_S)
         return sight.due_s - monotonic_s
 
     def confirm(self, uid: str, monotonic_s: float) -> bool:
         """Note that the API server says the deadline still stands; True if it said so before: the lease is lost."""
         sight = self._sights[uid]
-        lost, sight.asked, sight.due_s = sight.asked, True, monotonic_s + GRACE_S
+        lost, sight.asked, sight.due_s = sight.asked, True, monotonic_s + _CONFIRM_S
         return lost
 
     def forget(self, uid: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from hypha_contracts.names import GROUP
+from hypha_contracts.times import STOP_S
 
 _KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "containers": ("name",),
@@ -258,7 +259,9 @@ def _of_spec(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[_V
             continue
         if field == "terminationGracePeriodSeconds":
             if not isinstance(new, int) or (isinstance(old, int) and new < old):
-                yield _ours(path, f"must be at least {old}, or results are lost (jobs.terminationGraceSeconds + 30)")
+                yield _ours(
+                    path, f"must be at least {old}, or results are lost (jobs.terminationGraceSeconds + {STOP_S})"
+                )
         elif field == "restartPolicy":
             yield _ours(path)
         elif field == "resourceClaims":

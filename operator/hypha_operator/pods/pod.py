@@ -15,6 +15,7 @@ from hypha_contracts.names import (
     job_account,
     job_labels,
 )
+from hypha_contracts.times import STOP_S, connector_deadline_s
 from hypha_operator.machinery.manifests import lost_node_tolerations
 from hypha_operator.pods.executor import (
     CLAIM,
@@ -31,7 +32,6 @@ from hypha_operator.pods.executor import (
     storage_bytes,
     to_env,
 )
-from hypha_operator.pods.lease import PATIENCE_S
 from hypha_operator.settings import Settings
 from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec
@@ -39,8 +39,6 @@ from hypha_resources.worker import HyphaWorkerSpec
 _JOB_DIR: Final = "/job"
 _TOKEN_DIR: Final = "/var/run/hypha/token"  # noqa: S105 - a directory
 _TOKEN_LIFETIME_S: Final = 3600
-_BEYOND_DRAIN_S: Final = 30
-"""How much longer than the bridge may send the pod may live on: the executor's own end, and the bridge's."""
 _NODE_PATIENCE_S: Final = 60
 """How long a pod stays on a node that is not heard of."""
 _BRIDGE_RESOURCES: Final = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}}
@@ -67,7 +65,7 @@ def pod_template(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": worker.jobs.termination_grace_seconds + _BEYOND_DRAIN_S,
+        "terminationGracePeriodSeconds": worker.jobs.termination_grace_seconds + STOP_S,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER_ID,
@@ -104,9 +102,7 @@ def _bridge(namespace: str, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings
             url=f"https://{connector_service_name(job.worker_ref.name)}.{namespace}.svc:{CONNECTOR_PORT}",
             peer_id=job.worker_peer_id,
             token_file=Path(_TOKEN_DIR, "token"),
-            # What ends a job whose controller is away is its lease: it runs out, or the next controller grants it once
-            # more, for the scheduler to come back.
-            deadline_s=2 * worker.leases.duration_seconds + PATIENCE_S,
+            deadline_s=connector_deadline_s(worker.leases.duration_seconds),
         ),
     )
     return {

@@ -8,6 +8,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from hypha_contracts.names import DRAIN_FINALIZER, controller_name, identity_secret
+from hypha_contracts.times import DRAIN_S
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.conditions import Condition, merged
@@ -25,8 +26,6 @@ from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
 _SETTLED_S: Final = 600.0
 _SETTLING_S: Final = 30.0
 _DRAINING_S: Final = 2.0
-_GRACE_S: Final = 120.0
-"""What jobs may take to end, where the spec cannot be read."""
 _PLAIN_FIELDS: Final = ("observedGeneration", "peerId", "capacity", "externalAddresses")
 """What the operator writes of the status besides conditions; the rest is the node's."""
 _UNTOLD: Final = frozenset({"NotReported", "NoRequests"})
@@ -81,7 +80,7 @@ class WorkerReconciler:
                 _log.warning("%s is drained all the same: %s", key, applied.failure)
             if is_foreground(worker):
                 await self._cluster.event(worker, "Warning", "Draining", NOT_DRAINED)
-            grace_s = applied.spec.jobs.termination_grace_seconds if applied.spec else _GRACE_S
+            grace_s = applied.spec.jobs.termination_grace_seconds if applied.spec else DRAIN_S
             draining = await drain(worker, grace_s, self._cluster, self._clock)
             if draining is None:
                 return await self._release(worker)

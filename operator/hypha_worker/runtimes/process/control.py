@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
+from hypha_contracts.times import DRAIN_S
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Message, PeerId, Resources, Uuid
 from hypha_worker.runtimes.process import launch, limits, processes, supervisor
@@ -69,7 +70,7 @@ class ProcessConfig:
     start_s: float = 60.0
     grace_s: float = 5.0
     kill_after_s: float = 5.0
-    drain_s: float = 120.0
+    drain_s: float = DRAIN_S
     log_bytes: int = 4 * 1024 * 1024
     limits: bool = True
 

@@ -1,0 +1,27 @@
+"""Time limits on which several processes must agree, in seconds."""
+
+from typing import Final
+
+LEASE_GRACE_S: Final = 60.0
+"""How long a job survives its lease's deadline while nothing hears from its node."""
+
+DRAIN_S: Final = 120
+"""How long the bridge may still send results after the executor has ended well, unless the worker says otherwise."""
+
+STOP_S: Final = 30
+"""How long a job's pod lives beyond `DRAIN_S`: time for the executor and the bridge to end."""
+
+KEEP_ENDED_S: Final = 3600
+"""How long an ended HyphaJob is kept, unless the worker says otherwise."""
+
+
+def connector_deadline_s(lease_s: float) -> float:
+    """Return how long a bridge retries while its node does not answer.
+
+    The lease, not the bridge, ends a job whose node is away: either the lease expires, or the next node grants it once
+    more so that the scheduler can come back.
+
+    Args:
+        lease_s: the duration of a lease, counted from each renewal.
+    """
+    return 2 * lease_s + LEASE_GRACE_S
