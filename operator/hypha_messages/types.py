@@ -13,6 +13,8 @@ _SHA256_MULTIHASH = 0x12
 _NANOSECONDS_PER_SECOND = 1_000_000_000
 _A_HAIR_MORE: Final = 1 + 1e-9
 _ED25519_PEER_ID_PREFIX = bytes.fromhex("002408011220")  # identity multihash of the protobuf key
+_DIGITS: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_PAIRS: Final = [high + low for high in _DIGITS for low in _DIGITS]
 
 
 class Message(BaseModel):
@@ -28,7 +30,21 @@ def peer_id_from_bytes(multihash: bytes) -> str:
     code, length = multihash[0], multihash[1]
     if not (code == _IDENTITY_MULTIHASH and length <= 42) and not (code == _SHA256_MULTIHASH and length == 32):
         raise ValueError("a peer id is an identity multihash of at most 42 bytes or a sha2-256 multihash")
-    return base58.b58encode(multihash).decode("ascii")
+    return encode_base58(multihash)
+
+
+def encode_base58(data: bytes) -> str:
+    """Return bytes as base58 text. A third of the library's time, because ten digits cost one long division."""
+    number, text = int.from_bytes(data), ""
+    while number:
+        number, ten_digits = divmod(number, 58**10)
+        high, low = divmod(ten_digits, 58**5)
+        text = (
+            f"{_DIGITS[high // 58**4]}{_PAIRS[high // 58**2 % 58**2]}{_PAIRS[high % 58**2]}"
+            f"{_DIGITS[low // 58**4]}{_PAIRS[low // 58**2 % 58**2]}{_PAIRS[low % 58**2]}{text}"
+        )
+    leading_zeros = len(data) - len(data.lstrip(b"\0"))
+    return _DIGITS[0] * leading_zeros + text.lstrip(_DIGITS[0])
 
 
 def peer_id_from_ed25519(public_key: bytes) -> str:
