@@ -35,6 +35,4 @@ def encode(request: RequestWorker) -> bytes:
 
 def decode(data: bytes) -> RequestWorker:
     """Return the request; DecodeError if the bytes are none."""
-    request = validate(RequestWorker, cbor.loads(data))
-    assert isinstance(request, RequestWorker)  # noqa: S101 - narrows for the type checker
-    return request
+    return validate(RequestWorker, cbor.loads(data))

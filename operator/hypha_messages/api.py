@@ -143,9 +143,9 @@ class DataAssignment(Message):
         return {"Success": {"data_provider": peer_id_to_bytes(self.data_provider), "index": self.index}}
 
 
-API: Final = Protocol[Message, Message](
+API: Final = Protocol(
     "/hypha-api/0.0.1",
-    request=Tagged(
+    request=Tagged[Message](
         {
             "WorkerOffer": WorkerOffer,
             "RenewLease": RenewLease,
@@ -154,7 +154,7 @@ API: Final = Protocol[Message, Message](
             "Data": RequestData,
         }
     ),
-    response=Tagged(
+    response=Tagged[Message](
         {
             "WorkerOffer": WorkerOfferAccepted,
             "RenewLease": RenewLeaseOutcome,

@@ -16,6 +16,4 @@ class HealthResponse(Message):
     healthy: bool
 
 
-HEALTH: Final = Protocol[HealthRequest, HealthResponse](
-    "/hypha-health/0.0.1", request=Plain(HealthRequest), response=Plain(HealthResponse)
-)
+HEALTH: Final = Protocol("/hypha-health/0.0.1", request=Plain(HealthRequest), response=Plain(HealthResponse))

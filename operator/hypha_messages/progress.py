@@ -70,6 +70,4 @@ class ProgressResponse(Message):
         return {key: value for key, value in serialize(self).items() if value is not None}
 
 
-PROGRESS: Final = Protocol[ReportProgress, ProgressResponse](
-    "/hypha-progress/0.0.1", request=Plain(ReportProgress), response=Plain(ProgressResponse)
-)
+PROGRESS: Final = Protocol("/hypha-progress/0.0.1", request=Plain(ReportProgress), response=Plain(ProgressResponse))

@@ -1,4 +1,4 @@
-"""A request/response protocol as a value: its id and the types of its two bodies."""
+"""A request/response protocol as a value: its id, and how its two bodies are encoded."""
 
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
@@ -7,86 +7,87 @@ from pydantic import BaseModel, ValidationError
 
 from hypha_messages import cbor
 
-Request = TypeVar("Request")
-Response = TypeVar("Response")
+M = TypeVar("M", bound=BaseModel)
+Request = TypeVar("Request", bound=BaseModel)
+Response = TypeVar("Response", bound=BaseModel)
 
-_MAX_SHOWN: Final = 200
-"""Characters of a peer's text that an error quotes."""
+_MAX_QUOTED: Final = 200
+"""Maximum number of characters of a peer's text that an error quotes."""
 
 
-class Body:
-    """One side of a protocol: encodes its messages to CBOR bytes and decodes them."""
+class Body(Generic[M]):
+    """One direction of a protocol: encodes messages to CBOR and decodes them."""
 
-    def encode(self, message: Any) -> bytes:
+    def encode(self, message: M) -> bytes:
         """Return the message's bytes."""
         raise NotImplementedError
 
-    def decode(self, data: bytes) -> Any:
-        """Return the message; DecodeError if the bytes are not one."""
+    def decode(self, data: bytes) -> M:
+        """Return the message; DecodeError if the bytes do not encode one."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Plain(Body):
-    """A body that is one message."""
+class Plain(Body[M]):
+    """A body that holds one kind of message."""
 
-    model: type[BaseModel]
+    model: type[M]
 
-    def encode(self, message: BaseModel) -> bytes:
+    def encode(self, message: M) -> bytes:
         """Return the message's bytes."""
         return cbor.dumps(message.model_dump())
 
-    def decode(self, data: bytes) -> BaseModel:
-        """Return the message; DecodeError if the bytes are not one."""
+    def decode(self, data: bytes) -> M:
+        """Return the message; DecodeError if the bytes do not encode one."""
         return validate(self.model, cbor.loads(data))
 
 
 @dataclass(frozen=True)
-class Tagged(Body):
-    """A body that is one of several messages, externally tagged: `{"Variant": payload}`."""
+class Tagged(Body[M]):
+    """A body that holds one of several kinds of message, externally tagged: `{"Variant": payload}`."""
 
-    variants: dict[str, type[BaseModel]]
+    variants: dict[str, type[M]]
 
-    def encode(self, message: BaseModel) -> bytes:
+    def encode(self, message: M) -> bytes:
         """Return the message's bytes."""
         for tag, model in self.variants.items():
             if type(message) is model:
                 return cbor.dumps({tag: message.model_dump()})
-        raise TypeError(f"{type(message).__name__} is no message of this protocol")
+        raise TypeError(f"this protocol has no message {type(message).__name__}")
 
-    def decode(self, data: bytes) -> BaseModel:
-        """Return the message; DecodeError if the bytes are not one."""
+    def decode(self, data: bytes) -> M:
+        """Return the message; DecodeError if the bytes do not encode one."""
         tag, payload = untag(cbor.loads(data))
         if tag not in self.variants:
-            raise cbor.DecodeError(f"unknown variant {tag[:_MAX_SHOWN]!r}, expected one of {', '.join(self.variants)}")
+            raise cbor.DecodeError(f"unknown variant {tag[:_MAX_QUOTED]!r}, expected one of {', '.join(self.variants)}")
         return validate(self.variants[tag], payload)
 
 
 @dataclass(frozen=True)
 class Protocol(Generic[Request, Response]):
-    """A request/response protocol of the network, as `Network.request` and `Network.handle` take it."""
+    """A request/response protocol. `Network.request` and `Network.handle` take it, and thereby the message types."""
 
     id: str
-    request: Body
-    response: Body
+    request: Body[Request]
+    response: Body[Response]
 
 
 def untag(value: Any) -> tuple[str, Any]:
-    """Split an externally tagged value into tag and payload; a unit variant has the payload None."""
+    """Split an externally tagged value into its tag and payload. The payload of a unit variant is None."""
     if isinstance(value, str):
         return value, None
     if isinstance(value, dict) and len(value) == 1:
         tag, payload = next(iter(value.items()))
         if isinstance(tag, str):
             return tag, payload
-    raise cbor.DecodeError("an enum is a text or a map of one entry")
+    raise cbor.DecodeError("an enum must be a text or a map of one entry")
 
 
-def validate(model: type[BaseModel], value: Any) -> BaseModel:
-    """Validate a decoded value; DecodeError, in one line, if it is not such a message."""
+def validate(model: type[M], value: Any) -> M:
+    """Return a decoded value as a message; DecodeError, in one line, if it does not fit the model."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)[:3]
-        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'message'}: {e['msg']}"[:_MAX_SHOWN] for e in found)
+        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'message'}: {e['msg']}"[:_MAX_QUOTED] for e in found)
         raise cbor.DecodeError(f"not a {model.__name__}: {reasons}") from None

@@ -8,11 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 import trio
 
-from hypha_messages.protocol import Protocol
+from hypha_messages.protocol import Protocol, Request, Response
 from hypha_messages.types import peer_id_to_bytes
 from hypha_network.errors import NetworkError
 from hypha_network.host import Connection, Host
@@ -25,7 +24,7 @@ from hypha_network.services.kademlia import Kademlia
 from hypha_network.services.kademlia_messages import Record
 from hypha_network.services.relay import Relays
 from hypha_network.services.relay_server import RelayServer
-from hypha_network.services.requests import REQUEST_TIMEOUT_S, Requests
+from hypha_network.services.requests import REQUEST_TIMEOUT_S, Handler, Requests
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import RESERVED_CIDRS, Address, AddressError
 from hypha_network.wire.streams import Stream
@@ -168,13 +167,17 @@ class Network:
             raise NetworkError(str(error)) from error
         return connection.peer_id
 
-    def handle(self, protocol: Protocol[Any, Any], handler: Callable[[str, Any], Awaitable[Any]]) -> None:
+    def handle(self, protocol: Protocol[Request, Response], handler: Handler[Request, Response]) -> None:
         """Answer requests of a protocol with `await handler(peer_id, request)`; None refuses the request."""
         self._host.register({protocol.id: self._requests.stream_handler(protocol, handler)})
 
     async def request(
-        self, peer_id: str, protocol: Protocol[Any, Any], message: Any, timeout_s: float = REQUEST_TIMEOUT_S
-    ) -> Any:
+        self,
+        peer_id: str,
+        protocol: Protocol[Request, Response],
+        message: Request,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Response:
         """Ask a peer and return its answer.
 
         Raises:

@@ -3,12 +3,11 @@
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import trio
 
 from hypha_messages.cbor import DecodeError
-from hypha_messages.protocol import Protocol
+from hypha_messages.protocol import Protocol, Request, Response
 from hypha_network.errors import RemoteRefused, RequestTimeout, StreamReset
 from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
@@ -22,7 +21,7 @@ MAX_RESPONSE_BYTES = 10 * 1024 * 1024
 REQUEST_TIMEOUT_S = 10.0
 MAX_CONCURRENT_PER_PEER = 16
 
-Handler = Callable[[str, Any], Awaitable[Any]]
+Handler = Callable[[str, Request], Awaitable[Response | None]]
 
 
 class Requests:
@@ -34,7 +33,9 @@ class Requests:
             lambda: trio.CapacityLimiter(MAX_CONCURRENT_PER_PEER)
         )
 
-    def stream_handler(self, protocol: Protocol[Any, Any], handler: Handler) -> StreamHandler:
+    def stream_handler(
+        self, protocol: Protocol[Request, Response], handler: Handler[Request, Response]
+    ) -> StreamHandler:
         """Return what serves a stream: it answers the request with what `handler` returns, and refuses it for None."""
 
         async def serve(connection: Connection, stream: Stream) -> None:
@@ -55,7 +56,9 @@ class Requests:
 
         return serve
 
-    async def _answer(self, protocol: Protocol[Any, Any], handler: Handler, stream: Stream) -> None:
+    async def _answer(
+        self, protocol: Protocol[Request, Response], handler: Handler[Request, Response], stream: Stream
+    ) -> None:
         try:
             request = protocol.request.decode(await stream.read_to_end(MAX_REQUEST_BYTES))
         except (DecodeError, ValueError) as error:
@@ -68,7 +71,9 @@ class Requests:
             return
         await stream.send_all(protocol.response.encode(response))
 
-    async def request(self, peer_id: str, protocol: Protocol[Any, Any], message: Any, timeout_s: float) -> Any:
+    async def request(
+        self, peer_id: str, protocol: Protocol[Request, Response], message: Request, timeout_s: float
+    ) -> Response:
         """Ask a peer and return its answer.
 
         Raises:
@@ -82,7 +87,7 @@ class Requests:
             return await self._exchange(stream, protocol, protocol.request.encode(message))
         raise RequestTimeout(f"{peer_id} did not answer {protocol.id} within {timeout_s:g} s")
 
-    async def _exchange(self, stream: Stream, protocol: Protocol[Any, Any], body: bytes) -> Any:
+    async def _exchange(self, stream: Stream, protocol: Protocol[Request, Response], body: bytes) -> Response:
         done = False
         try:
             await stream.send_all(body)
