@@ -1,1 +1,1 @@
-"""The libp2p host of a Hypha node: identity, mutual TLS, muxing, gossip, Kademlia, relays, requests and streams."""
+"""The libp2p host of a Hypha node: identity, mutual TLS, muxer, gossip, Kademlia, relays, requests and streams."""

@@ -1,17 +1,18 @@
-"""What can go wrong on the network. Foreign exceptions are translated into these where they enter.
+"""The errors of this package. Errors of the libraries below are translated into these where they occur.
 
 ```
 HyphaNetworkError
-├── IdentityError         a certificate, key, trust bundle or revocation list cannot be used
-└── NetworkError          the network or a peer did not do what was asked
-    ├── DialError         no connection came about at this address
-    │   └── HandshakeError    ... because one side refused the other
-    ├── PeerUnreachable   no connection to this peer, and no address that leads to it
-    ├── RequestTimeout    the peer did not answer in time
-    ├── RemoteRefused     the peer does not speak the protocol, or answered what is no answer
-    ├── StreamReset       the peer or the connection ended a stream before its end
-    │   └── ConnectionLost    ... the connection did
-    └── NetworkClosed     this node's own network is closing
+├── IdentityError         a certificate, key, trust bundle or revocation list is unusable
+└── NetworkError          the network or a peer failed
+    ├── DialError         connecting to an address failed
+    │   └── HandshakeError    ... because the TLS handshake failed
+    ├── ConnectionBroken  a connection failed, or the peer closed it
+    ├── PeerUnreachable   there is no connection to a peer, and none can be made
+    ├── RequestTimeout    a peer did not answer in time
+    ├── RemoteRefused     a peer does not speak the protocol, or its answer is malformed
+    ├── StreamReset       a stream ended early
+    │   └── ConnectionLost    ... because its connection ended
+    └── NetworkClosed     this node is closing its network
 ```
 """
 
@@ -21,23 +22,27 @@ class HyphaNetworkError(Exception):
 
 
 class IdentityError(HyphaNetworkError):
-    """A certificate, key, trust bundle or revocation list cannot be used; says which, why, and what to do."""
+    """A certificate, key, trust bundle or revocation list is unusable. The message names it, the cause and a remedy."""
 
 
 class NetworkError(HyphaNetworkError):
-    """The network or a peer did not do what was asked."""
+    """The network or a peer failed."""
 
 
 class DialError(NetworkError):
-    """No connection came about at this address."""
+    """Connecting to an address failed."""
 
 
 class HandshakeError(DialError):
     """The TLS handshake failed: one side refused the other, or the peer did not complete it in time."""
 
 
-class PeerUnreachable(NetworkError):  # noqa: N818 - the peer's state, not our mistake
-    """There is no connection to this peer, and no address that leads to it."""
+class ConnectionBroken(NetworkError):  # noqa: N818 - the connection's state, not our mistake
+    """A connection failed, or the peer closed it while this node still needed it."""
+
+
+class PeerUnreachable(NetworkError):  # noqa: N818
+    """There is no connection to the peer, and none can be made to any known address of it."""
 
 
 class RequestTimeout(NetworkError):  # noqa: N818
@@ -45,20 +50,16 @@ class RequestTimeout(NetworkError):  # noqa: N818
 
 
 class RemoteRefused(NetworkError):  # noqa: N818
-    """The peer does not speak the protocol, or answered what is no answer."""
-
-
-class ConnectionBroken(NetworkError):  # noqa: N818
-    """The connection failed, or the peer closed it while this node still needed it."""
+    """The peer does not speak the protocol, or its answer is malformed."""
 
 
 class StreamReset(NetworkError):  # noqa: N818
-    """The peer or the connection ended a stream before its end."""
+    """A stream ended early, because the peer reset it or the connection ended."""
 
 
 class ConnectionLost(StreamReset):
-    """The connection ended a stream before its end: nobody knows what the peer has made of it."""
+    """A stream ended early with its connection. What the peer has processed by then is unknown."""
 
 
 class NetworkClosed(NetworkError):  # noqa: N818
-    """This node's own network is closing."""
+    """This node is closing its network."""
