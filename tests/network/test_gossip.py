@@ -191,7 +191,7 @@ async def test_garbage_ends_its_own_stream_only(garbage: bytes, caplog: pytest.L
     assert any("malformed gossip" in text for text in messages(caplog.records))
 
 
-async def test_a_peer_that_opens_one_stream_after_the_other_is_heard_on_the_newest() -> None:
+async def test_a_peer_that_opens_one_stream_after_the_other_is_inbound_the_newest() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
         await a.dial(direct_address(b))
@@ -201,7 +201,7 @@ async def test_a_peer_that_opens_one_stream_after_the_other_is_heard_on_the_newe
         subscription = rpc_pb2.RPC.SubOpts(subscribe=True, topicid="news")
         await newest.send_all(prefixed(rpc_pb2.RPC(subscriptions=[subscription]).SerializeToString()))
         await until(b, lambda: b.subscribers("news") == [a.peer_id])
-        assert len(b._pubsub._peers[a.peer_id].heard_on) == gossip.MAX_STREAMS_PER_PEER
+        assert len(b._pubsub._peers[a.peer_id].inbound) == gossip.MAX_STREAMS_PER_PEER
 
 
 async def test_a_flood_of_subscriptions_is_bounded() -> None:

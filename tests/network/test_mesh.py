@@ -92,7 +92,7 @@ async def test_a_mesh_grown_too_large_is_cut_back_at_the_heartbeat() -> None:
 async def test_a_mesh_grown_too_small_is_filled_at_the_heartbeat() -> None:
     mesh = Mesh(20)
     for peer_id in list(mesh.members)[:3]:
-        mesh.pubsub._forget(peer_id)
+        mesh.pubsub._release(peer_id)
     mesh.pubsub._heartbeat()
     assert len(mesh.members) == D
 

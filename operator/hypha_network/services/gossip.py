@@ -27,22 +27,22 @@ D_LAZY = 6
 HEARTBEAT_S = 1.0
 MAX_RPC_BYTES = 64 * 1024
 MAX_QUEUED_BYTES = 1024 * 1024
-"""What may wait for one slow peer; more is dropped."""
+"""Maximum size of the messages that wait for one slow peer; more are dropped."""
 MAX_STREAMS_PER_PEER = 4
-"""What a peer speaks on at once; one more, and the oldest is reset."""
+"""Maximum number of streams that a peer sends on; opening one more resets the oldest."""
 MAX_TOPICS_PER_PEER = 128
 MAX_TOPIC_LENGTH = 256
 MAX_IHAVE_IDS = 5000
 MAX_IHAVE_MESSAGES = 10
 MAX_EMITTED_IDS = 500
-"""As many names as fit into one RPC."""
+"""This many ids fit into one RPC."""
 MAX_RETRANSMISSIONS = 3
 RETRY_S = 5.0
 _WRITE_TIMEOUT_S = 10.0
 
 
 class _Queue:
-    """What waits to be sent on one connection, bounded in bytes."""
+    """The messages that wait to be sent on one connection, bounded in bytes."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -73,17 +73,17 @@ class _Queue:
 class _Peer:
     connections: int = 0
     queues: list[_Queue] = field(default_factory=list)
-    heard_on: list[Stream] = field(default_factory=list)
-    """What it speaks on, oldest first."""
+    inbound: list[Stream] = field(default_factory=list)
+    """The streams that the peer sends on, oldest first."""
     topics: set[str] = field(default_factory=set)
     ihave_messages: int = 0
     ihave_ids: int = 0
-    sent: dict[bytes, int] = field(default_factory=dict)
-    """How often a cached message was sent again on request."""
+    retransmissions: dict[bytes, int] = field(default_factory=dict)
+    """By message id, how often this node sent a cached message again on request."""
 
 
 class PubSub:
-    """The gossip of a node. Run `serve` per connection (as a service of the host) and `run` once."""
+    """The gossip of a node. The host runs `serve` on every connection; the network runs `run` once."""
 
     def __init__(self, host: Host, signer: Signer) -> None:
         self._host = host
@@ -97,19 +97,19 @@ class PubSub:
         self.handlers: dict[str, StreamHandler] = dict.fromkeys(PROTOCOLS, self._receive)
 
     def peers(self, topic: str) -> list[str]:
-        """Who subscribes to a topic, as far as known."""
+        """Return the peers that have announced a subscription to a topic."""
         return [peer_id for peer_id, peer in self._peers.items() if topic in peer.topics]
 
     def subscribe(
         self, topic: str, decode: Callable[[bytes], Message], limit: int
     ) -> trio.MemoryReceiveChannel[Gossip[Message]]:
-        """Receive what is published on a topic; of what waits unread, at most `limit` messages are kept.
+        """Receive the messages that other peers publish on a topic. At most `limit` wait unread, more are dropped.
 
-        `decode` raises ValueError for a message that is not to be delivered, nor forwarded to other peers. All
-        subscribers of a topic must give the same function.
+        `decode` raises ValueError for a message that must be neither delivered nor forwarded to other peers. All
+        subscribers of a topic must pass the same function.
         """
         if self._decoders.setdefault(topic, decode) is not decode:
-            raise ValueError(f"another subscriber decodes messages on {topic} differently")
+            raise ValueError(f"another subscriber of {topic} passed another decode function; pass the same one")
         sender, receiver = trio.open_memory_channel[Gossip[Message]](limit)
         if topic not in self._subscribers:
             self._subscribers[topic] = []
@@ -121,7 +121,7 @@ class PubSub:
         return receiver
 
     def publish(self, topic: str, data: bytes) -> None:
-        """Send a message to all who subscribe; NetworkError if that is nobody, or the message is too large."""
+        """Send a message to all subscribers. NetworkError if there are none, or the message is too large."""
         message = self._signer.sign(topic, data)
         rpc = rpc_pb2.RPC(publish=[message])
         if rpc.ByteSize() > MAX_RPC_BYTES:
@@ -138,26 +138,26 @@ class PubSub:
             self._send(peer_id, rpc)
 
     async def serve(self, connection: Connection) -> None:
-        """Send a peer what it should have, for as long as the connection lasts."""
+        """Send gossip to a peer for as long as the connection lasts."""
         peer = self._peers.setdefault(connection.peer_id, _Peer())
         peer.connections += 1
         try:
             while True:
-                await self._speak(connection, peer)
+                await self._send_on(connection, peer)
                 await trio.sleep(RETRY_S)
         finally:
             peer.connections -= 1
             if not peer.connections:
-                self._forget(connection.peer_id)
+                self._release(connection.peer_id)
 
-    async def _speak(self, connection: Connection, peer: _Peer) -> None:
+    async def _send_on(self, connection: Connection, peer: _Peer) -> None:
         try:
             stream = await connection.open(PROTOCOLS)
             await self._send_queued(peer, stream)
         except RemoteRefused:
             await trio.sleep_forever()
         except trio.TooSlowError:
-            _refusal_log.warning(connection.peer_id, "takes no gossip; trying again in %g s", RETRY_S)
+            _refusal_log.warning(connection.peer_id, "does not read its gossip; opening a new stream in %g s", RETRY_S)
         except NetworkError as error:
             logger.debug("gossip with %s broke: %s", connection.peer_id, error)
 
@@ -178,38 +178,38 @@ class PubSub:
             stream.reset()
 
     async def run(self) -> None:
-        """Keep the mesh in order, for ever."""
+        """Run the heartbeat of gossipsub, without end."""
         while True:
             await trio.sleep(HEARTBEAT_S)
             self._heartbeat()
 
-    def _forget(self, peer_id: str) -> None:
+    def _release(self, peer_id: str) -> None:
         del self._peers[peer_id]
         self._mesh.remove_peer(peer_id)
 
     def _send(self, peer_id: str, rpc: rpc_pb2.RPC) -> None:
         peer = self._peers.get(peer_id)
         if peer is not None and peer.queues and not peer.queues[-1].put(rpc):
-            _refusal_log.warning(peer_id, "takes gossip too slowly; messages are dropped")
+            _refusal_log.warning(peer_id, "reads its gossip too slowly; messages to it are dropped")
 
     async def _receive(self, connection: Connection, stream: Stream) -> None:
-        """Hear a peer, on the newest of its streams; it needs one, or two while connections replace each other."""
-        streams = self._peers.setdefault(connection.peer_id, _Peer()).heard_on
+        """Read the gossip of a peer. It needs one stream, or two while one connection replaces another."""
+        streams = self._peers.setdefault(connection.peer_id, _Peer()).inbound
         streams.append(stream)
         if len(streams) > MAX_STREAMS_PER_PEER:
             streams.pop(0).reset()
         try:
             while True:
-                # In a call of its own: while the next one is awaited, nothing of this one is kept.
-                await self._hear(connection.peer_id, stream)
+                # In a call of its own, so that no variable keeps a message alive while the next one is awaited.
+                await self._receive_rpc(connection.peer_id, stream)
         except (RemoteRefused, ProtobufError) as error:
-            _refusal_log.warning(connection.peer_id, "malformed gossip: %s", error)
+            _refusal_log.warning(connection.peer_id, "sent malformed gossip: %s", error)
             stream.reset()
         finally:
             if stream in streams:
                 streams.remove(stream)
 
-    async def _hear(self, peer_id: str, stream: Stream) -> None:
+    async def _receive_rpc(self, peer_id: str, stream: Stream) -> None:
         self._handle(peer_id, rpc_pb2.RPC.FromString(await read_prefixed(stream, MAX_RPC_BYTES)))
 
     def _handle(self, peer_id: str, rpc: rpc_pb2.RPC) -> None:
@@ -261,7 +261,7 @@ class PubSub:
                 channel.send_nowait(gossip)
             except trio.WouldBlock:
                 _refusal_log.warning(gossip.source, "a message on %s was dropped: its reader is too slow", topic)
-            except trio.BrokenResourceError:  # the reader is gone
+            except trio.BrokenResourceError:  # the reader has closed its end
                 self._subscribers[topic].remove(channel)
         if not self._subscribers[topic]:
             self._unsubscribe(topic)
@@ -309,8 +309,8 @@ class PubSub:
             peer.ihave_messages += 1
             if ihave.topicID not in self._subscribers or peer.ihave_messages > MAX_IHAVE_MESSAGES:
                 continue
-            room = MAX_IHAVE_IDS - peer.ihave_ids
-            fresh = [id_ for id_ in ihave.messageIDs[:room] if id_ not in self._seen]
+            remaining = MAX_IHAVE_IDS - peer.ihave_ids
+            fresh = [id_ for id_ in ihave.messageIDs[:remaining] if id_ not in self._seen]
             peer.ihave_ids += len(fresh)
             wanted += fresh
         if wanted:
@@ -321,8 +321,8 @@ class PubSub:
         for iwant in control.iwant:
             for id_ in iwant.messageIDs[:MAX_IHAVE_IDS]:
                 message = self._cache.get(id_)
-                if message is not None and peer.sent.get(id_, 0) < MAX_RETRANSMISSIONS:
-                    peer.sent[id_] = peer.sent.get(id_, 0) + 1
+                if message is not None and peer.retransmissions.get(id_, 0) < MAX_RETRANSMISSIONS:
+                    peer.retransmissions[id_] = peer.retransmissions.get(id_, 0) + 1
                     self._send(peer_id, rpc_pb2.RPC(publish=[message]))
 
     def _heartbeat(self) -> None:
@@ -330,7 +330,9 @@ class PubSub:
         self._mesh.expire_backoffs(now)
         for peer in self._peers.values():
             peer.ihave_messages = peer.ihave_ids = 0
-            peer.sent = {id_: count for id_, count in peer.sent.items() if self._cache.get(id_) is not None}
+            peer.retransmissions = {
+                id_: count for id_, count in peer.retransmissions.items() if self._cache.get(id_) is not None
+            }
         for topic in self._subscribers:
             for peer_id in self._mesh.trim(topic, now):
                 self._send(peer_id, _control(prune=[_prune(topic)]))

@@ -1,4 +1,4 @@
-"""Gossip messages: signing, verifying, naming them, and remembering which were seen."""
+"""Gossip messages: their signatures and ids, which were seen, and a cache of the latest."""
 
 import time
 from collections import OrderedDict, deque
@@ -36,15 +36,15 @@ class Gossip(Generic[Message]):
 
 
 class Signer:
-    """Signs what this node publishes."""
+    """Signs the messages of this node."""
 
     def __init__(self, seed: bytes, peer_id: str) -> None:
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
         self._source = peer_id_to_bytes(peer_id)
-        self._sequence = time.time_ns()  # must grow across restarts
+        self._sequence = time.time_ns()  # must keep growing when the node restarts
 
     def sign(self, topic: str, data: bytes) -> rpc_pb2.Message:
-        """Return the message of this node that says `data` on `topic`."""
+        """Return a signed message of this node with `data` on `topic`."""
         self._sequence += 1
         message = rpc_pb2.Message(
             from_id=self._source, data=data, seqno=self._sequence.to_bytes(_SEQUENCE_BYTES, "big"), topicIDs=[topic]
@@ -54,17 +54,17 @@ class Signer:
 
 
 def verify(message: rpc_pb2.Message) -> str:
-    """Return the peer that signed a message; ValueError says what is wrong with it."""
+    """Return the peer that signed a message; ValueError if the message is malformed or forged."""
     if len(message.seqno) != _SEQUENCE_BYTES:
-        raise ValueError("a message has no sequence number")
+        raise ValueError("the message has no sequence number")
     if not message.HasField("signature"):
-        raise ValueError("a message is not signed")
+        raise ValueError("the message is not signed")
     if not message.from_id.startswith(_ED25519_PEER_ID_PREFIX):
-        raise ValueError("a message's source is no Ed25519 peer")
+        raise ValueError("the message's source is not an Ed25519 peer id")
     source = peer_id_from_bytes(message.from_id)
     key = message.from_id[len(_ED25519_PEER_ID_PREFIX) :]
     if message.key and message.key != _ED25519_KEY_PREFIX + key:
-        raise ValueError(f"a message of {source} carries another key")
+        raise ValueError(f"a message of {source} carries the key of another peer")
     unsigned = rpc_pb2.Message()
     unsigned.CopyFrom(message)
     unsigned.ClearField("signature")
@@ -72,12 +72,12 @@ def verify(message: rpc_pb2.Message) -> str:
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(message.signature, _SIGN_PREFIX + unsigned.SerializeToString())
     except (InvalidSignature, ValueError):
-        raise ValueError(f"a message of {source} is forged") from None
+        raise ValueError(f"the signature of a message of {source} is not valid") from None
     return source
 
 
 def message_id(message: rpc_pb2.Message) -> bytes:
-    """Return a message's name: source and sequence number as text, as all nodes of this network name it."""
+    """Return a message's id: source and sequence number as text, as every node of this network computes it."""
     try:
         source = peer_id_from_bytes(message.from_id)
     except (ValueError, IndexError):
@@ -86,7 +86,7 @@ def message_id(message: rpc_pb2.Message) -> bytes:
 
 
 class SeenCache:
-    """Which messages were seen lately; bounded in time and number."""
+    """The ids of the messages seen lately, bounded in time and number."""
 
     def __init__(self) -> None:
         self._times: OrderedDict[bytes, float] = OrderedDict()
@@ -95,34 +95,34 @@ class SeenCache:
         return id_ in self._times
 
     def add(self, id_: bytes, now: float) -> None:
-        """Remember a message, and forget what is old."""
+        """Record a message, and drop the records that are too old or too many."""
         self._times[id_] = now
         while self._times and (len(self._times) > MAX_SEEN or next(iter(self._times.values())) < now - SEEN_S):
             self._times.popitem(last=False)
 
 
 class MessageCache:
-    """The messages of the last heartbeats, for peers that missed one; bounded in bytes."""
+    """The messages of the last heartbeats, for peers that missed one. Bounded in bytes."""
 
     def __init__(self) -> None:
         self._windows: deque[dict[bytes, rpc_pb2.Message]] = deque([{}], maxlen=HISTORY_WINDOWS)
         self._size_bytes = 0
 
     def put(self, id_: bytes, message: rpc_pb2.Message) -> None:
-        """Keep a message, unless too much is kept already."""
+        """Store a message, unless the cache is full."""
         size = message.ByteSize()
         if self._size_bytes + size <= MAX_CACHED_BYTES:
-            alone = rpc_pb2.Message()  # the message itself keeps all that came in the same RPC
+            alone = rpc_pb2.Message()  # a copy, because the message itself keeps its complete RPC in memory
             alone.CopyFrom(message)
             self._windows[0][id_] = alone
             self._size_bytes += size
 
     def get(self, id_: bytes) -> rpc_pb2.Message | None:
-        """Return a message, None if it is gone."""
+        """Return a message; None if it is not in the cache."""
         return next((window[id_] for window in self._windows if id_ in window), None)
 
     def recent(self, topic: str) -> list[bytes]:
-        """The names of a topic's messages worth mentioning to others."""
+        """Return the ids of a topic's messages that IHAVE announces to other peers."""
         return list(self._recent(topic))
 
     def _recent(self, topic: str) -> Iterator[bytes]:
@@ -132,7 +132,7 @@ class MessageCache:
                     yield id_
 
     def shift(self) -> None:
-        """Begin a new window; the oldest is forgotten."""
+        """Begin a new window, and drop the oldest one if there are too many."""
         if len(self._windows) == HISTORY_WINDOWS:
             self._size_bytes -= sum(message.ByteSize() for message in self._windows[-1].values())
         self._windows.appendleft({})
