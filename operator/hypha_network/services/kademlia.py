@@ -1,7 +1,7 @@
-"""Kademlia, `/ipfs/kad/1.0.0`: finding peers' addresses and keeping records.
+"""Kademlia, `/ipfs/kad/1.0.0`: find the addresses of peers, and store and find records.
 
-Networks of this kind are permissioned and small, so the routing table is flat: every peer that identified itself, up to
-a bound.
+Hypha networks are permissioned and small, so the routing table is flat. It holds every peer that identified itself, up
+to a bound.
 """
 
 import logging
@@ -35,7 +35,9 @@ _refusal_log = RateLimitedLogger(logger)
 
 PROTOCOL = "/ipfs/kad/1.0.0"
 K = 20
+"""How many of the closest peers a lookup asks and a record is stored on."""
 ALPHA = 5
+"""How many peers a lookup asks at a time."""
 QUERY_TIMEOUT_S = 5.0
 LOOKUP_TIMEOUT_S = 20.0
 REFRESH_S = 60.0
@@ -43,6 +45,7 @@ RETRY_S = 2.0
 REPUBLISH_S = 3600.0
 RECORD_LIFETIME_S = 48 * 3600
 FAILED_S = 60.0
+"""How long lookups leave out a peer that could not be asked."""
 MAX_KNOWN_PEERS = 4096
 MAX_RECORDS = 1024
 MAX_RECORD_BYTES = 8 * 1024
@@ -73,7 +76,7 @@ class _Lookup:
 
 
 class Kademlia:
-    """What this node knows of others, and how it finds out more."""
+    """The routing table and the records of this node, and the lookups that extend them."""
 
     def __init__(self, host: Host, usable: Callable[[Address], bool]) -> None:
         self._host = host
@@ -84,11 +87,11 @@ class Kademlia:
         self._records: OrderedDict[bytes, tuple[Record, float]] = OrderedDict()
         self._learned = trio.Event()
         self.bootstrapped = trio.Event()
-        """Set once a lookup of this node's own id has been answered."""
+        """Set once a peer has answered a lookup of this node's own id."""
         self.handlers: dict[str, StreamHandler] = {PROTOCOL: self._serve}
 
     def learn(self, peer_id: str, known: Iterable[Address], protocols: frozenset[str]) -> None:
-        """Take note of what a peer said of itself."""
+        """Record the addresses and protocols that a peer announced."""
         fresh = peer_id not in self._table
         self._table[peer_id] = _Known(tuple(filter(self._usable, known)), PROTOCOL in protocols)
         self._table.move_to_end(peer_id)
@@ -99,18 +102,18 @@ class Kademlia:
             self._learned.set()
 
     def addresses_of(self, peer_id: str) -> tuple[Address, ...]:
-        """Return the addresses that a peer gave for itself."""
+        """Return the addresses that a peer announced for itself."""
         known = self._table.get(peer_id)
         return known.addresses if known else ()
 
     async def run(self) -> None:
-        """Look around whenever there is somebody new, and now and then, for ever; publish own records again."""
+        """Look this node's own id up at an interval and when a peer is new, and republish its records, without end."""
         published = trio.current_time()
         while True:
             with trio.move_on_after(REFRESH_S if self.bootstrapped.is_set() else RETRY_S):
                 await self._learned.wait()
             self._learned = trio.Event()
-            await trio.sleep(0.02)  # who connects together is met together
+            await trio.sleep(0.02)  # one lookup serves peers that connect at the same moment
             if await self._lookup(peer_id_to_bytes(self._host.peer_id)):
                 self.bootstrapped.set()
                 self._host.notify()
@@ -119,7 +122,7 @@ class Kademlia:
                 await self._publish_all()
 
     async def republish(self) -> None:
-        """Give this node's records to the peers that should have them, a new gateway for example."""
+        """Publish this node's records again, for example when a gateway has connected."""
         await self._publish_all()
 
     async def _publish_all(self) -> None:
@@ -127,35 +130,35 @@ class Kademlia:
             try:
                 await self.put(key, self._own[key])
             except NetworkError as error:
-                logger.warning("record %r: %s", key, error)
+                logger.warning("cannot publish the record %r: %s", key, error)
 
     async def put(self, key: bytes, value: bytes) -> None:
-        """Publish a record; NetworkError if nobody took it (it is kept, and published with the next round)."""
+        """Publish a record. NetworkError if no peer stored it; this node then publishes it again later."""
         if len(key) + len(value) > MAX_RECORD_BYTES:
             raise NetworkError(
                 f"a record of {len(key) + len(value)} bytes is too large; the limit is {MAX_RECORD_BYTES}"
             )
         self._own[key] = value
         record = StoredRecord(key, Record(value, self._host.peer_id), RECORD_LIFETIME_S)
-        taken: list[str] = []
+        stored_by: list[str] = []
 
-        async def give(peer_id: str) -> None:
+        async def store_on(peer_id: str) -> None:
             try:
                 await self._ask(peer_id, (), Message(Kind.PUT_VALUE, key, record))
             except NetworkError as error:
-                logger.debug("record %r not taken by %s: %s", key, peer_id, error)
+                logger.debug("record %r was not stored by %s: %s", key, peer_id, error)
             else:
-                taken.append(peer_id)
+                stored_by.append(peer_id)
 
         closest = await self._lookup(key)
         async with trio.open_nursery() as nursery:
             for peer_id in closest[:K]:
-                nursery.start_soon(give, peer_id)
-        if not taken:
-            raise NetworkError(f"nobody took the record {key!r}")
+                nursery.start_soon(store_on, peer_id)
+        if not stored_by:
+            raise NetworkError(f"no peer stored the record {key!r}")
 
     async def get(self, key: bytes) -> Record | None:
-        """Find a record; None if nobody has it."""
+        """Look a record up; None if no peer has it."""
         if key in self._own:
             return Record(self._own[key], self._host.peer_id)
         if stored := self._stored(key):
@@ -171,7 +174,7 @@ class Kademlia:
         return found[0] if found else None
 
     async def find_peer(self, peer_id: str) -> tuple[Address, ...]:
-        """Ask others for a peer's addresses; none if nobody knows it."""
+        """Look a peer's addresses up; empty if no other peer knows the peer."""
         found: list[Address] = []
 
         def done(message: Message) -> bool:
@@ -190,7 +193,10 @@ class Kademlia:
         done: Callable[[Message], bool] = lambda _: False,
         leave_out: str | None = None,
     ) -> list[str]:
-        """Ask ever closer peers about a key until `done` or nobody is left; return who answered, closest first."""
+        """Ask ever closer peers about a key, until `done` returns True or no peer is left to ask.
+
+        Returns the peers that answered, the closest first.
+        """
         now = time.monotonic()
         self._failed = {peer_id: until for peer_id, until in self._failed.items() if until > now}
         start = {peer_id: known.addresses for peer_id, known in self._table.items() if known.serves}
@@ -282,17 +288,19 @@ class Kademlia:
         return tuple(known[:K])
 
     def _store(self, peer_id: str, stored: StoredRecord) -> bool:
-        """Keep a record for the peer that publishes it; nobody overwrites what another one published."""
+        """Store a record for the peer that publishes it. A peer cannot overwrite the record of another one."""
         now = time.monotonic()
         existing = self._stored(stored.key)
         if (
             stored.record.publisher not in (None, peer_id)
             or len(stored.key) + len(stored.record.value) > MAX_RECORD_BYTES
         ):
-            _refusal_log.warning(peer_id, "record %r refused: it is another's, or too large", stored.key[:64])
+            _refusal_log.warning(
+                peer_id, "refused to store the record %r: it names another publisher, or is too large", stored.key[:64]
+            )
             return False
         if stored.key in self._own or (existing and existing.record.publisher != peer_id):
-            _refusal_log.warning(peer_id, "record %r refused: it is another peer's", stored.key[:64])
+            _refusal_log.warning(peer_id, "refused to store the record %r: another peer published it", stored.key[:64])
             return False
         lifetime_s = min(stored.lifetime_s or RECORD_LIFETIME_S, RECORD_LIFETIME_S)
         self._records[stored.key] = Record(stored.record.value, peer_id), now + lifetime_s

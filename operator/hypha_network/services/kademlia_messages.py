@@ -1,4 +1,4 @@
-"""The messages of `/ipfs/kad/1.0.0`; records have two fields more than py-libp2p knows: publisher and lifetime."""
+"""The messages of `/ipfs/kad/1.0.0`. Records have two fields that py-libp2p lacks: publisher and lifetime."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -18,7 +18,7 @@ MAX_ADDRESSES_PER_PEER = 8
 
 
 class Kind(IntEnum):
-    """What a message asks, and what its answer answers."""
+    """The kind of a request, and of its response."""
 
     PUT_VALUE = 0
     GET_VALUE = 1
@@ -30,7 +30,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Record:
-    """A value that a peer published; `publisher` is None where whoever answered does not say."""
+    """A value that a peer published. `publisher` is None if the answering peer did not name it."""
 
     value: bytes
     publisher: str | None
@@ -38,7 +38,7 @@ class Record:
 
 @dataclass(frozen=True)
 class StoredRecord:
-    """A record as it travels: its key, and for how many seconds it still lives (0: not said)."""
+    """A record with its key and its remaining lifetime in seconds, where 0 means unknown."""
 
     key: bytes
     record: Record
@@ -119,7 +119,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes) -> Message:
-    """Return the message; RemoteRefused if the bytes are none."""
+    """Return the message; RemoteRefused if the bytes do not encode one."""
     try:
         wire = _Message.FromString(data)
         record = _decode_record(wire.record) if wire.HasField("record") else None
