@@ -1,4 +1,4 @@
-"""Connections: accepting and dialling them, securing and muxing them, and handing their streams to protocols."""
+"""The connections of a node: accept and dial them, secure and mux them, and hand their streams to handlers."""
 
 import logging
 import random
@@ -34,12 +34,13 @@ MAX_CONNECTIONS = 1024
 MAX_CONNECTIONS_PER_PEER = 8
 MAX_UPGRADES = 256
 MAX_INBOUND_STREAMS = 8192
-"""Streams served at once; each peer may have its share, more are reset."""
+"""Maximum number of streams served at once. Each peer may use an equal share; streams beyond it are reset."""
 MAX_INBOUND_STREAMS_PER_PEER = 256
 MIN_INBOUND_STREAMS_PER_PEER = 32
-"""What a peer may have even if there are very many."""
+"""A peer's share of the streams is at least this, however many peers are connected."""
 DIRECT_TIMEOUT_S = 3.0
 STAY_RELAYED_S = 60.0
+"""After a failed attempt to replace a relayed connection with a direct one, how long to wait before the next."""
 _CLOSE_TIMEOUT_S = 2.0
 _DIRECT_HEAD_START_S = 0.25
 
@@ -53,7 +54,7 @@ class Connection:
     address: Address
     inbound: bool
     nursery: trio.Nursery
-    """Lives as long as the connection; what serves the connection runs in it."""
+    """Runs the tasks of the connection and ends with it."""
     closed: trio.Event = field(default_factory=trio.Event)
     streams: int = 0
 
@@ -63,7 +64,7 @@ class Connection:
         return self.address.relay is not None
 
     async def open(self, protocols: list[str], timeout_s: float = NEGOTIATION_TIMEOUT_S) -> Stream:
-        """Open a stream for the first of the protocols that the peer speaks; RemoteRefused if it speaks none."""
+        """Open a stream for the first protocol that the peer speaks too; RemoteRefused if it speaks none of them."""
         with trio.move_on_after(timeout_s):
             stream = Stream(await self.muxed.open_stream(), self.peer_id)
             try:
@@ -75,7 +76,7 @@ class Connection:
         raise StreamReset(f"{self.peer_id} did not open a stream within {timeout_s:g} s")
 
     def close(self) -> None:
-        """Close the connection and all that runs on it."""
+        """Close the connection and cancel its tasks."""
         self.nursery.cancel_scope.cancel()
 
 
@@ -97,14 +98,14 @@ class Host:
     find_addresses: Finder | None = None
     dial_relayed: RelayDialer | None = None
     changed: trio.Event = field(default_factory=trio.Event)
-    """Set, and replaced, whenever a connection comes or goes, a peer subscribes, or the node's status changes."""
+    """Set, and replaced, whenever a connection begins or ends, a peer's subscriptions or the node's status change."""
     _handlers: dict[str, StreamHandler] = field(default_factory=dict)
     _connection_tasks: list[ConnectionTask] = field(default_factory=list)
     _backlog: Backlog = field(default_factory=Backlog)
     _upgrades: int = 0
     _dialling: dict[str, trio.Lock] = field(default_factory=dict)
     _stay_relayed: dict[str, float] = field(default_factory=dict)
-    """Until when not to look for a direct connection with a peer again."""
+    """By peer, until when not to look for a direct connection."""
 
     def register(self, handlers: Mapping[str, StreamHandler], on_connection: ConnectionTask | None = None) -> None:
         """Serve protocols from now on. Call this before the first connection if there is an `on_connection`.
@@ -129,24 +130,29 @@ class Host:
         return sorted(self._handlers)
 
     async def listen(self, address: Address) -> None:
-        """Listen on an address; NetworkError if that is impossible."""
+        """Listen on an address; NetworkError if listening is impossible."""
         for bound in await TRANSPORTS[address.transport].listen(address, self._accept, self.nursery):
             self.listen_addresses += [entry for entry in expand(bound) if entry not in self.listen_addresses]
 
     async def _accept(self, raw: RawConnection) -> None:
         if self._upgrades >= MAX_UPGRADES or self.connection_count() >= MAX_CONNECTIONS:
-            _refusal_log.warning(raw.address.host, "connection refused, there are too many")
+            _refusal_log.warning(raw.address.host, "refused a connection, because this node has too many")
             await raw.close()
             return
         try:
             connection = await self.upgrade(raw, None)
         except NetworkError as error:
-            _refusal_log.info(raw.address.host, "connection from %s came to nothing: %s", raw.address, error)
+            _refusal_log.info(raw.address.host, "the connection from %s failed: %s", raw.address, error)
         else:
             await connection.closed.wait()  # the transport closes the connection once this returns
 
     async def upgrade(self, raw: RawConnection, expected: str | None) -> Connection:
-        """Secure and mux a raw connection, and serve it from now on; DialError (HandshakeError) if that fails."""
+        """Secure and mux a raw connection and serve it. HandshakeError if TLS fails, DialError if anything else does.
+
+        Args:
+            raw: the connection; it is closed if the upgrade fails.
+            expected: the peer that must answer; None accepts every peer of the network.
+        """
         self._upgrades += 1
         done = False
         try:
@@ -169,7 +175,7 @@ class Host:
             await muxed.close()
             raise DialError(f"{raw.address} is this node itself")
         if len(existing := self.connections.get(peer_id, [])) >= MAX_CONNECTIONS_PER_PEER:
-            existing[0].close()  # most likely a connection that the peer has lost
+            existing[0].close()  # the peer has most likely lost its oldest connection
         connection: Connection = await self.nursery.start(self._run, muxed, peer_id, raw)
         return connection
 
@@ -188,7 +194,7 @@ class Host:
         try:
             async with trio.open_nursery() as nursery:
                 connection = Connection(peer_id, muxed, raw.address, not raw.is_initiator, nursery)
-                nursery.start_soon(self._pump, connection)
+                nursery.start_soon(self._run_muxer, connection)
                 await muxed.event_started.wait()
                 self._add(connection)
                 try:
@@ -204,7 +210,7 @@ class Host:
                 scope.shield = True
                 await muxed.close()
 
-    async def _pump(self, connection: Connection) -> None:
+    async def _run_muxer(self, connection: Connection) -> None:
         await connection.muxed.start()
         connection.close()
 
@@ -217,14 +223,14 @@ class Host:
                 return
             stream = Stream(muxed, connection.peer_id)
             if (limit := self._stream_limit()) <= self._served_streams(connection.peer_id):
-                _refusal_log.warning(connection.peer_id, "opens more than %d streams at once", limit)
+                _refusal_log.warning(connection.peer_id, "reset a stream, because the peer has %d open already", limit)
                 stream.reset()
             else:
                 connection.streams += 1
                 connection.nursery.start_soon(self._serve_stream, connection, stream)
 
     def _stream_limit(self) -> int:
-        """How many streams of a peer are served at once: its share of all."""
+        """Return how many streams of a peer this node serves at once: an equal share of the maximum."""
         share = MAX_INBOUND_STREAMS // len(self.connections)
         return min(max(share, MIN_INBOUND_STREAMS_PER_PEER), MAX_INBOUND_STREAMS_PER_PEER)
 
@@ -251,9 +257,9 @@ class Host:
             await stream.aclose()
             done = True
         except (NetworkError, DecodeError, trio.TooSlowError) as error:
-            logger.debug("%s from %s: %s", protocol, connection.peer_id, error or "too slow")
+            logger.debug("%s from %s: %s", protocol, connection.peer_id, error or "it took too long")
         except trio.Cancelled:
-            done = True  # with the connection, whose end tells the peer; a reset before might be taken for an answer
+            done = True  # the connection is ending, which the peer will see; it could mistake a reset for an answer
             raise
         except Exception:
             logger.exception("%s from %s failed", protocol, connection.peer_id)
@@ -264,8 +270,9 @@ class Host:
 
     def _add(self, connection: Connection) -> None:
         self.connections.setdefault(connection.peer_id, []).append(connection)
-        way = "came from" if connection.inbound else "was dialled at"
-        _connect_log.info(connection.peer_id, "connected, it %s %s", way, connection.address)
+        _connect_log.info(
+            connection.peer_id, "connected %s %s", "from" if connection.inbound else "to", connection.address
+        )
         self.notify()
 
     def _remove(self, connection: Connection) -> None:
@@ -279,20 +286,20 @@ class Host:
         self.notify()
 
     def notify(self) -> None:
-        """Wake who waits for `changed`."""
+        """Wake the tasks that wait for `changed`."""
         self.changed.set()
         self.changed = trio.Event()
 
     def connection_count(self) -> int:
-        """How many connections there are."""
+        """Return the number of open connections."""
         return sum(map(len, self.connections.values()))
 
     def connection(self, peer_id: str) -> Connection | None:
-        """The best connection to a peer: a direct one if there is any."""
+        """Return the best connection to a peer, which is a direct one if there is any."""
         return min(self.connections.get(peer_id, ()), key=lambda connection: connection.relayed, default=None)
 
     async def dial(self, address: Address) -> Connection:
-        """Connect to an address; DialError if that fails. Without a peer id, whoever answers is welcome."""
+        """Connect to an address; DialError if that fails. An address without a peer id may lead to any peer."""
         if address.relay is not None:
             if self.dial_relayed is None:
                 raise DialError(f"{address}: this node uses no relays")
@@ -304,12 +311,12 @@ class Host:
     async def connect(
         self, peer_id: str, hints: Iterable[Address] | None = None, *, prefer_direct: bool = False
     ) -> Connection:
-        """Return a connection to a peer, a new one if need be; PeerUnreachable if no address leads to it.
+        """Return a connection to a peer, dialling if there is none. PeerUnreachable if no address leads to it.
 
         Args:
             peer_id: the peer.
-            hints: where it may be; otherwise that is found out.
-            prefer_direct: try to replace a relayed connection, which carries little and not for long.
+            hints: where the peer may be; None looks its addresses up.
+            prefer_direct: try to replace a relayed connection, which is limited in bytes and time.
         """
         if peer_id == self.peer_id:
             raise PeerUnreachable("a node has no connection to itself")
@@ -337,7 +344,7 @@ class Host:
         return existing
 
     async def _go_direct(self, relayed: Connection, candidates: list[Address]) -> Connection:
-        """Return a direct connection instead of a relayed one, or the relayed one if there is no way soon."""
+        """Dial directly for a moment; return the new connection, or the relayed one if none came about."""
         peer_id = relayed.peer_id
         with trio.move_on_after(DIRECT_TIMEOUT_S), suppress(PeerUnreachable):
             return await self._dial_any(peer_id, [address for address in candidates if address.relay is None])
@@ -347,7 +354,7 @@ class Host:
         return relayed
 
     async def _dial_any(self, peer_id: str, addresses: list[Address]) -> Connection:
-        addresses.sort(key=lambda address: address.relay is not None)  # direct ones first, each with a head start
+        addresses.sort(key=lambda address: address.relay is not None)  # direct ones first; each gets a head start
         reasons: list[str] = []
         won: list[Connection] = []
         async with trio.open_nursery() as nursery:
@@ -358,7 +365,7 @@ class Host:
                     await failed.wait()
         if won:
             return won[0]
-        if existing := self.connection(peer_id):  # it dialled us meanwhile
+        if existing := self.connection(peer_id):  # the peer dialled this node meanwhile
             return existing
         raise PeerUnreachable(f"cannot reach {peer_id}: {'; '.join(reasons) or 'no address is known'}")
 
@@ -373,14 +380,14 @@ class Host:
             failed.set()
 
     async def open_stream(self, peer_id: str, protocols: list[str], *, prefer_direct: bool = False) -> Stream:
-        """Open a stream to a peer, connecting first if need be."""
+        """Open a stream to a peer, connecting to it first if there is no connection."""
         connection = await self.connect(peer_id, prefer_direct=prefer_direct)
         try:
             return await connection.open(protocols)
         except RemoteRefused:
             raise
         except NetworkError:
-            again = await self.connect(peer_id)  # the connection may just have ended
+            again = await self.connect(peer_id)  # the connection may have ended just now
             if again is connection:
                 raise
             return await again.open(protocols)

@@ -1,7 +1,4 @@
-"""The network as the rest of a node uses it: peers by id, requests, streams, gossip and records.
-
-Nothing of libp2p shows.
-"""
+"""The interface of this package: peers by id, requests, streams, gossip and records, without any type of libp2p."""
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,7 +16,7 @@ from hypha_network.identity import Identity
 from hypha_network.services.gateways import Gateways
 from hypha_network.services.gossip import PubSub
 from hypha_network.services.gossip_messages import Gossip, Message, Signer
-from hypha_network.services.identify import Identify, Info, Ping
+from hypha_network.services.identify import Identify, PeerInfo, Ping
 from hypha_network.services.kademlia import Kademlia
 from hypha_network.services.kademlia_messages import Record
 from hypha_network.services.relay import Relays
@@ -37,16 +34,16 @@ MAX_STREAMS_PER_PEER = 64
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What a node of the network is told; addresses are multiaddresses as text.
+    """The settings of a node. Addresses are multiaddresses as text.
 
     Attributes:
-        gateways: where the gateways are, with or without `/p2p/<id>`; one must be reached for the node to be healthy.
-        listen_addresses: where to accept connections; port 0 means any.
+        gateways: addresses of gateways, with or without `/p2p/<id>`. The node is healthy once it has reached one.
+        listen_addresses: where to accept connections; port 0 lets the system choose.
         external_addresses: where other nodes reach this one, if not at its listen addresses.
-        exclude_cidr: networks whose addresses are not taken from peers.
+        exclude_cidr: networks whose addresses this node ignores when peers announce them.
         relay_circuit: reserve a slot on every gateway, so that peers reach this node through them.
-        kademlia_server: answer other nodes' lookups and keep records; gateways do.
-        relay_server: relay connections between other nodes; gateways do.
+        kademlia_server: answer other nodes' lookups and store their records, as gateways do.
+        relay_server: relay connections between other nodes, as gateways do.
     """
 
     gateways: tuple[str, ...] = ()
@@ -60,7 +57,7 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class NetworkStatus:
-    """How a node stands; gateways and reservations are peer ids of gateways."""
+    """The state of a node. `gateways` and `reservations` are peer ids of gateways."""
 
     listening: tuple[str, ...]
     gateways: tuple[str, ...]
@@ -70,7 +67,7 @@ class NetworkStatus:
 
 
 class Network:
-    """A node's place in the network; `open_network` makes one."""
+    """A node's access to the network; `open_network` makes one."""
 
     def __init__(self, identity: Identity, config: NetworkConfig, host: Host) -> None:
         self.peer_id = identity.peer_id
@@ -81,18 +78,18 @@ class Network:
         gateways = _parse_all(config.gateways)
         if config.gateways and not gateways:
             raise NetworkError("none of the gateway addresses is a TCP address; add one, as in /ip4/192.0.2.1/tcp/4001")
-        public_key = peer_id_to_bytes(identity.peer_id)[2:]  # an Ed25519 peer id is an identity multihash of the key
+        public_key = peer_id_to_bytes(identity.peer_id)[2:]  # after the multihash header, an Ed25519 peer id is its key
         agent = f"hypha-worker/{version('hypha-worker')}"
         self._requests = Requests(host)
-        self._gateways = Gateways(host, gateways, self._welcome_gateway)
+        self._gateways = Gateways(host, gateways, self._on_gateway)
         self._pubsub = PubSub(host, Signer(identity.seed, identity.peer_id))
-        self._identify = Identify(host, public_key, agent, self._own_addresses, self._learned)
+        self._identify = Identify(host, public_key, agent, self._own_addresses, self._on_identified)
         self._kademlia = Kademlia(host, self._usable)
         self._relays = Relays(host, self._identify.push)
         self._register_services(host, config)
 
     def _register_services(self, host: Host, config: NetworkConfig) -> None:
-        """Register all that this node serves by itself; `handle` and `handle_stream` register its user's protocols."""
+        """Register what this package serves; `handle` and `handle_stream` register the protocols of its caller."""
         ping = Ping()
         host.register(self._pubsub.handlers, self._pubsub.serve)
         host.register(self._identify.handlers, self._identify.serve)
@@ -120,23 +117,23 @@ class Network:
 
     @property
     def identity(self) -> Identity:
-        """Who this node is; renewed when the identity's files are."""
+        """The node's identity. It is replaced when its files change."""
         return self._host.tls.identity
 
     @property
     def identity_problem(self) -> str | None:
-        """Why what the identity's files hold now is not in use; None if it is."""
+        """Why the identity in the files is not in use; None if it is in use."""
         return self._host.tls.problem
 
     def addresses(self) -> list[str]:
-        """Where peers reach this node, as multiaddresses with its peer id."""
+        """Return where peers reach this node, as multiaddresses with its peer id."""
         return [str(address.of(self.peer_id)) for address in self._own_addresses()]
 
     def _own_addresses(self) -> list[Address]:
         return [*self._host.listen_addresses, *self._external, *self._relays.own_addresses()]
 
     def status(self) -> NetworkStatus:
-        """Say how the node stands: healthy once it listens, has joined and, if it wants one, has a relay."""
+        """Return the node's state. It is healthy once it listens, has joined and has reserved its relay slot."""
         listening = tuple(map(str, self._host.listen_addresses))
         gateways = tuple(dict.fromkeys(self._gateways.connected.values()))
         reservations = tuple(self._relays.reservations)
@@ -147,7 +144,7 @@ class Network:
         return NetworkStatus(listening, gateways, reservations, bootstrapped, healthy=listens and joined)
 
     async def wait_ready(self) -> None:
-        """Wait until the node is healthy; there is no time limit, gateways are dialled for ever."""
+        """Wait until the node is healthy, without a time limit: the node dials its gateways until one answers."""
         await self.wait_until(lambda: self.status().healthy)
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
@@ -156,11 +153,11 @@ class Network:
             await self._host.changed.wait()
 
     def connected_peers(self) -> list[str]:
-        """Who this node has connections with."""
+        """Return the peers that this node is connected with."""
         return list(self._host.connections)
 
     async def dial(self, address: str) -> str:
-        """Connect to an address and return who is there; DialError if that fails, NetworkError if it is no address."""
+        """Connect to an address and return the peer there. DialError if that fails, NetworkError if it is malformed."""
         try:
             connection = await self._host.dial(addresses.parse(address))
         except AddressError as error:
@@ -178,42 +175,42 @@ class Network:
         message: Request,
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Response:
-        """Ask a peer and return its answer.
+        """Send a request to a peer and return its response.
 
         Raises:
-            PeerUnreachable: no connection, and none can be made.
-            RemoteRefused: the peer does not speak the protocol, or its answer is none.
-            RequestTimeout: there is no answer within `timeout_s`.
-            StreamReset: the peer broke off.
+            PeerUnreachable: there is no connection, and none can be made.
+            RemoteRefused: the peer does not speak the protocol, or its response is malformed.
+            RequestTimeout: there was no response within `timeout_s`.
+            StreamReset: the peer reset the stream, or the connection ended.
         """
         return await self._requests.request(peer_id, protocol, message, timeout_s)
 
     def subscribe(
         self, topic: str, decode: Callable[[bytes], Message], limit: int = 1024
     ) -> trio.MemoryReceiveChannel[Gossip[Message]]:
-        """Receive what others publish on a topic. At most `limit` messages wait unread; more are dropped.
+        """Receive the messages that other peers publish on a topic. At most `limit` wait unread, more are dropped.
 
-        Messages for which `decode` raises ValueError are neither delivered nor forwarded.
+        A message for which `decode` raises ValueError is neither delivered nor forwarded.
         """
         return self._pubsub.subscribe(topic, decode, limit)
 
     async def publish(self, topic: str, data: bytes) -> None:
-        """Tell all subscribers of a topic; NetworkError if there are none, or the message is too large (64 KiB)."""
+        """Publish a message. NetworkError if the topic has no subscribers, or the message exceeds 64 KiB."""
         await trio.lowlevel.checkpoint()
         self._pubsub.publish(topic, data)
 
     def subscribers(self, topic: str) -> list[str]:
-        """Who subscribes to a topic, of the peers this node is connected with."""
+        """Return the connected peers that subscribe to a topic."""
         return self._pubsub.peers(topic)
 
     def handle_stream(self, protocol: str, handler: Callable[[str, Stream], Awaitable[None]]) -> None:
-        """Serve streams of a protocol with `await handler(peer_id, stream)`; it is closed once the handler returns."""
+        """Serve streams of a protocol with `await handler(peer_id, stream)`, then close the stream."""
         open_streams: dict[str, int] = {}
 
         async def serve(connection: Connection, stream: Stream) -> None:
             peer_id = connection.peer_id
             if open_streams.get(peer_id, 0) >= MAX_STREAMS_PER_PEER:
-                raise NetworkError(f"more than {MAX_STREAMS_PER_PEER} streams of {protocol} at once")
+                raise NetworkError(f"the peer has {MAX_STREAMS_PER_PEER} streams of {protocol} open already")
             open_streams[peer_id] = open_streams.get(peer_id, 0) + 1
             try:
                 await handler(peer_id, stream)
@@ -229,11 +226,11 @@ class Network:
         return await self._host.open_stream(peer_id, [protocol], prefer_direct=True)
 
     async def put_record(self, key: str, value: bytes) -> None:
-        """Publish a record under this node's name, and again before it expires, as long as the network is open."""
+        """Publish a record of this node, and renew it before it expires for as long as the network is open."""
         await self._kademlia.put(key.encode(), value)
 
     async def get_record(self, key: str) -> Record | None:
-        """Find a record; None if there is none, or nobody who would know."""
+        """Look a record up; None if no peer has it."""
         return await self._kademlia.get(key.encode())
 
     async def _find_addresses(self, peer_id: str) -> list[Address]:
@@ -243,19 +240,19 @@ class Network:
     def _usable(self, address: Address) -> bool:
         return not addresses.excluded(address, self._excluded)
 
-    async def _welcome_gateway(self, connection: Connection) -> None:
+    async def _on_gateway(self, connection: Connection) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._kademlia.republish)
             if self._config.relay_circuit:
                 nursery.start_soon(self._relays.keep_reserved, connection)
 
-    def _learned(self, peer_id: str, info: Info) -> None:
+    def _on_identified(self, peer_id: str, info: PeerInfo) -> None:
         self._kademlia.learn(peer_id, info.addresses, info.protocols)
         self._host.notify()
 
 
 def _parse_all(texts: tuple[str, ...]) -> list[Address]:
-    """Parse configured addresses; those of other transports (QUIC) are left out with a warning."""
+    """Parse configured addresses. Leave those of unsupported transports (QUIC) out, with a warning."""
     parsed = []
     for text in texts:
         if (address := addresses.parse_supported(text)) is None:
@@ -267,11 +264,11 @@ def _parse_all(texts: tuple[str, ...]) -> list[Address]:
 
 @asynccontextmanager
 async def open_network(identity: Identity, config: NetworkConfig) -> AsyncIterator[Network]:
-    """Join the network; returns once the node listens. When the context ends, nothing of it is left.
+    """Join the network; the context begins once the node listens, and its end closes everything.
 
     Raises:
-        AddressError: a configured address or network is none.
-        NetworkError: it is impossible to listen.
+        AddressError: a configured address or network is malformed.
+        NetworkError: the node cannot listen, or no gateway address is usable.
     """
     failure: BaseException | None = None
     try:
@@ -289,7 +286,7 @@ async def open_network(identity: Identity, config: NetworkConfig) -> AsyncIterat
 
 
 def _only(error: BaseException) -> BaseException:
-    """Take a lone exception out of the group that the nursery put around it."""
+    """Return a single exception without the groups that nurseries wrapped it in."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

@@ -1,4 +1,4 @@
-"""Keeping the connections to the gateways: dialled at start, dialled again for ever when they are lost."""
+"""The connections to the gateways: dialled at start, and dialled again without end when they are lost."""
 
 import logging
 import random
@@ -14,60 +14,66 @@ logger = logging.getLogger(__name__)
 FIRST_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
 STABLE_S = 60.0
+"""A connection that lasted this long resets the count of failures."""
 
 
 def backoff_s(failures: int, jitter: float) -> float:
-    """Return how long to wait after so many failures in a row; `jitter`, between 0 and 1, spreads the nodes."""
+    """Return how long to wait before the next attempt.
+
+    Args:
+        failures: how many attempts in a row have failed.
+        jitter: a random number between 0 and 1, so that nodes do not dial in step.
+    """
     delay: float = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** min(failures - 1, 16))
     return delay * (0.5 + jitter / 2)
 
 
 class Gateways:
-    """The gateways of a node; `welcome` runs on every connection to one."""
+    """The gateways of a node. The host runs `on_connected` on every new connection to one."""
 
-    def __init__(self, host: Host, configured: list[Address], welcome: ConnectionTask) -> None:
+    def __init__(self, host: Host, configured: list[Address], on_connected: ConnectionTask) -> None:
         self._host = host
         self._configured = configured
-        self._welcome = welcome
+        self._on_connected = on_connected
         self.connected: dict[Address, str] = {}
-        """The peer ids of the connected gateways, by configured address."""
+        """By configured address, the peer id of the gateway that is connected there."""
 
     async def run(self) -> None:
-        """Keep all of them connected, for ever."""
+        """Keep every gateway connected, without end."""
         async with trio.open_nursery() as nursery:
             for address in self._configured:
                 nursery.start_soon(self._keep, address)
 
     async def _keep(self, address: Address) -> None:
         failures = 0
-        peer_id = address.peer_id  # else learnt from the certificate
+        peer_id = address.peer_id  # None: the gateway's certificate will say
         while True:
             started = trio.current_time()
             try:
                 connection = self._existing(peer_id) or await self._host.dial(address)
                 if connection.closed.is_set():
-                    raise StreamReset("it closed the connection at once")
+                    raise StreamReset("the gateway closed the connection at once")
             except NetworkError as error:
                 failures += 1
                 log = logger.warning if failures in (1, 10) or failures % 100 == 0 else logger.info
-                log("gateway %s, attempt %d: %s", address, failures, error)
+                log("cannot connect to gateway %s, attempt %d: %s", address, failures, error)
             else:
                 peer_id = connection.peer_id
                 self.connected[address] = peer_id
-                logger.info("gateway %s is %s", address, peer_id)
+                logger.info("connected to gateway %s, whose peer id is %s", address, peer_id)
                 self._host.notify()
-                connection.nursery.start_soon(self._host.run_task, self._welcome, connection)
+                connection.nursery.start_soon(self._host.run_task, self._on_connected, connection)
                 try:
                     await connection.closed.wait()
                 finally:
                     del self.connected[address]
                     self._host.notify()
                     peer_id = address.peer_id  # another gateway may answer at this address
-                logger.warning("gateway %s is lost", address)
+                logger.warning("lost the connection to gateway %s", address)
                 failures = 1 if trio.current_time() - started > STABLE_S else failures + 1
             await trio.sleep(backoff_s(failures, random.random()))  # noqa: S311
 
     def _existing(self, peer_id: str | None) -> Connection | None:
-        """Return a connection that this node dialled: only its address is one that others can dial, too."""
+        """Return a connection that this node dialled, because other peers can dial that connection's address too."""
         connections = self._host.connections.get(peer_id or "", [])
         return next((c for c in connections if not c.inbound and not c.relayed), None)

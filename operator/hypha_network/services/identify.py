@@ -1,4 +1,4 @@
-"""identify and ping: peers tell each other their addresses and protocols, and that they are still there."""
+"""identify and ping: peers exchange their addresses and protocols, and detect dead connections."""
 
 import logging
 import secrets
@@ -32,8 +32,8 @@ _PING_BYTES = 32
 
 
 @dataclass(frozen=True)
-class Info:
-    """What a peer says of itself."""
+class PeerInfo:
+    """The addresses, protocols and software that a peer announces."""
 
     addresses: Sequence[Address]
     protocols: frozenset[str]
@@ -41,7 +41,7 @@ class Info:
 
 
 class Identify:
-    """Tells peers who this node is, and `learned` who they are."""
+    """Sends this node's addresses and protocols to peers, and passes theirs to `on_identified`."""
 
     def __init__(
         self,
@@ -49,21 +49,21 @@ class Identify:
         public_key: bytes,
         agent: str,
         own_addresses: Callable[[], Sequence[Address]],
-        learned: Callable[[str, Info], None],
+        on_identified: Callable[[str, PeerInfo], None],
     ) -> None:
         self._host = host
         self._public_key = public_key
         self._agent = agent
         self._own_addresses = own_addresses
-        self._learned = learned
+        self._on_identified = on_identified
         self.handlers: dict[str, StreamHandler] = {IDENTIFY: self._answer, PUSH: self._receive}
 
     async def serve(self, connection: Connection) -> None:
-        """Ask a new peer who it is."""
+        """Ask the peer of a new connection for its addresses and protocols."""
         await self._receive(connection, await connection.open([IDENTIFY]))
 
     async def push(self) -> None:
-        """Tell every peer anew: this node's addresses have changed."""
+        """Send this node's changed addresses to every peer."""
         for peer_id in list(self._host.connections):
             if connection := self._host.connection(peer_id):
                 connection.nursery.start_soon(self._push, connection)
@@ -72,7 +72,7 @@ class Identify:
         try:
             await self._answer(connection, await connection.open([PUSH]))
         except (NetworkError, trio.TooSlowError) as error:
-            logger.debug("%s was not told the new addresses: %s", connection.peer_id, error)
+            logger.debug("cannot send the new addresses to %s: %s", connection.peer_id, error)
 
     async def _answer(self, connection: Connection, stream: Stream) -> None:
         message = IdentifyMessage(
@@ -93,18 +93,18 @@ class Identify:
                 message = IdentifyMessage.FromString(await read_prefixed(stream, MAX_MESSAGE_BYTES))
         except ProtobufError as error:
             stream.reset()
-            raise RemoteRefused(f"{connection.peer_id} identifies itself with what is no identify message") from error
+            raise RemoteRefused(f"{connection.peer_id} sent a malformed identify message") from error
         await stream.aclose()
-        info = Info(
+        info = PeerInfo(
             addresses.usable(message.listen_addrs),
             frozenset(message.protocols[:MAX_PROTOCOLS]),
             message.agent_version[:128],
         )
-        self._learned(connection.peer_id, info)
+        self._on_identified(connection.peer_id, info)
 
 
 class Ping:
-    """Answers pings, and ends connections whose other end no longer answers."""
+    """Answers pings, and closes connections on which the peer no longer answers."""
 
     def __init__(self) -> None:
         self.handlers: dict[str, StreamHandler] = {PING: self._answer}
@@ -125,13 +125,15 @@ class Ping:
             try:
                 await _ping(connection)
             except RemoteRefused:
-                return  # it does not speak ping
+                return  # the peer does not speak ping
             except NetworkError as error:
                 failures += 1
                 logger.debug("ping: %s: %s", connection.peer_id, error)
             else:
                 failures = 0
-        logger.warning("connection with %s ended: %d pings were not answered", connection.peer_id, failures)
+        logger.warning(
+            "closing the connection with %s, because %d pings were not answered", connection.peer_id, failures
+        )
         connection.close()
 
 
@@ -146,6 +148,6 @@ async def _ping(connection: Connection) -> None:
         finally:
             stream.reset()
         if echo != payload:
-            raise NetworkError("the echo is another")
+            raise NetworkError("the echo differs from the ping")
         return
     raise NetworkError(f"no echo within {PING_TIMEOUT_S:g} s")
