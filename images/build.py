@@ -68,10 +68,8 @@ def build(image: Image, settings: Settings, tool: ContainerTool, *, archive: boo
     """Build an image if anything of it changed; returns what was done, in words."""
     context = OUTPUT / "context" / image.name
     wheel = lay_out(image, ROOT / "requirements" / f"{image.name}.txt", context)
-    if image.name == "trainer":
-        (context / "overlay").mkdir()
-        if settings.torch == "cpu":
-            without_cuda(context)
+    if image.name == "trainer" and settings.torch == "cpu":
+        without_cuda(context)
     reference = settings.reference(image.name)
     base = (settings.base, tool.image_id(settings.base)) if settings.base else ()
     made_of = digest(context, tool.name, reference, str(settings.epoch_s), *base)
@@ -85,6 +83,7 @@ def build(image: Image, settings: Settings, tool: ContainerTool, *, archive: boo
         with tempfile.TemporaryDirectory() as private:
             tool.build(
                 *(context, reference),
+                target=image.name,
                 epoch_s=settings.epoch_s,
                 arguments=arguments,
                 labels=labels,

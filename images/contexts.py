@@ -13,6 +13,7 @@ from typing import Any, Final
 from hatchling.builders.wheel import WheelBuilder
 
 ROOT: Final = Path(__file__).parent.parent
+CONTAINERFILE: Final = ROOT / "images" / "Containerfile"
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,12 @@ class Image:
     """One image.
 
     Attributes:
-        name: Its name, and that of the extra and the requirement file that it is made of.
+        name: Its name, which is also that of its target, its extra and its requirements file.
         packages: Where the packages of ours in it are, from the root of the project.
     """
 
     name: str
     packages: tuple[str, ...]
-
-    @property
-    def containerfile(self) -> Path:
-        """How it is built."""
-        return ROOT / "images" / self.name.replace("-", "_") / "Containerfile"
 
 
 IMAGES: Final = (
@@ -82,7 +78,8 @@ def lay_out(image: Image, requirements: Path, directory: Path) -> str:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     shutil.copyfile(requirements, directory / "requirements.txt")
-    shutil.copyfile(image.containerfile, directory / "Containerfile")
+    shutil.copyfile(CONTAINERFILE, directory / "Containerfile")
+    (directory / "overlay").mkdir()
     wheel = build_wheel(image.packages, directory)
     return f"{wheel.name}#sha256={hashlib.sha256(wheel.read_bytes()).hexdigest()}"
 

@@ -27,6 +27,7 @@ class ContainerTool:
         context: Path,
         reference: str,
         *,
+        target: str | None = None,
         epoch_s: int,
         arguments: Mapping[str, str],
         labels: Mapping[str, str],
@@ -36,6 +37,7 @@ class ContainerTool:
         command = [self.name, "build", "--file", str(context / "Containerfile"), "--tag", reference]
         if self.name != "docker":  # which has layers and the time of its environment by itself
             command += ["--layers", "--force-rm", "--timestamp", str(epoch_s)]
+        command += ["--target", target] if target else []
         command += ["--network", "host"] if self.name == "buildah" else []
         command += [f"--build-arg={key}={value}" for key, value in arguments.items()]
         command += [f"--label={key}={value}" for key, value in labels.items()]
