@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.figures import Figure
-from hypha_parameter_server.arithmetic import Nesterov, Source, check, outer_step
-from hypha_parameter_server.safetensors import DTYPES, lay_out, open_header
+from hypha_executor.safetensors import lay_out, open_header
+from hypha_parameter_server.arithmetic import DTYPES, Nesterov, Source, check, outer_step
 
 WORKERS = 4
 _BLOCK = 1 << 20

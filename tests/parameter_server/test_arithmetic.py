@@ -9,10 +9,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hypha_executor.safetensors import lay_out, open_header, read_header
 from hypha_parameter_server import arithmetic
-from hypha_parameter_server.arithmetic import Nesterov, Source, check, outer_step, spans
+from hypha_parameter_server.arithmetic import DTYPES, Nesterov, Source, check, outer_step, spans
 from hypha_parameter_server.errors import Refused
-from hypha_parameter_server.safetensors import DTYPES, lay_out, open_header
 
 EPSILON = {"F64": 1e-14, "F32": 1e-6, "F16": 2e-3, "BF16": 1e-2}
 
@@ -32,27 +32,21 @@ def write(path, tensors, order=None, metadata=None):
     return path
 
 
-def header_of(path):
-    descriptor, header = open_header(path)
-    os.close(descriptor)
-    return header
-
-
 def read(path):
     content = path.read_bytes()
     return {
         name: np.frombuffer(content, DTYPES[tensor.dtype], tensor.count, tensor.offset).reshape(tensor.shape)
-        for name, tensor in header_of(path).tensors.items()
+        for name, tensor in read_header(path).tensors.items()
     }
 
 
 def step(directory, files, shares, optimizer, first):
     momentum = directory / "momentum"
-    sources = [Source(path, header_of(path), share) for path, share in zip(files, shares, strict=True)]
+    sources = [Source(path, read_header(path), share) for path, share in zip(files, shares, strict=True)]
     outer_step(
         sources,
         optimizer,
-        None if first else (momentum, header_of(momentum)),
+        None if first else (momentum, read_header(momentum)),
         (directory / "momentum.new", {}),
         (directory / "update", {}),
     )
@@ -182,7 +176,7 @@ def test_the_length_is_the_euclidean_norm_of_all_tensors(tmp_path_factory, case)
 
 def test_neighbouring_tensors_are_worked_on_as_one(tmp_path):
     tensors = {f"layer.{number:04}": np.ones(3, np.float32) for number in range(1000)}
-    files = [header_of(write(tmp_path / name, tensors)).tensors for name in "ab"]
+    files = [read_header(write(tmp_path / name, tensors)).tensors for name in "ab"]
     assert [(span.count, len(span.offsets)) for span in spans(files)] == [(3000, 2)]
 
 
@@ -196,7 +190,7 @@ def test_tensors_in_another_order_are_matched_by_name(tmp_path):
 
 def test_a_file_cut_short_after_its_check_is_an_error_not_a_crash(tmp_path):
     file = write(tmp_path / "file", {"w": np.ones(100, np.float32)})
-    source = Source(file, header_of(file), 1.0)
+    source = Source(file, read_header(file), 1.0)
     os.truncate(file, file.stat().st_size - 200)
     with pytest.raises(OSError, match="cut short"):
         outer_step([source], Nesterov(1.0, 0.0), None, (tmp_path / "m", {}), (tmp_path / "u", {}))

@@ -264,7 +264,7 @@ def test_a_broken_event_stream_is_taken_up_again(bridge, start):
     for peer in (B, C):
         bridge.push_tensors(peer, tensors(1), round=1)
     assert update(bridge)[1]["bias"].tolist() == [1] * 4
-    assert "subscribing again" in server.log
+    assert "the stream ended; trying again" in server.log
 
 
 def test_an_update_that_was_not_handed_out_is_handed_out_by_the_next_process(bridge, start):

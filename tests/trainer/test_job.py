@@ -3,15 +3,15 @@ from typing import Any
 
 import pytest
 
+from hypha_executor.errors import JobError
 from hypha_messages.job import JobSpec
-from hypha_trainer.errors import JobError
-from hypha_trainer.job import parse_job
+from hypha_trainer.job import parse_train_job
 from support.trainer import JOB_ID, job_spec
 
 
 def test_a_job_is_read_as_the_network_writes_it() -> None:
     spec = JobSpec.model_validate(job_spec(scheduler={"type": "wsd", "warmup_steps": 3, "decay_steps": 9}))
-    job = parse_job(spec.model_dump_json(by_alias=True))
+    job = parse_train_job(spec.model_dump_json(by_alias=True))
     assert job.job_id == JOB_ID
     assert job.model.input_names == ("pixel_values", "labels")
     assert job.schedule is not None
@@ -21,7 +21,7 @@ def test_a_job_is_read_as_the_network_writes_it() -> None:
 
 
 def test_betas_and_epsilon_are_optional() -> None:
-    job = parse_job(json.dumps(job_spec(optimizer={"learning-rate": 0.1, "betas": [0.8, 0.95], "epsilon": None})))
+    job = parse_train_job(json.dumps(job_spec(optimizer={"learning-rate": 0.1, "betas": [0.8, 0.95], "epsilon": None})))
     assert (job.optimizer.learning_rate, job.optimizer.betas, job.optimizer.epsilon) == (0.1, (0.8, 0.95), None)
 
 
@@ -36,24 +36,15 @@ def test_betas_and_epsilon_are_optional() -> None:
         ({"optimizer": {"learning-rate": 1, "betas": [0.9, 1.5]}}, "betas must be two numbers"),
         ({"scheduler": {"type": "step"}}, "config.scheduler.type is 'step', known are cosine-with-warmup"),
         ({"scheduler": {"type": "wsd", "warmup_steps": 1}}, "config.scheduler.decay_steps is missing"),
-        ({"model": {"task": "auto", "artifact": {}, "input-names": []}}, "config.model.input-names must list"),
+        (
+            {"model": {"task": "auto", "artifact": {}, "input-names": []}},
+            "config.model.input-names must be a list",
+        ),
         ({"model": "lenet"}, "config.model must be an object"),
         ({"data": None}, "config.data must be an object"),
     ],
 )
 def test_a_wrong_job_is_refused_by_the_path_of_what_is_wrong(change: dict[str, Any], says: str) -> None:
     with pytest.raises(JobError, match=r"^job\.executor\.") as refusal:
-        parse_job(json.dumps(job_spec(**change)))
+        parse_train_job(json.dumps(job_spec(**change)))
     assert says in str(refusal.value)
-
-
-def test_other_kinds_of_jobs_are_refused() -> None:
-    spec = job_spec()
-    spec["executor"]["class"] = "aggregate"
-    with pytest.raises(JobError, match="'aggregate', this executor only trains"):
-        parse_job(json.dumps(spec))
-
-
-def test_what_is_no_json_is_refused() -> None:
-    with pytest.raises(JobError, match="not JSON"):
-        parse_job("{job")

@@ -10,9 +10,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast, ViTImageProcessor, Wav2Vec2FeatureExtractor
 
+from hypha_executor.errors import JobError
 from hypha_messages.job import ModelType, PreprocessorType
-from hypha_trainer.errors import JobError
-from hypha_trainer.job import parse_job
+from hypha_trainer.job import parse_train_job
 from hypha_trainer.models import auto_class, load_model, load_preprocessor
 from hypha_trainer.preprocessing import Preparation, slice_names
 from support.trainer import job_spec, language_model
@@ -125,7 +125,7 @@ def preprocessing_job(task: str, names: list[str], model_names: list[str], model
 
 def test_an_image_processor_makes_the_models_inputs_and_labels_pass_through(tmp_path: Path) -> None:
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path)
-    job = parse_job(preprocessing_job("image", ["images"], ["pixel_values", "labels"]))
+    job = parse_train_job(preprocessing_job("image", ["images"], ["pixel_values", "labels"]))
     assert slice_names(job) == (("images",), ("pixel_values", "labels"))
     prepare = Preparation(job, load_preprocessor("image", tmp_path, trust_remote_code=False))
     rows = {
@@ -141,7 +141,9 @@ def test_a_tokenizer_reads_text_from_rows_of_bytes_and_padding_is_not_learnt(tmp
     words = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1, "one": 2, "two": 3}, unk_token="[UNK]"))
     words.pre_tokenizer = Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]").save_pretrained(tmp_path)
-    job = parse_job(preprocessing_job("tokenizer", ["text"], ["input_ids", "attention_mask", "labels"], "causal-lm"))
+    job = parse_train_job(
+        preprocessing_job("tokenizer", ["text"], ["input_ids", "attention_mask", "labels"], "causal-lm")
+    )
     prepare = Preparation(job, load_preprocessor("tokenizer", tmp_path, trust_remote_code=False))
     rows = [b"one two one".ljust(16, b"\0"), b"two".ljust(16, b"\0")]
     made = prepare({"text": torch.from_numpy(np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(2, 16).copy())})
@@ -151,14 +153,14 @@ def test_a_tokenizer_reads_text_from_rows_of_bytes_and_padding_is_not_learnt(tmp
 
 def test_a_feature_extractor_takes_rows_of_sound(tmp_path: Path) -> None:
     Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
-    job = parse_job(preprocessing_job("feature", ["raw_speech"], ["input_values"]))
+    job = parse_train_job(preprocessing_job("feature", ["raw_speech"], ["input_values"]))
     prepare = Preparation(job, load_preprocessor("feature", tmp_path, trust_remote_code=False))
     assert prepare({"raw_speech": torch.rand(3, 400)})["input_values"].shape == (3, 400)
 
 
 def test_inputs_that_nobody_makes_are_named(tmp_path: Path) -> None:
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path)
-    job = parse_job(preprocessing_job("image", ["images"], ["pixel_values", "labels"]))
+    job = parse_train_job(preprocessing_job("image", ["images"], ["pixel_values", "labels"]))
     prepare = Preparation(job, load_preprocessor("image", tmp_path, trust_remote_code=False))
     with pytest.raises(JobError, match=r"gives \['labels'\], only \['pixel_values'\]"):
         prepare({"images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)})
@@ -166,7 +168,7 @@ def test_inputs_that_nobody_makes_are_named(tmp_path: Path) -> None:
 
 def test_what_a_preprocessor_cannot_take_is_described(tmp_path: Path) -> None:
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path)
-    job = parse_job(preprocessing_job("image", ["images"], ["pixel_values"]))
+    job = parse_train_job(preprocessing_job("image", ["images"], ["pixel_values"]))
     prepare = Preparation(job, load_preprocessor("image", tmp_path, trust_remote_code=False))
     with pytest.raises(JobError, match=r"failed on \{'images': 'torch.float32 \[5\]'\}"):
         prepare({"images": torch.zeros(5)})

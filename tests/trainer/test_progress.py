@@ -6,19 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypha_trainer.bridge import Answer
-from hypha_trainer.errors import TrainerError
+from hypha_executor.errors import ExecutorError
+from hypha_executor.progress import Answer, Progress
 from hypha_trainer.progress import MOST_ERRORS, Countdown, Metrics, Reporter, summarise
+
+Json = dict[str, Any]
 
 
 class Scheduler:
     """Answers reports by a function; as a bridge does, over the network."""
 
-    def __init__(self, answer: Callable[[Any], Answer]):
+    def __init__(self, answer: Callable[[Any], Json]):
         self.answer = answer
         self.reports: list[Any] = []
 
-    def report(self, progress: Any) -> Answer:
+    def report(self, progress: Any) -> Json:
         self.reports.append(progress)
         return self.answer(progress)
 
@@ -33,12 +35,12 @@ def batches_until_update(reporter: Reporter, duration_s: float = 100.0, limit: i
 
 @given(told_at=st.integers(1, 5), counter=st.integers(0, 5))
 def test_the_scheduler_says_how_many_more_batches_are_trained(told_at: int, counter: int) -> None:
-    def answer(progress: Any) -> Answer:
+    def answer(progress: Any) -> Json:
         told = isinstance(progress, dict) and len(scheduler.reports) == told_at
-        return Answer("ScheduleUpdate", counter) if told else Answer("Continue")
+        return {"type": "ScheduleUpdate", "counter": counter} if told else {"type": "Continue"}
 
     scheduler = Scheduler(answer)
-    reporter = Reporter(scheduler)
+    reporter = Reporter(Progress(scheduler))
     assert batches_until_update(reporter) == told_at + counter
     reporter.finish_round()
     assert scheduler.reports == [{"status": {"batch_size": 8}}] * (told_at + counter) + ["update"]
@@ -48,12 +50,12 @@ def test_the_scheduler_says_how_many_more_batches_are_trained(told_at: int, coun
 def test_a_slow_scheduler_does_not_stop_the_batches_and_costs_one_at_most() -> None:
     asked, may_answer = threading.Event(), threading.Event()
 
-    def answer(_: Any) -> Answer:
+    def answer(_: Any) -> Json:
         asked.set()
         may_answer.wait(20)
-        return Answer("ScheduleUpdate", 0)
+        return {"type": "ScheduleUpdate", "counter": 0}
 
-    reporter = Reporter(Scheduler(answer))
+    reporter = Reporter(Progress(Scheduler(answer)))
     reporter.batch_done(8, duration_s=0.0)
     assert asked.wait(20)
     assert not reporter.countdown.over  # the next batch is trained meanwhile
@@ -64,36 +66,36 @@ def test_a_slow_scheduler_does_not_stop_the_batches_and_costs_one_at_most() -> N
 
 def test_a_later_schedule_replaces_the_earlier_one() -> None:
     countdown = Countdown()
-    countdown.answered(Answer("ScheduleUpdate", 5), batches_since=0)
+    countdown.answered(Answer(batches_left=5), batches_since=0)
     countdown.batch_done()
-    countdown.answered(Answer("ScheduleUpdate", 1), batches_since=1)
+    countdown.answered(Answer(batches_left=1), batches_since=1)
     assert countdown.over
 
 
 def test_a_few_errors_are_endured_but_not_for_ever() -> None:
-    reporter = Reporter(Scheduler(lambda _: Answer("Error")))
+    reporter = Reporter(Progress(Scheduler(lambda _: {"type": "Error"})))
     for _ in range(MOST_ERRORS - 1):
         reporter.batch_done(8, duration_s=100.0)
-    with pytest.raises(TrainerError, match="dropped this worker"):
+    with pytest.raises(ExecutorError, match="dropped this worker"):
         reporter.batch_done(8, duration_s=100.0)
 
 
 @pytest.mark.parametrize(("kind", "done"), [("Done", True), ("Continue", False), ("Ok", False)])
 def test_the_answer_to_a_merged_update_ends_or_continues_the_training(kind: str, done: bool) -> None:
-    scheduler = Scheduler(lambda _: Answer(kind))
-    assert Reporter(scheduler).update_received() is done
+    scheduler = Scheduler(lambda _: {"type": kind})
+    assert Reporter(Progress(scheduler)).update_received() is done
     assert scheduler.reports == ["update-received"]
 
 
 def test_metrics_of_fast_batches_are_sent_together() -> None:
     now_s, sent = 0.0, threading.Semaphore(0)
 
-    def answer(_: Any) -> Answer:
+    def answer(_: Any) -> Json:
         sent.release()
-        return Answer("Ok")
+        return {"type": "Ok"}
 
     scheduler = Scheduler(answer)
-    metrics = Metrics(scheduler, every_s=1.0, clock=lambda: now_s)
+    metrics = Metrics(Progress(scheduler), every_s=1.0, clock=lambda: now_s)
     metrics.batch_done(1, loss=4.0, duration_s=0.5, samples=8)
     assert sent.acquire(timeout=20)
     for loss in (3.0, 1.0):

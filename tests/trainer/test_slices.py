@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from hypha_trainer.bridge import Bridge as Client
-from hypha_trainer.errors import JobError, TrainerError
+from hypha_executor.bridge import Bridge as Client
+from hypha_executor.errors import ExecutorError, JobError
 from hypha_trainer.processes import Processes
 from hypha_trainer.slices import Batches, Tensors, cut, fetch_slices, read_slice
 from support.trainer import Hub
@@ -54,7 +54,7 @@ def test_a_slice_that_does_not_fit_the_job_is_refused(tmp_path: Path, tensors: T
 def test_a_truncated_slice_is_refused(tmp_path: Path) -> None:
     save_file(a_slice(0, 4) | {"x": torch.ones(4, 2)}, tmp_path / "slice")
     (tmp_path / "slice").write_bytes((tmp_path / "slice").read_bytes()[:-3])
-    with pytest.raises(TrainerError, match="not a whole SafeTensors file"):
+    with pytest.raises(ExecutorError, match="not a whole SafeTensors file"):
         read_slice(tmp_path / "slice", ("x",))
 
 

@@ -157,3 +157,11 @@ def test_a_trainer_whose_bridge_is_gone_ends(hub: Hub, open_bridge: OpenBridge) 
     bridge.end_events()
     assert trainer.wait(timeout=60) == 3
     assert batches_of_last_round(hub.reports[0])
+
+
+def test_an_update_that_does_not_come_in_time_is_reported_with_the_remedy(
+    hub: Hub, open_bridge: OpenBridge, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.trainers = 2
+    assert main(arguments(open_bridge(hub), job_spec(), "--update-timeout-s", "0.1")) == 3
+    assert "is the parameter server alive? (--update-timeout-s" in capfd.readouterr().out

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file, save_model
 
-from hypha_trainer.errors import TrainerError
+from hypha_executor.errors import ExecutorError
+from hypha_executor.safetensors import read_header
 from hypha_trainer.replicas import Weights, exchanged_groups
-from hypha_trainer.weights import Tensors, add_update, difference, is_finite, read_metadata, save_tensors
+from hypha_trainer.weights import Tensors, add_update, difference, is_finite, save_tensors
 from support.trainer import language_model
 
 
@@ -28,7 +29,7 @@ def test_a_file_reads_as_safetensors_reads_it(tmp_path: Path) -> None:
     assert loaded.keys() == weights().keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in weights().items())
     assert all(loaded[name].dtype == tensor.dtype for name, tensor in weights().items())
-    assert read_metadata(path) == {"round": "3", "job_id": "ünicode"}
+    assert read_header(path).metadata == {"round": "3", "job_id": "ünicode"}
     assert [left.name for left in tmp_path.iterdir()] == [path.name]
 
 
@@ -63,7 +64,7 @@ def test_a_wrong_update_is_refused_and_changes_nothing(
     update = {name: tensor for name, tensor in {**weights(), **change}.items() if tensor is not None}
     save_file(update, tmp_path / "update")
     mine = weights()
-    with pytest.raises(TrainerError, match=says):
+    with pytest.raises(ExecutorError, match=says):
         add_update(mine, tmp_path / "update")
     assert all(torch.equal(mine[name], tensor) for name, tensor in weights().items())
 
@@ -72,7 +73,7 @@ def test_a_truncated_update_is_refused(tmp_path: Path) -> None:
     save_file(weights(), tmp_path / "update")
     whole = (tmp_path / "update").read_bytes()
     (tmp_path / "update").write_bytes(whole[:-1])
-    with pytest.raises(TrainerError, match="not a whole SafeTensors file"):
+    with pytest.raises(ExecutorError, match="not a whole SafeTensors file"):
         add_update(weights(), tmp_path / "update")
 
 
@@ -95,7 +96,7 @@ def test_an_update_of_another_precision_is_added_in_the_models_own(tmp_path: Pat
 
 def test_a_diverged_model_is_not_sent() -> None:
     local = {**weights(), "b.half": torch.full((5,), float("nan"), dtype=torch.bfloat16)}
-    with pytest.raises(TrainerError, match=r"b.half is not finite after training.*lower the learning rate"):
+    with pytest.raises(ExecutorError, match=r"b.half is not finite after training.*lower the learning rate"):
         list(difference(local.items(), weights()))
 
 

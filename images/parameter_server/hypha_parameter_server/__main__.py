@@ -5,45 +5,40 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from hypha_parameter_server.bridge import Arrivals, Bridge
-from hypha_parameter_server.errors import JobError, ParameterServerError
-from hypha_parameter_server.job import parse_job
+from hypha_executor.arguments import executor_parser, read_job
+from hypha_executor.bridge import Bridge
+from hypha_executor.errors import ExecutorError
+from hypha_executor.incoming import Incoming
+from hypha_parameter_server.job import parse_aggregate_job
 from hypha_parameter_server.rounds import Policy
-from hypha_parameter_server.server import INCOMING, Server
+from hypha_parameter_server.server import Server
 from hypha_parameter_server.store import Store
 
 log = logging.getLogger("hypha_parameter_server")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job; the exit status is 0 once the scheduler says it is done, 1 for a failure, 2 for an unusable job."""
+    """Run the job; return the exit code: 0 once the scheduler says that the job is done, else that of the error."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        job = parse_job(options.job if options.job is not None else options.job_file.read_text())
+        job = parse_aggregate_job(read_job(options))
         policy = Policy(options.deadline_s, options.quorum, options.clip_factor)
-        store = Store(options.work_dir, job.job_id)
-        arrivals = Arrivals(options.socket, job.updates, INCOMING)
-        Server(job, Bridge(options.socket), store, policy).run(arrivals)
-    except JobError as error:
+        bridge, store = Bridge(options.socket, options.work_dir), Store(options.work_dir, job.job_id)
+        Server(job, bridge, store, policy).run(Incoming(bridge, job.updates))
+    except ExecutorError as error:
         log.error("%s", error)  # noqa: TRY400 - the text says what to do
-        return 2
-    except (ParameterServerError, OSError) as error:
+        return error.exit_code
+    except OSError as error:
         log.error("%s", error)  # noqa: TRY400 - as above
-        return 1
+        return ExecutorError.exit_code
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hypha_parameter_server", description=__doc__)
-    parser.add_argument("--socket", type=Path, required=True, help="the job bridge's socket")
-    parser.add_argument("--work-dir", type=Path, required=True, help="the job's work directory")
-    job = parser.add_mutually_exclusive_group(required=True)
-    job.add_argument("--job", help="the job specification as JSON")
-    job.add_argument("--job-file", type=Path, help="a file with the job specification")
+    parser = executor_parser("hypha_parameter_server", __doc__)
     parser.add_argument(
         "--deadline-s",
         type=_positive,

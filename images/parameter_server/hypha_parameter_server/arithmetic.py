@@ -13,10 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import ml_dtypes
 import numpy as np
 
+from hypha_executor.safetensors import Header, Tensor, lay_out
 from hypha_parameter_server.errors import Refused
-from hypha_parameter_server.safetensors import DTYPES, Header, Tensor, lay_out
+
+DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+}
+"""NumPy's dtypes of all those that `hypha_executor.safetensors` reads."""
 
 CHUNK_ELEMENTS: Final = 1 << 18
 _WIDEST: Final = 8

@@ -1,28 +1,11 @@
-"""What can go wrong.
+"""Why a pseudo-gradient is not taken; what ends the parameter server is in `hypha_executor.errors`."""
 
-ParameterServerError
-├── JobError       the job can't be run as specified
-├── BridgeError    the bridge is gone or refuses
-└── Refused        one pseudo-gradient is not taken; the round goes on without it
-    └── Untimely   it is not for the round being collected, so its peer may still send one that is
-"""
+from hypha_executor.errors import ExecutorError
 
 
-class ParameterServerError(Exception):
-    """Base of this package's errors; the text is for the operator's log."""
-
-
-class JobError(ParameterServerError):
-    """The job's specification is incomplete or contradictory."""
-
-
-class BridgeError(ParameterServerError):
-    """The bridge can't be reached or has refused a request."""
-
-
-class Refused(ParameterServerError):  # noqa: N818 - it is a verdict, not a failure of ours
-    """A file that doesn't become part of a round; the text says why."""
+class Refused(ExecutorError):  # noqa: N818 - a verdict on a file, not a failure of the parameter server
+    """A file does not become part of a round, which goes on without it. The text is a predicate that says why."""
 
 
 class Untimely(Refused):
-    """A file of another round, or a second one for the same."""
+    """A file is for another round, or its peer has sent one for this round. The peer may still send the right one."""

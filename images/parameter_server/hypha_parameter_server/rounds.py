@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
 
+from hypha_executor.safetensors import Header, Layout
 from hypha_parameter_server.errors import Refused, Untimely
-from hypha_parameter_server.safetensors import Header, Layout
-
-_MAX_COUNT = 2**53
 
 
 @dataclass(frozen=True)
@@ -47,22 +45,6 @@ class Selection:
     round: int
     chosen: Sequence[Contribution]
     misfits: Sequence[Contribution]
-
-
-def count_in(metadata_value: str | None, name: str) -> int | None:
-    """A count in a file's metadata.
-
-    Raises:
-        Refused: it is there, but not a natural number of sane size.
-    """
-    if metadata_value is None:
-        return None
-    if not (metadata_value.isascii() and metadata_value.isdigit() and len(metadata_value) <= 16):
-        raise Refused(f"has {name} {metadata_value[:40]!r} in its metadata, which is not a count")
-    value = int(metadata_value)
-    if value > _MAX_COUNT:
-        raise Refused(f"has {name} {value} in its metadata, which is beyond {_MAX_COUNT}")
-    return value
 
 
 def check_round(label: int | None, expected: int | None) -> None:

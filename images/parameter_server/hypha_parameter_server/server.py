@@ -5,12 +5,16 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
+from hypha_executor.bridge import Bridge
+from hypha_executor.errors import MalformedFileError
+from hypha_executor.incoming import Incoming, Received
+from hypha_executor.labels import parse_labels
+from hypha_executor.progress import Progress
+from hypha_executor.safetensors import open_header
 from hypha_parameter_server.arithmetic import Nesterov, Source, check
-from hypha_parameter_server.bridge import Arrival, Arrivals, Bridge
 from hypha_parameter_server.errors import Refused, Untimely
-from hypha_parameter_server.job import Job
+from hypha_parameter_server.job import AggregateJob
 from hypha_parameter_server.rounds import (
     Contribution,
     Policy,
@@ -18,25 +22,22 @@ from hypha_parameter_server.rounds import (
     check_job,
     check_layout,
     check_round,
-    count_in,
     quorum_of,
     select,
     weights,
 )
-from hypha_parameter_server.safetensors import Header, open_header
 from hypha_parameter_server.store import Store
 
 log = logging.getLogger(__name__)
-
-INCOMING: Final = "incoming"
 
 
 class Server:
     """Runs one job; `run` returns when the scheduler says that the job is done."""
 
-    def __init__(self, job: Job, bridge: Bridge, store: Store, policy: Policy) -> None:
+    def __init__(self, job: AggregateJob, bridge: Bridge, store: Store, policy: Policy) -> None:
         self._job = job
         self._bridge = bridge
+        self._progress = Progress(bridge)
         self._store = store
         self._policy = policy
         self._pending: dict[str, Contribution] = {}
@@ -44,7 +45,7 @@ class Server:
         self._round_began: float | None = None
         self._overdue = False
 
-    def run(self, arrivals: Arrivals) -> None:
+    def run(self, incoming: Incoming) -> None:
         """Serves rounds until the scheduler answers that the job is done.
 
         Raises:
@@ -54,40 +55,40 @@ class Server:
         done = self._deliver()
         for peer, path in self._store.unmerged():
             self._take(peer, path)
-        for peer, name in self._store.unannounced(INCOMING, self._job.members):
-            self._receive(Arrival(peer, name))
+        for received in self._store.unannounced(self._job.members):
+            self._receive(received)
         while not done:
             selection = self._select()
             if selection is not None:
                 done = self._close_round(selection)
                 continue
-            arrival = arrivals.get(self._until_deadline_s())
-            if arrival is not None:
-                self._receive(arrival)
+            arrived = incoming.next(self._until_deadline_s())
+            if arrived is not None:
+                self._receive(arrived)
         log.info("The scheduler says that the job is done")
 
     @property
     def _expected(self) -> int | None:
         return None if self._store.last_round is None else self._store.last_round + 1
 
-    def _receive(self, arrival: Arrival) -> None:
+    def _receive(self, received: Received) -> None:
         try:
-            if arrival.peer in self._job.members:
-                claimed = self._store.claim(arrival.peer, arrival.path)
+            if received.peer in self._job.members:
+                claimed = self._store.claim(received.peer, received.path)
                 if claimed is None:
-                    log.warning("The file %.200r from %s is not there", arrival.path, arrival.peer)
+                    log.warning("The file %.200r from %s is not there", received.path, received.peer)
                 else:
-                    self._take(arrival.peer, claimed)
+                    self._take(received.peer, claimed)
             else:
-                log.warning("Refused: a file from %.100r, which is no member of this job", arrival.peer)
-                self._store.discard(arrival.path)
+                log.warning("Refused: a file from %.100r, which is no member of this job", received.peer)
+                self._store.discard(received.path)
         except Refused as verdict:
-            log.warning("Refused: the file from %.100r %s", arrival.peer, verdict)
+            log.warning("Refused: the file from %.100r %s", received.peer, verdict)
 
     def _take(self, peer: str, path: Path) -> None:
         try:
             contribution = self._check(peer, path)
-        except Refused as verdict:
+        except (Refused, MalformedFileError) as verdict:
             log.warning("Refused: the pseudo-gradient from %s %s", peer, verdict)
             path.unlink(missing_ok=True)
             if not isinstance(verdict, Untimely):
@@ -111,15 +112,18 @@ class Server:
     def _check(self, peer: str, path: Path) -> Contribution:
         if peer in self._pending:
             raise Untimely("is its second for this round")
-        descriptor, header = _open(path)
         try:
-            number = count_in(header.metadata.get("round"), "round")
-            samples = count_in(header.metadata.get("samples"), "samples")
-            check_round(number, self._expected)
-            check_job(header.metadata.get("job_id"), self._job.job_id)
+            descriptor, header = open_header(path)
+        except OSError as error:  # a symbolic link, for example
+            raise Refused(f"can't be opened: {error.strerror}") from error
+        try:
+            labels = parse_labels(header.metadata)
+            check_round(labels.round, self._expected)
+            check_job(labels.job_id, self._job.job_id)
             if self._store.layout is not None:
                 check_layout(header.layout, self._store.layout)
-            return Contribution(peer, path, header, check(descriptor, header), number, samples)
+            norm = check(descriptor, header)
+            return Contribution(peer, path, header, norm, labels.round, labels.samples)
         finally:
             os.close(descriptor)
 
@@ -193,16 +197,12 @@ class Server:
         if delivery.round is None:
             return False
         if delivery.done is None:
-            delivery = replace(delivery, done=self._bridge.report_updated())
+            answer = self._progress.outer_step_taken()
+            if answer.failed:
+                log.warning("The scheduler answered the report of an outer step with an error; going on")
+            delivery = replace(delivery, done=answer.done)
             self._store.record(delivery)
         if not delivery.sent:
             self._bridge.send(self._job.results, self._store.last_update())
             self._store.record(replace(delivery, sent=True))
         return bool(delivery.done)
-
-
-def _open(path: Path) -> tuple[int, Header]:
-    try:
-        return open_header(path)
-    except OSError as error:  # a symbolic link, say
-        raise Refused(f"can't be opened: {error.strerror}") from error

@@ -12,16 +12,18 @@ job with it, while a killed process loses no page.
 import contextlib
 import json
 import logging
-import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from hypha_executor.errors import JobError, MalformedFileError
+from hypha_executor.incoming import DIRECTORY, Received
+from hypha_executor.labels import Labels
+from hypha_executor.safetensors import Layout, read_header
 from hypha_parameter_server.arithmetic import Nesterov, Source, outer_step
-from hypha_parameter_server.errors import JobError, Refused
-from hypha_parameter_server.safetensors import Header, Layout, open_header
+from hypha_parameter_server.errors import Refused
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +70,11 @@ class Store:
 
     def _resume(self) -> None:
         try:
-            metadata = _header(self._momentum).metadata
+            metadata = read_header(self._momentum).metadata
             self.last_round = int(metadata["round"])
-            self.layout = _header(self._update(self.last_round)).layout
+            self.layout = read_header(self._update(self.last_round)).layout
             consumed = [_parse(Path(name)) for name in json.loads(metadata["consumed"])]
-        except (Refused, OSError, KeyError, ValueError) as error:
+        except (MalformedFileError, OSError, KeyError, ValueError) as error:
             raise JobError(
                 f"{self._own} holds a state that can't be read ({error}); remove it to start anew"
             ) from error
@@ -112,13 +114,13 @@ class Store:
         """Pseudo-gradients (peer and file) that an earlier process took over, in the order of their arrival."""
         return [(peer, path) for peer, path, _ in sorted(self._contributions(), key=lambda item: item[2])]
 
-    def unannounced(self, directory: str, members: Collection[str]) -> list[tuple[str, str]]:
-        """Whole files of members (peer and path) that lie where the bridge puts them; its word of them may be lost."""
+    def unannounced(self, members: Collection[str]) -> list[Received]:
+        """Return the complete files of members where the bridge puts them. Their announcements may have been lost."""
         found = []
-        for path in sorted((self._work_dir / directory).glob("*"), key=lambda path: path.lstat().st_mtime):
+        for path in sorted((self._work_dir / DIRECTORY).glob("*"), key=lambda path: path.lstat().st_mtime):
             peer = path.name.partition(".")[0]
             if peer in members and _is_whole(path):
-                found.append((peer, str(path.relative_to(self._work_dir))))
+                found.append(Received(peer, str(path.relative_to(self._work_dir))))
         return found
 
     def _contributions(self) -> Iterator[tuple[str, Path, int]]:
@@ -138,11 +140,11 @@ class Store:
         """
         new_momentum, new_update = self._own / "momentum.new", self._own / "update.new"
         consumed = json.dumps([source.path.name for source in sources])
-        labels = {"job_id": self._job_id, "round": str(number)}
+        labels = Labels(self._job_id, number).to_metadata()
         outer_step(
             sources,
             optimizer,
-            (self._momentum, _header(self._momentum)) if self.last_round is not None else None,
+            (self._momentum, read_header(self._momentum)) if self.last_round is not None else None,
             (new_momentum, {**labels, "consumed": consumed}),
             (new_update, labels),
         )
@@ -159,11 +161,11 @@ class Store:
             if number is not None and int(path.stem.removeprefix("update-")) < number:
                 path.unlink()
 
-    def last_update(self) -> str:
-        """The last update, relative to the work directory."""
+    def last_update(self) -> Path:
+        """Return the file of the last update."""
         if self.last_round is None:
             raise ValueError("there is no update before the first round")
-        return str(self._update(self.last_round).relative_to(self._work_dir))
+        return self._update(self.last_round)
 
     def delivery(self) -> Delivery:
         """How far the last update got."""
@@ -181,12 +183,6 @@ class Store:
         return self._own / f"update-{number}.safetensors"
 
 
-def _header(path: Path) -> Header:
-    descriptor, header = open_header(path)
-    os.close(descriptor)
-    return header
-
-
 def _parse(path: Path) -> tuple[str, int]:
     """The peer and the number in the name of a contribution; ValueError."""
     match = _CONTRIBUTION.fullmatch(path.name)
@@ -197,7 +193,7 @@ def _parse(path: Path) -> tuple[str, int]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        _header(path)
-    except (Refused, OSError):
+        read_header(path)
+    except (MalformedFileError, OSError):
         return False
     return True

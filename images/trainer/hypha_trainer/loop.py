@@ -8,15 +8,19 @@ import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR
 
-from hypha_trainer.bridge import Bridge, Updates
-from hypha_trainer.errors import TrainerError
-from hypha_trainer.job import Job
+from hypha_executor.bridge import Bridge
+from hypha_executor.errors import BridgeError, ExecutorError
+from hypha_executor.incoming import Incoming
+from hypha_executor.labels import Labels
+from hypha_executor.progress import Progress
+from hypha_executor.safetensors import read_header
+from hypha_trainer.job import TrainJob
 from hypha_trainer.log import log
 from hypha_trainer.processes import Processes
 from hypha_trainer.progress import Metrics, Reporter
 from hypha_trainer.replicas import Weights
 from hypha_trainer.slices import Batch, Batches
-from hypha_trainer.weights import Tensors, add_update, difference, read_metadata, save_tensors
+from hypha_trainer.weights import Tensors, add_update, difference, save_tensors
 
 
 @dataclass
@@ -50,27 +54,30 @@ class Training:
             outputs = self.model(**batch.inputs)
         except (TypeError, ValueError, IndexError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
-                raise TrainerError("out of GPU memory; use a smaller batch_size or a larger worker") from error
+                raise ExecutorError("out of GPU memory; use a smaller batch_size or a larger worker") from error
             shapes = ", ".join(f"{k} {v.dtype} {list(v.shape)}".replace("torch.", "") for k, v in batch.inputs.items())
-            raise TrainerError(f"the model refused a batch ({shapes}): {' '.join(str(error).split())[:400]}") from error
+            raise ExecutorError(
+                f"the model refused a batch ({shapes}): {' '.join(str(error).split())[:400]}"
+            ) from error
         loss = outputs if isinstance(outputs, torch.Tensor) else outputs.get("loss")
         if loss is None:
-            raise TrainerError("the model computed no loss; name its labels among the model's input-names")
+            raise ExecutorError("the model computed no loss; name its labels among the model's input-names")
         return loss
 
 
 class Coordinator:
     """The main process's side of a job: everything that goes over the bridge."""
 
-    def __init__(self, bridge: Bridge, job: Job, work_dir: Path, start: Tensors, update_timeout_s: float):
+    def __init__(self, bridge: Bridge, job: TrainJob, work_dir: Path, start: Tensors, update_timeout_s: float):
         self._bridge = bridge
         self._job = job
         self._work_dir = work_dir
         self._update_timeout_s = update_timeout_s
-        self._updates = Updates(bridge, job.results)
-        self._updates.wait_open()
-        self._reporter = Reporter(bridge)
-        self._metrics = Metrics(bridge)
+        self._incoming = Incoming(bridge, job.results)
+        self._incoming.wait_open()
+        progress = Progress(bridge)
+        self._reporter = Reporter(progress)
+        self._metrics = Metrics(progress)
         self._merged_round = ""
         self.weights = start
         self.samples = 0
@@ -88,8 +95,8 @@ class Coordinator:
         self._metrics.flush(self.round)
         self._reporter.finish_round()
         path = self._work_dir / f"pseudo-gradient-{self.round}.safetensors"
-        metadata = {"job_id": self._job.job_id, "round": str(self.round), "samples": str(self.samples)}
-        save_tensors(path, difference(weights.whole(), self.weights), self.weights, metadata)
+        labels = Labels(self._job.job_id, self.round, self.samples)
+        save_tensors(path, difference(weights.whole(), self.weights), self.weights, labels.to_metadata())
         self._bridge.send(self._job.updates, path)
         return path
 
@@ -97,8 +104,8 @@ class Coordinator:
         """Waits for the round's update and adds it to the global weights."""
         deadline = time.monotonic() + self._update_timeout_s
         while True:
-            path = self._updates.next(max(0.0, deadline - time.monotonic()))
-            update_round = read_metadata(path).get("round", "")
+            path = self._next_update(max(0.0, deadline - time.monotonic()))
+            update_round = read_header(path).metadata.get("round", "")
             if update_round and update_round == self._merged_round:
                 log(f"an update of round {update_round} came again and is left out")
                 path.unlink()
@@ -106,6 +113,15 @@ class Coordinator:
             add_update(self.weights, path)
             self._merged_round = update_round
             return path.unlink()
+
+    def _next_update(self, timeout_s: float) -> Path:
+        received = self._incoming.next(timeout_s)
+        if received is None:
+            raise BridgeError(
+                f"no update came within {self._update_timeout_s:.0f} s; is the parameter server alive? "
+                "(--update-timeout-s waits longer)"
+            )
+        return self._bridge.inside(received.path)
 
     def next_round(self) -> bool:
         """Reports the merged update; whether training is done."""

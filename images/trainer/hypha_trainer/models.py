@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig
 
-from hypha_trainer.errors import JobError
+from hypha_executor.errors import JobError
 from hypha_trainer.log import log
 
 SEED = 20_77

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 
-from hypha_trainer.errors import JobError
-from hypha_trainer.job import Artifact, Job
+from hypha_executor.errors import JobError
+from hypha_trainer.job import Artifact, TrainJob
 
 Tensors = dict[str, torch.Tensor]
 
 
-def slice_names(job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def slice_names(job: TrainJob) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The tensors that a slice must have, and those it may have because else the preprocessor makes them."""
     if job.preprocessor is None:
         return job.model.input_names, ()
@@ -21,7 +21,7 @@ def slice_names(job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
 class Preparation:
     """Applies the job's preprocessor and selects the model's inputs, in the model's number formats."""
 
-    def __init__(self, job: Job, preprocessor: Any):
+    def __init__(self, job: TrainJob, preprocessor: Any):
         self._job = job
         self._preprocessor = preprocessor
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from hypha_trainer.errors import TrainerError
+from hypha_executor.errors import ExecutorError
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Processes:
                 box = [_Raised(error)]
         dist.broadcast_object_list(box, src=0, group=group)
         if isinstance(box[0], _Raised):
-            raise box[0].error if self.main else TrainerError(f"the main process stopped: {box[0].error}")
+            raise box[0].error if self.main else ExecutorError(f"the main process stopped: {box[0].error}")
         return box[0]  # type: ignore[no-any-return]
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 
-from hypha_trainer.bridge import Answer, Bridge
-from hypha_trainer.errors import BridgeError, TrainerError
+from hypha_executor.errors import BridgeError, ExecutorError
+from hypha_executor.progress import Answer, Progress
 from hypha_trainer.log import log
 
 MOST_ERRORS = 20
@@ -19,7 +19,7 @@ METRICS_EVERY_S = 0.25
 class Countdown:
     """How many batches are left until the update; unknown (None) until the scheduler says.
 
-    `ScheduleUpdate{counter}` in answer to the report of a batch: that many more batches after it.
+    The answer to the report of a batch may set how many more batches follow it.
     """
 
     def __init__(self) -> None:
@@ -32,8 +32,8 @@ class Countdown:
 
     def answered(self, answer: Answer, batches_since: int) -> None:
         """The answer to a report came, `batches_since` batches after the reported one."""
-        if answer.kind == "ScheduleUpdate" and answer.counter is not None:
-            self.left = max(0, answer.counter - batches_since)
+        if answer.batches_left is not None:
+            self.left = max(0, answer.batches_left - batches_since)
 
     @property
     def over(self) -> bool:
@@ -48,8 +48,8 @@ class Reporter:
     where the scheduler says, fast ones do not wait for the network and may overrun by one.
     """
 
-    def __init__(self, bridge: Bridge):
-        self._bridge = bridge
+    def __init__(self, progress: Progress):
+        self._progress = progress
         self._thread = ThreadPoolExecutor(1, "progress")
         self._pending: Future[Answer] | None = None
         self._errors = 0
@@ -59,21 +59,21 @@ class Reporter:
         """Reports a batch of `samples`, trained in `duration_s`; takes in the answers that are there."""
         self.countdown.batch_done()
         self._collect(batches_since=1, timeout_s=None)
-        self._pending = self._thread.submit(self._bridge.report, {"status": {"batch_size": samples}})
+        self._pending = self._thread.submit(self._progress.batch_trained, samples)
         self._collect(batches_since=0, timeout_s=duration_s / 10)
 
     def finish_round(self) -> None:
         """Waits for the last answer and says that the update is on its way; the next round counts anew."""
         self._collect(batches_since=0, timeout_s=None)
-        self._check(self._bridge.report("update"))
+        self._check(self._progress.update_due())
         self.countdown = Countdown()
 
     def update_received(self) -> bool:
         """Says that the update is merged; whether training is done."""
         while True:
-            answer = self._check(self._bridge.report("update-received"))
-            if answer.kind != "Error":
-                return answer.kind == "Done"
+            answer = self._check(self._progress.update_merged())
+            if not answer.failed:
+                return answer.done
             time.sleep(0.5)
 
     def _collect(self, batches_since: int, timeout_s: float | None) -> None:
@@ -87,11 +87,11 @@ class Reporter:
         self.countdown.answered(self._check(answer), batches_since)
 
     def _check(self, answer: Answer) -> Answer:
-        self._errors = self._errors + 1 if answer.kind == "Error" else 0
+        self._errors = self._errors + 1 if answer.failed else 0
         if self._errors == 1:
             log("the scheduler answered a report with an error; training goes on")
         if self._errors >= MOST_ERRORS:
-            raise TrainerError(
+            raise ExecutorError(
                 f"the scheduler answered {MOST_ERRORS} reports in a row with errors; it dropped this worker"
             )
         return answer
@@ -100,8 +100,10 @@ class Reporter:
 class Metrics:
     """Loss, batch time and samples, sent by a thread of its own: of each batch, or of several if they are fast."""
 
-    def __init__(self, bridge: Bridge, every_s: float = METRICS_EVERY_S, clock: Callable[[], float] = time.monotonic):
-        self._bridge = bridge
+    def __init__(
+        self, progress: Progress, every_s: float = METRICS_EVERY_S, clock: Callable[[], float] = time.monotonic
+    ):
+        self._progress = progress
         self._every_s = every_s
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, "metrics")
@@ -124,7 +126,7 @@ class Metrics:
 
     def _send(self, round_number: int, metrics: Mapping[str, float]) -> None:
         try:
-            self._bridge.report({"metrics": {"round": round_number, "metrics": metrics}})
+            self._progress.metrics(round_number, metrics)
         except BridgeError as error:  # metrics are no reason to stop; a bridge that is gone shows elsewhere
             log(f"metrics were lost: {error}")
 

@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from hypha_trainer.bridge import Bridge
-from hypha_trainer.errors import JobError
-from hypha_trainer.job import Job
+from hypha_executor.bridge import Bridge
+from hypha_executor.errors import JobError
+from hypha_trainer.job import TrainJob
 from hypha_trainer.log import log
 from hypha_trainer.loop import Training
 from hypha_trainer.models import load_model, load_preprocessor
@@ -35,7 +35,7 @@ def make_processes(accelerator: Accelerator) -> Processes:
 
 
 def make_training(
-    job: Job,
+    job: TrainJob,
     bridge: Bridge,
     folders: tuple[Path, Path | None],
     accelerator: Accelerator,

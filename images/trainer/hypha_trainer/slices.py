@@ -6,16 +6,16 @@ the training; only `Batches.next` is called by it.
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hypha_trainer.bridge import Bridge
-from hypha_trainer.errors import JobError, TrainerError
+from hypha_executor.bridge import Bridge, Reference
+from hypha_executor.errors import ExecutorError, JobError
 from hypha_trainer.processes import Processes
 
 Tensors = dict[str, torch.Tensor]
@@ -35,7 +35,7 @@ class Batch:
     """The part of the whole batch's samples that this process has."""
 
 
-def fetch_slices(bridge: Bridge, reference: Mapping[str, Any]) -> Iterator[Path]:
+def fetch_slices(bridge: Bridge, reference: Reference) -> Iterator[Path]:
     """Fetches slice after slice, for ever, each under a name of its own.
 
     The bridge may use a name again for its next slice, while this one is still being read.
@@ -43,8 +43,8 @@ def fetch_slices(bridge: Bridge, reference: Mapping[str, Any]) -> Iterator[Path]
     number = 0
     while True:
         for fetched in bridge.fetch(reference):
-            path = fetched.path.with_name(f"slice-{number}.safetensors")
-            fetched.path.rename(path)
+            path = fetched.with_name(f"slice-{number}.safetensors")
+            fetched.rename(path)
             number += 1
             yield path
 
@@ -62,7 +62,7 @@ def read_slice(path: Path, required: tuple[str, ...], optional: tuple[str, ...] 
                 raise JobError(f"a slice has no tensors {missing}, only {sorted(there)}; correct the job's input-names")
             tensors = {name: file.get_tensor(name) for name in (*required, *there.intersection(optional))}
     except (SafetensorError, OSError) as error:
-        raise TrainerError(f"a slice is not a whole SafeTensors file ({error})") from None
+        raise ExecutorError(f"a slice is not a whole SafeTensors file ({error})") from None
     lengths = {name: tensor.shape[0] if tensor.dim() else 0 for name, tensor in tensors.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise JobError(

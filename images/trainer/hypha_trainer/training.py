@@ -10,9 +10,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from hypha_trainer.bridge import Bridge
-from hypha_trainer.errors import JobError, TrainerError
-from hypha_trainer.job import Artifact, Job, parse_job
+from hypha_executor.arguments import executor_parser, read_job
+from hypha_executor.bridge import Bridge
+from hypha_executor.errors import ExecutorError, JobError
+from hypha_trainer.job import Artifact, TrainJob, parse_train_job
 from hypha_trainer.log import log
 
 
@@ -20,13 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one job to its end; returns the exit code."""
     options = _parse(arguments)
     signal.signal(signal.SIGTERM, _terminate)
-    work_dir = options.work_dir.resolve()
+    work_dir: Path = options.work_dir
     # Everything comes over the bridge: transformers must not look for a network, nor write outside the work directory.
     os.environ.update(HF_HUB_OFFLINE="1", HF_MODULES_CACHE=str(work_dir / "modules"), TOKENIZERS_PARALLELISM="false")
     try:
-        job = parse_job(_job_text(options))
-        return _run(job, options, work_dir)
-    except TrainerError as error:
+        return _run(parse_train_job(read_job(options)), options, work_dir)
+    except ExecutorError as error:
         log(f"error: {error}")
         return error.exit_code
     except Exception as error:  # what nobody foresaw: one line for the worker's log, the rest for whoever mends it
@@ -36,25 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="hypha_trainer.training", description="Trains one Hypha job (DiLoCo).")
-    parser.add_argument("--socket", type=Path, required=True, help="the job bridge's Unix socket")
-    parser.add_argument("--work-dir", type=Path, required=True, help="the job's work directory")
-    job = parser.add_mutually_exclusive_group(required=True)
-    job.add_argument("--job", help="the job specification, JSON")
-    job.add_argument("--job-file", type=Path, help="a file that holds it")
+    parser = executor_parser("hypha_trainer.training", "Trains one Hypha job (DiLoCo).")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
     parser.add_argument("--output-dir", type=Path, help="keep the trained model here, in a folder named after the job")
     parser.add_argument("--update-timeout-s", type=float, default=3600.0, help="longest wait for an update")
     return parser.parse_args(arguments)
-
-
-def _job_text(options: argparse.Namespace) -> str:
-    if options.job is not None:
-        return str(options.job)
-    try:
-        return str(options.job_file.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"the job file cannot be read: {error}") from None
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
@@ -62,7 +48,7 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
     sys.exit(128 + signal.SIGTERM)
 
 
-def _run(job: Job, options: argparse.Namespace, work_dir: Path) -> int:
+def _run(job: TrainJob, options: argparse.Namespace, work_dir: Path) -> int:
     bridge = Bridge(options.socket, work_dir)
     fetched = ThreadPoolExecutor(1, "fetch").submit(_fetch, bridge, job) if os.environ.get("RANK", "0") == "0" else None
 
@@ -86,14 +72,14 @@ def _run(job: Job, options: argparse.Namespace, work_dir: Path) -> int:
     return 0
 
 
-def _fetch(bridge: Bridge, job: Job) -> tuple[Path, Path | None]:
+def _fetch(bridge: Bridge, job: TrainJob) -> tuple[Path, Path | None]:
     """Fetches model and preprocessor; the model last, so that a config.json of both is the model's."""
     preprocessor = _folder(bridge, job.preprocessor) if job.preprocessor else None
     return _folder(bridge, job.model), preprocessor
 
 
 def _folder(bridge: Bridge, artifact: Artifact) -> Path:
-    files = [fetched.path for fetched in bridge.fetch(artifact.reference)]
+    files = bridge.fetch(artifact.reference)
     if not files:
         raise JobError(f"the artifact of {artifact.task!r} has no files; name them in its filenames")
     log(f"fetched {', '.join(path.name for path in files)}")

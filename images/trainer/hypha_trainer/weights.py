@@ -3,15 +3,14 @@
 A file is written and read tensor by tensor, so that beyond the global weights no copy of the model is made.
 """
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hypha_trainer.errors import TrainerError
+from hypha_executor.errors import ExecutorError
+from hypha_executor.safetensors import write_file
 
 Tensors = dict[str, torch.Tensor]
 Named = Iterable[tuple[str, torch.Tensor]]
@@ -35,7 +34,7 @@ def difference(local: Named, start: Tensors) -> Iterator[tuple[str, torch.Tensor
     A tensor is good until the next one is asked for: their memory is the same.
 
     Raises:
-        TrainerError: The model has diverged.
+        ExecutorError: The model has diverged.
     """
     sizes: dict[torch.dtype, int] = {}
     for tensor in start.values():
@@ -46,41 +45,20 @@ def difference(local: Named, start: Tensors) -> Iterator[tuple[str, torch.Tensor
         delta = scratch[before.dtype][: before.numel()].view(before.shape)
         torch.sub(tensor.detach().to("cpu", before.dtype), before, out=delta)
         if not is_finite(delta):
-            raise TrainerError(f"{name} is not finite after training: the model diverged; lower the learning rate")
+            raise ExecutorError(f"{name} is not finite after training: the model diverged; lower the learning rate")
         yield name, delta
 
 
 def save_tensors(path: Path, tensors: Named, like: Tensors, metadata: Mapping[str, str]) -> None:
     """Writes `tensors`, which come in the order, shapes and dtypes of `like`, as one SafeTensors file."""
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name, tensor in like.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb", buffering=0) as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for _, tensor in tensors:
-            _write_all(file.fileno(), tensor)
-    partial.rename(path)
+    layout = [(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in like.items()]
+    write_file(path, layout, (_bytes_of(tensor) for _, tensor in tensors), metadata)
 
 
-def _write_all(descriptor: int, tensor: torch.Tensor) -> None:
-    view = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """What a SafeTensors file says of itself.
-
-    Raises:
-        TrainerError: The file is no whole SafeTensors file.
-    """
-    with _open(path) as file:
-        return dict(file.metadata() or {})
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    if not tensor.numel():
+        return memoryview(b"")
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def add_update(weights: Tensors, path: Path) -> None:
@@ -89,7 +67,7 @@ def add_update(weights: Tensors, path: Path) -> None:
     Tensors that are not of floating point may be missing: not every parameter server averages counters.
 
     Raises:
-        TrainerError: The update does not fit the weights or is not finite.
+        ExecutorError: The update does not fit the weights or is not finite.
     """
     with _open(path) as file:
         update = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a handle, not a dict
@@ -103,16 +81,16 @@ def _check(weights: Tensors, update: Tensors) -> None:
     missing = sorted(name for name, tensor in weights.items() if tensor.is_floating_point() and name not in update)
     unknown = sorted(set(update) - set(weights))
     if missing or unknown:
-        raise TrainerError(f"the update is for another model: it lacks {missing[:3]} and has besides {unknown[:3]}")
+        raise ExecutorError(f"the update is for another model: it lacks {missing[:3]} and has besides {unknown[:3]}")
     for name, tensor in update.items():
         if tensor.shape != weights[name].shape:
-            raise TrainerError(
+            raise ExecutorError(
                 f"the update's {name} has shape {list(tensor.shape)}, the model's {list(weights[name].shape)}"
             )
         if tensor.is_floating_point() != weights[name].is_floating_point():
-            raise TrainerError(f"the update's {name} is {tensor.dtype}, the model's {weights[name].dtype}")
+            raise ExecutorError(f"the update's {name} is {tensor.dtype}, the model's {weights[name].dtype}")
         if not is_finite(tensor):
-            raise TrainerError(f"the update's {name} is not finite; a trainer of this job diverged")
+            raise ExecutorError(f"the update's {name} is not finite; a trainer of this job diverged")
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -127,4 +105,4 @@ def _open(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise TrainerError(f"{path.name} is not a whole SafeTensors file ({error})") from None
+        raise ExecutorError(f"{path.name} is not a whole SafeTensors file ({error})") from None

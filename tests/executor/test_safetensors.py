@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load, save, save_file
 
-from hypha_parameter_server.errors import Refused
-from hypha_parameter_server.safetensors import MAX_HEADER_BYTES, MAX_TENSORS, lay_out, open_header, parse_header
+from hypha_executor.errors import MalformedFileError
+from hypha_executor.safetensors import MAX_HEADER_BYTES, MAX_TENSORS, lay_out, open_header, parse_header
 
 
 def header(fields, data_bytes=0):
@@ -79,7 +79,7 @@ def test_the_reference_implementation_reads_what_is_laid_out():
     ],
 )
 def test_an_unsound_header_is_refused(fields, data_bytes, reason):
-    with pytest.raises(Refused, match=reason):
+    with pytest.raises(MalformedFileError, match=reason):
         header(fields, data_bytes)
 
 
@@ -90,7 +90,7 @@ def test_an_unsound_header_is_refused(fields, data_bytes, reason):
 def test_a_file_without_a_whole_header_is_refused(tmp_path, content):
     path = tmp_path / "file"
     path.write_bytes(content)
-    with pytest.raises(Refused):
+    with pytest.raises(MalformedFileError):
         open_header(path)
 
 
@@ -99,7 +99,7 @@ def test_neither_symbolic_links_nor_directories_are_followed(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with pytest.raises(OSError, match="symbolic links"):
         open_header(tmp_path / "link")
-    with pytest.raises(Refused, match="regular"):
+    with pytest.raises(MalformedFileError, match="regular"):
         open_header(tmp_path)
 
 
@@ -111,7 +111,7 @@ def test_a_damaged_file_is_refused_or_read_within_its_bytes(tmp_path_factory, cu
     path.write_bytes(content)
     try:
         _, found = open_header(path)
-    except Refused:
+    except MalformedFileError:
         return
     for tensor in found.tensors.values():
         assert 8 <= tensor.offset <= tensor.end <= len(content)
@@ -130,5 +130,5 @@ JSON = st.recursive(
 
 @given(JSON, st.integers(0, 100))
 def test_any_json_is_refused_or_read(fields, data_bytes):
-    with contextlib.suppress(Refused):
+    with contextlib.suppress(MalformedFileError):
         header(fields, data_bytes)

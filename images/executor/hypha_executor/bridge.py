@@ -1,0 +1,168 @@
+"""The client of the job bridge: HTTP over a Unix socket."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from hypha_executor.errors import BridgeError
+
+log = logging.getLogger(__name__)
+
+RETRY_FOR_S: Final = 120.0
+"""How long a bridge may be unavailable before the executor ends."""
+
+_FIRST_PAUSE_S: Final = 0.05
+_MAX_PAUSE_S: Final = 2.0
+_SILENCE_S: Final = 30.0  # the bridge sends a comment every 5 s
+_ANSWER_S: Final = 6 * 3600.0
+"""How long a bridge may take to answer. It waits for slow peers, and for its node for as long as the job's lease lasts.
+
+A bridge that ends meanwhile breaks the connection. A shorter limit would abandon reports that are delivered after all.
+"""
+
+Reference = Mapping[str, Any]
+"""A reference from the job specification, such as `executor.config.data`."""
+
+
+class Retries:
+    """Pauses between the tries of one request, up to a total of `limit_s` seconds from the first failure."""
+
+    def __init__(self, request: str, limit_s: float) -> None:
+        self._request = request
+        self._limit_s = limit_s
+        self.succeeded()
+
+    def succeeded(self) -> None:
+        """Start counting anew at the next failure."""
+        self._failing_since: float | None = None
+        self._pause_s = _FIRST_PAUSE_S
+
+    def failed(self, problem: str, *, final: bool) -> None:
+        """Sleep until the next try is due.
+
+        Raises:
+            BridgeError: The failure is final, or the request has failed for longer than the limit.
+        """
+        now = time.monotonic()
+        self._failing_since = self._failing_since or now
+        if final or now - self._failing_since > self._limit_s:
+            raise BridgeError(f"job bridge, {self._request}: {problem}; see the log of the worker")
+        log.warning("job bridge, %s: %s; trying again", self._request, problem)
+        time.sleep(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S)
+
+
+class Bridge:
+    """Requests to the job bridge. Safe to use from several threads.
+
+    Failures that may pass (no connection, a 5xx answer) are retried for `retry_for_s` seconds, with two exceptions. An
+    error answer that took longer than that is final, because the bridge has retried for the executor. A failed
+    connection is final if the socket is gone, because the worker removes it at the end of the job.
+
+    Attributes:
+        work_dir: The job's work directory, absolute.
+    """
+
+    def __init__(self, socket: Path, work_dir: Path, retry_for_s: float = RETRY_FOR_S) -> None:
+        self.work_dir = work_dir.resolve()
+        self._socket = socket
+        self._retry_for_s = retry_for_s
+        transport = httpx.HTTPTransport(uds=str(socket))
+        timeout = httpx.Timeout(_ANSWER_S, connect=5.0)
+        self._client = httpx.Client(transport=transport, base_url="http://bridge", timeout=timeout)
+
+    def fetch(self, reference: Reference) -> list[Path]:
+        """Make the bridge fetch what a reference names; return the files, which are in the work directory.
+
+        A scheduler's reference gives another slice of its dataset at each call, possibly under the same name.
+
+        Raises:
+            BridgeError: The bridge is gone or cannot fetch it.
+        """
+        entries = self._post("/resources/fetch", reference)
+        try:
+            return [self.inside(entry["path"]) for entry in entries]
+        except (KeyError, TypeError):
+            raise BridgeError(f"the bridge's answer to a fetch lists no files: {entries!r}"[:300]) from None
+
+    def send(self, reference: Reference, path: Path) -> None:
+        """Make the bridge push a file of the work directory to the peers of a reference.
+
+        Returns once the bridge has taken the request. The file must not change until the peers have it.
+
+        Raises:
+            BridgeError: The bridge is gone or refuses.
+            ValueError: The file is outside the work directory.
+        """
+        self._post("/resources/send", {"resource": reference, "path": str(path.relative_to(self.work_dir))})
+
+    def report(self, progress: object) -> Any:
+        """Report progress (JSON) to the scheduler; return its answer (JSON). See `hypha_executor.progress`.
+
+        Raises:
+            BridgeError: The bridge is gone or refuses.
+        """
+        return self._post("/status/send", progress)
+
+    def events(self, reference: Reference, directory: str, last_event_id: str | None) -> Iterator[tuple[str, str]]:
+        """Subscribe once to the pushes of peers; yield the fields of the event stream and their values.
+
+        The first field is empty and says that the subscription is open. Comments have an empty field too.
+
+        Raises:
+            httpx.HTTPError: The subscription was refused or the stream broke.
+        """
+        timeout = httpx.Timeout(_SILENCE_S)
+        body = {"resource": reference, "path": directory}
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_event_id} if last_event_id else {})
+        with self._client.stream("POST", "/resources/receive", json=body, headers=headers, timeout=timeout) as response:
+            if not response.is_success:
+                response.read()
+                raise httpx.HTTPError(_describe(response))
+            yield "", ""
+            for line in response.iter_lines():
+                field, _, value = line.partition(":")
+                yield field, value.strip()
+
+    def inside(self, path: str) -> Path:
+        """Return the absolute path of a file that the bridge names relative to the work directory.
+
+        Raises:
+            BridgeError: The path leads out of the work directory.
+        """
+        absolute = (self.work_dir / path).resolve()
+        if not absolute.is_relative_to(self.work_dir):
+            raise BridgeError(f"the bridge names {path!r}, which is outside the work directory")
+        return absolute
+
+    def gone(self) -> bool:
+        """Return whether the socket has been removed, which ends the job."""
+        return not self._socket.exists()
+
+    def retries(self, request: str) -> Retries:
+        """Return the pauses between the tries of a request."""
+        return Retries(request, self._retry_for_s)
+
+    def _post(self, path: str, body: object) -> Any:
+        retries = self.retries(f"POST {path}")
+        while True:
+            started = time.monotonic()
+            try:
+                response = self._client.post(path, json=body)
+                if response.is_success:
+                    return response.json() if response.content else None
+                problem = _describe(response)
+                final = response.status_code < 500 or time.monotonic() - started > self._retry_for_s
+            except httpx.HTTPError as error:
+                problem, final = f"{type(error).__name__}: {error}", self.gone()
+            except ValueError:
+                problem, final = "answered something that is not JSON", True
+            retries.failed(problem, final=final)
+
+
+def _describe(response: httpx.Response) -> str:
+    return f"answered {response.status_code}: {response.text[:300]}"

@@ -1,0 +1,31 @@
+"""What can end an executor.
+
+ExecutorError               exit code 1
+├── JobError                exit code 2: the job or its files cannot be used as they are
+├── BridgeError             exit code 3: the job bridge is gone or refuses
+└── MalformedFileError      exit code 1: a file is not a complete SafeTensors file
+
+Messages are one line and say what to do.
+"""
+
+
+class ExecutorError(Exception):
+    """The executor must end."""
+
+    exit_code = 1
+
+
+class JobError(ExecutorError):
+    """The job, or a file that it names, cannot be used."""
+
+    exit_code = 2
+
+
+class BridgeError(ExecutorError):
+    """The job bridge cannot be reached or refused a request."""
+
+    exit_code = 3
+
+
+class MalformedFileError(ExecutorError):
+    """A file is not a complete SafeTensors file of known dtypes. The text is a predicate, such as `is truncated`."""

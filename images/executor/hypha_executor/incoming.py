@@ -1,0 +1,108 @@
+"""The files that peers push, announced by the bridge's event stream."""
+
+import json
+import logging
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import httpx
+
+from hypha_executor.bridge import RETRY_FOR_S, Bridge, Reference
+from hypha_executor.errors import BridgeError
+
+log = logging.getLogger(__name__)
+
+DIRECTORY: Final = "incoming"
+"""Where the bridge puts pushed files, relative to the work directory."""
+
+_MAX_WAITING: Final = 1024
+
+
+@dataclass(frozen=True)
+class Received:
+    """A file that a peer has pushed.
+
+    Attributes:
+        peer: The id of the peer that sent it.
+        path: Where the file is, relative to the work directory; `Bridge.inside` returns the absolute path.
+    """
+
+    peer: str
+    path: str
+
+
+class Incoming:
+    """The files that the peers of a reference push, in the order of their arrival.
+
+    A thread subscribes to the bridge's event stream at once. When the stream breaks, it subscribes again after the last
+    event that it has read.
+    """
+
+    def __init__(self, bridge: Bridge, reference: Reference) -> None:
+        self._bridge = bridge
+        self._reference = reference
+        self._queue: queue.Queue[Received | BridgeError] = queue.Queue(_MAX_WAITING)
+        self._opened = threading.Event()
+        threading.Thread(target=self._follow, name="incoming", daemon=True).start()
+
+    def wait_open(self, timeout_s: float = RETRY_FOR_S) -> None:
+        """Wait until the subscription is open, so that no push can be missed.
+
+        Raises:
+            BridgeError: The bridge opened none in time.
+        """
+        if not self._opened.wait(timeout_s):
+            raise BridgeError(f"the job bridge opened no /resources/receive within {timeout_s:.0f} s")
+
+    def next(self, timeout_s: float | None = None) -> Received | None:
+        """Return the next file, or None if none arrives within `timeout_s` seconds. None waits for as long as it takes.
+
+        Raises:
+            BridgeError: The bridge is gone for good.
+        """
+        try:
+            item = self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if isinstance(item, BridgeError):
+            raise item
+        return item
+
+    def _follow(self) -> None:
+        retries = self._bridge.retries("POST /resources/receive")
+        last_id = next_id = None
+        while True:
+            problem = "the stream ended"
+            try:
+                for field, value in self._bridge.events(self._reference, DIRECTORY, last_id):
+                    retries.succeeded()
+                    self._opened.set()
+                    if field == "id":
+                        next_id = value
+                    elif field == "data":
+                        for received in parse_event(value):
+                            self._queue.put(received)
+                        last_id = next_id
+            except httpx.HTTPError as error:
+                problem = f"{type(error).__name__}: {error}"
+            try:
+                retries.failed(problem, final=self._bridge.gone())
+            except BridgeError as error:
+                return self._queue.put(error)
+
+
+def parse_event(data: str) -> Iterator[Received]:
+    """Parse the data of an event: a pointer to a file, or a list of them. Other pointers are logged and skipped."""
+    try:
+        event = json.loads(data)
+    except ValueError:
+        event = data
+    for pointer in event if isinstance(event, list) else [event]:
+        peer, path = (pointer.get("from_peer"), pointer.get("path")) if isinstance(pointer, dict) else (None, None)
+        if isinstance(peer, str) and isinstance(path, str):
+            yield Received(peer, path)
+        else:
+            log.warning("job bridge: an event that announces no file was ignored: %.300r", pointer)

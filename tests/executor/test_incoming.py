@@ -1,0 +1,72 @@
+"""The files that peers push, over an event stream that may break."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hypha_executor.bridge import Bridge as Client
+from hypha_executor.errors import BridgeError
+from hypha_executor.incoming import Incoming, Received, parse_event
+from support.parameter_server import Bridge
+
+WAIT_S = 20
+PEERS = {"type": "peers", "peers": ["A"]}
+
+
+@pytest.fixture
+def bridge(tmp_path: Path) -> Iterator[Bridge]:
+    bridge = Bridge(tmp_path)
+    yield bridge
+    bridge.close()
+
+
+def listening(bridge: Bridge) -> Incoming:
+    incoming = Incoming(Client(bridge.socket, bridge.work_dir), PEERS)
+    incoming.wait_open()
+    return incoming
+
+
+def test_files_come_over_a_subscription_that_broke_and_was_opened_again(bridge: Bridge) -> None:
+    incoming = listening(bridge)
+    bridge.break_stream()
+    bridge.announce("A", "incoming/A.1")
+    assert incoming.next(WAIT_S) == Received("A", "incoming/A.1")
+
+
+def test_without_a_file_the_wait_ends_after_its_time(bridge: Bridge) -> None:
+    assert listening(bridge).next(timeout_s=0.01) is None
+
+
+def test_a_bridge_that_is_gone_ends_the_wait(bridge: Bridge) -> None:
+    incoming = listening(bridge)
+    bridge.socket.unlink()
+    bridge.break_stream()
+    with pytest.raises(BridgeError, match="/resources/receive"):
+        incoming.next(WAIT_S)
+
+
+def test_a_subscription_that_never_opens_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(BridgeError, match=r"opened no /resources/receive within 0 s"):
+        Incoming(Client(tmp_path / "bridge.sock", tmp_path), PEERS).wait_open(timeout_s=0)
+
+
+def test_an_event_announces_one_file_or_several() -> None:
+    assert list(parse_event('{"from_peer": "A", "path": "x", "size": 1}')) == [Received("A", "x")]
+    assert list(parse_event('[{"from_peer": "A", "path": "x"}, {"from_peer": "B", "path": "y"}]')) == [
+        Received("A", "x"),
+        Received("B", "y"),
+    ]
+
+
+@pytest.mark.parametrize("data", ["", "{", "null", "{}", '{"path": "x"}', '{"from_peer": 1, "path": "x"}', '["x"]'])
+def test_an_event_that_announces_no_file_is_ignored(data: str) -> None:
+    assert list(parse_event(data)) == []
+
+
+def test_paths_outside_the_work_directory_are_refused(tmp_path: Path) -> None:
+    client = Client(tmp_path / "bridge.sock", tmp_path)
+    assert client.inside("artifacts/x") == tmp_path / "artifacts/x"
+    for path in ("../x", "/etc/passwd", "a/../../x"):
+        with pytest.raises(BridgeError, match="outside the work directory"):
+            client.inside(path)
