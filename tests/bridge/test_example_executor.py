@@ -1,0 +1,52 @@
+"""The example executor as a process beside a real bridge."""
+
+import asyncio
+import json
+import sys
+from array import array
+from pathlib import Path
+
+import pytest
+
+from hypha_bridge.config import BridgeConfig
+from hypha_bridge.server import BridgeServer
+from hypha_executor.labels import Labels, parse_labels
+from hypha_executor.safetensors import read_header, write_file
+from support.bridge_node import FakeNode
+
+from .conftest import PROVIDER, SERVER, job, until
+
+pytestmark = pytest.mark.anyio
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "executor.py"
+
+
+def file_of(path: Path, name: str, *values: float) -> bytes:
+    content = array("f", values)
+    write_file(path, [(name, "F32", (len(content),))], [memoryview(content).cast("B")], {})
+    return path.read_bytes()
+
+
+async def test_the_example_executor_learns_the_mean_of_two_slices(
+    server: BridgeServer, node: FakeNode, config: BridgeConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "file.safetensors"
+    for index, values in enumerate([(1, 2, 3), (4, 10)]):
+        node.slices["digits", index] = file_of(file, "x", *values)
+        node.assign("digits", PROVIDER, index)
+    node.answers.put({"type": "ScheduleUpdate", "counter": 1})
+    command = [sys.executable, EXAMPLE, "--socket", config.socket, "--work-dir", config.work_dir]
+    executor = await asyncio.create_subprocess_exec(
+        *command, "--job", json.dumps(job()), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    await until(lambda: node.received.qsize() == 2 or executor.returncode is not None)
+    _, pseudo_gradient = node.received.get_nowait()
+    file.write_bytes(pseudo_gradient)
+    header = read_header(file)
+    assert parse_labels(header.metadata) == Labels(job()["job_id"], round=1, samples=5)
+    assert array("f", pseudo_gradient[header.tensors["mean"].offset :]).tolist() == [4.0]
+    node.answers.put({"type": "Done"})
+    node.incoming.put((SERVER, file_of(file, "mean", 3.5)))
+    output, errors = await asyncio.wait_for(executor.communicate(), 20)
+    assert (executor.returncode, output) == (0, b"3.5\n"), errors
+    assert node.reported == [{"status": {"batch_size": 3}}, {"status": {"batch_size": 2}}, "update", "update-received"]
