@@ -1,4 +1,4 @@
-"""A base image of this machine's own Debian packages, for where no registry of images can be reached."""
+"""Build a base image from Debian's packages, for machines that reach no image registry."""
 
 import os
 import shutil
@@ -10,10 +10,10 @@ from typing import Final
 from images.tool import BuildError, ContainerTool
 
 _PROGRAMS: Final = {"debootstrap": "debootstrap", "buildah": "buildah", "cc": "gcc"}
-"""What building without registries takes, and the packages that hold it; the compiler is for TORCH=cpu."""
+"""The programs that builds without an image registry need, and their Debian packages. TORCH=cpu needs the compiler."""
 
 _PACKAGES: Final = "python3,python3-venv,ca-certificates"
-_LEFT_OUT: Final = (
+_EXCLUDED: Final = (
     "./dev/*",
     "./var/cache/*",
     "./var/lib/apt/lists/*",
@@ -28,12 +28,16 @@ _CONTAINERFILE: Final = 'FROM scratch\nADD rootfs.tar /\nCMD ["python3"]\n'
 
 
 def install_programs() -> None:
-    """Install what the machine lacks of Debian's programs; BuildError if it cannot be done."""
+    """Install those of the programs that the machine lacks.
+
+    Raises:
+        BuildError: They cannot be installed.
+    """
     missing = [package for program, package in _PROGRAMS.items() if not shutil.which(program)]
     if not missing:
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise BuildError(f"the base image is made on Debian, as root: install {' '.join(missing)}, or run this as root")
+        raise BuildError(f"{' '.join(missing)}: not found. Install them, or run this as root on Debian")
     print(f"installing {' '.join(missing)}", flush=True)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *missing]):
@@ -43,12 +47,12 @@ def install_programs() -> None:
 
 
 def build_base(reference: str, tool: ContainerTool, context: Path, *, epoch_s: int) -> None:
-    """Build Debian's smallest system with Python, of the release and from the mirror that this machine has."""
+    """Build an image of minimal Debian with Python, of this machine's release, from this machine's mirror."""
     if tool.image_id(reference):
-        print(f"{reference}: there already; remove it to have it built anew")
+        print(f"{reference}: already exists; remove it to build it again")
         return
     if os.geteuid() != 0:
-        raise BuildError("the base image is made by debootstrap: run this as root")
+        raise BuildError("debootstrap, which makes the base image, needs root: run this as root")
     shutil.rmtree(context, ignore_errors=True)
     context.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as directory:
@@ -56,8 +60,8 @@ def build_base(reference: str, tool: ContainerTool, context: Path, *, epoch_s: i
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode != 0:
             raise BuildError(f"debootstrap ended with status {done.returncode}:\n{done.stdout[-2000:]}")
-        left_out = [f"--exclude={pattern}" for pattern in _LEFT_OUT]
-        archive = ["tar", "--sort=name", f"--mtime=@{epoch_s}", "--numeric-owner", *left_out]
+        excluded = [f"--exclude={pattern}" for pattern in _EXCLUDED]
+        archive = ["tar", "--sort=name", f"--mtime=@{epoch_s}", "--numeric-owner", *excluded]
         subprocess.run([*archive, "-C", directory, "-cf", context / "rootfs.tar", "."], check=True)
     (context / "Containerfile").write_text(_CONTAINERFILE)
     tool.build(context, reference, epoch_s=epoch_s, arguments={}, labels={}, secrets={})
@@ -68,9 +72,7 @@ def _release() -> str:
     lines = Path("/etc/os-release").read_text().splitlines()
     values = dict(line.split("=", 1) for line in lines if "=" in line)
     if values.get("ID") != "debian":
-        raise BuildError(
-            "the base image is made on Debian only: elsewhere give BASE, an image with Python 3.11 or newer"
-        )
+        raise BuildError("the base image can only be made on Debian: set BASE to an image with Python 3.11 or newer")
     return values["VERSION_CODENAME"]
 
 
@@ -78,5 +80,5 @@ def _mirror() -> str:
     listing = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", f"Codename: {_release()}"]
     mirrors = subprocess.run(listing, check=True, capture_output=True, text=True).stdout.split()
     if not mirrors:
-        raise BuildError("apt knows no mirror: run `apt-get update` first")
+        raise BuildError("apt lists no mirror: run `apt-get update`")
     return mirrors[0]

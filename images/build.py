@@ -1,7 +1,7 @@
-"""`python -m images.build [IMAGE ...]`: build the images, or those of them that changed.
+"""`python -m images.build [IMAGE ...]`: build the images that have changed.
 
-Environment: REGISTRY and TAG (what they are called), BASE (what they are built on), TORCH (`cuda` or `cpu`),
-CONTAINER_TOOL, SOURCE_DATE_EPOCH (the time of everything in them, in seconds).
+Environment: REGISTRY and TAG (the images' names), BASE (their base image), TORCH (`cuda` or `cpu`), CONTAINER_TOOL,
+SOURCE_DATE_EPOCH (the time of every file in the images, in seconds).
 """
 
 import argparse
@@ -23,12 +23,12 @@ from images.pip_settings import secrets
 from images.tool import BuildError, ContainerTool, find_tool
 
 OUTPUT: Final = ROOT / ".images"
-_EPOCH_S: Final = "315532800"  # 1980, the earliest time that a wheel can say
+_EPOCH_S: Final = "315532800"  # 1980, the earliest time that a wheel can hold
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment settles."""
+    """The settings in the environment."""
 
     registry: str
     tag: str
@@ -38,23 +38,27 @@ class Settings:
 
     @property
     def base_reference(self) -> str:
-        """What the base image is called that `make base-image` builds."""
+        """The name of the base image that `make base-image` builds."""
         return f"{self.registry}/base:debian"
 
     def reference(self, name: str) -> str:
-        """Return what an image is called."""
+        """Return the full name of an image."""
         return f"{self.registry}/{name}:{self.tag}"
 
 
 def settings_of(environment: dict[str, str]) -> Settings:
-    """Return the settings; BuildError if one makes no sense. Empty ones count as absent, as make passes them."""
+    """Parse the environment. An empty variable counts as absent, because make passes unset variables as empty ones.
+
+    Raises:
+        BuildError: A variable has no usable value.
+    """
     values = {key: value for key, value in environment.items() if value}
     torch = values.get("TORCH", "cuda")
     if torch not in {"cuda", "cpu"}:
-        raise BuildError(f"TORCH={torch} is neither cuda nor cpu")
+        raise BuildError(f"TORCH={torch}: must be cuda or cpu")
     epoch = values.get("SOURCE_DATE_EPOCH", _EPOCH_S)
     if not epoch.isdecimal():
-        raise BuildError(f"SOURCE_DATE_EPOCH={epoch} is no number of seconds")
+        raise BuildError(f"SOURCE_DATE_EPOCH={epoch}: must be a whole number of seconds")
     registry, tag = values.get("REGISTRY", "localhost/hypha"), values.get("TAG", _project()["version"])
     return Settings(registry, tag, values.get("BASE"), torch, int(epoch))
 
@@ -65,16 +69,16 @@ def _project() -> dict[str, str]:
 
 
 def build(image: Image, settings: Settings, tool: ContainerTool, *, archive: bool) -> str:
-    """Build an image if anything of it changed; returns what was done, in words."""
+    """Build an image if anything in it has changed; return `built` or `unchanged`."""
     context = OUTPUT / "context" / image.name
     wheel = lay_out(image, ROOT / "requirements" / f"{image.name}.txt", context)
     if image.name == "trainer" and settings.torch == "cpu":
         without_cuda(context)
     reference = settings.reference(image.name)
     base = (settings.base, tool.image_id(settings.base)) if settings.base else ()
-    made_of = digest(context, tool.name, reference, str(settings.epoch_s), *base)
+    inputs = digest(context, tool.name, reference, str(settings.epoch_s), *base)
     stamp, saved = OUTPUT / f"{image.name}.digest", OUTPUT / f"{image.name}.tar"
-    changed = not stamp.exists() or stamp.read_text() != made_of or not tool.image_id(reference)
+    changed = not stamp.exists() or stamp.read_text() != inputs or not tool.image_id(reference)
     if changed:
         stamp.unlink(missing_ok=True)
         saved.unlink(missing_ok=True)
@@ -89,7 +93,7 @@ def build(image: Image, settings: Settings, tool: ContainerTool, *, archive: boo
                 labels=labels,
                 secrets=secrets(Path(private)),
             )
-        stamp.write_text(made_of)
+        stamp.write_text(inputs)
     if archive and not saved.exists():
         tool.save(reference, saved)
     return "built" if changed else "unchanged"
@@ -102,19 +106,19 @@ def _labels() -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build what was asked for; the exit status is 1 if it cannot be done."""
+    """Build the requested images; return the exit code, 1 for a failure."""
     names = [image.name for image in IMAGES]
     parser = argparse.ArgumentParser(prog="python -m images.build", description=__doc__)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"{', '.join(names)} (all of these), base")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"{', '.join(names)} (default: all of these), base")
     parser.add_argument(
         "--archive",
         action=argparse.BooleanOptionalAction,
-        help="save each as .images/IMAGE.tar (default: if the tool is buildah, whose images nothing else sees)",
+        help="save each as .images/IMAGE.tar (default: only for buildah, because no other program sees its images)",
     )
     options = parser.parse_args(arguments)
     wanted = options.images or names
     if unknown := set(wanted) - {*names, "base"}:
-        parser.error(f"there is no image {', '.join(sorted(unknown))}: there are {', '.join(names)} and base")
+        parser.error(f"there is no image {', '.join(sorted(unknown))}: choose from {', '.join(names)} and base")
     try:
         if "base" in wanted:
             install_programs()
@@ -122,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         archive = tool.name == "buildah" if options.archive is None else options.archive
         OUTPUT.mkdir(exist_ok=True)
         with (OUTPUT / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another build would lay out the same contexts; it ends with its process
+            fcntl.flock(lock, fcntl.LOCK_EX)  # builds share the contexts; the lock ends with its process
             if "base" in wanted:
                 build_base(settings.base_reference, tool, OUTPUT / "context" / "base", epoch_s=settings.epoch_s)
             for image in (image for image in IMAGES if image.name in wanted):

@@ -1,4 +1,4 @@
-"""What goes into which image: its part of the distribution, its requirements, and the build context with both."""
+"""The content of each image: its packages of the distribution and its requirements, laid out as a build context."""
 
 import hashlib
 import re
@@ -22,7 +22,7 @@ class Image:
 
     Attributes:
         name: Its name, which is also that of its target, its extra and its requirements file.
-        packages: Where the packages of ours in it are, from the root of the project.
+        packages: The directories of our packages in it, relative to the project's root.
     """
 
     name: str
@@ -51,7 +51,7 @@ IMAGES: Final = (
 
 
 def project_of(project: Mapping[str, Any], packages: Iterable[str]) -> dict[str, Any]:
-    """Return pyproject.toml's contents for a wheel of some packages alone, with the scripts that these have."""
+    """Return the contents of pyproject.toml for a wheel that holds only some packages, and only their scripts."""
     part = deepcopy(dict(project))
     wheel = part["tool"]["hatch"]["build"]["targets"]["wheel"]
     unknown = set(packages) - set(wheel["packages"])
@@ -67,14 +67,14 @@ def project_of(project: Mapping[str, Any], packages: Iterable[str]) -> dict[str,
 
 
 def build_wheel(packages: Iterable[str], directory: Path) -> Path:
-    """Build a wheel of some packages; the same files give the same bytes."""
+    """Build a wheel of some packages. The same files give the same bytes."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     builder = WheelBuilder(str(ROOT), config=project_of(project, packages))
     return Path(next(iter(builder.build(directory=str(directory), versions=["standard"]))))
 
 
 def lay_out(image: Image, requirements: Path, directory: Path) -> str:
-    """Lay out the build context of an image anew; returns the wheel as `FILE#sha256=DIGEST`, as pip wants it."""
+    """Lay out the build context of an image from scratch; return its wheel as `FILE#sha256=DIGEST`, as pip takes it."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     shutil.copyfile(requirements, directory / "requirements.txt")
@@ -85,7 +85,7 @@ def lay_out(image: Image, requirements: Path, directory: Path) -> str:
 
 
 def digest(directory: Path, *settings: str) -> str:
-    """Return one digest of all files of a directory and of some settings, each of which may change what is built."""
+    """Return one digest of everything that decides what is built: the files of a directory and some settings."""
     total = hashlib.sha256()
     for file in sorted(path for path in directory.rglob("*") if path.is_file()):
         total.update(f"{file.relative_to(directory)}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\0".encode())

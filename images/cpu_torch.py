@@ -1,8 +1,8 @@
-"""PyTorch without its CUDA libraries: a trainer of a third of the size, for clusters without GPUs.
+"""PyTorch without its CUDA libraries, for clusters without GPUs: the trainer's image shrinks to a third.
 
-PyPI's PyTorch for Linux is linked against 3 GB of libraries that do nothing without a GPU. Here the three small ones
-that answer questions at start-up stay, and the others are replaced by libraries of the same names and symbols, whose
-functions all return an error: PyTorch then loads, and finds no GPU. It is the same PyTorch in all else.
+PyPI's PyTorch for Linux is linked against 3 GB of libraries that do nothing without a GPU. This module keeps the three
+small ones that PyTorch calls when it starts. It replaces the others by stand-ins: libraries with the same names and
+symbols, in which every function returns an error. PyTorch then loads and finds no GPU; nothing else in it changes.
 """
 
 import importlib.util
@@ -27,20 +27,20 @@ STAND_INS: Final = {
     "libnvrtc.so.13": "libnvrtc.so.13",
     "libnvshmem_host.so.3": "NVSHMEM",
 }
-"""The libraries that PyTorch's own need, and the version of their symbols, or how those without a version begin."""
+"""The CUDA libraries that PyTorch links to, and the version of their symbols, or a pattern for unversioned symbols."""
 
-_LEFT_OUT: Final = re.compile(r"nvidia-(?!cuda-runtime|cuda-cupti|cufile)|cuda-|triton\b")
+_REPLACED: Final = re.compile(r"nvidia-(?!cuda-runtime|cuda-cupti|cufile)|cuda-|triton\b")
 _ERROR: Final = 100  # cudaErrorNoDevice
 
 
 def without_cuda(context: Path) -> None:
-    """Change the trainer's context: requirements without the CUDA libraries, and stand-ins for these in `overlay`."""
+    """Remove the CUDA libraries from the requirements in the trainer's context, and add stand-ins to its `overlay`."""
     requirements = context / "requirements.txt"
     requirements.write_text(filtered(requirements.read_text()))
     torch = importlib.util.find_spec("torch")
     if torch is None or torch.origin is None:
         raise BuildError(
-            "TORCH=cpu needs PyTorch in this environment, to see what it is linked against: `make install`"
+            "TORCH=cpu reads from PyTorch what it is linked to, and this environment has no PyTorch: run `make install`"
         )
     if missing := [program for program in ("cc", "nm") if not shutil.which(program)]:
         raise BuildError(f"TORCH=cpu needs {' and '.join(missing)}: install a C compiler (Debian: apt-get install gcc)")
@@ -52,13 +52,13 @@ def without_cuda(context: Path) -> None:
 
 
 def filtered(requirements: str) -> str:
-    """Return a requirement file without the CUDA libraries that have a stand-in, or that nothing needs on a CPU."""
+    """Return a requirements file without the CUDA libraries that have a stand-in or that nothing needs on a CPU."""
     entries = re.split(r"^(?=\S)", requirements, flags=re.MULTILINE)
-    return "".join(entry for entry in entries if not _LEFT_OUT.match(entry))
+    return "".join(entry for entry in entries if not _REPLACED.match(entry))
 
 
 def undefined_symbols(libraries: Iterable[Path]) -> dict[str, set[str]]:
-    """Return the symbols that libraries want from others, by their versions; those without one under ''."""
+    """Return the symbols that libraries import, by the symbols' version; unversioned symbols are under ''."""
     symbols: dict[str, set[str]] = defaultdict(set)
     for library in libraries:
         listing = subprocess.run(["nm", "-D", "--undefined-only", library], check=True, capture_output=True, text=True)
@@ -71,7 +71,9 @@ def undefined_symbols(libraries: Iterable[Path]) -> dict[str, set[str]]:
 def _compile(library: str, version: str, symbols: Mapping[str, set[str]], directory: Path) -> None:
     names = sorted(symbols.get(version) or filter(re.compile(f"{version}[A-Z]").match, symbols[""]))
     if not names:
-        raise BuildError(f"PyTorch wants nothing of {library}: its version has changed; correct images/cpu_torch.py")
+        raise BuildError(
+            f"PyTorch imports nothing from {library}: its version has changed; correct images/cpu_torch.py"
+        )
     source, script = directory / "source.c", directory / "versions"
     source.write_text("".join(f"int {name}(void) {{ return {_ERROR}; }}\n" for name in names))
     script.write_text(f"{version if version in symbols else ''} {{ global: *; }};\n")

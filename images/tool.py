@@ -1,4 +1,4 @@
-"""The program that builds the images: podman, docker or buildah, whichever there is."""
+"""The program that builds the images: podman, docker or buildah."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class BuildError(Exception):
-    """An image could not be built; the text says which and what to do."""
+    """An image could not be built; the text says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,19 @@ class ContainerTool:
         labels: Mapping[str, str],
         secrets: Mapping[str, Path],
     ) -> None:
-        """Build a directory with a Containerfile; `secrets` are files that steps may ask for and no layer keeps."""
+        """Build a target (default: the last) of the Containerfile in a directory, which is also the build context.
+
+        `secrets` are files, by id, that build steps may mount and that no layer keeps.
+        """
         command = [self.name, "build", "--file", str(context / "Containerfile"), "--tag", reference]
-        if self.name != "docker":  # which has layers and the time of its environment by itself
+        if self.name != "docker":  # docker caches layers by default and takes the time from the environment
             command += ["--layers", "--force-rm", "--timestamp", str(epoch_s)]
         command += ["--target", target] if target else []
         command += ["--network", "host"] if self.name == "buildah" else []
         command += [f"--build-arg={key}={value}" for key, value in arguments.items()]
         command += [f"--label={key}={value}" for key, value in labels.items()]
         command += [f"--secret=id={key},src={file}" for key, file in secrets.items()]
-        # Of buildah's ways to isolate a step, chroot works without any rights that a container may lack.
+        # chroot is the isolation of buildah that also works inside a container without extra rights.
         environment = {
             "BUILDAH_ISOLATION": "chroot",
             **os.environ,
@@ -52,12 +55,12 @@ class ContainerTool:
         self._run([*command, str(context)], environment)
 
     def image_id(self, reference: str) -> str:
-        """Return the id of an image that this machine has, else nothing."""
+        """Return the id of a local image, or an empty text."""
         done = subprocess.run([self.name, "images", "--quiet", "--no-trunc", reference], capture_output=True, text=True)  # noqa: PLW1510
         return done.stdout.strip()
 
     def save(self, reference: str, archive: Path) -> None:
-        """Write an image to a file that containerd, docker and podman load; the file appears whole or not at all."""
+        """Write an image to a file that containerd, docker and podman load. It appears only when it is complete."""
         part = archive.with_suffix(".part")
         part.unlink(missing_ok=True)
         if self.name == "buildah":
@@ -72,19 +75,25 @@ class ContainerTool:
         except subprocess.CalledProcessError as error:
             raise BuildError(
                 f"{' '.join(command[:2])} ended with status {error.returncode}; its output says why."
-                " Where the base image cannot be pulled: `make base-image`, then BASE=localhost/hypha/base:debian"
+                " If it cannot pull the base image, run `make base-image` and set BASE=localhost/hypha/base:debian"
             ) from None
 
 
 def find_tool(wanted: str | None = None) -> ContainerTool:
-    """Return the wanted program, else the first that works here; BuildError if there is none."""
+    """Return the wanted program, or by default the first one that works on this machine.
+
+    Raises:
+        BuildError: None works.
+    """
     for name in (wanted,) if wanted else ("podman", "docker", "buildah"):
         if shutil.which(name) and _works(name):
             return ContainerTool(name)
-    none = wanted or "none of podman, docker and buildah"
-    raise BuildError(f"{none} works here: install one (Debian: apt-get install buildah)")
+    raise BuildError(
+        f"{wanted or 'podman, docker and buildah'}: not found or not working."
+        " Install one of podman, docker and buildah (Debian: apt-get install buildah)"
+    )
 
 
 def _works(name: str) -> bool:
-    """Whether a program can build: docker may be there without its daemon."""
+    """Return whether a program can build; docker may be installed without its daemon."""
     return subprocess.run([name, "info"], capture_output=True, check=False).returncode == 0

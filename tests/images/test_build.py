@@ -1,4 +1,4 @@
-"""How the images are built: what the environment and pip's settings say, and PyTorch without CUDA."""
+"""How the images are built: the settings in the environment and of pip, and PyTorch without CUDA."""
 
 import ctypes
 import shutil
@@ -14,13 +14,13 @@ from images.pip_settings import certificates, pip_conf
 from images.tool import BuildError, find_tool
 
 
-def test_images_are_called_as_the_chart_asks_for_them() -> None:
+def test_images_have_the_names_that_the_chart_uses() -> None:
     chart = yaml.safe_load((ROOT / "charts" / "hypha-worker" / "Chart.yaml").read_text())
     values = yaml.safe_load((ROOT / "charts" / "hypha-worker" / "values.yaml").read_text())
     assert settings_of({}).reference("worker") == f"{values['images']['registry']}/worker:{chart['appVersion']}"
 
 
-def test_images_are_called_by_registry_and_tag() -> None:
+def test_registry_and_tag_make_up_the_name_of_an_image() -> None:
     settings = settings_of({"REGISTRY": "registry.example.org/team", "TAG": "1.2"})
     assert settings.reference("worker") == "registry.example.org/team/worker:1.2"
 
@@ -30,7 +30,7 @@ def test_an_empty_variable_counts_as_absent() -> None:
 
 
 @pytest.mark.parametrize("variables", [{"TORCH": "rocm"}, {"SOURCE_DATE_EPOCH": "today"}])
-def test_a_setting_without_sense_is_refused_by_name(variables: dict[str, str]) -> None:
+def test_an_unusable_setting_is_refused_by_name(variables: dict[str, str]) -> None:
     with pytest.raises(BuildError, match="=".join(*variables.items())):
         settings_of(variables)
 
@@ -38,15 +38,15 @@ def test_a_setting_without_sense_is_refused_by_name(variables: dict[str, str]) -
 def test_an_unknown_image_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["gateway"])
-    assert "no image gateway: there are operator, worker" in capsys.readouterr().err
+    assert "no image gateway: choose from operator, worker" in capsys.readouterr().err
 
 
 def test_a_missing_tool_is_named_with_a_remedy() -> None:
-    with pytest.raises(BuildError, match="no-such-tool works here: install"):
+    with pytest.raises(BuildError, match=r"no-such-tool: not found or not working. Install"):
         find_tool("no-such-tool")
 
 
-def test_a_build_is_told_of_pips_index_but_not_of_paths_on_this_machine() -> None:
+def test_a_build_gets_pips_index_but_no_paths_of_this_machine() -> None:
     listing = [
         "global.index-url='https://index.example.org/simple'",
         "global.find-links='/opt/wheels'",
@@ -63,14 +63,14 @@ def test_a_build_is_told_of_pips_index_but_not_of_paths_on_this_machine() -> Non
     ]
 
 
-def test_a_machine_without_authorities_of_its_own_passes_none_on(tmp_path: Path) -> None:
+def test_a_machine_without_certificate_authorities_of_its_own_passes_none(tmp_path: Path) -> None:
     assert certificates({}) is None
     assert certificates({"PIP_CERT": str(tmp_path / "missing")}) is None
     (tmp_path / "ca.crt").touch()
     assert certificates({"SSL_CERT_FILE": str(tmp_path / "ca.crt")}) == tmp_path / "ca.crt"
 
 
-def test_without_cuda_the_big_libraries_go_and_everything_else_stays() -> None:
+def test_without_cuda_the_large_libraries_are_removed_and_nothing_else() -> None:
     text = (ROOT / "requirements" / "trainer.txt").read_text()
     names = {line.split("==")[0] for line in text.splitlines() if "==" in line and line[0] not in " #"}
     kept = {line.split("==")[0] for line in filtered(text).splitlines() if "==" in line and line[0] not in " #"}

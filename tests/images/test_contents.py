@@ -1,4 +1,4 @@
-"""What goes into the images: each has its own packages and what these need, at the versions that the tests run with."""
+"""The content of the images: each has its own packages and their requirements, at the versions that the tests use."""
 
 import ast
 import re
