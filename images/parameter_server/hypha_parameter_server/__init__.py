@@ -1,1 +1,1 @@
-"""The parameter server: averages pseudo-gradients and takes the outer optimiser's step, in a fixed amount of memory."""
+"""The parameter server, an executor: it averages pseudo-gradients and takes the outer step, in constant memory."""

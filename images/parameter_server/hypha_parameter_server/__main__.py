@@ -38,25 +38,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = executor_parser("hypha_parameter_server", __doc__)
+    parser = executor_parser("hypha_parameter_server", "Averages the pseudo-gradients of one Hypha job.")
     parser.add_argument(
         "--deadline-s",
         type=_positive,
         default=_environment("DEADLINE_S", "600"),
-        help="seconds from a round's first pseudo-gradient, after which a quorum suffices"
+        help="seconds after a round's first pseudo-gradient until a quorum is enough"
         " (%(default)s; HYPHA_PS_DEADLINE_S)",
     )
     parser.add_argument(
         "--quorum",
         type=_fraction,
         default=_environment("QUORUM", "0.5"),
-        help="the fraction of the members that suffices then (%(default)s; HYPHA_PS_QUORUM)",
+        help="the fraction of the members that is enough then (%(default)s; HYPHA_PS_QUORUM)",
     )
     parser.add_argument(
         "--clip-factor",
         type=_positive,
         default=_environment("CLIP_FACTOR", None),
-        help="scale pseudo-gradients down to this many times the median length (off; HYPHA_PS_CLIP_FACTOR)",
+        help="scale pseudo-gradients down to this multiple of the median length (off; HYPHA_PS_CLIP_FACTOR)",
     )
     return parser
 

@@ -1,7 +1,7 @@
-"""Checking, averaging and the outer step, in chunks: memory is a few MiB a thread, whatever the model's size.
+"""Checks, averages and the outer step, in chunks: each thread needs a few MiB of memory, whatever the model's size.
 
-Chunks are read into buffers that are used again rather than mapped: as fast here, no page of a file ever counts as
-ours, and a file cut short under our hands is an error, where a mapping would be a fatal signal.
+Chunks are read into reused buffers. Memory maps would be no faster. Their pages would count as this process's memory,
+and a file that is truncated during a read would be a fatal signal instead of an error.
 """
 
 import math
@@ -42,7 +42,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Elements of one dtype that lie side by side in each of several files; `offsets` are in bytes."""
+    """Elements of one dtype that are contiguous in each of several files; `offsets` are their first bytes there."""
 
     dtype: str
     count: int
@@ -50,9 +50,9 @@ class Span:
 
 
 def spans(files: Sequence[Mapping[str, Tensor]]) -> Iterator[Span]:
-    """The first file's tensors, in its order, joined where they are neighbours in every file.
+    """Yield the first file's tensors, in its order. Tensors that are adjacent in every file become one span.
 
-    The dtype is the first file's; the other files may hold the same tensors in other dtypes.
+    A span has the first file's dtype. The other files may hold the same tensors in other dtypes.
     """
     pending: Span | None = None
     ends: tuple[int, ...] = ()
@@ -71,39 +71,39 @@ def spans(files: Sequence[Mapping[str, Tensor]]) -> Iterator[Span]:
 
 
 def working_dtype(dtype: str) -> str:
-    """What tensors of `dtype` are summed in, and what their momentum is kept in."""
+    """Return the dtype for sums and momentum of tensors of `dtype`."""
     return "F32" if dtype in ("F32", "F16", "BF16") else "F64"
 
 
 class _Buffers:
-    """One thread's memory."""
+    """The memory of one thread."""
 
     def __init__(self) -> None:
         self._raw = np.empty(CHUNK_ELEMENTS * _WIDEST, np.uint8)
         self._working = [np.empty(CHUNK_ELEMENTS * _WIDEST, np.uint8) for _ in range(3)]
 
     def working(self, index: int, count: int, dtype: str) -> Array:
-        """One of three arrays to compute in; its content is undefined."""
+        """Return one of three arrays for calculations; its content is undefined."""
         return _as_array(self._working[index], count, dtype)
 
     def read(self, descriptor: int, offset: int, count: int, dtype: str) -> Array:
-        """Elements from a file; valid until the next read."""
+        """Read elements from a file; they are valid until the next read."""
         array = _as_array(self._raw, count, dtype)
         if os.preadv(descriptor, [array.view(np.uint8).data], offset) < array.nbytes:
-            raise OSError(f"file descriptor {descriptor} ended while it was read: a file was cut short")
+            raise OSError(f"file descriptor {descriptor}: the file was truncated while it was read")
         return array
 
     def write(self, descriptor: int, offset: int, values: Array, dtype: str) -> None:
-        """Writes working values to a file, rounded to `dtype`; what is out of its range becomes its limit."""
+        """Write working values to a file, rounded to `dtype` and clipped to its range."""
         array = values if values.dtype == DTYPES[dtype] else _as_array(self._raw, len(values), dtype)
         if array is not values:
             np.copyto(array, np.rint(values, out=values) if array.dtype.kind in "iu" else values, casting="unsafe")
         if os.pwrite(descriptor, array.view(np.uint8).data, offset) < array.nbytes:
-            raise OSError("a write was cut short: the disk may be full")
+            raise OSError("a write was incomplete; the disk may be full")
 
 
 def _widen(raw: Array, target: Array) -> None:
-    """Copies to a wider dtype. NumPy converts half precision one by one; looking it up is twice as fast."""
+    """Copy to a wider dtype. A lookup table converts half precision twice as fast as NumPy."""
     if raw.dtype == np.float16:
         np.take(_HALVES, raw.view(np.uint16), out=target, mode="clip")
     else:
@@ -119,7 +119,7 @@ def _limits(dtype: str) -> tuple[float, float]:
     kind = DTYPES[dtype]
     if kind.kind in "iu":
         information = np.iinfo(kind)
-        # 64-bit limits are no float64; the next one below them is.
+        # The limits of 64-bit integers are not float64 numbers; the nearest smaller numbers are.
         return float(max(information.min, -(2**63))), float(min(information.max, 2**63 - 1024))
     limit = 65504.0 if dtype == "F16" else 3.3895313892515355e38 if dtype == "BF16" else float(np.finfo(kind).max)
     return -limit, limit
@@ -128,8 +128,8 @@ def _limits(dtype: str) -> tuple[float, float]:
 _LIMITS: Final = {dtype: _limits(dtype) for dtype in DTYPES}
 
 
-def _each_chunk(parts: Iterable[Span], work: Callable[[Span, int, _Buffers], None]) -> None:
-    """Calls `work(span, first element, buffers)` for every chunk from several threads; NumPy and reads free the GIL."""
+def _each_chunk(parts: Iterable[Span], process: Callable[[Span, int, _Buffers], None]) -> None:
+    """Call `process(span, first element, buffers)` for every chunk, from several threads."""
     chunks = ((part, first) for part in parts for first in range(0, part.count, CHUNK_ELEMENTS))
     lock = threading.Lock()
 
@@ -141,7 +141,7 @@ def _each_chunk(parts: Iterable[Span], work: Callable[[Span, int, _Buffers], Non
                     chunk = next(chunks, None)
                 if chunk is None:
                     return
-                work(*chunk, buffers)
+                process(*chunk, buffers)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         for future in [pool.submit(drain) for _ in range(_THREADS)]:
@@ -154,14 +154,14 @@ def _read(buffers: _Buffers, part: Span, first: int, descriptor: int, index: int
 
 
 def check(descriptor: int, header: Header) -> float:
-    """The Euclidean length of all tensors of a file together.
+    """Return the Euclidean length of all tensors of a file, as one vector.
 
     Raises:
-        Refused: an element is NaN or infinite.
+        Refused: An element is NaN or infinite.
     """
     lengths: list[float] = []
 
-    def work(part: Span, first: int, buffers: _Buffers) -> None:
+    def add_length(part: Span, first: int, buffers: _Buffers) -> None:
         raw = _read(buffers, part, first, descriptor, 0)
         values = buffers.working(0, len(raw), working_dtype(part.dtype))
         if raw.dtype == values.dtype:
@@ -169,7 +169,7 @@ def check(descriptor: int, header: Header) -> float:
         else:
             _widen(raw, values)
         length = math.sqrt(float(np.dot(values, values)))
-        if not math.isfinite(length):  # the squares of large numbers overflow too
+        if not math.isfinite(length):  # also if the squares of large numbers overflow
             unsound = np.flatnonzero(~np.isfinite(values))
             if len(unsound):
                 offset = part.offsets[0] + (first + int(unsound[0])) * raw.dtype.itemsize
@@ -179,13 +179,13 @@ def check(descriptor: int, header: Header) -> float:
             length = float(largest) * math.sqrt(float(np.dot(scaled, scaled)))
         lengths.append(length)
 
-    _each_chunk(spans([header.tensors]), work)
+    _each_chunk(spans([header.tensors]), add_length)
     return math.hypot(*lengths)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file to average: its share (all shares of a round sum to at most 1)."""
+    """A file to average. All `share`s of a round sum to at most 1."""
 
     path: Path
     header: Header
@@ -207,13 +207,13 @@ def outer_step(
     momentum_out: tuple[Path, Mapping[str, str]],
     update_out: tuple[Path, Mapping[str, str]],
 ) -> None:
-    """Averages checked files of one layout, advances the momentum and writes it and the update (path, metadata).
+    """Average checked files of one layout, advance the momentum, and write momentum and update (path, metadata).
 
-    Sums are made in float32 (float64 for float64 and integers). Results beyond the range of their dtype become its
-    limit, so that no sequence of finite inputs ever leads to an infinity.
+    Sums are in float32 (in float64 for float64 and integers). Results are clipped to the range of their dtype, so that
+    finite inputs never lead to infinities.
 
     Raises:
-        OSError: a file can't be read or written.
+        OSError: A file cannot be read or written.
     """
     layout = [(name, tensor.dtype, tensor.shape) for name, tensor in sources[0].header.tensors.items()]
     update_head, update = lay_out(layout, update_out[1])
@@ -239,7 +239,7 @@ def outer_step(
 
 
 class _Step:
-    """The outer step of one chunk. Files: the sources, the update, the new momentum and, unless first, the old one."""
+    """The outer step of one chunk. Files: the sources, the update, the new momentum, the old one if there is one."""
 
     def __init__(
         self, descriptors: Sequence[int], shares: Sequence[float], optimizer: Nesterov, has_momentum: bool

@@ -1,4 +1,4 @@
-"""Which pseudo-gradients make up a round: decisions only."""
+"""Decide which pseudo-gradients make up a round."""
 
 import math
 from collections import Counter
@@ -13,12 +13,12 @@ from hypha_parameter_server.errors import Refused, Untimely
 
 @dataclass(frozen=True)
 class Policy:
-    """When a round may close without some of its members, and what bounds an outlier.
+    """When a round closes without some of its members, and how long a pseudo-gradient may be.
 
     Attributes:
-        deadline_s: seconds from a round's first pseudo-gradient, after which it waits for a quorum only.
-        quorum: the fraction of the members that suffices then.
-        clip_factor: longer pseudo-gradients are scaled to this many times the round's (low) median length, if set.
+        deadline_s: Seconds from a round's first pseudo-gradient until a quorum is enough.
+        quorum: The fraction of the members that is enough then.
+        clip_factor: If set, longer pseudo-gradients are scaled to this multiple of the round's (low) median length.
     """
 
     deadline_s: float = 600
@@ -28,7 +28,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Contribution:
-    """A checked pseudo-gradient. Stock trainers label neither round nor samples."""
+    """A checked pseudo-gradient. The reference implementation's trainers label neither round nor samples."""
 
     peer: str
     path: Path
@@ -40,7 +40,7 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Selection:
-    """The pseudo-gradients of the round to close now, and those that do not fit in with it."""
+    """The pseudo-gradients of the round to close now, and those that do not fit."""
 
     round: int
     chosen: Sequence[Contribution]
@@ -48,10 +48,10 @@ class Selection:
 
 
 def check_round(label: int | None, expected: int | None) -> None:
-    """Refuses a pseudo-gradient of another round; before the first outer step every round is possible.
+    """Refuse a pseudo-gradient of another round. Before the first outer step, `expected` is None and any round will do.
 
     Raises:
-        Untimely: the label is there and is not what is expected.
+        Untimely: The label is set and differs from the expected round.
     """
     if label is None or expected is None or label == expected:
         return
@@ -61,25 +61,25 @@ def check_round(label: int | None, expected: int | None) -> None:
 
 
 def check_job(label: str | None, job_id: str) -> None:
-    """Refuses a pseudo-gradient that says it is for another job.
+    """Refuse a pseudo-gradient of another job.
 
     Raises:
-        Refused: it does.
+        Refused: The label is set and names another job.
     """
     if label is not None and label.lower() != job_id.lower():
         raise Refused(f"is for another job, {label[:40]!r}")
 
 
 def check_layout(found: Layout, expected: Layout) -> None:
-    """Refuses tensors that are not those of the rounds before.
+    """Refuse tensors that differ from those of earlier rounds.
 
     Raises:
-        Refused: a name, a shape or a dtype differs.
+        Refused: A name, a shape or a dtype differs.
     """
     for name in expected.keys() - found.keys():
         raise Refused(f"lacks tensor {name[:100]!r}")
     for name in found.keys() - expected.keys():
-        raise Refused(f"has a tensor {name[:100]!r}, which earlier rounds had not")
+        raise Refused(f"has a tensor {name[:100]!r}, which earlier rounds did not have")
     for name, tensor in expected.items():
         if found[name] != tensor:
             raise Refused(f"has tensor {name[:100]!r} as {found[name]}; earlier rounds had {tensor}")
@@ -94,19 +94,19 @@ def select(
     waited_s: float,
     policy: Policy,
 ) -> Selection | None:
-    """The round to close now, or None to go on waiting.
+    """Return the round to close now, or None to wait longer.
 
-    Waits for all members until the deadline; but once every member has sent something, usable or not, nothing is left
-    to wait for and a quorum of usable ones will do. Before the first outer step the majority says which round it is and
-    what the tensors look like; a tie goes to the lower round, and to the tensors that came first.
+    A round needs all members until the deadline, and a quorum afterwards. A quorum is also enough once every member has
+    sent something, usable or not. Before the first outer step, the majority decides the round's number and layout. In a
+    tie, the lower number wins, and the layout that arrived first.
 
     Args:
-        pending: at most one for each peer, in the order of arrival.
-        refused: the peers whose last pseudo-gradient for this round was refused.
-        members: how many peers send pseudo-gradients.
-        expected: the round being collected; None before the first outer step.
-        waited_s: seconds since the first pseudo-gradient of the round.
-        policy: quorum and deadline.
+        pending: At most one for each peer, in the order of arrival.
+        refused: The peers whose last pseudo-gradient for this round was refused.
+        members: How many peers send pseudo-gradients.
+        expected: The round being collected; None before the first outer step.
+        waited_s: Seconds since the first pseudo-gradient of the round.
+        policy: Quorum and deadline.
     """
     if not pending:
         return None
@@ -129,12 +129,12 @@ def select(
 
 
 def quorum_of(members: int, policy: Policy) -> int:
-    """How many pseudo-gradients suffice after the deadline."""
+    """Return how many pseudo-gradients are enough after the deadline."""
     return max(1, math.ceil(policy.quorum * members))
 
 
 def weights(chosen: Sequence[Contribution], policy: Policy) -> list[float]:
-    """What each pseudo-gradient is multiplied by: its share of the samples if all say theirs; less what is clipped."""
+    """Return the factor of each pseudo-gradient: its share of the samples, if all label theirs, times its clipping."""
     samples = [item.samples for item in chosen if item.samples is not None]
     if len(samples) == len(chosen) and sum(samples) > 0:
         shares = [count / sum(samples) for count in samples]

@@ -1,4 +1,4 @@
-"""The parameter server's loop: collect a round, take the outer step, hand out the update."""
+"""The parameter server's loop: collect a round, take the outer step, send the update."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Server:
-    """Runs one job; `run` returns when the scheduler says that the job is done."""
+    """The parameter server of one job."""
 
     def __init__(self, job: AggregateJob, bridge: Bridge, store: Store, policy: Policy) -> None:
         self._job = job
@@ -46,11 +46,11 @@ class Server:
         self._overdue = False
 
     def run(self, incoming: Incoming) -> None:
-        """Serves rounds until the scheduler answers that the job is done.
+        """Serve rounds until the scheduler answers that the job is done.
 
         Raises:
-            BridgeError: the bridge is gone for good.
-            OSError: reading or writing files failed.
+            BridgeError: The bridge is gone for good.
+            OSError: A file cannot be read or written.
         """
         done = self._deliver()
         for peer, path in self._store.unmerged():
@@ -101,7 +101,7 @@ class Server:
         log.info(
             "Pseudo-gradient from %s: round %s, %s samples, %d tensors, length %.4g (%d of %d)",
             peer,
-            "not said" if contribution.round is None else contribution.round,
+            "unknown" if contribution.round is None else contribution.round,
             "unknown" if contribution.samples is None else contribution.samples,
             len(contribution.header.tensors),
             contribution.norm,
@@ -159,7 +159,7 @@ class Server:
         return selection
 
     def _close_round(self, selection: Selection) -> bool:
-        """Takes the outer step; whether the job is done."""
+        """Take the outer step; return whether the job is done."""
         began = time.monotonic()
         missing = self._job.members - {item.peer for item in selection.chosen}
         if missing:
@@ -188,10 +188,10 @@ class Server:
         return self._deliver()
 
     def _deliver(self) -> bool:
-        """Hands out the last update unless that was done; whether the job is done.
+        """Send the last update unless an earlier process has sent it; return whether the job is done.
 
-        The scheduler hears first: a trainer that has merged before the scheduler knows of the outer step would be
-        told to go on after the last round.
+        The report to the scheduler comes first. If a trainer reported its merged update before that, the scheduler
+        would let it continue after the last round.
         """
         delivery = self._store.delivery()
         if delivery.round is None:

@@ -1,12 +1,13 @@
-"""What must outlive the process, in a directory of its own in the work directory.
+"""The state that outlives the process, in a directory of its own in the work directory.
 
-    momentum.safetensors        after the last round; its metadata has `round` and `consumed`, what it was made from
-    update-<round>.safetensors  what is sent; the last two stay: their sending may not have ended
+    momentum.safetensors        the momentum after the last round; its metadata has `round`, and in `consumed` the files
+                                that it was made from
+    update-<round>.safetensors  the last two updates, because the bridge may still be sending both
     delivery.json               the last round that was reported to the scheduler, its answer, and whether it was sent
-    <peer>.<n>.safetensors      pseudo-gradients taken over from the bridge, not yet part of a round
+    <peer>.<n>.safetensors      pseudo-gradients claimed from the bridge's directory, not yet part of a round
 
-Renaming the momentum commits a round. Nothing is synced to the disk: if the machine goes down, the lease lapses and the
-job with it, while a killed process loses no page.
+Renaming the momentum commits a round. Nothing is synced to the disk, because a killed process loses no written data,
+and a machine that goes down ends the lease and so the job.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ _CONTRIBUTION: Final = re.compile(r"(?P<peer>[0-9A-Za-z]+)\.(?P<number>[0-9]+)\.
 
 @dataclass(frozen=True)
 class Delivery:
-    """How far the update of a round got: `done` is the scheduler's word, None before it was asked."""
+    """How far the update of a round got. `done` is the scheduler's answer, None before the report."""
 
     round: int | None
     done: bool | None = None
@@ -44,15 +45,15 @@ class Store:
     """The files of one job.
 
     Attributes:
-        last_round: the last round that was merged; None before the first.
-        layout: names, dtypes and shapes of the last update; None before the first.
+        last_round: The last merged round; None before the first.
+        layout: Names, dtypes and shapes of the last update; None before the first.
     """
 
     def __init__(self, work_dir: Path, job_id: str) -> None:
-        """Opens the store of a work directory, and finds what an earlier process left there.
+        """Open the store in a work directory and resume from the state of an earlier process.
 
         Raises:
-            JobError: what it finds is not ours.
+            JobError: The state cannot be read.
         """
         self._work_dir = work_dir
         self._own = work_dir / _OWN
@@ -76,18 +77,20 @@ class Store:
             consumed = [_parse(Path(name)) for name in json.loads(metadata["consumed"])]
         except (MalformedFileError, OSError, KeyError, ValueError) as error:
             raise JobError(
-                f"{self._own} holds a state that can't be read ({error}); remove it to start anew"
+                f"{self._own} holds a state that cannot be read ({error}); remove it to start from round 1"
             ) from error
         for peer, number in consumed:
             self._contribution(peer, number).unlink(missing_ok=True)
-            self._number = max(self._number, number)  # a name must not come again: the next process would delete it
+            self._number = max(
+                self._number, number
+            )  # no name is used twice, or the next process would delete the second file
         log.info("Going on after round %d", self.last_round)
 
     def claim(self, peer: str, path: str) -> Path | None:
-        """Takes over a file in the work directory, so that no later push can replace it; None if it isn't there.
+        """Move a file of the work directory here, so that no later push can replace it. None if there is no such file.
 
         Raises:
-            Refused: the path leads out of the work directory.
+            Refused: The path leads out of the work directory.
         """
         source = self._inside(path)
         self._number += 1
@@ -97,10 +100,10 @@ class Store:
             return None
 
     def discard(self, path: str) -> None:
-        """Deletes a file in the work directory that nobody wants.
+        """Delete an unwanted file of the work directory.
 
         Raises:
-            Refused: the path leads out of the work directory.
+            Refused: The path leads out of the work directory.
         """
         self._inside(path).unlink(missing_ok=True)
 
@@ -111,7 +114,7 @@ class Store:
         return full
 
     def unmerged(self) -> list[tuple[str, Path]]:
-        """Pseudo-gradients (peer and file) that an earlier process took over, in the order of their arrival."""
+        """Return the pseudo-gradients (peer and file) that an earlier process claimed, in order of arrival."""
         return [(peer, path) for peer, path, _ in sorted(self._contributions(), key=lambda item: item[2])]
 
     def unannounced(self, members: Collection[str]) -> list[Received]:
@@ -119,7 +122,7 @@ class Store:
         found = []
         for path in sorted((self._work_dir / DIRECTORY).glob("*"), key=lambda path: path.lstat().st_mtime):
             peer = path.name.partition(".")[0]
-            if peer in members and _is_whole(path):
+            if peer in members and _is_complete(path):
                 found.append(Received(peer, str(path.relative_to(self._work_dir))))
         return found
 
@@ -133,10 +136,10 @@ class Store:
         return self._own / f"{peer}.{number}.safetensors"
 
     def merge(self, number: int, sources: Sequence[Source], optimizer: Nesterov) -> None:
-        """Takes the outer step of a round and deletes the files it was made from.
+        """Take the outer step of a round and delete its pseudo-gradients.
 
         Raises:
-            OSError: reading or writing failed; nothing is lost.
+            OSError: A file cannot be read or written. The state is that of the round before.
         """
         new_momentum, new_update = self._own / "momentum.new", self._own / "update.new"
         consumed = json.dumps([source.path.name for source in sources])
@@ -150,13 +153,13 @@ class Store:
         )
         new_update.rename(self._update(number))
         new_momentum.rename(self._momentum)
-        self._forget_updates_before(self.last_round)
+        self._delete_updates_before(self.last_round)
         for source in sources:
             source.path.unlink(missing_ok=True)
         self.last_round = number
         self.layout = sources[0].header.layout
 
-    def _forget_updates_before(self, number: int | None) -> None:
+    def _delete_updates_before(self, number: int | None) -> None:
         for path in self._own.glob("update-*.safetensors"):
             if number is not None and int(path.stem.removeprefix("update-")) < number:
                 path.unlink()
@@ -168,13 +171,13 @@ class Store:
         return self._update(self.last_round)
 
     def delivery(self) -> Delivery:
-        """How far the last update got."""
+        """Return how far the last update got."""
         path = self._own / "delivery.json"
         delivery = Delivery(**json.loads(path.read_text())) if path.exists() else Delivery(None)
         return delivery if delivery.round == self.last_round else Delivery(self.last_round)
 
     def record(self, delivery: Delivery) -> None:
-        """Remembers how far the last update got."""
+        """Record how far the last update got."""
         temporary = self._own / "delivery.new"
         temporary.write_text(json.dumps(asdict(delivery)))
         temporary.rename(self._own / "delivery.json")
@@ -184,14 +187,14 @@ class Store:
 
 
 def _parse(path: Path) -> tuple[str, int]:
-    """The peer and the number in the name of a contribution; ValueError."""
+    """Return the peer and the number in the name of a contribution. Raises ValueError for other names."""
     match = _CONTRIBUTION.fullmatch(path.name)
     if match is None:
-        raise ValueError(f"{path.name!r} is no name of a pseudo-gradient")
+        raise ValueError(f"{path.name!r} is not the name of a pseudo-gradient")
     return match["peer"], int(match["number"])
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     try:
         read_header(path)
     except (MalformedFileError, OSError):
