@@ -3,12 +3,12 @@
 What it gets is what the trainers get, so with the untrained model it is the trained one, with no way into the pods.
 """
 
-import logging
 import sys
 from pathlib import Path
 
 import trio
 
+from hypha_contracts import logs
 from hypha_devnet.config import SchedulerConfig, load
 from hypha_devnet.events import Events
 from hypha_devnet.roles.allocation import AllocationError
@@ -84,7 +84,7 @@ async def _run(network: Network, config: SchedulerConfig, updates: Updates, even
 
 def main(config: Path, directory: Path) -> int:
     """Run until the job is done or a signal comes."""
-    logging.basicConfig(level="INFO", stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    logs.configure("info")
     settings, events = load(SchedulerConfig, config), Events.to_stdout(True)
     return trio.run(until_signal, lambda: run(settings, directory, events), 143)
 

@@ -12,6 +12,7 @@ from types import FrameType
 
 from hypha_bridge.config import ConfigError, parse, read
 from hypha_bridge.server import BridgeServer
+from hypha_contracts import logs
 from hypha_contracts.bridge_config import CONFIG_VARIABLE, BridgeConfig
 
 
@@ -28,9 +29,7 @@ def main() -> None:
     path: Path | None = parser.parse_args().config
     if path is None and not os.environ.get(CONFIG_VARIABLE):
         parser.error(f"no configuration: give --config FILE, or set {CONFIG_VARIABLE} to its text")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for client in ("httpx", "httpx2"):
-        logging.getLogger(client).setLevel(logging.WARNING)  # they log URLs, which may hold secrets
+    logs.configure("info")
     os.umask(0o077)
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, _ignore)  # uvicorn raises what it caught once more when it is done

@@ -1,7 +1,5 @@
 """`hypha-devnet`: the nodes of a Hypha network of one's own."""
 
-import logging
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -9,6 +7,7 @@ from typing import Annotated, NoReturn
 import trio
 import typer
 
+from hypha_contracts import logs
 from hypha_devnet import certs
 from hypha_devnet.config import Config, ConfigError, DataConfig, NodeConfig, SchedulerConfig, load
 from hypha_devnet.events import Events
@@ -25,7 +24,7 @@ app = typer.Typer(
 ConfigFile = Annotated[Path, typer.Option("--config", help="The node's TOML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the file: key.key=value.")]
 WithEvents = Annotated[bool, typer.Option("--events", help="Write what happens to standard output, as lines of JSON.")]
-LogLevel = Annotated[str, typer.Option("--log-level", help="debug, info, warning or error; the log is standard error.")]
+LogLevel = Annotated[logs.LogLevel, typer.Option("--log-level", help="The least to log, on standard error.")]
 
 
 @app.command()
@@ -96,10 +95,8 @@ def _load(model: type[Config], path: Path, sets: list[str] | None) -> Config:
         _fail(str(error))
 
 
-def _run(serve: Callable[[], Awaitable[int]], log_level: str, terminated_code: int = 0) -> NoReturn:
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
+def _run(serve: Callable[[], Awaitable[int]], log_level: logs.LogLevel, terminated_code: int = 0) -> NoReturn:
+    logs.configure(log_level)
     reasons: list[str] = []
     code = 2
     try:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hypha_operator import log
+from hypha_contracts import logs
 from hypha_operator.machinery.cluster import NoClusterError
 from hypha_operator.machinery.health import PortTakenError
 from hypha_operator.run import run
@@ -32,13 +32,13 @@ def run_command(
     namespace: Annotated[list[str] | None, typer.Option(help="Serve this namespace; may be repeated.")] = None,
     all_namespaces: Annotated[bool, typer.Option("--all-namespaces", help="Serve the whole cluster.")] = False,
     port: Annotated[int, typer.Option(help="Where /healthz and /metrics are.")] = 8080,
-    log_level: Annotated[str, typer.Option(envvar="HYPHA_LOG_LEVEL", help="debug, info, warning or error.")] = "info",
-    log_format: Annotated[log.Format, typer.Option(envvar="HYPHA_LOG_FORMAT", help="human, logfmt or json.")] = "human",
+    log_level: Annotated[logs.LogLevel, typer.Option(envvar="HYPHA_LOG_LEVEL", help="The least to log.")] = "info",
+    log_format: Annotated[logs.LogFormat, typer.Option(envvar="HYPHA_LOG_FORMAT", help="How to log it.")] = "human",
 ) -> None:
     """Serve HyphaWorkers and HyphaJobs; as the pod's service account, or as KUBECONFIG says."""
     if bool(namespace) == all_namespaces:
         raise typer.BadParameter("give --namespace NAME (once or more) or --all-namespaces")
-    log.configure(log_level, log_format)
+    logs.configure(log_level, log_format)
     try:
         settings = Settings.from_environment(os.environ)
         asyncio.run(run(settings, tuple(namespace or ()), port))

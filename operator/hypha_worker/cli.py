@@ -6,12 +6,13 @@ Exit codes: 0 success; 1 it failed (probe: not healthy); 2 wrong command line or
 import logging
 import os
 import sys
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from hypha_contracts import logs
 
 if TYPE_CHECKING:
     from hypha_worker.config_file import Loaded
@@ -29,33 +30,15 @@ app = typer.Typer(
 DEFAULT_CONFIGS = (Path("worker.toml"), Path("config.toml"))
 
 
-class LogLevel(StrEnum):
-    """How much is logged."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class LogFormat(StrEnum):
-    """How it is logged."""
-
-    AUTO = "auto"
-    HUMAN = "human"
-    LOGFMT = "logfmt"
-    JSON = "json"
-
-
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", metavar="FILE", help="The configuration; default worker.toml, else config.toml."),
 ]
 LevelOption = Annotated[
-    LogLevel, typer.Option("--log-level", envvar="HYPHA_LOG_LEVEL", help="The least that is logged.")
+    logs.LogLevel, typer.Option("--log-level", envvar="HYPHA_LOG_LEVEL", help="The least that is logged.")
 ]
 FormatOption = Annotated[
-    LogFormat,
+    logs.LogFormatOrAuto,
     typer.Option("--log-format", envvar="HYPHA_LOG_FORMAT", help="auto: human on a terminal, else logfmt (key=value)."),
 ]
 GatewayOption = Annotated[
@@ -102,8 +85,8 @@ def _first(group: BaseException) -> BaseException:
 def _root(
     context: typer.Context,
     config: ConfigOption = None,
-    log_level: LevelOption = LogLevel.INFO,
-    log_format: FormatOption = LogFormat.AUTO,
+    log_level: LevelOption = "info",
+    log_format: FormatOption = "auto",
     show_version: Annotated[bool, typer.Option("--version", "-V", help="Print the version and exit.")] = False,
 ) -> None:
     if show_version:
@@ -120,8 +103,8 @@ def _root(
 def run(
     *,
     config: ConfigOption = None,
-    log_level: LevelOption = LogLevel.INFO,
-    log_format: FormatOption = LogFormat.AUTO,
+    log_level: LevelOption = "info",
+    log_format: FormatOption = "auto",
     gateway: GatewayOption = None,
     listen: ListenOption = None,
     external: ExternalOption = None,
@@ -132,10 +115,9 @@ def run(
     """Join the network, offer resources and run jobs until SIGTERM or SIGINT."""
     import trio  # noqa: PLC0415 - --help and --version need none of the node
 
-    from hypha_worker import log  # noqa: PLC0415
     from hypha_worker.node import run_node  # noqa: PLC0415
 
-    log.configure(log_level, log_format.value)
+    logs.configure(log_level, log_format)
     overrides = _overrides(
         gateway_addresses=gateway,
         listen_addresses=listen,
@@ -211,10 +193,9 @@ def probe(
     import trio  # noqa: PLC0415
 
     from hypha_network.identity import Identity  # noqa: PLC0415
-    from hypha_worker import log  # noqa: PLC0415
     from hypha_worker.probe import probe as ask  # noqa: PLC0415
 
-    log.configure("error", "auto")
+    logs.configure("error")
     if cert and key and trust:
         identity = Identity.load(cert, key, trust, crls)
     else:

@@ -10,7 +10,7 @@ import yaml
 
 from chart.rendering import CHART, EVERYTHING, HELMS, VARIANTS, Manifest, helm, of_kind, one, render
 from e2e.cluster.tools import ROOT
-from hypha_operator.log import Format
+from hypha_contracts.logs import LogFormat
 from hypha_operator.settings import Settings
 
 variants = pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS.keys())
@@ -93,7 +93,7 @@ def test_the_operator_reads_its_environment() -> None:
 def test_log_formats_are_those_that_the_operator_knows() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     logging = schema["properties"]["operator"]["properties"]["logging"]["properties"]
-    assert logging["format"]["enum"] == list(get_args(Format))
+    assert logging["format"]["enum"] == list(get_args(LogFormat))
 
 
 def test_definitions_are_those_of_crds_and_stay_when_the_release_goes() -> None:

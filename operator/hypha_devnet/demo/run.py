@@ -1,6 +1,5 @@
 """`hypha-devnet demo`: a network on this machine trains a model while one watches."""
 
-import logging
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ import trio
 import typer
 from rich.console import Console
 
+from hypha_contracts import logs
 from hypha_devnet import certs
 from hypha_devnet.demo.board import Board
 from hypha_devnet.demo.plot import plot
@@ -34,6 +34,7 @@ from hypha_devnet.demo.settings import (
 from hypha_devnet.demo.view import LiveView, PlainView, View
 from hypha_devnet.roles.node import leaves
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
+from hypha_network.changes import Changes
 from hypha_network.errors import HyphaNetworkError, NetworkError
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkConfig, open_network
@@ -113,6 +114,10 @@ def _short_directory() -> str:
     return directory if len(directory) <= _LONGEST_TEMPORARY else "/tmp"  # noqa: S108 - the name below is random
 
 
+def _log_to(path: Path) -> None:
+    logs.configure("info", stream=path.open("a"))
+
+
 class _Demo:
     """One run of it."""
 
@@ -122,14 +127,14 @@ class _Demo:
         self._view = view
         self._board = Board(time.time())
         self._events: dict[tuple[str, str], Mapping[str, Any]] = {}
-        self._changed = trio.Event()
+        self._changes = Changes()
         self._processes: Processes
 
     async def run(self) -> Result | None:
         """Everything; None if it was interrupted."""
         files = self._files
         files.logs.mkdir()
-        logging.basicConfig(filename=files.logs / "demo.log", level=logging.INFO, format="%(asctime)s %(message)s")
+        _log_to(files.logs / "demo.log")
         result: Result | None = None
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
@@ -191,14 +196,12 @@ class _Demo:
     def _take(self, source: str, event: Mapping[str, Any]) -> None:
         self._events[source, event["event"]] = event
         self._board.take(source, event)
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changes.notify()
 
     async def _event(self, source: str, name: str) -> Mapping[str, Any]:
         """An event of a process, as soon as there has been one."""
         with trio.move_on_after(_READY_S):
-            while (source, name) not in self._events:
-                await self._changed.wait()
+            await self._changes.until(lambda: (source, name) in self._events)
             return self._events[source, name]
         log = self._files.logs / f"{source}.log"
         raise DemoError(f"{source} did not get as far as {name!r} within {_READY_S:.0f} s; its log is {log}")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypha_worker import log
-from hypha_worker.log import HumanFormatter, JsonFormatter, LogfmtFormatter
+from hypha_contracts import logs
+from hypha_contracts.logs import HumanFormatter, JsonFormatter, LogfmtFormatter
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_an_exception_comes_with_its_traceback() -> None:
 
 def test_where_there_is_no_terminal_the_log_is_key_and_value() -> None:
     stream = io.StringIO()
-    log.configure("info", "auto", stream)
+    logs.configure("info", "auto", stream)
     logging.getLogger("hypha.x").info("hello world")
     logging.getLogger("hypha.x").debug("hidden")
     logging.getLogger("libp2p.anything").info("hidden too")

@@ -1,0 +1,82 @@
+"""The log of every process, on standard error: for people on a terminal, else as key=value, or as JSON."""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Final, Literal, TextIO
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["human", "logfmt", "json"]
+LogFormatOrAuto = Literal["auto", LogFormat]
+
+_COLOURS: Final = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+_NOISY: Final = (
+    "aiohttp", "asyncio", "httpcore", "httpx", "httpx2", "hypercorn", "kopf", "kubernetes", "libp2p", "multiaddr",
+    "opentelemetry", "urllib3",
+)  # fmt: skip
+"""These libraries log from warnings on only. The HTTP clients log URLs, which may hold secrets."""
+
+
+def configure(level: LogLevel, log_format: LogFormatOrAuto = "auto", stream: TextIO = sys.stderr) -> None:
+    """Send every record at or above a level to the stream.
+
+    `auto` is `human` on a terminal and `logfmt` elsewhere.
+    """
+    if log_format == "auto":
+        log_format = "human" if stream.isatty() else "logfmt"
+    formatters = {"human": HumanFormatter(colour=stream.isatty()), "json": JsonFormatter(), "logfmt": LogfmtFormatter()}
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatters[log_format])
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    if level != "debug":
+        for name in _NOISY:
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class HumanFormatter(logging.Formatter):
+    """`12:30:01 INFO message`, coloured where the stream is a terminal."""
+
+    def __init__(self, *, colour: bool) -> None:
+        super().__init__()
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line (or lines: a job's last output, a traceback)."""
+        time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
+        level = f"{record.levelname:<7}"
+        if self._colour:
+            level = f"\x1b[{_COLOURS.get(record.levelname, '0')}m{level}\x1b[0m"
+        line = f"{time} {level} {record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return json.dumps(_fields(self, record), ensure_ascii=False)
+
+
+class LogfmtFormatter(logging.Formatter):
+    """`time=... level=info logger=... msg="..."`, always one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return " ".join(f"{key}={_quote(value)}" for key, value in _fields(self, record).items())
+
+
+def _fields(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, str]:
+    time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    fields = {"time": time, "level": record.levelname.lower(), "logger": record.name, "msg": record.getMessage()}
+    if record.exc_info:
+        fields["exception"] = formatter.formatException(record.exc_info)
+    return fields
+
+
+def _quote(value: str) -> str:
+    """Quote a value that holds anything but plain characters, as JSON, so that no line break or escape gets through."""
+    plain = value and all(c.isalnum() or c in "-_.:/+" for c in value)
+    return value if plain else json.dumps(value, ensure_ascii=False)
