@@ -21,6 +21,7 @@ from hypha_bridge.fetch import FetchedFile
 from hypha_bridge.inbox import Listener, Pointer
 from hypha_contracts.connector_api import ErrorBody
 from hypha_messages.progress import Progress, ProgressResponse
+from hypha_messages.validation import describe
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ async def _http_error(_: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
-    reasons = "; ".join(f"{'.'.join(map(str, e['loc'][1:])) or 'body'}: {e['msg']}" for e in error.errors()[:3])
+    reasons = describe([{**detail, "loc": detail["loc"][1:]} for detail in error.errors()], "body")
     logger.warning("%s: invalid_request: %s", request.url.path, reasons)
     return _answer(400, "invalid_request", f"{reasons}; GET /openapi.json describes requests")
 

@@ -5,6 +5,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from hypha_messages.validation import describe
+
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -26,5 +28,4 @@ def parse(model: type[_Model], text: str | bytes, source: str) -> _Model:
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'all'}: {e['msg']}" for e in error.errors()[:5])
-        raise ConfigError(f"{source}: {reasons}") from error
+        raise ConfigError(f"{source}: {describe(error, 'the configuration')}") from error

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
+from hypha_messages.validation import describe
+
 _LENGTH_BYTES: Final = 8
 _MAX_HEADER_BYTES: Final = 100_000_000  # as the format's own readers have it
 _MAX_ENTRIES: Final = 100_000
@@ -50,7 +52,7 @@ def _data_bytes(header: bytes) -> int:
     try:
         entries = _HEADER.validate_json(header)
     except ValidationError as error:
-        raise NotSafeTensors(f"the header is not a JSON object of objects: {error.errors()[0]['msg']}") from error
+        raise NotSafeTensors(f"the header is not a JSON object of objects: {describe(error, 'header')}") from error
     entries.pop("__metadata__", None)
     if len(entries) > _MAX_ENTRIES:
         raise NotSafeTensors(f"{len(entries)} tensors; at most {_MAX_ENTRIES} are allowed")

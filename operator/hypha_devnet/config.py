@@ -20,6 +20,7 @@ from hypha_messages.job import (
     WarmupStableDecay,
 )
 from hypha_messages.types import Amount, Resources
+from hypha_messages.validation import describe
 from hypha_network.network import NetworkConfig
 from hypha_network.wire.addresses import RESERVED_CIDRS
 
@@ -194,8 +195,7 @@ def load(model: type[Config], path: Path, overrides: Sequence[str] = ()) -> Conf
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = (f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors())
-        raise ConfigError(f"{path}: " + "; ".join(lines)) from error
+        raise ConfigError(f"{path}: {describe(error, 'the configuration')}") from error
 
 
 def _set(values: dict[str, Any], override: str) -> None:

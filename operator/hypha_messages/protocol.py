@@ -6,6 +6,7 @@ from typing import Any, Final, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from hypha_messages import cbor
+from hypha_messages.validation import describe
 
 M = TypeVar("M", bound=BaseModel)
 Request = TypeVar("Request", bound=BaseModel)
@@ -88,6 +89,4 @@ def validate(model: type[M], value: Any) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)[:3]
-        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'message'}: {e['msg']}"[:_MAX_QUOTED] for e in found)
-        raise cbor.DecodeError(f"not a {model.__name__}: {reasons}") from None
+        raise cbor.DecodeError(f"not a {model.__name__}: {describe(error, 'message')}") from None

@@ -31,6 +31,7 @@ from hypha_messages.job import (
     TrainExecutor,
 )
 from hypha_messages.progress import ProgressResponse, ReportProgress
+from hypha_messages.validation import describe
 from hypha_network.changes import Changes
 from hypha_network.errors import NetworkError
 from hypha_network.network import Network
@@ -139,8 +140,10 @@ class Scheduler:
                         count = DataRecord.model_validate_json(record.value).num_slices
                         self._events.emit("dataset", dataset=name, provider=record.publisher, slices=count)
                         return Dataset(name, record.publisher, Slices(count))
-                except (NetworkError, ValidationError) as error:
-                    logger.warning("no usable record of dataset %s yet: %s", name, error)
+                except NetworkError as error:
+                    logger.warning("no record of dataset %s yet: %s", name, error)
+                except ValidationError as error:
+                    logger.warning("the record of dataset %s is unusable: %s", name, describe(error, "record"))
                 await trio.sleep(RECORD_RETRY_S)
         raise JobFailedError(f"no data node announced the dataset {name!r} within {deadline_s:g} s")
 

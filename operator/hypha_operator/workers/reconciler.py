@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from hypha_contracts.names import DRAIN_FINALIZER, controller_name, identity_secret
 from hypha_contracts.times import DRAIN_S
+from hypha_messages.validation import describe
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.conditions import Condition, merged
@@ -116,10 +117,8 @@ class WorkerReconciler:
         try:
             spec = HyphaWorkerSpec.model_validate(worker["spec"])
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, ("spec", *first["loc"])))
-            refusal = "InvalidSpec", f"{where}: {first['msg']}. Correct it; the CRDs may be newer or older."
-            return _Applied(None, refusal=refusal)
+            problems = describe(error, "spec", prefix="spec.")
+            return _Applied(None, refusal=("InvalidSpec", f"{problems}. Correct it; the CRDs may be newer or older."))
         known = (worker.get("status") or {}).get("externalAddresses") or []
         if is_foreground(worker):
             return _Applied(spec, known)  # what is made now is deleted again

@@ -36,6 +36,7 @@ from hypha_messages.job import JobSpec, PeersReference, SchedulerReference, Trai
 from hypha_messages.progress import PROGRESS, Progress, ProgressResponse, ReportProgress
 from hypha_messages.streams import PULL, PUSH, encode_pull_header
 from hypha_messages.types import Message
+from hypha_messages.validation import describe
 from hypha_network.errors import (
     ConnectionLost,
     NetworkClosed,
@@ -368,8 +369,7 @@ def _validate(model: type[_M], value: Any) -> _M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()[:3])
-        raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, ErrorCode.INVALID, reasons) from error
+        raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, ErrorCode.INVALID, describe(error, "body")) from error
 
 
 def _references(spec: JobSpec) -> list[Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import trio
 from pydantic import ValidationError
 
+from hypha_messages.validation import describe
 from hypha_worker.market.ledger import Ledger, LedgerState
 from hypha_worker.runtimes.process.processes import write_whole
 
@@ -36,8 +37,8 @@ class LedgerFile:
         except ValidationError as error:
             aside = self.path.with_suffix(".unreadable")
             self.path.replace(aside)
-            reason = error.errors()[0]["msg"]
-            logger.warning("%s cannot be read and was moved to %s: %s", self.path, aside.name, reason)
+            problem = describe(error, "file")
+            logger.warning("%s cannot be read and was moved to %s: %s", self.path, aside.name, problem)
 
     async def save(self) -> None:
         """Return once the ledger as it is now is on the disk; a full disk is logged, the lease stands all the same."""

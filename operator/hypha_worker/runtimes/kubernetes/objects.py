@@ -17,7 +17,8 @@ from hypha_contracts.names import (
     owner_reference,
 )
 from hypha_messages.job import JobSpec
-from hypha_resources.common import Condition
+from hypha_messages.validation import describe
+from hypha_resources.common import API_VERSION, WORKER_LABEL, Condition
 from hypha_resources.job import (
     REPORTED,
     TERMINAL,
@@ -125,8 +126,7 @@ def see(found: Object) -> SeenJob:
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ValueError(describe(error, "HyphaJob")) from error
 
 
 def end_of(seen: SeenJob) -> Finished | Failed:
