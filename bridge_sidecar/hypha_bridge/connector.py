@@ -13,15 +13,15 @@ import os
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Final, NamedTuple, Protocol, TypeVar, cast
+from typing import BinaryIO, Final, Protocol, TypeVar, cast
 from urllib.parse import quote
 
 from pydantic import ValidationError
 
 from hypha_bridge.errors import ConnectorError
 from hypha_bridge.pinned import PinnedConnection, WrongNode
+from hypha_contracts.backoff import Backoff
 from hypha_contracts.bridge_config import ConnectorConfig
 from hypha_contracts.connector_api import (
     ANSWER_TIMEOUT_S,
@@ -46,8 +46,7 @@ _Result = TypeVar("_Result")
 
 _BUFFER_BYTES: Final = 1024 * 1024
 _MAX_ANSWER_BYTES: Final = 1024 * 1024
-_FIRST_DELAY_S: Final = 0.1
-_LAST_DELAY_S: Final = 5.0
+BACKOFF: Final = Backoff(first_s=0.1, max_s=5.0)
 _RETRYABLE: Final = frozenset({401, 500, 502, 503, 504})  # 401: a node that starts does not know its jobs yet
 
 
@@ -56,22 +55,6 @@ class Sink(Protocol):
 
     def write(self, data: memoryview) -> None:
         """Take the next bytes, before they are overwritten."""
-
-
-class Attempts(NamedTuple):
-    """How often and how long something is tried: delays grow from `first_s` to `last_s` until `deadline_s` is over."""
-
-    deadline_s: float
-    first_s: float = _FIRST_DELAY_S
-    last_s: float = _LAST_DELAY_S
-
-    def delays(self) -> Iterator[float]:
-        """Yield the waits between attempts, until the deadline; it runs from the first failure."""
-        started = time.monotonic()
-        delay = self.first_s
-        while time.monotonic() - started + delay < self.deadline_s:
-            yield delay
-            delay = min(2 * delay, self.last_s)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -113,17 +96,17 @@ class Connector:
 
     def retrying(self, action: Callable[[], _Result]) -> _Result:
         """Repeat an action whose ConnectorError is retryable, until it succeeds or the deadline is over."""
-        delays: Iterator[float] | None = None
+        pauses: Iterator[float] | None = None
         while True:
             try:
                 return action()
             except ConnectorError as error:
-                delays = delays or Attempts(self._config.deadline_s).delays()
-                delay = next(delays, None) if error.retryable else None
-                if delay is None:
+                pauses = pauses or BACKOFF.pauses(self._config.deadline_s)
+                pause_s = next(pauses, None) if error.retryable else None
+                if pause_s is None:
                     raise
-                logger.info("trying again in %.1f s: %s", delay, error)
-                if self._closed.wait(delay):
+                logger.info("trying again in %.1f s: %s", pause_s, error)
+                if self._closed.wait(pause_s):
                     raise
 
     def next_slice(self, scheduler: str, dataset: str) -> AssignedSlice:

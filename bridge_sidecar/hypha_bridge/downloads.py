@@ -7,7 +7,7 @@ from typing import Final
 import httpx
 
 from hypha_bridge.address_policy import GuardedTransport
-from hypha_bridge.connector import Attempts
+from hypha_bridge.connector import BACKOFF
 from hypha_bridge.errors import invalid_request, source_failed
 from hypha_bridge.storage import StagedFile, Storage
 from hypha_contracts.bridge_config import BridgeConfig
@@ -43,7 +43,7 @@ class Downloads:
     def download(self, uri: str, staged: StagedFile) -> None:
         """Download a file into a staged one; BridgeError."""
         url = _parse(uri)
-        delays = Attempts(self._deadline_s).delays()
+        pauses = BACKOFF.pauses(self._deadline_s)
         validator: str | None = None
         while True:
             size_before = staged.size_bytes
@@ -51,9 +51,9 @@ class Downloads:
                 validator = self._attempt(url, staged, validator)
             except _Broken as broken:
                 if validator and staged.size_bytes > size_before:
-                    delays = Attempts(self._deadline_s).delays()
-                delay = next(delays, None)
-                if delay is None or self._stopping.wait(delay):
+                    pauses = BACKOFF.pauses(self._deadline_s)
+                pause_s = next(pauses, None)
+                if pause_s is None or self._stopping.wait(pause_s):
                     raise source_failed(f"{_shown(url)}: {broken}") from broken
                 validator = broken.validator or validator
                 logger.info("%s: %s; trying again at byte %d", _shown(url), broken, staged.size_bytes)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hypha_bridge.connector import Attempts
+from hypha_bridge.connector import BACKOFF
 from hypha_bridge.errors import BridgeError, forbidden, invalid_request, source_failed
 from hypha_bridge.storage import JobFiles
 from hypha_contracts.bridge_config import BridgeConfig
@@ -43,16 +43,16 @@ class Hub:
     def download(self, reference: HuggingFaceReference, filename: str) -> Iterator[Path]:
         """Download one file; within the context it lies at the path, ours to move. BridgeError."""
         with tempfile.TemporaryDirectory(dir=self._files.staging, ignore_cleanup_errors=True) as directory:
-            delays = Attempts(self._deadline_s).delays()
+            pauses = BACKOFF.pauses(self._deadline_s)
             while True:
                 try:
                     path = self._attempt(reference, filename, directory)
                     break
                 except _Unavailable as error:
-                    delay = next(delays, None)
-                    if delay is None or self._stopping.wait(delay):
+                    pause_s = next(pauses, None)
+                    if pause_s is None or self._stopping.wait(pause_s):
                         raise source_failed(str(error)) from error
-                    logger.info("%s; trying again in %.1f s", error, delay)
+                    logger.info("%s; trying again in %.1f s", error, pause_s)
             yield path
 
     def _attempt(self, reference: HuggingFaceReference, filename: str, directory: str) -> Path:

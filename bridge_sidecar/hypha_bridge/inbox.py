@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from anyio import CapacityLimiter
 from pydantic import BaseModel, Field
 
 from hypha_bridge import paths, safetensors
-from hypha_bridge.connector import Attempts, Connector
+from hypha_bridge.connector import BACKOFF, Connector
 from hypha_bridge.errors import BridgeError, ConnectorError, forbidden, invalid_request
 from hypha_bridge.storage import JobFiles, StagedFile
 from hypha_contracts.bridge_config import BridgeConfig
@@ -23,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 _REMEMBERED: Final = 1024
 _KEEP_ALIVE_S: Final = 5.0
-_FOREVER_S: Final = float("inf")
 
 
 class Pointer(BaseModel):
@@ -56,7 +56,7 @@ class Inbox:
         self._connector = connector
         self._pollers = config.push_pollers
         self._max_waiting = config.waiting_pushes
-        self._max_waiting_bytes = _FOREVER_S if config.storage_bytes is None else config.storage_bytes / 2
+        self._max_waiting_bytes = math.inf if config.storage_bytes is None else config.storage_bytes / 2
         self._threads = CapacityLimiter(config.push_pollers)
         self._waiting: deque[_Waiting] = deque()
         self._calls = 0  # to the node, which has a push for it or may yet
@@ -64,7 +64,7 @@ class Inbox:
         self._delivered: deque[Pointer] = deque(maxlen=_REMEMBERED)
         self._sequence = 0
         self._changed = asyncio.Condition()
-        self._delays = Attempts(_FOREVER_S).delays()
+        self._pauses = BACKOFF.pauses()
         self.closing = False
 
     async def close(self) -> None:
@@ -101,9 +101,9 @@ class Inbox:
         except Exception as error:  # whatever it was, the next push is to be received
             expected = isinstance(error, BridgeError | OSError)
             logger.log(_level(error), "receiving a push failed: %s", error, exc_info=not expected)
-            await asyncio.sleep(next(self._delays))
+            await asyncio.sleep(next(self._pauses))
         else:
-            self._delays = Attempts(_FOREVER_S).delays()
+            self._pauses = BACKOFF.pauses()
         self._calls -= 1
         async with self._changed:
             if waiting is not None:

@@ -16,7 +16,7 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 
 from hypha_bridge import paths
-from hypha_bridge.connector import Attempts, Connector
+from hypha_bridge.connector import BACKOFF, Connector
 from hypha_bridge.errors import BridgeError, ConnectorError, forbidden, invalid_request
 from hypha_bridge.storage import JobFiles, snapshot
 from hypha_contracts.bridge_config import BridgeConfig
@@ -109,7 +109,7 @@ class Outbox:
     async def _push_to_any(self, peers: list[str], file: _File) -> None:
         """Push to the first of these peers that takes it, trying them in turn until the deadline."""
         async with self._turns.setdefault(frozenset(peers), asyncio.Lock()):
-            delays = Attempts(self._deadline_s).delays()
+            pauses = BACKOFF.pauses(self._deadline_s)
             candidates = peers
             while candidates:
                 refused = set()
@@ -127,10 +127,10 @@ class Outbox:
                         file.arrived = True
                         return
                 candidates = [peer for peer in candidates if peer not in refused]
-                delay = next(delays, None)
-                if delay is None:
+                pause_s = next(pauses, None)
+                if pause_s is None:
                     break
-                await asyncio.sleep(delay)
+                await asyncio.sleep(pause_s)
             logger.error("gave up sending %s to %s", file.path, ", ".join(peers))
 
     def _push(self, peer: str, copy: Path) -> None:

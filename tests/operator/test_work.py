@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from hypha_contracts.backoff import Backoff
 from hypha_operator.machinery.errors import Unavailable
 from hypha_operator.machinery.kinds import WORKER, Key
 from hypha_operator.machinery.queue import WorkQueue
@@ -33,7 +34,7 @@ class Recorded:
 async def running(concurrency: int = 2) -> AsyncIterator[tuple[WorkQueue, Recorded, ManualClock]]:
     clock = ManualClock()
     recorded = Recorded(clock)
-    queue = WorkQueue(recorded, clock, concurrency=concurrency, jitter=lambda: 1.0)
+    queue = WorkQueue(recorded, clock, concurrency=concurrency, backoff=Backoff(first_s=1.0, max_s=300.0, jitter=0))
     task = asyncio.create_task(queue.run())
     await settle()
     try:

@@ -1,31 +1,19 @@
 """The connections to the gateways: dialled at start, and dialled again without end when they are lost."""
 
 import logging
-import random
 
 import trio
 
+from hypha_contracts.backoff import Backoff
 from hypha_network.errors import NetworkError, StreamReset
 from hypha_network.host import Connection, ConnectionTask, Host
 from hypha_network.wire.addresses import Address
 
 logger = logging.getLogger(__name__)
 
-FIRST_DELAY_S = 0.5
-MAX_DELAY_S = 30.0
+BACKOFF = Backoff(first_s=0.5, max_s=30.0, jitter=0.5)
 STABLE_S = 60.0
 """A connection that lasted this long resets the count of failures."""
-
-
-def backoff_s(failures: int, jitter: float) -> float:
-    """Return how long to wait before the next attempt.
-
-    Args:
-        failures: how many attempts in a row have failed.
-        jitter: a random number between 0 and 1, so that nodes do not dial in step.
-    """
-    delay: float = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** min(failures - 1, 16))
-    return delay * (0.5 + jitter / 2)
 
 
 class Gateways:
@@ -45,7 +33,7 @@ class Gateways:
                 nursery.start_soon(self._keep, address)
 
     async def _keep(self, address: Address) -> None:
-        failures = 0
+        failures, pauses = 0, BACKOFF.pauses()
         peer_id = address.peer_id  # None: the gateway's certificate will say
         while True:
             started = trio.current_time()
@@ -70,8 +58,10 @@ class Gateways:
                     self._host.notify()
                     peer_id = address.peer_id  # another gateway may answer at this address
                 logger.warning("lost the connection to gateway %s", address)
-                failures = 1 if trio.current_time() - started > STABLE_S else failures + 1
-            await trio.sleep(backoff_s(failures, random.random()))  # noqa: S311
+                if trio.current_time() - started > STABLE_S:
+                    failures, pauses = 0, BACKOFF.pauses()
+                failures += 1
+            await trio.sleep(next(pauses))
 
     def _existing(self, peer_id: str | None) -> Connection | None:
         """Return a connection that this node dialled, because other peers can dial that connection's address too."""

@@ -3,12 +3,12 @@
 import json
 import logging
 import os
-import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from hashlib import sha256
+from itertools import islice
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
@@ -16,6 +16,7 @@ import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
+from hypha_contracts.backoff import Backoff
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.errors import ApiError, Conflict, NotFound, Unavailable, from_answer
 from hypha_operator.machinery.kinds import EVENT, Kind, Manifest, kind_of
@@ -26,6 +27,7 @@ _MERGE: Final = "application/merge-patch+json"
 _METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _CALL_S: Final = 15.0
 _ATTEMPTS: Final = 4
+_BACKOFF: Final = Backoff(first_s=0.25, max_s=4.0, factor=4.0)
 _PAGE: Final = 250
 _SAME_EVENT_S: Final = 60.0
 _MOST_EVENTS_KEPT: Final = 4096
@@ -195,16 +197,13 @@ class Cluster:
         content_type: str = "application/json",
     ) -> Manifest:
         headers = {"Accept": accept, "Content-Type": content_type}
-        for attempt in range(_ATTEMPTS):
+        for pause_s in islice(_BACKOFF.pauses(), _ATTEMPTS - 1):
             try:
                 return await self._once(method, path, query, body, headers)
             except Unavailable as error:
-                if attempt + 1 == _ATTEMPTS:
-                    raise
-                pause_s = 0.25 * 4**attempt * random.uniform(0.5, 1.5)  # noqa: S311 - not for secrets
                 _log.info("%s; trying again in %.1f s", error, pause_s)
                 await self._clock.sleep(pause_s)
-        raise AssertionError("unreachable")
+        return await self._once(method, path, query, body, headers)
 
     async def _once(
         self, method: str, path: str, query: dict[str, str] | None, body: Manifest | None, headers: dict[str, str]

@@ -3,17 +3,16 @@
 import asyncio
 import heapq
 import logging
-import random
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
+from hypha_contracts.backoff import Backoff
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.errors import ApiError
 from hypha_operator.machinery.kinds import Key
 from hypha_operator.machinery.reconciler import Reconciler
 
-_FIRST_RETRY_S: Final = 1.0
-_LAST_RETRY_S: Final = 300.0
+_BACKOFF: Final = Backoff(first_s=1.0, max_s=300.0)
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ class WorkQueue:
         reconciler: what a key is given to.
         clock: what times are taken from and waited by.
         concurrency: how many keys are reconciled at once.
-        jitter: returns a factor that delays after failures are multiplied by.
+        backoff: the pauses after failures of one key in a row.
     """
 
     def __init__(
@@ -45,19 +44,19 @@ class WorkQueue:
         *,
         concurrency: int = 16,
         observe: Observer = lambda *_, **__: None,
-        jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311 - not for secrets
+        backoff: Backoff = _BACKOFF,
     ) -> None:
         self._reconciler = reconciler
         self._clock = clock
         self._free = concurrency
         self._observe = observe
-        self._jitter = jitter
+        self._backoff = backoff
         self._ready: dict[Key, None] = {}
         self._due_s: dict[Key, float] = {}
         self._timers: list[tuple[float, Key]] = []
         self._running: dict[Key, float] = {}
         self._again: set[Key] = set()
-        self._failures: dict[Key, int] = {}
+        self._pauses: dict[Key, Iterator[float]] = {}
         self._changed = asyncio.Event()
 
     def add(self, key: Key, after_s: float = 0.0) -> None:
@@ -134,10 +133,9 @@ class WorkQueue:
             self._changed.set()
         self._observe(key, self._clock.monotonic() - started_s, failed=failed)
         if failed:
-            failures = self._failures[key] = self._failures.get(key, 0) + 1
-            after_s = min(_FIRST_RETRY_S * 2 ** min(failures - 1, 20), _LAST_RETRY_S) * self._jitter()
+            after_s = next(self._pauses.setdefault(key, self._backoff.pauses()))
         else:
-            self._failures.pop(key, None)
+            self._pauses.pop(key, None)
         again = key in self._again
         self._again.discard(key)
         if again and not failed:

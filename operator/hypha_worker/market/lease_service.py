@@ -10,6 +10,7 @@ from uuid import UUID
 import trio
 from opentelemetry.trace import Span
 
+from hypha_contracts.backoff import Backoff
 from hypha_messages.api import (
     API,
     DispatchJob,
@@ -21,6 +22,7 @@ from hypha_messages.api import (
 )
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Message, SystemTime
+from hypha_network.changes import Changes
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_worker.market.ledger import EndedJob, Lease, Ledger, LedgerError
@@ -31,8 +33,7 @@ from hypha_worker.telemetry import Telemetry
 logger = logging.getLogger(__name__)
 
 _REPORT_TIMEOUT_S = 10.0
-_FIRST_RETRY_S = 0.5
-_LONGEST_RETRY_S = 15.0
+_REPORT_BACKOFF = Backoff(first_s=0.5, max_s=15.0)
 
 
 class Peers(Protocol):
@@ -94,7 +95,7 @@ class LeaseService:
         self._starting: dict[UUID, trio.Event] = {}
         self._runs: dict[UUID, _Run] = {}
         self._reporting: set[UUID] = set()
-        self._progress = trio.Event()
+        self._progress = Changes()
         self._nursery: trio.Nursery | None = None
         self._refusal_log = RateLimitedLogger(logger)
         self.on_room: Callable[[], None] = lambda: None
@@ -160,8 +161,9 @@ class LeaseService:
                 if lease.task_id is not None:
                     nursery.start_soon(self._jobs.terminate, lease.task_id, reason)
         with trio.move_on_after(report_within_s):
-            while any(lease.task_id is not None for lease in self._ledger.leases) or self._reporting:
-                await self._progress.wait()
+            await self._progress.until(
+                lambda: not self._reporting and all(lease.task_id is None for lease in self._ledger.leases)
+            )
 
     async def _renew(self, scheduler: str, request: RenewLease) -> RenewLeaseOutcome:
         try:
@@ -281,9 +283,8 @@ class LeaseService:
     async def _report(self, ended: EndedJob) -> None:
         """Tell the scheduler how its task ended, again and again until it answers or time is up."""
         report = ReportJobStatus(task_id=ended.task_id, status=JobStatus(type=ended.status))
-        delay_s = _FIRST_RETRY_S
         with trio.move_on_after(self._report_s) as scope:
-            while True:
+            for pause_s in _REPORT_BACKOFF.pauses():
                 try:
                     await self._peers.request(ended.scheduler, API, report, timeout_s=_REPORT_TIMEOUT_S)
                     break
@@ -292,8 +293,7 @@ class LeaseService:
                     break
                 except NetworkError as error:
                     logger.debug("cannot tell %s of the end of task %s yet: %s", ended.scheduler, ended.task_id, error)
-                await trio.sleep(delay_s)
-                delay_s = min(2 * delay_s, _LONGEST_RETRY_S)
+                await trio.sleep(pause_s)
         if scope.cancelled_caught:
             logger.warning(
                 "%s never heard that task %s ended (%s)", ended.scheduler, ended.task_id, ended.status.lower()
@@ -302,5 +302,4 @@ class LeaseService:
         await self._file.save()
         self._jobs.note_reported(ended.task_id)
         self._reporting.discard(ended.task_id)
-        self._progress.set()
-        self._progress = trio.Event()
+        self._progress.notify()

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 import httpx
 import trio
 
+from hypha_contracts.backoff import Backoff
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_worker.errors import NodeError
 
@@ -34,8 +35,7 @@ Object = dict[str, Any]
 FIELD_MANAGER: Final = "hypha-worker"
 DEADLINE_S: Final = 10.0
 _ATTEMPT_S: Final = 5.0
-_FIRST_RETRY_S: Final = 0.1
-_LONGEST_RETRY_S: Final = 5.0
+_BACKOFF: Final = Backoff(first_s=0.1, max_s=5.0)
 _LIST_PAGE: Final = 500
 _WATCH_S: Final = 300
 """After how long the server ends a watch, which then goes on from where it was."""
@@ -195,7 +195,7 @@ class KubernetesApi:
         data = json.dumps(body).encode() if body is not None else None
         problem = "no answer"
         with trio.move_on_after(deadline_s):
-            for delay_s in _delays():
+            for pause_s in _BACKOFF.pauses():
                 try:
                     headers = self._headers() | ({"Content-Type": content} if data else {})
                     response = await self._client.request(
@@ -211,7 +211,7 @@ class KubernetesApi:
                 except (httpx.HTTPError, OSError, ValueError) as error:
                     problem = str(error) or type(error).__name__
                 logger.debug("%s %s: %s; trying again", method, path, problem)
-                await trio.sleep(delay_s)
+                await trio.sleep(pause_s)
         raise ApiUnavailable(f"the API server did not answer {method} {path} within {deadline_s:g} s: {problem}")
 
     def _headers(self) -> dict[str, str]:
@@ -220,7 +220,7 @@ class KubernetesApi:
 
 async def insist(what: str, action: Callable[[], Awaitable[_T]]) -> _T:
     """Repeat something until it is done or refused for good; an API server that is away, or rights, may come back."""
-    for delay_s in _delays():
+    for pause_s in _BACKOFF.pauses():
         try:
             return await action()
         except ApiUnavailable as error:
@@ -229,15 +229,8 @@ async def insist(what: str, action: Callable[[], Awaitable[_T]]) -> _T:
             if error.status not in _RIGHTS:
                 raise
             _rate_limited_log.warning(what, "%s; trying again, are the node's Role and its binding there?", error)
-        await trio.sleep(delay_s)
-    raise AssertionError  # the delays do not end
-
-
-def _delays() -> Iterator[float]:
-    delay_s = _FIRST_RETRY_S
-    while True:
-        yield delay_s
-        delay_s = min(2 * delay_s, _LONGEST_RETRY_S)
+        await trio.sleep(pause_s)
+    raise AssertionError  # the pauses do not end
 
 
 def _worth_another_attempt(method: str, response: httpx.Response) -> bool:

@@ -18,7 +18,7 @@ from hypha_contracts.names import (
 )
 from hypha_messages.job import JobSpec
 from hypha_messages.validation import describe
-from hypha_resources.common import API_VERSION, WORKER_LABEL, Condition
+from hypha_resources.common import Condition
 from hypha_resources.job import (
     REPORTED,
     TERMINAL,
