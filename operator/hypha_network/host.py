@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from hypha_messages.cbor import DecodeError
+from hypha_network.changes import Changes
 from hypha_network.errors import DialError, HandshakeError, NetworkError, PeerUnreachable, RemoteRefused, StreamReset
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire import multistream
@@ -97,8 +98,8 @@ class Host:
     listen_addresses: list[Address] = field(default_factory=list)
     find_addresses: Finder | None = None
     dial_relayed: RelayDialer | None = None
-    changed: trio.Event = field(default_factory=trio.Event)
-    """Set, and replaced, whenever a connection begins or ends, a peer's subscriptions or the node's status change."""
+    changes: Changes = field(default_factory=Changes)
+    """Notified whenever a connection comes or goes, a peer subscribes, or the node's status changes."""
     _handlers: dict[str, StreamHandler] = field(default_factory=dict)
     _connection_tasks: list[ConnectionTask] = field(default_factory=list)
     _backlog: Backlog = field(default_factory=Backlog)
@@ -286,9 +287,8 @@ class Host:
         self.notify()
 
     def notify(self) -> None:
-        """Wake the tasks that wait for `changed`."""
-        self.changed.set()
-        self.changed = trio.Event()
+        """Wake every task that waits for `changes`."""
+        self.changes.notify()
 
     def connection_count(self) -> int:
         """Return the number of open connections."""

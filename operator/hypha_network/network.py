@@ -149,8 +149,7 @@ class Network:
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition on this node's connections, subscribers or status holds."""
-        while not condition():
-            await self._host.changed.wait()
+        await self._host.changes.until(condition)
 
     def connected_peers(self) -> list[str]:
         """Return the peers that this node is connected with."""

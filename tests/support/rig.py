@@ -7,6 +7,7 @@ from uuid import UUID
 
 import trio
 
+from hypha_network.changes import Changes
 from hypha_worker.runtimes.process import processes, supervisor
 from hypha_worker.runtimes.process.control import ProcessConfig
 from hypha_worker.runtimes.process.runtime import ProcessRuntime, open_process_runtime
@@ -21,13 +22,12 @@ class Rig:
     def __init__(self, runtime: ProcessRuntime) -> None:
         self.runtime = runtime
         self.events: list[JobEvent] = []
-        self._changed = trio.Event()
+        self._changes = Changes()
 
     async def take_events(self) -> None:
         async for event in self.runtime.events:
             self.events.append(event)
-            self._changed.set()
-            self._changed = trio.Event()
+            self._changes.notify()
 
     async def run(self, job: Job) -> JobEvent:
         """Launch a job; how it ended, once nothing of it is left."""
@@ -47,7 +47,7 @@ class Rig:
             for event in self.events:
                 if event.task_id == task_id and isinstance(event, kinds):
                     return event
-            await self._changed.wait()
+            await self._changes.wait()
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from hypha_messages.advertisement import RequestWorker, WorkerSpec
 from hypha_messages.api import ReportJobStatus, ReportJobStatusReceived, WorkerOffer, WorkerOfferAccepted
 from hypha_messages.job import ExecutorDescriptor, JobSpec
 from hypha_messages.types import Resources, SystemTime
+from hypha_network.changes import Changes
 from hypha_network.errors import PeerUnreachable, RemoteRefused
 from hypha_network.services.gossip_messages import Gossip
 from hypha_worker.market.ledger import Lease
@@ -53,7 +54,7 @@ class Market:
         self.unreachable: set[str] = set()
         self.refusing: set[str] = set()
         self.delay_s = 0.0
-        self.changed = trio.Event()
+        self.changes = Changes()
 
     def advertise(self, scheduler: str, *requests: RequestWorker) -> None:
         """Publish requests of a scheduler."""
@@ -72,8 +73,7 @@ class Market:
         if peer_id in self.refusing:
             raise RemoteRefused(f"{peer_id} closed the stream without an answer")
         answer = self._take(peer_id, message)
-        self.changed.set()
-        self.changed = trio.Event()
+        self.changes.notify()
         return answer
 
     def _take(self, peer_id: str, message: Any) -> Any:

@@ -20,6 +20,7 @@ from hypha_messages.job import JobSpec
 from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
 from hypha_messages.streams import PULL, PUSH
 from hypha_messages.types import Message, Resources
+from hypha_network.changes import Changes
 from hypha_network.errors import StreamReset
 from hypha_network.network import Network
 from hypha_network.wire.streams import Stream
@@ -102,13 +103,12 @@ class Worker:
     jobs: JobManager
     work_dir: Path
     events: list[JobEvent] = field(default_factory=list)
-    changed: trio.Event = field(default_factory=trio.Event)
+    changes: Changes = field(default_factory=Changes)
 
     async def take_events(self) -> None:
         async for event in self.jobs.events:
             self.events.append(event)
-            self.changed.set()
-            self.changed = trio.Event()
+            self.changes.notify()
 
     async def start(self, spec: JobSpec, scheduler: str) -> UUID:
         task_id = uuid4()
@@ -129,7 +129,7 @@ class Worker:
             for event in self.events:
                 if event.task_id == task_id and not isinstance(event, Started):
                     return event
-            await self.changed.wait()
+            await self.changes.wait()
 
 
 def serve(path: Path) -> Serve:

@@ -37,6 +37,7 @@ from hypha_messages.progress import PROGRESS, Progress, ProgressResponse, Report
 from hypha_messages.streams import PULL, PUSH, encode_pull_header
 from hypha_messages.types import Message
 from hypha_messages.validation import describe
+from hypha_network.changes import Changes
 from hypha_network.errors import (
     ConnectionLost,
     NetworkClosed,
@@ -150,7 +151,7 @@ class Connector:
             REPORT_PROGRESS: self._progress,
         }
         self._asking = 0  # calls whose answer is a scheduler's
-        self._answered = trio.Event()
+        self._answered = Changes()
         self._stopping = False
 
     def add(self, job: Job, *, adopted: bool = False) -> None:
@@ -170,8 +171,7 @@ class Connector:
         """
         self._stopping = True
         with trio.move_on_after(_REQUEST_TIMEOUT_S):
-            while self._asking:
-                await self._answered.wait()
+            await self._answered.until(lambda: not self._asking)
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request."""
@@ -195,8 +195,7 @@ class Connector:
         finally:
             session.calls -= 1
             self._asking -= asks
-            self._answered.set()
-            self._answered = trio.Event()
+            self._answered.notify()
 
     async def _authenticate(self, authorization: str) -> _Session:
         scheme, _, token = authorization.partition(" ")

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from hypha_contracts.names import API_VERSION, WORKERS
 from hypha_messages.job import ExecutorDescriptor
+from hypha_network.changes import Changes
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.job import Amounts, ExecutorRef
 from hypha_resources.worker import NodeStatus, VacantLease
@@ -46,7 +47,7 @@ class LedgerInCluster(LedgerFile):
         self._kept: Set[UUID] | None = None
         self._awaited: Set[UUID] = frozenset()
         self._changed = trio.Event()
-        self._wrote = trio.Event()
+        self._writes = Changes()
 
     async def restore(self) -> None:
         """Restore what this pod saved, or what another left: its vacant leases, each for its full duration."""
@@ -70,8 +71,7 @@ class LedgerInCluster(LedgerFile):
         new, self._awaited = vacant - self._awaited, vacant
         self._changed.set()
         with trio.move_on_after(_KEEP_S):
-            while new - (self._kept or frozenset()):
-                await self._wrote.wait()
+            await self._writes.until(lambda: new <= (self._kept or frozenset()))
 
     async def run(self) -> None:
         """Write which leases are vacant whenever that has changed, until cancelled."""
@@ -91,8 +91,7 @@ class LedgerInCluster(LedgerFile):
                     "HyphaWorker", "cannot write the leases without a job; a new pod loses them: %s", error
                 )
                 self._changed.set()
-            self._wrote.set()
-            self._wrote = trio.Event()
+            self._writes.notify()
             await trio.sleep(_INTERVAL_S)
 
     def _vacant(self) -> list[Lease]:
