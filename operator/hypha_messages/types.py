@@ -1,6 +1,5 @@
 """Values that every message is made of: peer ids, uuids, times, resources."""
 
-import math
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -11,7 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 _IDENTITY_MULTIHASH = 0x00
 _SHA256_MULTIHASH = 0x12
 _NANOSECONDS_PER_SECOND = 1_000_000_000
-_A_HAIR_MORE: Final = 1 + 1e-9
+ROUNDING: Final = 1 + 1e-9
+"""By this factor an amount may exceed another and still count as equal, since sums of floats are inexact."""
 _ED25519_PEER_ID_PREFIX = bytes.fromhex("002408011220")  # identity multihash of the protobuf key
 _DIGITS: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _PAIRS: Final = [high + low for high in _DIGITS for low in _DIGITS]
@@ -153,13 +153,8 @@ class Resources(Message):
     def fits_into(self, capacity: "Resources") -> bool:
         """Whether every one of these amounts is at most the capacity's; a billionth more is a rounding error."""
         return (
-            self.gpu <= capacity.gpu * _A_HAIR_MORE
-            and self.cpu <= capacity.cpu * _A_HAIR_MORE
-            and self.storage <= capacity.storage * _A_HAIR_MORE
-            and self.memory <= capacity.memory * _A_HAIR_MORE
+            self.gpu <= capacity.gpu * ROUNDING
+            and self.cpu <= capacity.cpu * ROUNDING
+            and self.storage <= capacity.storage * ROUNDING
+            and self.memory <= capacity.memory * ROUNDING
         )
-
-
-def devices_needed(gpu_gb: float, device_gb: float) -> int:
-    """Return how many devices hold this much video memory, a billionth of it being a rounding error."""
-    return math.ceil(gpu_gb / device_gb / _A_HAIR_MORE)

@@ -1,16 +1,12 @@
 """What both resources are made of: names, quantities, conditions."""
 
-import re
-from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-QUANTITY_PATTERN: Final = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[munkMGTPE]|[eE][+-]?[0-9]+)?$"
-_QUANTITY: Final = re.compile(r"([0-9.]+)(?:([KMGTPE])i|([munkMGTPE])|[eE]([+-]?[0-9]{1,3}))?")
-_BINARY: Final = {letter: Decimal(1024) ** power for power, letter in enumerate("KMGTPE", start=1)}
-_DECIMAL: Final = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+from hypha_contracts.units import QUANTITY_PATTERN, parse_quantity
+
 _LARGEST: Final = 2**63 - 1
 
 
@@ -25,19 +21,6 @@ class Schema(BaseModel):
 def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
     """Return the part of a schema that says in CEL what it cannot otherwise, each rule with what breaking it means."""
     return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs]}
-
-
-def parse_quantity(text: str) -> Decimal:
-    """Return the value of a Kubernetes quantity such as 500m, 2, 1.5Gi or 1e3; ValueError if it is none."""
-    if not re.fullmatch(QUANTITY_PATTERN, text):
-        raise ValueError(f"{text!r} is not a quantity; write 2, 500m, 64Gi or 1T")
-    match = _QUANTITY.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is out of range for a quantity")
-    number, binary, decimal, exponent = match.groups()
-    if binary:
-        return Decimal(number) * _BINARY[binary]
-    return Decimal(number).scaleb(_DECIMAL[decimal] if decimal else int(exponent or 0))
 
 
 def _check_quantity(text: str) -> str:

@@ -1,29 +1,16 @@
 """HyphaWorker: a worker node of a Hypha network whose jobs are pods of this namespace."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import ConfigDict, Field
 
 from hypha_contracts.times import DRAIN_S, KEEP_ENDED_S
+from hypha_contracts.units import gigabytes, parse_quantity
 from hypha_messages.types import Resources
 from hypha_resources.addresses import PEER_ID_KEYS, Cidr, ExternalAddress, GatewayAddress, ListenAddress, PeerIdKey
-from hypha_resources.common import (
-    Conditions,
-    KeptSeconds,
-    Name,
-    Passthrough,
-    PeerIdText,
-    Quantity,
-    Schema,
-    Time,
-    parse_quantity,
-    rules,
-)
+from hypha_resources.common import Conditions, KeptSeconds, Name, Passthrough, PeerIdText, Quantity, Schema, Time, rules
 from hypha_resources.job import Amounts, ExecutorRef
-
-BYTES_PER_GB: Final = 10**9
-"""A GB of the Hypha network."""
 
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(allow_inf_nan=False)]
@@ -143,7 +130,7 @@ class Gpu(Schema):
     @property
     def memory_gb(self) -> float:
         """The same in the network's unit."""
-        return _gigabytes(self.memory)
+        return gigabytes(self.memory)
 
 
 class ResourcesSpec(Schema):
@@ -159,8 +146,8 @@ class ResourcesSpec(Schema):
         """The same in the network's units: cores and GB."""
         return Resources(
             cpu=float(parse_quantity(self.cpu)),
-            memory=_gigabytes(self.memory),
-            storage=_gigabytes(self.storage),
+            memory=gigabytes(self.memory),
+            storage=gigabytes(self.storage),
             gpu=self.gpu.memory_gb * self.gpu.count if self.gpu else 0.0,
         )
 
@@ -367,7 +354,3 @@ class HyphaWorkerStatus(Schema):
     capacity: Passthrough = Field(default={}, description="What it offers: cpu, memory, storage, gpu (GB, cores).")
     external_addresses: list[str] = Field(default=[], description="Where peers outside reach it.")
     node: NodeStatus = NodeStatus()
-
-
-def _gigabytes(quantity: str) -> float:
-    return float(parse_quantity(quantity) / BYTES_PER_GB)

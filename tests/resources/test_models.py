@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hypha_messages.types import devices_needed
+from hypha_contracts.units import QUANTITY_PATTERN, devices_needed, parse_quantity
 from hypha_resources.__main__ import plain, templated
-from hypha_resources.common import QUANTITY_PATTERN, parse_quantity
 from hypha_resources.crd import RESOURCES, Resource, definition
 from hypha_resources.job import Lease, redacted
 from hypha_resources.worker import Gpu, HyphaWorkerSpec, Offer, ResourcesSpec

@@ -6,8 +6,8 @@ from hashlib import sha256
 from typing import Any, Final
 
 from hypha_contracts.names import APPLIED_ANNOTATION
+from hypha_contracts.units import parse_quantity
 from hypha_operator.machinery.kinds import Manifest
-from hypha_resources.common import parse_quantity
 
 _ATOMIC: Final = frozenset({"selector", "podSelector", "nodeSelector"})
 """Objects of which nobody else may have a part: more in a selector selects less."""

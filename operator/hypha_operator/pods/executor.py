@@ -6,10 +6,10 @@ from decimal import Decimal
 from typing import Any, Final
 
 from hypha_contracts.names import JOB_FILE_KEY
-from hypha_messages.types import devices_needed
+from hypha_contracts.units import BYTES_PER_GB, devices_needed
 from hypha_operator.settings import Settings
 from hypha_resources.job import Amounts, HyphaJobSpec
-from hypha_resources.worker import BYTES_PER_GB, Executor, HyphaWorkerSpec
+from hypha_resources.worker import Executor, HyphaWorkerSpec
 
 WORK_DIR: Final = "/job/work"
 SOCKET: Final = f"{WORK_DIR}/bridge.sock"

@@ -4,15 +4,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from hypha_contracts.units import RESOURCES, devices_needed
 from hypha_messages.advertisement import RequestWorker
 from hypha_messages.job import ExecutorDescriptor
-from hypha_messages.types import Resources, devices_needed
+from hypha_messages.types import Resources
 
 GPU_WEIGHT, CPU_WEIGHT, MEMORY_WEIGHT, STORAGE_WEIGHT = 25.0, 1.0, 0.1, 0.01
 """What a GB of video memory, a core, a GB of memory and a GB of storage count."""
 
 _LEAST_WEIGHT = 1e-9
-_AMOUNTS = ("gpu", "cpu", "memory", "storage")
 
 Score = tuple[float, float]
 """Larger is better; the second part decides between equals."""
@@ -88,7 +88,7 @@ class Policy:
         """The mean share of what is free that a request would use; what does not fit comes last."""
         if not wanted.fits_into(free):
             return -1.0
-        shares = [getattr(wanted, name) / getattr(free, name) for name in _AMOUNTS if getattr(free, name) > 0]
+        shares = [getattr(wanted, name) / getattr(free, name) for name in RESOURCES if getattr(free, name) > 0]
         return sum(shares) / len(shares) if shares else 0.0
 
     def _affinity(self, scheduler: str, executors: Iterable[ExecutorDescriptor]) -> float:

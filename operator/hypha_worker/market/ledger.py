@@ -10,11 +10,11 @@ from math import fsum
 from typing import Literal
 from uuid import UUID, uuid4
 
+from hypha_contracts.units import RESOURCES
 from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.types import Message, PeerId, Resources, Uuid
 
 JobEnd = Literal["Finished", "Failed", "Unknown"]
-_AMOUNTS = ("gpu", "cpu", "storage", "memory")
 
 
 class Lease(Message):
@@ -87,14 +87,14 @@ class Ledger:
 
     def free(self) -> Resources:
         """What no lease reserves; nothing is negative."""
-        return Resources(**{name: max(0.0, getattr(self.capacity, name) - self._used(name, ())) for name in _AMOUNTS})
+        return Resources(**{name: max(0.0, getattr(self.capacity, name) - self._used(name, ())) for name in RESOURCES})
 
     def fits(self, resources: Iterable[Resources]) -> bool:
         """Whether there is room for all of these together."""
         wanted = tuple(resources)
         if len(self._leases) + len(wanted) > self._max_live:
             return False
-        return Resources(**{name: self._used(name, wanted) for name in _AMOUNTS}).fits_into(self.capacity)
+        return Resources(**{name: self._used(name, wanted) for name in RESOURCES}).fits_into(self.capacity)
 
     def answered(self, scheduler: str, request_id: UUID) -> bool:
         """Whether there is a live lease for this request."""

@@ -9,6 +9,7 @@ from typing import Final
 import trio
 
 from hypha_contracts.names import API_VERSION, WORKER_KIND, WORKERS
+from hypha_contracts.units import RESOURCES
 from hypha_network.errors import IdentityError
 from hypha_network.network import Network
 from hypha_network.rate_limited_log import RateLimitedLogger
@@ -24,7 +25,6 @@ _write_log = RateLimitedLogger(logger)
 
 _LOOK_S: Final = 2.0
 _REPEAT_S: Final = 60.0
-_AMOUNTS: Final = ("gpu", "cpu", "memory", "storage")
 
 
 class StatusReporter:
@@ -85,7 +85,7 @@ def node_status(network: Network, ledger: Ledger, requests: RequestTally, pod_na
         healthy=status.healthy,
         certificate_expires=network.identity.not_valid_after,
         problem=network.identity_problem,
-        allocated={name: fsum(getattr(lease.resources, name) for lease in leases) for name in _AMOUNTS},
+        allocated={name: fsum(getattr(lease.resources, name) for lease in leases) for name in RESOURCES},
         active_leases=sum(lease.state != "offered" for lease in leases),
         active_jobs=sum(lease.task_id is not None for lease in leases),
         requests=Requests(

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Final, Literal
 from uuid import UUID
 
+from hypha_contracts.units import BYTES_PER_GB
 from hypha_messages.types import Resources
 
 logger = logging.getLogger(__name__)
 
-BYTES_PER_GB: Final = 10**9
 _NODE_GROUP: Final = "hypha-node"
 _CPU_PERIOD_US: Final = 100_000
 _MAX_TASKS: Final = 16_384
