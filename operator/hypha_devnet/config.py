@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from hypha_contracts.addresses import RESERVED_CIDRS
 from hypha_messages.job import (
     Adam,
     HuggingFaceReference,
@@ -22,7 +23,6 @@ from hypha_messages.job import (
 from hypha_messages.types import Amount, Resources
 from hypha_messages.validation import describe
 from hypha_network.network import NetworkConfig
-from hypha_network.wire.addresses import RESERVED_CIDRS
 
 Config = TypeVar("Config", bound=BaseModel)
 

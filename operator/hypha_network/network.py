@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import trio
 
+from hypha_contracts.addresses import RESERVED_CIDRS
 from hypha_messages.protocol import Protocol, Request, Response
 from hypha_messages.types import peer_id_to_bytes
 from hypha_network.errors import NetworkError
@@ -23,7 +24,7 @@ from hypha_network.services.relay import Relays
 from hypha_network.services.relay_server import RelayServer
 from hypha_network.services.requests import REQUEST_TIMEOUT_S, Handler, Requests
 from hypha_network.wire import addresses
-from hypha_network.wire.addresses import RESERVED_CIDRS, Address, AddressError
+from hypha_network.wire.addresses import Address, AddressError
 from hypha_network.wire.streams import Stream
 from hypha_network.wire.tls import TlsTransport, follow_files
 

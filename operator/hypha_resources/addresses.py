@@ -6,12 +6,13 @@ is applied; validators do so again, in case that the definitions are older.
 
 import re
 from collections.abc import Callable
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from itertools import pairwise
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, Field
 
+from hypha_contracts.addresses import WRITE_CIDR, check_cidr
 from hypha_contracts.names import CONNECTOR_PORT
 from hypha_messages.types import peer_id_to_bytes
 from hypha_resources.common import rules
@@ -31,7 +32,6 @@ _WRITE_PEER: Final = (
 _WRITE_LISTEN: Final = (
     f"write /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001, but not port {CONNECTOR_PORT}, where jobs reach the worker"
 )
-_WRITE_CIDR: Final = "write a network as 10.0.0.0/8 or fc00::/7"
 _WRITE_PEER_IDS: Final = "write peer ids before the weights, such as 12D3KooW..."
 
 
@@ -69,10 +69,6 @@ def _is_listen_address(text: str) -> bool:
     return _is_address(_LISTEN, text) and not text.endswith(f"/tcp/{CONNECTOR_PORT}")
 
 
-def _is_cidr(text: str) -> bool:
-    return _parses(lambda network: ip_network(network, strict=False), text)
-
-
 def _is_peer_id(text: str) -> bool:
     return _parses(peer_id_to_bytes, text)
 
@@ -95,7 +91,7 @@ ListenAddress = Annotated[
     _must(_is_listen_address, _WRITE_LISTEN),
 ]
 Cidr = Annotated[
-    str, Field(max_length=64, json_schema_extra=rules(("isCIDR(self)", _WRITE_CIDR))), _must(_is_cidr, _WRITE_CIDR)
+    str, Field(max_length=64, json_schema_extra=rules(("isCIDR(self)", WRITE_CIDR))), AfterValidator(check_cidr)
 ]
 PeerIdKey = Annotated[str, _must(_is_peer_id, _WRITE_PEER_IDS)]
 """A key of a table; `PEER_ID_KEYS` is the table's rule."""

@@ -10,7 +10,8 @@ from typing import Any, Final, get_args
 
 from pydantic import AliasChoices, BaseModel, ValidationError
 
-from hypha_worker.config import Config
+from hypha_contracts.node_config import NodeConfig
+from hypha_network.wire.addresses import AddressError, parse_supported
 
 _MAX_FILE_BYTES: Final = 1024 * 1024
 _PREFIX: Final = "HYPHA_"
@@ -32,7 +33,7 @@ class ConfigError(Exception):
 class Loaded:
     """A configuration, and what its owner should know about it."""
 
-    config: Config
+    config: NodeConfig
     warnings: tuple[str, ...]
 
 
@@ -61,10 +62,18 @@ def load(path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any] | 
         _set(values, (name,), value)
         sources[name] = f"--{name.replace('_', '-')}"
     try:
-        config = Config.model_validate(values, context={"directory": path.absolute().parent})
+        context = {"directory": path.absolute().parent, "is_supported": _is_supported}
+        config = NodeConfig.model_validate(values, context=context)
     except ValidationError as error:
         raise ConfigError(_describe(error, path, text, sources)) from error
     return Loaded(config, tuple(warnings))
+
+
+def _is_supported(address: str) -> bool:
+    try:
+        return parse_supported(address) is not None
+    except AddressError as error:
+        raise ValueError(f"{error}; write it as /ip4/203.0.113.50/tcp/4001 or /dns4/host/tcp/4001") from error
 
 
 def _read(path: Path) -> str:
@@ -94,7 +103,7 @@ def _hoist(values: dict[str, Any]) -> list[str]:
     warnings = []
     for table_name, table in tables.items():
         own = _keys(_tables()[table_name.partition("[")[0]])
-        for key in [key for key in table if key in _keys(Config) and key not in own and key not in values]:
+        for key in [key for key in table if key in _keys(NodeConfig) and key not in own and key not in values]:
             values[key] = table.pop(key)
             warnings.append(
                 f"{key} stands below [{table_name}], where TOML takes it as that table's; "
@@ -109,7 +118,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[tuple[str, ...], tuple
     for variable, text in environ.items():
         if variable.startswith(_PREFIX) and text:
             key = tuple(re.split(r"__|\.", variable.removeprefix(_PREFIX).lower(), maxsplit=1))
-            table = _tables().get(key[0]) if len(key) > 1 else Config
+            table = _tables().get(key[0]) if len(key) > 1 else NodeConfig
             if table is not None and key[-1] in _keys(table):
                 found[key] = (variable, _parse_value(text))
     found |= {(key,): (variable, environ[variable]) for variable, key in _OTEL_KEYS.items() if environ.get(variable)}
@@ -138,7 +147,7 @@ def _set(values: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
 def _tables() -> dict[str, type[BaseModel]]:
     """The tables of the configuration and their models."""
     found: dict[str, type[BaseModel]] = {}
-    for name, field in Config.model_fields.items():
+    for name, field in NodeConfig.model_fields.items():
         for candidate in (field.annotation, *get_args(field.annotation)):
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 found[name] = candidate
@@ -154,7 +163,7 @@ def _keys(model: type[BaseModel]) -> set[str]:
 
 
 def _spellings(key: str) -> list[str]:
-    alias = Config.model_fields[key].validation_alias if key in Config.model_fields else None
+    alias = NodeConfig.model_fields[key].validation_alias if key in NodeConfig.model_fields else None
     return list(map(str, alias.choices)) if isinstance(alias, AliasChoices) else [key]
 
 
@@ -181,7 +190,7 @@ def _describe(error: ValidationError, path: Path, text: str, sources: Mapping[st
 
 
 def _model_at(location: tuple[Any, ...]) -> type[BaseModel]:
-    return _tables().get(str(location[0]), Config) if len(location) > 1 else Config
+    return _tables().get(str(location[0]), NodeConfig) if len(location) > 1 else NodeConfig
 
 
 def _find_line(text: str, location: tuple[Any, ...]) -> int | None:

@@ -14,13 +14,13 @@ from typing import Final
 import trio
 from opentelemetry.metrics import Observation
 
+from hypha_contracts.node_config import ExecutorConfig, NodeConfig
 from hypha_contracts.times import connector_deadline_s
 from hypha_messages.api import API
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkConfig, open_network
 from hypha_network.wire import addresses
-from hypha_worker.config import Config, ExecutorConfig
 from hypha_worker.connector.http_server import listen_unix, serve_unix
 from hypha_worker.errors import NodeError
 from hypha_worker.job_manager import JobManager, Serve, open_job_manager
@@ -44,7 +44,7 @@ _FAREWELL_S: Final = 5.0
 """How long schedulers have to hear of the ends of their jobs when the node stops."""
 
 
-async def run_node(config: Config) -> None:
+async def run_node(config: NodeConfig) -> None:
     """Run a worker until SIGTERM or SIGINT.
 
     As processes, its jobs end with it, and their schedulers know when this returns; in a cluster they go on.
@@ -65,7 +65,7 @@ async def run_node(config: Config) -> None:
     logger.info("stopped")
 
 
-async def _run_on_this_host(config: Config, signals: AsyncIterator[int]) -> None:
+async def _run_on_this_host(config: NodeConfig, signals: AsyncIterator[int]) -> None:
     identity = load_identity(config)
     state_dir = prepare_state_dir(config.work_dir, identity.peer_id)
     with open_telemetry(config, identity.peer_id, VERSION) as telemetry:
@@ -80,7 +80,7 @@ async def _run_on_this_host(config: Config, signals: AsyncIterator[int]) -> None
             await node.run(signals)
 
 
-def load_identity(config: Config) -> Identity:
+def load_identity(config: NodeConfig) -> Identity:
     """Load the configured identity and say whose it is; IdentityError."""
     identity = Identity.load(
         config.cert_pem,
@@ -99,7 +99,7 @@ class Node:
     """A worker whose parts are there: answers schedulers until a signal comes."""
 
     def __init__(
-        self, config: Config, file: LedgerFile, network: Network, jobs: JobManager, telemetry: Telemetry
+        self, config: NodeConfig, file: LedgerFile, network: Network, jobs: JobManager, telemetry: Telemetry
     ) -> None:
         self._network = network
         self._jobs = jobs
@@ -217,7 +217,7 @@ def _serve_on(path: Path) -> Serve:
     return partial(serve_unix, listener)
 
 
-def ledger_of(config: Config) -> Ledger:
+def ledger_of(config: NodeConfig) -> Ledger:
     """Return the ledger of a worker without leases."""
     leases = config.leases
     return Ledger(
@@ -230,7 +230,7 @@ def ledger_of(config: Config) -> Ledger:
     )
 
 
-def policy(config: Config) -> Policy:
+def policy(config: NodeConfig) -> Policy:
     """Return what the configuration says of which requests are wanted."""
     return Policy(
         capacity=config.capacity,
@@ -244,7 +244,7 @@ def policy(config: Config) -> Policy:
     )
 
 
-def network_config(config: Config) -> NetworkConfig:
+def network_config(config: NodeConfig) -> NetworkConfig:
     """Return what the configuration says of the network."""
     return NetworkConfig(
         gateways=tuple(config.gateway_addresses),
@@ -255,7 +255,7 @@ def network_config(config: Config) -> NetworkConfig:
     )
 
 
-def process_config(config: Config, state_dir: Path) -> ProcessConfig:
+def process_config(config: NodeConfig, state_dir: Path) -> ProcessConfig:
     """Return what the configuration says of running jobs."""
     jobs = config.jobs
     return ProcessConfig(
@@ -296,7 +296,7 @@ def prepare_state_dir(work_dir: Path, peer_id: str) -> Path:
     return private
 
 
-def _warn_of_excluded_gateways(config: Config) -> None:
+def _warn_of_excluded_gateways(config: NodeConfig) -> None:
     networks = addresses.parse_cidrs(config.exclude_cidr)
     for text in config.gateway_addresses:
         address = addresses.parse_supported(text)

@@ -8,7 +8,7 @@ from typing import Final
 from opentelemetry.metrics import CallbackOptions, Meter, NoOpMeter, Observation
 from opentelemetry.trace import NoOpTracer, Tracer
 
-from hypha_worker.config import Config
+from hypha_contracts.node_config import NodeConfig
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Telemetry:
 
 
 @contextmanager
-def open_telemetry(config: Config, peer_id: str, version: str) -> Iterator[Telemetry]:
+def open_telemetry(config: NodeConfig, peer_id: str, version: str) -> Iterator[Telemetry]:
     """Export to the configured endpoint for as long as the context lasts; what is left is sent within a deadline."""
     if config.telemetry_endpoint is not None and config.telemetry_protocol == "http/protobuf":
         from hypha_worker.telemetry_export import Exporters  # noqa: PLC0415 - only who exports pays for the SDK

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.sampling import (
     TraceIdRatioBased,
 )
 
-from hypha_worker.config import Config
+from hypha_contracts.node_config import NodeConfig
 from hypha_worker.telemetry import SCOPE
 
 _EXPORT_TIMEOUT_S: Final = 5
@@ -29,7 +29,7 @@ _SHUTDOWN_S: Final = 5.0
 class Exporters:
     """The pipelines of one node."""
 
-    def __init__(self, config: Config, peer_id: str, version: str) -> None:
+    def __init__(self, config: NodeConfig, peer_id: str, version: str) -> None:
         base = str(config.telemetry_endpoint).rstrip("/")
         headers = {name: value.get_secret_value() for name, value in config.telemetry_headers.items()}
         attributes = {"service.name": "hypha-worker", "service.version": version, "service.instance.id": peer_id}
@@ -55,7 +55,7 @@ class Exporters:
             thread.join(_SHUTDOWN_S)
 
 
-def make_sampler(config: Config) -> Sampler:
+def make_sampler(config: NodeConfig) -> Sampler:
     """Return the configured sampler; all traces if none is."""
     ratio = config.telemetry_sample_ratio
     match config.telemetry_sampler:

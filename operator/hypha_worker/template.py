@@ -8,7 +8,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from hypha_worker.config import Config
+from hypha_contracts.node_config import NodeConfig
 
 _HEADER: Final = """\
 # Configuration of a Hypha worker. A key behind a single # has the value that it has without being set.
@@ -46,7 +46,7 @@ def render(name: str, values: Mapping[str, Any]) -> str:
         "gateway_addresses": ["/ip4/203.0.113.50/tcp/4001"],
         "work_dir": f"{name}-work",
     }
-    fields = Config.model_fields
+    fields = NodeConfig.model_fields
     top = {key: field for key, field in fields.items() if key not in _tables() and key not in _LEFT_OUT}
     lines = [_HEADER, *_entries(top, placeholders | dict(values))]
     examples = {"resources": {"cpu": 4, "memory": 16, "storage": 100, "gpu": 0}}
@@ -58,7 +58,7 @@ def render(name: str, values: Mapping[str, Any]) -> str:
 def _tables() -> dict[str, type[BaseModel]]:
     return {
         name: field.annotation
-        for name, field in Config.model_fields.items()
+        for name, field in NodeConfig.model_fields.items()
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
     }
 

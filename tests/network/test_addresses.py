@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multiaddr import Multiaddr
 
+from hypha_contracts.addresses import RESERVED_CIDRS
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import (
-    RESERVED_CIDRS,
     Address,
     AddressError,
     TransportName,

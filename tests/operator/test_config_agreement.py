@@ -1,8 +1,8 @@
-"""What a HyphaWorker may say, its node takes: a node that does not start loses its jobs."""
+"""The node accepts every setting that a HyphaWorker accepts, because a node that does not start loses its jobs."""
 
-import tomllib
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from hypha_operator.workers.node_config import config_toml
 from hypha_resources.worker import HyphaWorkerSpec
-from hypha_worker.config import Config
+from hypha_worker.config_file import load
 from support.resources import GATEWAY, PEER, worker_manifest
 
 SHA256_PEER = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
@@ -44,8 +44,12 @@ tables = st.fixed_dictionaries(
 )
 
 
-def taken(**fields: Any) -> bool:
-    """Whether a HyphaWorker may say this; if so, its node takes it."""
+def accepted(directory: Path, **fields: Any) -> bool:
+    """Return whether a HyphaWorker accepts these fields; if so, its node must accept the file that the operator writes.
+
+    Raises:
+        ConfigError: the node refuses the file.
+    """
     manifest = worker_manifest("ns", **fields)
     manifest["metadata"]["uid"] = "uid-1"
     try:
@@ -53,8 +57,14 @@ def taken(**fields: Any) -> bool:
     except ValidationError:
         return False
     addresses = spec.network.external_addresses
-    text = config_toml(manifest, spec, external_addresses=addresses, accept_offers=True, peer_id=PEER)
-    Config.model_validate(tomllib.loads(text), context={"directory": Path("/")})
+    file = directory / "worker.toml"
+    file.write_text(config_toml(manifest, spec, external_addresses=addresses, accept_offers=True, peer_id=PEER))
+    config = load(file, {}).config
+    assert (config.gateway_addresses, config.listen_addresses) == (spec.network.gateways, spec.network.listen_addresses)
+    assert config.offer.model_dump() == spec.offer.model_dump(by_alias=False)
+    assert config.selection.model_dump(mode="json") == spec.selection.model_dump(by_alias=False)
+    if spec.telemetry is not None:
+        assert config.telemetry_attributes.items() >= spec.telemetry.attributes.items()
     return True
 
 
@@ -67,14 +77,15 @@ def taken(**fields: Any) -> bool:
         ("excludeCidr", CIDRS, ("10.0.0.0/8", "10.0.0.1/8", "fc00::/7")),
     ],
 )
-def test_every_address_that_a_worker_may_name_its_node_takes(field, values, good):
-    named = {value for value in values if taken(network={"gateways": [GATEWAY], field: [value]})}
+def test_the_node_accepts_every_address_that_a_worker_accepts(tmp_path, field, values, good):
+    named = {value for value in values if accepted(tmp_path, network={"gateways": [GATEWAY], field: [value]})}
     assert named >= set(good)
 
 
 @given(tables)
-def test_whatever_else_a_worker_may_say_its_node_takes(fields: dict[str, Any]):
-    taken(**fields)
+def test_the_node_reads_the_offer_and_selection_that_a_worker_accepts(fields: dict[str, Any]):
+    with TemporaryDirectory() as directory:
+        accepted(Path(directory), **fields)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +99,6 @@ def test_whatever_else_a_worker_may_say_its_node_takes(fields: dict[str, Any]):
         ({"selection": {"schedulers": {"alice": 2}}}, "write peer ids"),
     ],
 )
-def test_what_the_node_would_refuse_is_refused_with_the_remedy(fields, words):
+def test_a_worker_refuses_what_the_node_would_refuse_and_names_the_remedy(fields, words):
     with pytest.raises(ValidationError, match=words):
         HyphaWorkerSpec.model_validate(worker_manifest("ns", **fields)["spec"])

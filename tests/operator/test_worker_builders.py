@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hypha_contracts.names import CONFIG_ANNOTATION, reviewer_binding
+from hypha_contracts.node_config import NodeConfig
 from hypha_operator.pods.overlay import OverlayError
 from hypha_operator.settings import Settings, SettingsError
 from hypha_operator.workers.access import access, token_reviewer
 from hypha_operator.workers.certificate import certificate
 from hypha_operator.workers.controller import config_map, deployment
 from hypha_operator.workers.network import external_addresses, network_policy, p2p_service, with_host_ip
-from hypha_operator.workers.node_config import config_toml, to_toml
+from hypha_operator.workers.node_config import config_toml
 from hypha_resources.worker import HyphaWorkerSpec
-from hypha_worker.config import Config
 from hypha_worker.config_file import load
 from support.resources import GATEWAY, PEER, worker_manifest
 
@@ -72,14 +70,14 @@ class TestConfiguration:
             },
         ],
     )
-    def test_the_node_takes_it(self, spec):
+    def test_the_node_accepts_it(self, spec):
         values = configured(peer_id=PEER, **spec)
-        config = Config.model_validate(values, context={"directory": Path("/")})
+        config = NodeConfig.model_validate(values, context={"directory": Path("/")})
         assert config.kubernetes is not None
         assert config.kubernetes.peer_id == PEER
         assert config.kubernetes.worker_uid == "uid-1"
 
-    def test_it_says_what_the_worker_says(self):
+    def test_it_has_the_settings_of_the_worker(self):
         values = configured(offer={"price": 7, "floor": 5, "strategy": "flexible"}, jobs={"readAhead": 3})
         assert values["offer"] == {"price": 7, "floor": 5, "strategy": "flexible"}
         assert values["resources"]["cpu"] == 32
@@ -93,18 +91,8 @@ class TestConfiguration:
         assert "exclude_cidr" not in configured()
         assert configured(network=network(excludeCidr=[]))["exclude_cidr"] == []
 
-    def test_no_offers_are_made_when_told_so(self):
+    def test_a_worker_without_offers_has_a_node_without_offers(self):
         assert configured(accept_offers=False)["kubernetes"]["accept_offers"] is False
-
-    tables = st.recursive(
-        st.booleans() | st.integers(-(2**40), 2**40) | st.floats(-1e9, 1e9) | st.text(max_size=8),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
-        max_leaves=10,
-    )
-
-    @given(st.dictionaries(st.text(max_size=6), tables, max_size=5))
-    def test_any_table_is_read_as_it_was_written(self, values: dict[str, Any]):
-        assert tomllib.loads(to_toml(values)) == values
 
 
 class TestDeployment:

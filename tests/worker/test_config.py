@@ -5,9 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hypha_contracts.addresses import RESERVED_CIDRS
+from hypha_contracts.node_config import NodeConfig
 from hypha_messages.types import Resources
-from hypha_network.wire.addresses import RESERVED_CIDRS
-from hypha_worker.config import Config
 from hypha_worker.config_file import ConfigError, Loaded, load
 from hypha_worker.node import process_config
 from hypha_worker.template import render
@@ -318,7 +318,7 @@ def test_the_template_loads_and_says_every_key(file: Path) -> None:
     text = render("trainer", {"relay_circuit": False, "work_dir": Path("/srv/work")})
     config = read(file, text).config
     assert (config.relay_circuit, config.work_dir) == (False, Path("/srv/work"))
-    for key in Config.model_fields.keys() - {"kubernetes"}:  # which an operator writes
+    for key in NodeConfig.model_fields.keys() - {"kubernetes"}:  # which an operator writes
         assert key in text
 
 
@@ -336,7 +336,7 @@ def test_every_default_that_the_template_shows_is_the_real_one(file: Path) -> No
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
         max_leaves=6,
     ),
-    st.sampled_from([*Config.model_fields]),
+    st.sampled_from([*NodeConfig.model_fields]),
 )
 def test_whatever_stands_for_a_value_is_taken_or_refused_in_one_line(file: Path, value: object, key: str) -> None:
     file.write_text(MINIMAL)

@@ -19,13 +19,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypha_bridge.connector import Connector as Client
 from hypha_bridge.errors import ConnectorError
 from hypha_contracts.bridge_config import ConnectorConfig
+from hypha_contracts.node_config import KubernetesConfig
 from hypha_devnet.certs import create_node
 from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
 from hypha_messages.streams import PULL, PULL_LENGTH_BYTES, PUSH, decode_pull_length
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkStatus
 from hypha_network.wire.streams import Stream
-from hypha_worker.config import KubernetesConfig
 from hypha_worker.connector.api import Connector
 from hypha_worker.connector.http_server import Exchange, serve_tls
 from hypha_worker.connector.pushes import PushRouter

@@ -11,8 +11,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from hypha_contracts.node_config import KubernetesConfig
 from hypha_messages.types import Resources
-from hypha_worker.config import KubernetesConfig
 from hypha_worker.market.ledger import Lease, Ledger
 from hypha_worker.runtimes.kubernetes import leases as kubernetes_leases
 from hypha_worker.runtimes.kubernetes.api import ApiUnavailable, KubernetesApi

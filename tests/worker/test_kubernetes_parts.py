@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from hypha_contracts.node_config import KubernetesConfig
 from hypha_messages.job import JobSpec
 from hypha_messages.progress import Metrics, Progress, Status
 from hypha_resources.job import Progress as JobProgress
-from hypha_worker.config import KubernetesConfig
 from hypha_worker.runtimes.kubernetes.objects import end_of, hypha_job, job_secret, see
 from hypha_worker.runtimes.kubernetes.progress import ProgressTally, interval_s
 from hypha_worker.runtimes.kubernetes.throttle import Throttle

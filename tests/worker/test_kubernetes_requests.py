@@ -6,9 +6,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from hypha_contracts.node_config import KubernetesConfig
 from hypha_network.network import Network, NetworkStatus
 from hypha_resources.worker import NodeStatus
-from hypha_worker.config import KubernetesConfig
 from hypha_worker.market.evaluator import Refusal
 from hypha_worker.market.ledger import Ledger
 from hypha_worker.market.request_tally import RequestTally

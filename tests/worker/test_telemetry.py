@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
-from hypha_worker.config import Config
+from hypha_contracts.node_config import NodeConfig
 from hypha_worker.telemetry import open_telemetry
 from hypha_worker.telemetry_export import make_sampler
 
@@ -56,7 +56,7 @@ def collector() -> Iterator[Collector]:
     collector.server.server_close()
 
 
-def config(**values: Any) -> Config:
+def config(**values: Any) -> NodeConfig:
     executor = {"class": "aggregate", "name": "ps", "runtime": "parameter-server"}
     needed = {
         "cert_pem": "c",
@@ -67,7 +67,7 @@ def config(**values: Any) -> Config:
         "resources": {"cpu": 1, "memory": 1, "storage": 1},
         "executors": [executor],
     }
-    return Config.model_validate(needed | values)
+    return NodeConfig.model_validate(needed | values)
 
 
 def test_metrics_and_spans_reach_the_collector_with_attributes_and_headers(collector: Collector) -> None:

@@ -15,18 +15,6 @@ from hypha_messages.types import peer_id_to_bytes
 
 Network = IPv4Network | IPv6Network
 
-RESERVED_CIDRS = (
-    "127.0.0.0/8",
-    "::1/128",
-    "10.0.0.0/8",
-    "172.16.0.0/12",
-    "192.168.0.0/16",
-    "169.254.0.0/16",
-    "fe80::/10",
-    "fc00::/7",
-)
-"""What is never taken as the address of a peer, unless configured otherwise: loopback, private, local networks."""
-
 _HOSTS = {
     "ip4": socket.AF_INET,
     "ip6": socket.AF_INET6,

@@ -14,9 +14,9 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 from hypha_contracts.names import API_VERSION, JOB_KIND, JOBS, WORKER_LABEL, job_name
+from hypha_contracts.node_config import KubernetesConfig
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.job import Progress
-from hypha_worker.config import KubernetesConfig
 from hypha_worker.errors import NodeError
 from hypha_worker.runtimes.kubernetes.api import ApiRefused, KubernetesApi, Object, insist
 from hypha_worker.runtimes.kubernetes.objects import SeenJob, hypha_job, job_secret, reported_status, see, timestamp

@@ -15,12 +15,12 @@ import trio
 from pydantic import ValidationError
 
 from hypha_contracts.names import API_VERSION, WORKERS
+from hypha_contracts.node_config import KubernetesConfig
 from hypha_messages.job import ExecutorDescriptor
 from hypha_network.changes import Changes
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.job import Amounts, ExecutorRef
 from hypha_resources.worker import NodeStatus, VacantLease
-from hypha_worker.config import KubernetesConfig
 from hypha_worker.market.ledger import Lease, Ledger
 from hypha_worker.market.ledger_file import LedgerFile
 from hypha_worker.runtimes.kubernetes.api import ApiRefused, KubernetesApi, KubernetesError, insist

@@ -10,9 +10,9 @@ from typing import Any
 import trio
 
 from hypha_contracts.connector_api import ErrorCode
+from hypha_contracts.node_config import KubernetesConfig, NodeConfig
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkStatus, open_network
-from hypha_worker.config import Config, KubernetesConfig
 from hypha_worker.connector.http_server import Exchange, Handler, HttpError, serve_tls
 from hypha_worker.errors import NodeError
 from hypha_worker.job_manager import Serve, open_job_manager
@@ -26,7 +26,7 @@ from hypha_worker.telemetry import open_telemetry
 logger = logging.getLogger(__name__)
 
 
-async def run_in_cluster(config: Config, cluster: KubernetesConfig, signals: AsyncIterator[int]) -> None:
+async def run_in_cluster(config: NodeConfig, cluster: KubernetesConfig, signals: AsyncIterator[int]) -> None:
     """Run a worker until a signal; its jobs go on, for the next node to adopt. Raises what `run_node` does."""
     raise_descriptor_limit()
     leases = config.leases

@@ -16,6 +16,7 @@ from hypha_contracts.names import (
     job_name,
     owner_reference,
 )
+from hypha_contracts.node_config import KubernetesConfig
 from hypha_messages.job import JobSpec
 from hypha_messages.validation import describe
 from hypha_resources.common import Condition
@@ -30,7 +31,6 @@ from hypha_resources.job import (
     WorkerRef,
     redacted,
 )
-from hypha_worker.config import KubernetesConfig
 from hypha_worker.runtimes.protocol import Failed, Finished, Job
 
 Object = dict[str, Any]

@@ -19,10 +19,10 @@ from uuid import UUID
 import trio
 
 from hypha_contracts.names import job_user
+from hypha_contracts.node_config import KubernetesConfig
 from hypha_messages.progress import Progress
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.job import Progress as JobProgress
-from hypha_worker.config import KubernetesConfig
 from hypha_worker.errors import NodeError
 from hypha_worker.runtimes.kubernetes.api import (
     ApiRefused,

@@ -9,12 +9,12 @@ from typing import Final
 import trio
 
 from hypha_contracts.names import API_VERSION, WORKER_KIND, WORKERS
+from hypha_contracts.node_config import KubernetesConfig
 from hypha_contracts.units import RESOURCES
 from hypha_network.errors import IdentityError
 from hypha_network.network import Network
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.worker import NodeStatus, Refusal, Requests
-from hypha_worker.config import KubernetesConfig
 from hypha_worker.errors import NodeError
 from hypha_worker.market.ledger import Ledger
 from hypha_worker.market.request_tally import RequestTally

@@ -1,7 +1,10 @@
-"""The worker's configuration: what it says, as models. `config_file` reads it from TOML and the environment."""
+"""The configuration of a node: people and the operator write it as TOML, `hypha_worker.config_file` reads it.
+
+The reader may pass in the validation context the `directory` of the file and the function `is_supported` for addresses.
+"""
 
 import socket
-from ipaddress import ip_network
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,11 +21,11 @@ from pydantic import (
     model_validator,
 )
 
+from hypha_contracts.addresses import RESERVED_CIDRS, check_cidr
 from hypha_contracts.names import CONNECTOR_PORT, TOKEN_AUDIENCE
 from hypha_contracts.times import KEEP_ENDED_S
 from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.types import Amount, PeerId, Resources
-from hypha_network.wire.addresses import RESERVED_CIDRS, AddressError, parse_supported
 
 PositiveMs = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
 PositiveS = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
@@ -49,24 +52,22 @@ def _parse_pairs(value: Any) -> Any:
     return table
 
 
-def _check_multiaddr(text: str) -> str:
-    try:
-        parse_supported(text)
-    except AddressError as error:
-        raise ValueError(f"{error}; write it as /ip4/203.0.113.50/tcp/4001 or /dns4/host/tcp/4001") from error
+def _is_supported(text: str, info: ValidationInfo) -> bool:
+    """Return whether the reader of the configuration has the transport of an address; ValueError for any other text.
+
+    Only the node knows addresses and its transports, so it passes the function `is_supported` in the context.
+    """
+    is_supported: Callable[[str], bool] = (info.context or {}).get("is_supported", lambda _text: True)
+    return is_supported(text)
+
+
+def _check_address(text: str, info: ValidationInfo) -> str:
+    _is_supported(text, info)
     return text
 
 
-def _check_cidr(text: str) -> str:
-    try:
-        ip_network(text, strict=False)
-    except ValueError as error:
-        raise ValueError(f"{error}; write a network as 10.0.0.0/8 or fc00::/7") from error
-    return text
-
-
-Multiaddr = Annotated[str, AfterValidator(_check_multiaddr)]
-Cidr = Annotated[str, AfterValidator(_check_cidr)]
+Multiaddr = Annotated[str, AfterValidator(_check_address)]
+Cidr = Annotated[str, AfterValidator(check_cidr)]
 ObjectName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 TextTable = Annotated[dict[str, str], BeforeValidator(_parse_pairs)]
 SecretTable = Annotated[dict[str, SecretStr], BeforeValidator(_parse_pairs)]
@@ -231,7 +232,7 @@ class KubernetesConfig(Section):
     )
 
 
-class Config(Section):
+class NodeConfig(Section):
     """The configuration of a worker."""
 
     cert_pem: ConfiguredPath = Field(description="The node's certificate chain, its own certificate first.")
@@ -261,8 +262,6 @@ class Config(Section):
     arbiter: ArbiterConfig = ArbiterConfig()
     jobs: JobsConfig = JobsConfig()
     kubernetes: KubernetesConfig | None = None
-    executors: Annotated[list[ExecutorConfig], Field(min_length=1)] = Field(description="What this worker can run.")
-
     telemetry_endpoint: str | None = Field(
         default=None,
         validation_alias=AliasChoices("telemetry_endpoint", "exporter_otlp_endpoint"),
@@ -294,6 +293,8 @@ class Config(Section):
         description="The share of traces for the ratio samplers.",
     )
 
+    executors: Annotated[list[ExecutorConfig], Field(min_length=1)] = Field(description="What this worker can run.")
+
     @model_validator(mode="after")
     def _executors_differ(self) -> Self:
         names = [str(executor.descriptor) for executor in self.executors]
@@ -317,8 +318,8 @@ class Config(Section):
 
     @field_validator("gateway_addresses")
     @classmethod
-    def _needs_tcp(cls, value: list[str]) -> list[str]:
-        if all(parse_supported(address) is None for address in value):
+    def _names_a_supported_one(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        if not any(_is_supported(address, info) for address in value):
             raise ValueError(
                 "none of them is a TCP address, and QUIC is not supported; add one such as /ip4/203.0.113.50/tcp/4001"
             )
