@@ -1,4 +1,4 @@
-"""Multiaddresses as this network uses them: what can be dialled, what is listened on, what must not be passed on."""
+"""Multiaddresses: parse them, tell which are usable, and find those of this machine."""
 
 import socket
 from collections.abc import Iterable, Sequence
@@ -41,9 +41,10 @@ class UnsupportedTransport(AddressError):  # noqa: N818 - a valid address, of a 
 
 @dataclass(frozen=True)
 class Address:
-    """An address, perhaps of a known peer, perhaps behind a relay.
+    """A host and port, and optionally the peer there and the relay in between.
 
-    `/dns4/host/tcp/4001/p2p/A` has the peer A; `/dns4/host/tcp/4001/p2p/R/p2p-circuit/p2p/A` too, and the relay R.
+    `/dns4/host/tcp/4001/p2p/A` names the peer A. `/dns4/host/tcp/4001/p2p/R/p2p-circuit/p2p/A` names the peer A behind
+    the relay R.
     """
 
     protocol: str
@@ -61,16 +62,16 @@ class Address:
 
     @property
     def family(self) -> socket.AddressFamily:
-        """The family that the host must resolve to; AF_UNSPEC if any will do."""
+        """The address family to resolve the host to; AF_UNSPEC allows every family."""
         return _HOSTS[self.protocol]
 
     @property
     def ip(self) -> IPv4Address | IPv6Address | None:
-        """The IP address, None if it is a name."""
+        """The IP address; None if the host is a name."""
         return ip_address(self.host) if self.protocol in ("ip4", "ip6") else None
 
     def of(self, peer_id: str | None) -> "Address":
-        """The same address as that of this peer."""
+        """Return this address with another peer id."""
         return replace(self, peer_id=peer_id)
 
     def of_relay(self) -> "Address":
@@ -82,20 +83,20 @@ class Address:
         return replace(self, peer_id=peer_id, relay=relay)
 
     def to_bytes(self) -> bytes:
-        """The binary form, as identify, Kademlia and relays carry it."""
+        """Return the binary form, which identify, Kademlia and relay messages carry."""
         data: bytes = Multiaddr(str(self)).to_bytes()
         return data
 
 
 def parse(text: str) -> Address:
-    """Parse `/<ip4|ip6|dns|dns4|dns6>/HOST/tcp/PORT[/p2p/ID][/p2p-circuit[/p2p/ID]]`; AddressError if it is none."""
+    """Parse `/<ip4|ip6|dns|dns4|dns6>/HOST/tcp/PORT[/p2p/ID][/p2p-circuit[/p2p/ID]]`; AddressError if malformed."""
     try:
         return _parse(text)
     except UnsupportedTransport:
         raise
     except ValueError as error:
         raise AddressError(
-            f"{text!r} is no address of this network: {error}; expected for example /ip4/192.0.2.1/tcp/4001"
+            f"{text!r} is not an address of this network: {error}. Write it as in /ip4/192.0.2.1/tcp/4001 or /dns4/host/tcp/4001"
         ) from error
 
 
@@ -117,7 +118,7 @@ def _parse(text: str) -> Address:
     if transport not in list(TransportName):
         raise ValueError(f"transport {transport} is unknown")
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{port!r} is no port")
+        raise ValueError(f"{port!r} is not a port")
     relay, peer_id = _parse_peers(parts[5:])
     return Address(protocol, _parse_host(protocol, host), int(port), peer_id, relay, TransportName(transport))
 
@@ -128,12 +129,12 @@ def _parse_host(protocol: str, host: str) -> str:
     if protocol == "ip6":
         return str(IPv6Address(host))
     if not host.isascii() or not 0 < len(host) <= 253 or not all(c.isalnum() or c in "-._" for c in host):
-        raise ValueError(f"{host!r} is no host name")
+        raise ValueError(f"{host!r} is not a host name")
     return host
 
 
 def _parse_peers(parts: list[str]) -> tuple[str | None, str | None]:
-    """Return the relay and the peer that the rest of an address names."""
+    """Return the relay and the peer that the end of an address names."""
     peers = [part for name, part in pairwise(parts) if name == "p2p"]
     for peer_id in peers:
         peer_id_to_bytes(peer_id)
@@ -161,14 +162,14 @@ def from_bytes(data: bytes) -> Address:
 
 
 def usable(encoded: Iterable[bytes], limit: int = 16) -> list[Address]:
-    """Parse what a peer says of addresses, leaving out what this node cannot use; no more than `limit`."""
+    """Parse the addresses that a peer announced. Return at most `limit` and leave out those this node cannot use."""
     found: list[Address] = []
     for data in encoded:
         if len(found) == limit:
             break
         try:
             address = from_bytes(data)
-        except AddressError:  # other transports are no fault
+        except AddressError:  # a peer may announce transports that this node lacks
             continue
         if address.port and address not in found:
             found.append(address)
@@ -176,24 +177,24 @@ def usable(encoded: Iterable[bytes], limit: int = 16) -> list[Address]:
 
 
 def parse_cidrs(texts: Iterable[str]) -> tuple[Network, ...]:
-    """Parse networks; AddressError names the one that is none."""
+    """Parse networks in CIDR notation; AddressError names a malformed one."""
     networks = []
     for text in texts:
         try:
             networks.append(ip_network(text, strict=False))
         except ValueError as error:
-            raise AddressError(f"{text!r} is no network, expected for example 10.0.0.0/8: {error}") from error
+            raise AddressError(f"{text!r} is not a network: {error}. Write it as in 10.0.0.0/8") from error
     return tuple(networks)
 
 
 def excluded(address: Address, networks: Sequence[Network]) -> bool:
-    """Whether the address lies in one of the networks; a name lies in none."""
+    """Tell whether an address lies in one of the networks. A host name lies in none."""
     ip = address.ip
     return ip is not None and any(ip.version == network.version and ip in network for network in networks)
 
 
 def expand(address: Address) -> list[Address]:
-    """The addresses that a listener on this one can be reached at: one per interface for 0.0.0.0 and ::."""
+    """Return the addresses at which a listener can be reached: for 0.0.0.0 and ::, one per interface."""
     ip = address.ip
     if ip is None or not ip.is_unspecified:
         return [address]
