@@ -31,10 +31,10 @@ def test_below_the_limit_everybody_is_read_and_above_it_those_who_sent_less_than
     receive(backlog, modest, 1, SMALL_BYTES)
     for number in range(3):
         receive(backlog, greedy, 1 + 2 * number, SMALL_BYTES)
-    assert not backlog.excludes(greedy)
+    assert not backlog.pauses(greedy)
     receive(backlog, greedy, 9, 1000)
-    assert backlog.excludes(greedy)
-    assert not backlog.excludes(modest)
+    assert backlog.pauses(greedy)
+    assert not backlog.pauses(modest)
 
 
 def test_what_is_taken_or_broken_off_makes_room() -> None:
@@ -43,11 +43,11 @@ def test_what_is_taken_or_broken_off_makes_room() -> None:
     backlog.add(side)
     for number in range(4):
         receive(backlog, side, 1 + 2 * number, SMALL_BYTES)
-    assert backlog.excludes(side)
+    assert backlog.pauses(side)
     side.take(side.streams[1])
-    assert backlog.excludes(side)
+    assert backlog.pauses(side)
     side.reset(side.streams[3], "enough")
-    assert not backlog.excludes(side)
+    assert not backlog.pauses(side)
 
 
 def test_a_connection_that_is_gone_counts_no_more() -> None:
@@ -57,9 +57,9 @@ def test_a_connection_that_is_gone_counts_no_more() -> None:
         backlog.add(other)
         for number in range(2):
             receive(backlog, other, 1 + 2 * number, SMALL_BYTES)
-    assert backlog.excludes(side)
+    assert backlog.pauses(side)
     gone.fail("gone")
-    assert not backlog.excludes(side)
+    assert not backlog.pauses(side)
 
 
 @pytest.mark.anyio

@@ -1,4 +1,4 @@
-"""What arrived and nobody took yet, on all connections of a node together: bounded, so that peers cannot fill it."""
+"""The bytes that arrived on a node's connections and are unread, bounded so that peers cannot fill its memory."""
 
 import time
 import weakref
@@ -7,14 +7,15 @@ from hypha_network.wire.yamux_session import YamuxSession
 
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 SMALL_BYTES = 256 * 1024
-"""What a connection may always have."""
+"""A connection may always have this many unread bytes."""
 _MEASURED_FOR_S = 0.05
+"""How long a measurement is used."""
 
 
 class Backlog:
-    """Says which connections should not be read for a moment: once there is too much, those with more than their share.
+    """Decides which connections to pause: when the node has too many unread bytes, those above their share.
 
-    Nothing is lost: a peer that is not read waits, and what has a deadline on a stream that nobody reads ends.
+    No data is lost. A paused peer waits, and a stream that nobody reads ends at its deadline.
     """
 
     def __init__(self, limit_bytes: int = MAX_BACKLOG_BYTES) -> None:
@@ -24,15 +25,15 @@ class Backlog:
         self._measured_at = float("-inf")
 
     def add(self, session: YamuxSession) -> None:
-        """A connection that counts, as long as it is used."""
+        """Count the unread bytes of a connection for as long as it exists."""
         self._sessions.add(session)
 
     def grow(self, size_bytes: int) -> None:
-        """So much arrived; whether it is taken at once shows in the next measurement, made when it might matter."""
+        """Record bytes that arrived. The next measurement, made above the limit only, shows which of them were read."""
         self._size_bytes += size_bytes
 
-    def excludes(self, session: YamuxSession) -> bool:
-        """Whether a connection should not be read now."""
+    def pauses(self, session: YamuxSession) -> bool:
+        """Tell whether to pause reading from a connection."""
         if self._size_bytes <= self._limit_bytes:
             return False
         now = time.monotonic()

@@ -223,7 +223,7 @@ class Yamux:
             if session.refused_streams:
                 _violation_log.warning(self.peer_id, "opens too many streams, reset %d", session.refused_streams)
                 session.refused_streams = 0
-            while self._backlog.excludes(session):
+            while self._backlog.pauses(session):
                 _violation_log.warning(self.peer_id, "sends much that waits to be read, not reading on for now")
                 with trio.move_on_after(_PAUSE_S):
                     await self._room.park()
