@@ -235,7 +235,7 @@ class Network:
 
     async def _find_addresses(self, peer_id: str) -> list[Address]:
         found = [*self._kademlia.addresses_of(peer_id), *await self._kademlia.find_peer(peer_id)]
-        return [*found, *self._relays.ways_to(peer_id, self._gateways.connected)]
+        return [*found, *self._relays.addresses_of(peer_id, self._gateways.connected)]
 
     def _usable(self, address: Address) -> bool:
         return not addresses.excluded(address, self._excluded)

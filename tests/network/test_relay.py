@@ -90,7 +90,7 @@ async def test_whoever_the_relay_connects_to_must_be_the_peer_asked_for() -> Non
         node(pki, "a") as a,
     ):
         server = g._host._handlers[relay.HOP].__self__  # type: ignore[attr-defined]
-        server._reserved[hidden.peer_id] = server._reserved[other.peer_id]
+        server._reservations[hidden.peer_id] = server._reservations[other.peer_id]
         with pytest.raises(DialError, match=other.peer_id):
             await a.dial(hidden.addresses()[0])
 

@@ -1,4 +1,4 @@
-"""circuit relay v2, the client's side: reachable through gateways, and reaching others through them."""
+"""Circuit relay v2, the client's side: be reached through gateways, and reach other peers through them."""
 
 import logging
 import time
@@ -41,43 +41,43 @@ MALFORMED_MESSAGE: Final = 400
 
 @dataclass(frozen=True)
 class Reservation:
-    """A slot on a relay, and the addresses that lead through it."""
+    """A slot on a relay, when it expires, and the addresses of this node through the relay."""
 
     expires: float
     addresses: tuple[Address, ...]
 
 
 def refresh_in_s(expires: float, now: float) -> float:
-    """Return in how many seconds a reservation should be renewed: after three quarters of what is left of it."""
+    """Return in how many seconds to renew a reservation: after three quarters of its remaining time."""
     return min(MAX_REFRESH_S, max(MIN_REFRESH_S, (expires - now) * 0.75))
 
 
 class Relays:
-    """The relays that this node can be reached through."""
+    """The relays through which peers can reach this node, and its connections to peers through relays."""
 
-    def __init__(self, host: Host, changed: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, host: Host, on_changed: Callable[[], Awaitable[None]]) -> None:
         self._host = host
-        self._changed = changed
+        self._on_changed = on_changed
         self._reservations: dict[Connection, Reservation] = {}
         self.handlers: dict[str, StreamHandler] = {STOP: self._accept}
 
     @property
     def reservations(self) -> list[str]:
-        """The relays where a slot is reserved."""
+        """The peer ids of the relays that hold a reservation of this node."""
         return list(dict.fromkeys(c.peer_id for c in self._reservations if not c.closed.is_set()))
 
     def own_addresses(self) -> list[Address]:
-        """The addresses that lead to this node through relays."""
+        """Return the addresses of this node through relays."""
         return list(dict.fromkeys(a for reservation in self._reservations.values() for a in reservation.addresses))
 
     async def keep_reserved(self, connection: Connection) -> None:
-        """Reserve a slot on a relay and renew it, for as long as the connection lasts."""
+        """Reserve a slot on a relay, and renew it for as long as the connection lasts."""
         try:
             while True:
                 try:
                     reservation = await self._reserve(connection)
                 except (NetworkError, trio.TooSlowError) as error:
-                    logger.warning("no relay reservation on %s: %s", connection.peer_id, error or "no answer")
+                    logger.warning("cannot reserve a relay slot on %s: %s", connection.peer_id, error or "no answer")
                     if self._expired(connection):
                         del self._reservations[connection]
                     await trio.sleep(RETRY_S)
@@ -86,8 +86,8 @@ class Relays:
                 self._reservations[connection] = reservation
                 self._host.notify()
                 if fresh:
-                    logger.info("reachable through %s", ", ".join(map(str, reservation.addresses)))
-                    await self._changed()
+                    logger.info("this node is reachable through %s", ", ".join(map(str, reservation.addresses)))
+                    await self._on_changed()
                 await trio.sleep(refresh_in_s(reservation.expires, time.time()))
         finally:
             self._reservations.pop(connection, None)
@@ -107,33 +107,37 @@ class Relays:
             finally:
                 stream.reset()
         if answer.type != circuit_pb2.HopMessage.STATUS or answer.status != OK:
-            raise RemoteRefused(f"it answered with status {answer.status}")
+            raise RemoteRefused(f"the relay answered with status {answer.status}")
         relay = connection.peer_id
         known = [connection.address, *addresses.usable(answer.reservation.addrs, _MAX_ADDRESSES)]
         through = (a.behind(relay, self._host.peer_id) for a in known if a.relay is None)
         return Reservation(float(answer.reservation.expire), tuple(dict.fromkeys(through)))
 
     async def _accept(self, connection: Connection, stream: Stream) -> None:
-        """Serve a connection that a relay brings."""
+        """Serve a connection from a peer that connects through a relay."""
         with trio.fail_after(TIMEOUT_S):
             message = await receive(stream, circuit_pb2.StopMessage)
             if connection.peer_id not in self.reservations:
                 await send(stream, _status(PERMISSION_DENIED))
-                raise RemoteRefused(f"{connection.peer_id} relays here without a reservation")
+                raise RemoteRefused(
+                    f"{connection.peer_id} relays a connection to this node, which has no reservation there"
+                )
             source = peer_of(message)
             await send(stream, _status(OK))
         raw = RawConnection(stream, connection.address.behind(connection.peer_id, source), is_initiator=False)
         relayed = await self._host.upgrade(raw, None)
         if relayed.peer_id != source:
             relayed.close()
-            raise RemoteRefused(f"{connection.peer_id} announced {source}, but {relayed.peer_id} came")
+            raise RemoteRefused(
+                f"{connection.peer_id} announced a connection from {source}, but {relayed.peer_id} connected"
+            )
         await relayed.closed.wait()
 
     async def dial(self, address: Address) -> RawConnection:
-        """Have a relay connect this node to a peer; DialError if it does not."""
+        """Connect to a peer through a relay; DialError if that fails."""
         relay, target = address.relay, address.peer_id
         if relay is None or target is None:
-            raise DialError(f"{address} does not say whom to reach through the relay")
+            raise DialError(f"{address} names no peer behind the relay; append /p2p/<peer id>")
         try:
             with trio.fail_after(TIMEOUT_S):
                 connection = self._host.connection(relay) or await self._host.dial(address.of_relay())
@@ -144,7 +148,7 @@ class Relays:
                     stream.reset()
                     raise
         except trio.TooSlowError:
-            raise DialError(f"{address}: the relay did not connect within {TIMEOUT_S:g} s") from None
+            raise DialError(f"{address}: the relay did not connect to the peer within {TIMEOUT_S:g} s") from None
         return RawConnection(stream, address, is_initiator=True)
 
     async def _ask_relay(self, stream: Stream, target: str) -> None:
@@ -154,8 +158,8 @@ class Relays:
         if answer.type != circuit_pb2.HopMessage.STATUS or answer.status != OK:
             raise DialError(f"the relay {stream.peer_id} did not connect to {target}: status {answer.status}")
 
-    def ways_to(self, peer_id: str, gateways: dict[Address, str]) -> list[Address]:
-        """Addresses that may lead to a peer: through each connected gateway."""
+    def addresses_of(self, peer_id: str, gateways: dict[Address, str]) -> list[Address]:
+        """Return addresses that may lead to a peer, one through each connected gateway."""
         return [address.behind(relay, peer_id) for address, relay in gateways.items() if relay != peer_id]
 
 
@@ -169,16 +173,16 @@ async def send(stream: Stream, message: Message) -> None:
 
 
 async def receive(stream: Stream, kind: type[Any]) -> Any:
-    """Read a relay message; RemoteRefused if what comes is none."""
+    """Read a relay message; RemoteRefused if it is malformed."""
     try:
         return kind.FromString(await read_prefixed(stream, MAX_MESSAGE_BYTES))
     except ProtobufError as error:
-        raise RemoteRefused(f"not a relay message: {error}") from error
+        raise RemoteRefused(f"the relay message is malformed: {error}") from error
 
 
 def peer_of(message: Any) -> str:
-    """Return the peer that a message names; RemoteRefused if it names none."""
+    """Return the peer that a message names; RemoteRefused if it names no valid peer id."""
     try:
         return peer_id_from_bytes(message.peer.id)
     except (ValueError, IndexError) as error:
-        raise RemoteRefused(f"a relay message names no peer: {error}") from error
+        raise RemoteRefused(f"the relay message names no valid peer id: {error}") from error

@@ -1,4 +1,4 @@
-"""circuit relay v2, the relay's side: what a gateway does."""
+"""Circuit relay v2, the relay's side, which a gateway runs."""
 
 import logging
 import time
@@ -36,23 +36,23 @@ MAX_CIRCUITS = 64
 MAX_CIRCUITS_PER_PEER = 4
 CIRCUIT_S = 120
 CIRCUIT_BYTES = 128 * 1024
-"""In each direction."""
+"""Maximum number of bytes of a circuit in each direction."""
 _CHUNK_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
-class _Reserved:
+class _Reservation:
     connection: Connection
     expires: float
 
 
 class RelayServer:
-    """Connects peers that reserved a slot with peers that ask for them; circuits are short and small."""
+    """Connects peers to peers that reserved a slot. Circuits are limited in time and bytes."""
 
     def __init__(self, host: Host, own_addresses: Callable[[], Sequence[Address]]) -> None:
         self._host = host
         self._own_addresses = own_addresses
-        self._reserved: dict[str, _Reserved] = {}
+        self._reservations: dict[str, _Reservation] = {}
         self._circuits: list[str] = []
         self.handlers: dict[str, StreamHandler] = {HOP: self._serve}
 
@@ -68,17 +68,17 @@ class RelayServer:
 
     def _reserve(self, connection: Connection) -> circuit_pb2.HopMessage:
         now = time.time()
-        self._reserved = {
-            peer_id: reserved
-            for peer_id, reserved in self._reserved.items()
-            if reserved.expires > now and not reserved.connection.closed.is_set()
+        self._reservations = {
+            peer_id: reservation
+            for peer_id, reservation in self._reservations.items()
+            if reservation.expires > now and not reservation.connection.closed.is_set()
         }
         if connection.relayed:
             return _status(PERMISSION_DENIED)
-        if connection.peer_id not in self._reserved and len(self._reserved) >= MAX_RESERVATIONS:
+        if connection.peer_id not in self._reservations and len(self._reservations) >= MAX_RESERVATIONS:
             return _status(RESOURCE_LIMIT_EXCEEDED)
         expires = int(now) + RESERVATION_S
-        self._reserved[connection.peer_id] = _Reserved(connection, expires)
+        self._reservations[connection.peer_id] = _Reservation(connection, expires)
         logger.info("%s reserved a relay slot", connection.peer_id)
         answer = _status(OK)
         addresses = [address.of(self._host.peer_id).to_bytes() for address in self._own_addresses()]
@@ -88,8 +88,8 @@ class RelayServer:
 
     async def _connect(self, connection: Connection, stream: Stream, target: str) -> None:
         source = connection.peer_id
-        reserved = self._reserved.get(target)
-        if reserved is None or reserved.connection.closed.is_set() or reserved.expires < time.time():
+        reservation = self._reservations.get(target)
+        if reservation is None or reservation.connection.closed.is_set() or reservation.expires < time.time():
             await send(stream, _status(NO_RESERVATION))
         elif connection.relayed:
             await send(stream, _status(PERMISSION_DENIED))
@@ -98,7 +98,7 @@ class RelayServer:
         else:
             self._circuits.append(source)
             try:
-                await self._relay(reserved.connection, stream, source)
+                await self._relay(reservation.connection, stream, source)
             finally:
                 self._circuits.remove(source)
 
@@ -107,7 +107,7 @@ class RelayServer:
             with trio.fail_after(TIMEOUT_S):
                 onward = await _announce(target, source)
         except (NetworkError, trio.TooSlowError) as error:
-            logger.info("%s was not connected to %s: %s", source, target.peer_id, error or "no answer")
+            logger.info("cannot connect %s to %s: %s", source, target.peer_id, error or "no answer")
             await send(stream, _status(CONNECTION_FAILED))
             return
         try:
@@ -135,22 +135,24 @@ async def _announce(target: Connection, source: str) -> Stream:
         if not accepted:
             stream.reset()
     if not accepted:
-        raise RemoteRefused(f"it answered with status {answer.status}")
+        raise RemoteRefused(f"the peer answered with status {answer.status}")
     return stream
 
 
 async def _copy(source: Stream, target: Stream, broken: trio.CancelScope) -> None:
-    left = CIRCUIT_BYTES
+    remaining = CIRCUIT_BYTES
     try:
-        while left > 0 and (data := await source.receive_some(min(left, _CHUNK_BYTES))):
+        while remaining > 0 and (data := await source.receive_some(min(remaining, _CHUNK_BYTES))):
             await target.send_all(data)
-            left -= len(data)
-        if left > 0:
+            remaining -= len(data)
+        if remaining > 0:
             await target.send_eof()
             return
-        logger.info("a circuit from %s to %s carried all it may", source.peer_id, target.peer_id)
+        logger.info(
+            "closing the circuit from %s to %s, because it reached its limit of bytes", source.peer_id, target.peer_id
+        )
     except NetworkError as error:
-        logger.debug("a circuit from %s ended: %s", source.peer_id, error)
+        logger.debug("the circuit from %s ended: %s", source.peer_id, error)
     broken.cancel()
 
 

@@ -1,4 +1,4 @@
-"""Requests and responses: one stream each, CBOR bodies, each side's end of stream is the end of its body."""
+"""Requests and responses. Each exchange has its own stream; a side ends its CBOR body by closing its direction."""
 
 import logging
 from collections import defaultdict
@@ -25,7 +25,7 @@ Handler = Callable[[str, Request], Awaitable[Response | None]]
 
 
 class Requests:
-    """Asks peers, and answers them with the handlers registered."""
+    """Sends requests to peers, and answers theirs."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -36,7 +36,7 @@ class Requests:
     def stream_handler(
         self, protocol: Protocol[Request, Response], handler: Handler[Request, Response]
     ) -> StreamHandler:
-        """Return what serves a stream: it answers the request with what `handler` returns, and refuses it for None."""
+        """Return a stream handler that answers with the result of `handler`, or refuses the request if that is None."""
 
         async def serve(connection: Connection, stream: Stream) -> None:
             with trio.move_on_after(REQUEST_TIMEOUT_S) as scope:
@@ -50,7 +50,10 @@ class Requests:
                         self._limits.pop(connection.peer_id, None)
             if scope.cancelled_caught:
                 _refusal_log.warning(
-                    connection.peer_id, "%s: %s took longer than %g s", protocol.id, "it or we", REQUEST_TIMEOUT_S
+                    connection.peer_id,
+                    "reset a request of %s that was not sent and answered within %g s",
+                    protocol.id,
+                    REQUEST_TIMEOUT_S,
                 )
                 stream.reset()
 
@@ -62,7 +65,7 @@ class Requests:
         try:
             request = protocol.request.decode(await stream.read_to_end(MAX_REQUEST_BYTES))
         except (DecodeError, ValueError) as error:
-            _refusal_log.warning(stream.peer_id, "malformed %s request: %s", protocol.id, error)
+            _refusal_log.warning(stream.peer_id, "sent a malformed %s request: %s", protocol.id, error)
             stream.reset()
             return
         response = await handler(stream.peer_id, request)
@@ -74,14 +77,7 @@ class Requests:
     async def request(
         self, peer_id: str, protocol: Protocol[Request, Response], message: Request, timeout_s: float
     ) -> Response:
-        """Ask a peer and return its answer.
-
-        Raises:
-            PeerUnreachable: no connection, and none can be made.
-            RemoteRefused: the peer does not speak the protocol, or its answer is none.
-            RequestTimeout: there is no answer within `timeout_s`.
-            StreamReset: the peer broke off.
-        """
+        """Send a request to a peer and return its response; see `Network.request` for the errors."""
         with trio.move_on_after(timeout_s):
             stream = await self._host.open_stream(peer_id, [protocol.id])
             return await self._exchange(stream, protocol, protocol.request.encode(message))
@@ -94,13 +90,13 @@ class Requests:
             await stream.send_eof()
             answer = await stream.read_to_end(MAX_RESPONSE_BYTES)
             if not answer:
-                raise RemoteRefused(f"{stream.peer_id} closed the stream of {protocol.id} without an answer")
+                raise RemoteRefused(f"{stream.peer_id} closed the stream of {protocol.id} without a response")
             response = protocol.response.decode(answer)
             done = True
         except ValueError as error:
-            raise RemoteRefused(f"{stream.peer_id} answered {protocol.id} with {error}") from error
+            raise RemoteRefused(f"{stream.peer_id} sent a malformed {protocol.id} response: {error}") from error
         except StreamReset as error:
-            raise StreamReset(f"{stream.peer_id} broke off {protocol.id}: {error}") from error
+            raise StreamReset(f"{stream.peer_id} reset the stream of {protocol.id}: {error}") from error
         finally:
             if not done:
                 stream.reset()
