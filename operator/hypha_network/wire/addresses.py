@@ -96,7 +96,7 @@ def parse(text: str) -> Address:
         raise
     except ValueError as error:
         raise AddressError(
-            f"{text!r} is not an address of this network: {error}. Write it as in /ip4/192.0.2.1/tcp/4001 or /dns4/host/tcp/4001"
+            f"{text!r} is not a usable address: {error}. Write it as /ip4/203.0.113.50/tcp/4001 or /dns4/host/tcp/4001"
         ) from error
 
 
