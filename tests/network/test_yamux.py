@@ -1,4 +1,4 @@
-"""The muxer's tasks: streams over a connection in memory, with time that runs by itself."""
+"""The muxer's tasks: streams over a connection in memory, with a clock that jumps ahead whenever all tasks wait."""
 
 import logging
 from typing import Any
@@ -36,7 +36,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 
 @pytest.fixture(autouse=True)
-def _every_complaint_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+def _log_every_violation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(yamux, "_violation_log", RateLimitedLogger(yamux.logger))
 
 
@@ -68,7 +68,7 @@ async def echo(stream: YamuxStream) -> None:
     await stream.aclose()
 
 
-async def test_bytes_arrive_whole_and_in_order_both_ways() -> None:
+async def test_all_bytes_arrive_in_order_in_both_directions() -> None:
     async with connected() as (left, right), trio.open_nursery() as nursery:
         nursery.start_soon(serve_echo, left)
         nursery.start_soon(serve_echo, right)
@@ -102,7 +102,7 @@ async def test_received_data_can_be_taken_in_small_parts() -> None:
         assert await far.receive_some(4) == b"ef"
 
 
-async def test_the_end_of_data_is_received_for_ever() -> None:
+async def test_a_read_after_the_end_returns_the_end_again() -> None:
     async with connected() as (left, right):
         near, far = await stream_pair(left, right)
         await near.send_eof()
@@ -110,7 +110,7 @@ async def test_the_end_of_data_is_received_for_ever() -> None:
         assert await far.receive_some() == b""
 
 
-async def test_data_before_a_reset_is_delivered_before_the_error() -> None:
+async def test_data_before_a_reset_is_returned_before_the_error() -> None:
     async with facing_raw_peer() as (peer, ours):
         await peer.send(frame(DATA, SYN, 1, body=BLOB[:20_000]), frame(DATA, RST, 1))
         stream = await ours.accept_stream()
@@ -122,7 +122,7 @@ async def test_data_before_a_reset_is_delivered_before_the_error() -> None:
             await stream.send_all(b"x")
 
 
-async def test_data_before_the_connection_broke_is_delivered_before_the_error() -> None:
+async def test_data_before_the_end_of_the_connection_is_returned_before_the_error() -> None:
     async with facing_raw_peer() as (peer, ours):
         await peer.send(frame(DATA, SYN, 1, body=b"part"), frame(DATA, SYN | FIN, 3, body=b"whole"))
         part, whole = await ours.accept_stream(), await ours.accept_stream()
@@ -138,7 +138,7 @@ async def test_data_before_the_connection_broke_is_delivered_before_the_error() 
             await ours.open_stream()
 
 
-async def test_streams_not_yet_accepted_when_the_connection_ends_are_delivered() -> None:
+async def test_streams_opened_before_the_connection_ends_can_still_be_accepted() -> None:
     async with facing_raw_peer() as (peer, ours):
         await peer.send(frame(DATA, SYN | FIN, 1, body=b"last words"))
         await peer.stream.aclose()
@@ -148,7 +148,7 @@ async def test_streams_not_yet_accepted_when_the_connection_ends_are_delivered()
             await ours.accept_stream()
 
 
-async def test_a_reader_that_stops_for_ten_minutes_harms_nobody() -> None:
+async def test_a_stream_that_is_not_read_for_ten_minutes_does_not_block_other_streams() -> None:
     async with connected() as (left, right), trio.open_nursery() as nursery:
         near, far = await stream_pair(left, right)
         nursery.start_soon(near.send_all, BLOB)
@@ -169,7 +169,7 @@ async def test_a_reader_that_stops_for_ten_minutes_harms_nobody() -> None:
         assert not left._closed.is_set()
 
 
-async def test_a_connection_that_does_not_take_bytes_blocks_its_senders_without_growing() -> None:
+async def test_a_blocked_connection_blocks_its_senders_without_queueing_their_data() -> None:
     stuck, peer = memory_stream_pair()
     async with connected((stuck, peer)) as (left, right):
         near, far = await stream_pair(left, right)
@@ -189,7 +189,7 @@ async def test_a_connection_that_does_not_take_bytes_blocks_its_senders_without_
         assert not left._closed.is_set()
 
 
-async def test_a_small_request_overtakes_bulk() -> None:
+async def test_a_small_request_overtakes_bulk_data() -> None:
     writes: list[int] = []
     limits = Limits(batch_bytes=128 * 1024)
     async with connected(limits=limits) as (left, right), trio.open_nursery() as nursery:
@@ -222,7 +222,7 @@ async def test_a_small_request_overtakes_bulk() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_cancelled_send_breaks_the_stream_off() -> None:
+async def test_a_cancelled_send_resets_the_stream() -> None:
     async with connected() as (left, right):
         near, far = await stream_pair(left, right)
         with trio.move_on_after(1):
@@ -233,7 +233,7 @@ async def test_a_cancelled_send_breaks_the_stream_off() -> None:
             await near.send_all(b"more")
 
 
-async def test_messages_of_tasks_that_send_at_once_stay_whole() -> None:
+async def test_messages_of_concurrent_senders_are_not_interleaved() -> None:
     size = INITIAL_WINDOW
     async with connected() as (left, right):
         near, far = await stream_pair(left, right)
@@ -250,7 +250,7 @@ async def test_messages_of_tasks_that_send_at_once_stay_whole() -> None:
         assert bytes(got) in (b"a" * size + b"b" * size, b"b" * size + b"a" * size)
 
 
-async def test_waiting_reader_learns_of_a_local_reset_and_close() -> None:
+async def test_a_local_reset_or_close_wakes_a_waiting_reader() -> None:
     async with connected() as (left, right):
         near, _ = await stream_pair(left, right)
         _, far = await stream_pair(left, right)
@@ -280,7 +280,7 @@ async def test_sending_after_the_end_is_an_error() -> None:
             await near.send_all(b"x")
 
 
-async def test_a_stream_more_than_allowed_waits_for_another_to_end() -> None:
+async def test_opening_a_stream_beyond_the_limit_waits_until_another_ends() -> None:
     async with connected(limits=Limits(max_outbound_streams=2)) as (left, _), trio.open_nursery() as nursery:
         first, _ = await left.open_stream(), await left.open_stream()
         opened = trio.Event()
@@ -296,7 +296,7 @@ async def test_a_stream_more_than_allowed_waits_for_another_to_end() -> None:
         await opened.wait()
 
 
-async def test_closing_delivers_all_that_was_sent() -> None:
+async def test_a_peer_receives_all_data_sent_before_the_close() -> None:
     async with connected() as (left, right):
         near, far = await stream_pair(left, right)
         await near.send_all(BLOB[:200_000])
@@ -307,7 +307,7 @@ async def test_closing_delivers_all_that_was_sent() -> None:
         assert left._closed.is_set()
 
 
-async def test_closing_a_connection_that_takes_nothing_ends_in_seconds() -> None:
+async def test_closing_a_blocked_connection_takes_only_seconds() -> None:
     stuck, peer = memory_stream_pair()
     stuck.send_stream.send_all_hook = trio.sleep_forever
     async with connected((stuck, peer)) as (left, _):
@@ -324,7 +324,7 @@ async def test_closing_a_connection_that_takes_nothing_ends_in_seconds() -> None
                 await left.close()
 
 
-async def test_when_start_is_cancelled_the_peer_hears_goodbye() -> None:
+async def test_a_muxer_that_is_cancelled_sends_go_away() -> None:
     left, right = memory_stream_pair()
     ours = Yamux(MemoryConnection(left, is_initiator=False), PEER)
     peer = RawPeer(right)
@@ -344,15 +344,15 @@ async def test_a_connection_never_started_can_be_closed() -> None:
     assert await RawPeer(right).next_frame() == (GO_AWAY, 0, 0, NORMAL, b"")
 
 
-async def test_a_silent_peer_is_given_up_after_the_timeout() -> None:
+async def test_a_connection_with_a_silent_peer_ends_after_the_timeout() -> None:
     async with facing_raw_peer() as (_, ours):
         start_s = trio.current_time()
-        with pytest.raises(ConnectionLost, match="nothing came for"):
+        with pytest.raises(ConnectionLost, match="no data arrived for"):
             await ours.accept_stream()
         assert SILENCE_TIMEOUT_S <= trio.current_time() - start_s <= SILENCE_TIMEOUT_S + PING_INTERVAL_S
 
 
-async def test_an_idle_peer_that_answers_pings_is_kept() -> None:
+async def test_an_idle_connection_whose_peer_answers_pings_stays_open() -> None:
     async with connected() as (left, right):
         await trio.sleep(24 * 3600)
         near, far = await stream_pair(left, right)
@@ -360,7 +360,7 @@ async def test_an_idle_peer_that_answers_pings_is_kept() -> None:
         assert await far.receive_some() == b"still here"
 
 
-async def test_breaking_the_protocol_ends_the_connection_with_a_goodbye_and_a_log_line(
+async def test_a_violation_of_the_protocol_ends_the_connection_with_go_away_and_a_log_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with facing_raw_peer() as (peer, ours):
@@ -379,7 +379,7 @@ async def test_breaking_the_protocol_ends_the_connection_with_a_goodbye_and_a_lo
     assert "262144 bytes on stream 1" in lines[0].getMessage()
 
 
-async def test_a_peer_that_opens_too_many_streams_is_refused_those_with_one_log_line(
+async def test_streams_beyond_the_limit_are_reset_with_one_log_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with facing_raw_peer(limits=Limits(max_inbound_streams=2)) as (peer, ours):
@@ -389,11 +389,11 @@ async def test_a_peer_that_opens_too_many_streams_is_refused_those_with_one_log_
             assert refused == {RST}
         assert await (await ours.accept_stream()).receive_some() == b"hi"
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
-        f"{PEER}: opens too many streams, reset 48"
+        f"{PEER}: opens too many streams; reset 48 of them"
     ]
 
 
-async def test_a_peers_complaint_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_code_in_the_peers_go_away_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with facing_raw_peer() as (peer, ours):
         await peer.send(frame(GO_AWAY, 0, 0, PROTOCOL_ERROR))
         await peer.stream.aclose()

@@ -41,7 +41,7 @@ def test_a_stream_is_announced_by_its_first_data() -> None:
     assert output(side) == [(DATA, SYN, 1, 5, b"hello")]
 
 
-def test_a_stream_that_only_listens_is_announced_too() -> None:
+def test_a_stream_without_data_is_announced_too() -> None:
     side = session(is_initiator=True)
     side.open()
     assert output(side) == [(WINDOW_UPDATE, SYN, 1, 0, b"")]
@@ -57,7 +57,7 @@ def test_a_stream_is_acknowledged_once_it_is_accepted() -> None:
     assert output(side) == []
 
 
-def test_credit_that_comes_with_the_announcement_counts() -> None:
+def test_credit_in_the_announcing_frame_counts() -> None:
     side = session()
     side.receive(frame(WINDOW_UPDATE, SYN, 1, 1000))
     assert side.accept().send_window == INITIAL_WINDOW + 1000
@@ -103,7 +103,7 @@ def test_half_closed_streams_still_receive() -> None:
     assert not listening.streams
 
 
-def test_what_arrived_before_a_reset_can_be_taken() -> None:
+def test_data_that_arrived_before_a_reset_can_be_taken() -> None:
     side = session()
     side.receive(frame(DATA, SYN, 1, body=BLOB[:1000]) + frame(DATA, 0, 1, body=BLOB[1000:3000]) + frame(DATA, RST, 1))
     stream = side.accept()
@@ -112,7 +112,7 @@ def test_what_arrived_before_a_reset_can_be_taken() -> None:
     assert not side.streams
 
 
-def test_a_stream_reset_by_this_node_is_reset_for_the_peer_and_forgotten() -> None:
+def test_a_stream_that_this_node_resets_is_reset_once_and_removed() -> None:
     side = session()
     side.receive(frame(DATA, SYN, 1, body=b"unread"))
     stream = side.accept()
@@ -125,7 +125,7 @@ def test_a_stream_reset_by_this_node_is_reset_for_the_peer_and_forgotten() -> No
     assert output(side) == []
 
 
-def test_a_stream_ends_only_after_the_whole_of_its_last_frame() -> None:
+def test_a_stream_ends_only_after_its_complete_last_frame() -> None:
     side = session()
     last = frame(DATA, SYN | FIN, 1, body=b"abcdef")
     side.receive(last[:-1])
@@ -137,7 +137,7 @@ def test_a_stream_ends_only_after_the_whole_of_its_last_frame() -> None:
     assert stream.fin_received
 
 
-def test_a_peer_never_hears_of_a_stream_that_is_reset_before_it_was_announced() -> None:
+def test_a_stream_reset_before_its_announcement_is_never_announced() -> None:
     side = session(is_initiator=True)
     stream = side.open()
     side.send(stream, memoryview(b"never mind"))
@@ -146,7 +146,7 @@ def test_a_peer_never_hears_of_a_stream_that_is_reset_before_it_was_announced() 
     assert not side.streams
 
 
-def test_the_window_opens_again_once_half_of_it_was_taken() -> None:
+def test_the_window_is_renewed_once_half_of_it_was_taken() -> None:
     clock = Clock()
     side = session(clock=clock)
     half = INITIAL_WINDOW // 2
@@ -185,7 +185,7 @@ def test_a_fast_stream_gets_a_larger_window_up_to_the_limit() -> None:
     assert near.send_window <= far.receive_window <= far.max_window
 
 
-def test_streams_share_what_windows_may_grow_and_give_it_back() -> None:
+def test_streams_share_the_growth_of_windows_and_return_it() -> None:
     limits = Limits(growth_bytes=1024 * 1024)
     dialling, listening = session(is_initiator=True), session(limits=limits)
     pairs = [open_pair(dialling, listening) for _ in range(4)]
@@ -225,7 +225,7 @@ def test_pings_are_answered_and_measured() -> None:
     assert output(listening) == []
 
 
-def test_goodbye_comes_after_all_data_that_can_be_sent() -> None:
+def test_go_away_follows_all_data_that_can_be_sent() -> None:
     side = session(is_initiator=True)
     stream = side.open()
     side.send(stream, memoryview(BLOB[:300_000]))
@@ -236,7 +236,7 @@ def test_goodbye_comes_after_all_data_that_can_be_sent() -> None:
     assert side.closing
 
 
-def test_after_a_peers_goodbye_streams_go_on_and_none_is_opened() -> None:
+def test_after_the_peers_go_away_streams_continue_and_none_can_be_opened() -> None:
     side = session()
     side.receive(frame(DATA, SYN, 1, body=b"a") + frame(GO_AWAY, 0, 0, 0) + frame(DATA, FIN, 1, body=b"b"))
     assert side.closing
@@ -245,7 +245,7 @@ def test_after_a_peers_goodbye_streams_go_on_and_none_is_opened() -> None:
     assert stream.fin_received
 
 
-def test_when_the_connection_ends_streams_deliver_what_arrived() -> None:
+def test_when_the_connection_ends_streams_return_the_data_that_arrived() -> None:
     side = session()
     side.receive(frame(DATA, SYN, 1, body=b"abc") + frame(DATA, SYN | FIN, 3, body=b"whole"))
     part, whole = side.accept(), side.accept()
@@ -257,7 +257,7 @@ def test_when_the_connection_ends_streams_deliver_what_arrived() -> None:
     assert whole.fin_received
 
 
-def test_a_peer_that_sends_much_on_an_abandoned_stream_is_told() -> None:
+def test_an_abandoned_stream_is_reset_if_the_peer_sends_much_more() -> None:
     dialling, listening = session(is_initiator=True), session()
     near, far = open_pair(dialling, listening)
     listening.send(far, memoryview(b"enough"))
@@ -274,7 +274,7 @@ def test_a_peer_that_sends_much_on_an_abandoned_stream_is_told() -> None:
     assert not listening.streams
 
 
-def test_a_peer_that_already_waits_for_its_window_is_told_after_the_end() -> None:
+def test_an_abandoned_stream_is_reset_if_the_peer_waits_for_its_window() -> None:
     dialling, listening = session(is_initiator=True), session()
     near, far = open_pair(dialling, listening)
     dialling.send(near, memoryview(BLOB[: INITIAL_WINDOW * 2]))
@@ -290,7 +290,7 @@ OPEN = frame(WINDOW_UPDATE, SYN, 1, 0)
 
 
 @pytest.mark.parametrize(
-    ("data", "complaint"),
+    ("data", "reason"),
     [
         pytest.param(frame(DATA, SYN, 1, version=1), "version 1", id="version"),
         pytest.param(frame(4, 0, 1, 0), "type 4", id="type"),
@@ -311,8 +311,8 @@ OPEN = frame(WINDOW_UPDATE, SYN, 1, 0)
         ),
     ],
 )
-def test_what_breaks_the_protocol_is_refused(data: bytes, complaint: str) -> None:
-    with pytest.raises(ProtocolError, match=complaint):
+def test_frames_that_violate_the_protocol_are_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(ProtocolError, match=reason):
         session().receive(data)
 
 

@@ -1,7 +1,7 @@
 """The muxer, `/yamux/1.0.0`: many streams over one secured connection.
 
-The protocol is `hypha_network.wire.yamux_session`; here are the tasks around it. One task reads the connection in large
-pieces, one writes what all streams have to send in turn, one pings.
+`hypha_network.wire.yamux_session` implements the protocol. This module runs its tasks: one reads the connection in
+large pieces, one writes the data of all streams in turn, and one pings.
 """
 
 import logging
@@ -24,6 +24,7 @@ PING_INTERVAL_S = 30.0
 SILENCE_TIMEOUT_S = 180.0
 CLOSE_TIMEOUT_S = 2.0
 _PAUSE_S = 0.25
+"""Maximum time between two looks at whether a paused connection may be read again."""
 _CONNECTION_ERRORS = (NetworkError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -33,7 +34,7 @@ class SecuredConnection(Protocol):
     is_initiator: bool
 
     async def read_some(self) -> Buffer:
-        """Return what has arrived, at least one byte; empty at the end."""
+        """Return the data that has arrived, at least one byte; empty at the end."""
 
     async def write(self, data: bytes) -> None:
         """Send all data."""
@@ -53,9 +54,9 @@ class YamuxStream:
         state.wake = self._changed.unpark_all
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Return all that has arrived, up to `max_bytes`, waiting for at least one byte; empty at the end.
+        """Return the data that has arrived, up to `max_bytes`, waiting for at least one byte; empty at the end.
 
-        Raises StreamReset if the stream was broken off (ConnectionLost: with its connection), after all that arrived.
+        Once all data is returned, raises StreamReset if the stream was reset, ConnectionLost if its connection ended.
         """
         state = self._state
         await trio.lowlevel.checkpoint()
@@ -71,13 +72,13 @@ class YamuxStream:
         raise trio.ClosedResourceError("the stream was closed")
 
     def count_collected(self, size_bytes: int) -> None:
-        """Say how much of what was received waits for the rest of its message: it counts as unread."""
+        """Count received bytes as unread, because they wait for the rest of their message."""
         self._state.collected_bytes = size_bytes
 
     async def send_all(self, data: Buffer) -> None:
-        """Send data; returns once it is on its way. StreamReset if the stream was or is broken off.
+        """Send data, waiting until all of it is passed to the connection. StreamReset if the stream was reset.
 
-        If this is cancelled the stream is broken off: the peer must not take a part for the whole.
+        Cancelling this resets the stream, so that the peer does not mistake a part of the data for all of it.
         """
         state = self._state
         await trio.lowlevel.checkpoint()
@@ -105,14 +106,14 @@ class YamuxStream:
         return kind(f"stream with {self.connection.peer_id}: {failure}")
 
     async def send_eof(self) -> None:
-        """Say that nothing more will be sent; the peer may still send."""
+        """Close the sending direction. The peer may still send."""
         await trio.lowlevel.checkpoint()
         if not self._state.eof and not self._state.failure:
             self._session.send_eof(self._state)
             self.connection.wake_writer()
 
     async def aclose(self) -> None:
-        """Close both directions in order: what was sent arrives, what the peer still sends is dropped."""
+        """Close both directions. The peer still receives all sent data; data that arrives from now on is dropped."""
         try:
             await self.send_eof()
         finally:
@@ -120,13 +121,13 @@ class YamuxStream:
             self.connection.wake_writer()
 
     def reset(self, reason: str = "reset by this node") -> None:
-        """Break the stream off: what is not yet sent or taken is dropped, the peer sees a reset."""
+        """Reset the stream: drop unsent and unread data, and send the peer a reset."""
         self._session.reset(self._state, reason)
         self.connection.wake_writer()
 
 
 class Yamux:
-    """A connection that carries streams while `start` runs."""
+    """A connection that carries streams for as long as `start` runs."""
 
     def __init__(
         self,
@@ -148,7 +149,7 @@ class Yamux:
         self._silence_timeout_s = silence_timeout_s
         self._last_received_s = trio.current_time()
         self._arrivals = trio.lowlevel.ParkingLot()
-        self._room = trio.lowlevel.ParkingLot()
+        self._progress = trio.lowlevel.ParkingLot()
         self._output = trio.lowlevel.ParkingLot()
         self._write_lock = trio.Lock()
         self._running = trio.CancelScope()
@@ -156,7 +157,7 @@ class Yamux:
         self._closed = trio.Event()
 
     async def start(self) -> None:
-        """Carry streams until the connection ends, whoever ends it, and close it."""
+        """Carry streams until either side ends the connection, then close it."""
         try:
             with self._running:
                 async with trio.open_nursery() as nursery:
@@ -168,10 +169,10 @@ class Yamux:
             await self.close()
 
     async def open_stream(self) -> YamuxStream:
-        """Open a stream, waiting while too many are open; ConnectionLost if the connection has ended."""
+        """Open a stream, waiting while too many are open. ConnectionLost if the connection has ended."""
         await trio.lowlevel.checkpoint()
         while not self.session.closing and not self.session.can_open:
-            await self._room.park()
+            await self._progress.park()
         if self.session.closing:
             raise ConnectionLost(self._end_reason())
         stream = YamuxStream(self, self.session.open())
@@ -190,7 +191,7 @@ class Yamux:
         return stream
 
     async def close(self) -> None:
-        """Send what can be sent within a moment, say goodbye, and close."""
+        """Send what can be sent within a short time, then the GO_AWAY frame, and close."""
         if self._closing:
             await self._closed.wait()
             return
@@ -199,20 +200,20 @@ class Yamux:
         try:
             with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
                 scope.shield = True
-                await self._quietly(self._flush)
+                await self._ignore_errors(self._flush)
             self._fail("closed by this node")
             with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
                 scope.shield = True
-                await self._quietly(self.secured.close)
+                await self._ignore_errors(self.secured.close)
         finally:
             self._running.cancel()
             self._closed.set()
 
     def wake_writer(self) -> None:
-        """Send what the core has to send; and wake those who wait for a stream to end, for one may have."""
+        """Wake the writer if there is output, and the tasks that wait for a stream to end, because one may have."""
         if self.session.has_output:
             self._output.unpark_all()
-        self._room.unpark_all()
+        self._progress.unpark_all()
 
     async def _read(self) -> None:
         session = self.session
@@ -221,19 +222,21 @@ class Yamux:
             if session.incoming:
                 self._arrivals.unpark_all()
             if session.refused_streams:
-                _violation_log.warning(self.peer_id, "opens too many streams, reset %d", session.refused_streams)
+                _violation_log.warning(
+                    self.peer_id, "opens too many streams; reset %d of them", session.refused_streams
+                )
                 session.refused_streams = 0
             while self._backlog.pauses(session):
-                _violation_log.warning(self.peer_id, "sends much that waits to be read, not reading on for now")
+                _violation_log.warning(self.peer_id, "has sent too much unread data; pausing its connection")
                 with trio.move_on_after(_PAUSE_S):
-                    await self._room.park()
+                    await self._progress.park()
                 self._last_received_s = trio.current_time()
-        if session.peer_goodbye:
-            _violation_log.warning(self.peer_id, "closed the connection with error %d", session.peer_goodbye)
+        if session.peer_go_away:
+            _violation_log.warning(self.peer_id, "closed the connection with error %d", session.peer_go_away)
         self._fail("the peer closed the connection")
 
     async def _take_in(self) -> bool:
-        """Hand the core what arrives next; False at the end. Nothing of it is kept while more is awaited."""
+        """Pass the next data to the session; False at the end. No variable keeps the data while more is awaited."""
         data = await self.secured.read_some()
         self._last_received_s = trio.current_time()
         self.session.receive(data)
@@ -247,7 +250,7 @@ class Yamux:
                 if not self.session.has_output:
                     await self._output.park()
         except _CONNECTION_ERRORS:
-            await trio.sleep(CLOSE_TIMEOUT_S)  # a peer that has gone may have sent something before: let it be read
+            await trio.sleep(CLOSE_TIMEOUT_S)  # the peer may have sent data before it closed, which _read still reads
             raise
 
     async def _flush(self) -> None:
@@ -260,21 +263,21 @@ class Yamux:
             self.session.ping()
             self.wake_writer()
             await trio.sleep(self._ping_interval_s)
-        raise trio.BrokenResourceError(f"nothing came for {silence_s:.0f} s")
+        raise trio.BrokenResourceError(f"no data arrived for {silence_s:.0f} s")
 
     async def _until_failure(self, task: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
         try:
             await task()
         except ProtocolError as error:
-            _violation_log.warning(self.peer_id, "breaks the muxer's protocol, closing the connection: %s", error)
+            _violation_log.warning(self.peer_id, "violates the muxer's protocol; closing the connection: %s", error)
             self.session.close(PROTOCOL_ERROR)
-            self._fail(f"the peer broke the protocol: {error}")
+            self._fail(f"the peer violated the protocol: {error}")
         except _CONNECTION_ERRORS as error:
-            logger.debug("connection with %s broke: %r", self.peer_id, error)
-            self._fail(f"the connection broke: {error}")
+            logger.debug("the connection with %s failed: %r", self.peer_id, error)
+            self._fail(f"the connection failed: {error}")
         scope.cancel()
 
-    async def _quietly(self, step: Callable[[], Awaitable[None]]) -> None:
+    async def _ignore_errors(self, step: Callable[[], Awaitable[None]]) -> None:
         try:
             await step()
         except _CONNECTION_ERRORS as error:
@@ -283,7 +286,7 @@ class Yamux:
     def _fail(self, reason: str) -> None:
         self.session.fail(reason)
         self._arrivals.unpark_all()
-        self._room.unpark_all()
+        self._progress.unpark_all()
 
     def _end_reason(self) -> str:
         return f"connection with {self.peer_id}: {self.session.failure or 'it is closing'}"

@@ -1,4 +1,4 @@
-"""Yamux frames, and what a connection keeps of a stream."""
+"""Yamux frames, the limits of a connection, and the state of a stream."""
 
 from collections import deque
 from collections.abc import Callable
@@ -11,74 +11,74 @@ VERSION = 0
 DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
 NORMAL, PROTOCOL_ERROR, INTERNAL_ERROR = range(3)
-"""What a GO_AWAY says."""
+"""The codes of a GO_AWAY frame."""
 
 INITIAL_WINDOW = 256 * 1024
-"""What each side may send on a new stream before it hears of the other; fixed by the specification."""
+"""The specification's initial window: what each side may send on a new stream before the other grants more."""
 MAX_UINT32 = 0xFFFF_FFFF
 
 Buffer = bytes | bytearray | memoryview
 
 
 class ProtocolError(Exception):
-    """The peer broke the protocol; the connection cannot go on."""
+    """The peer violated the protocol, so the connection must end."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a connection may cost. Memory for data received is bounded by `initial windows + growth_bytes`."""
+    """The limits of a connection. Received data takes at most `initial windows + growth_bytes` of memory."""
 
     max_window_bytes: int = 16 * 1024 * 1024
-    """How far the receive window of a stream may grow."""
+    """Maximum receive window of a stream."""
     growth_bytes: int = 64 * 1024 * 1024
-    """How far all receive windows of a connection together may grow beyond the initial ones."""
+    """Maximum sum, over all streams of a connection, of the growth of their receive windows."""
     max_inbound_streams: int = 256
-    """How many streams the peer may have open; more are reset."""
+    """Maximum number of streams that the peer may have open; more are reset."""
     max_outbound_streams: int = 256
-    """How many streams this node has open; as many may await the peer's acknowledgement, so none is counted."""
+    """Maximum number of streams that this node opens, acknowledged by the peer or not."""
     max_unsent_answers_bytes: int = 16 * 1024
-    """How many bytes of answers to pings and to refused streams may wait until the peer reads them."""
+    """Maximum size of unsent answers to pings and refused streams, which grow if the peer does not read."""
     frame_bytes: int = 64 * 1024
-    """Data in one frame, and what a stream sends before the next one's turn. Rust peers take at most 1 MiB."""
+    """Data in one frame, after which the next stream has its turn. Rust peers accept at most 1 MiB."""
     batch_bytes: int = 256 * 1024
-    """Roughly what is sent in one write."""
+    """Approximate size of one write."""
     busy_s: float = 0.1
-    """A window half used up within this time, and two round trips, is too small."""
+    """A receive window grows if the peer uses half of it within this time plus two round trips."""
 
 
 @dataclass(eq=False)
 class StreamState:
-    """One stream: what arrived and was not yet taken, what is to be sent, and the windows of both directions."""
+    """One stream: its unread and unsent data, and the windows of both directions."""
 
     stream_id: int
     flags: int
-    """SYN or ACK: to go out with the next frame."""
+    """SYN or ACK, to send with the next frame; 0 afterwards."""
     last_update_s: float
     outbound: bool
     received: bytearray = field(default_factory=bytearray)
     collected_bytes: int = 0
-    """What was taken and waits for the rest of its message; whoever took it says so."""
+    """Bytes that the reader has taken and that wait for the rest of their message. The reader sets this."""
     receive_window: int = INITIAL_WINDOW
-    """What the peer may still send."""
+    """How many bytes the peer may still send."""
     max_window: int = INITIAL_WINDOW
-    """The receive window when all that arrived was taken."""
+    """The receive window once all received data is taken."""
     fin_received: bool = False
     abandoned: bool = False
-    """Nobody will take what arrives."""
+    """No reader will take the data that arrives."""
     unsent: deque[memoryview] = field(default_factory=deque)
     unsent_bytes: int = 0
     sent_bytes: int = 0
     send_window: int = INITIAL_WINDOW
     eof: bool = False
-    """Nothing will be added to `unsent`."""
+    """No more data will be added to `unsent`."""
     fin_sent: bool = False
     failure: str = ""
-    """Why the stream was broken off, if it was."""
+    """Why the stream was reset; empty if it was not."""
     scheduled: bool = False
     wake: Callable[[], object] = lambda: None
-    """Called when there is something to take, something was sent, or the stream ended."""
+    """Called when data arrived, data was sent, or the stream ended."""
 
     @property
     def readable(self) -> bool:
-        """Whether `take` has an answer."""
+        """Whether there is data to take, or the stream has ended for the reader."""
         return bool(self.received or self.fin_received or self.failure or self.abandoned)

@@ -1,6 +1,6 @@
-"""The yamux protocol without input or output: bytes that arrived go in, bytes to send come out.
+"""The yamux protocol without input or output: received bytes go in, bytes to send come out.
 
-A connection is a `YamuxSession`, a stream on it a `StreamState`. The task layer is `hypha_network.wire.yamux`.
+A connection is a `YamuxSession`, and a stream on it is a `StreamState`. `hypha_network.wire.yamux` runs the tasks.
 """
 
 from collections import deque
@@ -34,15 +34,15 @@ class YamuxSession:
         self.limits = limits or Limits()
         self.streams: dict[int, StreamState] = {}
         self.incoming: deque[StreamState] = deque()
-        """Streams that the peer opened, to be had with `accept`."""
+        """Streams that the peer opened, which `accept` has not returned yet."""
         self.failure = ""
-        """Why the connection ended, if it did."""
-        self.peer_goodbye: int | None = None
-        """What the peer's GO_AWAY said, once it sent one."""
+        """Why the connection ended; empty if it has not."""
+        self.peer_go_away: int | None = None
+        """The code of the peer's GO_AWAY frame, once it has sent one."""
         self.rtt_s: float | None = None
-        """The shortest round trip seen."""
+        """The shortest measured round trip."""
         self.refused_streams = 0
-        """How many streams were reset because of too many, or because the connection is closing."""
+        """How many streams of the peer were reset, because it has too many or the connection is closing."""
         self._clock = clock
         self._parity = 1 if is_initiator else 0
         self._next_id = 1 if is_initiator else 2
@@ -52,7 +52,7 @@ class YamuxSession:
         self._body_stream: StreamState | None = None
         self._body_fin = False
         self._answers = bytearray()
-        self._goodbye: bytes | None = None
+        self._go_away: bytes | None = None
         self._ready: deque[StreamState] = deque()
         self._touched: set[StreamState] = set()
         self._ping: tuple[int, float] | None = None
@@ -62,35 +62,35 @@ class YamuxSession:
 
     @property
     def can_open(self) -> bool:
-        """Whether `open` may be called now; streams that end make room."""
+        """Whether `open` may be called now. A stream that ends allows another one."""
         return sum(stream.outbound for stream in self.streams.values()) < self.limits.max_outbound_streams
 
     @property
     def unread_bytes(self) -> int:
-        """How much has arrived and was not taken, or waits for more."""
+        """How many bytes have arrived that no reader has taken, or that wait for the rest of their message."""
         return sum(len(stream.received) + stream.collected_bytes for stream in self.streams.values())
 
     @property
     def closing(self) -> bool:
         """Whether no more streams can be opened."""
-        return bool(self.failure) or self._goodbye is not None or self.peer_goodbye is not None
+        return bool(self.failure) or self._go_away is not None or self.peer_go_away is not None
 
     def open(self) -> StreamState:
-        """Open a stream; the peer hears of it with the first frame."""
+        """Open a stream. Its first frame announces it to the peer."""
         stream = self._add(self._next_id, SYN, outbound=True)
         self._next_id += 2
         self._schedule(stream)
         return stream
 
     def accept(self) -> StreamState:
-        """Take and acknowledge the oldest of `incoming`."""
+        """Return the oldest stream of `incoming`, and acknowledge it."""
         stream = self.incoming.popleft()
         if not stream.failure:
             self._schedule(stream)
         return stream
 
     def take(self, stream: StreamState, max_bytes: int | None = None) -> bytearray | None:
-        """Return what arrived, and make room for as much; None if there is nothing."""
+        """Return the data that arrived, and grant the peer as much again; None if there is no data."""
         data = stream.received
         if not data:
             return None
@@ -104,68 +104,68 @@ class YamuxSession:
         return data
 
     def send(self, stream: StreamState, data: memoryview) -> int:
-        """Queue data, which must not change until it is sent; return what `sent_bytes` will be then."""
+        """Queue data, which must not change until it is sent. Return what `sent_bytes` will be once it is sent."""
         stream.unsent.append(data)
         stream.unsent_bytes += len(data)
         self._schedule(stream)
         return stream.sent_bytes + stream.unsent_bytes
 
     def send_eof(self, stream: StreamState) -> None:
-        """Tell the peer, after all that is queued, that nothing follows."""
+        """Close the sending direction after all queued data."""
         stream.eof = True
         self._schedule(stream)
 
     def abandon(self, stream: StreamState) -> None:
-        """Drop what arrived and what will arrive; a peer that sends much more is told by a reset."""
+        """Drop received data and data yet to come. If the peer sends much more, reset the stream."""
         stream.abandoned = True
         stream.received = bytearray()
         self._touched.add(stream)
-        self._cut_off(stream)
-        self._notify()
+        self._reset_if_unwanted(stream)
+        self._wake_touched()
 
     def reset(self, stream: StreamState, reason: str) -> None:
-        """Break a stream off: drop what is queued and what arrived, and tell the peer."""
+        """Reset a stream: drop its queued and received data, and notify the peer."""
         if stream.failure:
             return
         closed = stream.fin_sent and stream.fin_received
         known = not stream.flags & SYN
-        self._break(stream, reason)
+        self._end(stream, reason)
         stream.received = bytearray()
         if known and not closed:
             self._answers += HEADER.pack(VERSION, WINDOW_UPDATE, RST, stream.stream_id, 0)
-        self._notify()
+        self._wake_touched()
 
     # The connection
 
     def ping(self) -> None:
-        """Measure the round trip, and see whether the peer is alive."""
+        """Send a ping, which measures the round trip, unless one is unanswered."""
         if self._ping is None:
             self._nonce = (self._nonce + 1) & MAX_UINT32
             self._ping = self._nonce, self._clock()
             self._answers += HEADER.pack(VERSION, PING, SYN, 0, self._nonce)
 
     def close(self, code: int) -> None:
-        """Say goodbye, after all that can be sent now."""
-        if self._goodbye is None:
-            self._goodbye = HEADER.pack(VERSION, GO_AWAY, 0, 0, code)
+        """Send a GO_AWAY frame after all data that can be sent now."""
+        if self._go_away is None:
+            self._go_away = HEADER.pack(VERSION, GO_AWAY, 0, 0, code)
 
     def fail(self, reason: str) -> None:
-        """End the connection: streams deliver what arrived, then end too."""
+        """End the connection. Its streams return the data that arrived, and then end too."""
         if not self.failure:
             self.failure = reason
             for stream in list(self.streams.values()):
-                self._break(stream, reason)
-            self._notify()
+                self._end(stream, reason)
+            self._wake_touched()
 
     # Sending
 
     @property
     def has_output(self) -> bool:
-        """Whether `take_output` may have something."""
-        return bool(self._answers or self._ready or self._goodbye)
+        """Whether `take_output` may return data."""
+        return bool(self._answers or self._ready or self._go_away)
 
     def take_output(self) -> bytes:
-        """Return what to send next: answers, then one frame of each stream in turn; empty if there is nothing."""
+        """Return the bytes to send next: answers, then one frame of each stream in turn. Empty if there are none."""
         parts: list[Buffer] = [self._answers]
         size = len(self._answers)
         self._answers = bytearray()
@@ -174,9 +174,9 @@ class YamuxSession:
             stream.scheduled = False
             if not stream.failure:
                 size += self._turn(stream, parts)
-        if not size and self._goodbye:
-            parts, self._goodbye = [self._goodbye], b""
-        self._notify()
+        if not size and self._go_away:
+            parts, self._go_away = [self._go_away], b""
+        self._wake_touched()
         return b"".join(parts)
 
     def _turn(self, stream: StreamState, parts: list[Buffer]) -> int:
@@ -196,7 +196,7 @@ class YamuxSession:
         if flags:
             stream.fin_sent = True
             self._drop_if_closed(stream)
-            self._cut_off(stream)
+            self._reset_if_unwanted(stream)
         if stream.unsent and stream.send_window:
             self._schedule(stream)
         return size
@@ -216,7 +216,7 @@ class YamuxSession:
         return piece[:size]
 
     def _credit(self, stream: StreamState) -> int:
-        """How much the window of a stream is to be opened; little is not worth a frame."""
+        """Return how many bytes to grant on a stream, or 0 if they are too few to be worth a frame."""
         if stream.fin_received or stream.abandoned or stream.failure:
             return 0
         credit = stream.max_window - stream.receive_window - len(stream.received)
@@ -246,11 +246,11 @@ class YamuxSession:
     # Receiving
 
     def receive(self, data: Buffer) -> None:
-        """Take in what arrived; ProtocolError if it breaks the protocol."""
+        """Process received bytes; ProtocolError if they violate the protocol."""
         try:
             self._parse(memoryview(data))
         finally:
-            self._notify()
+            self._wake_touched()
 
     def _parse(self, view: memoryview) -> None:
         position, end = 0, len(view)
@@ -294,7 +294,7 @@ class YamuxSession:
         elif kind == PING:
             self._on_ping(flags, length)
         elif kind == GO_AWAY:
-            self.peer_goodbye = length
+            self.peer_go_away = length
         else:
             raise ProtocolError(f"a frame of type {kind}")
 
@@ -313,7 +313,7 @@ class YamuxSession:
         if flags & FIN and not length:
             self._on_fin(stream)
         else:
-            self._cut_off(stream)
+            self._reset_if_unwanted(stream)
 
     def _on_window_update(self, flags: int, stream_id: int, credit: int) -> None:
         stream = self._find(flags, stream_id)
@@ -328,11 +328,11 @@ class YamuxSession:
             self._on_fin(stream)
 
     def _find(self, flags: int, stream_id: int) -> StreamState | None:
-        """Return the stream that a frame is about, None if that is gone, after what its flags say but FIN."""
+        """Apply the flags RST and SYN of a frame. Return its stream, or None if that stream has ended."""
         stream = self.streams.get(stream_id)
         if flags & RST:
             if stream is not None:
-                self._break(stream, "reset by the peer")
+                self._end(stream, "reset by the peer")
             return None
         if flags & SYN:
             return self._on_syn(stream_id)
@@ -370,7 +370,7 @@ class YamuxSession:
 
     def _answer(self, kind: int, flags: int, stream_id: int, length: int) -> None:
         if len(self._answers) >= self.limits.max_unsent_answers_bytes:
-            raise ProtocolError("asks much, and does not read the answers")
+            raise ProtocolError("the peer sends pings or opens streams, and does not read the answers")
         self._answers += HEADER.pack(VERSION, kind, flags, stream_id, length)
 
     # Bookkeeping
@@ -387,26 +387,26 @@ class YamuxSession:
 
     def _drop_if_closed(self, stream: StreamState) -> None:
         if stream.fin_sent and stream.fin_received:
-            self._forget(stream)
+            self._remove(stream)
 
-    def _cut_off(self, stream: StreamState) -> None:
-        """Tell a peer that sends much on a stream which nobody reads; it would wait for its window for ever."""
+    def _reset_if_unwanted(self, stream: StreamState) -> None:
+        """Reset a closed stream on which the peer still sends, because no one will grant it a larger window."""
         unwanted = stream.abandoned and stream.fin_sent and not stream.fin_received
         if unwanted and stream.receive_window < stream.max_window // 2:
             self.reset(stream, "closed by this node")
 
-    def _break(self, stream: StreamState, reason: str) -> None:
+    def _end(self, stream: StreamState, reason: str) -> None:
         stream.failure = reason
         stream.unsent.clear()
         stream.unsent_bytes = 0
         self._touched.add(stream)
-        self._forget(stream)
+        self._remove(stream)
 
-    def _forget(self, stream: StreamState) -> None:
+    def _remove(self, stream: StreamState) -> None:
         if self.streams.pop(stream.stream_id, None) is not None:
             self._grown_bytes -= stream.max_window - INITIAL_WINDOW
 
-    def _notify(self) -> None:
+    def _wake_touched(self) -> None:
         touched, self._touched = self._touched, set()
         for stream in touched:
             stream.wake()
