@@ -180,8 +180,8 @@ class TestAccepted:
 class TestRefused:
     async def test_no_certificate(self, pki: Pki) -> None:
         client, server = await meet(impostor(None), pki.identity("gateway"))
-        assert refused(server, "it showed no certificate")
-        assert "wants a certificate" in await what_the_refused_learns(client)
+        assert refused(server, "it presented no certificate")
+        assert "requires a certificate" in await what_the_refused_learns(client)
 
     async def test_a_certificate_of_another_network(self, pki: Pki) -> None:
         stranger = impostor(Pki().node("stranger"))

@@ -23,27 +23,27 @@ logger = logging.getLogger(__name__)
 PROTOCOL_ID = "/tls/1.0.0"
 HANDSHAKE_TIMEOUT_S = 10.0
 READ_BYTES = 512 * 1024
-"""How much is taken from the socket at once."""
+"""Maximum number of bytes to read from the socket at once."""
 WRITE_BYTES = 1024 * 1024
-"""How much plain text is encrypted at once; bounds what a write holds in memory."""
+"""Maximum number of bytes to encrypt at once, which bounds the memory of a write."""
 CLOSE_TIMEOUT_S = 1.0
 
 _RECORD_BYTES = 16 * 1024
 _FEED_BYTES = 4 * _RECORD_BYTES
-"""How much OpenSSL gets to decrypt at once: its buffers keep the size that they once had."""
+"""Maximum number of bytes to give OpenSSL at once, because its buffers never shrink."""
 _NOTHING = memoryview(b"")
-"""An empty slice of what was consumed would keep all of it."""
+"""Used in place of an empty slice, which would keep the complete buffer in memory."""
 
 _REASONS = {
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it showed no certificate",
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it wants a certificate and got none",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it presented no certificate",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it requires a certificate and received none",
     "TLSV1_ALERT_UNKNOWN_CA": "its trust bundle does not lead to our certificate",
     "SSLV3_ALERT_CERTIFICATE_REVOKED": "our certificate is on its revocation list",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "our certificate has expired for it",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it considers our certificate expired",
     "SSLV3_ALERT_BAD_CERTIFICATE": "it does not accept our certificate",
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it does not accept our certificate",
     "TLSV1_ALERT_DECRYPT_ERROR": "it could not verify our certificate",
-    "TLSV1_ALERT_ACCESS_DENIED": "it denies us access",
+    "TLSV1_ALERT_ACCESS_DENIED": "it denies this node access",
     "TLSV1_ALERT_PROTOCOL_VERSION": "it does not speak TLS 1.3",
     "UNSUPPORTED_PROTOCOL": "it does not speak TLS 1.3",
     "WRONG_VERSION_NUMBER": "it does not speak TLS",
@@ -51,7 +51,7 @@ _REASONS = {
 
 
 class SecureConnection:
-    """An encrypted connection to a peer whose certificate was verified; what the muxer runs on."""
+    """An encrypted connection to a peer whose certificate was verified. The muxer runs on it."""
 
     def __init__(self, raw: RawConnection, tls: "Tls", path: list[x509.Certificate]) -> None:
         self._raw = raw
@@ -60,15 +60,15 @@ class SecureConnection:
         self._write_lock = trio.Lock()
         self._broken = False
         self.path = path
-        """The peer's certificates as verified: its own first, the trust anchor last."""
+        """The verified chain of the peer: its own certificate first, the trust anchor last."""
         self.peer_id = peer_id_of(path[0])
         self.is_initiator = raw.is_initiator
 
     async def read_some(self) -> bytes | memoryview:
-        """Return what has arrived, decrypted, waiting for at least one byte; empty at the end.
+        """Return decrypted data, waiting for at least one byte; empty at the end.
 
-        The memory returned is the caller's own; a slice of it keeps all of it alive.
-        Raises ConnectionBroken when the connection breaks, or when TLS fails.
+        The caller owns the returned buffer; a slice keeps all of it in memory.
+        Raises ConnectionBroken if the connection or TLS fails.
         """
         if self._unread:
             data, self._unread = self._unread, b""
@@ -76,7 +76,7 @@ class SecureConnection:
         return await self._receive()
 
     async def read_exactly(self, size_bytes: int) -> bytes:
-        """Return that many bytes, for negotiation; ConnectionBroken if the connection ends before."""
+        """Return that many bytes, for negotiation; ConnectionBroken if the connection ends earlier."""
         while len(self._unread) < size_bytes:
             data = await self._receive()
             if not data:
@@ -86,7 +86,7 @@ class SecureConnection:
         return bytes(data)
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send data of any size; ConnectionBroken when the connection breaks. A cancelled write breaks it."""
+        """Send data of any size; ConnectionBroken if the connection fails. Cancelling a write breaks the connection."""
         view = memoryview(data).cast("B")
         async with self._write_lock:
             for start in range(0, len(view), WRITE_BYTES):
@@ -95,12 +95,12 @@ class SecureConnection:
                 await self._send(self._tls.encrypt(view[start : start + WRITE_BYTES]))
 
     async def close(self) -> None:
-        """Tell the peer, if it listens, and close."""
+        """Send TLS's close notification if possible, and close."""
         try:
             with trio.move_on_after(CLOSE_TIMEOUT_S), suppress(ConnectionBroken):
                 async with self._write_lock:
                     if not self._broken:
-                        await self._send(self._tls.goodbye())
+                        await self._send(self._tls.close_notify())
         finally:
             self._broken = True
             await _close_raw(self._raw)
@@ -126,18 +126,18 @@ class SecureConnection:
             await self._raw.write(encrypted)
             sent = True
         except ConnectionBroken as error:
-            raise ConnectionBroken(f"the connection with {self.peer_id} broke: {error}") from error
+            raise ConnectionBroken(f"the connection with {self.peer_id} failed: {error}") from error
         finally:
-            self._broken = self._broken or not sent  # part of a record may be on the wire
+            self._broken = self._broken or not sent  # a part of a TLS record may have been sent
 
 
 class TlsTransport:
-    """Secures connections, direct and relayed; the identity may be replaced by a renewed one of the same peer."""
+    """Secures direct and relayed connections with an identity, which can be replaced when it is renewed."""
 
     def __init__(self, identity: Identity, *, handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S) -> None:
         self.identity = identity
         self.problem: str | None = None
-        """Why what the identity's files hold now is not in use."""
+        """Why the identity in the files is not in use; None if it is in use."""
         self._handshake_timeout_s = handshake_timeout_s
         self._connections: WeakSet[SecureConnection] = WeakSet()
 
@@ -150,7 +150,7 @@ class TlsTransport:
         return await self._secure(conn, peer_id, server=False)
 
     async def replace_identity(self, identity: Identity) -> None:
-        """Use another identity from now on; connections whose peer it revokes are closed."""
+        """Use another identity from now on, and close the connections with peers that its lists revoke."""
         self.identity = identity
         for connection in list(self._connections):
             if reason := identity.revocation(connection.path):
@@ -183,7 +183,10 @@ class TlsTransport:
             raise HandshakeError(_reason(error)) from error
         except (IdentityError, ConnectionBroken) as error:
             raise HandshakeError(str(error)) from error
-        except (ValueError, UnsupportedAlgorithm) as error:  # OpenSSL lets more pass than `cryptography` can read
+        except (
+            ValueError,
+            UnsupportedAlgorithm,
+        ) as error:  # OpenSSL accepts certificates that `cryptography` cannot read
             raise HandshakeError(f"its certificate cannot be read: {error}") from error
         if expected is not None and connection.peer_id != expected:
             raise HandshakeError(f"dialled {expected}, but {connection.peer_id} answered")
@@ -193,7 +196,7 @@ class TlsTransport:
 
 
 class Tls:
-    """OpenSSL between two memory buffers; knows no sockets."""
+    """TLS between two memory buffers, without input or output."""
 
     def __init__(self, context: ssl.SSLContext, *, server: bool) -> None:
         self._incoming = ssl.MemoryBIO()
@@ -203,14 +206,14 @@ class Tls:
         self.ended = False
 
     async def handshake(self, raw: RawConnection) -> None:
-        """Complete the handshake; tell the peer if it fails."""
+        """Complete the handshake; if it fails, send the peer the alert."""
         while True:
             try:
                 self._object.do_handshake()
             except ssl.SSLWantReadError:
                 done = False
             except ssl.SSLError:
-                if alert := self._outgoing.read():  # tells the peer why
+                if alert := self._outgoing.read():  # says why the handshake failed
                     with trio.move_on_after(CLOSE_TIMEOUT_S):
                         await raw.write(alert)
                 raise
@@ -226,7 +229,7 @@ class Tls:
             self._incoming.write(incoming)
 
     def verified_path(self) -> list[x509.Certificate]:
-        """Return the peer's certificates as OpenSSL verified them: leaf first, trust anchor last."""
+        """Return the verified chain of the peer: its own certificate first, the trust anchor last."""
         if hasattr(self._object, "get_verified_chain"):  # public from Python 3.13 on
             chain = self._object.get_verified_chain()
         else:
@@ -235,15 +238,15 @@ class Tls:
         return [x509.load_der_x509_certificate(der) for der in chain]
 
     def feed(self, encrypted: bytes) -> None:
-        """Take what arrived from the peer, all before having been decrypted."""
+        """Take encrypted data from the peer. Call this only once all earlier data is decrypted."""
         self._encrypted = memoryview(encrypted)
 
     def decrypt(self) -> bytes | memoryview:
-        """Return all that can be decrypted now; sets `ended` once the peer has said goodbye."""
+        """Return all data that can be decrypted now. Sets `ended` once the peer has sent its close notification."""
         waiting = len(self._encrypted) + self._incoming.pending + self._object.pending()
         if not waiting:
             return b""
-        # Plain text is shorter than what carried it, but for the part of a record that OpenSSL has already taken in.
+        # Plain text is shorter than its records, except that OpenSSL may already hold a part of one record.
         buffer = memoryview(bytearray(waiting + _RECORD_BYTES))
         size = 0
         try:
@@ -253,12 +256,12 @@ class Tls:
                     break
                 size += count
         except ssl.SSLError:
-            if not size:  # else the next call meets it again
+            if not size:  # otherwise return the data now; the next call fails with the same error
                 raise
         return buffer[:size]
 
     def _read_into(self, buffer: memoryview) -> int | None:
-        """Decrypt some; None if that needs more from the peer."""
+        """Decrypt some data into the buffer; None if more data from the peer is needed."""
         while True:
             try:
                 count: int = self._object.read(len(buffer), buffer)  # type: ignore[assignment]
@@ -272,19 +275,19 @@ class Tls:
                 return count
 
     def encrypt(self, data: memoryview) -> bytes:
-        """Return what to send for this data."""
+        """Return the encrypted data to send."""
         self._object.write(data)
         return self._outgoing.read()
 
-    def goodbye(self) -> bytes:
-        """Return what to send before closing."""
+    def close_notify(self) -> bytes:
+        """Return the close notification to send before closing."""
         with suppress(ssl.SSLError, ValueError):
-            self._object.unwrap()  # cannot complete without the peer's goodbye; ours is written all the same
+            self._object.unwrap()  # fails without the peer's notification, but has written ours by then
         return self._outgoing.read()
 
 
 async def follow_files(transport: TlsTransport, *, interval_s: float = 5.0) -> None:
-    """Run for ever: use what the identity's files hold whenever they change; keep what is in use if that is bad."""
+    """Use the identity in the files whenever they change, without end. Keep the one in use if the new one is bad."""
     files = transport.identity.files
     if files is None:
         return
@@ -299,9 +302,9 @@ async def follow_files(transport: TlsTransport, *, interval_s: float = 5.0) -> N
             identity = transport.identity.reload()
         except IdentityError as error:
             transport.problem = str(error)
-            logger.error("keeping the identity in use, the new one cannot be used: %s", error)  # noqa: TRY400
+            logger.error("cannot use the new identity, keeping the old one: %s", error)  # noqa: TRY400
             continue
-        logger.info("identity reloaded; the certificate is valid until %s", identity.not_valid_after)
+        logger.info("reloaded the identity, whose certificate is valid until %s", identity.not_valid_after)
         transport.problem = None
         await transport.replace_identity(identity)
 

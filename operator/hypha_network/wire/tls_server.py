@@ -1,4 +1,4 @@
-"""TLS 1.3 for clients that show no certificate: they know this node by its key, it knows them by what they say."""
+"""TLS 1.3 for clients without a certificate. They verify this node by its key, and authenticate with a token."""
 
 import socket
 import ssl
@@ -14,7 +14,7 @@ from hypha_network.wire.transport import RawConnection
 
 
 class ServerTlsStream:
-    """A connection that such a client opened; what goes wrong on it is a `trio.BrokenResourceError`."""
+    """A connection from such a client. Every failure is raised as `trio.BrokenResourceError`."""
 
     def __init__(self, stream: trio.SocketStream, identity: Identity) -> None:
         self._stream = stream
@@ -23,18 +23,18 @@ class ServerTlsStream:
 
     @property
     def socket(self) -> trio.socket.SocketType:
-        """The socket below, for waiting on it."""
+        """The socket below, to wait on."""
         return self._stream.socket
 
     async def handshake(self) -> None:
-        """Complete the handshake; the caller bounds its time."""
+        """Complete the handshake. The caller must limit its time."""
         try:
             await self._tls.handshake(RawConnection(self._stream, peer_address(self._stream), is_initiator=False))
         except (ssl.SSLError, ConnectionBroken) as error:
             raise trio.BrokenResourceError(f"TLS handshake failed: {error}") from error
 
     async def receive_some(self, _max_bytes: int | None = None) -> bytes | memoryview:
-        """Return all that has arrived, waiting for at least one byte; empty at the end."""
+        """Return all data that has arrived, waiting for at least one byte; empty at the end."""
         while True:
             try:
                 data = self._tls.decrypt()
@@ -55,11 +55,11 @@ class ServerTlsStream:
             await self._stream.send_all(self._tls.encrypt(view[start : start + WRITE_BYTES]))
 
     async def aclose(self) -> None:
-        """Close so that what was sent still reaches a client that is in the middle of sending."""
+        """Close in a way that a client which is still sending receives all data sent to it."""
         if self._answered:
             with trio.move_on_after(CLOSE_TIMEOUT_S) as scope, suppress(trio.BrokenResourceError, OSError):
                 scope.shield = True
-                await self._stream.send_all(self._tls.goodbye())
+                await self._stream.send_all(self._tls.close_notify())
                 self.socket.shutdown(socket.SHUT_WR)
                 while await self._stream.receive_some(READ_BYTES):
                     pass
