@@ -1,4 +1,4 @@
-"""multistream-select 1.0: two ends of a connection or stream agree on a protocol."""
+"""multistream-select 1.0: the two ends of a connection or stream agree on a protocol."""
 
 from collections.abc import Container
 from typing import Protocol
@@ -12,7 +12,7 @@ _MAX_PROPOSALS = 32
 
 
 class Channel(Protocol):
-    """What can be negotiated on: `read_exactly` never takes more than asked, so that what follows stays untouched."""
+    """A connection or stream to negotiate on. `read_exactly` must not consume bytes beyond those it returns."""
 
     async def read_exactly(self, size_bytes: int) -> bytes | bytearray | memoryview:
         """Return that many bytes."""
@@ -22,7 +22,7 @@ class Channel(Protocol):
 
 
 async def select(channel: Channel, protocols: list[str]) -> str:
-    """Propose protocols, the best first; return the one that the peer accepts. RemoteRefused if it accepts none."""
+    """Propose protocols, the preferred one first; return the one that the peer accepts. RemoteRefused if none."""
     await channel.write(_line(HEADER) + _line(protocols[0]))
     await _expect_header(channel)
     for index, protocol in enumerate(protocols):
@@ -37,9 +37,9 @@ async def select(channel: Channel, protocols: list[str]) -> str:
 
 
 async def accept(channel: Channel, protocols: Container[str]) -> str:
-    """Answer a peer's proposals; return the first that is known. NetworkError if none is."""
+    """Answer a peer's proposals; return the first that this node speaks. NetworkError if it speaks none of them."""
     await _expect_header(channel)
-    answer = _line(HEADER)  # with the first answer: one write, one packet
+    answer = _line(HEADER)  # sent together with the first answer, in one packet
     for _ in range(_MAX_PROPOSALS):
         protocol = await _read_line(channel)
         if protocol in protocols:
@@ -47,7 +47,7 @@ async def accept(channel: Channel, protocols: Container[str]) -> str:
             return protocol
         await channel.write(answer + _line(NOT_AVAILABLE))
         answer = b""
-    raise NetworkError(f"none of {_MAX_PROPOSALS} proposed protocols is known here")
+    raise NetworkError(f"this node speaks none of the {_MAX_PROPOSALS} protocols that the peer proposed")
 
 
 def _line(text: str) -> bytes:
@@ -64,12 +64,12 @@ async def _expect_header(channel: Channel) -> None:
 async def _read_line(channel: Channel) -> str:
     data = await read_prefixed(channel, _MAX_LINE_BYTES)
     if not data.endswith(b"\n"):
-        raise RemoteRefused("a negotiation message does not end its line")
+        raise RemoteRefused("a negotiation message does not end with a newline")
     return data[:-1].decode("utf-8", "replace")
 
 
 async def read_prefixed(channel: Channel, max_bytes: int) -> bytes:
-    """Read a message after its varint length; RemoteRefused if it is longer than `max_bytes`."""
+    """Read a message that follows its varint length; RemoteRefused if it is longer than `max_bytes`."""
     length = shift = 0
     while True:
         byte = (await channel.read_exactly(1))[0]
@@ -82,7 +82,7 @@ async def read_prefixed(channel: Channel, max_bytes: int) -> bytes:
 
 
 def encode_varint(value: int) -> bytes:
-    """Return an unsigned varint."""
+    """Return a number as an unsigned varint."""
     encoded = bytearray()
     while value >= 0x80:
         encoded.append(value & 0x7F | 0x80)
@@ -92,5 +92,5 @@ def encode_varint(value: int) -> bytes:
 
 
 def prefixed(message: bytes) -> bytes:
-    """Return a message with its varint length before it."""
+    """Return a message after its varint length."""
     return encode_varint(len(message)) + message

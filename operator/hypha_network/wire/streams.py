@@ -1,4 +1,4 @@
-"""Streams between peers, as the rest of the node sees them."""
+"""Streams between peers, as this package's callers use them."""
 
 from hypha_network.errors import StreamReset
 from hypha_network.wire.yamux import YamuxStream
@@ -6,13 +6,13 @@ from hypha_network.wire.yamux import YamuxStream
 Buffer = bytes | bytearray | memoryview
 
 _READ_AHEAD_BYTES = 4096
-"""What may be taken beyond what was asked for. All else waits in the muxer, which counts it and holds the peer back."""
+"""Maximum number of bytes to read ahead. The rest waits in the muxer, which slows the peer down."""
 
 
 class Stream:
-    """A stream to a peer: two directions, each closed on its own.
+    """A stream to a peer. Its two directions are closed separately.
 
-    What arrived before a reset is delivered before StreamReset is raised.
+    Data that arrived before a reset is returned before StreamReset is raised.
     """
 
     def __init__(self, muxed: YamuxStream, peer_id: str) -> None:
@@ -21,33 +21,33 @@ class Stream:
         self.peer_id = peer_id
 
     async def receive_some(self, max_bytes: int | None = None) -> Buffer:
-        """Return what has arrived, at least one byte; empty at the end. StreamReset if the stream was broken off."""
+        """Return the data that has arrived, at least one byte; empty at the end. StreamReset if the stream was reset."""
         if not self._unread:
             return await self._muxed.receive_some(max_bytes)
         return self._take(len(self._unread) if max_bytes is None else max_bytes)
 
     async def send_all(self, data: Buffer) -> None:
-        """Send all data, as fast as the peer takes it. StreamReset if it takes no more."""
+        """Send all data, as fast as the peer reads it. StreamReset if the stream was reset."""
         await self._muxed.send_all(data)
 
     async def send_eof(self) -> None:
-        """Say that nothing more will be sent; the peer may still send."""
+        """Close the sending direction. The peer may still send."""
         await self._muxed.send_eof()
 
     async def aclose(self) -> None:
-        """Close both directions: what was sent still arrives, what the peer still sends is dropped."""
+        """Close both directions. The peer still receives all sent data; later data is dropped."""
         await self._muxed.aclose()
 
     def reset(self) -> None:
-        """Break the stream off: what is under way is dropped, the peer sees StreamReset."""
+        """Reset the stream: drop data in transit, and have the peer get StreamReset."""
         self._muxed.reset()
 
     def push_back(self, data: Buffer) -> None:
-        """Give back what was received last, to be received again."""
+        """Put back the data that was received last, to be received again."""
         self._unread = memoryview(bytes(data) + bytes(self._unread))
 
     async def read_exactly(self, size_bytes: int) -> Buffer:
-        """Return that many bytes; StreamReset if the stream ends before."""
+        """Return that many bytes; StreamReset if the stream ends earlier."""
         if len(self._unread) < size_bytes:
             parts = bytearray(self._unread)
             while len(parts) < size_bytes:
@@ -59,9 +59,9 @@ class Stream:
         return self._take(size_bytes)
 
     async def read_to_end(self, max_bytes: int) -> bytes:
-        """Return all that the peer sends; ValueError as soon as that is more than `max_bytes`.
+        """Return all data up to the end; ValueError as soon as that is more than `max_bytes`.
 
-        Until the end has come, what came counts as unread.
+        The data counts as unread until this returns.
         """
         parts = bytearray()
         try:
@@ -75,10 +75,10 @@ class Stream:
             self._muxed.count_collected(0)
 
     async def write(self, data: bytes) -> None:
-        """Send all data (what negotiation calls it)."""
+        """Send all data. This is `send_all` under the name that negotiation uses."""
         await self.send_all(data)
 
     def _take(self, size_bytes: int) -> memoryview:
-        # An empty slice would keep all of what was read.
+        # An empty slice would keep the complete buffer in memory.
         taken, self._unread = self._unread[:size_bytes], self._unread[size_bytes:] or memoryview(b"")
         return taken

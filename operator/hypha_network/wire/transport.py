@@ -1,4 +1,4 @@
-"""Raw connections, on which TLS and the muxer run, and what a transport must offer to make them."""
+"""Raw connections, on which TLS and the muxer run, and the interface of the transports that make them."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
@@ -12,10 +12,10 @@ _READ_BYTES = 64 * 1024
 
 
 class ByteStream(Protocol):
-    """What a raw connection needs below it."""
+    """The byte stream below a raw connection: a socket, or a stream through a relay."""
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray | memoryview:
-        """Return what has arrived, at most `max_bytes`; empty at the end."""
+        """Return the data that has arrived, at most `max_bytes`; empty at the end."""
 
     async def send_all(self, data: bytes | memoryview) -> None:
         """Send all data."""
@@ -30,7 +30,7 @@ class RawConnection:
     def __init__(self, stream: ByteStream, address: Address, *, is_initiator: bool) -> None:
         self._stream = stream
         self.address = address
-        """Where the other end is; of a relayed connection, the relay's address."""
+        """The address of the other end, or of the relay if the connection is relayed."""
         self.is_initiator = is_initiator
 
     async def read(self, n: int | None = None) -> bytes:
@@ -38,7 +38,7 @@ class RawConnection:
         try:
             return bytes(await self._stream.receive_some(_READ_BYTES if n is None else n))
         except (trio.BrokenResourceError, trio.ClosedResourceError, NetworkError) as error:
-            raise ConnectionBroken(f"the connection broke: {error.__cause__ or error}") from error
+            raise ConnectionBroken(f"the connection failed: {error.__cause__ or error}") from error
 
     async def read_exactly(self, size_bytes: int) -> bytes:
         """Return that many bytes."""
@@ -55,7 +55,7 @@ class RawConnection:
         try:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError, NetworkError) as error:
-            raise ConnectionBroken(f"the connection broke: {error.__cause__ or error}") from error
+            raise ConnectionBroken(f"the connection failed: {error.__cause__ or error}") from error
 
     async def close(self) -> None:
         """Close the stream below."""
