@@ -1,7 +1,7 @@
-"""Who a node is and whom it trusts: its certificate chain and key, the network's trust bundle and revocation lists.
+"""A node's identity and trust: its certificate chain and key, and the network's trust bundle and revocation lists.
 
-Revocation means what it means to the reference implementation (rustls): without lists nothing is checked; with lists
-every certificate below the trust anchor needs one from its issuer, and a list past its next update still counts.
+Revocation works as in the reference implementation (rustls). Without lists, nothing is checked. With lists, every
+certificate below the trust anchor needs a list from its issuer, and a list past its next update still counts.
 """
 
 import logging
@@ -36,7 +36,7 @@ _UNREADABLE = (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError)
 
 @dataclass(frozen=True)
 class IdentityFiles:
-    """Where an identity comes from; there need not be `crls`, nor a file of theirs if `crls_optional`."""
+    """The files of an identity. `crls` may be None; with `crls_optional`, the file that it names may be missing."""
 
     cert: Path
     key: Path
@@ -45,7 +45,7 @@ class IdentityFiles:
     crls_optional: bool = False
 
     def state(self) -> tuple[object, ...]:
-        """What changes when one of the files does, also when a link to it is switched."""
+        """Return a value that changes whenever one of the files does, also if a link is pointed at another file."""
         return tuple(_file_state(path) for path in (self.cert, self.key, self.trust, self.crls) if path is not None)
 
 
@@ -56,7 +56,7 @@ class _Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Identity:
-    """A node's identity. Build it with `load` or `from_pem`, which check it; times are UTC."""
+    """A node's identity. Build it with `load` or `from_pem`, which check it. Times are in UTC."""
 
     chain: tuple[x509.Certificate, ...]
     trust: tuple[x509.Certificate, ...]
@@ -74,9 +74,9 @@ class Identity:
         *,
         crls_optional: bool = False,
     ) -> "Identity":
-        """Read an identity from PEM files; IdentityError says which file, what is wrong and what to do.
+        """Read an identity from PEM files; IdentityError names the file, the cause and a remedy.
 
-        With `crls_optional` there are no lists as long as there is no file of them.
+        With `crls_optional`, the identity has no revocation lists for as long as their file is missing.
         """
         crls = Path(crls_pem) if crls_pem else None
         files = IdentityFiles(Path(cert_pem), Path(key_pem), Path(trust_pem), crls, crls_optional)
@@ -84,12 +84,12 @@ class Identity:
         sources = (_read(path) for path in (files.cert, files.key, files.trust, lists))
         identity = cls._build(*sources, files=files)
         if files.key.stat().st_mode & 0o004:
-            logger.warning("%s can be read by every user of this machine; `chmod o-r` it", files.key)
+            logger.warning("%s is readable by every user of this machine. Run `chmod o-r` on it.", files.key)
         return identity
 
     @classmethod
     def from_pem(cls, cert: bytes, key: bytes, trust: bytes, crls: bytes = b"") -> "Identity":
-        """Build an identity from PEM texts; IdentityError says what is wrong."""
+        """Build an identity from PEM texts; IdentityError names the cause."""
         return cls._build(
             _Source(cert, "the certificate"),
             _Source(key, "the key"),
@@ -109,7 +109,9 @@ class Identity:
         lists = _parse_crls(crls)
         if chain[0].public_key() != Ed25519PrivateKey.from_private_bytes(seed).public_key():
             if not isinstance(chain[0].public_key(), Ed25519PublicKey):
-                raise IdentityError(f"{cert.name}: the certificate's key is not Ed25519; have it issued for one")
+                raise IdentityError(
+                    f"{cert.name}: the certificate's key is not Ed25519; have a certificate issued for an Ed25519 key"
+                )
             raise IdentityError(
                 f"{key.name}: the key does not belong to the first certificate in {cert.name}; "
                 "use the pair that was issued together, the node's certificate first"
@@ -122,7 +124,7 @@ class Identity:
                 f"{cert.name}: the certificate is valid from {chain[0].not_valid_before_utc} on; check the clock"
             )
         identity = cls(chain, _anchors(_parse_certificates(trust), lists, trust.name), lists, seed, files)
-        _ = identity.client_context, identity.server_context  # what OpenSSL refuses is refused now
+        _ = identity.client_context, identity.server_context  # so that OpenSSL refuses a bad identity now
         for warning in identity.warnings(now):
             logger.warning("%s: %s", cert.name, warning)
         return identity
@@ -139,28 +141,28 @@ class Identity:
 
     @cached_property
     def client_context(self) -> ssl.SSLContext:
-        """The TLS settings for dialling."""
+        """The TLS settings for outbound connections."""
         context = self._context(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False  # a peer is known by its key; its name says nothing
+        context.check_hostname = False  # the key identifies a peer, not its name
         return context
 
     @cached_property
     def server_context(self) -> ssl.SSLContext:
-        """The TLS settings for being dialled."""
+        """The TLS settings for inbound connections."""
         context = self._context(ssl.PROTOCOL_TLS_SERVER)
-        context.num_tickets = 0  # nobody resumes
+        context.num_tickets = 0  # no client resumes a session
         return context
 
     @cached_property
     def anonymous_context(self) -> ssl.SSLContext:
-        """The TLS settings for being dialled by who shows no certificate, and knows this node by its key."""
+        """The TLS settings for inbound connections of clients without a certificate. They verify this node's key."""
         context = self._context(ssl.PROTOCOL_TLS_SERVER)
         context.verify_mode = ssl.CERT_NONE
         context.num_tickets = 0
         return context
 
     def warnings(self, now: datetime) -> list[str]:
-        """What does not keep this node from starting but will make peers refuse it."""
+        """Return the problems with which this node can start but peers will refuse it, or which need attention."""
         found = []
         path = self._own_path()
         if path is None:
@@ -182,14 +184,14 @@ class Identity:
         return found
 
     def revocation(self, path: Sequence[x509.Certificate]) -> str | None:
-        """Say why the lists forbid a verified path (leaf first, trust anchor last); None if they do not."""
+        """Return why the lists refuse a verified path (leaf first, trust anchor last); None if they do not."""
         if not self.crls:
             return None
         for certificate, issuer in pairwise(path):
             name = certificate.issuer.rfc4514_string()
             lists = [crl for crl in self.crls if crl.issuer == certificate.issuer]
             if not lists:
-                return f"there are revocation lists, but none from {name}, who issued {_name(certificate)}"
+                return f"there are revocation lists, but none from {name}, which issued {_name(certificate)}"
             for crl in lists:
                 if not _signed_by(crl, issuer):
                     return f"the revocation list of {name} was not signed by its key"
@@ -198,7 +200,7 @@ class Identity:
         return None
 
     def reload(self) -> "Identity":
-        """Read the files again; IdentityError if they cannot be used or hold another peer's identity."""
+        """Read the files again; IdentityError if they are unusable or hold the identity of another peer."""
         if self.files is None:
             raise IdentityError("this identity was not read from files")
         fresh = Identity.load(
@@ -219,10 +221,10 @@ class Identity:
         context = ssl.SSLContext(protocol)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an intermediate in the trust bundle is enough
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an intermediate CA in the trust bundle suffices
         context.load_verify_locations(cadata=b"".join(c.public_bytes(Encoding.DER) for c in self.trust))
         pem = seed_to_pem(self.seed) + b"".join(c.public_bytes(Encoding.PEM) for c in self.chain)
-        descriptor = os.memfd_create("hypha-identity", os.MFD_CLOEXEC)  # the key must not reach a disk again
+        descriptor = os.memfd_create("hypha-identity", os.MFD_CLOEXEC)  # keeps the key from being written to a disk
         try:
             with os.fdopen(os.dup(descriptor), "wb") as file:
                 file.write(pem)
@@ -247,7 +249,7 @@ class Identity:
 
 
 def peer_id_of(certificate: x509.Certificate) -> str:
-    """Return the peer id of a certificate's key; IdentityError unless the key is Ed25519."""
+    """Return the peer id of a certificate's key; IdentityError if the key is not Ed25519."""
     key = certificate.public_key()
     if not isinstance(key, Ed25519PublicKey):
         raise IdentityError(f"the certificate of {_name(certificate)} holds no Ed25519 key")
@@ -280,7 +282,7 @@ def _parse_certificates(source: _Source) -> tuple[x509.Certificate, ...]:
         certificates = tuple(x509.load_pem_x509_certificates(source.pem))
         for certificate in certificates:
             certificate.public_key()
-    except Exception as error:  # a malformed key raises more than ValueError
+    except Exception as error:  # a malformed key raises errors other than ValueError too
         raise IdentityError(f"{source.name}: not a PEM file of X.509 certificates: {error}") from error
     return certificates
 
@@ -298,9 +300,9 @@ def _parse_crls(source: _Source) -> tuple[x509.CertificateRevocationList, ...]:
 def _anchors(
     bundle: Iterable[x509.Certificate], crls: Sequence[x509.CertificateRevocationList], source: str
 ) -> tuple[x509.Certificate, ...]:
-    """Return the authorities in a trust bundle, less those that another one in it has revoked.
+    """Return the authorities in a trust bundle, except those that another authority in it has revoked.
 
-    hypha-certutil also puts the node's own certificate in, which must not vouch for anyone.
+    hypha-certutil also puts the node's own certificate into the bundle. It is not an authority, so it is left out.
     """
     authorities = [certificate for certificate in bundle if _is_authority(certificate)]
     anchors = []
@@ -312,7 +314,7 @@ def _anchors(
             for crl in crls
             if crl.issuer == issuer.subject and _signed_by(crl, issuer)
         ):
-            logger.warning("%s: %s was revoked by its issuer and is not trusted", source, _name(authority))
+            logger.warning("%s: %s is not trusted, because its issuer revoked it", source, _name(authority))
         else:
             anchors.append(authority)
     if not anchors:
@@ -338,10 +340,10 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 def _signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
     try:
         return crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
-    except TypeError:  # a kind of key that signs nothing
+    except TypeError:  # a key of this type cannot sign
         return False
 
 
 def _name(certificate: x509.Certificate) -> str:
     name = certificate.subject.rfc4514_string() or f"serial {certificate.serial_number:x}"
-    return "".join(character if character.isprintable() else "?" for character in name)  # it is the peer's own text
+    return "".join(character if character.isprintable() else "?" for character in name)  # the peer chose this text

@@ -1,6 +1,6 @@
 """Ed25519 private keys in PKCS#8: version 1 (RFC 5208; cert-manager) and version 2 (RFC 5958; hypha-certutil).
 
-Neither OpenSSL 3.0 nor `cryptography` reads version 2, which appends the public key; so the seed is taken out here.
+Neither OpenSSL 3.0 nor `cryptography` reads version 2, which appends the public key. So this module extracts the seed.
 """
 
 import base64
@@ -19,7 +19,7 @@ _V1_PREFIX = bytes.fromhex("302e020100300506032b657004220420")
 
 
 def seed_from_pem(pem: bytes) -> bytes:
-    """Return the 32-byte seed of the first private key in a PEM text; ValueError says what is wrong and what to do."""
+    """Return the 32-byte seed of the first private key in a PEM text; ValueError names the cause and a remedy."""
     found = _PEM.search(pem)
     if found is None:
         raise ValueError('it holds no private key; expected a PEM block "PRIVATE KEY" (PKCS#8, Ed25519)')
@@ -27,7 +27,7 @@ def seed_from_pem(pem: bytes) -> bytes:
     if label == "ENCRYPTED PRIVATE KEY":
         raise ValueError("the private key is encrypted; decrypt it with `openssl pkcs8 -in FILE -out NEW_FILE`")
     if label != "PRIVATE KEY":
-        raise ValueError(f'a PEM block "{label}" is no Ed25519 key in PKCS#8; {_REMEDY}')
+        raise ValueError(f'a PEM block "{label}" is not an Ed25519 key in PKCS#8; {_REMEDY}')
     try:
         der = base64.b64decode(b"".join(found.group(2).split()), validate=True)
     except binascii.Error as error:
@@ -36,7 +36,7 @@ def seed_from_pem(pem: bytes) -> bytes:
 
 
 def seed_from_der(der: bytes) -> bytes:
-    """Return the 32-byte seed of a PKCS#8 key of either version; ValueError if it is none, or not Ed25519."""
+    """Return the 32-byte seed of a PKCS#8 key of either version; ValueError if it is malformed or not Ed25519."""
     body, rest = _take(der, _SEQUENCE)
     version, body = _take(body, _INTEGER)
     if rest or version not in (b"\x00", b"\x01"):
@@ -55,7 +55,7 @@ def seed_from_der(der: bytes) -> bytes:
         if bits != b"\x00" + Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw():
             raise ValueError("the public key inside the private key file belongs to another key")
     if body:
-        raise ValueError("the private key is followed by something that PKCS#8 does not have")
+        raise ValueError("the private key has data at its end that PKCS#8 does not allow")
     return seed
 
 
@@ -65,7 +65,7 @@ def seed_to_pem(seed: bytes) -> bytes:
 
 
 def _take(der: bytes, tag: int) -> tuple[bytes, bytes]:
-    """Split one DER element off: its content and what follows it."""
+    """Return the content of the first DER element, and the bytes after it."""
     if len(der) < 2 or der[0] != tag:
         raise ValueError("the private key is not PKCS#8 in DER")
     length, start = der[1], 2
@@ -76,5 +76,5 @@ def _take(der: bytes, tag: int) -> tuple[bytes, bytes]:
             raise ValueError("the private key is not PKCS#8 in DER")
         length = int.from_bytes(der[2:start])
     if len(der) < start + length:
-        raise ValueError("the private key is cut off")
+        raise ValueError("the private key is truncated")
     return der[start : start + length], der[start + length :]

@@ -191,7 +191,7 @@ class TestWarnings:
         files = pki.files("worker", tmp_path)
         files.key.chmod(0o644)
         load(files)
-        assert "can be read by every user" in self.warnings(caplog)
+        assert "is readable by every user" in self.warnings(caplog)
 
     def test_a_trust_bundle_of_another_network(self, pki: Pki, caplog: pytest.LogCaptureFixture) -> None:
         identity_of(pki.node("worker"), trust=Pki().root.trust_pem)
