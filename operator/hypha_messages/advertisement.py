@@ -1,4 +1,4 @@
-"""The gossip by which a scheduler asks for workers."""
+"""The gossip message in which a scheduler requests workers."""
 
 from typing import Annotated, Final
 
@@ -13,14 +13,14 @@ TOPIC: Final = "hypha/worker"
 
 
 class WorkerSpec(Message):
-    """The least that a worker must have, and the executors it must support."""
+    """The resources that a worker must have at least, and the executors that it must support."""
 
     resources: Resources
     executor: Annotated[list[ExecutorDescriptor], Field(max_length=64, fail_fast=True)]
 
 
 class RequestWorker(Message):
-    """A scheduler's request for workers: what it needs, until when, and what it pays."""
+    """A scheduler's request for workers: requirements, deadline for offers, and bid."""
 
     id: Uuid
     spec: WorkerSpec
@@ -34,5 +34,5 @@ def encode(request: RequestWorker) -> bytes:
 
 
 def decode(data: bytes) -> RequestWorker:
-    """Return the request; DecodeError if the bytes are none."""
+    """Return the request; DecodeError if the bytes do not encode one."""
     return validate(RequestWorker, cbor.loads(data))

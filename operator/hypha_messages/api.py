@@ -10,7 +10,7 @@ from hypha_messages.types import Amount, Message, PeerId, Resources, SystemTime,
 
 
 class WorkerOffer(Message):
-    """Worker to scheduler: a temporary lease (id, timeout) that answers a request, and its price."""
+    """Worker to scheduler: a temporary lease (id, timeout) in response to a request, and its price."""
 
     id: Uuid
     request_id: Uuid
@@ -20,24 +20,24 @@ class WorkerOffer(Message):
 
 
 class WorkerOfferAccepted(Message):
-    """The scheduler has the offer; whether it takes it shows by a renewal."""
+    """Scheduler to worker: the offer has arrived. The scheduler accepts an offer by renewing its lease."""
 
 
 class RenewLease(Message):
-    """Scheduler to worker: keep this lease for me."""
+    """Scheduler to worker: renew this lease."""
 
     id: Uuid
 
 
 class DispatchJob(Message):
-    """Scheduler to worker: run this job under the lease I hold."""
+    """Scheduler to worker: run this job under a lease that I hold. `id` becomes the id of the task."""
 
     id: Uuid
     spec: JobSpec
 
 
 class _Outcome(Message):
-    """An enum inside the payload: `{"Success": {...}}` or the text "Failure"; `_tag` names the success."""
+    """An enum inside the payload: `{TAG: {...}}` for success, where `_tag` returns TAG, or the text "Failed"."""
 
     @classmethod
     def _tag(cls) -> str:
@@ -47,7 +47,7 @@ class _Outcome(Message):
     @classmethod
     def _untag(cls, value: Any) -> Any:
         if isinstance(value, dict) and not (len(value) == 1 and cls._tag() in value):
-            return value  # built in Python, by field names
+            return value  # constructed in Python, by field names
         tag, payload = untag(value)
         if tag == cls._tag():
             return payload
@@ -57,7 +57,7 @@ class _Outcome(Message):
 
 
 class LeaseOutcome(_Outcome):
-    """Common to the answers about leases: which, and until when; both absent when it failed."""
+    """The outcome of a request about a lease: its id and new timeout. Both are None if the request failed."""
 
     id: Uuid | None = None
     timeout: SystemTime | None = None
@@ -91,30 +91,30 @@ class DispatchJobOutcome(LeaseOutcome):
 
 
 class JobStatus(Message):
-    """One of a job's states."""
+    """The state of a job."""
 
     type: Literal["Running", "Finished", "Failed", "Unknown"]
 
 
 class ReportJobStatus(Message):
-    """Worker to scheduler: what became of a task."""
+    """Worker to scheduler: the state of a task."""
 
     task_id: Uuid
     status: JobStatus
 
 
 class ReportJobStatusReceived(Message):
-    """The scheduler has the status."""
+    """Scheduler to worker: the status has arrived."""
 
 
 class RequestData(Message):
-    """Worker to scheduler: which slice of this dataset is next for me?"""
+    """Worker to scheduler: assign the next slice of this dataset to me."""
 
     dataset: str
 
 
 class DataAssignment(Message):
-    """Scheduler to worker: the slice and who has it; or why there is none."""
+    """Scheduler to worker: the index of a slice and the peer that has it, or why there is none."""
 
     data_provider: PeerId | None = None
     index: Unsigned64 | None = None

@@ -1,4 +1,4 @@
-"""CBOR as serde writes it: whole-message encoding and decoding, floats of the width that the other side expects."""
+"""CBOR as serde writes it: encode and decode complete messages, with floats of the width that the peer expects."""
 
 import math
 import struct
@@ -11,11 +11,11 @@ from pydantic import AfterValidator, Field, PlainSerializer, SerializationInfo
 
 
 class DecodeError(ValueError):
-    """Bytes from a peer that are not the message they should be; the text says where and why."""
+    """Bytes from a peer do not encode the expected message. The text says where and why."""
 
 
 class _Encoded:
-    """A value that is CBOR already (a plain class: pydantic would turn a dataclass into a dict)."""
+    """A value that is encoded already. This is not a dataclass, because pydantic would turn one into a dict."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -41,16 +41,16 @@ def _fits_single(value: float) -> float:
 
 
 Single = Annotated[float, Field(strict=True), AfterValidator(_fits_single), PlainSerializer(_serialize_single)]
-"""Rust's f32: four bytes in CBOR, since the other side accepts no eight."""
+"""Rust's f32: four bytes in CBOR, because the peer does not accept eight."""
 
 
 def dumps(value: Any) -> bytes:
-    """Encode plain values (what `model_dump(mode="python")` gives), floats in eight bytes."""
+    """Encode plain values, as `model_dump(mode="python")` returns them, with floats in eight bytes."""
     return cbor2.dumps(value, default=_write_encoded)
 
 
 def dumps_shortest(value: Any) -> bytes:
-    """Encode plain values, every float in the shortest of its three forms that loses nothing, as ciborium does."""
+    """Encode plain values as ciborium does, with every float in the shortest lossless form."""
     return dumps(_shorten_floats(value))
 
 
@@ -65,9 +65,9 @@ def _shorten_floats(value: Any) -> Any:
 def loads(data: bytes | memoryview) -> Any:
     """Decode exactly one CBOR item in time and memory proportional to its size.
 
-    Accepts what serde writes: integers of up to 64 bits, byte and text strings, arrays, maps with text keys, floats,
-    booleans and null. Refuses everything else, above all tags: a general decoder computes what a tag asks for, and
-    some tags ask for hours.
+    Accepts the types that serde writes: integers of up to 64 bits, byte and text strings, arrays, maps with text keys,
+    floats, booleans and null. Refuses all others. In particular it refuses tags, because a general decoder computes
+    their values, and some take hours to compute.
 
     Raises:
         DecodeError: `data` is malformed, nested deeper than `MAX_DEPTH`, holds more items than its size justifies, or
@@ -86,7 +86,7 @@ MAX_DEPTH: Final = 16
 _MAX_ITEMS: Final = 4096
 _MIN_ITEMS: Final = 1024
 _BYTES_PER_ITEM: Final = 16
-"""Messages with many items (peer ids, file names, metrics) have at least this many bytes per item on average."""
+"""Messages with many items, such as peer ids or file names, have at least this many bytes per item on average."""
 
 _UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
 _INDEFINITE: Final = 31
@@ -97,7 +97,7 @@ _CONSTANTS: Final = {20: False, 21: True, 22: None}
 
 
 class _Reader:
-    """Reads the items of a CBOR text one after the other, within a budget."""
+    """Reads the items of encoded CBOR one after the other, within a budget."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -106,7 +106,7 @@ class _Reader:
 
     @property
     def left(self) -> int:
-        """Number of bytes not read yet."""
+        """The number of unread bytes."""
         return len(self._data) - self._at
 
     def item(self, depth: int) -> Any:
@@ -181,7 +181,7 @@ class _Reader:
 
     def _take(self, size_bytes: int) -> bytes:
         if size_bytes > self.left:
-            raise self._error(f"{size_bytes} more bytes are announced, {self.left} are left")
+            raise self._error(f"{size_bytes} more bytes are announced, but {self.left} are left")
         taken = self._data[self._at : self._at + size_bytes]
         self._at += size_bytes
         return taken

@@ -1,4 +1,4 @@
-"""`/hypha-health/0.0.1`: is a node ready?"""
+"""`/hypha-health/0.0.1`: ask a node whether it is ready."""
 
 from typing import Final
 
@@ -7,7 +7,7 @@ from hypha_messages.types import Message
 
 
 class HealthRequest(Message):
-    """Are you ready?"""
+    """Asks a node whether it is ready."""
 
 
 class HealthResponse(Message):

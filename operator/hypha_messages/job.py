@@ -1,4 +1,4 @@
-"""What a job is: its specification, the references it fetches from and sends to, optimisers and schedules."""
+"""The specification of a job: its executor, references to data and peers, optimisers and schedules."""
 
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
@@ -8,12 +8,13 @@ from pydantic import AliasGenerator, ConfigDict, Field, SerializerFunctionWrapHa
 from hypha_messages.types import Double, Message, PeerId, Unsigned32, Unsigned64, Uuid
 
 MAX_PEERS: Final = 1024
-"""Most peers of one job."""
+"""Maximum number of peers in one reference."""
 
 MAX_FILENAMES: Final = 1024
-"""Most files of one repository in one reference."""
+"""Maximum number of files in one reference to a repository."""
 
 MAX_INPUT_NAMES: Final = 256
+"""Maximum number of a model's or preprocessor's inputs."""
 
 
 def _kebab(name: str) -> str:
@@ -33,26 +34,26 @@ class KebabMessage(Message):
 
 
 class SelectionStrategy(Message):
-    """Which of several peers a resource goes to."""
+    """To which of several peers a resource is sent."""
 
     type: Literal["All", "Random", "One"]
 
 
 class DataSlice(Message):
-    """One slice of a dataset, as a data node numbers them."""
+    """One slice of a dataset, by the data node's numbering."""
 
     dataset: str
     index: Unsigned64
 
 
 class DataRecord(Message):
-    """The value of a dataset's DHT record; JSON on the wire."""
+    """The value of a dataset's DHT record. It is JSON on the wire."""
 
     num_slices: Unsigned64
 
 
 class UriReference(Message):
-    """A file behind HTTP(S)."""
+    """A file at an HTTP(S) URL."""
 
     type: Literal["uri"] = "uri"
     value: str
@@ -69,7 +70,7 @@ class HuggingFaceReference(Message):
 
 
 class PeersReference(Message):
-    """Peers to send to, to receive from, or (with a resource) to pull a slice from."""
+    """Peers to send to or receive from, or, if there is a resource, to pull a slice from."""
 
     type: Literal["peers"] = "peers"
     peers: Annotated[list[PeerId], Field(max_length=MAX_PEERS, fail_fast=True)]
@@ -78,7 +79,7 @@ class PeersReference(Message):
 
 
 class SchedulerReference(Message):
-    """Slices of a dataset in the order in which a scheduler hands them out."""
+    """Slices of a dataset, in the order in which a scheduler assigns them."""
 
     type: Literal["scheduler"] = "scheduler"
     peer: PeerId
@@ -91,7 +92,7 @@ Reference = Annotated[
 
 
 class ModelType(StrEnum):
-    """Which transformers auto class builds the model."""
+    """The transformers auto class that builds the model."""
 
     AUTO = "auto"
     PRETRAINING = "pretraining"
@@ -128,13 +129,13 @@ class ModelType(StrEnum):
     AUDIO_TOKENIZATION = "audio-tokenization"
     TABLE_QUESTION_ANSWERING = "table-question-answering"
     DOCUMENT_QUESTION_ANSWERING = "document-question-answering"
-    VISION_2_SEQ = "vison2-seq"  # spelt so by the reference implementation, and so on the wire
+    VISION_2_SEQ = "vison2-seq"  # the reference implementation and the wire spell it so
     IMAGE_TEXT_TO_TEXT = "image-text-to-text"
     TIME_SERIES_PREDICTION = "time-series-prediction"
 
 
 class PreprocessorType(StrEnum):
-    """Which transformers auto class builds the preprocessor."""
+    """The transformers auto class that builds the preprocessor."""
 
     TOKENIZER = "tokenizer"
     FEATURE = "feature"
@@ -144,7 +145,7 @@ class PreprocessorType(StrEnum):
 
 
 class Model(KebabMessage):
-    """The model to train and which tensors of a slice it takes."""
+    """The model to train, and the tensors of a slice that are its inputs."""
 
     task: ModelType
     artifact: Reference
@@ -152,7 +153,7 @@ class Model(KebabMessage):
 
 
 class Preprocessor(KebabMessage):
-    """What turns the tensors of a slice into the model's inputs."""
+    """The preprocessor that turns the tensors of a slice into the model's inputs."""
 
     task: PreprocessorType
     artifact: Reference
@@ -178,7 +179,7 @@ _Steps = Annotated[int, Field(strict=True, ge=-(2**31), lt=2**31)]
 
 
 class WarmupSchedule(Message):
-    """A learning rate that warms up, then decays by a cosine or a line over the training steps."""
+    """A learning rate that warms up, then decays along a cosine or a line over the training steps."""
 
     type: Literal["cosine-with-warmup", "linear-with-warmup"]
     warmup_steps: _Steps
@@ -194,7 +195,7 @@ class WarmupStableDecay(Message):
 
 
 class _OmitsNone(Message):
-    """Leaves its unset optional members out, as serde's `skip_serializing_if` does."""
+    """A message that omits its unset optional fields, as serde's `skip_serializing_if` does."""
 
     @model_serializer(mode="wrap")
     def _omit_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -202,7 +203,7 @@ class _OmitsNone(Message):
 
 
 class TrainConfig(_OmitsNone):
-    """How to train: model, data, where pseudo-gradients go and where merged updates come from."""
+    """How to train: the model, the data, where to send pseudo-gradients and where to receive merged updates."""
 
     model: Model
     data: Reference
@@ -215,7 +216,7 @@ class TrainConfig(_OmitsNone):
 
 
 class AggregateConfig(Message):
-    """How to aggregate: whose pseudo-gradients, to whom the update goes, by which outer optimiser."""
+    """How to aggregate: where to receive pseudo-gradients, where to send the update, and the outer optimiser."""
 
     updates: PeersReference
     results: PeersReference
@@ -223,7 +224,7 @@ class AggregateConfig(Message):
 
 
 class ExecutorName(Message):
-    """An executor within its class."""
+    """The name of an executor within its class."""
 
     name: str
 
@@ -245,7 +246,7 @@ class AggregateExecutor(Message):
 
 
 class ExecutorDescriptor(Message):
-    """Which executor: what a worker supports and what a request asks for."""
+    """The class and name of an executor, which workers offer and requests ask for."""
 
     class_: Literal["train", "aggregate"] = Field(alias="class")
     name: str
@@ -255,7 +256,7 @@ class ExecutorDescriptor(Message):
 
 
 class JobSpec(Message):
-    """A job as a scheduler dispatches it; also the job file that an executor reads."""
+    """A job as a scheduler dispatches it, and as an executor reads it from its job file."""
 
     job_id: Uuid
     executor: Annotated[TrainExecutor | AggregateExecutor, Field(discriminator="class_")]
@@ -267,14 +268,14 @@ class JobSpec(Message):
 
     @property
     def senders(self) -> frozenset[str]:
-        """The peers whose pushes are for this job."""
+        """The peers from which this job receives pushes."""
         config = self.executor.config
         reference = config.results if isinstance(config, TrainConfig) else config.updates
         return frozenset(reference.peers)
 
     @property
     def receivers(self) -> frozenset[str]:
-        """The peers that this job pushes to."""
+        """The peers to which this job pushes."""
         config = self.executor.config
         reference = config.updates if isinstance(config, TrainConfig) else config.results
         return frozenset(reference.peers)

@@ -1,4 +1,4 @@
-"""`/hypha-progress/0.0.1`: how a job is getting on, and what the scheduler wants next."""
+"""`/hypha-progress/0.0.1`: the progress of a job, and the scheduler's next instruction."""
 
 from typing import Annotated, Any, Final, Literal
 
@@ -10,13 +10,13 @@ from hypha_messages.types import Message, Unsigned32, Uuid
 
 
 class Status(Message):
-    """A batch is done."""
+    """One batch is complete."""
 
     batch_size: Unsigned32
 
 
 class Metrics(Message):
-    """What was measured in a round, by name."""
+    """The metrics of a round, by name."""
 
     round: Unsigned32
     metrics: Annotated[dict[str, Single], Field(max_length=256)]
@@ -54,7 +54,7 @@ class ReportProgress(Message):
 
 
 class ProgressResponse(Message):
-    """Scheduler to worker: go on, run `counter` more batches and then send the update, or stop."""
+    """Scheduler to worker: continue, or run `counter` more batches and then send the update, or stop."""
 
     type: Literal["Ok", "Continue", "ScheduleUpdate", "Done", "Error"]
     counter: Unsigned32 | None = None
@@ -62,7 +62,7 @@ class ProgressResponse(Message):
     @model_validator(mode="after")
     def _counter_belongs_to_schedule_update(self) -> "ProgressResponse":
         if (self.counter is not None) != (self.type == "ScheduleUpdate"):
-            raise ValueError("a counter comes with ScheduleUpdate, and only with it")
+            raise ValueError("ScheduleUpdate needs a counter, and other types have none")
         return self
 
     @model_serializer(mode="wrap")

@@ -1,4 +1,4 @@
-"""Values that every message is made of: peer ids, uuids, times, resources."""
+"""The values in messages: peer ids, uuids, times and resources."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
@@ -11,14 +11,14 @@ _IDENTITY_MULTIHASH = 0x00
 _SHA256_MULTIHASH = 0x12
 _NANOSECONDS_PER_SECOND = 1_000_000_000
 ROUNDING: Final = 1 + 1e-9
-"""By this factor an amount may exceed another and still count as equal, since sums of floats are inexact."""
+"""An amount may exceed another by this factor and still count as equal, because sums of floats are inexact."""
 _ED25519_PEER_ID_PREFIX = bytes.fromhex("002408011220")  # identity multihash of the protobuf key
 _DIGITS: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _PAIRS: Final = [high + low for high in _DIGITS for low in _DIGITS]
 
 
 class Message(BaseModel):
-    """Base of all messages: immutable; unknown keys are ignored, as serde does on the other side."""
+    """Base of all messages. It is immutable and ignores unknown keys, as serde does on the other side."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
 
@@ -26,7 +26,9 @@ class Message(BaseModel):
 def peer_id_from_bytes(multihash: bytes) -> str:
     """Return the base58 text of a peer id's multihash bytes; ValueError if they are not a peer id."""
     if len(multihash) < 3 or multihash[1] != len(multihash) - 2:
-        raise ValueError("a peer id is a multihash: code, length, digest; the length does not match")
+        raise ValueError(
+            "a peer id is a multihash of code, length and digest, and this length does not match its digest"
+        )
     code, length = multihash[0], multihash[1]
     if not (code == _IDENTITY_MULTIHASH and length <= 42) and not (code == _SHA256_MULTIHASH and length == 32):
         raise ValueError("a peer id is an identity multihash of at most 42 bytes or a sha2-256 multihash")
@@ -48,12 +50,12 @@ def encode_base58(data: bytes) -> str:
 
 
 def peer_id_from_ed25519(public_key: bytes) -> str:
-    """Return the peer id of the holder of an Ed25519 key; `public_key` is its 32 bytes."""
+    """Return the peer id that belongs to an Ed25519 public key of 32 bytes."""
     return peer_id_from_bytes(_ED25519_PEER_ID_PREFIX + public_key)
 
 
 def peer_id_to_bytes(peer_id: str) -> bytes:
-    """Return the multihash bytes of a base58 peer id; ValueError if it is none."""
+    """Return the multihash bytes of a base58 peer id; ValueError if it is malformed."""
     if len(peer_id) > 64:
         raise ValueError("a peer id has at most 64 characters")
     try:
@@ -96,27 +98,27 @@ Uuid = Annotated[UUID, BeforeValidator(_validate_uuid), PlainSerializer(_seriali
 
 
 Unsigned32 = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
-"""Rust's u32: an integer, never a text or a float that looks like one."""
+"""Rust's u32: an integer, and neither a text nor a float."""
 
 Unsigned64 = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
 """Rust's u64."""
 
 Double = Annotated[float, Field(strict=True)]
-"""Rust's f64: a float or an integer, never a text that looks like one."""
+"""Rust's f64: a float or an integer, and not a text."""
 
 
 class SystemTime(Message):
-    """A wall-clock time, as serde writes Rust's `SystemTime`."""
+    """A wall-clock time in the form in which serde writes Rust's `SystemTime`."""
 
     secs_since_epoch: Unsigned64
     nanos_since_epoch: Annotated[int, Field(strict=True, ge=0, lt=_NANOSECONDS_PER_SECOND)]
 
     @classmethod
     def from_timestamp(cls, seconds: float) -> "SystemTime":
-        """Convert seconds since the epoch, as `time.time()` gives them."""
+        """Convert seconds since the epoch, as `time.time()` returns them."""
         nanoseconds = round(seconds * _NANOSECONDS_PER_SECOND)
-        whole, rest = divmod(nanoseconds, _NANOSECONDS_PER_SECOND)
-        return cls(secs_since_epoch=whole, nanos_since_epoch=rest)
+        seconds_part, nanoseconds_part = divmod(nanoseconds, _NANOSECONDS_PER_SECOND)
+        return cls(secs_since_epoch=seconds_part, nanos_since_epoch=nanoseconds_part)
 
     @property
     def timestamp(self) -> float:
@@ -131,11 +133,11 @@ class SystemTime(Message):
 
 
 Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-"""A quantity of some resource, or a price: finite and not negative."""
+"""An amount of a resource, or a price. It is finite and not negative."""
 
 
 class Resources(Message):
-    """What a worker has or a job needs: GB of video memory, cores, GB of storage, GB of memory."""
+    """The resources of a worker or a job: GB of GPU memory, CPU cores, GB of storage, GB of memory."""
 
     gpu: Amount = 0.0
     cpu: Amount = 0.0
@@ -151,7 +153,7 @@ class Resources(Message):
         )
 
     def fits_into(self, capacity: "Resources") -> bool:
-        """Whether every one of these amounts is at most the capacity's; a billionth more is a rounding error."""
+        """Tell whether each of these amounts is at most the capacity's, apart from rounding errors."""
         return (
             self.gpu <= capacity.gpu * ROUNDING
             and self.cpu <= capacity.cpu * ROUNDING

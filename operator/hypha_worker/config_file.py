@@ -11,7 +11,7 @@ from typing import Any, Final, get_args
 from pydantic import AliasChoices, BaseModel, ValidationError
 
 from hypha_contracts.node_config import NodeConfig
-from hypha_network.wire.addresses import AddressError, parse_supported
+from hypha_network.wire.addresses import parse_supported
 
 _MAX_FILE_BYTES: Final = 1024 * 1024
 _PREFIX: Final = "HYPHA_"
@@ -70,10 +70,7 @@ def load(path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any] | 
 
 
 def _is_supported(address: str) -> bool:
-    try:
-        return parse_supported(address) is not None
-    except AddressError as error:
-        raise ValueError(f"{error}; write it as /ip4/203.0.113.50/tcp/4001 or /dns4/host/tcp/4001") from error
+    return parse_supported(address) is not None
 
 
 def _read(path: Path) -> str:
