@@ -21,7 +21,7 @@ class Stream:
         self.peer_id = peer_id
 
     async def receive_some(self, max_bytes: int | None = None) -> Buffer:
-        """Return the data that has arrived, at least one byte; empty at the end. StreamReset if the stream was reset."""
+        """Return the data that has arrived, at least one byte; empty at the end. StreamReset after a reset."""
         if not self._unread:
             return await self._muxed.receive_some(max_bytes)
         return self._take(len(self._unread) if max_bytes is None else max_bytes)
