@@ -61,12 +61,12 @@ def test_an_address_reads_back_as_it_was_written(text: str) -> None:
         ("/unix/tmp/tcp/1", "host and a port"),
     ],
 )
-def test_what_is_no_address_is_refused_and_the_reason_given(text: str, reason: str) -> None:
+def test_a_malformed_address_is_refused_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(AddressError, match=re.escape(reason)):
         parse(text)
 
 
-def test_an_address_of_a_transport_that_this_node_lacks_is_left_out_and_nonsense_is_refused() -> None:
+def test_an_address_of_an_unsupported_transport_is_none_and_a_malformed_one_is_an_error() -> None:
     assert parse_supported("/ip4/1.2.3.4/tcp/1") == parse("/ip4/1.2.3.4/tcp/1")
     assert parse_supported("/ip4/1.2.3.4/udp/1/quic-v1") is None
     with pytest.raises(AddressError, match="nonsense"):
@@ -95,7 +95,7 @@ def test_any_bytes_are_an_address_or_refused(data: bytes) -> None:
     assert isinstance(address, Address)
 
 
-def test_addresses_of_other_transports_are_left_out_of_what_a_peer_says() -> None:
+def test_announced_addresses_of_unsupported_transports_are_left_out() -> None:
     said = [
         Multiaddr("/ip4/203.0.113.1/udp/4001/quic-v1").to_bytes(),
         b"nonsense",
@@ -140,15 +140,15 @@ def test_the_default_excludes_loopback_private_and_local_networks(host: str, exp
     assert excluded(parse(f"/{host}/tcp/1"), parse_cidrs(RESERVED_CIDRS)) is expected
 
 
-def test_an_address_behind_a_relay_is_judged_by_the_relays() -> None:
+def test_an_address_behind_a_relay_is_excluded_by_the_relays_network() -> None:
     assert excluded(parse(f"/ip4/10.0.0.1/tcp/1/p2p/{A}/p2p-circuit/p2p/{B}"), parse_cidrs(RESERVED_CIDRS))
 
 
-def test_a_network_that_is_none_is_named() -> None:
+def test_a_malformed_network_is_named_in_the_error() -> None:
     with pytest.raises(AddressError, match=re.escape("10.0.0.0/40")):
         parse_cidrs(["10.0.0.0/8", "10.0.0.0/40"])
 
 
-def test_listening_everywhere_is_reachable_at_every_interface() -> None:
+def test_an_unspecified_listen_address_expands_to_every_interface() -> None:
     assert parse("/ip4/127.0.0.1/tcp/5") in expand(parse("/ip4/0.0.0.0/tcp/5"))
     assert expand(parse("/ip4/192.0.2.1/tcp/5")) == [parse("/ip4/192.0.2.1/tcp/5")]

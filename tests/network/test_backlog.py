@@ -1,4 +1,4 @@
-"""What arrived and nobody took: bounded over all connections, at the cost of those that sent most of it."""
+"""Unread bytes are bounded over all connections, by pausing the connections that sent most of them."""
 
 import pytest
 import trio
@@ -23,7 +23,7 @@ def receive(backlog: Backlog, side: YamuxSession, stream_id: int, size_bytes: in
     backlog.grow(size_bytes)
 
 
-def test_below_the_limit_everybody_is_read_and_above_it_those_who_sent_less_than_their_share() -> None:
+def test_above_the_limit_only_connections_above_their_share_are_paused() -> None:
     backlog = Backlog(limit_bytes=4 * SMALL_BYTES)
     greedy, modest = session(), session()
     for side in (greedy, modest):
@@ -37,7 +37,7 @@ def test_below_the_limit_everybody_is_read_and_above_it_those_who_sent_less_than
     assert not backlog.pauses(modest)
 
 
-def test_what_is_taken_or_broken_off_makes_room() -> None:
+def test_reading_or_resetting_a_stream_reduces_the_backlog() -> None:
     backlog = Backlog(limit_bytes=2 * SMALL_BYTES)
     side = session()
     backlog.add(side)
@@ -50,7 +50,7 @@ def test_what_is_taken_or_broken_off_makes_room() -> None:
     assert not backlog.pauses(side)
 
 
-def test_a_connection_that_is_gone_counts_no_more() -> None:
+def test_an_ended_connection_no_longer_counts() -> None:
     backlog = Backlog(limit_bytes=2 * SMALL_BYTES)
     gone, side = session(), session()
     for other in (gone, side):
@@ -63,7 +63,7 @@ def test_a_connection_that_is_gone_counts_no_more() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_peer_that_fills_streams_which_nobody_reads_waits_and_goes_on_once_they_are_read(
+async def test_a_peer_whose_streams_are_unread_is_paused_until_they_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pki = Pki()

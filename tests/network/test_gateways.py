@@ -13,7 +13,7 @@ from support.networks import DEADLINE_S, LOOPBACK, direct_address, gateway, memb
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_node_comes_back_to_a_gateway_that_restarts_with_its_reservation_and_records() -> None:
+async def test_a_node_renews_its_reservation_and_records_at_a_gateway_that_restarts() -> None:
     pki = Pki()
     identity = pki.identity("gateway")
     roles = replace(LOOPBACK, kademlia_server=True, relay_server=True)
@@ -34,7 +34,7 @@ async def test_a_node_comes_back_to_a_gateway_that_restarts_with_its_reservation
                         await trio.sleep(0.01)
 
 
-async def test_a_gateway_that_is_not_there_yet_is_dialled_until_it_is() -> None:
+async def test_a_gateway_that_has_not_started_is_dialled_until_it_answers() -> None:
     pki = Pki()
     async with gateway(pki) as g:
         address = direct_address(g)
@@ -57,5 +57,5 @@ async def test_another_gateway_may_answer_at_an_address_without_peer_id() -> Non
                 await until(a, lambda: a.status().gateways == (second.peer_id,))
 
 
-def test_a_gateway_is_dialled_again_after_half_a_minute_at_most() -> None:
+def test_the_backoff_of_a_gateway_is_at_most_half_a_minute() -> None:
     assert BACKOFF.max_s == 30

@@ -1,4 +1,4 @@
-"""Gossip between nodes on loopback, and with peers that do not keep to the protocol."""
+"""Gossip between nodes on loopback, and with peers that violate the protocol."""
 
 from uuid import uuid4
 
@@ -58,7 +58,7 @@ async def test_gossip_passes_through_a_node_that_subscribes() -> None:
             assert await received.receive() == Gossip(a.peer_id, b"hello")
 
 
-async def test_members_of_a_gateway_hear_each_other() -> None:
+async def test_members_of_a_gateway_receive_each_others_messages() -> None:
     pki = Pki()
     async with gateway(pki) as g, member(pki, "a", g) as a:
         received = a.subscribe(TOPIC, bytes)
@@ -85,7 +85,7 @@ async def test_a_thousand_messages_arrive_in_order_and_once() -> None:
             received.receive_nowait()
 
 
-async def test_publishing_to_nobody_is_an_error() -> None:
+async def test_publishing_without_subscribers_is_an_error() -> None:
     async with node(Pki(), "a") as a:
         with pytest.raises(NetworkError, match="nobody subscribes"):
             await a.publish(TOPIC, b"hello")
@@ -97,7 +97,7 @@ async def test_a_message_that_is_too_large_is_an_error() -> None:
             await a.publish(TOPIC, bytes(70_000))
 
 
-async def test_a_slow_reader_loses_messages_and_holds_up_nobody(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_slow_reader_loses_messages_and_does_not_delay_other_readers(caplog: pytest.LogCaptureFixture) -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
         slow, quick = b.subscribe(TOPIC, bytes, limit=2), b.subscribe(TOPIC, bytes, limit=100)
@@ -111,7 +111,7 @@ async def test_a_slow_reader_loses_messages_and_holds_up_nobody(caplog: pytest.L
     assert any("its reader is too slow" in text for text in messages(caplog.records))
 
 
-async def test_a_topic_nobody_reads_any_more_is_unsubscribed() -> None:
+async def test_a_topic_without_readers_is_unsubscribed() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
         async with b.subscribe(TOPIC, bytes):
@@ -121,7 +121,7 @@ async def test_a_topic_nobody_reads_any_more_is_unsubscribed() -> None:
         await until(a, lambda: not a.subscribers(TOPIC))
 
 
-async def test_a_subscription_made_after_connecting_is_told() -> None:
+async def test_a_subscription_made_after_connecting_is_announced() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
         await a.dial(direct_address(b))
@@ -132,7 +132,7 @@ async def test_a_subscription_made_after_connecting_is_told() -> None:
             assert (await received.receive()).message == b"hello"
 
 
-async def test_forged_gossip_is_refused_and_honest_gossip_of_the_same_peer_goes_on(
+async def test_forged_gossip_is_refused_and_honest_gossip_of_the_same_peer_is_delivered(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     pki = Pki()
@@ -191,7 +191,7 @@ async def test_garbage_ends_its_own_stream_only(garbage: bytes, caplog: pytest.L
     assert any("malformed gossip" in text for text in messages(caplog.records))
 
 
-async def test_a_peer_that_opens_one_stream_after_the_other_is_inbound_the_newest() -> None:
+async def test_gossip_is_read_from_the_newest_of_many_streams_of_a_peer() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
         await a.dial(direct_address(b))
@@ -215,8 +215,8 @@ async def test_a_flood_of_subscriptions_is_bounded() -> None:
         assert sum(bool(b.subscribers(topic.topicid)) for topic in topics) == gossip.MAX_TOPICS_PER_PEER
 
 
-async def test_a_peer_that_missed_a_message_asks_for_it_by_name() -> None:
-    """The peer here is in nobody's mesh: it hears of the message at the heartbeat, and is sent it when it asks."""
+async def test_a_peer_that_missed_a_message_asks_for_it_by_its_id() -> None:
+    """The peer is in no mesh. It receives IHAVE at the heartbeat, and the message once it has asked for it."""
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
         a.subscribe(TOPIC, bytes)

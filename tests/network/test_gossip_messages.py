@@ -20,24 +20,24 @@ def signed(data: bytes = b"hello") -> rpc_pb2.Message:
 
 
 @given(st.binary(max_size=1000))
-def test_what_a_node_signs_is_verified_as_its_own(data: bytes) -> None:
+def test_a_signed_message_verifies_as_its_signers(data: bytes) -> None:
     message = rpc_pb2.Message.FromString(signed(data).SerializeToString())
     assert verify(message) == IDENTITY.peer_id
     assert message.data == data
 
 
-def test_a_message_is_named_by_source_and_sequence_number() -> None:
+def test_a_message_id_consists_of_source_and_sequence_number() -> None:
     message = signed()
     message.seqno = (258).to_bytes(8, "big")
     assert message_id(message) == f"{IDENTITY.peer_id}258".encode()
 
 
-def test_every_message_of_a_node_has_another_name() -> None:
+def test_every_message_of_a_node_has_its_own_id() -> None:
     signer = Signer(IDENTITY.seed, IDENTITY.peer_id)
     assert len({message_id(signer.sign(TOPIC, b"")) for _ in range(100)}) == 100
 
 
-def test_a_key_that_is_the_sources_own_may_be_carried() -> None:
+def test_a_message_may_carry_the_key_of_its_source() -> None:
     message = signed()
     message.key = bytes.fromhex("08011220") + message.from_id[6:]
     assert verify(message) == IDENTITY.peer_id
@@ -85,7 +85,7 @@ def change(message: rpc_pb2.Message, what: str) -> None:
         "another key",
     ],
 )
-def test_a_message_that_was_changed_is_refused(what: str) -> None:
+def test_a_modified_message_is_refused(what: str) -> None:
     message = signed()
     change(message, what)
     with pytest.raises(ValueError, match="message"):
@@ -93,7 +93,7 @@ def test_a_message_that_was_changed_is_refused(what: str) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_that_parse_as_a_message_are_named_and_refused(data: bytes) -> None:
+def test_any_bytes_that_parse_as_a_message_have_an_id_and_are_refused(data: bytes) -> None:
     try:
         message = rpc_pb2.Message.FromString(data)
     except Exception:
@@ -103,7 +103,7 @@ def test_any_bytes_that_parse_as_a_message_are_named_and_refused(data: bytes) ->
         verify(message)
 
 
-def test_messages_are_remembered_for_a_minute() -> None:
+def test_seen_messages_are_remembered_for_a_minute() -> None:
     seen = SeenCache()
     seen.add(b"first", now=0)
     seen.add(b"second", now=SEEN_S)
@@ -113,7 +113,7 @@ def test_messages_are_remembered_for_a_minute() -> None:
     assert b"second" in seen
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_the_number_of_seen_messages_is_bounded() -> None:
     seen = SeenCache()
     for number in range(MAX_SEEN + 10):
         seen.add(number.to_bytes(4, "big"), now=1)
@@ -121,7 +121,7 @@ def test_what_is_remembered_is_bounded() -> None:
     assert (10).to_bytes(4, "big") in seen
 
 
-def test_a_message_is_mentioned_for_three_heartbeats_and_kept_for_five() -> None:
+def test_a_message_is_announced_for_three_heartbeats_and_cached_for_five() -> None:
     cache = MessageCache()
     cache.put(b"id", signed())
     for _ in range(2):
@@ -136,7 +136,7 @@ def test_a_message_is_mentioned_for_three_heartbeats_and_kept_for_five() -> None
     assert cache.get(b"id") is None
 
 
-def test_what_is_kept_is_bounded_and_room_comes_back() -> None:
+def test_the_cache_is_bounded_and_dropped_messages_free_it() -> None:
     cache = MessageCache()
     message = signed(bytes(1024 * 1024))
     for number in range(20):

@@ -58,7 +58,7 @@ async def test_a_malformed_request_is_refused_with_a_line_that_names_the_peer(
         assert peer.peer_id in lines[0]
 
 
-async def test_a_request_that_is_too_large_is_cut_off_while_it_comes(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_request_that_is_too_large_is_reset_while_it_arrives(caplog: pytest.LogCaptureFixture) -> None:
     async with victim_and_peer(Pki()) as (victim, peer):
         stream = await peer.open_stream(victim.peer_id, HEALTH.id)
         with trio.fail_after(DEADLINE_S), pytest.raises(StreamReset):
@@ -66,7 +66,7 @@ async def test_a_request_that_is_too_large_is_cut_off_while_it_comes(caplog: pyt
         assert any(f"more than {MAX_REQUEST_BYTES} bytes" in text for text in messages(caplog.records))
 
 
-async def test_a_response_that_is_too_large_or_none_is_refused() -> None:
+async def test_a_response_that_is_too_large_or_malformed_is_refused() -> None:
     pki = Pki()
     bodies = {"large": bytes(MAX_RESPONSE_BYTES + 1), "none": b"", "garbage": b"\xff\xff"}
     async with node(pki, "victim") as victim:
@@ -83,7 +83,7 @@ async def test_a_response_that_is_too_large_or_none_is_refused() -> None:
                     await victim.request(peer.peer_id, HEALTH, HealthRequest())
 
 
-async def test_a_request_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_that_never_ends_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests_module, "REQUEST_TIMEOUT_S", 0.1)
     async with victim_and_peer(Pki()) as (victim, peer):
         stream = await peer.open_stream(victim.peer_id, HEALTH.id)
@@ -92,7 +92,7 @@ async def test_a_request_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyP
             await stream.receive_some()
 
 
-async def test_a_stream_that_never_says_its_protocol_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_that_never_names_its_protocol_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_module, "NEGOTIATION_TIMEOUT_S", 0.1)
     async with victim_and_peer(Pki()) as (victim, peer):
         connection = peer._host.connection(victim.peer_id)
@@ -102,7 +102,7 @@ async def test_a_stream_that_never_says_its_protocol_is_given_up(monkeypatch: py
             await muxed.receive_some()
 
 
-async def test_a_connection_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_module, "UPGRADE_TIMEOUT_S", 0.1)
     async with node(Pki(), "victim") as victim:
         _, _, host, _, port = direct_address(victim).split("/")[:5]
@@ -114,7 +114,7 @@ async def test_a_connection_that_says_nothing_is_closed(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 100, b"\x13/multistream/1.0.0\n\xff\xff\xff\xff"]
 )
-async def test_a_connection_that_says_nonsense_is_closed(garbage: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_that_sends_garbage_is_closed(garbage: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_module, "UPGRADE_TIMEOUT_S", 0.2)
     async with node(Pki(), "victim") as victim:
         _, _, host, _, port = direct_address(victim).split("/")[:5]
@@ -129,7 +129,7 @@ async def test_a_connection_that_says_nonsense_is_closed(garbage: bytes, monkeyp
         assert victim.status().healthy
 
 
-async def test_requests_of_one_peer_are_served_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_requests_of_one_peer_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests_module, "MAX_CONCURRENT_PER_PEER", 3)
     running = most = 0
 
@@ -147,7 +147,7 @@ async def test_requests_of_one_peer_are_served_a_few_at_a_time(monkeypatch: pyte
     assert most == 3
 
 
-async def test_the_more_peers_there_are_the_fewer_streams_each_may_have_open(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_limit_of_open_streams_shrinks_as_more_peers_connect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_module, "MAX_INBOUND_STREAMS", 20)
     monkeypatch.setattr(host_module, "MIN_INBOUND_STREAMS_PER_PEER", 2)
 

@@ -1,4 +1,4 @@
-"""What peers say of themselves, and whether they are still there."""
+"""Peers announce their addresses and protocols, and answer pings."""
 
 import pytest
 import trio
@@ -60,7 +60,7 @@ async def test_a_push_of_garbage_changes_nothing(garbage: bytes) -> None:
         assert a._kademlia.addresses_of(b.peer_id)
 
 
-async def test_a_ping_is_echoed_as_often_as_asked() -> None:
+async def test_every_ping_on_a_stream_is_echoed() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
         await b.dial(direct_address(a))
@@ -71,7 +71,7 @@ async def test_a_ping_is_echoed_as_often_as_asked() -> None:
                 assert await stream.read_exactly(32) == bytes([number]) * 32
 
 
-async def test_a_connection_whose_other_end_stops_answering_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_whose_peer_stops_answering_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identify, "PING_INTERVAL_S", 0.02)
     monkeypatch.setattr(identify, "PING_TIMEOUT_S", 0.05)
     pki = Pki()
@@ -85,7 +85,7 @@ async def test_a_connection_whose_other_end_stops_answering_is_ended(monkeypatch
         await until(b, lambda: not b.connected_peers())
 
 
-async def test_a_connection_whose_other_end_answers_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_whose_peer_answers_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identify, "PING_INTERVAL_S", 0.001)
     pki = Pki()
     pinged = 0

@@ -40,7 +40,7 @@ async def test_a_record_may_be_replaced_by_its_publisher_only() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_record_in_anothers_name_is_refused() -> None:
+async def test_a_record_that_names_another_publisher_is_refused() -> None:
     pki = Pki()
     async with gateway(pki) as g, node(pki, "a") as a:
         await a.dial(direct_address(g))
@@ -53,7 +53,7 @@ async def test_a_record_in_anothers_name_is_refused() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_record_without_anybody_to_keep_it_is_an_error() -> None:
+async def test_publishing_a_record_without_peers_is_an_error() -> None:
     async with node(Pki(), "a") as a:
         with pytest.raises(NetworkError, match="no peer stored"):
             await a.put_record("digits", b"x")
@@ -68,7 +68,7 @@ async def test_a_record_that_is_too_large_is_an_error() -> None:
 
 
 @pytest.mark.anyio
-async def test_records_kept_for_others_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_records_stored_for_other_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kademlia, "MAX_RECORDS", 3)
     pki = Pki()
     async with gateway(pki) as g, member(pki, "a", g) as a:
@@ -79,7 +79,7 @@ async def test_records_kept_for_others_are_bounded(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.anyio
-async def test_members_of_a_gateway_get_to_know_each_other() -> None:
+async def test_members_of_a_gateway_learn_each_others_addresses() -> None:
     pki = Pki()
     async with gateway(pki) as g, member(pki, "a", g) as a, member(pki, "b", g) as b:
         await until(b, lambda: a.peer_id in b.connected_peers())
@@ -87,7 +87,7 @@ async def test_members_of_a_gateway_get_to_know_each_other() -> None:
 
 
 @pytest.mark.anyio
-async def test_excluded_addresses_are_not_taken_from_peers() -> None:
+async def test_excluded_addresses_that_a_peer_announces_are_ignored() -> None:
     pki = Pki()
     async with gateway(pki, exclude_cidr=("127.0.0.0/8",)) as g, member(pki, "a", g) as a:
         await until(g, lambda: a.peer_id in g._kademlia._table)
@@ -96,7 +96,7 @@ async def test_excluded_addresses_are_not_taken_from_peers() -> None:
 
 
 @pytest.mark.anyio
-async def test_excluded_addresses_that_others_tell_of_are_not_dialled() -> None:
+async def test_excluded_addresses_in_lookup_answers_are_not_dialled() -> None:
     pki = Pki()
     async with (
         gateway(pki) as g,
@@ -130,7 +130,7 @@ def test_a_message_reads_back_as_it_was_written() -> None:
     assert decode(encode(message)) == message
 
 
-def test_what_a_message_names_is_bounded() -> None:
+def test_the_peers_and_addresses_of_a_message_are_bounded() -> None:
     addresses = tuple(parse(f"/ip4/203.0.113.1/tcp/{port}") for port in range(1, 100))
     decoded = decode(encode(Message(Kind.FIND_NODE, b"key", closer=((A, addresses),) * 100)))
     assert len(decoded.closer) == kademlia_messages.MAX_PEERS

@@ -1,4 +1,4 @@
-"""The upkeep of the gossip mesh, without connections: peers are queues that remember what they would have been sent."""
+"""The maintenance of the gossip mesh, without connections. A peer is a queue that records the messages sent to it."""
 
 import pytest
 from libp2p.pubsub.pb import rpc_pb2
@@ -15,7 +15,7 @@ TOPIC = "hypha/worker"
 
 
 class Sent(_Queue):
-    """What a peer was sent."""
+    """Records the messages sent to a peer."""
 
     def __init__(self) -> None:
         self.rpcs: list[rpc_pb2.RPC] = []
@@ -40,7 +40,7 @@ class Mesh:
     def members(self) -> set[str]:
         return self.pubsub._mesh.members(TOPIC)
 
-    def hear(self, peer_id: str, **control: object) -> None:
+    def receive(self, peer_id: str, **control: object) -> None:
         self.pubsub._handle(peer_id, rpc_pb2.RPC(control=rpc_pb2.ControlMessage(**control)))  # type: ignore[arg-type]
 
 
@@ -57,9 +57,9 @@ async def test_all_peers_join_a_small_mesh() -> None:
     assert len(Mesh(3).members) == 3
 
 
-async def test_a_peer_that_prunes_leaves_the_mesh_and_is_left_alone_for_its_backoff() -> None:
+async def test_a_peer_that_prunes_leaves_the_mesh_and_is_not_grafted_during_its_backoff() -> None:
     mesh = Mesh(3)
-    mesh.hear("peer 1", prune=[rpc_pb2.ControlPrune(topicID=TOPIC, backoff=60)])
+    mesh.receive("peer 1", prune=[rpc_pb2.ControlPrune(topicID=TOPIC, backoff=60)])
     mesh.pubsub._heartbeat()
     assert mesh.members == {"peer 0", "peer 2"}
     assert len(mesh.sent["peer 1"].controls("graft")) == 1
@@ -67,29 +67,29 @@ async def test_a_peer_that_prunes_leaves_the_mesh_and_is_left_alone_for_its_back
 
 async def test_a_graft_within_the_backoff_is_answered_with_prune() -> None:
     mesh = Mesh(3)
-    mesh.hear("peer 1", prune=[rpc_pb2.ControlPrune(topicID=TOPIC)])
-    mesh.hear("peer 1", graft=[rpc_pb2.ControlGraft(topicID=TOPIC)])
+    mesh.receive("peer 1", prune=[rpc_pb2.ControlPrune(topicID=TOPIC)])
+    mesh.receive("peer 1", graft=[rpc_pb2.ControlGraft(topicID=TOPIC)])
     assert mesh.sent["peer 1"].controls("prune")
     assert "peer 1" not in mesh.members
 
 
-async def test_grafts_are_taken_up_to_the_limit() -> None:
+async def test_grafts_are_accepted_up_to_the_limit() -> None:
     mesh = Mesh(20)
     for peer_id in mesh.sent:
-        mesh.hear(peer_id, graft=[rpc_pb2.ControlGraft(topicID=TOPIC)])
+        mesh.receive(peer_id, graft=[rpc_pb2.ControlGraft(topicID=TOPIC)])
     assert len(mesh.members) == D_HIGH
     pruned = {peer_id for peer_id, sent in mesh.sent.items() if sent.controls("prune")}
     assert pruned == set(mesh.sent) - mesh.members
 
 
-async def test_a_mesh_grown_too_large_is_cut_back_at_the_heartbeat() -> None:
+async def test_a_mesh_that_is_too_large_is_trimmed_at_the_heartbeat() -> None:
     mesh = Mesh(20)
     mesh.members.update(mesh.sent)
     mesh.pubsub._heartbeat()
     assert len(mesh.members) == D
 
 
-async def test_a_mesh_grown_too_small_is_filled_at_the_heartbeat() -> None:
+async def test_a_mesh_that_is_too_small_is_filled_at_the_heartbeat() -> None:
     mesh = Mesh(20)
     for peer_id in list(mesh.members)[:3]:
         mesh.pubsub._release(peer_id)
@@ -99,42 +99,42 @@ async def test_a_mesh_grown_too_small_is_filled_at_the_heartbeat() -> None:
 
 async def test_a_graft_of_an_unknown_topic_is_ignored() -> None:
     mesh = Mesh(1)
-    mesh.hear("peer 0", graft=[rpc_pb2.ControlGraft(topicID="another")])
+    mesh.receive("peer 0", graft=[rpc_pb2.ControlGraft(topicID="another")])
     assert not mesh.sent["peer 0"].controls("prune")
     assert "another" not in mesh.pubsub._mesh
 
 
-async def test_peers_outside_the_mesh_hear_of_messages_at_the_heartbeat() -> None:
+async def test_peers_outside_the_mesh_are_sent_ihave_at_the_heartbeat() -> None:
     mesh = Mesh(20)
     mesh.pubsub.publish(TOPIC, b"hello")
     mesh.pubsub._heartbeat()
-    told = {peer_id for peer_id, sent in mesh.sent.items() if sent.controls("ihave")}
-    assert len(told) == gossip.D_LAZY
-    assert not told & mesh.members
+    announced_to = {peer_id for peer_id, sent in mesh.sent.items() if sent.controls("ihave")}
+    assert len(announced_to) == gossip.D_LAZY
+    assert not announced_to & mesh.members
 
 
-async def test_only_unknown_messages_are_asked_for_and_not_without_end() -> None:
+async def test_only_unknown_messages_are_requested_up_to_a_limit() -> None:
     mesh = Mesh(1)
     ids = [str(number).encode() for number in range(gossip.MAX_IHAVE_IDS + 10)]
     mesh.pubsub._seen.add(ids[0], 0)
     for _ in range(20):
-        mesh.hear("peer 0", ihave=[rpc_pb2.ControlIHave(topicID=TOPIC, messageIDs=ids)])
+        mesh.receive("peer 0", ihave=[rpc_pb2.ControlIHave(topicID=TOPIC, messageIDs=ids)])
     asked = [id_ for iwant in mesh.sent["peer 0"].controls("iwant") for id_ in iwant.messageIDs]
     assert ids[0] not in asked
     assert len(asked) <= gossip.MAX_IHAVE_IDS
 
 
-async def test_a_message_is_sent_again_three_times_at_most() -> None:
+async def test_a_message_is_retransmitted_at_most_three_times() -> None:
     mesh = Mesh(1)
     mesh.pubsub.publish(TOPIC, b"hello")
     (id_,) = mesh.pubsub._cache.recent(TOPIC)
     mesh.sent["peer 0"].rpcs.clear()
     for _ in range(10):
-        mesh.hear("peer 0", iwant=[rpc_pb2.ControlIWant(messageIDs=[id_])])
+        mesh.receive("peer 0", iwant=[rpc_pb2.ControlIWant(messageIDs=[id_])])
     assert sum(len(rpc.publish) for rpc in mesh.sent["peer 0"].rpcs) == gossip.MAX_RETRANSMISSIONS
 
 
-async def test_a_peer_that_takes_nothing_costs_a_bounded_amount_of_memory() -> None:
+async def test_the_queue_of_a_peer_that_does_not_read_is_bounded() -> None:
     queue = _Queue()
     rpc = rpc_pb2.RPC(publish=[Signer(IDENTITY.seed, IDENTITY.peer_id).sign(TOPIC, bytes(60_000))])
     assert sum(queue.put(rpc) for _ in range(1000)) == gossip.MAX_QUEUED_BYTES // (rpc.ByteSize() + 3)

@@ -33,25 +33,25 @@ def lines(*texts: str) -> bytes:
 HEADER = "/multistream/1.0.0"
 
 
-async def test_the_first_accepted_proposal_is_selected_and_what_follows_is_left() -> None:
+async def test_the_first_accepted_proposal_is_selected_and_later_bytes_stay_unread() -> None:
     peer = Peer(lines(HEADER, "na", "/b/1") + b"rest")
     assert await multistream.select(peer, ["/a/1", "/b/1", "/c/1"]) == "/b/1"
     assert peer.heard == lines(HEADER, "/a/1", "/b/1")
     assert peer.said == b"rest"
 
 
-async def test_a_peer_that_accepts_nothing_is_refused() -> None:
+async def test_a_peer_that_accepts_no_proposal_is_refused() -> None:
     with pytest.raises(RemoteRefused, match="/a/1 or /b/1"):
         await multistream.select(Peer(lines(HEADER, "na", "na")), ["/a/1", "/b/1"])
 
 
-async def test_a_proposal_is_answered_in_one_piece() -> None:
+async def test_the_first_answer_is_written_together_with_the_header() -> None:
     peer = Peer(lines(HEADER, "/x/1", "/a/1"))
     assert await multistream.accept(peer, {"/a/1"}) == "/a/1"
     assert peer.heard == lines(HEADER, "na", "/a/1")
 
 
-async def test_proposals_without_end_are_given_up() -> None:
+async def test_the_number_of_proposals_is_limited() -> None:
     with pytest.raises(NetworkError, match="proposed"):
         await multistream.accept(Peer(lines(HEADER, *["/x/1"] * 1000)), {"/a/1"})
 
@@ -84,7 +84,7 @@ async def test_any_bytes_are_a_proposal_or_refused(said: bytes) -> None:
 
 
 @given(st.integers(0, 2**28 - 1))
-def test_a_varint_is_as_short_as_can_be(value: int) -> None:
+def test_a_varint_has_the_shortest_form(value: int) -> None:
     encoded = encode_varint(value)
     assert sum((byte & 0x7F) << 7 * index for index, byte in enumerate(encoded)) == value
     assert len(encoded) == max(1, -(-value.bit_length() // 7))

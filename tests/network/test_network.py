@@ -1,4 +1,4 @@
-"""Joining a network, and asking its members."""
+"""Nodes join a network and send requests to its members."""
 
 import logging
 
@@ -29,7 +29,7 @@ async def healthy(_: str, request: HealthRequest) -> HealthResponse:
     return HealthResponse(healthy=True)
 
 
-async def test_a_node_says_at_which_addresses_it_is_reached() -> None:
+async def test_a_node_lists_the_addresses_at_which_peers_reach_it() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b", listen_addresses=()) as b:
         (address,) = a.addresses()
@@ -40,7 +40,7 @@ async def test_a_node_says_at_which_addresses_it_is_reached() -> None:
         assert b.connected_peers() == [a.peer_id]
 
 
-async def test_external_addresses_are_told_beside_those_listened_on() -> None:
+async def test_external_addresses_are_listed_next_to_the_listen_addresses() -> None:
     async with node(Pki(), "a", external_addresses=("/dns4/worker.example.org/tcp/4001",)) as a:
         assert f"/dns4/worker.example.org/tcp/4001/p2p/{a.peer_id}" in a.addresses()
 
@@ -64,7 +64,7 @@ async def test_a_node_joins_through_a_gateway_with_and_without_its_peer_id(with_
             assert a.status().bootstrapped
 
 
-async def test_a_gateway_of_a_name_is_found() -> None:
+async def test_a_gateway_is_reached_by_its_host_name() -> None:
     pki = Pki()
     async with gateway(pki) as g:
         port = direct_address(g).split("/")[4]
@@ -90,13 +90,13 @@ async def test_quic_addresses_are_left_out_with_a_warning(caplog: pytest.LogCapt
     assert any("/ip4/127.0.0.1/udp/0/quic-v1 is left out" in text for text in messages(caplog.records))
 
 
-async def test_gateways_that_are_all_of_other_transports_are_an_error() -> None:
+async def test_having_only_gateways_of_unsupported_transports_is_an_error() -> None:
     with pytest.raises(NetworkError, match="none of the gateway addresses"):
         async with node(Pki(), "a", gateways=("/ip4/127.0.0.1/udp/1/quic-v1",)):
             pass
 
 
-async def test_an_address_in_use_is_named_in_the_error() -> None:
+async def test_listening_on_an_address_in_use_raises_an_error_that_names_it() -> None:
     pki = Pki()
     async with node(pki, "a") as a:
         address = direct_address(a).partition("/p2p/")[0]
@@ -105,7 +105,7 @@ async def test_an_address_in_use_is_named_in_the_error() -> None:
                 pass
 
 
-async def test_listening_behind_a_relay_is_configured_otherwise() -> None:
+async def test_a_relayed_listen_address_raises_an_error_that_names_relay_circuit() -> None:
     pki = Pki()
     relay = pki.identity("relay").peer_id
     with pytest.raises(NetworkError, match="relay_circuit"):
@@ -119,7 +119,7 @@ async def test_a_bad_address_in_the_configuration_is_an_error() -> None:
             pass
 
 
-async def test_what_the_body_raises_comes_out_as_it_is() -> None:
+async def test_an_error_of_the_body_is_raised_without_an_exception_group() -> None:
     with pytest.raises(KeyError, match="mine"):
         async with node(Pki(), "a"):
             raise KeyError("mine")
@@ -132,7 +132,7 @@ async def test_a_node_of_another_authority_is_refused() -> None:
         assert not a.connected_peers()
 
 
-async def test_whoever_answers_as_another_peer_is_refused() -> None:
+async def test_a_peer_that_answers_for_another_one_is_refused() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b, node(pki, "c") as c:
         with pytest.raises(DialError, match=a.peer_id):
@@ -147,7 +147,7 @@ async def test_a_node_does_not_connect_to_itself() -> None:
             await a.request(a.peer_id, HEALTH, HealthRequest())
 
 
-async def test_a_peer_is_asked_and_answers() -> None:
+async def test_a_peer_answers_a_request() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
         askers = []
@@ -177,7 +177,7 @@ async def test_a_protocol_cannot_be_registered_twice() -> None:
             a.handle(HEALTH, healthy)
 
 
-async def test_a_handler_that_returns_none_refuses() -> None:
+async def test_a_handler_that_returns_none_refuses_the_request() -> None:
     pki = Pki()
 
     async def refuse(_: str, __: HealthRequest) -> None:
@@ -198,7 +198,7 @@ async def test_a_protocol_that_the_peer_does_not_speak_is_refused() -> None:
             await b.request(a.peer_id, HEALTH, HealthRequest())
 
 
-async def test_a_handler_that_fails_harms_only_its_own_request(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_handler_that_fails_affects_only_its_own_request(caplog: pytest.LogCaptureFixture) -> None:
     pki = Pki()
     failed = False
 
@@ -218,7 +218,7 @@ async def test_a_handler_that_fails_harms_only_its_own_request(caplog: pytest.Lo
     assert any(record.exc_info and record.levelno == logging.ERROR for record in caplog.records)
 
 
-async def test_a_peer_that_does_not_answer_in_time_is_given_up() -> None:
+async def test_a_request_without_an_answer_times_out() -> None:
     pki = Pki()
 
     async def sleep(_: str, __: HealthRequest) -> HealthResponse:
@@ -232,7 +232,7 @@ async def test_a_peer_that_does_not_answer_in_time_is_given_up() -> None:
             await b.request(a.peer_id, HEALTH, HealthRequest(), timeout_s=0.2)
 
 
-async def test_a_peer_nobody_knows_is_unreachable() -> None:
+async def test_an_unknown_peer_is_unreachable() -> None:
     pki = Pki()
     stranger = pki.identity("stranger").peer_id
     async with gateway(pki) as g, member(pki, "a", g) as a:
@@ -240,7 +240,7 @@ async def test_a_peer_nobody_knows_is_unreachable() -> None:
             await a.request(stranger, HEALTH, HealthRequest())
 
 
-async def test_nothing_is_left_when_a_network_is_closed() -> None:
+async def test_closing_a_network_closes_its_connections_and_listeners() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
         await b.dial(direct_address(a))
@@ -253,7 +253,7 @@ async def test_nothing_is_left_when_a_network_is_closed() -> None:
             await a.dial(address)
 
 
-async def test_requests_at_once_to_a_peer_not_yet_connected_share_one_connection() -> None:
+async def test_concurrent_requests_to_an_unconnected_peer_share_one_connection() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
         a.handle(HEALTH, healthy)
@@ -264,7 +264,7 @@ async def test_requests_at_once_to_a_peer_not_yet_connected_share_one_connection
         assert len(b._host.connections[a.peer_id]) == 1
 
 
-async def test_a_peer_that_connects_again_and_again_keeps_its_latest_connections() -> None:
+async def test_a_peer_that_connects_repeatedly_keeps_its_latest_connections() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
         a.handle(HEALTH, healthy)
@@ -275,7 +275,7 @@ async def test_a_peer_that_connects_again_and_again_keeps_its_latest_connections
         assert (await b.request(a.peer_id, HEALTH, HealthRequest())).healthy
 
 
-async def test_a_peer_is_reached_although_some_of_its_addresses_lead_nowhere() -> None:
+async def test_a_peer_is_reached_although_some_of_its_addresses_are_dead() -> None:
     pki = Pki()
     async with node(pki, "gone") as gone:
         dead = direct_address(gone)

@@ -1,4 +1,4 @@
-"""Reaching nodes through gateways."""
+"""Nodes are reached through gateways."""
 
 import pytest
 import trio
@@ -73,15 +73,15 @@ async def test_a_node_without_a_reservation_is_not_reached_through_the_gateway()
             await a.request(hidden.peer_id, HEALTH, HealthRequest())
 
 
-async def test_a_gateway_that_is_none_relays_nothing() -> None:
+async def test_a_node_without_relay_server_does_not_relay() -> None:
     pki = Pki()
     async with node(pki, "g") as g, node(pki, "a") as a, node(pki, "b") as b:
         with pytest.raises(NetworkError, match="hop"):
             await a.dial(f"{direct_address(g)}/p2p-circuit/p2p/{b.peer_id}")
 
 
-async def test_whoever_the_relay_connects_to_must_be_the_peer_asked_for() -> None:
-    """The circuit is secured end to end: a relay that connects to somebody else is found out."""
+async def test_a_relay_that_connects_to_another_peer_is_detected() -> None:
+    """The circuit is secured end to end, so the dialling node notices a relay that connects to another peer."""
     pki = Pki()
     async with (
         gateway(pki) as g,
@@ -95,7 +95,7 @@ async def test_whoever_the_relay_connects_to_must_be_the_peer_asked_for() -> Non
             await a.dial(hidden.addresses()[0])
 
 
-async def test_a_circuit_carries_a_bounded_amount() -> None:
+async def test_a_circuit_ends_at_its_limit_of_bytes() -> None:
     pki = Pki()
 
     async def swallow(_: str, stream: Stream) -> None:
@@ -135,7 +135,7 @@ async def test_a_stream_prefers_a_direct_connection_over_an_existing_relayed_one
             assert not relayed(b, a)
 
 
-async def test_a_stream_takes_the_relayed_connection_when_no_direct_one_comes_about(
+async def test_a_stream_uses_the_relayed_connection_if_there_is_no_direct_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(host_module, "DIRECT_TIMEOUT_S", 0.2)
@@ -161,7 +161,7 @@ async def test_a_stream_takes_the_relayed_connection_when_no_direct_one_comes_ab
         assert relayed(a, hidden)
 
 
-async def test_a_reservation_is_renewed_as_long_as_the_connection_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reservation_is_renewed_for_as_long_as_the_connection_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "MIN_REFRESH_S", 0.01)
     monkeypatch.setattr(relay_server, "RESERVATION_S", 0)
     pki = Pki()

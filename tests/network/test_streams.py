@@ -22,7 +22,7 @@ async def read_all(stream: Stream) -> bytes:
     return data
 
 
-async def test_bytes_pass_both_ways_each_to_its_own_end() -> None:
+async def test_bytes_pass_in_both_directions_which_end_separately() -> None:
     pki = Pki()
 
     async def echo(peer_id: str, stream: Stream) -> None:
@@ -41,7 +41,7 @@ async def test_bytes_pass_both_ways_each_to_its_own_end() -> None:
         await stream.aclose()
 
 
-async def test_what_came_before_a_reset_is_delivered_first() -> None:
+async def test_data_that_arrived_before_a_reset_is_returned_first() -> None:
     pki = Pki()
     payload = bytes(200_000)
 
@@ -63,8 +63,8 @@ async def test_what_came_before_a_reset_is_delivered_first() -> None:
 
 
 @pytest.mark.parametrize("collects", [False, True])
-async def test_what_a_stream_waits_for_counts_as_unread(collects: bool) -> None:
-    """Both what nobody has asked for and what waits for the rest of its message."""
+async def test_bytes_that_wait_for_the_rest_of_a_message_count_as_unread(collects: bool) -> None:
+    """This holds for bytes that no reader has taken, and for those taken that wait for the rest of their message."""
     pki = Pki()
     sent_bytes = 200_000
 
@@ -111,7 +111,9 @@ async def test_a_handler_that_fails_resets_its_stream() -> None:
             await stream.receive_some()
 
 
-async def test_streams_of_one_peer_are_bounded_and_others_unharmed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_streams_of_one_peer_are_limited_and_other_peers_are_unaffected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(network_module, "MAX_STREAMS_PER_PEER", 2)
     pki = Pki()
 
