@@ -87,7 +87,7 @@ async def test_a_thousand_messages_arrive_in_order_and_once() -> None:
 
 async def test_publishing_without_subscribers_is_an_error() -> None:
     async with node(Pki(), "a") as a:
-        with pytest.raises(NetworkError, match="nobody subscribes"):
+        with pytest.raises(NetworkError, match="no connected peer subscribes"):
             await a.publish(TOPIC, b"hello")
 
 

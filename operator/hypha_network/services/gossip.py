@@ -133,7 +133,7 @@ class PubSub:
         self._cache.put(id_, message)
         peers = self.peers(topic)
         if not peers:
-            raise NetworkError(f"nobody subscribes to {topic}")
+            raise NetworkError(f"no connected peer subscribes to {topic}")
         for peer_id in peers:
             self._send(peer_id, rpc)
 
