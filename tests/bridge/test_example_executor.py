@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hypha_bridge.config import BridgeConfig
 from hypha_bridge.server import BridgeServer
+from hypha_contracts.bridge_config import BridgeConfig
 from hypha_executor.labels import Labels, parse_labels
 from hypha_executor.safetensors import read_header, write_file
 from support.bridge_node import FakeNode
