@@ -1,1 +1,1 @@
-"""The job bridge: one job's REST API on a Unix socket, in front of the network that only the node may use."""
+"""The job bridge: serves the REST API of one job on a Unix socket; only the node behind it may use the network."""

@@ -1,4 +1,4 @@
-"""`hypha-bridge [--config FILE]`: serve one job until told to stop (SIGTERM, SIGINT)."""
+"""`hypha-bridge [--config FILE]`: serve one job until SIGTERM or SIGINT."""
 
 import argparse
 import asyncio
@@ -17,7 +17,7 @@ from hypha_contracts.bridge_config import CONFIG_VARIABLE, BridgeConfig
 
 
 def main() -> None:
-    """Run the bridge; exits 0 once stopped in order, 1 if it cannot start or the last that it was to send is lost."""
+    """Run the bridge. It exits with 1 if it cannot start or if no peer received one of the last files, else with 0."""
     parser = argparse.ArgumentParser(prog="hypha-bridge", description="The REST API of one job of a Hypha worker.")
     parser.add_argument(
         "--config",
@@ -32,7 +32,7 @@ def main() -> None:
     logs.configure("info")
     os.umask(0o077)
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, _ignore)  # uvicorn raises what it caught once more when it is done
+        signal.signal(signal_number, _ignore)  # uvicorn raises a caught signal again when it ends
     try:
         text = os.environ.get(CONFIG_VARIABLE, "")
         config = read(BridgeConfig, path) if path else parse(BridgeConfig, text, f"${CONFIG_VARIABLE}")
@@ -40,9 +40,9 @@ def main() -> None:
     except (ConfigError, OSError) as error:
         sys.exit(f"hypha-bridge: {error}")
     if undelivered:
-        logging.getLogger(__name__).error("%d files that the job sent last reached nobody", undelivered)
+        logging.getLogger(__name__).error("no peer received the last %d files of the job", undelivered)
     logging.shutdown()
-    os._exit(undelivered > 0)  # a download in a thread may be waiting for a server that never answers
+    os._exit(undelivered > 0)  # a thread may still wait for a server that never answers
 
 
 def _ignore(_signal: int, _frame: FrameType | None) -> None:

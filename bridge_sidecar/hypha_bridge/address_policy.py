@@ -1,7 +1,7 @@
-"""Where a job may download from: addresses of the public Internet only, checked at the moment of connecting.
+"""Protection from SSRF: a job may download from public addresses only, which the transport checks when it connects.
 
-The name is resolved here and the connection made to the very address that was checked, so that a name which resolves
-differently a moment later leads nowhere else. Redirects pass here again, hop by hop.
+The transport resolves the name itself and connects to the address that it checked, so a name that resolves differently
+a moment later cannot lead elsewhere. It checks each redirect in the same way.
 """
 
 import ipaddress
@@ -12,17 +12,17 @@ import httpx
 
 from hypha_bridge.errors import forbidden
 
-_PROTOCOL_ASSIGNMENTS: Final = ipaddress.ip_network("192.0.0.0/24")  # Python 3.11 takes parts of it for public
+_PROTOCOL_ASSIGNMENTS: Final = ipaddress.ip_network("192.0.0.0/24")  # Python 3.11 counts parts of it as public
 _GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public Internet, also where an IPv6 address stands for an IPv4 one."""
+    """Return whether an IP address is public; an IPv6 address that embeds an IPv4 address counts as the latter."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return False  # a scoped IPv6 address: link-local by nature
+        return False  # a scoped IPv6 address is link-local
     if isinstance(parsed, ipaddress.IPv6Address):
         embedded = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo or (None, None))[1]
         if embedded is None and parsed in _NAT64:
@@ -33,15 +33,15 @@ def is_public(address: str) -> bool:
     return parsed.is_global and not parsed.is_multicast and parsed not in _PROTOCOL_ASSIGNMENTS
 
 
-class GuardedTransport(httpx.BaseTransport):
-    """An HTTP transport that connects to public addresses only, unless private ones are allowed."""
+class PublicTransport(httpx.BaseTransport):
+    """An HTTP transport that connects to public addresses only, unless the configuration allows private ones."""
 
     def __init__(self, *, allow_private_addresses: bool) -> None:
         self._transport = httpx.HTTPTransport()
         self._allow_private_addresses = allow_private_addresses
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request to a checked address; BridgeError (403), httpx.TransportError."""
+        """Send a request to a checked address; BridgeError (403) or httpx.TransportError."""
         host = request.url.host
         if self._allow_private_addresses:
             return self._transport.handle_request(request)
@@ -73,7 +73,7 @@ def _resolve(host: str, port: int | None) -> list[str]:
     addresses = [str(entry[4][0]) for entry in found]
     if not all(map(is_public, addresses)):
         raise forbidden(
-            f"{host!r} is at a private, local or reserved address, and this worker downloads from public ones only; "
-            "its operator can allow others with allow_private_addresses"
+            f"{host!r} has a private, local or reserved address, and this worker downloads from public addresses only. "
+            "The worker's owner can allow others with allow_private_addresses."
         )
     return addresses

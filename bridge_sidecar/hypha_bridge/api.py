@@ -1,4 +1,4 @@
-"""The REST API that the executor sees, on the job's socket."""
+"""The REST API for the executor, on the job's socket."""
 
 import contextlib
 import logging
@@ -29,7 +29,7 @@ _MAX_BODY_BYTES: Final = 1024 * 1024
 
 
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
-    "4XX": {"model": ErrorBody, "description": "the request cannot be granted as it is"},
+    "4XX": {"model": ErrorBody, "description": "the bridge refuses the request as it is"},
     "5XX": {"model": ErrorBody, "description": "the node, a peer, a server or the storage failed"},
 }
 
@@ -50,7 +50,10 @@ _RECEIVE: Final[dict[str, Any]] = {
     "stock": {"value": {"resource": _STOCK_PEERS, "path": "incoming"}},
 }
 _EVENTS: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"content": {"text/event-stream": {"schema": Pointer.model_json_schema()}}, "description": "an event a push"},
+    200: {
+        "content": {"text/event-stream": {"schema": Pointer.model_json_schema()}},
+        "description": "one event for each push",
+    },
 }
 _PROGRESS: Final[dict[str, Any]] = {
     "a batch is done": {"value": {"status": {"batch_size": 32}}},
@@ -60,7 +63,7 @@ _PROGRESS: Final[dict[str, Any]] = {
 
 
 def create_app(bridge: Bridge) -> FastAPI:
-    """Build the API of a bridge; its lifespan is the bridge's."""
+    """Build the API of a bridge, which is open as long as the API runs."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -84,17 +87,17 @@ def create_app(bridge: Bridge) -> FastAPI:
 
     @app.get("/healthz")
     async def health() -> dict[str, str]:
-        """Answer once the bridge serves."""
+        """Answer when the bridge is ready."""
         return {"status": "ok"}
 
     @app.post("/resources/fetch")
     async def fetch(request: Annotated[FetchRequest, Body(openapi_examples=_FETCH)]) -> list[FetchedFile]:
-        """Fetch files into the work directory; answers when they are whole."""
+        """Fetch files into the work directory. The answer follows when they are complete."""
         return await bridge.fetcher.fetch(request.fetch, request.out_dir)
 
     @app.post("/resources/send", response_class=Response)
     async def send(request: Annotated[SendRequest, Body(openapi_examples=_SEND)]) -> Response:
-        """Send a file to peers; answers once the file may be changed or deleted, and goes on in the background."""
+        """Send a file to peers in the background. After the answer, the executor may change or delete the file."""
         await bridge.outbox.send(request.send, request.path)
         return Response()
 
@@ -103,19 +106,19 @@ def create_app(bridge: Bridge) -> FastAPI:
         request: Annotated[ReceiveRequest, Body(openapi_examples=_RECEIVE)],
         last_event_id: Annotated[int | None, Header()] = None,
     ) -> Response:
-        """Stream an event (SSE) for each file that a peer has pushed; Last-Event-ID asks for those missed since."""
+        """Stream an event (SSE) for each file that a peer pushes. Last-Event-ID repeats the events after that one."""
         return EventStream(bridge.inbox.listener(request.receive, request.out_dir, last_event_id))
 
     @app.post("/status/send", response_model=ProgressResponse)
     async def status(progress: Annotated[Progress, Body(openapi_examples=_PROGRESS)]) -> Response:
-        """Report progress to the scheduler; answers with what it wants next."""
+        """Report progress to the scheduler and return its answer."""
         return Response(await bridge.report(progress), media_type="application/json")
 
     return app
 
 
 class EventStream(Response):
-    """Server-sent events for as long as the listener reads them."""
+    """Server-sent events, until the client disconnects."""
 
     media_type = "text/event-stream"
 
@@ -125,11 +128,11 @@ class EventStream(Response):
         self._listener = listener
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
-        """Write events until the listener goes or the bridge closes."""
+        """Write events until the client disconnects or the bridge closes."""
 
         async def emit(event: bytes) -> None:
             await send({"type": "http.response.body", "body": event, "more_body": True})
-            await anyio.lowlevel.checkpoint()  # where a listener that has gone is noticed
+            await anyio.lowlevel.checkpoint()  # lets a disconnect cancel this task
 
         async def until_disconnected() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -141,20 +144,20 @@ class EventStream(Response):
             tasks.start_soon(until_disconnected)
             try:
                 await self._listener.run(emit)
-            except BridgeError as error:  # the push waits for the next listener
-                logger.error("ending an event stream: %s", error)  # noqa: TRY400 - no fault of ours
+            except BridgeError as error:  # the next listener gets the push
+                logger.error("ending an event stream: %s", error)  # noqa: TRY400 - not a defect of the bridge
             tasks.cancel_scope.cancel()
         await send({"type": "http.response.body", "body": b""})
 
 
 class LimitBody:
-    """Refuses request bodies beyond the limit, announced or not."""
+    """Refuses request bodies above the limit, whether or not the client declares their length."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, counting."""
+        """Pass the request on and count the bytes of its body."""
         received = 0
 
         async def counted() -> Message:

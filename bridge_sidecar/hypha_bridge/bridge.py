@@ -1,4 +1,4 @@
-"""One job's bridge: its parts, and the order in which they start and stop."""
+"""The bridge of one job: its parts, and the order in which they start and stop."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ _MARKER: Final = ".hypha-bridge"
 
 
 class Bridge:
-    """Fetches, sends, receives and reports for one job, while the context is open."""
+    """Fetches, sends, receives and reports for one job while the context is open."""
 
     def __init__(self, config: BridgeConfig) -> None:
         job = read(JobSpec, config.job_file)
@@ -42,7 +42,7 @@ class Bridge:
         self.outbox = Outbox(config, job, files, self._connector)
         self.inbox = Inbox(config, job, files, self._connector)
         self.undelivered = 0
-        """How many of the last files reached nobody; once the context is closed."""
+        """How many of the last files no peer received; set when the context closes."""
 
     async def report(self, progress: Progress) -> bytes:
         """Report progress to the scheduler and return its answer (JSON); BridgeError."""
@@ -71,17 +71,17 @@ class Bridge:
 
 
 def _make_work_dir(directory: Path) -> None:
-    """Make the executor's directory, and its own for temporary files, where a shared volume is still empty."""
+    """Create the work directory and its directory for temporary files if a shared volume is still empty."""
     if not directory.exists():
         for made in (directory, directory / _TEMPORARY):
             made.mkdir(mode=0o700)
 
 
 def _staging(config: BridgeConfig) -> Path:
-    """Make the bridge's own directory, empty but for its marker, where files can be moved into the work directory.
+    """Create the bridge's own directory, empty except for its marker, on the file system of the work directory.
 
     Raises:
-        ConfigError: the directory is unusable, or holds files that no bridge left there.
+        ConfigError: the directory cannot be used, or holds files that no bridge made.
     """
     directory = config.state_dir
     if directory.exists() and any(directory.iterdir()) and not (directory / _MARKER).exists():

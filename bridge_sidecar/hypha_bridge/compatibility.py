@@ -1,4 +1,4 @@
-"""The API's two spellings: the documented one, and the one that the stock executor speaks.
+"""The two forms of the API's requests: the documented form, and the form that the stock executor sends.
 
 Documented: `{"fetch": reference, "out_dir"?}`, `{"send": reference, "path"}`, `{"receive": reference, "out_dir"?}`,
 with types in PascalCase and a strategy as text.
@@ -24,7 +24,7 @@ from hypha_messages.job import Reference
 
 
 def _stock(value: Any) -> Any:
-    """Rewrite a reference as the wire spells it."""
+    """Rewrite a reference to its form on the wire."""
     if not isinstance(value, dict):
         return value
     rewritten = dict(value)
@@ -43,7 +43,7 @@ class _Request(BaseModel):
 
 
 class FetchRequest(_Request):
-    """Fetch all that a reference names."""
+    """Fetch every file that a reference names."""
 
     fetch: AnyReference
     out_dir: str = "artifacts"
@@ -66,7 +66,7 @@ class SendRequest(_Request):
 
 
 class ReceiveRequest(_Request):
-    """Receive what peers push."""
+    """Receive the files that peers push."""
 
     receive: Annotated[AnyReference, Field(validation_alias=AliasChoices("receive", "resource"))]
     out_dir: Annotated[str, Field(validation_alias=AliasChoices("out_dir", "path"))] = "incoming"

@@ -1,7 +1,8 @@
-"""The node's connector API, called from worker threads.
+"""A client of the node's connector API, for worker threads.
 
-Bulk data moves in blocking calls with large buffers: nothing runs per byte or per turn of an event loop. A call is one
-attempt; `retrying` repeats it while the node is away (it may be restarted at any time) or a peer does not answer.
+Bulk data moves in blocking calls with large buffers, so no work is done per byte or per turn of an event loop. A call
+is one attempt. `retrying` repeats it while the node does not answer, because it may restart at any time, or while a
+peer does not answer.
 """
 
 import contextlib
@@ -47,21 +48,21 @@ _Result = TypeVar("_Result")
 _BUFFER_BYTES: Final = 1024 * 1024
 _MAX_ANSWER_BYTES: Final = 1024 * 1024
 BACKOFF: Final = Backoff(first_s=0.1, max_s=5.0)
-_RETRYABLE: Final = frozenset({401, 500, 502, 503, 504})  # 401: a node that starts does not know its jobs yet
+_RETRYABLE: Final = frozenset({401, 500, 502, 503, 504})  # 401: a starting node does not know its jobs yet
 
 
 class Sink(Protocol):
-    """Takes what is streamed."""
+    """Receives streamed data."""
 
     def write(self, data: memoryview) -> None:
-        """Take the next bytes, before they are overwritten."""
+        """Take the next bytes. The buffer is overwritten afterwards."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
         super().__init__("connector")
         self._path = path
-        self.stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)  # http.client forgets its own early
+        self.stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)  # http.client drops its own reference early
 
     def connect(self) -> None:
         self.stream.settimeout(ANSWER_TIMEOUT_S)
@@ -86,16 +87,16 @@ class Connector:
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """Break what is under way; whoever waits gets a ConnectorError."""
+        """Break all calls in progress; each raises ConnectorError."""
         self._closed.set()
         with self._lock:
             for connection in self._open:
                 with contextlib.suppress(OSError):
-                    # Below TLS, whose own shutdown takes the connection out of the hands of the thread that uses it.
+                    # On the socket below TLS, because the shutdown of TLS would interfere with the thread that uses it.
                     socket.socket.shutdown(connection.stream, socket.SHUT_RDWR)
 
     def retrying(self, action: Callable[[], _Result]) -> _Result:
-        """Repeat an action whose ConnectorError is retryable, until it succeeds or the deadline is over."""
+        """Repeat an action while its ConnectorError is retryable, until it succeeds or the deadline passes."""
         pauses: Iterator[float] | None = None
         while True:
             try:
@@ -110,33 +111,33 @@ class Connector:
                     raise
 
     def next_slice(self, scheduler: str, dataset: str) -> AssignedSlice:
-        """Ask the scheduler which slice comes next; ConnectorError."""
+        """Ask the scheduler for the next slice; ConnectorError."""
         wanted = NextSlice(scheduler=scheduler, dataset=dataset)
         answer = self._call(NEXT_SLICE, wanted.model_dump(mode="json"))
         try:
             return AssignedSlice.model_validate_json(answer)
         except ValidationError as error:
-            raise _nonsense(NEXT_SLICE, answer) from error
+            raise _invalid_answer(NEXT_SLICE, answer) from error
 
     def pull(self, provider: str, dataset: str, index: int, sink: Sink) -> None:
-        """Stream a slice into a sink; ConnectorError, after which the sink may hold a part."""
+        """Stream a slice into a sink; after a ConnectorError the sink may hold part of it."""
         wanted = PullSlice(provider=provider, dataset=dataset, index=index)
         with self._request(PULL_SLICE, wanted.model_dump_json().encode()) as response:
             _drain(response, sink)
 
     def push(self, peer: str, file: BinaryIO) -> None:
-        """Push a file to a peer; returns once the peer has all of it. ConnectorError."""
+        """Push a file to a peer and return when the peer has received all of it; ConnectorError."""
         with self._request(PUSH, file, query=f"?{RECEIVER_PARAMETER}={quote(peer, safe='')}"):
             pass
 
     def take_push(self, open_sink: Callable[[], Sink]) -> str | None:
-        """Wait some seconds for a push and stream it into a sink; its sender, None if none came. ConnectorError."""
+        """Wait some seconds for a push and stream it into a sink. Return its sender or None; ConnectorError."""
         with self._request(TAKE_PUSH, None) as response:
             if response.status == http.client.NO_CONTENT:
                 return None
             peer = response.headers.get(SENDER_HEADER)
             if peer is None:
-                raise _nonsense(TAKE_PUSH, f"a push without the header {SENDER_HEADER}".encode())
+                raise _invalid_answer(TAKE_PUSH, f"a push without the header {SENDER_HEADER}".encode())
             _drain(response, open_sink())
             return peer
 
@@ -152,7 +153,7 @@ class Connector:
     def _request(
         self, call: Call, body: bytes | BinaryIO | None, query: str = ""
     ) -> Iterator[http.client.HTTPResponse]:
-        """Make one request; broken connections and error answers become ConnectorError, in the body of the with too."""
+        """Make one request. ConnectorError for broken connections, also in the body of the `with`, and for refusals."""
         connection = self._new_connection()
         try:
             token = self._config.token_file.read_text().strip()
@@ -168,7 +169,7 @@ class Connector:
             connection.stream.settimeout(STALL_TIMEOUT_S)
             yield response
         except WrongNode as error:
-            logger.warning("refused to say anything: %s", error)
+            logger.warning("sent no request: %s", error)
             raise ConnectorError(503, "wrong_node", str(error), retryable=True) from error
         except (OSError, http.client.HTTPException) as error:
             raise ConnectorError(
@@ -203,7 +204,7 @@ def _send(connection: _Connection, call: Call, query: str, token: str, body: byt
         connection.putheader("Content-Length", str(os.fstat(body.fileno()).st_size))
         connection.endheaders()
         connection.stream.settimeout(STALL_TIMEOUT_S)
-        # A node that refuses early answers and closes; its answer says more than the broken pipe.
+        # A node that refuses early answers and closes. Its answer explains more than the broken pipe.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             _send_file(connection.stream, body)
 
@@ -212,7 +213,7 @@ def _send_file(stream: socket.socket, file: BinaryIO) -> None:
     if not isinstance(stream, ssl.SSLSocket):
         stream.sendfile(file)
         return
-    buffer = memoryview(bytearray(_BUFFER_BYTES))  # its own `sendfile` takes 8 KiB at a time
+    buffer = memoryview(bytearray(_BUFFER_BYTES))  # its own `sendfile` sends 8 KiB at a time
     while count := cast("io.BufferedReader", file).readinto(buffer):
         stream.sendall(buffer[:count])
 
@@ -235,6 +236,6 @@ def _refusal(response: http.client.HTTPResponse, call: Call) -> ConnectorError:
     return ConnectorError(response.status, code, detail, retryable=response.status in _RETRYABLE)
 
 
-def _nonsense(call: Call, answer: bytes) -> ConnectorError:
+def _invalid_answer(call: Call, answer: bytes) -> ConnectorError:
     detail = f"the worker node answered {call} with {answer[:200]!r}; are node and bridge of the same version?"
     return ConnectorError(502, "connector_error", detail, retryable=False)

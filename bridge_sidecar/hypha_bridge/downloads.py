@@ -1,4 +1,4 @@
-"""Files behind HTTP(S): resumed where they broke off, hashed on the way, from public addresses only."""
+"""Downloads over HTTP(S) from public addresses: they resume after a break and compute the checksum on the way."""
 
 import logging
 import threading
@@ -6,7 +6,7 @@ from typing import Final
 
 import httpx
 
-from hypha_bridge.address_policy import GuardedTransport
+from hypha_bridge.address_policy import PublicTransport
 from hypha_bridge.connector import BACKOFF
 from hypha_bridge.errors import invalid_request, source_failed
 from hypha_bridge.storage import StagedFile, Storage
@@ -28,7 +28,7 @@ class Downloads:
         self._deadline_s = config.download_deadline_s
         self._stopping = threading.Event()
         self._client = httpx.Client(
-            transport=GuardedTransport(allow_private_addresses=config.allow_private_addresses),
+            transport=PublicTransport(allow_private_addresses=config.allow_private_addresses),
             timeout=_TIMEOUT,
             follow_redirects=True,
             max_redirects=_MAX_REDIRECTS,
@@ -37,7 +37,7 @@ class Downloads:
         )
 
     def close(self) -> None:
-        """End what is under way at its next chunk."""
+        """Stop each download at its next chunk."""
         self._stopping.set()
 
     def download(self, uri: str, staged: StagedFile) -> None:
@@ -61,7 +61,7 @@ class Downloads:
                 return
 
     def _attempt(self, url: httpx.URL, staged: StagedFile, validator: str | None) -> str | None:
-        """Download what is missing; _Broken if that may be tried again."""
+        """Download the missing part; _Broken if another attempt may succeed."""
         headers = {"Range": f"bytes={staged.size_bytes}-", "If-Range": validator} if validator else {}
         try:
             with self._client.stream("GET", url, headers=headers) as response:
@@ -82,7 +82,7 @@ class Downloads:
         return validator
 
     def _prepare(self, response: httpx.Response, staged: StagedFile) -> int | None:
-        """Check what the server announces, start over unless it resumes; return the size of the whole file if known."""
+        """Check the response and start over unless it resumes. Return the size of the complete file if it is known."""
         if response.status_code in _RETRYABLE:
             raise _Broken(f"HTTP {response.status_code}", None)
         if response.status_code not in (httpx.codes.OK, httpx.codes.PARTIAL_CONTENT):
@@ -91,7 +91,7 @@ class Downloads:
         if response.status_code == httpx.codes.OK or not resumed:
             staged.restart()
         if response.status_code == httpx.codes.PARTIAL_CONTENT and not resumed:
-            raise _Broken("the server resumed at another byte than asked for", None)
+            raise _Broken("the server resumed at a byte that the bridge did not ask for", None)
         length = response.headers.get("Content-Length", "")
         if not length.isdecimal():
             return None
@@ -99,14 +99,14 @@ class Downloads:
         return staged.size_bytes + int(length)
 
 
-class _Broken(Exception):  # noqa: N818 - a download that broke off
+class _Broken(Exception):  # noqa: N818 - an interruption
     def __init__(self, reason: str, validator: str | None) -> None:
         super().__init__(reason)
         self.validator = validator
 
 
 def file_name(uri: str) -> str:
-    """Return the name that a URI's last segment gives, or a plain one; BridgeError (400)."""
+    """Return the last segment of a URI's path, or a default name if it is empty; BridgeError (400)."""
     return _parse(uri).path.rpartition("/")[2] or "part-0.bin"
 
 
@@ -121,11 +121,11 @@ def _parse(uri: str) -> httpx.URL:
 
 
 def _shown(url: httpx.URL) -> str:
-    """The URL without what may be secret in it."""
+    """Return the URL without the parts that may hold secrets."""
     return str(url.copy_with(query=None, fragment=None, userinfo=b""))
 
 
 def _validator(response: httpx.Response) -> str | None:
-    """What identifies this version of the file: a strong entity tag, else nothing (a date may name two versions)."""
+    """Return the strong entity tag that identifies this version of the file. A date may identify two versions."""
     etag: str | None = response.headers.get("ETag")
     return etag if etag and not etag.startswith("W/") and response.headers.get("Accept-Ranges") != "none" else None

@@ -1,4 +1,4 @@
-"""What the bridge answers when it cannot do what was asked: a status, a code for programs, a text for people."""
+"""Errors that the bridge answers with: a status, a code for programs, a text for people."""
 
 
 class BridgeError(Exception):
@@ -12,7 +12,7 @@ class BridgeError(Exception):
 
 
 class ConnectorError(BridgeError):
-    """The node, or a peer behind it, did not do what was asked; `retryable` if asking again may help."""
+    """The node, or a peer behind it, failed or refused; `retryable` if another attempt may succeed."""
 
     def __init__(self, status: int, code: str, detail: str, *, retryable: bool) -> None:
         super().__init__(status, code, detail)
@@ -20,20 +20,20 @@ class ConnectorError(BridgeError):
 
 
 def invalid_request(detail: str) -> BridgeError:
-    """The request itself is wrong."""
+    """Return the error for an invalid request."""
     return BridgeError(400, "invalid_request", detail)
 
 
 def forbidden(detail: str) -> BridgeError:
-    """The request is well formed and not for this job to make."""
+    """Return the error for a valid request that this job may not make."""
     return BridgeError(403, "forbidden", detail)
 
 
 def storage_exceeded(detail: str) -> BridgeError:
-    """The job's storage, or the disk, is full."""
+    """Return the error for a full disk, or for a job that would exceed its storage."""
     return BridgeError(507, "storage_exceeded", detail)
 
 
 def source_failed(detail: str) -> BridgeError:
-    """Something that was to be fetched from answered with an error, or with nonsense."""
+    """Return the error for a source that answered with an error or with invalid data."""
     return BridgeError(502, "source_failed", detail)

@@ -1,4 +1,4 @@
-"""Fetching: whatever a reference names ends up as whole files in the work directory."""
+"""Fetching: every file that a reference names arrives complete in the work directory."""
 
 import hashlib
 import logging
@@ -40,14 +40,14 @@ _MAX_DATASETS: Final = 64
 
 
 class FileMetadata(BaseModel):
-    """Where a file came from, and when it was whole."""
+    """Where a file came from, and when it was complete."""
 
     source: str
     timestamp: datetime
 
 
 class FetchedFile(BaseModel):
-    """A whole file in the work directory."""
+    """A complete file in the work directory."""
 
     path: str = Field(description="relative to the work directory")
     size: int = Field(description="bytes")
@@ -69,14 +69,14 @@ class Fetcher:
         self._threads = CapacityLimiter(_CONCURRENT_FETCHES)
 
     def close(self) -> None:
-        """Give up what is under way."""
+        """Abandon the fetches in progress."""
         self._downloads.close()
         self._hub.close()
         for queue in self._queues.values():
             queue.close()
 
     async def fetch(self, reference: Reference, out_dir: str) -> list[FetchedFile]:
-        """Fetch all that a reference names; BridgeError, after which some of its files may be there."""
+        """Fetch every file that a reference names; after a BridgeError some of its files may exist."""
         directory = paths.parse(out_dir)
         match reference:
             case HuggingFaceReference():
@@ -103,7 +103,7 @@ class Fetcher:
                     checksum = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
                 return self._place(path, target, path.stat().st_size, checksum, reference.type)
 
-        # One by one: a large file takes the whole line anyway, and a refusal of the first saves the others.
+        # One by one, because a large file fills the line anyway and a refusal of the first file saves the others.
         return [await self._in_thread(partial(download, name, target)) for name, target in targets]
 
     def _from_uri(self, reference: UriReference, target: tuple[str, ...]) -> FetchedFile:

@@ -1,4 +1,4 @@
-"""Files of Hugging Face repositories, by the hub's own client: revisions, private repositories, resumed downloads."""
+"""Downloads from Hugging Face repositories with the hub's own client, which handles revisions, tokens and breaks."""
 
 import contextlib
 import importlib
@@ -27,21 +27,21 @@ class Hub:
         self._endpoint = config.hub_endpoint
         self._deadline_s = config.download_deadline_s
         self._stopping = threading.Event()
-        # Read by the client when it is imported, which takes a while and is put off until a job needs it.
+        # The client reads these when it is imported. The import is slow, so it happens when a job first needs it.
         os.environ.update(
             HF_HOME=str(files.staging / "hub"),
-            HF_HUB_DISABLE_IMPLICIT_TOKEN="1",  # noqa: S106 - a job uses its own token, never the operator's
+            HF_HUB_DISABLE_IMPLICIT_TOKEN="1",  # noqa: S106 - a job uses its own token, never the host's
             HF_HUB_DISABLE_PROGRESS_BARS="1",
             HF_HUB_DISABLE_TELEMETRY="1",
         )
 
     def close(self) -> None:
-        """Try nothing again from now on."""
+        """Stop retrying."""
         self._stopping.set()
 
     @contextlib.contextmanager
     def download(self, reference: HuggingFaceReference, filename: str) -> Iterator[Path]:
-        """Download one file; within the context it lies at the path, ours to move. BridgeError."""
+        """Download one file to the path, from which the caller may move it within the context; BridgeError."""
         with tempfile.TemporaryDirectory(dir=self._files.staging, ignore_cleanup_errors=True) as directory:
             pauses = BACKOFF.pauses(self._deadline_s)
             while True:

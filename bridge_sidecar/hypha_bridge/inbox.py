@@ -1,4 +1,4 @@
-"""Receiving: what peers push waits on disk, whole, until the executor listens; nothing is lost when it listens anew."""
+"""Receiving: complete pushes wait on disk until the executor listens, and a new listener gets those it has not seen."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ _KEEP_ALIVE_S: Final = 5.0
 
 
 class Pointer(BaseModel):
-    """A push that has arrived whole."""
+    """A push that has arrived completely."""
 
     path: str = Field(description="relative to the work directory")
     size: int = Field(description="bytes")
@@ -37,18 +37,18 @@ class Pointer(BaseModel):
 
 
 class _Waiting(BaseModel):
-    """A push on disk that no executor has taken."""
+    """A push on disk that the executor has not taken."""
 
     staged: Path
     size: int
     from_peer: str
     sequence: int
     checksum: str
-    pointer: Pointer | None = None  # once it lies in the work directory
+    pointer: Pointer | None = None  # set once the file is in the work directory
 
 
 class Inbox:
-    """Takes pushes from the node and hands them to whoever listens."""
+    """Takes pushes from the node and hands them to listeners."""
 
     def __init__(self, config: BridgeConfig, job: JobSpec, files: JobFiles, connector: Connector) -> None:
         self._senders = job.senders
@@ -59,7 +59,7 @@ class Inbox:
         self._max_waiting_bytes = math.inf if config.storage_bytes is None else config.storage_bytes / 2
         self._threads = CapacityLimiter(config.push_pollers)
         self._waiting: deque[_Waiting] = deque()
-        self._calls = 0  # to the node, which has a push for it or may yet
+        self._calls = 0  # calls to the node that receive or await a push
         self._arriving: set[StagedFile] = set()
         self._delivered: deque[Pointer] = deque(maxlen=_REMEMBERED)
         self._sequence = 0
@@ -74,23 +74,23 @@ class Inbox:
             self._changed.notify_all()
 
     async def poll(self) -> None:
-        """Take pushes until cancelled, several at a time; with the limit reached, the node and its peers wait.
+        """Take pushes until cancelled, several at a time. At the limit, the node and its peers wait.
 
-        One call waits for the next push while others receive theirs: many idle jobs are no burden to the node.
+        Only one call waits for the next push while others receive theirs, so idle jobs cost the node little.
         """
         if not self._senders:
             return
         async with asyncio.TaskGroup() as tasks:
             while True:
                 async with self._changed:
-                    await self._changed.wait_for(self._has_room)
+                    await self._changed.wait_for(self._has_capacity)
                 self._calls += 1
                 begun = asyncio.Event()
                 tasks.create_task(self._receive(begun))
                 await begun.wait()
 
     async def _receive(self, begun: asyncio.Event) -> None:
-        """Take one push, if one comes; `begun` is set as soon as it does, or the call has ended without."""
+        """Take one push, if one comes. Set `begun` when it starts to arrive or when the call ends without one."""
         loop, waiting = asyncio.get_running_loop(), None
         try:
             waiting = await anyio.to_thread.run_sync(
@@ -98,7 +98,7 @@ class Inbox:
                 limiter=self._threads,
                 abandon_on_cancel=True,
             )
-        except Exception as error:  # whatever it was, the next push is to be received
+        except Exception as error:  # whatever the error, go on with the next push
             expected = isinstance(error, BridgeError | OSError)
             logger.log(_level(error), "receiving a push failed: %s", error, exc_info=not expected)
             await asyncio.sleep(next(self._pauses))
@@ -111,7 +111,7 @@ class Inbox:
             self._changed.notify_all()
         begun.set()
 
-    def _has_room(self) -> bool:
+    def _has_capacity(self) -> bool:
         held_bytes = sum(waiting.size for waiting in self._waiting) + sum(
             staged.size_bytes for staged in list(self._arriving)
         )
@@ -122,7 +122,7 @@ class Inbox:
         )
 
     def _take(self, begin: Callable[[], object]) -> _Waiting | None:
-        """Take one push into a file of ours (blocks); None if none came, or none that may be kept."""
+        """Take one push into a staged file (blocks). Return None if none came or if it is invalid."""
         with contextlib.ExitStack() as stack:
             opened: list[StagedFile] = []
 
@@ -153,33 +153,35 @@ class Inbox:
         try:
             safetensors.check(path)
         except safetensors.Truncated as error:
-            return f"it is not whole: {error}"
+            return f"it is incomplete: {error}"
         except safetensors.NotSafeTensors:
-            pass  # executors may exchange other files; theirs to judge
+            pass  # executors may exchange other files and judge them themselves
         return None
 
     def _add(self, waiting: _Waiting) -> None:
         self._waiting.append(waiting.model_copy(update={"sequence": self._sequence}))
         self._sequence += 1
 
-    def listener(self, reference: Reference, out_dir: str, last_seen: int | None) -> "Listener":
-        """Return who listens to these peers and has seen all up to a sequence number; BridgeError."""
+    def listener(self, reference: Reference, out_dir: str, last_received: int | None) -> "Listener":
+        """Return a listener to these peers that has received all pushes up to a sequence number; BridgeError."""
         if not isinstance(reference, PeersReference):
             raise invalid_request(f"files are received from peers, not from {reference.type!r}")
         wanted = frozenset(reference.peers) or self._senders
-        if strangers := wanted - self._senders:
-            raise forbidden(f"the job's specification does not receive from {min(strangers)}")
+        if unknown := wanted - self._senders:
+            raise forbidden(f"the job's specification does not receive from {min(unknown)}")
         directory = paths.parse(out_dir)
         self._files.work_dir.make_directory(directory)
-        return Listener(self, wanted, directory, last_seen)
+        return Listener(self, wanted, directory, last_received)
 
-    def missed(self, wanted: frozenset[str], last_seen: int) -> list[Pointer]:
-        """Return the pushes that were handed out after a sequence number, of the last thousand or so."""
-        return [pointer for pointer in self._delivered if pointer.sequence > last_seen and pointer.from_peer in wanted]
+    def missed(self, wanted: frozenset[str], last_received: int) -> list[Pointer]:
+        """Return the pushes handed out after a sequence number, as far as the inbox remembers them."""
+        return [
+            pointer for pointer in self._delivered if pointer.sequence > last_received and pointer.from_peer in wanted
+        ]
 
     @contextlib.asynccontextmanager
     async def next(self, wanted: frozenset[str], directory: tuple[str, ...]) -> AsyncIterator[Pointer | None]:
-        """Hand out the next push; it is back if the context fails. None after a while without one, or when closing."""
+        """Hand out the next push and take it back if the context fails. None after some seconds or when closing."""
         waiting = await self._wait(wanted)
         if waiting is None:
             yield None
@@ -221,18 +223,20 @@ class Inbox:
 
 
 class Listener:
-    """Writes the event stream (SSE) of one executor that listens."""
+    """Writes the event stream (SSE) for one listening executor."""
 
-    def __init__(self, inbox: Inbox, wanted: frozenset[str], directory: tuple[str, ...], last_seen: int | None) -> None:
+    def __init__(
+        self, inbox: Inbox, wanted: frozenset[str], directory: tuple[str, ...], last_received: int | None
+    ) -> None:
         self._inbox = inbox
         self._wanted = wanted
         self._directory = directory
-        self._last_seen = last_seen
+        self._last_received = last_received
 
     async def run(self, emit: Callable[[bytes], Awaitable[None]]) -> None:
-        """Emit what was missed, then each push as it comes, until the bridge closes; emit fails once nobody listens."""
-        if self._last_seen is not None:
-            for missed in self._inbox.missed(self._wanted, self._last_seen):
+        """Emit the missed pushes, then each new push, until the bridge closes. `emit` raises if the client has gone."""
+        if self._last_received is not None:
+            for missed in self._inbox.missed(self._wanted, self._last_received):
                 await emit(_event(missed))
         while not self._inbox.closing:
             async with self._inbox.next(self._wanted, self._directory) as pointer:
@@ -244,5 +248,5 @@ def _event(pointer: Pointer) -> bytes:
 
 
 def _level(error: Exception) -> int:
-    """A node that is away is nothing unusual; a full disk is."""
+    """Return the log level of an error. A node that does not answer is usual, a full disk is not."""
     return logging.INFO if isinstance(error, ConnectorError) and error.retryable else logging.ERROR

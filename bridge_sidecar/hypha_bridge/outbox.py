@@ -1,6 +1,6 @@
-"""Sending: the file is copied aside, the executor goes on at once, and the peers get it in the background.
+"""Sending: the bridge copies the file, lets the executor continue, and sends the copy to the peers in the background.
 
-What is sent to one peer arrives in the order in which it was sent; one peer does not wait for another.
+Files for one peer arrive in the order in which the executor sent them. One peer does not wait for another.
 """
 
 import asyncio
@@ -29,12 +29,12 @@ _CONCURRENT_PUSHES: Final = 16
 
 @dataclass(eq=False)
 class _File:
-    """A file on its way.
+    """A file that is being sent.
 
     Attributes:
-        path: how the executor names it.
-        copy: ours, which is sent.
-        arrived: whether a peer has it.
+        path: the executor's path of the file.
+        copy: the bridge's copy, which is sent.
+        arrived: whether a peer has received it.
     """
 
     path: str
@@ -57,16 +57,16 @@ class Outbox:
         self._threads = CapacityLimiter(_CONCURRENT_PUSHES)
 
     async def send(self, reference: Reference, path: str) -> None:
-        """Copy a file aside and begin to send it; BridgeError."""
+        """Copy a file and begin to send the copy; BridgeError."""
         if not isinstance(reference, PeersReference):
             raise invalid_request(f"files are sent to peers, not to {reference.type!r}")
         peers = list(dict.fromkeys(reference.peers))
         if not peers:
             raise invalid_request("name at least one peer to send to")
-        if strangers := [peer for peer in peers if peer not in self._receivers]:
-            raise forbidden(f"the job's specification does not send to {strangers[0]}")
+        if unknown := [peer for peer in peers if peer not in self._receivers]:
+            raise forbidden(f"the job's specification does not send to {unknown[0]}")
         if len(self._pending) >= self._max_pending:
-            detail = f"{self._max_pending} files wait to be sent; send again once peers have taken some"
+            detail = f"{self._max_pending} files wait to be sent. Send again once peers have received some."
             raise BridgeError(503, "unavailable", detail)
         file = _File(path, await anyio.to_thread.run_sync(self._snapshot, paths.parse_file(path)))
         task = asyncio.create_task(self._deliver(file, peers, reference.strategy.type))
@@ -74,10 +74,10 @@ class Outbox:
         task.add_done_callback(self._pending.pop)
 
     async def drain(self) -> int:
-        """Wait until everything is sent, as long as the configuration allows; what is not is given up, and logged.
+        """Wait until everything is sent or the configured time has passed. Abandon and log the rest.
 
         Returns:
-            How many of the last files reached nobody. A peer among several that is gone is no loss.
+            How many of the last files no peer received. A file that reached one of several peers does not count.
         """
         last = list(self._pending.values())
         if self._pending:
@@ -107,7 +107,7 @@ class Outbox:
             file.copy.unlink(missing_ok=True)
 
     async def _push_to_any(self, peers: list[str], file: _File) -> None:
-        """Push to the first of these peers that takes it, trying them in turn until the deadline."""
+        """Push to the first of these peers that accepts the file. Try them in turn until the deadline."""
         async with self._turns.setdefault(frozenset(peers), asyncio.Lock()):
             pauses = BACKOFF.pauses(self._deadline_s)
             candidates = peers
@@ -131,7 +131,7 @@ class Outbox:
                 if pause_s is None:
                     break
                 await asyncio.sleep(pause_s)
-            logger.error("gave up sending %s to %s", file.path, ", ".join(peers))
+            logger.error("abandoned sending %s to %s", file.path, ", ".join(peers))
 
     def _push(self, peer: str, copy: Path) -> None:
         with copy.open("rb") as file:

@@ -1,7 +1,7 @@
-"""Paths inside the job's work directory. Job code is hostile and runs meanwhile, so every step is taken by descriptor.
+"""Paths inside the job's work directory, which hostile job code may change at any time.
 
-A path is checked as text first; then its directories are opened one by one, each relative to the one before and none
-through a symbolic link. Whatever a job swaps in between, nothing outside its work directory is read or written.
+The bridge checks a path as text, then opens its directories one by one, each relative to the descriptor of the one
+before and never through a symbolic link. So a job cannot make the bridge read or write outside the work directory.
 """
 
 import contextlib
@@ -43,19 +43,19 @@ def parse_file(path: str) -> tuple[str, ...]:
     """Return the names along a file's relative path, at least one; BridgeError (400)."""
     names = parse(path)
     if not names or path.endswith(("/", "/.")):
-        raise invalid_request(f"path {path!r} names no file")
+        raise invalid_request(f"path {path!r} does not name a file")
     return names
 
 
 class WorkDir:
-    """The job's work directory, held open for as long as the bridge lives."""
+    """The job's work directory, which stays open as long as the bridge runs."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
-        """Let go of the directory."""
+        """Close the directory."""
         os.close(self._fd)
 
     def open_file(self, names: tuple[str, ...]) -> int:
@@ -68,12 +68,12 @@ class WorkDir:
             return fd
 
     def place(self, source: Path, names: tuple[str, ...]) -> None:
-        """Move a whole file of ours here, over what bears the name; BridgeError (400)."""
+        """Move a complete staged file here and replace any file of that name; BridgeError (400)."""
         with self._parent(names, create=True) as directory, _translated(names):
             os.rename(source, names[-1], dst_dir_fd=directory)
 
     def make_directory(self, names: tuple[str, ...]) -> None:
-        """Create a directory and those above it unless they exist; BridgeError (400)."""
+        """Create a directory and its missing parents; BridgeError (400)."""
         with self._parent((*names, "."), create=True):
             pass
 

@@ -1,7 +1,7 @@
-"""A connection over TLS 1.3 to the node that has a given peer id: its key is all that it is known by.
+"""A connection over TLS 1.3 to the node with a given peer id, which the key in the node's certificate proves.
 
-No authority vouches for it and its names say nothing, so certificates may expire and be renewed at any time. Nothing is
-sent before the key was compared; that the server holds it has been proven by the handshake.
+The bridge checks neither authorities nor names nor validity, so certificates may expire and be renewed at any time. The
+handshake proves that the server holds the key. The bridge sends nothing before it has compared the key.
 """
 
 import http.client
@@ -18,12 +18,12 @@ from hypha_messages.types import peer_id_from_ed25519
 _CONNECT_S: Final = 10
 
 
-class WrongNode(ConnectionError):  # noqa: N818 - what it is
-    """Another node answers, or something that is none."""
+class WrongNode(ConnectionError):  # noqa: N818 - names the cause
+    """The server is another node, or not a node."""
 
 
 class PinnedConnection(http.client.HTTPConnection):
-    """A connection to the node behind a URL; connecting raises WrongNode unless it has the peer id."""
+    """A connection to the node at a URL. Connecting raises WrongNode if the node has another peer id."""
 
     def __init__(self, url: str, peer_id: str, answer_s: float) -> None:
         address = urlsplit(url)
@@ -33,12 +33,13 @@ class PinnedConnection(http.client.HTTPConnection):
         self.stream = socket.socket()
 
     def connect(self) -> None:
-        """Connect, and verify whom."""
+        """Connect and verify the peer id."""
         raw = socket.create_connection((self.host, self.port), _CONNECT_S)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a request waits for the handshake's last ACK
-        with raw:  # unless it goes on below
+        # Without TCP_NODELAY a request waits for the last ACK of the handshake.
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with raw:  # closes it unless TLS has taken it over
             stream = _context().wrap_socket(raw)
-        self.stream.close()  # what stood for it so far
+        self.stream.close()  # the placeholder
         self.stream = self.sock = stream
         found = _peer_id(stream)
         if found != self._peer_id:
@@ -46,7 +47,7 @@ class PinnedConnection(http.client.HTTPConnection):
         stream.settimeout(self._answer_s)
 
     def close(self) -> None:
-        """Close, also what `http.client` has forgotten."""
+        """Close the connection and the stream, of which `http.client` may have dropped its reference."""
         super().close()
         self.stream.close()
 

@@ -1,4 +1,4 @@
-"""Is a SafeTensors file whole? Only its size says so: a stream that ended early looks like one that ended."""
+"""Checks whether a SafeTensors file is complete, by its size, because a stream that breaks off looks like its end."""
 
 import os
 from pathlib import Path
@@ -9,22 +9,22 @@ from pydantic import TypeAdapter, ValidationError
 from hypha_messages.validation import describe
 
 _LENGTH_BYTES: Final = 8
-_MAX_HEADER_BYTES: Final = 100_000_000  # as the format's own readers have it
+_MAX_HEADER_BYTES: Final = 100_000_000  # the limit of the format's own readers
 _MAX_ENTRIES: Final = 100_000
-_MAX_NODES: Final = 20 * _MAX_ENTRIES  # counted before parsing: what a parser makes of a byte may take a hundred
+_MAX_NODES: Final = 20 * _MAX_ENTRIES  # counted before parsing, because the parser may need a hundred bytes for one
 _HEADER: Final = TypeAdapter(dict[str, dict[str, Any]])
 
 
-class NotSafeTensors(ValueError):  # noqa: N818 - says what the file is
-    """The file is no SafeTensors file that may be trusted: hostile, malformed, or something else."""
+class NotSafeTensors(ValueError):  # noqa: N818 - names the file's state
+    """The file is hostile, malformed, or not a SafeTensors file."""
 
 
-class Truncated(ValueError):  # noqa: N818 - says what the file is
-    """The file is the beginning of a SafeTensors file; the text says how much is missing."""
+class Truncated(ValueError):  # noqa: N818 - names the file's state
+    """The file is only the beginning of a SafeTensors file; the text says how much is missing."""
 
 
 def check(path: Path) -> None:
-    """Return if the file is a whole SafeTensors file; Truncated or NotSafeTensors otherwise."""
+    """Check that the file is a complete SafeTensors file; Truncated or NotSafeTensors."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -42,7 +42,7 @@ def check(path: Path) -> None:
     if size < expected:
         raise Truncated(f"{size} of {expected} bytes")
     if size > expected:
-        raise NotSafeTensors(f"{size} bytes where the header speaks of {expected}")
+        raise NotSafeTensors(f"{size} bytes, but the header describes {expected}")
 
 
 def _data_bytes(header: bytes) -> int:

@@ -12,13 +12,13 @@ from hypha_bridge.bridge import Bridge
 from hypha_contracts.bridge_config import BridgeConfig
 
 MAX_CONNECTIONS: Final = 128
-"""More are answered 503: the bridge's memory is outside of the job's limits."""
+"""Above it the bridge answers 503, because its own memory is not part of the job's limits."""
 _REQUESTS_END_S: Final = 2
-_KEEP_ALIVE_S: Final = 86_400  # a connection closed between two batches would race with the next report
+_KEEP_ALIVE_S: Final = 86_400  # closing a connection between two batches would race with the next report
 
 
 class BridgeServer(uvicorn.Server):
-    """Serves a bridge until `should_exit` is set, by a signal or otherwise."""
+    """Serves a bridge until a signal or a caller sets `should_exit`."""
 
     def __init__(self, config: BridgeConfig) -> None:
         self.bridge = Bridge(config)
@@ -29,7 +29,7 @@ class BridgeServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 lifespan="on",
-                http="h11",  # which bounds the heads of requests
+                http="h11",  # it limits the size of request heads
                 limit_concurrency=MAX_CONNECTIONS,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_REQUESTS_END_S,
@@ -37,23 +37,23 @@ class BridgeServer(uvicorn.Server):
         )
 
     async def run_until_stopped(self) -> int:
-        """Serve; return how many of the last files that were to be sent reached nobody. OSError without a socket."""
+        """Serve and return how many of the last files no peer received; OSError if it cannot listen."""
         with listen(self._path) as listener:
             await self.serve([listener])
         self._path.unlink(missing_ok=True)
         return self.bridge.undelivered
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop in order: event streams first, which would go on for ever."""
+        """Stop the event streams first, because they would never end by themselves."""
         await self.bridge.inbox.close()
         await super().shutdown(sockets)
 
 
 def listen(path: Path) -> socket.socket:
-    """Listen where only this user may connect, in place of the socket that a former bridge left.
+    """Listen on a socket to which only this user may connect. Replace a socket that an earlier bridge left.
 
     Raises:
-        OSError: listening is impossible, or `path` is a file that is no socket.
+        OSError: listening is impossible, or `path` is a file that is not a socket.
     """
     if path.is_socket():
         path.unlink()

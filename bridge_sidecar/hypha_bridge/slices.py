@@ -1,4 +1,4 @@
-"""Slices of datasets: pulled whole or not at all, the next ones before the executor asks for them."""
+"""Slices of datasets: the bridge pulls complete slices only, and the next ones before the executor asks for them."""
 
 import asyncio
 import hashlib
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PulledSlice:
-    """A whole slice in our own directory, ours to move."""
+    """A complete slice in the bridge's own directory."""
 
     index: int
     path: Path
@@ -28,7 +28,7 @@ class PulledSlice:
 
 
 def pull(connector: Connector, files: JobFiles, providers: Sequence[str], slice_: DataSlice) -> PulledSlice:
-    """Pull a slice from the first provider that has it whole, again if it breaks off (blocks); BridgeError."""
+    """Pull a complete slice from the first provider that has it, and retry after breaks (blocks); BridgeError."""
 
     def attempt_any() -> PulledSlice:
         for provider in providers[:-1]:
@@ -55,7 +55,7 @@ def pull(connector: Connector, files: JobFiles, providers: Sequence[str], slice_
 
 
 class ReadAhead:
-    """A scheduler's slices of one dataset, in its order; up to `depth` wait here already pulled."""
+    """The slices of one dataset in the scheduler's order, of which up to `depth` are pulled ahead."""
 
     def __init__(self, pull_next: Callable[[], Awaitable[PulledSlice]], depth: int) -> None:
         self._pull_next = pull_next
@@ -64,11 +64,12 @@ class ReadAhead:
         self._one_at_a_time = asyncio.Lock()
 
     async def next(self) -> PulledSlice:
-        """Return the next slice and begin to pull those after it; BridgeError."""
+        """Return the next slice and begin to pull the following ones; BridgeError."""
         slice_ = await self._take_ahead() or await self._pull()
         while len(self._ahead) < self._depth:
             task = asyncio.create_task(self._pull())
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, should nobody ask
+            # Retrieve the error, because asyncio logs one that nobody retrieves.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._ahead.append(task)
         return slice_
 
@@ -77,7 +78,7 @@ class ReadAhead:
             return None
         try:
             return await self._ahead.popleft()
-        except BridgeError as error:  # there may be slices, room or peers now that were not there then
+        except BridgeError as error:  # slices, storage or peers may be available now
             logger.info("reading ahead failed: %s", error)
             return None
 
@@ -86,13 +87,13 @@ class ReadAhead:
             return await self._pull_next()
 
     def close(self) -> None:
-        """Give up what is ahead."""
+        """Abandon the slices pulled ahead."""
         for task in self._ahead:
             task.cancel()
 
 
 def file_name(index: int, dataset: str, first_dataset: str) -> str:
-    """Name a slice's file: its index, as executors expect; with a mark where a job has more than one dataset."""
+    """Name a slice's file by its index, as executors expect. Slices of a further dataset get a suffix."""
     if dataset == first_dataset:
         return str(index)
     return f"{index}-{hashlib.sha256(dataset.encode()).hexdigest()[:12]}"

@@ -1,6 +1,6 @@
-"""Files on their way into the work directory, and how much of the job's storage they may take.
+"""Files on their way into the work directory, and the limit of the job's storage.
 
-Nothing is flushed to the disk: a job ends with its machine, and its files survive the end of any process.
+The bridge does not flush files to the disk, because a job ends with its machine and files survive the end of a process.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ _FICLONE: Final = 0x40049409
 
 
 class Storage:
-    """What the job's directories take on disk, and the limit.
+    """The disk usage of the job's directories, and its limit.
 
-    Walking them is dear, so a measurement counts for a while, plus what was written since; before anything is refused
-    the directories are measured again. Thread-safe.
+    Measuring the directories is expensive, so a measurement is reused for some seconds and writes are added to it. The
+    storage measures again before it refuses anything. Thread-safe.
     """
 
     def __init__(self, directories: tuple[Path, ...], limit_bytes: int | None) -> None:
@@ -45,7 +45,7 @@ class Storage:
         self._check(size_bytes, size_bytes)
 
     def check(self, size_bytes: int) -> None:
-        """Refuse at once what cannot fit; BridgeError (507)."""
+        """Check that bytes would fit; BridgeError (507)."""
         self._check(size_bytes, 0)
 
     def _check(self, wanted_bytes: int, counted_bytes: int) -> None:
@@ -59,15 +59,15 @@ class Storage:
             if self._used_bytes + wanted_bytes > self._limit_bytes:
                 raise storage_exceeded(
                     f"{wanted_bytes} more bytes exceed the job's storage: {self._used_bytes} of {self._limit_bytes} "
-                    "bytes are used; delete files in the work directory, or ask for more storage in the job's resources"
+                    "bytes are used. Delete files in the work directory, or ask for more storage for the job."
                 )
             self._used_bytes += counted_bytes
 
 
 def _disk_usage(directory: Path) -> int:
-    """Bytes on disk below a directory; what vanishes meanwhile or may not be read counts nothing."""
+    """Return the bytes on disk below a directory, without files that vanish meanwhile or cannot be read."""
     total = 0
-    seen: set[int] = set()
+    inodes: set[int] = set()
     pending = [os.fspath(directory)]
     while pending:
         with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
@@ -76,14 +76,14 @@ def _disk_usage(directory: Path) -> int:
                     status = entry.stat(follow_symlinks=False)
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(entry.path)
-                    elif status.st_ino not in seen:
-                        seen.add(status.st_ino)
+                    elif status.st_ino not in inodes:
+                        inodes.add(status.st_ino)
                         total += status.st_blocks * 512
     return total
 
 
 class StagedFile:
-    """A file being written where the job cannot see it: 0600, hashed on the way, gone unless it is taken whole."""
+    """A file that is written where the job cannot see it. It is deleted if the context ends with an error."""
 
     def __init__(self, directory: Path, storage: Storage, max_bytes: float) -> None:
         self._fd, name = tempfile.mkstemp(dir=directory)
@@ -95,15 +95,15 @@ class StagedFile:
 
     @property
     def checksum(self) -> str:
-        """The digest of what was written, as `sha256:<hex>`."""
+        """The digest of the bytes written, as `sha256:<hex>`."""
         return f"sha256:{self._sha256.hexdigest()}"
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append; BridgeError (507) if that does not fit into the job's storage or on the disk."""
+        """Append data; BridgeError (507) if it exceeds the job's storage or the disk."""
         size = len(data)
         if self.size_bytes + size > self._max_bytes:
             raise storage_exceeded(
-                f"a file of more than {self._max_bytes:g} bytes; ask for more storage in the job's resources"
+                f"the file exceeds {self._max_bytes:g} bytes. Ask for more storage in the job's resources."
             )
         self._storage.grow(size)
         self._sha256.update(data)
@@ -114,7 +114,7 @@ class StagedFile:
         self.size_bytes += size
 
     def restart(self) -> None:
-        """Throw away what was written."""
+        """Discard the bytes written."""
         os.ftruncate(self._fd, 0)
         os.lseek(self._fd, 0, os.SEEK_SET)
         self.size_bytes = 0
@@ -132,35 +132,35 @@ class StagedFile:
 
 
 class JobFiles(NamedTuple):
-    """Where a job's files are: its own directory, ours beside it (same file system), and what both may take."""
+    """A job's work directory, the bridge's own on the same file system, and the storage of both."""
 
     work_dir: WorkDir
     staging: Path
     storage: Storage
 
     def stage(self, max_bytes: float = math.inf) -> StagedFile:
-        """Begin a file that the job cannot see, and that may grow no larger than that."""
+        """Begin a file that the job cannot see, of at most `max_bytes`."""
         return StagedFile(self.staging, self.storage, max_bytes)
 
 
 @contextlib.contextmanager
 def disk_full_is_storage_exceeded() -> Iterator[None]:
-    """Translate a full disk; BridgeError (507)."""
+    """Raise BridgeError (507) if the disk is full."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise storage_exceeded(
-                "the disk of the work directory is full; tell the operator of this worker"
+                "the disk of the work directory is full. Ask the worker's owner to free space."
             ) from error
         raise
 
 
 def snapshot(source_fd: int, files: JobFiles) -> Path:
-    """Copy an open file to one of ours (sharing blocks where the file system can) and return it; BridgeError (507)."""
+    """Copy an open file and return the copy, which shares blocks if the file system can; BridgeError (507)."""
     size = os.fstat(source_fd).st_size
-    if size > (free := shutil.disk_usage(files.staging).free):  # sparse, or there is no limit
-        raise storage_exceeded(f"a file of {size} bytes cannot be copied aside: the disk has {free} left")
+    if size > (free := shutil.disk_usage(files.staging).free):  # a sparse file, or a job without a limit
+        raise storage_exceeded(f"the bridge cannot copy a file of {size} bytes, because the disk has {free} left")
     fd, name = tempfile.mkstemp(dir=files.staging)
     try:
         with disk_full_is_storage_exceeded():

@@ -131,7 +131,7 @@ async def test_a_node_that_restarts_in_the_middle_of_a_pull_is_asked_again(
 async def test_a_hostile_slice_is_refused_and_nothing_of_it_appears(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
 ) -> None:
-    node.slices["digits", 1] = safetensors(100) + b"more than the header speaks of"
+    node.slices["digits", 1] = safetensors(100) + b"more than the header describes"
     node.assign("digits", PROVIDER, 1)
     answer = await bridge.post("/resources/fetch", json=STOCK)
     assert (answer.status_code, answer.json()["error"]) == (502, "source_failed")

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from hypha_bridge.address_policy import GuardedTransport, is_public
+from hypha_bridge.address_policy import PublicTransport, is_public
 from hypha_bridge.errors import BridgeError
 
 
@@ -66,7 +66,7 @@ def server() -> Iterator[http.server.ThreadingHTTPServer]:
 
 
 def client(**options: Any) -> httpx.Client:
-    transport = GuardedTransport(**{"allow_private_addresses": False} | options)
+    transport = PublicTransport(**{"allow_private_addresses": False} | options)
     return httpx.Client(transport=transport, follow_redirects=True)
 
 

@@ -160,7 +160,7 @@ def test_a_send_that_a_peer_does_not_take_delays_the_end_no_longer_than_configur
     assert process.stderr is not None
     said = process.stderr.read()
     assert "1 files not sent" in said
-    assert ("1 files that the job sent last reached nobody" in said) == bool(code)
+    assert ("no peer received the last 1 files of the job" in said) == bool(code)
 
 
 def test_a_bridge_replaces_what_a_killed_one_left(

@@ -270,7 +270,7 @@ class TestWithALittleStorage:
     ) -> None:
         node.incoming.put((SERVER, safetensors(self.STORAGE_BYTES * 3 // 5)))
         async with listening(bridge) as events:
-            await until(lambda: "more than 500000 bytes" in caplog.text)
+            await until(lambda: "exceeds 500000 bytes" in caplog.text)
             node.incoming.put((SERVER, safetensors(10)))
             assert (await anext(events))["size"] == len(safetensors(10))
         assert config.state_dir is not None
