@@ -7,7 +7,7 @@ import yaml
 
 from hypha_resources.crd import RESOURCES, Resource, definition
 
-_HEADER = "# Made from the models in operator/hypha_resources by `make crds`; not to be edited.\n"
+_HEADER = "# Made from the models in operator/hypha_resources by `make crds`; do not edit.\n"
 
 
 def plain(resource: Resource) -> str:
@@ -16,7 +16,7 @@ def plain(resource: Resource) -> str:
 
 
 def templated(resource: Resource) -> str:
-    """Return the text of a chart's template: upgraded with the chart, kept when it goes."""
+    """Return the text of a chart's template: Helm upgrades it with the chart and keeps it on removal."""
     text = _dumped(definition(resource, {"helm.sh/resource-policy": "keep"}))
     return f"{_HEADER}{{{{- if .Values.crds.install }}}}\n{text}{{{{- end }}}}\n"
 

@@ -1,7 +1,7 @@
 """Addresses, networks and peers that a HyphaWorker names.
 
-What the node would not take is refused here: a node that does not start loses its jobs. Rules refuse it when a worker
-is applied; validators do so again, in case that the definitions are older.
+They accept no value that the node would refuse, because a node that does not start loses its jobs. The API server
+checks the rules when a worker is applied. The validators check again, in case the cluster's definitions are older.
 """
 
 import re
@@ -94,5 +94,5 @@ Cidr = Annotated[
     str, Field(max_length=64, json_schema_extra=rules(("isCIDR(self)", WRITE_CIDR))), AfterValidator(check_cidr)
 ]
 PeerIdKey = Annotated[str, _must(_is_peer_id, _WRITE_PEER_IDS)]
-"""A key of a table; `PEER_ID_KEYS` is the table's rule."""
+"""A key of a table. `PEER_ID_KEYS` is the rule of the table."""
 PEER_ID_KEYS: Final = rules((f"self.all(id, id.matches('^{_PEER_ID}$'))", _WRITE_PEER_IDS))

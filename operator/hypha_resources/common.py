@@ -1,4 +1,4 @@
-"""What both resources are made of: names, quantities, conditions."""
+"""Types that both resources use: names, quantities, conditions."""
 
 from typing import Annotated, Any, Final, Literal
 
@@ -7,11 +7,11 @@ from pydantic.alias_generators import to_camel
 
 from hypha_contracts.units import QUANTITY_PATTERN, parse_quantity
 
-_LARGEST: Final = 2**63 - 1
+_MAX_QUANTITY: Final = 2**63 - 1
 
 
 class Schema(BaseModel):
-    """Base of all parts: immutable, camelCase in the API; fields of newer versions are ignored."""
+    """Base of all models: immutable, in camelCase in the API. Unknown fields of newer versions are ignored."""
 
     model_config = ConfigDict(
         frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True, alias_generator=to_camel
@@ -19,13 +19,13 @@ class Schema(BaseModel):
 
 
 def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
-    """Return the part of a schema that says in CEL what it cannot otherwise, each rule with what breaking it means."""
+    """Return the part of a schema that holds rules in CEL, each with the message for objects that break it."""
     return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs]}
 
 
 def _check_quantity(text: str) -> str:
-    if not 0 < parse_quantity(text) <= _LARGEST:
-        raise ValueError(f"{text!r} is not more than zero and at most {_LARGEST}")
+    if not 0 < parse_quantity(text) <= _MAX_QUANTITY:
+        raise ValueError(f"{text!r} is not more than zero and at most {_MAX_QUANTITY}")
     return text
 
 
@@ -50,13 +50,13 @@ Quantity = Annotated[
         }
     ),
 ]
-"""A Kubernetes quantity above zero, kept as it was written so that nothing that Git holds is normalised."""
+"""A Kubernetes quantity above zero. It keeps its text, so that it does not differ from the text in Git."""
 
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 """The name of another object in the same namespace."""
 
 KeptSeconds = Annotated[int, Field(ge=0, le=2**31 - 1)]
-"""How long an object is kept that nothing happens to any more; as large as for Kubernetes' own."""
+"""How long an ended object is kept, with the same maximum as in Kubernetes."""
 
 PeerIdText = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[1-9A-HJ-NP-Za-km-z]+$")]
 """A peer id in base58."""
@@ -65,14 +65,14 @@ Time = Annotated[
     AwareDatetime,
     Field(json_schema_extra={"pattern": r"^[1-9].{9}T[0-9:]{8}([.][0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"}),
 ]
-"""A moment. The format `date-time` of the API server would take one without a time zone, and years before the first."""
+"""A time. The API server's format `date-time` alone would accept times without a time zone and years before 1."""
 
 Passthrough = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
-"""An object whose fields are not ours to describe."""
+"""An object whose fields this schema does not describe."""
 
 
 class Condition(Schema):
-    """One aspect of the state, as `metav1.Condition` has it."""
+    """One aspect of the state, in the form of `metav1.Condition`."""
 
     type: Annotated[str, Field(max_length=316)]
     status: Literal["True", "False", "Unknown"]

@@ -1,7 +1,7 @@
-"""Makes CustomResourceDefinitions of the models: pydantic's JSON schema to the structural one of Kubernetes.
+"""Makes CustomResourceDefinitions from the models: converts pydantic's JSON schemas to structural schemas.
 
-Nothing is defaulted by the API server: a default that it writes into an item of a list is drift to those who compare
-with Git. What is left out is filled in by whoever reads the models; the descriptions say with what.
+The definitions have no defaults, because a default that the API server writes into an item of a list is drift for tools
+that compare with Git. The models fill in the defaults when they are read, and the descriptions name them.
 """
 
 import json
@@ -19,11 +19,11 @@ Schema = dict[str, Any]
 _MAX_LENGTH: Final = 4096
 _MAX_ITEMS: Final = 256
 _MAX_PROPERTIES: Final = 256
-"""For what the models do not bound: rules are only accepted where the API server can tell what they cost."""
+"""Limits where the models have none, because the API server accepts rules only if it can estimate their cost."""
 
 
 class Column(NamedTuple):
-    """What `kubectl get` shows; the wide ones only with `-o wide`."""
+    """A column of `kubectl get`; a wide one shows only with `-o wide`."""
 
     name: str
     type: str
@@ -32,13 +32,13 @@ class Column(NamedTuple):
 
     @property
     def schema(self) -> Schema:
-        """The column as a CustomResourceDefinition has it."""
+        """The column in the form of a CustomResourceDefinition."""
         column = {"name": self.name, "type": self.type, "jsonPath": self.path}
         return column | {"priority": 1} if self.wide else column
 
 
 class Resource(NamedTuple):
-    """What a CustomResourceDefinition says besides the fields."""
+    """The parts of a CustomResourceDefinition."""
 
     kind: str
     short_name: str
@@ -50,7 +50,7 @@ class Resource(NamedTuple):
 
     @property
     def plural(self) -> str:
-        """Its name in URLs."""
+        """The name in URLs."""
         return f"{self.kind.lower()}s"
 
 
@@ -87,7 +87,7 @@ HYPHA_WORKER: Final = Resource(
 HYPHA_JOB: Final = Resource(
     kind=JOB_KIND,
     short_name="hj",
-    description="A task that a HyphaWorker runs under a lease. The worker makes it; nobody else needs to.",
+    description="A task that a HyphaWorker runs under a lease. The worker creates it; people need not.",
     spec=HyphaJobSpec,
     status=HyphaJobStatus,
     rules=(("self.metadata.name == 'hypha-' + self.spec.taskId", "metadata.name: must be hypha-<spec.taskId>"),),
@@ -156,8 +156,8 @@ def structural(model: type[BaseModel], *, for_users: bool) -> Schema:
     """Return the structural schema of a model.
 
     Args:
-        model: what to describe, as it is written (by alias).
-        for_users: describe defaults, and give everything that has no greatest size one.
+        model: the model to describe, with the aliases of its fields.
+        for_users: describe the defaults, and limit the size of everything that has no limit.
     """
     schema = model.model_json_schema(by_alias=True)
     return _converted(schema, schema.get("$defs", {}), for_users)
@@ -180,7 +180,7 @@ def _converted(schema: Schema, definitions: Mapping[str, Schema], for_users: boo
 
 
 def _inlined(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    """Replace a reference; what stands beside it takes precedence. Titles and definitions are dropped."""
+    """Replace a reference and let its neighbouring keys take precedence. Drop titles and definitions."""
     if reference := schema.get("$ref"):
         target = definitions[reference.removeprefix("#/$defs/")]
         schema = target | {key: value for key, value in schema.items() if key != "$ref"}
@@ -192,7 +192,7 @@ def _inlined(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
 
 
 def _without_null(schema: Schema) -> Schema:
-    """Make `X or null` plain X: what is optional is left out, never null."""
+    """Make `X or null` plain X, because optional fields are left out and never null."""
     options = schema.pop("anyOf", None)
     if options is None:
         return schema
@@ -225,7 +225,7 @@ def _object(schema: Schema, definitions: Mapping[str, Schema], for_users: bool) 
 
 
 def _with_open_interval(schema: Schema) -> Schema:
-    """Write `> 0` as OpenAPI 3.0 does; and one constant as an enumeration."""
+    """Write exclusive bounds in the form of OpenAPI 3.0, and a constant as an enumeration."""
     for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
         if (value := schema.pop(exclusive, None)) is not None:
             schema |= {bound: value, exclusive: True}

@@ -1,4 +1,4 @@
-"""HyphaJob: one task that a worker runs under a lease. Its controller creates it, its operator runs it."""
+"""HyphaJob: one task that a worker runs under a lease. The worker's controller creates it, the operator runs it."""
 
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
@@ -12,11 +12,11 @@ from hypha_resources.common import Conditions, KeptSeconds, Name, Passthrough, P
 Phase = Literal["Pending", "Starting", "Running", "Succeeded", "Failed"]
 TERMINAL: Final = frozenset({"Succeeded", "Failed"})
 REPORTED: Final = "Reported"
-"""The condition by which the node says that the end of the job has been taken note of."""
+"""The condition that the node sets once it has reported the end of the job, or will not report it again."""
 
 
 class WorkerRef(Schema):
-    """The HyphaWorker, in the same namespace."""
+    """The HyphaWorker in the same namespace."""
 
     name: Name
     uid: Annotated[str, Field(max_length=64)]
@@ -26,7 +26,9 @@ class Lease(Schema):
     """The lease the job runs under."""
 
     id: UUID
-    deadline: Time = Field(description="Moves with each renewal; some time after it passed the job is ended.")
+    deadline: Time = Field(
+        description="Each renewal moves it. The operator ends the job some time after it has passed."
+    )
 
 
 class ExecutorRef(Schema):
@@ -37,7 +39,7 @@ class ExecutorRef(Schema):
 
 
 class Amounts(Schema):
-    """What the lease reserves: cores and GB, as the network counts."""
+    """What the lease reserves, in the network's units: cores and GB."""
 
     cpu: Annotated[float, Field(ge=0)] = 0.0
     memory: Annotated[float, Field(ge=0)] = 0.0
@@ -51,12 +53,12 @@ class Amounts(Schema):
 
     @property
     def resources(self) -> Resources:
-        """The same as the network's message."""
+        """Convert to the network's message."""
         return Resources(**self.model_dump(by_alias=False))
 
 
 class Cancel(Schema):
-    """That the job is to end, and why."""
+    """A request to end the job, with its reason."""
 
     reason: Annotated[str, Field(min_length=1, max_length=1024)]
 
@@ -68,7 +70,7 @@ def _never_changes(field: str) -> tuple[str, str]:
 
 
 class HyphaJobSpec(Schema):
-    """What runs. Nothing but the controller, the lease's deadline and cancel ever changes."""
+    """The task. Only the controller, the lease's deadline and cancel can change."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -85,50 +87,52 @@ class HyphaJobSpec(Schema):
     )
 
     worker_ref: WorkerRef
-    worker_peer_id: PeerIdText = Field(description="By which the bridge knows the connector it talks to.")
+    worker_peer_id: PeerIdText = Field(description="The bridge accepts a connector with this peer id only.")
     task_id: UUID
     job_id: UUID
     scheduler: PeerIdText
     controller: UUID | None = Field(
         default=None,
-        description="The process of the worker's controller that answers for the job: who launched it, or the latest "
-        "to adopt it. No other one changes it.",
+        description="The process of the worker's controller that owns the job: it launched the job or adopted it last. "
+        "No other process changes the job.",
     )
     lease: Lease
     executor: ExecutorRef
-    config: Passthrough = Field(default={}, description="The job without its secrets; the Secret <name> has it whole.")
+    config: Passthrough = Field(
+        default={}, description="The job without its secrets. The Secret <name> holds the complete job."
+    )
     resources: Amounts
     ttl_seconds_after_finished: KeptSeconds = KEEP_ENDED_S
     cancel: Cancel | None = None
 
 
 class Progress(Schema):
-    """How far the job is; only the controller writes it."""
+    """The progress of the job, which only the controller writes."""
 
     round: int | None = None
     batches: int = 0
     samples: int = 0
     samples_per_second: float | None = None
-    metrics: dict[str, float] = Field(default={}, description="The last of each, such as loss.")
+    metrics: dict[str, float] = Field(default={}, description="The last value of each metric, such as loss.")
 
 
 class HyphaJobStatus(Schema):
-    """What became of it."""
+    """The state of the job."""
 
     phase: Phase = "Pending"
-    reason: str | None = Field(default=None, description="Why it is not running, or how it ended.")
+    reason: str | None = Field(default=None, description="Why the job is not running, or how it ended.")
     conditions: Conditions = Field(default=[])
     pod_name: str | None = None
     pod_uid: str | None = None
     node_name: str | None = None
     start_time: Time | None = Field(default=None, description="When the executor started.")
     completion_time: Time | None = None
-    last_lines: list[str] = Field(default=[], description="What the executor said last, if it failed.")
+    last_lines: list[str] = Field(default=[], description="The last lines of the executor's output, if it failed.")
     progress: Progress | None = None
 
 
 def redacted(value: Any) -> Any:
-    """Return a job's configuration without secrets: no tokens, and of addresses only what is before user and query."""
+    """Return a job's configuration without tokens, and with addresses without user, query and fragment."""
     if isinstance(value, dict):
         cleaned = {key: redacted(item) for key, item in value.items() if not (key == "token" and item)}
         if value.get("type") == "uri" and isinstance(value.get("value"), str):
@@ -139,7 +143,7 @@ def redacted(value: Any) -> Any:
 
 def _without_credentials(uri: str) -> str:
     scheme, separator, rest = uri.partition("://")
-    if not separator:  # nothing that could be fetched, nor told apart
+    if not separator:  # not an address that could be fetched, so any part may be a secret
         return ""
     host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
     return scheme + separator + host.rpartition("@")[2] + slash + path

@@ -1,4 +1,4 @@
-"""HyphaWorker: a worker node of a Hypha network whose jobs are pods of this namespace."""
+"""HyphaWorker: a worker node of a Hypha network. Its jobs are pods in the same namespace."""
 
 from typing import Annotated, Literal
 from uuid import UUID
@@ -25,7 +25,7 @@ class IssuerRef(Schema):
 
 
 class Identity(Schema):
-    """Who the worker is: its peer id is its Ed25519 key."""
+    """The worker's identity: its Ed25519 key determines its peer id."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -42,15 +42,15 @@ class Identity(Schema):
 
     secret_name: Name | None = Field(
         default=None,
-        description="Secret with tls.crt and tls.key (Ed25519, PKCS#8); with issuerRef made, as <worker>-identity.",
+        description="Secret with tls.crt and tls.key (Ed25519, PKCS#8). Default with issuerRef: <worker>-identity.",
     )
-    issuer_ref: IssuerRef | None = Field(default=None, description="cert-manager issuer to get the certificate from.")
+    issuer_ref: IssuerRef | None = Field(default=None, description="cert-manager issuer of the certificate.")
     trust_secret_name: Name | None = Field(
         default=None,
-        description="Secret with ca.crt (the network's authorities) and maybe crl.pem; default: the identity's own.",
+        description="Secret with ca.crt (the network's authorities) and maybe crl.pem. Default: the identity's Secret.",
     )
     allow_peer_id_change: bool = Field(
-        default=False, description="Accept a certificate with another key, which makes this another peer."
+        default=False, description="Accept a certificate with another key, which changes the peer id."
     )
 
 
@@ -69,16 +69,19 @@ class Expose(Schema):
 
     type: Literal["NodePort", "LoadBalancer", "HostPort"]
     port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
-        default=None, description="The outer port; by default the cluster chooses, for HostPort the listen port."
+        default=None,
+        description="The outer port. Default: a port that the cluster chooses, or the listen port for HostPort.",
     )
     load_balancer_class: Annotated[str, Field(min_length=1, max_length=317)] | None = Field(
-        default=None, description="Which load balancer, where the cluster has several; cannot be changed."
+        default=None, description="The class of load balancer, if the cluster has several. It cannot be changed."
     )
-    annotations: dict[str, str] = Field(default={}, description="Of the Service, for who makes the load balancer.")
+    annotations: dict[str, str] = Field(
+        default={}, description="Annotations of the Service, for the load balancer's controller."
+    )
 
 
 class NetworkSpec(Schema):
-    """Where the Hypha network is."""
+    """How the worker reaches the Hypha network, and how peers reach the worker."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -103,20 +106,21 @@ class NetworkSpec(Schema):
         description="Gateways, with or without /p2p/<id>; one must be reachable."
     )
     listen_addresses: Annotated[list[ListenAddress], Field(min_length=1, max_length=16)] = Field(
-        default=["/ip4/0.0.0.0/tcp/4001"], description="Where the pod accepts peers."
+        default=["/ip4/0.0.0.0/tcp/4001"], description="Addresses at which the pod accepts peers."
     )
     external_addresses: Annotated[list[ExternalAddress], Field(max_length=16)] = Field(
-        default=[], description="Where others reach it; derived from expose when empty."
+        default=[], description="Addresses at which peers reach the worker. Default: derived from expose."
     )
     exclude_cidr: Annotated[list[Cidr], Field(max_length=256)] | None = Field(
-        default=None, description="Networks whose addresses are not taken from peers; default: all reserved ones."
+        default=None,
+        description="Networks in which the worker ignores addresses of peers. Default: all reserved networks.",
     )
     relay_circuit: bool = Field(default=True, description="Be reachable through the gateways.")
     expose: Expose | None = None
 
 
 class Gpu(Schema):
-    """The devices of this worker: Hypha trades their memory, Kubernetes counts them."""
+    """The GPUs of this worker. Hypha trades their memory, Kubernetes counts devices."""
 
     resource_name: Annotated[str, Field(min_length=1, max_length=317, pattern=r"^[^/]+/[^/]+$")] = Field(
         default="nvidia.com/gpu", description="Extended resource, also a MIG profile or amd.com/gpu."
@@ -129,7 +133,7 @@ class Gpu(Schema):
 
     @property
     def memory_gb(self) -> float:
-        """The same in the network's unit."""
+        """The memory of one device in the network's unit, GB."""
         return gigabytes(self.memory)
 
 
@@ -143,7 +147,7 @@ class ResourcesSpec(Schema):
 
     @property
     def capacity(self) -> Resources:
-        """The same in the network's units: cores and GB."""
+        """The resources in the network's units: cores and GB."""
         return Resources(
             cpu=float(parse_quantity(self.cpu)),
             memory=gigabytes(self.memory),
@@ -153,7 +157,7 @@ class ResourcesSpec(Schema):
 
 
 class Offer(Schema):
-    """What an offer says."""
+    """The terms of an offer."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -167,51 +171,56 @@ class Offer(Schema):
         )
     )
 
-    price: Price = Field(default=100.0, description="The least that the whole worker costs (strategy whole).")
+    price: Price = Field(default=100.0, description="The lowest price of the complete worker (strategy whole).")
     floor: Price = Field(
         default_factory=lambda offer: min(100.0, offer.get("price", 100.0)),
-        description="Bids below this are not answered. Default: 100, or price if that is less.",
+        description="The worker does not answer bids below this. Default: 100, or price if that is less.",
     )
     strategy: Literal["flexible", "whole"] = Field(
-        default="whole", description="whole: the entire worker; flexible: what was asked, at the bid."
+        default="whole",
+        description="whole: offer the complete worker; flexible: offer the requested resources at the bid.",
     )
 
 
 class Selection(Schema):
-    """Which of several competing requests is answered first."""
+    """Which of several competing requests the worker answers first."""
 
     strategy: Literal["profit", "utilization", "affinity"] = "profit"
     schedulers: Annotated[dict[PeerIdKey, Weight], Field(json_schema_extra=PEER_ID_KEYS)] = Field(
         default={}, description="Affinity: peer id = preference."
     )
-    executors: dict[str, Weight] = Field(default={}, description="Affinity: class/name or class = preference.")
+    executors: dict[str, Weight] = Field(
+        default={}, description="Affinity: class/name or class of an executor = preference."
+    )
 
 
 class Leases(Schema):
     """How long resources are reserved."""
 
     duration_seconds: Annotated[int, Field(ge=5, le=3600)] = Field(
-        default=30, description="From each renewal; a controller that is away longer than this loses its jobs."
+        default=30,
+        description="Lease duration, counted from each renewal. If the controller is away for longer than this plus "
+        "one minute, the operator ends its jobs.",
     )
 
 
 class Jobs(Schema):
-    """What holds for every job."""
+    """Settings of every job."""
 
     allow_private_addresses: bool = Field(
-        default=False, description="Let jobs fetch from private, local and metadata addresses."
+        default=False, description="Let jobs download from private, local and metadata addresses."
     )
     hub_endpoint: Annotated[str, Field(max_length=2048, pattern=r"^https?://.+$")] | None = Field(
-        default=None, description="Where repositories of Hugging Face are fetched from; default: the public hub."
+        default=None, description="Address of the Hugging Face hub. Default: the public hub."
     )
     read_ahead: Annotated[int, Field(ge=0, le=64)] = Field(
-        default=1, description="Slices fetched before they are asked for."
+        default=1, description="Slices fetched before the executor asks for them."
     )
     start_patience_seconds: Annotated[int, Field(ge=10, le=3600)] = Field(
-        default=60, description="How long a job may be kept from running until it is given up."
+        default=60, description="How long a job may be pending before the operator ends it."
     )
     termination_grace_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
-        default=DRAIN_S, description="How long results may still be sent once the executor has ended."
+        default=DRAIN_S, description="How long the bridge may send results after the executor has ended."
     )
     ttl_seconds_after_finished: KeptSeconds = Field(
         default=KEEP_ENDED_S, description="How long an ended HyphaJob is kept."
@@ -219,7 +228,7 @@ class Jobs(Schema):
 
 
 class Accelerate(Schema):
-    """What `accelerate launch` is told."""
+    """Options of `accelerate launch`."""
 
     mixed_precision: Literal["no", "fp16", "bf16", "fp8"] = "no"
 
@@ -234,37 +243,42 @@ class Executor(Schema):
     )
     command: list[str] | None = Field(
         default=None,
-        description="Default: the image's own trainer or parameter server; {SOCKET_PATH} and the like are replaced.",
+        description="Default: the image's trainer or parameter server. Placeholders such as {SOCKET_PATH} "
+        "are replaced.",
     )
-    args: list[str] = Field(default=[], description="Added to the command; {SOCKET_PATH} and the like are replaced.")
-    env: dict[str, str] = Field(default={}, description="Added to its environment.")
+    args: list[str] = Field(
+        default=[], description="Added to the command. Placeholders such as {SOCKET_PATH} are replaced."
+    )
+    env: dict[str, str] = Field(default={}, description="Added to the executor's environment.")
     accelerate: Accelerate = Accelerate()
-    trust_remote_code: bool = Field(default=False, description="Run models that bring code of their own.")
+    trust_remote_code: bool = Field(default=False, description="Run models that contain code.")
     queue_name: Annotated[str, Field(min_length=1, max_length=63)] | None = Field(
-        default=None, description="Kueue's local queue."
+        default=None, description="Local queue of Kueue."
     )
     runtime_class_name: Name | None = Field(default=None, description="For example gvisor or kata.")
     template: Passthrough = Field(default={}, description="Pod template overlay (metadata, spec), merged by key.")
-    allow_privileged_template: bool = Field(default=False, description="Let the template weaken what isolates the pod.")
+    allow_privileged_template: bool = Field(
+        default=False, description="Let the template weaken the isolation of the pod."
+    )
 
     @property
     def key(self) -> tuple[str, str]:
-        """What no two executors of a worker have in common."""
+        """The class and name, which are unique among the executors of a worker."""
         return self.class_, self.name
 
 
 class Telemetry(Schema):
-    """Where OpenTelemetry goes."""
+    """The OpenTelemetry collector."""
 
     endpoint: Annotated[str, Field(max_length=2048, pattern=r"^https?://.+$")]
     protocol: Literal["http/protobuf"] = "http/protobuf"
     sampler: Literal["always_on", "always_off", "traceidratio", "parentbased_traceidratio"] = "parentbased_traceidratio"
     sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
-    attributes: dict[str, str] = Field(default={}, description="Attributes of everything exported.")
+    attributes: dict[str, str] = Field(default={}, description="Attributes of all exported data.")
 
 
 class Controller(Schema):
-    """The pod that is the node."""
+    """The pod that runs the node."""
 
     image: str | None = Field(default=None, description="Default: the operator's worker image.")
     resources: Passthrough = Field(default={}, description="Container resources; default: small requests.")
@@ -272,7 +286,7 @@ class Controller(Schema):
 
 
 class HyphaWorkerSpec(Schema):
-    """What a worker should be."""
+    """The desired state of a worker."""
 
     identity: Identity
     network: NetworkSpec
@@ -292,7 +306,7 @@ class HyphaWorkerSpec(Schema):
     telemetry: Telemetry | None = None
     controller: Controller = Controller()
     image_pull_secrets: list[Name] = Field(default=[], description="For the controller and all jobs.")
-    suspend: bool = Field(default=False, description="No new offers; running jobs finish.")
+    suspend: bool = Field(default=False, description="Make no new offers. Running jobs finish.")
 
     def executor(self, class_: str, name: str) -> Executor | None:
         """The executor of this class and name."""
@@ -300,7 +314,7 @@ class HyphaWorkerSpec(Schema):
 
 
 class VacantLease(Schema):
-    """A lease that a scheduler holds and no job has taken yet; the next controller knows of it from here."""
+    """A lease that a scheduler holds and that has no job yet. The next controller reads it from here."""
 
     id: UUID
     scheduler: PeerIdText
@@ -310,14 +324,14 @@ class VacantLease(Schema):
 
 
 class Refusal(Schema):
-    """Why a request for a worker was not taken up."""
+    """Why the node refused a request for a worker."""
 
     reason: str
     message: str
 
 
 class Requests(Schema):
-    """What the node said to the last hundred requests that it heard."""
+    """How the node judged the last hundred requests that it received."""
 
     considered: int = 0
     refused: int = 0
@@ -325,32 +339,40 @@ class Requests(Schema):
 
 
 class NodeStatus(Schema):
-    """What the node says of itself; only its controller writes it."""
+    """The state of the node, which only the controller writes."""
 
     peer_id: str | None = None
-    gateways: list[str] = Field(default=[], description="Gateways it is connected with.")
+    gateways: list[str] = Field(default=[], description="Gateways to which the node is connected.")
     connected_gateways: int = 0
-    listening: list[str] = Field(default=[], description="Where it accepts peers.")
-    circuits: list[str] = Field(default=[], description="Where it is reached through gateways.")
+    listening: list[str] = Field(default=[], description="Addresses at which the node accepts peers.")
+    circuits: list[str] = Field(default=[], description="Addresses at which peers reach the node through gateways.")
     healthy: bool = False
     certificate_expires: Time | None = None
-    problem: str | None = Field(default=None, description="Why its identity was refused.")
+    problem: str | None = Field(default=None, description="Why the node refused its identity.")
     allocated: Passthrough = Field(
-        default={}, description="What leases reserve: cpu, memory, storage, gpu (GB, cores)."
+        default={}, description="Resources that leases reserve: cpu (cores), memory, storage and gpu (GB)."
     )
     active_leases: int = 0
     active_jobs: int = 0
-    leases: list[VacantLease] | None = Field(default=None, description="Those without a job; HyphaJobs have theirs.")
+    leases: list[VacantLease] | None = Field(
+        default=None, description="Leases without a job. HyphaJobs hold the others."
+    )
     requests: Requests = Requests()
-    pod_name: str | None = Field(default=None, description="Which controller pod said so.")
+    pod_name: str | None = Field(default=None, description="The controller pod that wrote this.")
 
 
 class HyphaWorkerStatus(Schema):
-    """What a worker is."""
+    """The observed state of a worker."""
 
     observed_generation: int = 0
     conditions: Conditions = Field(default=[])
-    peer_id: str | None = Field(default=None, description="The first one seen; another needs allowPeerIdChange.")
-    capacity: Passthrough = Field(default={}, description="What it offers: cpu, memory, storage, gpu (GB, cores).")
-    external_addresses: list[str] = Field(default=[], description="Where peers outside reach it.")
+    peer_id: str | None = Field(
+        default=None, description="The first observed peer id. Another one needs allowPeerIdChange."
+    )
+    capacity: Passthrough = Field(
+        default={}, description="Resources that the worker offers: cpu (cores), memory, storage and gpu (GB)."
+    )
+    external_addresses: list[str] = Field(
+        default=[], description="Addresses at which peers outside the cluster reach the worker."
+    )
     node: NodeStatus = NodeStatus()
