@@ -64,6 +64,6 @@ def test_a_job_of_the_right_class_is_parsed() -> None:
         (json.dumps(JOB | {"executor": {"class": "train", "config": []}}), r"job\.executor\.config must be an object"),
     ],
 )
-def test_a_job_that_cannot_be_used_is_refused_by_the_path_of_its_fault(text: str, says: str) -> None:
+def test_an_unusable_job_is_refused_with_the_path_of_the_wrong_field(text: str, says: str) -> None:
     with pytest.raises(JobError, match=says):
         parse_job(text, "train")

@@ -87,7 +87,7 @@ def test_an_unsound_header_is_refused(fields, data_bytes, reason):
     "content",
     [b"", b"\1", struct.pack("<Q", 10), struct.pack("<Q", 2**64 - 1) + b"{}", struct.pack("<Q", MAX_HEADER_BYTES + 1)],
 )
-def test_a_file_without_a_whole_header_is_refused(tmp_path, content):
+def test_a_file_without_a_complete_header_is_refused(tmp_path, content):
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises(MalformedFileError):

@@ -35,7 +35,7 @@ def test_an_unusable_setting_is_refused_by_name(variables: dict[str, str]) -> No
         settings_of(variables)
 
 
-def test_an_unknown_image_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_image_is_refused_with_a_list_of_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["gateway"])
     assert "no image gateway: choose from operator, worker" in capsys.readouterr().err

@@ -83,7 +83,7 @@ def pins(name: str) -> dict[str, str]:
     return dict(re.match(r"(\S+?)==(\S+)", entry).groups() for entry in entries)  # type: ignore[union-attr, misc]
 
 
-def test_a_digest_tells_names_contents_and_settings_apart(tmp_path: Path) -> None:
+def test_a_digest_depends_on_names_contents_and_settings(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     first = digest(tmp_path, "a")
     assert digest(tmp_path, "a") == first

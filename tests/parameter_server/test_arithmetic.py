@@ -126,7 +126,7 @@ def test_weights_follow_the_trajectory_of_torch_sgd_with_nesterov(tmp_path):
         np.testing.assert_allclose(weights, parameter.detach().numpy(), atol=1e-5)
 
 
-def test_whole_numbers_are_averaged_and_rounded(tmp_path):
+def test_integers_are_averaged_and_rounded(tmp_path):
     files = [
         write(tmp_path / name, {"n": np.array([count, -count, 100], dtype)})
         for name, count, dtype in [("a", 10, np.int64), ("b", 15, np.int64)]
@@ -137,7 +137,7 @@ def test_whole_numbers_are_averaged_and_rounded(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64", "I8", "U8", "I64"])
-def test_the_largest_numbers_never_turn_into_infinities_or_wrap_around(tmp_path, dtype):
+def test_results_beyond_the_range_are_clipped(tmp_path, dtype):
     kind = DTYPES[dtype]
     largest = np.iinfo(kind).max if kind.kind in "iu" else ml_dtypes.finfo(kind).max
     files = [write(tmp_path / f"worker-{index}", {"w": np.full(20, largest, kind)}) for index in range(3)]
@@ -159,7 +159,7 @@ def test_nan_and_infinity_are_found_wherever_they_are(tmp_path, dtype, value, pl
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F64"])
-def test_large_numbers_are_no_infinities(tmp_path, dtype):
+def test_large_finite_numbers_are_accepted(tmp_path, dtype):
     largest = np.finfo(DTYPES[dtype]).max
     file = write(tmp_path / "file", {"w": np.full(4, largest / 4, DTYPES[dtype])})
     assert check_file(file) == pytest.approx(float(largest) / 2)
@@ -174,7 +174,7 @@ def test_the_length_is_the_euclidean_norm_of_all_tensors(tmp_path_factory, case)
     assert check_file(file) == pytest.approx(float(np.linalg.norm(flat)), rel=1e-5)
 
 
-def test_neighbouring_tensors_are_worked_on_as_one(tmp_path):
+def test_adjacent_tensors_become_one_span(tmp_path):
     tensors = {f"layer.{number:04}": np.ones(3, np.float32) for number in range(1000)}
     files = [read_header(write(tmp_path / name, tensors)).tensors for name in "ab"]
     assert [(span.count, len(span.offsets)) for span in spans(files)] == [(3000, 2)]
@@ -188,7 +188,7 @@ def test_tensors_in_another_order_are_matched_by_name(tmp_path):
     assert update["b"].tolist() == [2] * 5
 
 
-def test_a_file_cut_short_after_its_check_is_an_error_not_a_crash(tmp_path):
+def test_a_file_truncated_after_its_check_is_an_error_not_a_crash(tmp_path):
     file = write(tmp_path / "file", {"w": np.ones(100, np.float32)})
     source = Source(file, read_header(file), 1.0)
     os.truncate(file, file.stat().st_size - 200)

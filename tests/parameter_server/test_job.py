@@ -46,6 +46,6 @@ def test_an_unusable_job_is_refused_with_its_reason(path, value, reason):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{"])
-def test_what_is_no_specification_is_refused(text):
+def test_a_text_that_is_not_a_specification_is_refused(text):
     with pytest.raises(JobError):
         parse_aggregate_job(text)

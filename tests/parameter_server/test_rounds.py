@@ -28,31 +28,31 @@ def test_before_the_deadline_a_round_waits_for_every_member():
     assert chosen([*pending, contribution("d", 1)]) == (1, ["a", "b", "c", "d"])
 
 
-def test_after_the_deadline_a_quorum_will_do():
+def test_after_the_deadline_a_quorum_is_enough():
     assert chosen([contribution("a", 1)], waited_s=600) is None
     assert chosen([contribution("a", 1), contribution("b", 1)], waited_s=600) == (1, ["a", "b"])
 
 
-def test_once_every_member_has_sent_something_there_is_nothing_to_wait_for():
+def test_once_every_member_has_sent_something_a_quorum_is_enough():
     pending = [contribution(peer, 1) for peer in "ab"]
     assert chosen(pending, refused="c") is None
     assert chosen(pending, refused="cd") == (1, ["a", "b"])
     assert chosen(pending[:1], refused="bcd") is None
 
 
-def test_before_the_first_step_the_majority_says_which_round_it_is():
+def test_before_the_first_step_the_majority_decides_the_round():
     pending = [contribution("a", 10**9), contribution("b", 5), contribution("c", 5), contribution("d")]
     assert chosen(pending) == (5, ["b", "c", "d"])
 
 
-def test_before_the_first_step_the_majority_says_what_the_tensors_look_like():
+def test_before_the_first_step_the_majority_decides_the_layout():
     pending = [contribution("a", 1, shape=(9,)), *(contribution(peer, 1) for peer in "bcd")]
     selection = select(pending, (), 4, expected=None, waited_s=0, policy=POLICY)
     assert [item.peer for item in selection.chosen] == ["b", "c", "d"]
     assert [item.peer for item in selection.misfits] == ["a"]
 
 
-def test_stock_trainers_that_label_nothing_are_in_the_round_being_collected():
+def test_unlabelled_pseudo_gradients_count_for_the_round_being_collected():
     pending = [contribution(peer) for peer in "abcd"]
     assert chosen(pending) == (1, list("abcd"))
     assert chosen(pending, expected=7) == (7, list("abcd"))
@@ -72,12 +72,12 @@ def test_a_label_other_than_the_expected_round_is_untimely():
         check_round(4, 3)
 
 
-def test_weights_are_the_shares_of_the_samples_where_all_say_them():
+def test_weights_are_shares_of_the_samples_if_all_label_them():
     assert weights([contribution("a", samples=1), contribution("b", samples=3)], POLICY) == [0.25, 0.75]
     assert weights([contribution("a", samples=0), contribution("b", samples=3)], POLICY) == [0, 1]
 
 
-def test_weights_are_equal_where_one_does_not_say_its_samples():
+def test_weights_are_equal_if_one_does_not_label_its_samples():
     assert weights([contribution("a", samples=1), contribution("b")], POLICY) == [0.5, 0.5]
     assert weights([contribution("a", samples=0), contribution("b", samples=0)], POLICY) == [0.5, 0.5]
 
@@ -108,7 +108,7 @@ def test_weights_never_sum_to_more_than_one(numbers, clip_factor):
     st.sets(st.sampled_from("abcdef")),
     st.floats(0, 2000),
 )
-def test_a_selection_has_a_quorum_of_one_round_and_loses_none(numbers, refused, waited_s):
+def test_a_selection_has_a_quorum_of_one_round_and_covers_all_pending(numbers, refused, waited_s):
     pending = [contribution(peer, label) for peer, label in numbers]
     selection = select(pending, refused, 6, expected=None, waited_s=waited_s, policy=POLICY)
     if selection is None:

@@ -200,7 +200,7 @@ def test_a_second_file_of_the_same_round_is_refused(bridge, start):
     assert update(bridge)[1]["bias"].tolist() == [1] * 4
 
 
-def test_a_stranger_has_no_part_in_a_round(bridge, start):
+def test_a_file_from_a_peer_that_is_not_a_member_is_deleted(bridge, start):
     server = start(momentum=0.0)
     path = bridge.push_tensors("12D3KooWX", tensors(100), round=1)
     server.logs("'12D3KooWX', which is no member of this job")
@@ -267,7 +267,7 @@ def test_a_broken_event_stream_is_taken_up_again(bridge, start):
     assert "the stream ended; trying again" in server.log
 
 
-def test_an_update_that_was_not_handed_out_is_handed_out_by_the_next_process(bridge, start):
+def test_an_update_that_was_not_sent_is_sent_by_the_next_process(bridge, start):
     server = start()
     for peer in MEMBERS:
         bridge.push_tensors(peer, tensors(1), round=1)
@@ -295,7 +295,7 @@ def test_files_already_merged_are_not_merged_again_by_the_next_process(bridge, s
     assert contributions(bridge) == []
 
 
-def test_files_that_come_after_a_restart_survive_the_next_one(bridge, start):
+def test_files_that_arrive_after_a_restart_survive_the_next_restart(bridge, start):
     server = start(momentum=0.0)
     for peer in MEMBERS:
         bridge.push_tensors(peer, tensors(1), round=1)
@@ -321,7 +321,7 @@ def test_a_done_job_stays_done_after_a_restart(bridge, start):
     assert bridge.updates.qsize() == 1
 
 
-def test_killed_at_any_moment_of_a_round_it_still_makes_the_same_updates(bridge, start):
+def test_a_kill_at_any_moment_of_a_round_does_not_change_the_updates(bridge, start):
     random = np.random.default_rng(int.from_bytes(os.urandom(4)))
     big = {"weight": np.ones(2_000_000, np.float32)}
     for number in (1, 2, 3):
@@ -337,13 +337,13 @@ def test_killed_at_any_moment_of_a_round_it_still_makes_the_same_updates(bridge,
         server.kill()
 
 
-def test_a_broken_job_ends_with_status_2(bridge, start):
+def test_an_unusable_job_ends_with_exit_code_2(bridge, start):
     server = start(momentum=2)
     assert server.exit_status() == 2
     assert "momentum is 2.0; it must be at least 0 and below 1" in server.log
 
 
-def test_sigterm_ends_it_at_once(bridge, start):
+def test_sigterm_ends_the_parameter_server_at_once(bridge, start):
     server = start()
     bridge.push_tensors(A, tensors(1), round=1)
     server.logs("(1 of 3)")

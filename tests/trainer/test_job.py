@@ -44,7 +44,7 @@ def test_betas_and_epsilon_are_optional() -> None:
         ({"data": None}, "config.data must be an object"),
     ],
 )
-def test_a_wrong_job_is_refused_by_the_path_of_what_is_wrong(change: dict[str, Any], says: str) -> None:
+def test_a_wrong_job_is_refused_with_the_path_of_the_wrong_field(change: dict[str, Any], says: str) -> None:
     with pytest.raises(JobError, match=r"^job\.executor\.") as refusal:
         parse_train_job(json.dumps(job_spec(**change)))
     assert says in str(refusal.value)

@@ -36,11 +36,11 @@ def test_every_preprocessor_type_of_the_protocol_has_a_class(task: str) -> None:
 
 
 def test_an_unknown_model_type_is_refused(model_folder: Path) -> None:
-    with pytest.raises(JobError, match="model type 'telepathy' is not known"):
+    with pytest.raises(JobError, match="model type 'telepathy' is unknown"):
         load_model("telepathy", model_folder, trust_remote_code=False, placement={})
 
 
-def test_a_model_is_loaded_in_float32_and_ready_to_be_trained(tmp_path: Path) -> None:
+def test_a_model_is_loaded_in_float32_and_training_mode(tmp_path: Path) -> None:
     language_model().to(torch.bfloat16).save_pretrained(tmp_path)
     model = load_model("causal-lm", tmp_path, trust_remote_code=False, placement={})
     assert model.training
@@ -55,7 +55,7 @@ def test_a_model_without_weights_starts_alike_in_every_trainer(
     torch.rand(100)
     other = load_model("image-classification", tmp_path, trust_remote_code=False, placement={})
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    assert "no weights; it starts from random ones" in capsys.readouterr().out
+    assert "have no weights; every trainer starts from the same random ones" in capsys.readouterr().out
 
 
 def test_a_head_that_the_files_lack_starts_alike_in_every_trainer(model_folder: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_head_that_the_files_lack_starts_alike_in_every_trainer(model_folder: 
 
 
 def test_files_without_a_config_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match=r"no config\.json; name it among its filenames"):
+    with pytest.raises(JobError, match=r"no config\.json; add it to its filenames"):
         load_model("auto", tmp_path, trust_remote_code=False, placement={})
 
 
@@ -158,15 +158,15 @@ def test_a_feature_extractor_takes_rows_of_sound(tmp_path: Path) -> None:
     assert prepare({"raw_speech": torch.rand(3, 400)})["input_values"].shape == (3, 400)
 
 
-def test_inputs_that_nobody_makes_are_named(tmp_path: Path) -> None:
+def test_inputs_that_neither_slice_nor_preprocessor_has_are_named(tmp_path: Path) -> None:
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path)
     job = parse_train_job(preprocessing_job("image", ["images"], ["pixel_values", "labels"]))
     prepare = Preparation(job, load_preprocessor("image", tmp_path, trust_remote_code=False))
-    with pytest.raises(JobError, match=r"gives \['labels'\], only \['pixel_values'\]"):
+    with pytest.raises(JobError, match=r"has \['labels'\], only \['pixel_values'\]"):
         prepare({"images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)})
 
 
-def test_what_a_preprocessor_cannot_take_is_described(tmp_path: Path) -> None:
+def test_a_batch_that_a_preprocessor_refuses_is_described(tmp_path: Path) -> None:
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path)
     job = parse_train_job(preprocessing_job("image", ["images"], ["pixel_values"]))
     prepare = Preparation(job, load_preprocessor("image", tmp_path, trust_remote_code=False))

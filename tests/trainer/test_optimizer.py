@@ -17,7 +17,7 @@ THEIRS = {
 
 
 @pytest.mark.parametrize("kind", THEIRS)
-def test_schedules_are_those_of_transformers(kind: str) -> None:
+def test_schedules_equal_those_of_transformers(kind: str) -> None:
     ours = make_optimizer(Optimizer(0.5, None, None), [torch.nn.Parameter(torch.ones(1))])
     theirs = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=0.5)
     schedule = make_schedule(Schedule(kind, warmup_steps=5, training_steps=20, decay_steps=15), ours)
@@ -31,7 +31,7 @@ def test_schedules_are_those_of_transformers(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", THEIRS)
-def test_a_schedule_that_has_ended_stays_at_rest(kind: str) -> None:
+def test_a_schedule_keeps_its_end_value(kind: str) -> None:
     schedule = Schedule(kind, warmup_steps=5, training_steps=20, decay_steps=15)
     assert all(learning_rate_factor(schedule, step) == pytest.approx(0) for step in (20, 30, 10_000))
 
@@ -40,7 +40,7 @@ def test_without_a_schedule_the_rate_is_constant() -> None:
     assert {learning_rate_factor(None, step) for step in range(50)} == {1.0}
 
 
-def test_what_the_job_does_not_say_of_adam_is_torchs_default() -> None:
+def test_settings_of_adam_that_the_job_lacks_are_torchs_defaults() -> None:
     parameters = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2), requires_grad=False)]
     default = torch.optim.AdamW(parameters)
     (group,) = make_optimizer(Optimizer(0.1, None, None), parameters).param_groups

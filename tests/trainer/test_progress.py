@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hypha_executor.errors import ExecutorError
 from hypha_executor.progress import Answer, Progress
-from hypha_trainer.progress import MOST_ERRORS, Countdown, Metrics, Reporter, summarise
+from hypha_trainer.progress import MAX_ERRORS, Countdown, Metrics, Reporter, summarise
 
 Json = dict[str, Any]
 
@@ -47,7 +47,7 @@ def test_the_scheduler_says_how_many_more_batches_are_trained(told_at: int, coun
     assert reporter.countdown.left is None
 
 
-def test_a_slow_scheduler_does_not_stop_the_batches_and_costs_one_at_most() -> None:
+def test_a_slow_scheduler_does_not_delay_batches_and_adds_one_at_most() -> None:
     asked, may_answer = threading.Event(), threading.Event()
 
     def answer(_: Any) -> Json:
@@ -66,15 +66,15 @@ def test_a_slow_scheduler_does_not_stop_the_batches_and_costs_one_at_most() -> N
 
 def test_a_later_schedule_replaces_the_earlier_one() -> None:
     countdown = Countdown()
-    countdown.answered(Answer(batches_left=5), batches_since=0)
+    countdown.on_answer(Answer(batches_left=5), batches_since=0)
     countdown.batch_done()
-    countdown.answered(Answer(batches_left=1), batches_since=1)
+    countdown.on_answer(Answer(batches_left=1), batches_since=1)
     assert countdown.over
 
 
-def test_a_few_errors_are_endured_but_not_for_ever() -> None:
+def test_many_error_answers_in_a_row_end_the_training() -> None:
     reporter = Reporter(Progress(Scheduler(lambda _: {"type": "Error"})))
-    for _ in range(MOST_ERRORS - 1):
+    for _ in range(MAX_ERRORS - 1):
         reporter.batch_done(8, duration_s=100.0)
     with pytest.raises(ExecutorError, match="dropped this worker"):
         reporter.batch_done(8, duration_s=100.0)
@@ -107,7 +107,7 @@ def test_metrics_of_fast_batches_are_sent_together() -> None:
     assert values == {"loss": 2.0, "batch_time": 0.25, "samples": 16.0, "samples_per_second": 32.0}
 
 
-def test_no_time_at_all_is_no_division_by_zero() -> None:
+def test_batches_without_duration_have_no_sample_rate() -> None:
     assert summarise([(1.0, 0.0, 4)])["samples_per_second"] == 0.0
 
 

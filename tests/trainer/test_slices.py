@@ -54,11 +54,11 @@ def test_a_slice_that_does_not_fit_the_job_is_refused(tmp_path: Path, tensors: T
 def test_a_truncated_slice_is_refused(tmp_path: Path) -> None:
     save_file(a_slice(0, 4) | {"x": torch.ones(4, 2)}, tmp_path / "slice")
     (tmp_path / "slice").write_bytes((tmp_path / "slice").read_bytes()[:-3])
-    with pytest.raises(ExecutorError, match="not a whole SafeTensors file"):
+    with pytest.raises(ExecutorError, match="not a complete SafeTensors file"):
         read_slice(tmp_path / "slice", ("x",))
 
 
-def test_a_tensor_that_the_preprocessor_may_make_is_taken_if_it_is_there(tmp_path: Path) -> None:
+def test_an_optional_tensor_is_read_if_the_slice_has_it(tmp_path: Path) -> None:
     save_file({"image": torch.ones(4, 2), "labels": torch.ones(4)}, tmp_path / "slice")
     assert set(read_slice(tmp_path / "slice", ("image",), ("pixel_values", "labels"))) == {"image", "labels"}
 
@@ -75,7 +75,7 @@ def batches_of(fetched: Iterator[Path], batch_size: int = 16) -> Batches:
     )
 
 
-def test_a_slice_is_read_whole_though_the_bridge_takes_its_name_again(hub: Hub, open_bridge: OpenBridge) -> None:
+def test_a_slice_stays_readable_when_the_bridge_reuses_its_name(hub: Hub, open_bridge: OpenBridge) -> None:
     hub.slices = hub.slices[:2]
     for path in hub.slices[1:]:  # both slices arrive as artifacts/slice-0000.safetensors
         path.rename(hub.slices[0].parent / "other")
@@ -98,7 +98,7 @@ def test_slices_are_fetched_ahead_within_bounds_and_deleted_once_mapped(hub: Hub
     assert len(list((bridge.work_dir / "artifacts").iterdir())) <= 3
 
 
-def test_what_goes_wrong_while_reading_ahead_is_raised_in_the_training(tmp_path: Path) -> None:
+def test_an_error_while_reading_ahead_is_raised_in_the_training(tmp_path: Path) -> None:
     def failing() -> Iterator[Path]:
         raise JobError("no data")
         yield tmp_path

@@ -120,7 +120,7 @@ def test_bfloat16_autocast_leaves_weights_and_pseudo_gradients_in_float32(
         ),
     ],
 )
-def test_what_cannot_be_trained_ends_with_one_line_and_a_code(
+def test_a_job_that_cannot_be_trained_ends_with_one_line_and_an_exit_code(
     hub: Hub, open_bridge: OpenBridge, capfd: pytest.CaptureFixture[str], change: dict[str, Any], code: int, says: str
 ) -> None:
     assert main(arguments(open_bridge(hub), job_spec(**change))) == code

@@ -54,7 +54,7 @@ def test_finite_means_no_element_is_nan_or_infinite(values: list[float]) -> None
         ({"a.weight": torch.zeros(2, 3, dtype=torch.int64)}, "a.weight is torch.int64"),
         ({"a.weight": torch.full((2, 3), float("nan"))}, "a.weight is not finite"),
         ({"b.half": torch.full((5,), float("inf"))}, "b.half is not finite"),
-        ({"c": torch.zeros(1)}, r"has besides \['c'\]"),
+        ({"c": torch.zeros(1)}, r"adds \['c'\]"),
         ({"a.weight": None}, r"lacks \['a.weight'\]"),
     ],
 )
@@ -73,7 +73,7 @@ def test_a_truncated_update_is_refused(tmp_path: Path) -> None:
     save_file(weights(), tmp_path / "update")
     whole = (tmp_path / "update").read_bytes()
     (tmp_path / "update").write_bytes(whole[:-1])
-    with pytest.raises(ExecutorError, match="not a whole SafeTensors file"):
+    with pytest.raises(ExecutorError, match="not a complete SafeTensors file"):
         add_update(weights(), tmp_path / "update")
 
 
@@ -100,19 +100,19 @@ def test_a_diverged_model_is_not_sent() -> None:
         list(difference(local.items(), weights()))
 
 
-def test_tied_weights_travel_once_under_the_name_that_safetensors_gives_them(tmp_path: Path) -> None:
+def test_tied_weights_are_exchanged_once_under_the_name_that_safetensors_gives_them(tmp_path: Path) -> None:
     model = language_model(tied=True)
     save_model(model, tmp_path / "stock.safetensors")
     spread = Weights(model, exchanged_groups(model), main=True, alone=True, device=torch.device("cpu"))
-    assert {name for name, _ in spread.whole()} == set(load_file(tmp_path / "stock.safetensors"))
+    assert {name for name, _ in spread.tensors()} == set(load_file(tmp_path / "stock.safetensors"))
 
-    spread.load({name: tensor.detach() + 1 for name, tensor in spread.whole()})
+    spread.load({name: tensor.detach() + 1 for name, tensor in spread.tensors()})
     untouched = language_model(tied=True)
     assert torch.equal(model.lm_head.weight, untouched.lm_head.weight + 1)
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_running_statistics_travel_as_the_stock_trainer_sends_them_but_masks_do_not(tmp_path: Path) -> None:
+def test_running_statistics_are_exchanged_as_in_the_reference_and_masks_are_not(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
     save_model(model, tmp_path / "stock.safetensors")
     names = [group.names[0] for group in exchanged_groups(model)]

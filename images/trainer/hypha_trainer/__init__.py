@@ -1,1 +1,1 @@
-"""The DiLoCo trainer: an executor that trains one model through the job bridge."""
+"""The DiLoCo trainer, an executor that trains one model."""

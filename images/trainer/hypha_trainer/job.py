@@ -18,7 +18,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW; None means torch's default."""
+    """The settings of AdamW; None stands for torch's default."""
 
     learning_rate: float
     betas: tuple[float, float] | None
@@ -27,7 +27,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning-rate schedule; which steps count depends on its kind."""
+    """A learning-rate schedule. Its kind decides which of the step counts it uses; the others are 0."""
 
     kind: str
     warmup_steps: int

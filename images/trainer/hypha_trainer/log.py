@@ -1,4 +1,4 @@
-"""The trainer's log: lines on standard output, where a worker reads them."""
+"""The trainer's log: lines on standard output, which the worker reads."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ _RANK = os.environ.get("RANK", "0")
 
 
 def log(message: str) -> None:
-    """Writes one line at once, with the seconds since the start."""
+    """Write one line without delay, with the seconds since the start."""
     rank = "" if _RANK == "0" else f" [process {_RANK}]"
     sys.stdout.write(f"trainer +{time.monotonic() - _START:.1f}s{rank} {message}\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""DiLoCo's inner loop: train until the scheduler wants an update, send the pseudo-gradient, merge what comes back."""
+"""DiLoCo's inner loop: train until the update is due, send the pseudo-gradient, merge the update."""
 
 import time
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from hypha_trainer.weights import Tensors, add_update, difference, save_tensors
 
 @dataclass
 class Training:
-    """The model being trained, in this process."""
+    """The model, its optimizer and its data in this process."""
 
     accelerator: Accelerator
     processes: Processes
@@ -36,11 +36,11 @@ class Training:
     batches: Batches
 
     def step(self, batch: Batch) -> float:
-        """Trains one batch and returns its loss over all processes."""
+        """Train one batch; return its loss over all processes."""
         with self.accelerator.autocast():
             loss = self._loss(batch)
         self.optimizer.zero_grad()
-        # Processes' gradients are averaged; shares of unequal size count by their samples.
+        # accelerate averages the gradients of the processes, so each is weighted by its number of samples.
         weight = batch.share * self.processes.data_ranks
         self.accelerator.backward(loss * weight if weight != 1 else loss)
         self.optimizer.step()
@@ -66,7 +66,7 @@ class Training:
 
 
 class Coordinator:
-    """The main process's side of a job: everything that goes over the bridge."""
+    """The main process's part of a job: everything that uses the bridge."""
 
     def __init__(self, bridge: Bridge, job: TrainJob, work_dir: Path, start: Tensors, update_timeout_s: float):
         self._bridge = bridge
@@ -84,30 +84,30 @@ class Coordinator:
         self.round = 1
 
     def batch_done(self, samples: int, loss: float, duration_s: float) -> bool:
-        """Reports a batch; whether it was the round's last."""
+        """Report a batch; return whether it was the last one of the round."""
         self.samples += samples
         self._metrics.batch_done(self.round, loss, duration_s, samples)
         self._reporter.batch_done(samples, duration_s)
         return self._reporter.countdown.over
 
     def send(self, weights: Weights) -> Path:
-        """Sends the pseudo-gradient of the round; the file is needed until the update has come."""
+        """Send the pseudo-gradient of the round; return its file, which must stay until the update has arrived."""
         self._metrics.flush(self.round)
         self._reporter.finish_round()
         path = self._work_dir / f"pseudo-gradient-{self.round}.safetensors"
         labels = Labels(self._job.job_id, self.round, self.samples)
-        save_tensors(path, difference(weights.whole(), self.weights), self.weights, labels.to_metadata())
+        save_tensors(path, difference(weights.tensors(), self.weights), self.weights, labels.to_metadata())
         self._bridge.send(self._job.updates, path)
         return path
 
     def merge(self) -> None:
-        """Waits for the round's update and adds it to the global weights."""
+        """Wait for the round's update and add it to the global weights."""
         deadline = time.monotonic() + self._update_timeout_s
         while True:
             path = self._next_update(max(0.0, deadline - time.monotonic()))
             update_round = read_header(path).metadata.get("round", "")
             if update_round and update_round == self._merged_round:
-                log(f"an update of round {update_round} came again and is left out")
+                log(f"an update of round {update_round} arrived again and is ignored")
                 path.unlink()
                 continue
             add_update(self.weights, path)
@@ -124,7 +124,7 @@ class Coordinator:
         return self._bridge.inside(received.path)
 
     def next_round(self) -> bool:
-        """Reports the merged update; whether training is done."""
+        """Report the merged update; return whether training is done."""
         done = self._reporter.update_received()
         self.samples = 0
         self.round += 1
@@ -132,7 +132,7 @@ class Coordinator:
 
 
 def train(training: Training, coordinator: Coordinator | None) -> int:
-    """Trains until the scheduler says `Done`; returns the number of rounds."""
+    """Train until the scheduler says that the job is done; return the number of rounds."""
     processes, rounds = training.processes, 0
     while True:
         _train_round(training, coordinator)
@@ -141,7 +141,7 @@ def train(training: Training, coordinator: Coordinator | None) -> int:
             sent = coordinator.send(training.weights)
             log(f"round {coordinator.round}: pseudo-gradient sent after {time.monotonic() - began:.2f} s")
         else:
-            for _ in training.weights.whole():
+            for _ in training.weights.tensors():
                 pass
         processes.decide(coordinator.merge if coordinator else lambda: None)
         training.weights.load(coordinator.weights if coordinator else {})

@@ -1,4 +1,4 @@
-"""Models and preprocessors: which transformers class builds which type, and from which files."""
+"""Build models and preprocessors: the transformers class of each type, and the files that it loads."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from hypha_executor.errors import JobError
 from hypha_trainer.log import log
 
 SEED = 20_77
-"""Weights that the files do not hold are drawn with this seed, so that all trainers of a job start alike."""
+"""The seed of weights that are not in the files, so that all trainers of a job start with equal weights."""
 
 AUTO_CLASSES: dict[str, tuple[str, ...]] = {
     "auto": ("AutoModel",),
@@ -54,9 +54,9 @@ AUTO_CLASSES: dict[str, tuple[str, ...]] = {
     "image-text-to-text": ("AutoModelForImageTextToText",),
     "time-series-prediction": ("AutoModelForTimeSeriesPrediction",),
 }
-"""Model type to auto classes: the first one that the installed transformers has is taken."""
+"""The auto classes of each model type. The first one that the installed transformers has is used."""
 
-_SPELLINGS = {  # as the Rust nodes write them: the protocol's page has the list
+_RUST_NAMES = {  # the names that the Rust nodes write, and the documented ones
     "seq2-seq-lm": "seq-2-seq-lm",
     "speech-seq2-seq": "speech-seq-2-seq",
     "vison2-seq": "vision-2-seq",
@@ -76,16 +76,16 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.j
 
 
 def load_model(task: str, folder: Path, *, trust_remote_code: bool, placement: dict[str, Any]) -> torch.nn.Module:
-    """Builds the model from the files in `folder`, in float32, ready to be trained.
+    """Build the model from the files in `folder`, in float32, in training mode.
 
     Args:
-        task: The job's model type, in any of its spellings.
-        folder: Where config.json lies.
-        trust_remote_code: Whether code among the files may be run.
-        placement: Further arguments of `from_pretrained` that place the model on devices.
+        task: The job's model type, by its documented name or that of the Rust nodes.
+        folder: The folder with config.json.
+        trust_remote_code: Whether to run code that is among the files.
+        placement: More arguments of `from_pretrained`, which place the model on devices.
 
     Raises:
-        JobError: The type or the files are not usable.
+        JobError: The type is unknown or the files cannot be used.
     """
     builder = auto_class("model", task)
     config = _read_config(folder, "config.json")
@@ -97,7 +97,7 @@ def load_model(task: str, folder: Path, *, trust_remote_code: bool, placement: d
         if any(match for pattern in _WEIGHTS for match in folder.glob(pattern)):
             model = builder.from_pretrained(folder, dtype=torch.float32, **options, **placement)
         else:
-            log("the model's files hold no weights; it starts from random ones, the same in every trainer")
+            log("the model's files have no weights; every trainer starts from the same random ones")
             model = builder.from_config(AutoConfig.from_pretrained(folder, **options), **options).float()
     except (ValueError, OSError, KeyError, ImportError, AttributeError, RuntimeError) as error:
         raise JobError(f"the model cannot be built as {task!r}: {_one_line(error)}") from error
@@ -105,10 +105,10 @@ def load_model(task: str, folder: Path, *, trust_remote_code: bool, placement: d
 
 
 def load_preprocessor(task: str, folder: Path, *, trust_remote_code: bool) -> Any:
-    """Builds the preprocessor from the files in `folder`.
+    """Build the preprocessor from the files in `folder`.
 
     Raises:
-        JobError: The type or the files are not usable.
+        JobError: The type is unknown or the files cannot be used.
     """
     builder = auto_class("preprocessor", task)
     for name in ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json"):
@@ -121,14 +121,14 @@ def load_preprocessor(task: str, folder: Path, *, trust_remote_code: bool) -> An
 
 
 def auto_class(what: str, task: str) -> Any:
-    """The transformers class for a type of `what`, "model" or "preprocessor".
+    """Return the transformers class for a type of `what`, which is "model" or "preprocessor".
 
     Raises:
-        JobError: There is none.
+        JobError: The type is unknown, or the installed transformers lacks the class.
     """
-    task_classes = AUTO_CLASSES.get(_SPELLINGS.get(task, task)) if what == "model" else _PREPROCESSOR_CLASSES.get(task)
+    task_classes = AUTO_CLASSES.get(_RUST_NAMES.get(task, task)) if what == "model" else _PREPROCESSOR_CLASSES.get(task)
     if not task_classes:
-        raise JobError(f"{what} type {task!r} is not known")
+        raise JobError(f"{what} type {task!r} is unknown")
     for name in task_classes:
         if hasattr(transformers, name):
             return getattr(transformers, name)
@@ -141,7 +141,7 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
     try:
         config = json.loads((folder / name).read_bytes())
     except FileNotFoundError:
-        raise JobError(f"the artifact has no {name}; name it among its filenames") from None
+        raise JobError(f"the artifact has no {name}; add it to its filenames") from None
     except ValueError as error:
         raise JobError(f"the artifact's {name} is not JSON: {error}") from None
     if not isinstance(config, dict):
@@ -153,7 +153,7 @@ def _check_code(config: dict[str, Any], trusted: bool, what: str) -> None:
     native = config.get("model_type") in CONFIG_MAPPING
     if "auto_map" in config and not native and not trusted:
         raise JobError(
-            f"the {what} brings code of its own, which this executor does not run; "
+            f"the {what} brings code, which this executor does not run; "
             "to allow it, add --trust-remote-code to the executor's arguments in the worker's configuration"
         )
 

@@ -1,9 +1,9 @@
-"""The names and shapes under which tensors travel: those of the checkpoint, which all versions of transformers share.
+"""The names and shapes of exchanged tensors: those of the checkpoint, which are equal in all versions of transformers.
 
-transformers 5 renames parameters as it loads them, and splits or joins some; its `save_pretrained` reverts that. So do
-pseudo-gradients here, so that trainers of one job may run different versions. Reverting moves elements and never
-calculates, which makes it a permutation: applied to the elements' numbers it says how to get from the checkpoint's
-tensors back to the model's.
+transformers 5 renames parameters when it loads them, and splits or joins some; its `save_pretrained` reverts that. This
+module reverts it for pseudo-gradients, so that the trainers of one job may run different versions. To revert moves
+elements and never calculates, so it is a permutation. Applied to the positions of the model's elements, it gives their
+positions in the checkpoint's tensors, and so the way back.
 """
 
 import re
@@ -24,12 +24,12 @@ Shapes = dict[str, torch.Size]
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors of the model that become tensors of the checkpoint together; mostly one becomes one by another name.
+    """Tensors of the model and the checkpoint's tensors that they become. Mostly one tensor is renamed.
 
     Attributes:
         shapes: The model's tensors.
         names: The checkpoint's tensors.
-        model: Who converts; None where nothing but the name differs.
+        model: The model, whose conversion is reverted; None if only the name differs.
     """
 
     shapes: Shapes
@@ -37,14 +37,14 @@ class Group:
     model: PreTrainedModel | None = None
 
     def to_wire(self, tensors: Tensors) -> Tensors:
-        """The checkpoint's tensors of the model's."""
+        """Convert the model's tensors to the checkpoint's."""
         if self.model is None:
             return dict(zip(self.names, tensors.values(), strict=True))
         converted = revert_weight_conversion(self.model, tensors)
         return {name: converted[name] for name in self.names}
 
     def to_model(self, tensors: Mapping[str, torch.Tensor]) -> Tensors:
-        """The model's tensors of the checkpoint's."""
+        """Convert the checkpoint's tensors to the model's."""
         if self.model is None:
             return {name: tensors[wire] for name, wire in zip(self.shapes, self.names, strict=True)}
         flat = torch.empty(self._size(), dtype=tensors[self.names[0]].dtype)
@@ -53,7 +53,7 @@ class Group:
         return self._cut(flat)
 
     def is_permutation(self) -> bool:
-        """Whether every element of the model's tensors is found once in the checkpoint's."""
+        """Return whether each element of the model's tensors is in the checkpoint's exactly once."""
         found, count = torch.zeros(self._size(), dtype=torch.bool), 0
         for places in self._places().values():
             count += places.numel()
@@ -72,21 +72,21 @@ class Group:
 
 
 def groups_of(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> list[Group]:
-    """All tensors of `state`, in groups as small as the conversions allow."""
+    """Return all tensors of `state`, in groups as small as the conversions allow."""
     plain = [Group({name: tensor.shape}, (name,)) for name, tensor in state.items()]
     if not isinstance(model, PreTrainedModel):
         return plain
-    _forget_legacy_names(model)
+    _drop_legacy_names(model)
     try:
         groups = _converted(model, {name: tensor.shape for name, tensor in state.items()})
     except (ValueError, RuntimeError, NotImplementedError, KeyError) as error:
-        log(f"tensors travel by the names of the installed transformers, as these cannot be reverted: {error}")
+        log(f"tensors keep the names of the installed transformers, because these cannot be reverted: {error}")
         return plain
     return groups
 
 
-def _forget_legacy_names(model: PreTrainedModel) -> None:
-    """Checkpoints of before transformers 4 are read by all versions, but only version 5 would write them so again."""
+def _drop_legacy_names(model: PreTrainedModel) -> None:
+    """Drop the conversions for checkpoints from before transformers 4. Only version 5 would revert to their names."""
     used = getattr(model, "_weight_conversions", None)
     if used is not None:
         rules = get_checkpoint_conversion_mapping("legacy")  # type: ignore[no-untyped-call]
@@ -97,32 +97,32 @@ def _forget_legacy_names(model: PreTrainedModel) -> None:
 
 def _converted(model: PreTrainedModel, shapes: Shapes) -> list[Group]:
     given = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    whole = revert_weight_conversion(model, given)
-    same = {id(tensor): name for name, tensor in whole.items()}
+    checkpoint = revert_weight_conversion(model, given)
+    same = {id(tensor): name for name, tensor in checkpoint.items()}
     groups = [Group({name: shapes[name]}, (same[id(given[name])],)) for name in given if id(given[name]) in same]
     rest = [name for name in given if id(given[name]) not in same]
     for key in (_alone, _by_layer, _together):
         rest, names = [], rest
         for part in _partition(names, key):
-            group = _group(model, {name: shapes[name] for name in part}, whole)
+            group = _group(model, {name: shapes[name] for name in part}, checkpoint)
             if group:
                 groups.append(group)
             else:
                 rest.extend(part)
-    if rest or sorted(name for group in groups for name in group.names) != sorted(whole):
+    if rest or sorted(name for group in groups for name in group.names) != sorted(checkpoint):
         raise ValueError(f"the conversion of {rest[:3] or 'its tensors'} has no inverse")
     return groups
 
 
-def _group(model: PreTrainedModel, shapes: Shapes, whole: Tensors) -> Group | None:
-    """The group of these tensors, where they are converted as among all the others and back again."""
+def _group(model: PreTrainedModel, shapes: Shapes, checkpoint: Tensors) -> Group | None:
+    """Return these tensors as a group, or None if they do not convert by themselves as they do among all others."""
     try:
         made = revert_weight_conversion(model, {n: torch.empty(shape, device="meta") for n, shape in shapes.items()})
-        if any(name not in whole or whole[name].shape != tensor.shape for name, tensor in made.items()):
+        if any(name not in checkpoint or checkpoint[name].shape != tensor.shape for name, tensor in made.items()):
             return None
         group = Group(shapes, tuple(made), model)
         return group if group.is_permutation() else None
-    except (ValueError, RuntimeError, KeyError, IndexError):  # some of the tensors that it needs are not among these
+    except (ValueError, RuntimeError, KeyError, IndexError):  # the conversion needs other tensors too
         return None
 
 

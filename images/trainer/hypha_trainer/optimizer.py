@@ -12,28 +12,28 @@ from hypha_trainer.job import Optimizer, Schedule
 
 
 def make_optimizer(settings: Optimizer, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW over the parameters that are trained."""
+    """Return AdamW over the trainable parameters."""
     options: dict[str, object] = {}
     if settings.betas is not None:
         options["betas"] = settings.betas
     if settings.epsilon is not None:
         options["eps"] = settings.epsilon
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    # Tensor parallel leaves some parameters whole, and one fused step takes one kind only.
-    kinds = [[p for p in trained if isinstance(p, DTensor) is parted] for parted in (False, True)]
+    # Tensor parallelism splits only some parameters, and a fused step takes either split or unsplit ones.
+    kinds = [[p for p in trained if isinstance(p, DTensor) is split] for split in (False, True)]
     groups = [{"params": kind} for kind in kinds if kind]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True, **options)  # type: ignore[arg-type]
 
 
 def make_schedule(schedule: Schedule | None, optimizer: torch.optim.Optimizer) -> LambdaLR:
-    """The schedule over the batches of this trainer; constant where the job has none."""
+    """Return the schedule over the batches of this trainer; constant if the job has none."""
     return LambdaLR(optimizer, partial(learning_rate_factor, schedule))
 
 
 def learning_rate_factor(schedule: Schedule | None, step: int) -> float:
-    """What the learning rate is multiplied with at a step (from 0); transformers' own curves, at rest once they end.
+    """Return the factor of the learning rate at a step (from 0). The curves are transformers'; their end value stays.
 
-    `wsd` has no stable phase: the job names no length for one, so the decay follows the warm-up.
+    `wsd` has no stable phase, because the job has no length for it. The decay follows the warm-up.
     """
     if schedule is None:
         return 1.0

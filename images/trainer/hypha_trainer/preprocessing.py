@@ -11,7 +11,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def slice_names(job: TrainJob) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The tensors that a slice must have, and those it may have because else the preprocessor makes them."""
+    """Return the tensors that a slice must have, and those that it may have instead of the preprocessor's outputs."""
     if job.preprocessor is None:
         return job.model.input_names, ()
     required = job.preprocessor.input_names
@@ -19,17 +19,17 @@ def slice_names(job: TrainJob) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 class Preparation:
-    """Applies the job's preprocessor and selects the model's inputs, in the model's number formats."""
+    """Applies the job's preprocessor, selects the model's inputs and converts them to the model's dtypes."""
 
     def __init__(self, job: TrainJob, preprocessor: Any):
         self._job = job
         self._preprocessor = preprocessor
 
     def __call__(self, rows: Tensors) -> Tensors:
-        """Prepares the rows of one batch.
+        """Prepare the rows of one batch.
 
         Raises:
-            JobError: The preprocessor fails on them, or an input is missing.
+            JobError: The preprocessor fails, or an input is missing.
         """
         stage = self._job.preprocessor
         made = self._preprocess(stage, rows) if stage else rows
@@ -37,7 +37,7 @@ class Preparation:
             made = {**made, "labels": _causal_labels(made)}
         if missing := [name for name in self._job.model.input_names if name not in made]:
             raise JobError(
-                f"neither slice nor preprocessor gives {missing}, only {sorted(made)}; correct the input-names"
+                f"neither slice nor preprocessor has {missing}, only {sorted(made)}; correct the input-names"
             )
         return {name: _model_format(made[name]) for name in self._job.model.input_names}
 
@@ -56,7 +56,7 @@ class Preparation:
 
 
 def _preprocessor_format(task: str, name: str, rows: torch.Tensor) -> Any:
-    """Text travels as rows of UTF-8 bytes padded with zeros; audio is taken as an array."""
+    """Convert a tensor to the preprocessor's input. Text is rows of UTF-8 bytes padded with zeros; audio is arrays."""
     if rows.dtype == torch.uint8 and (task == "tokenizer" or name == "text"):
         return [row.numpy().tobytes().rstrip(b"\0").decode() for row in rows]
     return list(rows.numpy()) if task == "feature" else rows
@@ -70,7 +70,7 @@ def _causal_labels(made: Tensors) -> torch.Tensor:
 
 
 def _model_format(tensor: torch.Tensor) -> torch.Tensor:
-    """Numbers as models take them: float32, or int64 for whole ones; autocast goes on from there."""
+    """Convert to float32 or int64, as models take them; autocast converts further."""
     if tensor.is_floating_point():
         return tensor.to(torch.float32)
     return tensor if tensor.dtype == torch.bool else tensor.to(torch.int64)

@@ -1,7 +1,7 @@
-"""The processes of one trainer: who talks to the bridge, who has which rows, and how they agree.
+"""The processes of one trainer: which one uses the bridge, which rows each trains, and how they share decisions.
 
-Decisions travel over a gloo group of their own on the CPU, so that the accelerators are never waited for, and paths of
-data over another, because they travel in another thread.
+Decisions are broadcast over a gloo group on the CPU, so that they never wait for the accelerators. Paths of data are
+broadcast over a second group, because another thread sends them.
 """
 
 from collections.abc import Callable
@@ -15,17 +15,17 @@ from hypha_executor.errors import ExecutorError
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=30)  # others wait for the main process, which has deadlines of its own
+_TIMEOUT = timedelta(days=30)  # the others wait for the main process, which has timeouts of its own
 
 
 class Processes:
-    """This process among those of the trainer. One process alone needs no groups and every call is free.
+    """This process among those of the trainer. A single process needs no groups, and its calls cost nothing.
 
     Args:
-        rank: This process's number; 0 is the main one.
-        size: How many processes there are.
-        data_rank: Which share of each batch is this process's; the same for processes that hold one model together.
-        data_ranks: Into how many shares a batch is cut.
+        rank: The number of this process; 0 is the main one.
+        size: The number of processes.
+        data_rank: The number of this process's share of each batch. Processes that share one model have the same.
+        data_ranks: The number of shares of a batch.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, data_rank: int = 0, data_ranks: int = 1):
@@ -33,23 +33,23 @@ class Processes:
         self.data_rank = data_rank
         self.data_ranks = data_ranks
         self.alone = size == 1
-        self._decisions: Any = None if self.alone else dist.new_group(backend="gloo", timeout=_PATIENCE)
-        self._data: Any = None if self.alone else dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._decisions: Any = None if self.alone else dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        self._data: Any = None if self.alone else dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
     def rows(self, samples: int) -> tuple[int, int]:
-        """The half-open range of a batch's rows that is this process's; shares differ by one at most."""
+        """Return the half-open range of this process's rows in a batch. Shares differ by at most one row."""
         return samples * self.data_rank // self.data_ranks, samples * (self.data_rank + 1) // self.data_ranks
 
     def decide(self, decision: Callable[[], T]) -> T:
-        """What the main process decides, in all of them; what it raises ends all of them."""
+        """Return the main process's decision in every process. An exception in it ends every process."""
         return self._share(decision, self._decisions)
 
     def share_data(self, take: Callable[[], Path]) -> Path:
-        """As `decide`, for the thread that reads the data."""
+        """Do the same as `decide` in the thread that reads the data."""
         return self._share(take, self._data)
 
     def all_have_data(self) -> None:
-        """Returns once every process's data thread has come here."""
+        """Wait until every process's data thread has called this."""
         if not self.alone:
             dist.barrier(self._data)
 

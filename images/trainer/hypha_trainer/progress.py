@@ -1,23 +1,23 @@
-"""Progress reports beside the training, and the countdown to the next update that the answers set."""
+"""Report progress in parallel with the training, and count down to the next update as the answers say."""
 
 import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import TimeoutError as PendingError
 
 from hypha_executor.errors import BridgeError, ExecutorError
 from hypha_executor.progress import Answer, Progress
 from hypha_trainer.log import log
 
-MOST_ERRORS = 20
-"""How many answers in a row may be errors before the scheduler is taken to have dropped this trainer."""
+MAX_ERRORS = 20
+"""After this many error answers in a row, the trainer assumes that the scheduler has dropped it."""
 
 METRICS_EVERY_S = 0.25
 
 
 class Countdown:
-    """How many batches are left until the update; unknown (None) until the scheduler says.
+    """The number of batches left until the update; None until the scheduler sets it.
 
     The answer to the report of a batch may set how many more batches follow it.
     """
@@ -26,26 +26,26 @@ class Countdown:
         self.left: int | None = None
 
     def batch_done(self) -> None:
-        """One more batch has been trained."""
+        """Count one trained batch."""
         if self.left is not None:
             self.left = max(0, self.left - 1)
 
-    def answered(self, answer: Answer, batches_since: int) -> None:
-        """The answer to a report came, `batches_since` batches after the reported one."""
+    def on_answer(self, answer: Answer, batches_since: int) -> None:
+        """Apply the answer to a report, which arrived `batches_since` batches after the reported one."""
         if answer.batches_left is not None:
             self.left = max(0, answer.batches_left - batches_since)
 
     @property
     def over(self) -> bool:
-        """Whether the update is due."""
+        """True if the update is due."""
         return self.left == 0
 
 
 class Reporter:
-    """Reports batches in order, one report under way at a time, while the next batch is computed.
+    """Reports batches in order, one report at a time, while the next batch is computed.
 
-    Before the next batch the answer is waited for, but no longer than a tenth of what a batch takes: slow batches stop
-    where the scheduler says, fast ones do not wait for the network and may overrun by one.
+    Each report waits for its answer before the next batch, for up to a tenth of the batch's duration. Slow batches
+    therefore end exactly where the scheduler says. Fast batches do not wait for the network and may overrun by one.
     """
 
     def __init__(self, progress: Progress):
@@ -56,20 +56,20 @@ class Reporter:
         self.countdown = Countdown()
 
     def batch_done(self, samples: int, duration_s: float) -> None:
-        """Reports a batch of `samples`, trained in `duration_s`; takes in the answers that are there."""
+        """Report a batch of `samples` that took `duration_s` seconds; apply the answers that have arrived."""
         self.countdown.batch_done()
         self._collect(batches_since=1, timeout_s=None)
         self._pending = self._thread.submit(self._progress.batch_trained, samples)
         self._collect(batches_since=0, timeout_s=duration_s / 10)
 
     def finish_round(self) -> None:
-        """Waits for the last answer and says that the update is on its way; the next round counts anew."""
+        """Wait for the last answer, report that the update is due, and reset the countdown."""
         self._collect(batches_since=0, timeout_s=None)
         self._check(self._progress.update_due())
         self.countdown = Countdown()
 
     def update_received(self) -> bool:
-        """Says that the update is merged; whether training is done."""
+        """Report that the update is merged; return whether training is done."""
         while True:
             answer = self._check(self._progress.update_merged())
             if not answer.failed:
@@ -81,24 +81,24 @@ class Reporter:
             return
         try:
             answer = self._pending.result(timeout_s)
-        except NotYet:
+        except PendingError:
             return
         self._pending = None
-        self.countdown.answered(self._check(answer), batches_since)
+        self.countdown.on_answer(self._check(answer), batches_since)
 
     def _check(self, answer: Answer) -> Answer:
         self._errors = self._errors + 1 if answer.failed else 0
         if self._errors == 1:
             log("the scheduler answered a report with an error; training goes on")
-        if self._errors >= MOST_ERRORS:
+        if self._errors >= MAX_ERRORS:
             raise ExecutorError(
-                f"the scheduler answered {MOST_ERRORS} reports in a row with errors; it dropped this worker"
+                f"the scheduler answered {MAX_ERRORS} reports in a row with errors; it dropped this worker"
             )
         return answer
 
 
 class Metrics:
-    """Loss, batch time and samples, sent by a thread of its own: of each batch, or of several if they are fast."""
+    """Sends loss, batch time and samples from a thread of its own, for each batch, or for several if they are fast."""
 
     def __init__(
         self, progress: Progress, every_s: float = METRICS_EVERY_S, clock: Callable[[], float] = time.monotonic
@@ -112,13 +112,13 @@ class Metrics:
         self._batches: list[tuple[float, float, int]] = []
 
     def batch_done(self, round_number: int, loss: float, duration_s: float, samples: int) -> None:
-        """Takes in one batch and sends what has gathered, unless that is too soon."""
+        """Add one batch, and send the collected metrics unless that would be too early."""
         self._batches.append((loss, duration_s, samples))
         if self._clock() - self._last_s >= self._every_s and (self._sending is None or self._sending.done()):
             self.flush(round_number)
 
     def flush(self, round_number: int) -> None:
-        """Sends what has gathered."""
+        """Send the collected metrics."""
         if self._batches:
             self._last_s = self._clock()
             self._sending = self._thread.submit(self._send, round_number, summarise(self._batches))
@@ -127,12 +127,12 @@ class Metrics:
     def _send(self, round_number: int, metrics: Mapping[str, float]) -> None:
         try:
             self._progress.metrics(round_number, metrics)
-        except BridgeError as error:  # metrics are no reason to stop; a bridge that is gone shows elsewhere
+        except BridgeError as error:  # lost metrics do not end the training; a lost bridge does, elsewhere
             log(f"metrics were lost: {error}")
 
 
 def summarise(batches: list[tuple[float, float, int]]) -> dict[str, float]:
-    """Metrics of some batches: mean of finite losses, mean batch time in seconds, samples, samples per second."""
+    """Return the mean finite loss, the mean batch time in seconds, the samples, and the samples per second."""
     duration_s = sum(batch[1] for batch in batches)
     samples = sum(batch[2] for batch in batches)
     losses = [loss for loss, _, _ in batches if math.isfinite(loss)]

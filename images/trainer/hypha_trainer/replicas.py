@@ -1,7 +1,7 @@
-"""The model's weights as whole tensors, however accelerate has spread them over the processes.
+"""The model's weights as complete tensors, however accelerate has distributed them over the processes.
 
-Data parallel keeps the whole model in every process; FSDP and tensor parallel keep parts of its tensors (DTensors).
-Every process makes every call here, tensor by tensor, so that no process ever holds a second whole model for it.
+Data parallelism keeps the complete model in every process. FSDP and tensor parallelism keep parts of its tensors there
+(DTensors). Every process makes every call here, tensor by tensor, so that none ever holds a second complete model.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ from hypha_trainer.weights import DTYPE_NAMES, Tensors
 
 
 def exchanged_groups(model: torch.nn.Module) -> list[Group]:
-    """The model's state as it is exchanged: by the checkpoint's names, one for each tensor that others are tied to.
+    """Return the model's state as trainers exchange it: by the checkpoint's names, each set of tied tensors once.
 
-    The first name in alphabetical order stands for the others, as safetensors' `save_model` chooses it. What cannot be
-    averaged (masks) stays with each trainer. To be asked before the model is spread over processes.
+    Tied tensors go by the first name in alphabetical order, as in safetensors' `save_model`. Tensors that cannot be
+    averaged (masks) are left out. Call this before the model is distributed over processes.
     """
     state = {name: tensor for name, tensor in model.state_dict().items() if tensor.dtype in DTYPE_NAMES}
     groups = sorted(groups_of(model, state), key=lambda group: group.names)
@@ -38,14 +38,14 @@ def _place(name: str, tensor: torch.Tensor) -> tuple[object, ...]:
 
 
 class Weights:
-    """Whole weights out of the model and into it.
+    """Reads complete weights from the model and writes them to it.
 
     Args:
-        model: The model as accelerate prepared it, unwrapped.
-        groups: What `exchanged_groups` said of it before.
-        main: Whether this is the main process, the only one that sees whole tensors.
+        model: The model that accelerate has prepared, unwrapped.
+        groups: The result of `exchanged_groups`.
+        main: Whether this is the main process, the only one that gets complete tensors.
         alone: Whether there are no other processes.
-        device: Where this process computes.
+        device: The device of this process.
     """
 
     def __init__(self, model: torch.nn.Module, groups: list[Group], *, main: bool, alone: bool, device: torch.device):
@@ -55,8 +55,8 @@ class Weights:
         self._alone = alone
         self._device = device
 
-    def whole(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The current weights by the checkpoint's names; in the other processes nothing, but they must iterate too."""
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the current weights by the checkpoint's names. The other processes get none, but must iterate too."""
         state = self._model.state_dict()
         for group in self._groups:
             parts = {name: _gather(state[name], self._device) for name in group.shapes}
@@ -64,7 +64,7 @@ class Weights:
                 yield from group.to_wire(parts).items()
 
     def load(self, tensors: Tensors) -> None:
-        """Puts `tensors` (empty in the other processes) into the model."""
+        """Write `tensors` (empty in the other processes) to the model."""
         state = self._model.state_dict()
         with torch.no_grad():
             for group in self._groups:
@@ -77,20 +77,20 @@ class Weights:
             here.copy_(tensor)
             return
         if tensor is None:
-            whole = torch.empty(here.shape, dtype=here.dtype, device=self._device)
+            complete = torch.empty(here.shape, dtype=here.dtype, device=self._device)
         else:
-            whole = tensor.to(self._device, here.dtype)
+            complete = tensor.to(self._device, here.dtype)
         if isinstance(here, DTensor):
-            part = distribute_tensor(whole, here.device_mesh, here.placements, src_data_rank=0)
+            part = distribute_tensor(complete, here.device_mesh, here.placements, src_data_rank=0)
             here.to_local().copy_(part.to_local())
         else:
-            dist.broadcast(whole, src=0)
-            here.copy_(whole)
+            dist.broadcast(complete, src=0)
+            here.copy_(complete)
 
 
 def _gather(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if not isinstance(tensor, DTensor):
         return tensor
-    on_device: Any = tensor.to(device)  # parts may be offloaded to the CPU, whose memory nccl cannot reach
-    whole: torch.Tensor = on_device.full_tensor()
-    return whole
+    on_device: Any = tensor.to(device)  # parts may be offloaded to the CPU, where nccl cannot read them
+    complete: torch.Tensor = on_device.full_tensor()
+    return complete

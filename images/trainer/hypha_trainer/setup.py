@@ -1,4 +1,4 @@
-"""What a job is trained with: the model on its devices, its weights, its data, its processes."""
+"""Prepare the training of a job: processes, data, the model on its devices, and its weights."""
 
 import shutil
 from pathlib import Path
@@ -24,7 +24,7 @@ from hypha_trainer.weights import Tensors, save_tensors
 
 
 def make_processes(accelerator: Accelerator) -> Processes:
-    """The processes that accelerate has started; those of one tensor-parallel group share their rows."""
+    """Return the processes that accelerate has started. Those of one tensor-parallel group train the same rows."""
     tensor_parallel = _tensor_parallel(accelerator)
     return Processes(
         rank=accelerator.process_index,
@@ -43,10 +43,10 @@ def make_training(
     *,
     trust_remote_code: bool,
 ) -> tuple[Training, Tensors]:
-    """The training of `job`, ready for its first batch, and (in the main process) the weights it starts from."""
+    """Return the training of a job, ready for its first batch, and (in the main process) the initial weights."""
     if job.batch_size < processes.data_ranks:
         raise JobError(
-            f"batch_size {job.batch_size} cannot be shared out to {processes.data_ranks} processes; use fewer"
+            f"batch_size {job.batch_size} is too small for {processes.data_ranks} processes; use fewer processes"
         )
     model_folder, preprocessor_folder = folders
     preprocessor = None
@@ -74,8 +74,8 @@ def make_training(
     weights = Weights(
         accelerator.unwrap_model(model), groups, main=processes.main, alone=processes.alone, device=accelerator.device
     )
-    start = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.whole()}
-    torch.seed()  # from here on every process draws its own random numbers
+    start = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.tensors()}
+    torch.seed()  # from now on every process draws different random numbers
     if processes.main:
         log(
             f"{type(plain).__name__}, {count:,} parameters, {accelerator.num_processes} x {accelerator.device.type}, "
@@ -85,7 +85,7 @@ def make_training(
 
 
 def keep_model(weights: Tensors, source: Path, folder: Path) -> None:
-    """Writes the trained weights, with what described the model, to a folder that outlives the job."""
+    """Write the trained weights and the model's configuration to a folder that outlives the job."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in source.glob("*.json"):
         if not file.name.endswith(".index.json"):
@@ -95,10 +95,10 @@ def keep_model(weights: Tensors, source: Path, folder: Path) -> None:
 
 
 def _placement(accelerator: Accelerator) -> dict[str, Any]:
-    """How `from_pretrained` is to place the model.
+    """Return the arguments of `from_pretrained` that place the model.
 
     Raises:
-        JobError: The accelerate configuration asks for what this trainer cannot do.
+        JobError: This trainer does not support the accelerate configuration.
     """
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise JobError("this trainer shards by FSDP 2; set fsdp_config.fsdp_version: 2 in the accelerate configuration")

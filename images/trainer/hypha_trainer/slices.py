@@ -1,7 +1,7 @@
-"""Training data: slices fetched ahead of need, cut into batches, preprocessed and laid out for the device.
+"""Training data: fetch slices ahead, cut them into batches, preprocess these and copy them to the device.
 
-A slice is a SafeTensors file of tensors whose first dimension counts the samples. All of this runs in threads beside
-the training; only `Batches.next` is called by it.
+A slice is a SafeTensors file of tensors whose first dimension counts the samples. All of this runs in threads of its
+own. The training only calls `Batches.next`.
 """
 
 import queue
@@ -27,18 +27,18 @@ BATCHES_AHEAD = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's share of a batch, on the device, and the samples in the whole of it."""
+    """One process's share of a batch, on the device, and the samples in the complete batch."""
 
     inputs: Tensors
     samples: int
     share: float
-    """The part of the whole batch's samples that this process has."""
+    """The fraction of the batch's samples that this process has."""
 
 
 def fetch_slices(bridge: Bridge, reference: Reference) -> Iterator[Path]:
-    """Fetches slice after slice, for ever, each under a name of its own.
+    """Fetch slice after slice without end, and rename each.
 
-    The bridge may use a name again for its next slice, while this one is still being read.
+    The bridge may reuse a name for its next slice while this one is still being read.
     """
     number = 0
     while True:
@@ -50,7 +50,7 @@ def fetch_slices(bridge: Bridge, reference: Reference) -> Iterator[Path]:
 
 
 def read_slice(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> Tensors:
-    """The tensors `required` of a slice, and those of `optional` that it has, memory-mapped.
+    """Return the tensors `required` of a slice, and those of `optional` that it has, memory-mapped.
 
     Raises:
         JobError: The slice lacks a tensor, or its tensors differ in their number of samples.
@@ -62,7 +62,7 @@ def read_slice(path: Path, required: tuple[str, ...], optional: tuple[str, ...] 
                 raise JobError(f"a slice has no tensors {missing}, only {sorted(there)}; correct the job's input-names")
             tensors = {name: file.get_tensor(name) for name in (*required, *there.intersection(optional))}
     except (SafetensorError, OSError) as error:
-        raise ExecutorError(f"a slice is not a whole SafeTensors file ({error})") from None
+        raise ExecutorError(f"a slice is not a complete SafeTensors file ({error})") from None
     lengths = {name: tensor.shape[0] if tensor.dim() else 0 for name, tensor in tensors.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise JobError(
@@ -72,10 +72,9 @@ def read_slice(path: Path, required: tuple[str, ...], optional: tuple[str, ...] 
 
 
 def cut(slices: Iterator[Tensors], batch_size: int) -> Iterator[Tensors]:
-    """Batches of exactly `batch_size` samples; one may span slices.
+    """Yield batches of exactly `batch_size` samples, which may span slices.
 
-    Where the next slice's samples are shaped differently (padded to another length), what is left of the slice before
-    is a smaller batch of its own.
+    If the next slice's samples have another shape (padded to another length), the rest of a slice is a smaller batch.
     """
     rest: Tensors = {}
     for tensors in slices:
@@ -89,10 +88,10 @@ def cut(slices: Iterator[Tensors], batch_size: int) -> Iterator[Tensors]:
             if _length(rest) < batch_size:
                 continue
             yield rest
-        whole = start + (size - start) // batch_size * batch_size
-        for row in range(start, whole, batch_size):
+        end = start + (size - start) // batch_size * batch_size
+        for row in range(start, end, batch_size):
             yield {name: tensor[row : row + batch_size] for name, tensor in tensors.items()}
-        rest = {name: tensor[whole:] for name, tensor in tensors.items()} if whole < size else {}
+        rest = {name: tensor[end:] for name, tensor in tensors.items()} if end < size else {}
 
 
 def _length(tensors: Tensors) -> int:
@@ -104,9 +103,9 @@ def _alike(one: Tensors, other: Tensors) -> bool:
 
 
 class Batches:
-    """Batches for this process, prepared ahead by threads of its own.
+    """The batches of this process, which threads prepare ahead.
 
-    Only the main process fetches slices; the others open the same files.
+    Only the main process fetches slices. The others open the same files.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class Batches:
         _start("batches", lambda: _pour(self._batches(), self._ready))
 
     def next(self) -> Batch:
-        """The next batch; raises what went wrong while it was fetched or prepared."""
+        """Return the next batch; raise the error that occurred while it was fetched or prepared."""
         return _take(self._ready)
 
     def _batches(self) -> Iterator[Batch]:
@@ -141,7 +140,7 @@ class Batches:
             samples = _length(rows)
             first, last = self._processes.rows(samples)
             if samples < self._processes.data_ranks:
-                continue  # the end of a slice that cannot be shared out
+                continue  # the rest of a slice, too small for all processes
             inputs = self._prepare({name: tensor[first:last] for name, tensor in rows.items()})
             if pin:
                 inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
@@ -154,7 +153,7 @@ class Batches:
             tensors = read_slice(path, *self._names)
             self._processes.all_have_data()
             if self._processes.main:
-                path.unlink()  # the mapping keeps the bytes
+                path.unlink()  # the memory map keeps the bytes
             yield tensors
 
 
@@ -162,7 +161,7 @@ def _pour(source: Iterator[T], sink: "queue.Queue[T | Exception]") -> None:
     try:
         for item in source:
             sink.put(item)
-    except Exception as error:  # it is raised where the items are taken
+    except Exception as error:  # _take raises it
         sink.put(error)
 
 

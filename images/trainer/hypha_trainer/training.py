@@ -18,18 +18,18 @@ from hypha_trainer.log import log
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one job to its end; returns the exit code."""
+    """Run one job to its end; return the exit code."""
     options = _parse(arguments)
     signal.signal(signal.SIGTERM, _terminate)
     work_dir: Path = options.work_dir
-    # Everything comes over the bridge: transformers must not look for a network, nor write outside the work directory.
+    # All files come through the bridge, so transformers must not use a network, nor write outside the work directory.
     os.environ.update(HF_HUB_OFFLINE="1", HF_MODULES_CACHE=str(work_dir / "modules"), TOKENIZERS_PARALLELISM="false")
     try:
         return _run(parse_train_job(read_job(options)), options, work_dir)
     except ExecutorError as error:
         log(f"error: {error}")
         return error.exit_code
-    except Exception as error:  # what nobody foresaw: one line for the worker's log, the rest for whoever mends it
+    except Exception as error:  # an unexpected error: its traceback, and one line for the worker's log
         traceback.print_exc()
         log(f"error: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
         return 1
@@ -37,9 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = executor_parser("hypha_trainer.training", "Trains one Hypha job (DiLoCo).")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
-    parser.add_argument("--output-dir", type=Path, help="keep the trained model here, in a folder named after the job")
-    parser.add_argument("--update-timeout-s", type=float, default=3600.0, help="longest wait for an update")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that a model brings")
+    parser.add_argument(
+        "--output-dir", type=Path, help="keep the trained model in this directory, in a folder named after the job"
+    )
+    parser.add_argument(
+        "--update-timeout-s", type=float, default=3600.0, help="how long to wait for an update (%(default)s)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -52,7 +56,7 @@ def _run(job: TrainJob, options: argparse.Namespace, work_dir: Path) -> int:
     bridge = Bridge(options.socket, work_dir)
     fetched = ThreadPoolExecutor(1, "fetch").submit(_fetch, bridge, job) if os.environ.get("RANK", "0") == "0" else None
 
-    # These imports take seconds: the files come meanwhile, and a job that is refused is refused before.
+    # These imports take seconds, so the files are fetched meanwhile, and a wrong job is refused before.
     from accelerate import Accelerator  # noqa: PLC0415
 
     from hypha_trainer.loop import Coordinator, train  # noqa: PLC0415
@@ -73,7 +77,7 @@ def _run(job: TrainJob, options: argparse.Namespace, work_dir: Path) -> int:
 
 
 def _fetch(bridge: Bridge, job: TrainJob) -> tuple[Path, Path | None]:
-    """Fetches model and preprocessor; the model last, so that a config.json of both is the model's."""
+    """Fetch preprocessor and model, in this order, so that if both have a config.json, the model's stays."""
     preprocessor = _folder(bridge, job.preprocessor) if job.preprocessor else None
     return _folder(bridge, job.model), preprocessor
 
@@ -87,7 +91,7 @@ def _folder(bridge: Bridge, artifact: Artifact) -> Path:
 
 
 def run() -> NoReturn:
-    """Runs the job and ends the process at once: its other threads may wait for answers that nobody will give."""
+    """Run the job and end the process at once, because other threads may wait for answers that will never come."""
     try:
         code = main()
     except SystemExit as request:

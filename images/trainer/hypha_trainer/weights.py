@@ -1,6 +1,6 @@
-"""Pseudo-gradients and updates: SafeTensors files beside the global weights.
+"""Pseudo-gradients and updates: SafeTensors files, calculated from and added to the global weights.
 
-A file is written and read tensor by tensor, so that beyond the global weights no copy of the model is made.
+Files are written tensor by tensor, so that the global weights are the only copy of the model.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,9 +29,9 @@ DTYPE_NAMES = {  # numbers that can be averaged
 
 
 def difference(local: Named, start: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
-    """The pseudo-gradient, tensor by tensor: local weights less those that the round started from.
+    """Yield the pseudo-gradient, tensor by tensor: the local weights minus those at the start of the round.
 
-    A tensor is good until the next one is asked for: their memory is the same.
+    All tensors share memory, so each is valid only until the next one.
 
     Raises:
         ExecutorError: The model has diverged.
@@ -50,7 +50,7 @@ def difference(local: Named, start: Tensors) -> Iterator[tuple[str, torch.Tensor
 
 
 def save_tensors(path: Path, tensors: Named, like: Tensors, metadata: Mapping[str, str]) -> None:
-    """Writes `tensors`, which come in the order, shapes and dtypes of `like`, as one SafeTensors file."""
+    """Write `tensors`, in the order, shapes and dtypes of `like`, to a SafeTensors file."""
     layout = [(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in like.items()]
     write_file(path, layout, (_bytes_of(tensor) for _, tensor in tensors), metadata)
 
@@ -62,9 +62,9 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 def add_update(weights: Tensors, path: Path) -> None:
-    """Adds the update in `path` to `weights`, in place; either all of it or nothing.
+    """Add the update in `path` to `weights`, in place, completely or not at all.
 
-    Tensors that are not of floating point may be missing: not every parameter server averages counters.
+    Integer tensors may be missing, because some parameter servers do not average counters.
 
     Raises:
         ExecutorError: The update does not fit the weights or is not finite.
@@ -81,7 +81,7 @@ def _check(weights: Tensors, update: Tensors) -> None:
     missing = sorted(name for name, tensor in weights.items() if tensor.is_floating_point() and name not in update)
     unknown = sorted(set(update) - set(weights))
     if missing or unknown:
-        raise ExecutorError(f"the update is for another model: it lacks {missing[:3]} and has besides {unknown[:3]}")
+        raise ExecutorError(f"the update is for another model: it lacks {missing[:3]} and adds {unknown[:3]}")
     for name, tensor in update.items():
         if tensor.shape != weights[name].shape:
             raise ExecutorError(
@@ -94,7 +94,7 @@ def _check(weights: Tensors, update: Tensors) -> None:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no element is NaN or infinite, in one pass and without a mask."""
+    """Return whether no element is NaN or infinite, in one pass and without a mask."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     low, high = torch.aminmax(tensor)
@@ -105,4 +105,4 @@ def _open(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise ExecutorError(f"{path.name} is not a whole SafeTensors file ({error})") from None
+        raise ExecutorError(f"{path.name} is not a complete SafeTensors file ({error})") from None
