@@ -1,1 +1,1 @@
-"""A Hypha network of our own, to try things out and for tests: gateway, scheduler, data node, hub, demo."""
+"""A small Hypha network for trials and tests: gateway, scheduler, data node, model hub, demo."""

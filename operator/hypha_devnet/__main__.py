@@ -1,4 +1,4 @@
-"""`hypha-devnet`, also as `python -m hypha_devnet`: quiet when interrupted, even while libraries are being loaded."""
+"""`hypha-devnet`, also `python -m hypha_devnet`. Ctrl-C ends it without a traceback, even while libraries load."""
 
 import sys
 from typing import Final
@@ -9,7 +9,7 @@ _INTERRUPTED: Final = 130
 def main() -> None:
     """Run the command line."""
     try:
-        from hypha_devnet.cli import app  # noqa: PLC0415 - takes seconds, in which Ctrl-C may come
+        from hypha_devnet.cli import app  # noqa: PLC0415 - the import takes seconds, and Ctrl-C may come meanwhile
 
         app(prog_name="hypha-devnet")
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
-"""Certificates for a network of one's own: a root, organisations below it, nodes below those; and revocation lists.
+"""Certificates for a test network: a root, organisations below it, nodes below those; and revocation lists.
 
-They look as hypha-certutil's do. For production use a tool made for it.
+They have the same fields as those of hypha-certutil. For production, use a certificate authority.
 """
 
 import os
@@ -25,7 +25,7 @@ _CRL_END = b"-----END X509 CRL-----\n"
 
 @dataclass(frozen=True)
 class NodeFiles:
-    """Where a node's credentials lie, as its configuration names them."""
+    """The paths of a node's credentials, by the keys of its configuration."""
 
     cert: Path
     key: Path
@@ -34,7 +34,7 @@ class NodeFiles:
 
 @dataclass(frozen=True)
 class Credential:
-    """A certificate with its key and the certificates above it, nearest first, the root last."""
+    """A certificate, its key, and the certificates of its issuers: the nearest first, the root last."""
 
     certificate: x509.Certificate
     key: Ed25519PrivateKey
@@ -42,17 +42,17 @@ class Credential:
 
     @property
     def cert_pem(self) -> bytes:
-        """The certificate, then the intermediates; a root alone is its own chain."""
+        """The certificate, then the intermediates, PEM. The chain of a root is the root alone."""
         return b"".join(c.public_bytes(Encoding.PEM) for c in (self.certificate, *self.issuers[:-1]))
 
     @property
     def key_pem(self) -> bytes:
-        """The key, PKCS#8."""
+        """The key, PKCS#8 in PEM."""
         return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     @property
     def trust_pem(self) -> bytes:
-        """The root, which everyone in the network trusts."""
+        """The root that every node of the network trusts, PEM."""
         return (self.issuers or (self.certificate,))[-1].public_bytes(Encoding.PEM)
 
 
@@ -81,13 +81,19 @@ def create_node(
     not_before: datetime | None = None,
     not_after: datetime | None = None,
 ) -> Credential:
-    """Make a node's certificate below an authority, for a new key unless one is given.
+    """Make a node's certificate below an authority.
 
-    `names` are further DNS names or IP addresses of the node.
+    Args:
+        authority: who issues it.
+        name: the node's name.
+        names: further DNS names or IP addresses of the node.
+        key: the node's key; default: a new one.
+        not_before: when it begins to be valid; default: a day ago.
+        not_after: when it expires; default: in a year.
     """
     key = key or Ed25519PrivateKey.generate()
     now = datetime.now(UTC)
-    subject_names = [x509.IPAddress(_UNSPECIFIED), *map(_general_name, (name, *names))]  # Rust nodes look for 0.0.0.0
+    subject_names = [x509.IPAddress(_UNSPECIFIED), *map(_general_name, (name, *names))]  # Rust nodes require 0.0.0.0
     builder = (
         _builder(_name(authority.certificate.subject, name), authority.certificate.subject, key)
         .not_valid_before(not_before or now - _SKEW)
@@ -140,7 +146,7 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def make(directory: Path, organisation: str, nodes: Sequence[str], revoked: Sequence[str] = ()) -> list[Path]:
-    """Make what a network needs in a directory, using what is there; return the files written. ValueError, OSError."""
+    """Make the missing certificates of a network in a directory; return the files written. ValueError, OSError."""
     directory.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     root = _authority_at(directory, "root", create_root, written)
@@ -186,7 +192,7 @@ def _revoked_serials(crls: Path) -> list[int]:
 
 
 def load_credential(cert: Path, key: Path, issuers: Sequence[Path] = ()) -> Credential:
-    """Read an authority back: its certificate, its key, and the certificates above it, nearest first."""
+    """Load a credential: its certificate, its key, and the certificates of its issuers, the nearest first."""
     return Credential(
         x509.load_pem_x509_certificate(cert.read_bytes()),
         Ed25519PrivateKey.from_private_bytes(seed_from_pem(key.read_bytes())),

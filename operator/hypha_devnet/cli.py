@@ -1,4 +1,4 @@
-"""`hypha-devnet`: the nodes of a Hypha network of one's own."""
+"""The command line `hypha-devnet`."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -16,20 +16,20 @@ from hypha_network.errors import HyphaNetworkError
 from hypha_network.wire.addresses import AddressError
 
 app = typer.Typer(
-    help="A Hypha network of one's own: gateway, data node, scheduler, model hub, certificates, demo.",
+    help="A small Hypha network: gateway, data node, scheduler, model hub, certificates, demo.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="The node's TOML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the file: key.key=value.")]
-WithEvents = Annotated[bool, typer.Option("--events", help="Write what happens to standard output, as lines of JSON.")]
+WithEvents = Annotated[bool, typer.Option("--events", help="Write events to standard output, one line of JSON each.")]
 LogLevel = Annotated[logs.LogLevel, typer.Option("--log-level", help="The least to log, on standard error.")]
 
 
 @app.command()
 def gateway(config: ConfigFile, sets: Set = None, events: WithEvents = False, log_level: LogLevel = "info") -> None:
-    """Run a gateway: nodes enter the network, and reach each other, through it."""
+    """Run a gateway, through which nodes join the network and reach each other."""
     from hypha_devnet.roles.gateway import run_gateway  # noqa: PLC0415 - each command loads what it needs
 
     settings = _load(NodeConfig, config, sets)
@@ -47,7 +47,7 @@ def data(config: ConfigFile, sets: Set = None, events: WithEvents = False, log_l
 
 @app.command()
 def scheduler(config: ConfigFile, sets: Set = None, events: WithEvents = False, log_level: LogLevel = "info") -> None:
-    """Run one training job: find workers, dispatch to them, lead them round by round; exits 0 when it is done."""
+    """Run one training job: find workers, dispatch to them, and lead their rounds. Exits 0 when the job is done."""
     from hypha_devnet.roles.scheduler import run_scheduler  # noqa: PLC0415
 
     settings = _load(SchedulerConfig, config, sets)
@@ -56,14 +56,14 @@ def scheduler(config: ConfigFile, sets: Set = None, events: WithEvents = False, 
 
 @app.command(name="certs")
 def certificates(
-    directory: Annotated[Path, typer.Argument(help="Where the files are, or will be.")],
+    directory: Annotated[Path, typer.Argument(help="The directory of the files.")],
     nodes: Annotated[list[str] | None, typer.Option("--node", help="A node to make a certificate for.")] = None,
     organisation: Annotated[str, typer.Option(help="The organisation that the nodes belong to.")] = "devnet",
     revoke: Annotated[list[str] | None, typer.Option(help="Revoke the certificate of a node.")] = None,
 ) -> None:
     """Make a network's certificates: a root, an organisation, nodes, and revocation lists (crls.pem).
 
-    What is there already is used, not replaced.
+    Files that exist are kept and used.
     """
     try:
         for path in certs.make(directory, organisation, nodes or [], revoke or []):
@@ -82,7 +82,7 @@ def hub(context: typer.Context) -> None:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def demo(context: typer.Context) -> None:
-    """Watch a model being trained over a network on this machine."""
+    """Train a model over a network on this machine, and show the progress."""
     from hypha_devnet.demo.run import app as demo_app  # noqa: PLC0415
 
     demo_app(context.args, prog_name="hypha-devnet demo")

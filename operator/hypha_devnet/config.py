@@ -1,4 +1,4 @@
-"""The configuration files of the devnet's nodes; the keys are those of the reference implementation's nodes."""
+"""The configuration files of the devnet's nodes, with the same keys as the reference implementation's nodes."""
 
 import tomllib
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 class ConfigError(Exception):
-    """A configuration cannot be used; says which file and key, and what is wrong."""
+    """A configuration cannot be used. The text names the file, the key and the problem."""
 
 
 class NodeConfig(BaseModel):
-    """What every node is told. Unknown keys (such as telemetry's) are ignored."""
+    """The keys of every node. Unknown keys, such as those of telemetry, are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -47,7 +47,7 @@ class NodeConfig(BaseModel):
     relay_circuit: bool = True
 
     def network(self) -> NetworkConfig:
-        """The part of it that the network takes."""
+        """Return the network's part of the configuration."""
         return NetworkConfig(
             gateways=self.gateway_addresses,
             listen_addresses=self.listen_addresses,
@@ -58,19 +58,19 @@ class NodeConfig(BaseModel):
 
 
 class DataConfig(NodeConfig):
-    """A data node: every directory is a dataset of its name, every file in it a slice, in the order of their names."""
+    """A data node. Each directory is a dataset of the same name; its files, sorted by name, are the slices."""
 
     dataset_path: Path | None = None
     dataset_paths: tuple[Path, ...] = ()
 
     @property
     def datasets(self) -> tuple[Path, ...]:
-        """All directories."""
+        """The directories of all datasets."""
         return (*self.dataset_paths, *((self.dataset_path,) if self.dataset_path else ()))
 
 
 class _Source(BaseModel):
-    """Where a model or preprocessor comes from: a Hugging Face repository or a URL."""
+    """The source of a model or preprocessor: a Hugging Face repository or a URL."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -84,13 +84,13 @@ class _Source(BaseModel):
     @model_validator(mode="after")
     def _one_source(self) -> "_Source":
         if (self.repository is None) == (self.uri is None):
-            raise ValueError("name either a repository (with filenames) or a uri")
+            raise ValueError("set either repository (with filenames) or uri")
         if self.repository is not None and not self.filenames:
-            raise ValueError("filenames: name the repository's files to fetch")
+            raise ValueError("filenames is missing: name the files of the repository to fetch")
         return self
 
     def artifact(self) -> HuggingFaceReference | UriReference:
-        """The reference that the workers fetch."""
+        """Return the reference that the workers fetch."""
         if self.uri is not None:
             return UriReference(value=self.uri)
         return HuggingFaceReference(
@@ -104,17 +104,17 @@ class ModelSource(_Source):
     type: ModelType
 
     def model(self) -> Model:
-        """The model as a job names it."""
+        """Return the model as a job specifies it."""
         return Model(task=self.type, artifact=self.artifact(), input_names=list(self.input_names))
 
 
 class PreprocessorSource(_Source):
-    """What turns slices into the model's inputs."""
+    """The preprocessor, which turns slices into the model's inputs."""
 
     type: PreprocessorType
 
     def preprocessor(self) -> Preprocessor:
-        """The preprocessor as a job names it."""
+        """Return the preprocessor as a job specifies it."""
         return Preprocessor(task=self.type, artifact=self.artifact(), input_names=list(self.input_names))
 
 
@@ -125,7 +125,7 @@ class Dataset(BaseModel):
 
 
 class Rounds(BaseModel):
-    """How long to train: so many rounds of so many samples, of all trainers together."""
+    """How long to train: the number of rounds, and of samples in each, counted over all trainers."""
 
     update_rounds: Annotated[int, Field(ge=1)]
     avg_samples_between_updates: Annotated[int, Field(ge=1)]
@@ -133,7 +133,7 @@ class Rounds(BaseModel):
 
 
 class Price(BaseModel):
-    """The published bid, and the highest price that is accepted."""
+    """The published bid, and the highest price that the scheduler accepts."""
 
     bid: Amount = 100.0
     max: Amount = 100.0
@@ -142,8 +142,15 @@ class Price(BaseModel):
 class JobResources(BaseModel):
     """What the job needs of its workers, and what it pays.
 
-    `min_workers` is how many trainers must be left for the job to go on when some fail (default: all);
-    `deadline_s` is how long to look for workers, `stall_s` how long the job may go without a word from any of them.
+    Attributes:
+        num_workers: How many trainers to find.
+        min_workers: The job goes on as long as this many trainers are left; default: all.
+        worker: The resources of each trainer.
+        parameter_server: The resources of the parameter server.
+        worker_price: What a trainer may cost.
+        parameter_server_price: What the parameter server may cost.
+        deadline_s: How long to look for workers.
+        stall_s: The job fails if no worker reports any progress for so long.
     """
 
     num_workers: Annotated[int, Field(ge=1)]
@@ -157,7 +164,7 @@ class JobResources(BaseModel):
 
 
 class DilocoJob(BaseModel):
-    """A training job; `schedule` is that of the trainers' learning rates, constant without one."""
+    """A training job. `schedule` varies the trainers' learning rate; without it, the rate is constant."""
 
     type: Literal["diloco"] = "diloco"
     model: ModelSource
@@ -177,13 +184,13 @@ class SchedulerSection(BaseModel):
 
 
 class SchedulerConfig(NodeConfig):
-    """A scheduler."""
+    """The configuration of a scheduler."""
 
     scheduler: SchedulerSection
 
 
 def load(model: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML file; overrides are `key.key=value`, the value TOML or else text. ConfigError if it is wrong."""
+    """Read a TOML file; ConfigError. An override is `key.key=value`; a value that is not TOML is text."""
     try:
         values = tomllib.loads(path.read_text())
     except OSError as error:
@@ -210,5 +217,5 @@ def _set(values: dict[str, Any], override: str) -> None:
     for table in tables:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {override}: {table} is a value, not a table")
+            raise ConfigError(f"--set {override}: {table} is a value, not a table; name a key of a table")
     values[last] = value

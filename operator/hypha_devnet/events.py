@@ -1,4 +1,4 @@
-"""What happens at a node, as lines of JSON: `{"event": name, "time": seconds since the epoch, ...}`."""
+"""The events of a node, one line of JSON each: `{"event": name, "time": seconds since the epoch, ...}`."""
 
 import json
 import logging
@@ -10,14 +10,14 @@ logger = logging.getLogger(__name__)
 
 
 class Events:
-    """Writes events to a stream, and all of them to the log."""
+    """Writes every event to the log, and to a stream if there is one."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
 
     @classmethod
     def to_stdout(cls, enabled: bool) -> "Events":
-        """Write to standard output, if that is wanted."""
+        """Return events that also go to standard output if that is enabled."""
         return cls(sys.stdout if enabled else None)
 
     def emit(self, event: str, **values: Any) -> None:
@@ -28,5 +28,5 @@ class Events:
             try:
                 self._stream.write(line + "\n")
                 self._stream.flush()
-            except BrokenPipeError:  # whoever listened is gone; the node goes on
+            except BrokenPipeError:  # the reader is gone; the node goes on
                 self._stream = None

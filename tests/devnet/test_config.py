@@ -85,7 +85,7 @@ def test_a_model_may_come_from_a_url(file: Path) -> None:
     [
         ("scheduler.job.rounds.update_rounds=0", r"scheduler\.job\.rounds\.update_rounds: .*greater"),
         ("scheduler.job.resources.num_workers=many", r"scheduler\.job\.resources\.num_workers"),
-        ("scheduler.job.model.uri=x", "either a repository"),
+        ("scheduler.job.model.uri=x", "set either repository"),
         ("scheduler.job.model.repositroy=x", "repositroy"),
         ("scheduler.job.outer_optimizer={}", "learning-rate"),
         ("no value", "key=value"),

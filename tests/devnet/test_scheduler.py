@@ -229,7 +229,7 @@ async def test_workers_that_say_nothing_for_too_long_fail_the_job() -> None:
         await net.volunteer("a", batch_time_s=1000)
         await net.volunteer("b", batch_time_s=1000)
         await net.volunteer("server", "aggregate")
-        assert await net.fails(resources={"stall_s": 0.5}) == "no worker has reported anything for 0.5 s"
+        assert await net.fails(resources={"stall_s": 0.5}) == "no worker has reported any progress for 0.5 s"
 
 
 async def test_a_network_without_its_gateway_is_an_error() -> None:
@@ -268,7 +268,7 @@ async def test_a_worker_that_stays_away_is_lost_with_its_lease(monkeypatch: pyte
         await net.volunteer("there", batch_time_s=0.1)
         await net.volunteer("server", "aggregate")
         reason = await net.fails(rounds={"update_rounds": 50, "avg_samples_between_updates": 100, "max_batch_size": 1})
-        assert reason.endswith("its lease is over; 2 are needed")
+        assert reason.endswith("its lease ended; 2 are needed")
 
 
 async def test_a_parameter_server_that_speaks_after_its_trainers_ends_the_job_all_the_same() -> None:

@@ -1,4 +1,4 @@
-"""What the demo knows of its network, from the events of the nodes; pure."""
+"""The demo's view of its network, computed from the events of the nodes without any I/O."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _RECENT: Final = 6
 
 @dataclass
 class Worker:
-    """A worker as the scheduler sees it. `losses` are (samples of this trainer so far, loss)."""
+    """A worker as the scheduler sees it. `losses` are pairs (samples of this trainer so far, loss)."""
 
     role: str = "-"
     state: str = "starting"
@@ -27,7 +27,7 @@ class Worker:
 
 @dataclass
 class Board:
-    """The state of the demo. Times are seconds since the epoch; `rounds` has the seconds that each one took."""
+    """The state of the demo. Times are in seconds since the epoch; `rounds` has the duration of each round."""
 
     began: float
     peers: dict[str, str] = field(default_factory=dict)
@@ -41,16 +41,16 @@ class Board:
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
     def name(self, peer: str) -> str:
-        """The name of a peer."""
+        """Return the name of a peer."""
         return self.peers.get(peer, peer)
 
     def note(self, text: str) -> None:
-        """Remembers something to show."""
+        """Add a line to show."""
         self.recent.append(text)
         self.notes += 1
 
     def take(self, source: str, event: Mapping[str, Any]) -> None:
-        """Takes in what happened."""
+        """Update the state with an event of a process."""
         handler = getattr(self, f"_{source}_{event['event']}", None)
         if handler is not None:
             handler(event)
@@ -131,5 +131,5 @@ class Board:
         self.note(f"the job failed: {event['reason']}")
 
     def trainers_with_losses(self) -> list[str]:
-        """The trainers that have reported a loss."""
+        """Return the trainers that have reported a loss."""
         return [name for name in TRAINERS if self.workers[name].losses]

@@ -1,7 +1,8 @@
-"""What the demo trains, in a process of its own, as importing torch takes long: data, model, comparison, judgement.
+"""The demo's data and model. They have a process of their own, because importing torch takes long.
 
-`python -m hypha_devnet.demo.model DIRECTORY` prepares, then trains the same model in one process, then judges each
-model directory that it is told on standard input, a line each; it tells of all that by events on standard output.
+`python -m hypha_devnet.demo.model DIRECTORY` writes the data and the untrained model, trains the same model in one
+process for comparison, and then judges each model directory that it reads from standard input, one a line. It reports
+each step as an event on standard output.
 """
 
 import math
@@ -35,7 +36,7 @@ class Split:
 
 
 def digits() -> tuple[Split, Split]:
-    """The handwritten digits of scikit-learn: those to train on, in a shuffled order, and those held out."""
+    """Return the handwritten digits of scikit-learn: the shuffled ones for training, and the held-out ones."""
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images, labels, test_size=SETTINGS.held_out, stratify=labels, random_state=SETTINGS.seed)
     train_images, held_images, train_labels, held_labels = (torch.from_numpy(part) for part in parts)
@@ -47,7 +48,7 @@ def _split(images: torch.Tensor, labels: torch.Tensor) -> Split:
 
 
 def prepare(files: Files) -> tuple[int, int]:
-    """Writes the slices and pushes the untrained model into the hub; how many images to train on and held out."""
+    """Write the slices, and the untrained model into the hub; return the numbers of training and held-out images."""
     train, held_out = digits()
     files.dataset.mkdir(parents=True)
     chunks = zip(train.pixel_values.chunk(SETTINGS.slices), train.labels.chunk(SETTINGS.slices), strict=True)
@@ -71,7 +72,7 @@ def prepare(files: Files) -> tuple[int, int]:
 
 
 def train_alone(files: Files) -> Iterator[tuple[int, float]]:
-    """Trains the model in this process on as many samples as the trainers see together; the loss of every batch."""
+    """Train the model in this process on as many samples as all trainers see; yield each batch's number and loss."""
     model = AutoModelForImageClassification.from_pretrained(files.model).train()
     train, _ = digits()
     optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS.learning_rate)
@@ -90,7 +91,7 @@ def train_alone(files: Files) -> Iterator[tuple[int, float]]:
 
 
 def _cosine(step: int, steps: int) -> float:
-    """Warms up, then decays by a half cosine: the trainers' schedule `cosine-with-warmup`."""
+    """Return the factor of the learning rate under the trainers' schedule `cosine-with-warmup`."""
     if step < SETTINGS.warmup_steps:
         return step / SETTINGS.warmup_steps
     progress = min(1.0, (step - SETTINGS.warmup_steps) / (steps - SETTINGS.warmup_steps))
@@ -98,7 +99,7 @@ def _cosine(step: int, steps: int) -> float:
 
 
 def accuracy(model_directory: Path) -> float:
-    """The share of the held-out digits that a saved model reads right."""
+    """Return the share of the held-out digits that a saved model reads right."""
     _, held_out = digits()
     model = AutoModelForImageClassification.from_pretrained(model_directory).eval()
     with torch.no_grad():
@@ -107,13 +108,13 @@ def accuracy(model_directory: Path) -> float:
 
 
 def main(directory: Path) -> None:
-    """Prepares, trains alone and judges, as told above."""
+    """Prepare, train alone and judge."""
     events = Events(sys.stdout)
     torch.set_num_threads(1)
     files = Files(directory)
     train, held_out = prepare(files)
     events.emit("prepared", train=train, held_out=held_out, slices=SETTINGS.slices)
-    os.nice(_COURTESY)  # the network under demonstration comes first
+    os.nice(_COURTESY)  # the network has priority
     gathered: list[float] = []
     for batch, loss in train_alone(files):
         gathered.append(loss)

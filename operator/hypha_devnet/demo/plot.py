@@ -1,4 +1,4 @@
-"""The demo's picture: how the loss fell, in the network and in one process."""
+"""The demo's plot of the loss, in the network and in one process."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Final
 
 import matplotlib as mpl
 
-mpl.use("Agg")  # before pyplot is imported, which would look for a screen
+mpl.use("Agg")  # before the import of pyplot, which would look for a screen
 from matplotlib.figure import Figure
 
 from hypha_devnet.demo.board import Board
@@ -18,7 +18,7 @@ _SMOOTHED: Final = 5
 
 
 def plot(board: Board, accuracy: float, alone_accuracy: float, path: Path) -> None:
-    """Draws the losses over the samples that all trainers together have seen, and saves the picture."""
+    """Plot the losses over the samples that all trainers together have seen, and save the plot."""
     figure = Figure(figsize=(10, 5.6), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for number in range(1, SETTINGS.rounds + 1):
@@ -45,11 +45,11 @@ def plot(board: Board, accuracy: float, alone_accuracy: float, path: Path) -> No
 
 
 def _thousands(points: Sequence[tuple[float, float]], trainers: int) -> tuple[list[float], list[float]]:
-    """The x values in thousands of samples of all trainers, and the y values."""
+    """Return the x values in thousands of samples of all trainers, and the y values."""
     return [x * trainers / 1000 for x, _ in points], [y for _, y in points]
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """The mean of each value and its neighbours."""
+    """Return the mean of each value and its neighbours."""
     windows = (values[max(0, i - _SMOOTHED // 2) : i + _SMOOTHED // 2 + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]

@@ -1,4 +1,4 @@
-"""The demo's processes: each in a session of its own with a log file; none of them, nor a child of theirs, is left."""
+"""The demo's processes, each in a session of its own with a log file. None of them or their children outlives it."""
 
 import contextlib
 import ctypes
@@ -25,12 +25,12 @@ Event = Mapping[str, Any]
 
 
 class ProcessDiedError(Exception):
-    """A process ended that should not have; says which, how, and its last words."""
+    """A process ended unexpectedly. The text names it, its status and the end of its log."""
 
 
 @dataclass
 class Process:
-    """One of them; `ending` is set once its end is no surprise."""
+    """A process; `ending` is set once its end is expected."""
 
     name: str
     log: Path
@@ -38,24 +38,24 @@ class Process:
     ending: bool = False
 
     def last_lines(self) -> str:
-        """The end of its log."""
+        """Return the end of its log."""
         lines = self.log.read_text(errors="replace").splitlines()
         return "\n".join(lines[-_LAST_LINES:])
 
     async def ended(self) -> int:
-        """Waits for its end, which is no surprise then; the exit status."""
+        """Expect and await its end; return the exit status."""
         self.ending = True
         return await self.handle.wait()
 
     async def tell(self, line: str) -> None:
-        """Writes a line to its standard input."""
+        """Write a line to its standard input."""
         if self.handle.stdin is None:
             raise ValueError(f"{self.name} was started without standard input")
         await self.handle.stdin.send_all(f"{line}\n".encode())
 
 
 class Processes:
-    """Starts processes and hands on their events; `open_processes` makes one."""
+    """Starts processes and passes on their events; `open_processes` makes one."""
 
     def __init__(self, logs: Path, environment: Mapping[str, str], on_event: Callable[[str, Event], None]) -> None:
         self._logs = logs
@@ -73,7 +73,7 @@ class Processes:
         *,
         talks: bool = False,
     ) -> Process:
-        """Starts `python ARGUMENTS`; its lines of JSON on standard output are events. `talks`: it is told things."""
+        """Start `python ARGUMENTS`. Its lines of JSON on standard output are events. `talks` opens standard input."""
         if self.nursery is None:
             raise RuntimeError("the processes are not open")
         log = self._logs / f"{name}.log"
@@ -83,7 +83,7 @@ class Processes:
                 stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C on the terminal is for the demo, which ends them in order
+                start_new_session=True,  # the demo handles Ctrl-C on the terminal and ends the processes in order
                 env={**self._environment, **(environment or {})},
             )
         process = Process(name, log, handle)
@@ -121,11 +121,11 @@ class Processes:
             )
 
     def hurry(self) -> None:
-        """Does not let them end in order any more."""
+        """Kill the processes at once instead of letting them end in order."""
         self._hurry.set()
 
     async def stop(self, names: Sequence[str] | None = None) -> None:
-        """Ends the processes of these names, or all: asks, waits, then kills them with all that they have started."""
+        """End the processes of these names, or all: send SIGTERM, wait, then kill them and all their children."""
         chosen = [process for process in self._running if names is None or process.name in names]
         with trio.move_on_after(_STOP_S) as limit:
             async with trio.open_nursery() as nursery:
@@ -153,7 +153,7 @@ class Processes:
 async def open_processes(
     logs: Path, environment: Mapping[str, str], on_event: Callable[[str, Event], None], workers: Sequence[str]
 ) -> AsyncIterator[Processes]:
-    """Processes that end with the context: the workers first, so that they can still take their leave of the others."""
+    """Open processes that end with the context: the workers first, so that they can still notify the other nodes."""
     _adopt_orphans()
     processes = Processes(logs, environment, on_event)
     try:
@@ -169,13 +169,13 @@ async def open_processes(
 
 
 def _adopt_orphans() -> None:
-    """Makes what a killed child leaves behind a child of ours, where the kernel can."""
+    """Adopt the children that a killed process leaves behind, where the kernel can do that."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _sweep() -> None:
-    """Kills what the ended processes have left: by now, every child of this process."""
+    """Kill what the ended processes have left: by now, every child of this process."""
     deadline = time.monotonic() + _SWEEP_S
     while time.monotonic() < deadline:
         for task in Path("/proc/self/task").glob("*/children"):

@@ -1,4 +1,4 @@
-"""`hypha-devnet demo`: a network on this machine trains a model while one watches."""
+"""`hypha-devnet demo`: a network on this machine trains a model and shows its progress."""
 
 import os
 import shutil
@@ -52,7 +52,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class DemoError(Exception):
-    """The demo cannot go on; says why and where to look."""
+    """The demo cannot go on. The text says why and where to look."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Result:
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="What the demo makes; an earlier demo's is replaced.")] = Path(
+    output: Annotated[Path, typer.Option(help="Directory for the results; replaces those of an earlier demo.")] = Path(
         "demo-output"
     ),
-    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a board.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Print lines instead of a board.")] = False,
 ) -> None:
-    """Train a digit classifier over a Hypha network on this machine: all its nodes as processes, real certificates."""
+    """Train a digit classifier over a Hypha network on this machine, with a process and a certificate for each node."""
     console = Console()
     view: View = PlainView(console) if plain or not console.is_terminal else LiveView(console)
     result: Result | None = None
@@ -97,7 +97,7 @@ def demo(
 
 
 def _fresh(output: Path) -> Path:
-    """An empty directory; an earlier demo's is emptied, another is left alone."""
+    """Return an empty directory; delete the results of an earlier demo, but nothing else."""
     marker = output / _MARKER
     if marker.exists():
         shutil.rmtree(output)
@@ -109,7 +109,7 @@ def _fresh(output: Path) -> Path:
 
 
 def _short_directory() -> str:
-    """Where temporary directories are made; paths of Unix sockets must be short, and jobs have theirs below it."""
+    """Return a directory for temporary ones. It is short, because the paths of jobs' Unix sockets must be short."""
     directory = tempfile.gettempdir()
     return directory if len(directory) <= _LONGEST_TEMPORARY else "/tmp"  # noqa: S108 - the name below is random
 
@@ -119,7 +119,7 @@ def _log_to(path: Path) -> None:
 
 
 class _Demo:
-    """One run of it."""
+    """One run of the demo."""
 
     def __init__(self, files: Files, work_dir: Path, view: View) -> None:
         self._files = files
@@ -131,7 +131,7 @@ class _Demo:
         self._processes: Processes
 
     async def run(self) -> Result | None:
-        """Everything; None if it was interrupted."""
+        """Run the demo; None if it was interrupted."""
         files = self._files
         files.logs.mkdir()
         _log_to(files.logs / "demo.log")
@@ -187,7 +187,7 @@ class _Demo:
 
     def _environment(self) -> dict[str, str]:
         quiet = {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
-        return {**os.environ, **quiet, "TMPDIR": str(self._work_dir)}  # torch leaves directories in it
+        return {**os.environ, **quiet, "TMPDIR": str(self._work_dir)}  # torch leaves directories there
 
     async def _node(self, name: str, config: Mapping[str, Any]) -> Process:
         path = write_config(self._files, name, config)
@@ -199,15 +199,15 @@ class _Demo:
         self._changes.notify()
 
     async def _event(self, source: str, name: str) -> Mapping[str, Any]:
-        """An event of a process, as soon as there has been one."""
+        """Wait for the first event of this name of a process, and return its latest one."""
         with trio.move_on_after(_READY_S):
             await self._changes.until(lambda: (source, name) in self._events)
             return self._events[source, name]
         log = self._files.logs / f"{source}.log"
-        raise DemoError(f"{source} did not get as far as {name!r} within {_READY_S:.0f} s; its log is {log}")
+        raise DemoError(f"{source} did not report {name!r} within {_READY_S:.0f} s; see its log, {log}")
 
     async def _until_ready(self, gateway: str) -> None:
-        """Asks the workers and the data node for their health, as a node of the network, until all are well."""
+        """Ask the workers and the data node for their health until all are healthy."""
         waiting = dict.fromkeys((*WORKERS, "data"), "not asked")
         peers = {name: peer for peer, name in self._board.peers.items()}
         config = NetworkConfig(gateways=(gateway,), listen_addresses=("/ip4/127.0.0.1/tcp/0",), exclude_cidr=())
@@ -253,7 +253,7 @@ def _identity(files: Files, node: str) -> Identity:
 
 
 def _report(console: Console, files: Files, result: Result) -> None:
-    """Says how it went and where everything lies."""
+    """Print the result and the paths of all files."""
     close = "within" if result.alone - result.network <= SETTINGS.wanted_closeness else "NOT within"
     above = "above" if result.network > SETTINGS.wanted_accuracy else "NOT above"
     verdict = "[bold green]good[/]" if result.good else "[bold red]not good enough[/]"

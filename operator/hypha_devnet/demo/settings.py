@@ -1,4 +1,4 @@
-"""What the demo does, and where: numbers, files, configurations. The numbers were found by experiment."""
+"""The demo's numbers, files and configurations. The numbers come from experiments."""
 
 import sys
 from collections.abc import Mapping
@@ -17,12 +17,13 @@ REPOSITORY: Final = "hypha-demo/digits"
 
 @dataclass(frozen=True)
 class Settings:
-    """How the digits are trained; both ways see the same number of samples.
+    """How to train the digits. The network and the single process see the same number of samples.
 
     Attributes:
-        held_out: the share of the images that no training sees.
-        samples_per_round: of all trainers together.
-        steps: over which a trainer's learning rate decays; `steps_alone` for the single process, in its smaller steps.
+        held_out: The share of the images that no training sees.
+        samples_per_round: Counted over all trainers.
+        steps: The steps over which a trainer's learning rate decays.
+        steps_alone: The same for the single process, whose steps are smaller.
     """
 
     seed: int = 0
@@ -46,7 +47,7 @@ SETTINGS: Final = Settings()
 
 @dataclass(frozen=True)
 class Files:
-    """Where everything lies in the output directory."""
+    """The paths in the output directory."""
 
     root: Path
 
@@ -77,43 +78,43 @@ class Files:
 
     @property
     def model(self) -> Path:
-        """The untrained model, as the hub has it."""
+        """The untrained model in the hub."""
         return self.hub / REPOSITORY
 
     @property
     def alone(self) -> Path:
-        """The model that one process has trained."""
+        """The model that the single process has trained."""
         return self.root / "models" / "single-process"
 
     def trained(self, trainer: str) -> Path:
-        """Where a trainer leaves its model, in a directory named after the job."""
+        """Return where a trainer saves its model, in a directory named after the job."""
         return self.root / "models" / trainer
 
     @property
     def plot(self) -> Path:
-        """The losses."""
+        """The plot of the losses."""
         return self.root / "loss.png"
 
 
 def certificate_keys(files: Files, node: str) -> dict[str, str]:
-    """What every node's configuration says of its certificate."""
+    """Return the keys of a node's configuration that name its certificates."""
     paths = {key: str(files.certificates / f"{node}-{key}.pem") for key in ("cert", "key", "trust")}
     return {f"{key}_pem": path for key, path in paths.items()} | {"crls_pem": str(files.certificates / "crls.pem")}
 
 
 def node_config(files: Files, node: str, gateway: str | None) -> dict[str, Any]:
-    """The configuration of a node: on loopback, at a port that the system chooses."""
+    """Return the configuration of a node: on loopback, at a port that the system chooses."""
     gateways = {"gateway_addresses": [gateway]} if gateway else {}
     return {
         **certificate_keys(files, node),
         **gateways,
         "listen_addresses": ["/ip4/127.0.0.1/tcp/0"],
-        "exclude_cidr": [],  # here, the network is the loopback
+        "exclude_cidr": [],  # the demo's network is on loopback
     }
 
 
 def worker_config(files: Files, worker: str, gateway: str, work_dir: Path) -> dict[str, Any]:
-    """The configuration of a worker, as its user would write it."""
+    """Return the configuration of a worker, as its owner would write it."""
     executor: dict[str, Any]
     if worker == SERVER:
         executor = {"class": "aggregate", "name": "parameter-server", "runtime": "parameter-server"}
@@ -133,14 +134,14 @@ def worker_config(files: Files, worker: str, gateway: str, work_dir: Path) -> di
         **node_config(files, worker, gateway),
         "work_dir": str(work_dir),
         "resources": {"cpu": 1, "memory": 8, "storage": 10},
-        # The model hub is on loopback, too; and control groups would outlive a worker that is killed.
+        # The model hub is on loopback, too. Control groups would outlive a killed worker.
         "jobs": {"allow_private_addresses": True, "limits": False},
         "executors": [executor],
     }
 
 
 def job_config() -> dict[str, Any]:
-    """The job that the scheduler runs."""
+    """Return the job that the scheduler runs."""
     needed = {"cpu": 1, "memory": 4, "storage": 2, "gpu": 0}
     return {
         "type": "diloco",
@@ -168,7 +169,7 @@ def job_config() -> dict[str, Any]:
 
 
 def write_config(files: Files, node: str, values: Mapping[str, Any]) -> Path:
-    """Writes a node's configuration file."""
+    """Write a node's configuration file."""
     files.configurations.mkdir(exist_ok=True)
     path = files.configurations / f"{node}.toml"
     path.write_text(tomlkit.dumps(values))

@@ -1,4 +1,4 @@
-"""How the demo looks: a live board on a terminal, plain lines elsewhere."""
+"""The demo's output: a live board on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Sequence
@@ -29,27 +29,27 @@ class View(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Ends; the last state stays on the screen."""
+        """End; the last state stays on the screen."""
 
     def show(self, board: Board) -> None:
-        """Shows the board as it is now."""
+        """Show the current state of the board."""
 
 
 class LiveView:
-    """A board that is drawn anew in place."""
+    """Redraws the board in place."""
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False)
 
     def __enter__(self) -> Self:
-        """Takes the terminal."""
+        """Take over the terminal."""
         self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Gives it back."""
+        """Release the terminal."""
         self._live.stop()
 
     def show(self, board: Board) -> None:
@@ -58,7 +58,7 @@ class LiveView:
 
 
 class PlainView:
-    """A line for everything new."""
+    """Prints a line for each news item."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -75,7 +75,7 @@ class PlainView:
         """Ends."""
 
     def show(self, board: Board) -> None:
-        """Prints what is new."""
+        """Print what is new."""
         if board.phase != self._phase:
             self._phase = board.phase
             self._print(board, f"== {board.phase}")
@@ -90,7 +90,7 @@ class PlainView:
 
 
 def draw(board: Board, now: float) -> Panel:
-    """The board as a picture."""
+    """Render the board."""
     parts: list[RenderableType] = [
         _phases(board),
         Text(),
@@ -158,7 +158,7 @@ def _alone(board: Board) -> Text:
 
 
 def sparks(values: Sequence[float]) -> str:
-    """A small bar chart of numbers, of the means where there are too many to show."""
+    """Return a small bar chart of numbers, or of means if there are too many numbers."""
     if not values:
         return ""
     size = -(-len(values) // _SPARKS)

@@ -1,1 +1,1 @@
-"""The other roles of a network: gateway, scheduler, data node and model hub."""
+"""The roles of a network besides the worker: gateway, scheduler, data node and model hub."""

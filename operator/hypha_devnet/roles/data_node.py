@@ -1,4 +1,4 @@
-"""A data node: announces each directory as a dataset and streams its files, the slices, to whoever pulls them."""
+"""A data node: announces each directory as a dataset and streams its files, the slices, to the peers that pull them."""
 
 import logging
 from pathlib import Path
@@ -24,7 +24,7 @@ ANNOUNCE_RETRY_S = 1.0
 
 
 class DataNode:
-    """The datasets and their slices."""
+    """Serves datasets: by name, the files of their slices."""
 
     def __init__(self, datasets: dict[str, list[Path]], events: Events) -> None:
         self._datasets = datasets
@@ -32,17 +32,17 @@ class DataNode:
         self._pulls = trio.CapacityLimiter(MAX_PULLS)
 
     async def pull(self, peer_id: str, stream: Stream) -> None:
-        """Serve one pull: read which slice is asked for and stream it; nothing if there is no such slice."""
+        """Serve one pull: read its header and stream the slice, or nothing if there is no such slice."""
         try:
             with trio.fail_after(HEADER_TIMEOUT_S):
                 length = decode_pull_length(bytes(await stream.read_exactly(PULL_LENGTH_BYTES)))
                 wanted = decode_pull_header(bytes(await stream.read_exactly(length)))
         except (DecodeError, trio.TooSlowError) as error:
-            logger.warning("%s sent no pull header: %s", peer_id, error or "it took too long")
+            logger.warning("%s sent no valid pull header: %s", peer_id, error or "timed out")
             return
         path = self._find(wanted)
         if path is None:
-            logger.warning("%s asks for slice %d of %r, which is not here", peer_id, wanted.index, wanted.dataset)
+            logger.warning("%s asks for slice %d of %r, which is unknown", peer_id, wanted.index, wanted.dataset)
             return
         async with self._pulls:
             size_bytes = await _send_file(path, stream)
@@ -53,7 +53,7 @@ class DataNode:
         return slices[wanted.index] if wanted.index < len(slices) else None
 
     async def announce(self, network: Network) -> None:
-        """Put a record for every dataset into the DHT, as soon as there is somebody to keep it."""
+        """Put a record for every dataset into the DHT, as soon as there is a peer that stores it."""
         await network.wait_ready()
         for name, slices in self._datasets.items():
             record = DataRecord(num_slices=len(slices)).model_dump_json().encode()
@@ -68,7 +68,7 @@ class DataNode:
 
 
 def find_datasets(directories: tuple[Path, ...]) -> dict[str, list[Path]]:
-    """Return each directory's files by its name; ConfigError if there are none."""
+    """Return by directory name the files of each directory; ConfigError if a directory has none."""
     if not directories:
         raise ConfigError("dataset_path: name at least one directory of slices")
     datasets = {}
@@ -85,7 +85,7 @@ def find_datasets(directories: tuple[Path, ...]) -> dict[str, list[Path]]:
 
 
 async def run_data_node(config: DataConfig, events: Events) -> int:
-    """Serve for ever."""
+    """Serve until cancelled."""
     node = DataNode(find_datasets(config.datasets), events)
     async with join(config) as network:
         network.handle_stream(PULL, node.pull)

@@ -1,4 +1,4 @@
-"""A gateway: where nodes enter the network. It relays connections, keeps the Kademlia records and passes gossip on."""
+"""A gateway, through which nodes join. It relays connections, stores Kademlia records and forwards gossip."""
 
 import logging
 from dataclasses import replace
@@ -14,12 +14,14 @@ logger = logging.getLogger(__name__)
 
 
 async def run_gateway(config: NodeConfig, events: Events) -> int:
-    """Serve for ever."""
+    """Serve until cancelled."""
     network_config = replace(config.network(), relay_circuit=False, relay_server=True, kademlia_server=True)
     async with join(config, network_config) as network:
         events.emit("listening", peer_id=network.peer_id, addresses=network.addresses())
-        async with network.subscribe(TOPIC, decode) as advertisements:  # only subscribers pass a topic's messages on
+        async with network.subscribe(
+            TOPIC, decode
+        ) as advertisements:  # only subscribers of a topic forward its messages
             async for advertisement in advertisements:
-                logger.debug("passed on request %s of %s", advertisement.message.id, advertisement.source)
+                logger.debug("forwarded request %s of %s", advertisement.message.id, advertisement.source)
         await trio.sleep_forever()
     return 0

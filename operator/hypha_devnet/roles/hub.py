@@ -1,6 +1,6 @@
-"""A small model hub: what huggingface_hub needs to list and download models, served from a directory.
+"""A small model hub: serves the API that huggingface_hub lists and downloads models with, from a directory.
 
-HF_ENDPOINT=http://127.0.0.1:PORT leads the client to it.
+Set HF_ENDPOINT=http://127.0.0.1:PORT for the client.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ class _File(FileResponse):
 
 
 def build(repositories: Repositories) -> FastAPI:
-    """The hub's HTTP API."""
+    """Build the hub's HTTP API."""
     api = FastAPI(title="Hypha devnet model hub", docs_url=None, redoc_url=None)
 
     @api.exception_handler(NotFoundError)
@@ -128,9 +128,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def hub(
-    root: Annotated[Path, typer.Option(help="Holds owner/name/..., other revisions as owner/name@revision/...")],
-    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "127.0.0.1:0",
-    tokens: Annotated[Path | None, typer.Option(help='TOML; "owner/name" = ["token"] is private.')] = None,
+    root: Annotated[Path, typer.Option(help="Holds owner/name/...; other revisions are owner/name@revision/...")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 chooses a free one.")] = "127.0.0.1:0",
+    tokens: Annotated[Path | None, typer.Option(help='TOML file; "owner/name" = ["token"] is private.')] = None,
     events: Annotated[bool, typer.Option("--events", help="Write the address to standard output as JSON.")] = False,
 ) -> None:
     """Serve model repositories to huggingface_hub clients (HF_ENDPOINT=http://HOST:PORT)."""

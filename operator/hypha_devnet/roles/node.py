@@ -1,4 +1,4 @@
-"""What the devnet's nodes have in common: joining the network, answering for their health, ending on a signal."""
+"""What all nodes of the devnet do: join the network, answer health requests, end on a signal."""
 
 import logging
 import signal
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def join(config: NodeConfig, network_config: NetworkConfig | None = None) -> AsyncIterator[Network]:
-    """Be a node of the network; returns once it listens. Raises IdentityError, NetworkError."""
+    """Join the network for the duration of the context; enters once the node listens. IdentityError, NetworkError."""
     identity = Identity.load(config.cert_pem, config.key_pem, config.trust_pem, config.crls_pem)
     async with open_network(identity, network_config or config.network()) as network:
 
@@ -29,7 +29,10 @@ async def join(config: NodeConfig, network_config: NetworkConfig | None = None) 
 
 
 async def until_signal(serve: Callable[[], Awaitable[int]], terminated_code: int = 0) -> int:
-    """Run until it is done or a signal comes; return its exit code, `terminated_code` (SIGTERM) or 130 (SIGINT)."""
+    """Run `serve` until it returns or a signal comes.
+
+    Returns its exit code, `terminated_code` after SIGTERM, or 130 after SIGINT.
+    """
     code = 1
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
@@ -49,7 +52,7 @@ async def until_signal(serve: Callable[[], Awaitable[int]], terminated_code: int
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    """Return the exceptions inside a group and the groups in it."""
+    """Return the exceptions of a group and of the groups inside it."""
     found: list[BaseException] = []
     for error in group.exceptions:
         found += leaves(error) if isinstance(error, BaseExceptionGroup) else [error]

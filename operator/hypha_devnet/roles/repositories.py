@@ -1,4 +1,4 @@
-"""Model repositories in a directory: `<owner>/<name>/...`, other revisions in `<owner>/<name>@<revision>/...`."""
+"""Model repositories in a directory: `<owner>/<name>/...`; other revisions are `<owner>/<name>@<revision>/...`."""
 
 import hashlib
 import hmac
@@ -17,7 +17,7 @@ _REVISION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
 class NotFoundError(Exception):
-    """There is no such thing, or it is not for this client; `code` is the hub's word for it."""
+    """The repository, revision or file does not exist, or is private; `code` is the hub's error code."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -26,7 +26,7 @@ class NotFoundError(Exception):
 
 @dataclass(frozen=True)
 class File:
-    """A file of a repository: its path in it, size, and SHA-256."""
+    """A file of a repository: its name (the path inside the repository), path, size, and SHA-256."""
 
     name: str
     path: Path
@@ -36,7 +36,7 @@ class File:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A repository at a revision. The commit is made from the contents, so it changes when they do."""
+    """A repository at a revision. The commit is a hash of the contents, so it changes with them."""
 
     repository: str
     commit: str
@@ -44,7 +44,7 @@ class Snapshot:
     private: bool
 
     def file(self, name: str) -> File:
-        """The file of a name; NotFoundError."""
+        """Return the file of a name; NotFoundError."""
         try:
             return self.files[name]
         except KeyError:
@@ -55,7 +55,11 @@ class Repositories:
     """The repositories under a root. Safe to use from several threads."""
 
     def __init__(self, root: Path, tokens: Mapping[str, tuple[str, ...]]) -> None:
-        """Serve a root; `tokens` makes the repositories it names private to who holds one of theirs.
+        """Serve a root.
+
+        Args:
+            root: the directory of the repositories.
+            tokens: by private repository, the tokens that may read it.
 
         Raises:
             ValueError: the root is not a directory.
@@ -68,7 +72,10 @@ class Repositories:
         self._lock = threading.Lock()
 
     def snapshot(self, repository: str, revision: str, token: str | None) -> Snapshot:
-        """A repository at a branch, tag or commit; NotFoundError, the same for a private one as for none at all."""
+        """Return a repository at a branch, tag or commit.
+
+        Raises NotFoundError. The error does not tell a private repository from one that does not exist.
+        """
         directory = self._root / repository
         if not _NAME.fullmatch(repository) or not directory.is_dir() or not self._may_read(repository, token):
             raise NotFoundError("RepoNotFound", "there is no such repository, or it needs another token")
@@ -79,7 +86,7 @@ class Repositories:
         raise NotFoundError("RevisionNotFound", f"{repository} has no revision {revision!a}")
 
     def revisions(self, repository: str) -> dict[str, Path]:
-        """The revisions of a repository that is there, and their directories."""
+        """Return the revisions of an existing repository, and their directories."""
         directory = self._root / repository
         found = {DEFAULT_REVISION: directory}
         for path in sorted(directory.parent.glob(f"{directory.name}@*")):
@@ -118,7 +125,7 @@ class Repositories:
 
 
 def read_tokens(path: Path) -> dict[str, tuple[str, ...]]:
-    """The private repositories in a TOML file (`"owner/name" = ["token", ...]`); ValueError, OSError."""
+    """Read the private repositories from a TOML file (`"owner/name" = ["token", ...]`); ValueError, OSError."""
     tokens = tomllib.loads(path.read_text())
     for repository, accepted in tokens.items():
         if not isinstance(accepted, list) or not all(isinstance(one, str) and one for one in accepted):

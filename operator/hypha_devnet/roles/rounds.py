@@ -1,7 +1,7 @@
 """The course of a DiLoCo job, without any I/O: which slice is next, when trainers send their updates, when it ends.
 
-A round is over once all trainers together have run so many samples. How many batches each of them still runs is
-planned ahead from the time its batches take, so that all finish at about the same time.
+A round ends once all trainers together have run a number of samples. The scheduler plans how many more batches each
+trainer runs from the time that its batches take, so that all trainers finish at about the same time.
 """
 
 from collections import deque
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 LOOK_AHEAD_BATCHES = 3
-"""A round's end is planned once no trainer has more batches than this to go."""
+"""The scheduler plans the end of a round once no trainer has more batches than this left."""
 
 
 class State(Enum):
-    """Where a trainer stands in a round."""
+    """The state of a trainer in a round."""
 
     TRAINING = auto()
     SCHEDULED = auto()
@@ -23,7 +23,7 @@ class State(Enum):
 
 @dataclass
 class Trainer:
-    """One trainer: its batch size, how fast it is, and how many batches it still runs once that is planned."""
+    """One trainer: its batch size, its speed, and once planned, how many batches it has left (`to_go`)."""
 
     batch_size: int
     state: State = State.TRAINING
@@ -63,9 +63,9 @@ class Rounds:
         return self.finished and all(trainer.state is State.DONE for trainer in self.trainers.values())
 
     def batch_done(self, peer_id: str, batch_size: int, now: float) -> int | None:
-        """Count a batch; return how many more this trainer is to run before it sends its update, once that is known.
+        """Count a batch; return how many more this trainer shall run before it sends its update, or None if unplanned.
 
-        It is said again after each of these: an answer is lost when a trainer's node dies at that moment.
+        Each later batch returns the number again, because an answer is lost when the trainer's node dies.
         """
         trainer = self.trainers[peer_id]
         trainer.finished_batch(now)
@@ -77,17 +77,17 @@ class Rounds:
         return trainer.to_go
 
     def update_started(self, peer_id: str) -> None:
-        """Note that a trainer sends its update."""
+        """Record that a trainer sends its update."""
         trainer = self.trainers[peer_id]
         trainer.state, trainer.to_go = State.UPDATING, None
 
     def awaits_step(self, peer_id: str) -> bool:
-        """Whether the parameter server has not yet said that it used this trainer's update."""
+        """Whether the parameter server has yet to report the step that uses this trainer's update."""
         trainer = self.trainers.get(peer_id)
         return trainer is not None and trainer.state is State.UPDATING
 
     def updated(self, now: float) -> bool:
-        """Note that the parameter server has stepped; False if that is said twice, or before anyone sent an update."""
+        """Record the parameter server's step; False for a repeated report, or if no trainer has sent an update."""
         if self.finished or all(trainer.state is not State.UPDATING for trainer in self.trainers.values()):
             return False
         self.round += 1
@@ -95,22 +95,22 @@ class Rounds:
         self.started_at = now
         for trainer in self.trainers.values():
             if trainer.state is State.UPDATING:
-                trainer.state = State.SCHEDULED  # until it has received the update, it plans nothing
+                trainer.state = State.SCHEDULED  # the next round is not planned before it has received the update
         return True
 
     def update_received(self, peer_id: str) -> bool:
-        """Note that a trainer has merged the update; return whether it is done."""
+        """Record that a trainer has merged the update; return whether it is done."""
         trainer = self.trainers[peer_id]
         trainer.state = State.DONE if self.finished else State.TRAINING
         trainer.last_batch = None
         return self.finished
 
     def remove(self, peer_id: str) -> None:
-        """Go on without a trainer."""
+        """Remove a trainer."""
         del self.trainers[peer_id]
 
     def _plan(self, now: float) -> dict[str, int] | None:
-        """How many batches each trainer runs until the samples are there; None while that is too far away to say."""
+        """Return how many batches each trainer has left in this round; None if any has too many to plan."""
         left = self.samples_per_round - self.samples
         plan = dict.fromkeys(self.trainers, 0)
         due = {
@@ -133,7 +133,7 @@ class Rounds:
 
 @dataclass
 class Slices:
-    """The slices of a dataset, handed out one by one; when all are out the next epoch begins."""
+    """The slices of a dataset, assigned one by one. After the last one, the next epoch begins."""
 
     count: int
     epoch: int = 0
@@ -144,7 +144,7 @@ class Slices:
         self._free.extend(range(self.count))
 
     def next(self, peer_id: str) -> int:
-        """Return the index of the slice that this peer shall have."""
+        """Assign a slice to a peer; return its index."""
         if not self._free:
             self.epoch += 1
             self._free.extend(range(self.count))
@@ -153,7 +153,7 @@ class Slices:
         return index
 
     def give_back(self, peer_id: str) -> None:
-        """Free the slice that a lost peer had last."""
+        """Free the last slice of a lost peer."""
         index = self._last.pop(peer_id, None)
         if index is not None and index not in self._free:
             self._free.appendleft(index)

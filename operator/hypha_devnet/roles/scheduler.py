@@ -1,4 +1,4 @@
-"""The scheduler of one DiLoCo job: finds workers, dispatches to them, hands out slices and leads the rounds."""
+"""The scheduler of one DiLoCo job: finds workers, dispatches to them, assigns slices and leads the rounds."""
 
 import logging
 import math
@@ -42,18 +42,18 @@ TRAIN_EXECUTOR = "diloco-transformer"
 AGGREGATE_EXECUTOR = "parameter-server"
 RECORD_RETRY_S = 0.5
 STEP_WAIT_S = 5.0
-"""How long a trainer that has merged waits for word of that step from the parameter server, which may come after it."""
+"""How long the answer to a trainer that has merged waits for the parameter server's report of that step."""
 FINISH_GRACE_S = 15.0
-"""How long workers are given to end their jobs and say so."""
+"""Grace period in which workers may end their jobs and report it."""
 
 
 class JobFailedError(Exception):
-    """The job cannot go on; says why."""
+    """The job cannot go on; the text says why."""
 
 
 @dataclass
 class Dataset:
-    """Where the slices are."""
+    """The slices, and the data node that has them."""
 
     name: str
     provider: str
@@ -61,7 +61,7 @@ class Dataset:
 
 
 class Scheduler:
-    """One job."""
+    """Runs one job."""
 
     def __init__(self, network: Network, job: DilocoJob, events: Events) -> None:
         self._network = network
@@ -80,7 +80,7 @@ class Scheduler:
         self._last_progress = 0.0
 
     async def run(self) -> None:
-        """Run the job to its end; JobFailedError or AllocationError if it has none."""
+        """Run the job to its end; JobFailedError or AllocationError if it fails."""
         resources = self._job.resources
         async with trio.open_nursery() as nursery:
             await self._join(resources.deadline_s)
@@ -170,7 +170,7 @@ class Scheduler:
         self._events.emit("dispatched", peer=lease.peer_id, role=lease.role, task=str(task_id), job=str(self._job_id))
 
     def _batch_size(self, lease: Lease) -> int:
-        """How often the GPU memory asked for (a batch of one) fits; where none is asked for, the maximum."""
+        """How often the requested GPU memory (for a batch of one) fits; the maximum if the job requests none."""
         wanted_gpu, limit = self._job.resources.worker.gpu, self._job.rounds.max_batch_size or 2**31
         if not wanted_gpu:
             return self._job.rounds.max_batch_size or 1
@@ -204,10 +204,10 @@ class Scheduler:
 
     async def _hold(self, lease: Lease) -> None:
         await self._client.keep(lease)
-        self._lose(lease.peer_id, "its lease is over")
+        self._lose(lease.peer_id, "its lease ended")
 
     def _lose(self, peer_id: str, reason: str) -> None:
-        """Go on without a worker, or note that the job cannot."""
+        """Go on without a worker, or record that the job has failed."""
         if self._rounds.done or not self._takes_part(peer_id):
             return
         for task_id in [task_id for task_id, peer in self._tasks.items() if peer == peer_id]:
@@ -230,7 +230,7 @@ class Scheduler:
             with trio.move_on_at(self._last_progress + stall_s) as scope:
                 await self._changes.wait()
             if scope.cancelled_caught and trio.current_time() >= self._last_progress + stall_s:
-                self._failure = f"no worker has reported anything for {stall_s:g} s"
+                self._failure = f"no worker has reported any progress for {stall_s:g} s"
         if self._failure is not None:
             raise JobFailedError(self._failure)
 
@@ -239,18 +239,18 @@ class Scheduler:
         if dataset is None or name != dataset.name or not dataset.slices.count:
             return DataAssignment()
         if peer_id not in self._rounds.trainers:
-            return DataAssignment(error="this peer is no trainer of the job")
+            return DataAssignment(error="this peer is not a trainer of the job")
         index = dataset.slices.next(peer_id)
         self._events.emit("slice", peer=peer_id, index=index, epoch=dataset.slices.epoch)
         return DataAssignment(data_provider=dataset.provider, index=index)
 
     def _on_status(self, peer_id: str, report: ReportJobStatus) -> None:
         if self._tasks.get(report.task_id) != peer_id:
-            logger.warning("%s reports the status of a task that is not its own", peer_id)
+            logger.warning("%s reports the status of another worker's task", peer_id)
             return
         self._events.emit("job_status", peer=peer_id, status=report.status.type)
         if report.status.type == "Failed":
-            self._lose(peer_id, "its job failed; its log says why")
+            self._lose(peer_id, "its job failed; see its log")
         elif report.status.type == "Finished":
             del self._tasks[report.task_id]
             if not self._rounds.finished:
@@ -260,7 +260,7 @@ class Scheduler:
     async def _on_progress(self, peer_id: str, report: ReportProgress) -> ProgressResponse:
         progress = report.progress
         if report.job_id != self._job_id or not self._takes_part(peer_id):
-            logger.warning("%s reports progress of a job that is not its own", peer_id)
+            logger.warning("%s reports progress of another job", peer_id)
             return ProgressResponse(type="Error")
         self._last_progress = trio.current_time()
         if progress.metrics is not None:
@@ -317,7 +317,7 @@ class Scheduler:
 
 
 async def run_scheduler(config: SchedulerConfig, events: Events) -> int:
-    """Run the job; the exit code: 0 when it is done, 1 when it failed."""
+    """Run the job; return the exit code: 0 when it is done, 1 when it failed."""
     async with join(config) as network:
         events.emit("listening", peer_id=network.peer_id, addresses=network.addresses())
         reason = "stopped by a signal"
