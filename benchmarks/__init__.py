@@ -1,1 +1,1 @@
-"""Measurements of the project against what it promises; `python -m benchmarks --help`."""
+"""Benchmarks, which compare measured figures with promised ones; see `python -m benchmarks --help`."""

@@ -1,4 +1,4 @@
-"""Measures and prints tables: `python -m benchmarks [--small] [NAME ...]`."""
+"""Run benchmarks and print their tables: `python -m benchmarks [--small] [NAME ...]`."""
 
 import argparse
 import importlib
@@ -13,7 +13,7 @@ from hypha_devnet.roles.node import leaves
 
 NAMES = ("fetch", "allocation", "outer_step", "parameter_server", "connector", "muxer")
 ON_KUBERNETES = ("reconcile", "dispatch")
-"""What needs `make tools` and takes long: only measured where named."""
+"""These benchmarks need `make tools` and take long, so they run only if named."""
 ALL = (*NAMES, *ON_KUBERNETES)
 
 
@@ -22,10 +22,10 @@ def main() -> None:
         prog="python -m benchmarks",
         description=__doc__,
         epilog="With HYPHA_BIN=DIR, the directory of hypha-gateway, hypha-data and hypha-worker, the Rust nodes "
-        "are measured in the same run.",
+        "run too.",
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"which (default: all but the last two): {', '.join(ALL)}"
+        "names", nargs="*", metavar="NAME", help=f"what to run (default: all but the last two): {', '.join(ALL)}"
     )
     parser.add_argument(
         "--small",

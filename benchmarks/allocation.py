@@ -1,4 +1,4 @@
-"""From a scheduler's advertisement to a worker's offer, both through the gateway that the two have in common."""
+"""The time from a scheduler's advertisement to a worker's offer, both through the common gateway."""
 
 import math
 import time
@@ -11,7 +11,7 @@ from benchmarks.nodes import READY_S, SMALL_RESOURCES, BenchmarkError, Kind, Nod
 from hypha_devnet.client import Request
 
 PAUSE_S = 0.8
-"""An offer that nobody takes stands for half a second."""
+"""A worker holds an offer for half a second."""
 NAMES = {"ours": "our worker", "rust": "Rust worker"}
 
 
@@ -20,8 +20,8 @@ class Scale:
     """How much to measure.
 
     Attributes:
-        lone_requests: Requests that are made one at a time.
-        rate_per_s: Requests in each second of the burst.
+        lone_requests: Number of requests made one at a time.
+        rate_per_s: Requests per second in the burst.
         burst_s: How long the burst takes.
     """
 
@@ -35,7 +35,7 @@ SMALL = Scale(lone_requests=2, rate_per_s=5, burst_s=1)
 
 
 def run(scale: Scale) -> list[Figure]:
-    """Times in ms; of requests at a fixed rate also how many were answered."""
+    """Return times in ms, and for the burst also the share of answered requests."""
     return trio.run(_run, scale)
 
 
@@ -74,7 +74,7 @@ async def _burst(scheduler: Scheduler, worker: Node, kind: Kind, scale: Scale) -
 
 
 async def _until_answered(scheduler: Scheduler, worker: Node) -> None:
-    """Ask until three requests in a row are answered: at first the worker has no way to the scheduler."""
+    """Advertise until the worker answers three requests in a row. At first, it cannot reach the scheduler."""
     with trio.move_on_after(READY_S):
         while math.inf in await _lone(scheduler, worker, number=3):
             worker.check()
@@ -83,7 +83,7 @@ async def _until_answered(scheduler: Scheduler, worker: Node) -> None:
 
 
 async def _lone(scheduler: Scheduler, worker: Node, number: int) -> list[float]:
-    """Ask again and again, when nothing else is asked; milliseconds to each first offer."""
+    """Advertise one request at a time; return the milliseconds to the first offer for each."""
     times_ms = []
     for _ in range(number):
         started = time.monotonic()
@@ -94,7 +94,7 @@ async def _lone(scheduler: Scheduler, worker: Node, number: int) -> list[float]:
 
 
 async def _ask_in_a_burst(scheduler: Scheduler, worker: Node, scale: Scale) -> tuple[list[float], float]:
-    """Ask at a fixed rate; milliseconds to each first offer, and how often a second this process managed to ask."""
+    """Advertise at a fixed rate; return the milliseconds to each first offer, and the rate that was achieved."""
     started = trio.current_time()
     published: list[tuple[Request, float]] = []
     for number in range(scale.rate_per_s * scale.burst_s):
@@ -107,5 +107,5 @@ async def _ask_in_a_burst(scheduler: Scheduler, worker: Node, scale: Scale) -> t
 
 
 def _first_offer_ms(request: Request, published_at: float) -> float:
-    """Milliseconds from publication to the first offer; infinite without one."""
+    """Return the milliseconds from publication to the first offer; infinity without one."""
     return (request.offers[0].arrived - published_at) * 1000 if request.offers else math.inf

@@ -1,4 +1,4 @@
-"""How fast the connector API moves bulk data between a node and a bridge, without any network."""
+"""The speed at which the connector API moves bulk data between a node and a bridge, without any network."""
 
 import multiprocessing
 import os
@@ -44,7 +44,7 @@ SMALL = Scale(total_bytes=1024**2)
 
 
 class Source:
-    """A stream that yields pieces of one size, and takes whatever is sent."""
+    """A stream that yields pieces of one size, and discards what is sent."""
 
     def __init__(self, piece_bytes: int, total_bytes: int) -> None:
         self._piece = bytes(piece_bytes)
@@ -69,7 +69,7 @@ class Source:
 
 
 class NoNetwork:
-    """Peers made of memory."""
+    """A network whose peers are in memory."""
 
     peer_id = "the node itself"
 
@@ -107,7 +107,7 @@ def make_identity() -> Identity:
 
 
 class Shared:
-    """What both processes see: when to start and to stop, the node's port and its processor time in seconds."""
+    """State shared by both processes: start and stop signals, the node's port and its processor time in seconds."""
 
     def __init__(self) -> None:
         self.ready = multiprocessing.Event()
@@ -142,7 +142,7 @@ class Nowhere:
 
 
 def run(scale: Scale) -> list[Figure]:
-    """Rates in MB/s, and what a GB costs the node in seconds of a processor."""
+    """Return rates in MB/s, and the node's processor time in seconds per GB."""
     return [
         figure
         for identity in (None, make_identity())
@@ -152,7 +152,7 @@ def run(scale: Scale) -> list[Figure]:
 
 
 def transfer(client: Client, direction: str, total_bytes: int) -> float:
-    """Transfer so many bytes and return the seconds that it takes."""
+    """Transfer this many bytes; return how many seconds it took."""
     started = time.monotonic()
     if direction == "pull":
         client.pull(PEER, "bulk", 0, Nowhere())

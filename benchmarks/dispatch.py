@@ -1,7 +1,7 @@
-"""From a HyphaJob to its executor's start on a real kubelet, in turn with bare Jobs of the very same pod.
+"""The time from a HyphaJob to its executor's start on a real kubelet, alternating with bare Jobs of the same pod.
 
-The cluster is one of its own, made and removed here as root; the bridge's image is that of `make images`. DISPATCH_RUNS
-(50) says how many of each.
+The benchmark makes and removes a cluster of its own, as root; the bridge's image comes from `make images`.
+DISPATCH_RUNS (50) sets the number of each.
 """
 
 import json
@@ -40,7 +40,7 @@ class Scale:
     """How much to measure.
 
     Attributes:
-        runs: HyphaJobs, and bare Jobs, to run.
+        runs: Number of HyphaJobs, and of bare Jobs.
     """
 
     runs: int
@@ -51,7 +51,7 @@ SMALL = Scale(runs=1)
 
 
 def run(scale: Scale) -> list[Figure]:
-    """Times in ms."""
+    """Return times in ms."""
     archive = OUTPUT / "bridge.tar"
     if not archive.exists():
         raise BenchmarkError(f"{archive} is missing: run `make images`")
@@ -71,7 +71,7 @@ def run(scale: Scale) -> list[Figure]:
 
 
 class Seen:
-    """What came by watches: Jobs and their executors' starts, each with its time, and which Jobs have pods."""
+    """What the watches have reported: Jobs and starts of their executors, with times, and which Jobs have pods."""
 
     def __init__(self, plane: Plane) -> None:
         self.job_s: dict[str, float] = {}
@@ -92,7 +92,7 @@ class Seen:
 
 
 class Dispatches:
-    """Runs that take turns: a HyphaJob, a bare Job."""
+    """Runs HyphaJobs and bare Jobs in turn."""
 
     def __init__(self, client: httpx.Client, plane: Plane) -> None:
         self._client, self._seen = client, Seen(plane)
@@ -104,8 +104,8 @@ class Dispatches:
         until(lambda: client.get(account).is_success, "the jobs' service account is there", _PATIENCE_S)
 
     def measured(self, scale: Scale) -> list[Figure]:
-        """Measure as often as is asked for."""
-        template = self._hypha_job()[2]  # the images are unpacked, connections are open
+        """Run the benchmark; return its figures."""
+        template = self._hypha_job()[2]  # a warm-up: unpacks the images and opens connections
         runs = [(self._hypha_job(), self._bare_job(template)) for _ in range(scale.runs)]
         made, ours = [run[0] for run, _ in runs], [run[1] for run, _ in runs]
         bare_made, bare = [run[0] for _, run in runs], [run[1] for _, run in runs]
@@ -126,14 +126,14 @@ class Dispatches:
         return figures
 
     def _hypha_job(self) -> tuple[float, float, Manifest]:
-        """Milliseconds until the Job is seen, and until the executor has started; and the Job."""
+        """Return the milliseconds until the Job is observed and until the executor has started; and the Job."""
         manifest = job_manifest(self._worker, uuid4())
         name = manifest["metadata"]["name"]
         path = f"{ROOT}/namespaces/{NAMESPACE}/hyphajobs"
         return self._timed(name, path, manifest)
 
     def _bare_job(self, template: Manifest) -> tuple[float, float, Manifest]:
-        """The same for a copy of a Job that the operator made."""
+        """Do the same with a copy of a Job that the operator made."""
         name = f"bare-{uuid4()}"
         manifest = json.loads(json.dumps(template).replace(template["metadata"]["name"], name))
         manifest["metadata"] = {"name": name}

@@ -1,7 +1,7 @@
-"""The job that is run under every worker alike: it speaks the stock spelling of the job bridge, and takes the time.
+"""The executor of every measured worker. It uses the reference form of the bridge's API, and measures times.
 
-`executor.py WORK REPORT NUMBER [DIRECTORY]`: fetches NUMBER slices, or takes part in NUMBER outer steps together
-with whoever else uses DIRECTORY; writes seconds to REPORT as JSON. Standard library only: it runs everywhere.
+`executor.py WORK REPORT NUMBER [DIRECTORY]` fetches NUMBER slices, or takes part in NUMBER outer steps together with
+the other executors that use DIRECTORY. It writes seconds to REPORT as JSON. It needs only the standard library.
 """
 
 import http.client
@@ -49,7 +49,7 @@ def arrivals(resource: Any) -> Iterator[Path]:
 
 
 def fetch(config: Any, number: int) -> Iterator[float]:
-    """Seconds from asking for a slice to being told that it is there."""
+    """Return the seconds from the request for a slice to the bridge's answer that it has arrived."""
     for _ in range(number):
         started = time.monotonic()
         (file,) = json.load(post("/resources/fetch", config["data"]))
@@ -58,7 +58,7 @@ def fetch(config: Any, number: int) -> Iterator[float]:
 
 
 def outer_steps(config: Any, number: int, directory: Path) -> Iterator[tuple[float, float]]:
-    """When a pseudo-gradient was sent and when the update was there; the clock is the same for all processes."""
+    """Return when this sent its pseudo-gradient and when the update arrived, by the clock common to all processes."""
     make_gradient(Path(os.environ["WORK_DIR"], "gradient"), int((directory / "size").read_text()))
     updates = arrivals(config["results"])
     for step in range(number):
@@ -70,7 +70,7 @@ def outer_steps(config: Any, number: int, directory: Path) -> Iterator[tuple[flo
 
 
 def send(resource: Any) -> float:
-    """Send the pseudo-gradient; when that began. The Rust bridge refuses it while it does not know the way."""
+    """Send the pseudo-gradient; return when that began. The Rust bridge refuses until it can reach the peer."""
     while True:
         started = time.monotonic()
         try:
@@ -83,7 +83,7 @@ def send(resource: Any) -> float:
 
 
 def meet(directory: Path) -> None:
-    """Wait for the others, and for what they may still be at."""
+    """Wait until the other executors have finished, too."""
     directory.mkdir(exist_ok=True)
     (directory / str(os.getpid())).touch()
     while len(list(directory.iterdir())) < TOGETHER:
@@ -92,7 +92,7 @@ def meet(directory: Path) -> None:
 
 
 def make_gradient(path: Path, size_bytes: int) -> None:
-    """Tensors of small numbers that are not all the same."""
+    """Return tensors of small, different numbers."""
     each = size_bytes // TENSORS // 4 * 4
     header = json.dumps(
         {

@@ -1,4 +1,4 @@
-"""A slice of 256 MiB from a data node through the job bridge to disk."""
+"""The rate at which a slice of 256 MiB moves from a data node through the job bridge to disk."""
 
 import json
 import os
@@ -21,8 +21,8 @@ class Scale:
 
     Attributes:
         slice_bytes: Size of the slice.
-        fetches: Fetches of it in each turn.
-        turns: Turns of each pair of data node and worker.
+        fetches: Number of fetches in each turn.
+        turns: Number of turns of each pair of data node and worker.
     """
 
     slice_bytes: int
@@ -35,7 +35,7 @@ SMALL = Scale(slice_bytes=1024 * 1024, fetches=1, turns=1)
 
 
 def run(scale: Scale) -> list[Figure]:
-    """Rates in MB/s, medians over all fetches; the pairs of data node and worker take turns."""
+    """Return the median rates in MB/s. The pairs of data node and worker take turns."""
     return trio.run(_run, scale)
 
 
@@ -78,7 +78,7 @@ async def _fetch(stage: Stage, scheduler: Scheduler, kind: Kind, name: str, scal
 
 
 def make_slice(path: Path, size_bytes: int) -> None:
-    """One tensor of random bytes."""
+    """Write a file with one tensor of random bytes."""
     tensor = {"data": {"dtype": "U8", "shape": [size_bytes], "data_offsets": [0, size_bytes]}}
     header = json.dumps(tensor).encode()
     block = os.urandom(1024 * 1024)

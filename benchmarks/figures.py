@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """Something measured; where it is promised to be at least or at most something, so it says."""
+    """A measured value, with the promised lower or upper bound if there is one."""
 
     name: str
     value: float
@@ -16,7 +16,7 @@ class Figure:
     at_most: float | None = None
 
     def promise(self, *, judged: bool) -> str:
-        """Return what was promised and, if it is to be judged, whether it is kept."""
+        """Return the promise and, if `judged`, whether the value keeps it."""
         if self.at_least is not None:
             promised, kept = f"at least {self.at_least:g}", self.value >= self.at_least
         elif self.at_most is not None:
@@ -27,13 +27,13 @@ class Figure:
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """The value that so many percent of the values do not exceed."""
+    """Return the value that this many percent of the values do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
 def spread(name: str, values: Sequence[float], unit: str) -> list[Figure]:
-    """The median and, where there are several values, the least and the greatest."""
+    """Return the median and, for several values, the least and the greatest."""
     figures = [Figure(f"{name}, median of {len(values)}", statistics.median(values), unit)]
     if len(values) > 1:
         figures += [Figure(f"{name}, least", min(values), unit), Figure(f"{name}, greatest", max(values), unit)]
@@ -41,7 +41,7 @@ def spread(name: str, values: Sequence[float], unit: str) -> list[Figure]:
 
 
 def table(figures: Sequence[Figure], *, judged: bool = True) -> str:
-    """Return a Markdown table, which says of each promise whether it is kept unless promises are not judged."""
+    """Return a Markdown table; if `judged`, it says whether each promise is kept."""
     rows = [("figure", "value", "unit", "promised"), ("---", "---:", "---", "---")]
     for figure in figures:
         value = f"{figure.value:.3g}" if abs(figure.value) < 100 else f"{figure.value:.0f}"

@@ -1,4 +1,4 @@
-"""The muxer between two processes on this machine, against bare TLS between the same two."""
+"""The muxer between two processes on this machine, compared with bare TLS between them."""
 
 import multiprocessing
 import time
@@ -33,8 +33,8 @@ class Scale:
     Attributes:
         mebibytes: Size of each transfer.
         frame_kib: Frame sizes.
-        repeats: Transfers for each frame size. The best counts, because other load on the machine only ever slows.
-        requests: Small requests, alone and beside a bulk transfer.
+        repeats: Transfers for each frame size. The best counts, because other load can only slow a transfer.
+        requests: Number of small requests, alone and beside a bulk transfer.
     """
 
     mebibytes: int
@@ -48,7 +48,7 @@ SMALL = Scale(mebibytes=1, frame_kib=(16,), repeats=1, requests=3)
 
 
 def run(scale: Scale) -> list[Figure]:
-    """Rates in MB/s, processor time of the receiving side in seconds per GB, times in ms."""
+    """Return rates in MB/s, the receiver's processor time in seconds per GB, and times in ms."""
     figures: list[Figure] = []
     size_gb = scale.mebibytes * 1024 * 1024 / 1e9
     for kib in scale.frame_kib:

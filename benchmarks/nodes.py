@@ -1,6 +1,6 @@
-"""A network to measure: real processes of ours and, where their binaries are at hand, of the Rust implementation.
+"""A network to measure: processes of this project and, if their binaries are available, of the Rust implementation.
 
-Its scheduler is this process, so that both kinds of workers are asked the same things at the same times.
+This process is the scheduler, so that both kinds of workers get the same requests at the same times.
 """
 
 import os
@@ -43,11 +43,11 @@ _LAST_LINES = 15
 
 
 class BenchmarkError(Exception):
-    """Something did not do what was to be measured; says what, and what its log says."""
+    """A node failed, so that nothing can be measured. The text names it and quotes its log."""
 
 
 def rust_binaries() -> Path | None:
-    """The directory that HYPHA_BIN names, None without it; BenchmarkError if it lacks a program."""
+    """Return the directory that HYPHA_BIN names, or None if unset; BenchmarkError if it lacks a program."""
     value = os.environ.get("HYPHA_BIN")
     if not value:
         return None
@@ -58,24 +58,24 @@ def rust_binaries() -> Path | None:
 
 
 def kinds() -> tuple[Kind, ...]:
-    """The kinds of nodes that can be measured."""
+    """Return the kinds of nodes that can be measured."""
     return ("ours", "rust") if rust_binaries() else ("ours",)
 
 
 def job_of(job_id: UUID, executor: str, config: dict[str, Any]) -> JobSpec:
-    """What one executor does in a job."""
+    """Return the specification of one executor's part of a job."""
     class_ = "aggregate" if executor == "aggregate" else "train"
     descriptor = {"class": class_, "descriptor": {"name": executor}, "config": config}
     return JobSpec.model_validate({"job_id": str(job_id), "executor": descriptor})
 
 
 def peers(*ids: str) -> dict[str, Any]:
-    """A reference to all of these peers."""
+    """Return a reference to all of these peers."""
     return {"type": "peers", "peers": list(ids), "strategy": {"type": "All"}}
 
 
 def train_config(data: dict[str, Any], server: str) -> dict[str, Any]:
-    """The configuration of a training job that uses no model."""
+    """Return the configuration of a training job without a model."""
     model = {"task": "auto", "artifact": {"type": "uri", "value": "http://127.0.0.1/none"}, "input-names": []}
     both = {"updates": peers(server), "results": peers(server)}
     return {"model": model, "data": data, **both, "optimizer": {"learning-rate": 0.1}, "batch_size": 1}
@@ -83,7 +83,7 @@ def train_config(data: dict[str, Any], server: str) -> dict[str, Any]:
 
 @dataclass
 class Node:
-    """A process; `name` is also that of its executor, if it is a worker."""
+    """A node's process. A worker's executor has the same name."""
 
     name: str
     program: str
@@ -92,7 +92,7 @@ class Node:
     log: Path
 
     def check(self) -> None:
-        """BenchmarkError if it has ended."""
+        """Raise BenchmarkError if it has ended."""
         if self.process.poll() is not None:
             raise BenchmarkError(f"{self.name} ended with status {self.process.returncode}:\n{self.last_lines()}")
 
@@ -101,7 +101,7 @@ class Node:
         self.process.wait()
 
     def last_lines(self) -> str:
-        """The end of its log."""
+        """Return the end of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
 
 
@@ -115,12 +115,12 @@ class Stage:
     gateway: str = ""
 
     def credentials(self, name: str) -> dict[str, str]:
-        """A new node's certificate, as its configuration names it."""
+        """Make a new node's certificate; return the keys of its configuration that name it."""
         files = certs.write_node(certs.create_node(self.authority, name), self.directory, name)
         return {"cert_pem": str(files.cert), "key_pem": str(files.key), "trust_pem": str(files.trust)}
 
     def common(self, name: str) -> dict[str, Any]:
-        """What is in every configuration; the Rust nodes need all of it."""
+        """Return the keys of every configuration; the Rust nodes require all of them."""
         return {
             **self.credentials(name),
             "gateway_addresses": [self.gateway],
@@ -131,7 +131,7 @@ class Stage:
         }
 
     def start(self, name: str, kind: Kind, program: str, config: dict[str, Any]) -> Node:
-        """Start a node: the Rust program hypha-PROGRAM, or ours."""
+        """Start a node: the Rust program hypha-PROGRAM, or this project's."""
         path = self.directory / f"{name}.toml"
         path.write_text(tomlkit.dumps(config))
         if kind == "rust":
@@ -172,7 +172,7 @@ class Stage:
         if arguments is None:
             executor = {"class": "aggregate", "name": name, "runtime": "parameter-server"}
         else:
-            # -P keeps the script's own directory out of sys.path: a file there must not hide a standard module.
+            # -P keeps the script's own directory out of sys.path, because a file there could hide a standard module.
             call = {"cmd": sys.executable, "args": ["-P", str(EXECUTOR), *arguments]}
             executor = {"class": "train", "name": name, "runtime": "process", **call}
         config = {
@@ -183,11 +183,11 @@ class Stage:
             "executors": [executor],
         }
         if kind == "ours":
-            config["jobs"] = {"read_ahead": 0}  # one slice at a time is what the Rust worker fetches
+            config["jobs"] = {"read_ahead": 0}  # the Rust worker fetches one slice at a time, too
         return self.start(name, kind, "worker", config)
 
     async def stop(self, *nodes: Node) -> None:
-        """End these nodes, or all."""
+        """Stop these nodes, or all."""
         chosen = nodes or tuple(self.nodes)
         for node in chosen:
             node.process.terminate()
@@ -202,7 +202,7 @@ class Stage:
 
 
 class Scheduler:
-    """Asks workers one by one and gives them jobs; `provider` is the data node that has every slice."""
+    """Requests workers one by one and dispatches jobs; `provider` is the data node that has every slice."""
 
     def __init__(self, nursery: trio.Nursery, network: Network) -> None:
         self._nursery = nursery
@@ -227,7 +227,7 @@ class Scheduler:
         return ProgressResponse(type="Ok")
 
     async def until_ready(self, *nodes: Node) -> None:
-        """Wait until workers say that they are healthy; a data node may refuse to say, but must be there."""
+        """Wait until workers report that they are healthy. A data node may refuse to report, but must answer."""
         for node in nodes:
             with trio.move_on_after(READY_S) as scope:
                 while not await self._is_ready(node):
@@ -246,13 +246,13 @@ class Scheduler:
         return bool(answer.healthy)
 
     async def advertise(self, node: Node, resources: Resources) -> Request:
-        """Publish a request that only this worker can answer, once it listens for them."""
+        """Publish a request that only this worker can answer, once it subscribes to requests."""
         with trio.fail_after(READY_S):
             await self.network.wait_until(lambda: node.peer_id in self.network.subscribers(TOPIC))
         return await self._client.advertise(_wanted(node, resources, "train"))
 
     async def hire(self, node: Node, spec: JobSpec) -> None:
-        """Give a worker a job, and renew its lease until the job ends."""
+        """Dispatch a job to a worker, and renew its lease until the job ends."""
         lease, task_id = await self._lease(node, spec.executor.class_), uuid4()
         self._leases[task_id] = lease
         self._nursery.start_soon(self._client.keep, lease)
@@ -265,7 +265,7 @@ class Scheduler:
         raise BenchmarkError(f"{node.name} offers nothing:\n{node.last_lines()}")
 
     async def report(self, path: Path, *nodes: Node, timeout_s: float) -> str:
-        """Wait for what an executor writes."""
+        """Wait for an executor's report; return its text."""
         with trio.move_on_after(timeout_s):
             while not path.exists():  # noqa: ASYNC240 - a local file, seldom
                 for node in nodes:
@@ -284,7 +284,7 @@ def _wanted(node: Node, resources: Resources, class_: str) -> Wanted:
 
 @asynccontextmanager
 async def open_stage() -> AsyncIterator[tuple[Stage, Scheduler]]:
-    """A gateway (the Rust one where it is at hand) and a scheduler; what is started ends with the context."""
+    """Open a network with a gateway (the Rust one if available) and a scheduler. All nodes end with the context."""
     with TemporaryDirectory(prefix="bench-") as directory:
         stage = Stage(Path(directory), certs.create_organisation(certs.create_root(), "benchmark"))
         try:

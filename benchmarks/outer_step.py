@@ -1,6 +1,6 @@
-"""An outer step of two trainers and a parameter server, from the first byte sent to the last update received.
+"""The duration of an outer step of two trainers and a parameter server: first byte sent to last update received.
 
-The trainers are the same program under all workers; it only sends and waits.
+The trainers run the same program under all workers. It only sends and waits.
 """
 
 import json
@@ -22,8 +22,8 @@ class Scale:
     """How much to measure.
 
     Attributes:
-        steps: Steps in each turn, by the size of the pseudo-gradient in MB.
-        turns: Turns of each kind of nodes.
+        steps: Number of steps in each turn, by the size of the pseudo-gradient in MB.
+        turns: Number of turns of each kind of node.
     """
 
     steps: Mapping[int, int]
@@ -35,7 +35,7 @@ SMALL = Scale(steps={1: 1}, turns=1)
 
 
 def run(scale: Scale) -> list[Figure]:
-    """Seconds, medians over all steps; ours and Rust take turns."""
+    """Return the median seconds. The two kinds of nodes take turns."""
     return trio.run(_run, scale)
 
 

@@ -1,4 +1,4 @@
-"""The parameter server's round at full size, against merely reading and writing the same bytes once."""
+"""The parameter server's round at full size, compared with reading and writing the same bytes once."""
 
 import multiprocessing
 import os
@@ -37,13 +37,13 @@ SMALL = Scale(file_bytes=1e6)
 
 
 def run(scale: Scale) -> list[Figure]:
-    """The round with momentum, every worker's file checked, as the same peers make it again and again."""
+    """Measure a round with momentum in which every worker's file is checked, as in all rounds but the first."""
     with tempfile.TemporaryDirectory() as name:
         return measure(Path(name), scale.file_bytes, WORKERS)
 
 
 def measure(directory: Path, size_bytes: float, workers: int, dtype: str = "F32") -> list[Figure]:
-    """Files are made just before, as they are when peers have just pushed them."""
+    """Measure with files that were just written, as if peers had just pushed them."""
     files = [directory / f"worker-{number}" for number in range(workers)]
     for number, path in enumerate(files):
         make(path, int(size_bytes), dtype, number)
@@ -64,7 +64,7 @@ def measure(directory: Path, size_bytes: float, workers: int, dtype: str = "F32"
 
 
 def make(path: Path, size_bytes: int, dtype: str, seed: int) -> None:
-    """A pseudo-gradient of equal tensors of random numbers."""
+    """Write a pseudo-gradient of equal tensors of random numbers."""
     count = size_bytes // DTYPES[dtype].itemsize // _TENSORS
     head, _ = lay_out([(f"layer.{number}.weight", dtype, (count,)) for number in range(_TENSORS)], {})
     values = np.random.default_rng(seed).standard_normal(count, dtype=np.float32).astype(DTYPES[dtype])
@@ -75,7 +75,7 @@ def make(path: Path, size_bytes: int, dtype: str, seed: int) -> None:
 
 
 def copy_once(files: list[Path], target: Path) -> None:
-    """Reads every byte once and writes every byte once, by one thread in large blocks."""
+    """Read every byte once and write every byte once, in one thread and large blocks."""
     buffer = bytearray(_BLOCK)
     for path in files:
         with path.open("rb", buffering=0) as source, target.open("wb", buffering=0) as sink:
@@ -84,7 +84,7 @@ def copy_once(files: list[Path], target: Path) -> None:
 
 
 def run_check(files: list[Path]) -> None:
-    """What is done as each file arrives, while others are still on their way."""
+    """Check files as the parameter server does on arrival."""
     for path in files:
         descriptor, header = open_header(path)
         check(descriptor, header)
@@ -92,7 +92,7 @@ def run_check(files: list[Path]) -> None:
 
 
 def run_step(files: list[Path], directory: Path, *, first: bool) -> None:
-    """The outer step of a round."""
+    """Run the outer step of a round."""
     sources = []
     for path in files:
         descriptor, header = open_header(path)
@@ -108,7 +108,7 @@ def run_step(files: list[Path], directory: Path, *, first: bool) -> None:
 
 
 def timed(work: Callable[[], None]) -> tuple[float, float]:
-    """Seconds, and how much the resident memory (mapped files included) of a process of its own grew, in MiB."""
+    """Run in a new process; return its seconds, and the growth of its resident memory (and mapped files) in MiB."""
     receiver, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=_timed, args=(work, sender))
     process.start()

@@ -1,7 +1,7 @@
-"""Many HyphaWorkers and HyphaJobs on a real control plane; kwok plays the kubelets, this process the nodes.
+"""Many HyphaWorkers and HyphaJobs on a real control plane. kwok simulates the kubelets, this process the nodes.
 
-RECONCILE_WORKERS (1000) and RECONCILE_JOBS (10000) say how many. The API server's audit log counts the operator's
-calls.
+RECONCILE_WORKERS (1000) and RECONCILE_JOBS (10000) set their numbers. The API server's audit log counts the
+operator's calls.
 """
 
 import os
@@ -33,7 +33,7 @@ class Scale:
         workers: HyphaWorkers to create.
         jobs: HyphaJobs to create.
         nodes: Nodes that kwok simulates.
-        calm_s: How long the operator must have nothing to do before all objects count as reconciled.
+        calm_s: The operator has reconciled all objects once it has had nothing to do for so long.
         timeout_s: How long to wait for each step.
     """
 
@@ -55,7 +55,7 @@ SMALL = Scale(workers=2, jobs=3, nodes=1, calm_s=1.0, timeout_s=90.0)
 
 
 def run(scale: Scale) -> list[Figure]:
-    """Seconds, calls of the API server, memory, processor time."""
+    """Return seconds, numbers of API calls, memory and processor time."""
     try:
         with ExitStack() as stack:
             directory = Path(stack.enter_context(TemporaryDirectory(prefix="hypha-benchmark-")))
@@ -77,7 +77,7 @@ def _measured(stack: ExitStack, directory: Path, scale: Scale) -> list[Figure]:
 
 
 def _load(load: Load, board: Board, audit: Audit, operator: Operator, scale: Scale) -> list[Figure]:
-    """Workers first, then jobs."""
+    """Create the workers, then the jobs."""
     calls, started = audit.calls(), time.monotonic()
     load.make_workers(scale.workers)
     until(lambda: len(board.ready) >= scale.workers, "all workers are ready", scale.timeout_s)
@@ -99,11 +99,11 @@ def _load(load: Load, board: Board, audit: Audit, operator: Operator, scale: Sca
 
 
 def _restart(audit: Audit, operator: Operator, scale: Scale) -> list[Figure]:
-    """What it costs to find everything as it should be."""
+    """Measure what a restart costs when nothing has changed."""
     calls, started = audit.calls(), time.monotonic()
     _await_calm(operator, scale)
     calm_s, made = time.monotonic() - started - scale.calm_s, audit.calls() - calls
-    bindings = made["patch", "clusterrolebindings"]  # the operator may not read them: it applies them to be sure
+    bindings = made["patch", "clusterrolebindings"]  # the operator may not read them, so it applies them again
     return [
         Figure("restart: all reconciled", calm_s, "s"),
         Figure("restart: reads", _of_verbs(made, *READS), "calls"),
@@ -135,7 +135,7 @@ def _costs(when: str, operator: Operator) -> list[Figure]:
 
 
 def _await_calm(operator: Operator, scale: Scale) -> None:
-    """Return once the operator has had nothing to do for a while, and all is known to it."""
+    """Wait until the operator knows all objects and has had nothing to do for a while."""
     last, since = -1.0, time.monotonic()
 
     def calm() -> bool:

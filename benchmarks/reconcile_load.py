@@ -1,4 +1,4 @@
-"""What an operator is measured with: HyphaWorkers, HyphaJobs, and what their nodes would say."""
+"""The load for an operator: HyphaWorkers, HyphaJobs, and the status that their nodes would report."""
 
 import json
 import threading
@@ -29,19 +29,19 @@ _APPLY = {"Content-Type": "application/apply-patch+yaml"}
 
 
 class Plane(Protocol):
-    """What is needed to know of an API server."""
+    """Access to an API server."""
 
     def client(self) -> httpx.Client:
-        """A client of the administrator."""
+        """Return a client with the administrator's rights."""
 
 
 def peer_of(worker: str) -> str:
-    """The peer id of a worker."""
+    """Return the peer id of a worker."""
     return peer_id_from_ed25519(sha256(worker.encode()).digest())
 
 
 def worker_manifest(namespace: str, name: str, placement: Manifest, **executor: Any) -> Manifest:
-    """A HyphaWorker whose pods go where the placement says."""
+    """Return a HyphaWorker whose pods have this placement."""
     template = {"spec": placement}
     return {
         "apiVersion": API_VERSION,
@@ -58,7 +58,7 @@ def worker_manifest(namespace: str, name: str, placement: Manifest, **executor: 
 
 
 def job_manifest(worker: Manifest, task_id: UUID) -> Manifest:
-    """A HyphaJob of a worker, as its node makes it."""
+    """Return a HyphaJob as a worker's node creates it."""
     metadata, spec = worker["metadata"], job().spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     return {
         "apiVersion": API_VERSION,
@@ -83,14 +83,14 @@ def job_manifest(worker: Manifest, task_id: UUID) -> Manifest:
 
 
 class Load:
-    """Makes HyphaWorkers and their HyphaJobs."""
+    """Creates HyphaWorkers and their HyphaJobs."""
 
     def __init__(self, plane: Plane, placement: Manifest) -> None:
         self._plane, self._placement = plane, placement
         self._workers: list[Manifest] = []
 
     def make_workers(self, count: int) -> None:
-        """Make so many workers, a hundred in each namespace."""
+        """Create this many workers, a hundred in each namespace."""
         with self._plane.client() as client, ThreadPoolExecutor(_AT_ONCE) as threads:
             for number in range(0, count, WORKERS_PER_NAMESPACE):
                 name = _namespace_of(number)
@@ -103,7 +103,7 @@ class Load:
             self._workers = list(threads.map(make, range(count)))
 
     def make_jobs(self, count: int) -> None:
-        """Make so many jobs, which are the workers' in turn."""
+        """Create this many jobs, assigned to the workers in turn."""
         with self._plane.client() as client, ThreadPoolExecutor(_AT_ONCE) as threads:
 
             def make(number: int) -> Manifest:
@@ -119,18 +119,18 @@ def _namespace_of(number: int) -> str:
 
 
 def create(client: httpx.Client, plural: str, manifest: Manifest) -> Manifest:
-    """Make a HyphaWorker or HyphaJob."""
+    """Create a HyphaWorker or HyphaJob."""
     path = f"{ROOT}/namespaces/{manifest['metadata']['namespace']}/{plural}"
     answer: Manifest = client.post(path, json=manifest).raise_for_status().json()
     return answer
 
 
 def watch(plane: Plane, path: str, selector: str, see: Callable[[str, Manifest], None]) -> None:
-    """Show type (ADDED, MODIFIED, DELETED) and object of all that comes by a watch, until this process ends."""
+    """Pass on the type (ADDED, MODIFIED, DELETED) and object of every watch event, until this process ends."""
     query = {"watch": "true", "labelSelector": selector}
 
     def run() -> None:
-        while True:  # a watch that is begun anew shows all there is again
+        while True:  # a new watch reports all existing objects again
             try:
                 with plane.client() as client, client.stream("GET", path, params=query, timeout=None) as answer:
                     for line in answer.raise_for_status().iter_lines():
@@ -144,11 +144,11 @@ def watch(plane: Plane, path: str, selector: str, see: Callable[[str, Manifest],
 
 
 class Board:
-    """What the operator says of all objects, seen by watches; and what each worker's node says of itself.
+    """Watches the status of all objects, and reports each worker's status as its node would.
 
     Attributes:
-        ready: names of the HyphaWorkers that are Ready.
-        running: names of the HyphaJobs that run.
+        ready: Names of the HyphaWorkers that are Ready.
+        running: Names of the HyphaJobs that run.
     """
 
     def __init__(self, plane: Plane) -> None:
@@ -167,7 +167,7 @@ class Board:
         _note(self.running, hypha_job, (hypha_job.get("status") or {}).get("phase") == "Running")
 
     def _report(self, _type: str, pod: Manifest) -> None:
-        """Say what the node in a controller's pod says when it has started."""
+        """Report what the node in a controller's pod reports once it has started."""
         metadata = pod["metadata"]
         if (pod.get("status") or {}).get("phase") != "Running" or "deletionTimestamp" in metadata:
             return

@@ -1,4 +1,4 @@
-"""The operator as the chart runs it, on this machine: its account's rights, its arguments, its environment."""
+"""The operator as a process on this machine, with the chart's service account, arguments and environment."""
 
 import os
 import socket
@@ -25,7 +25,7 @@ NAMESPACE = "hypha-system"
 _RELEASE = "hypha"
 _ACCOUNT = "hypha-operator"
 USER = f"system:serviceaccount:{NAMESPACE}:{_ACCOUNT}"
-"""Who the operator is to the API server."""
+"""The operator's user at the API server."""
 _TOKEN_S = 86400
 
 Manifest = dict[str, Any]
@@ -39,7 +39,7 @@ class Operator:
     address: str
 
     def metrics(self, name: str) -> float:
-        """The sum of all samples under a name."""
+        """Return the sum of all samples of a metric."""
         text = httpx.get(f"http://{self.address}/metrics", trust_env=False, timeout=60).text
         return sum(
             sample.value
@@ -49,22 +49,22 @@ class Operator:
         )
 
     def most_memory_bytes(self) -> int:
-        """The most that has ever been resident."""
+        """Return the peak resident memory."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
     def processor_s(self) -> float:
-        """What it has used of processors."""
+        """Return the processor time it has used."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Release:
-    """What the chart installs on a control plane that runs, but for the Deployment, which is a process here.
+    """Install the chart on a running control plane. A process here replaces its Deployment.
 
     Args:
-        plane: where.
-        flags: more that Helm is told.
+        plane: the control plane.
+        flags: further flags for Helm.
     """
 
     def __init__(self, plane: ControlPlane, *flags: str) -> None:
@@ -84,7 +84,7 @@ class Release:
 
     @contextmanager
     def operator(self, directory: Path) -> Iterator[Operator]:
-        """Run it; its log goes to the directory. StartError if it does not come up."""
+        """Run the operator; its log goes to the directory. StartError if it does not start."""
         kubeconfig = directory / "operator.kubeconfig"
         write_kubeconfig(kubeconfig, self._plane.url, self._plane.pki.ca, {"token": self._token()}, NAMESPACE)
         with socket.socket() as free:

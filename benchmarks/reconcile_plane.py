@@ -1,4 +1,4 @@
-"""A control plane that is not held back, and that notes what the operator asks of it."""
+"""A control plane with raised client rate limits that logs the operator's requests."""
 
 import json
 import socket
@@ -24,7 +24,7 @@ rules:
 
 
 class Audit:
-    """What the API server notes of the operator's requests."""
+    """The API server's audit log of the operator's requests."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -32,12 +32,12 @@ class Audit:
         self._calls: Counter[tuple[str, str]] = Counter()
 
     def arguments(self, policy: Path) -> tuple[str, ...]:
-        """What the API server is to be started with."""
+        """Return the API server's flags."""
         policy.write_text(_POLICY.format(user=USER))
         return (f"--audit-policy-file={policy}", f"--audit-log-path={self.log}")
 
     def calls(self) -> Counter[tuple[str, str]]:
-        """How often each verb was asked of each resource so far."""
+        """Return the number of calls so far, by verb and resource."""
         with self.log.open("rb") as log:
             log.seek(self._counted)
             for line in log:

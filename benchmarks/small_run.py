@@ -31,7 +31,7 @@ def run_small(name: str, timeout_s: float) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # an interrupt from the terminal must reach it once only, and from here
+        start_new_session=True,  # so that an interrupt from the terminal reaches it only once, from this process
     )
     try:
         output, errors = process.communicate(timeout=timeout_s)
