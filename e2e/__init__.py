@@ -1,1 +1,1 @@
-"""What is tried on a real Kubernetes cluster, and the cluster itself."""
+"""End-to-end cases on a real Kubernetes cluster, and the cluster itself."""

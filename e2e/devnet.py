@@ -22,7 +22,7 @@ NEEDED: Final = {
     "trainer": {"cpu": 0.5, "memory": 1.5, "storage": 1},
     "server": {"cpu": 0.15, "memory": 0.3, "storage": 1},
 }
-"""What the digits ask of workers, in cores and GB."""
+"""The resources that the digits need of workers, in cores and GB."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Devnet:
     """The network's processes on this machine; `host` is where pods reach them.
 
     Args:
-        directory: holds all that it makes; must be empty.
+        directory: for all its files; must be empty.
         host: an address of this machine.
     """
 
@@ -44,11 +44,11 @@ class Devnet:
 
     @property
     def files(self) -> Files:
-        """Where everything lies."""
+        """The paths of all files."""
         return Files(self.directory)
 
     def start(self) -> None:
-        """Start gateway, hub and data node; the digits are prepared meanwhile."""
+        """Start gateway, hub and data node, and prepare the digits meanwhile."""
         files = self.files
         files.logs.mkdir(parents=True)
         files.configurations.mkdir()
@@ -75,13 +75,13 @@ class Devnet:
             certs.make(self.files.certificates, _ORGANISATION, nodes, revoke)
 
     def identity(self, node: str) -> Identity:
-        """A node's identity."""
+        """Return a node's identity."""
         directory = self.files.certificates
         cert, key, trust = (directory / f"{node}-{kind}.pem" for kind in ("cert", "key", "trust"))
         return Identity.load(cert, key, trust, directory / "crls.pem")
 
     def secret(self, name: str, namespace: str, node: str) -> dict[str, Any]:
-        """The Secret that holds a node's identity."""
+        """Return the Secret with a node's identity."""
         self.certify(node)
         directory = self.files.certificates
         content = {
@@ -111,7 +111,7 @@ class Devnet:
         return Training(self, process, updates, rounds)
 
     def judge(self, updates: Path) -> float:
-        """The accuracy on held-out digits of the model that these updates make."""
+        """Return the accuracy on held-out digits of the model that results from these updates."""
         judge = self._start(f"judge-{updates.name}", "-m", "e2e.digits", "judge", str(self.directory), str(updates))
         accuracy: float = judge.event("judged", _JUDGE_S)["accuracy"]
         return accuracy
@@ -146,20 +146,20 @@ class Training:
     rounds: int
 
     def of(self, name: str) -> list[Event]:
-        """The scheduler's events of a name so far."""
+        """Return the scheduler's events of a name so far."""
         return self.process.of(name)
 
     def tasks(self, timeout_s: float = 120) -> list[str]:
-        """The ids of the job's three tasks, once they are dispatched."""
+        """Return the ids of the job's three tasks, once they are dispatched."""
         self.process.until("dispatch three tasks", lambda: len(self.of("dispatched")) == 3, timeout_s)
         return [event["task"] for event in self.of("dispatched")]
 
     def until_round(self, number: int, timeout_s: float = 300) -> None:
-        """Wait until so many rounds are complete."""
+        """Wait until this many rounds are complete."""
         self.process.until(f"complete round {number}", lambda: len(self.of("round")) >= number, timeout_s)
 
     def accuracy(self, timeout_s: float) -> float:
-        """Wait for the end, which must be a good one without a lease lost; the model's accuracy."""
+        """Wait for the end, which must be successful and without a lost lease; return the model's accuracy."""
         status = self.process.ended(timeout_s)
         problems = [*self.of("failed"), *self.of("worker_lost"), *self.of("lease_lost")]
         assert not status, f"{problems}\n{self.process.last_lines()}"

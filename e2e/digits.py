@@ -1,6 +1,6 @@
 """`python -m e2e.digits prepare DIRECTORY`, `... judge DIRECTORY UPDATES`: the demo's model, data and judgement.
 
-A program of its own, since torch takes long to import.
+It is a program of its own, because importing torch takes long.
 """
 
 import json
@@ -16,7 +16,7 @@ from hypha_devnet.demo.settings import Files
 
 
 def trained(files: Files, updates: Path, output: Path) -> Path:
-    """Write the model as the updates have made it: the untrained weights and their sum."""
+    """Write the trained model, which is the sum of the untrained weights and the updates."""
     shutil.copytree(files.model, output, dirs_exist_ok=True)
     weights = load_file(output / "model.safetensors")
     for path in sorted(updates.glob("*.safetensors")):
@@ -27,7 +27,7 @@ def trained(files: Files, updates: Path, output: Path) -> Path:
 
 
 def main(what: str, directory: Path, updates: Path | None = None) -> None:
-    """Prepare or judge; says what came of it as a line of JSON."""
+    """Prepare or judge; report the outcome as a line of JSON."""
     torch.set_num_threads(1)
     files = Files(directory)
     if what == "prepare":

@@ -1,6 +1,6 @@
-"""`python -m e2e.digits_scheduler CONFIG UPDATES`: the devnet's scheduler, who is also sent every merged update.
+"""`python -m e2e.digits_scheduler CONFIG UPDATES`: the devnet's scheduler, which also receives every merged update.
 
-What it gets is what the trainers get, so with the untrained model it is the trained one, with no way into the pods.
+It receives the same updates as the trainers, so it can compute the trained model without access to the pods.
 """
 
 import sys
@@ -25,7 +25,7 @@ _LAST_UPDATE_S = 60.0
 
 
 class Observer(Scheduler):
-    """A scheduler that names itself among those who get the updates."""
+    """A scheduler that adds itself to the receivers of the updates."""
 
     def _aggregate_spec(self, trainers: list[str]) -> JobSpec:
         spec = super()._aggregate_spec(trainers)
@@ -37,7 +37,7 @@ class Observer(Scheduler):
 
 
 class Updates:
-    """The updates, a file each, in the order in which they came."""
+    """Receives the updates, and saves each as a file, numbered in the order of arrival."""
 
     def __init__(self, directory: Path, events: Events) -> None:
         self._directory = directory
@@ -47,7 +47,7 @@ class Updates:
         directory.mkdir(parents=True)
 
     async def take(self, peer: str, stream: Stream) -> None:
-        """Receive one."""
+        """Receive an update."""
         data = await stream.read_to_end(_MAX_UPDATE_BYTES)
         path = self._directory / f"{self.count:04}.safetensors"
         path.write_bytes(data)
@@ -56,12 +56,12 @@ class Updates:
         self._changes.notify()
 
     async def until(self, count: int) -> None:
-        """Wait for this many."""
+        """Wait until this many have arrived."""
         await self._changes.until(lambda: self.count >= count)
 
 
 async def run(config: SchedulerConfig, directory: Path, events: Events) -> int:
-    """Run the job; 0 when it is done and all updates are here."""
+    """Run the job; return 0 when it is done and all updates have arrived."""
     async with join(config) as network:
         events.emit("listening", peer_id=network.peer_id, addresses=network.addresses())
         updates = Updates(directory, events)
@@ -83,7 +83,7 @@ async def _run(network: Network, config: SchedulerConfig, updates: Updates, even
 
 
 def main(config: Path, directory: Path) -> int:
-    """Run until the job is done or a signal comes."""
+    """Run until the job is done or a signal arrives."""
     logs.configure("info")
     settings, events = load(SchedulerConfig, config), Events.to_stdout(True)
     return trio.run(until_signal, lambda: run(settings, directory, events), 143)

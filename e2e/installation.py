@@ -1,4 +1,4 @@
-"""The cluster, the images in it, and the release of the chart."""
+"""The cluster, its images, and the release of the chart."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ _INSTALL_S: Final = 180
 
 
 def cluster(settings: Settings) -> Kube:
-    """Bring the cluster up, if it is ours, and return it."""
+    """Return the cluster; start it first if it is that of `make cluster`."""
     if not settings.own_cluster:
         return Kube(settings.kubeconfig, settings.context)
     own = Cluster()
@@ -30,7 +30,7 @@ def cluster(settings: Settings) -> Kube:
 
 
 def load_images(directory: Path = OUTPUT) -> list[str]:
-    """Load the images of `make images` that changed into our cluster; what Helm is told of them."""
+    """Load the images of `make images` that changed into the cluster of `make cluster`; return their Helm values."""
     own, built = Cluster(), settings_of(dict(os.environ))
     loaded = own.directory / "loaded"
     loaded.mkdir(exist_ok=True)
@@ -44,7 +44,7 @@ def load_images(directory: Path = OUTPUT) -> list[str]:
             mark.write_text(digest)
         key = f"images.{_camel(image.name)}"
         arguments += ["--set", f"{key}.repository={image.name}", "--set-string", f"{key}.tag={built.tag}"]
-    # The tags stay the same: this is what has the operator's pod replaced when its image changed.
+    # The tags stay the same, so this annotation replaces the operator's pod when its image has changed.
     of_all = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
     return [
         *arguments,
@@ -70,7 +70,7 @@ def install(kube: Kube, settings: Settings) -> None:
 
 
 def check_release(kube: Kube, settings: Settings) -> None:
-    """Run the chart's own test, as its users do; CalledProcessError if it fails."""
+    """Run the chart's own test as its users do; CalledProcessError if it fails."""
     _helm(kube, settings, "test", RELEASE)
 
 
@@ -92,12 +92,12 @@ def operator_ready(kube: Kube) -> bool:
 
 
 def operator_pods(kube: Kube) -> list[str]:
-    """The names of the operator's pods."""
+    """Return the names of the operator's pods."""
     return [pod["metadata"]["name"] for pod in kube.items("pods", NAMESPACE, app_kubernetes_io__instance=RELEASE)]
 
 
 def image(kube: Kube, variable: str) -> str:
-    """An image as the operator was told it, by the name of the environment variable."""
+    """Return an image from the operator's environment, by the name of the variable."""
     (deployment,) = kube.items("deployments", NAMESPACE, app_kubernetes_io__instance=RELEASE)
     environment = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
     found: str = next(entry["value"] for entry in environment if entry["name"] == variable)
@@ -105,11 +105,11 @@ def image(kube: Kube, variable: str) -> str:
 
 
 def host(settings: Settings) -> str:
-    """The address of this machine that pods reach."""
+    """Return the address of this machine that pods reach."""
     if settings.host:
         return settings.host
     if not settings.own_cluster:
-        raise AssertionError("E2E_HOST: name the address of this machine that the cluster's pods reach")
+        raise AssertionError("E2E_HOST is not set; set it to the address of this machine that the cluster's pods reach")
     return Cluster().network.host
 
 

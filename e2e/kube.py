@@ -1,4 +1,4 @@
-"""The cluster as the cases see it: objects by REST path, and kubectl for what people use kubectl for."""
+"""Access to the cluster: objects by REST path, and kubectl where users would use kubectl."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ _POLL_S: Final = 0.5
 
 
 class KubeError(Exception):
-    """The API server refused something, with its status; 0 if it did not answer."""
+    """The API server refused a request with this status, or did not answer (0)."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"{status}: {text[:500]}")
@@ -36,7 +36,7 @@ class KubeError(Exception):
 
 
 def path_of(kind: str, namespace: str | None = None, name: str | None = None) -> str:
-    """Return where an object, or all of a kind (its plural in lower case), are."""
+    """Return the REST path of an object, or of all objects of a kind (its plural in lower case)."""
     version = _VERSIONS.get(kind)
     parts = ["/apis", version] if version else ["/api/v1"]
     parts += ["namespaces", namespace] if namespace else []
@@ -47,8 +47,8 @@ class Kube:
     """One cluster.
 
     Args:
-        kubeconfig: its kubeconfig; None: the usual one.
-        context: of it; None: the current one.
+        kubeconfig: its kubeconfig; None: the default one.
+        context: the kubeconfig's context; None: the current one.
     """
 
     def __init__(self, kubeconfig: Path | None, context: str | None, kubectl: str = "kubectl") -> None:
@@ -65,7 +65,7 @@ class Kube:
     def request(
         self, method: str, path: str, body: Any = None, content_type: str = "application/json", **query: str
     ) -> Any:
-        """Ask the API server; its JSON, or text. KubeError if it refuses or does not answer."""
+        """Send a request to the API server; return its JSON or text. KubeError if it refuses or does not answer."""
         headers: dict[str, str] = {"Accept": "application/json, */*", "Content-Type": content_type}
         self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = self._client.configuration.host + path + (f"?{urlencode(query)}" if query else "")
@@ -86,7 +86,7 @@ class Kube:
         return json.loads(text) if "json" in response.headers.get("Content-Type", "") else text
 
     def get(self, kind: str, namespace: str | None, name: str) -> Object | None:
-        """Return an object, None if there is none of this name."""
+        """Return an object, or None if none has this name."""
         try:
             found: Object = self.request("GET", path_of(kind, namespace, name))
         except KubeError as error:
@@ -101,12 +101,12 @@ class Kube:
         return self.list_of(kind, namespace, selector)
 
     def list_of(self, kind: str, namespace: str | None = None, selector: str = "") -> list[Object]:
-        """Return all objects of a kind that a label selector chooses."""
+        """Return all objects of a kind that match a label selector."""
         found: list[Object] = self.request("GET", path_of(kind, namespace), labelSelector=selector)["items"]
         return found
 
     def apply(self, *objects: Object, manager: str = "e2e") -> None:
-        """Server-side apply, as a user does."""
+        """Apply objects on the server side, as a user does."""
         for item in objects:
             kind = _plural(item["kind"])
             metadata = item["metadata"]
@@ -119,7 +119,7 @@ class Kube:
         self.request("PATCH", path_of(kind, namespace, name), change, "application/merge-patch+json")
 
     def delete(self, kind: str, namespace: str | None, name: str, grace_s: int | None = None) -> None:
-        """Delete an object; nothing happens if it is gone."""
+        """Delete an object; do nothing if it is gone."""
         query = {} if grace_s is None else {"gracePeriodSeconds": str(grace_s)}
         try:
             self.request("DELETE", path_of(kind, namespace, name), propagationPolicy="Background", **query)
@@ -128,7 +128,7 @@ class Kube:
                 raise
 
     def logs(self, namespace: str, pod: str, container: str) -> str:
-        """Return what a container has written."""
+        """Return a container's log."""
         return str(self.request("GET", path_of("pods", namespace, pod) + "/log", container=container))
 
     def evict(self, namespace: str, pod: str) -> None:
@@ -141,7 +141,7 @@ class Kube:
         self.request("POST", path_of("pods", namespace, pod) + "/eviction", eviction)
 
     def kubectl(self, *args: str, check: bool = True) -> str:
-        """Run kubectl; what it says. KubeError if it fails."""
+        """Run kubectl; return its output. KubeError if it fails."""
         done = subprocess.run(
             [self._kubectl, *self.flags, *args], capture_output=True, text=True, timeout=300, check=False
         )
@@ -164,9 +164,9 @@ def condition(item: Object | None, type_: str) -> Object:
 
 
 def eventually(what: str, probe: Callable[[], T], timeout_s: float = 60, every_s: float = _POLL_S) -> T:
-    """Ask until the answer is truthy, and return it; AssertionError with the last answer if that takes too long.
+    """Ask until the answer is truthy, and return it; AssertionError with the last answer after the timeout.
 
-    An API server that does not answer counts as no answer yet.
+    It keeps asking while the API server does not answer.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -180,15 +180,15 @@ def eventually(what: str, probe: Callable[[], T], timeout_s: float = 60, every_s
             if last:
                 return last  # type: ignore[no-any-return]
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s:g} s: {what} (last seen: {last!r})")
+            raise AssertionError(f"not within {timeout_s:g} s: {what} (last answer: {last!r})")
         time.sleep(every_s)
 
 
 def consistently(what: str, probe: Callable[[], object], for_s: float, every_s: float = _POLL_S) -> None:
-    """Fail as soon as the answer is not truthy, within this time."""
+    """Assert that the answer stays truthy for this time."""
     deadline = time.monotonic() + for_s
     while time.monotonic() < deadline:
         seen = probe()
         if not seen:
-            raise AssertionError(f"no more: {what} (last seen: {seen!r})")
+            raise AssertionError(f"no more: {what} (last answer: {seen!r})")
         time.sleep(every_s)

@@ -1,4 +1,4 @@
-"""What a job can reach in the cluster, and whether what it reaches lets it in."""
+"""The services that a job can reach in the cluster, and whether they refuse it."""
 
 import re
 from typing import Final
@@ -14,7 +14,7 @@ _REFUSAL: Final = re.compile(r"closed|TLS: |HTTP/1\.[01] (400|401|403|404|405|42
 
 
 def targets(kube: Kube) -> dict[str, list[int]]:
-    """The ports to try at every address: of a service its own, of pods and nodes all that anything might listen at."""
+    """Return the ports to try at each address: a service's own ports, and all likely ports of pods and nodes."""
     ports, pods, services = set(_USUAL_PORTS), set[str](), dict[str, set[int]]()
     for pod in (pod for pod in kube.items("pods") if pod["status"]["phase"] == "Running"):
         pods |= {ip["ip"] for ip in pod["status"].get("podIPs", ())}
@@ -35,9 +35,9 @@ def targets(kube: Kube) -> dict[str, list[int]]:
 
 
 def refuses(kube: Kube, where: str, answers: dict[str, str]) -> bool:
-    """Whether a door stayed shut: TLS that wants a certificate, a status that refuses, a connection that ends.
+    """Whether a port refuses a job: it requires a TLS certificate, answers with an error, or closes the connection.
 
-    Known to answer, and meant to: DNS (names, and how many were asked for), and the operator's numbers.
+    Two services may answer: DNS (names, and metrics), and the operator's metrics.
     """
     opened = {what for what, answer in answers.items() if not _REFUSAL.match(answer)}
     return not opened or (where.rpartition(":")[0] in _meant_to_answer(kube) and opened <= {"plain /metrics"})
@@ -55,18 +55,18 @@ def _service_addresses(kube: Kube, selector: str) -> list[str]:
 
 
 def needed(kube: Kube, worker: Worker) -> set[str]:
-    """The doors that a job needs: DNS, and its worker's connector."""
-    doors = set()
+    """Return the addresses and ports that a job needs: DNS, and its worker's connector."""
+    endpoints = set()
     for namespace, name in (("kube-system", "kube-dns"), (worker.namespace, f"{worker.name}-connector")):
         service = kube.get("services", namespace, name)
         if service is not None:
             ports = [port["port"] for port in service["spec"]["ports"]]
-            doors |= {f"{ip}:{port}" for ip in service["spec"]["clusterIPs"] for port in ports}
-    return doors
+            endpoints |= {f"{ip}:{port}" for ip in service["spec"]["clusterIPs"] for port in ports}
+    return endpoints
 
 
 def policies_enforced(kube: Kube, worker: Worker, image: str) -> bool:
-    """Whether NetworkPolicies do anything here: a pod that may reach nothing tries to reach the API server."""
+    """Whether the cluster enforces NetworkPolicies. A pod that may reach nothing tries to reach the API server."""
     name, namespace = "policy-probe", worker.namespace
     labels = {"e2e": name}
     policy = {"podSelector": {"matchLabels": labels}, "policyTypes": ["Egress"]}

@@ -1,4 +1,4 @@
-"""The devnet's processes: their events, their logs, their end."""
+"""The devnet's processes, with their events and logs."""
 
 import json
 import subprocess
@@ -13,13 +13,13 @@ _STOP_S: Final = 10.0
 
 
 class Process:
-    """A program that says what happens as lines of JSON on its standard output.
+    """A program that writes events as lines of JSON to its standard output.
 
     Args:
-        name: names its log.
+        name: the name of its log.
         command: the program and its arguments.
-        logs: where the log goes.
-        environment: its whole environment.
+        logs: the directory of the log.
+        environment: its complete environment.
     """
 
     def __init__(self, name: str, command: Sequence[str], logs: Path, environment: Mapping[str, str]) -> None:
@@ -55,11 +55,11 @@ class Process:
             self._changed.notify_all()
 
     def of(self, name: str) -> list[Event]:
-        """All events of a name so far."""
+        """Return all events of a name so far."""
         return [event for event in list(self.events) if event.get("event") == name]
 
     def until(self, what: str, found: Callable[[], Any], timeout_s: float) -> Any:
-        """Wait for what shows in the events; AssertionError if the program ends before, or it takes too long."""
+        """Wait for a condition on the events; AssertionError if the program ends first, or after the timeout."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while not (result := found()):
@@ -72,12 +72,12 @@ class Process:
             return result
 
     def event(self, name: str, timeout_s: float = 60) -> Event:
-        """The first event of a name, once there is one."""
-        events: list[Event] = self.until(f"tell {name!r}", lambda: self.of(name), timeout_s)
+        """Wait for the first event of a name; return it."""
+        events: list[Event] = self.until(f"report {name!r}", lambda: self.of(name), timeout_s)
         return events[0]
 
     def ended(self, timeout_s: float) -> int:
-        """Wait for its end; its exit status."""
+        """Wait for its end; return its exit status."""
         try:
             status = self._handle.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -86,11 +86,11 @@ class Process:
         return status
 
     def last_lines(self, count: int = 15) -> str:
-        """The end of its log."""
+        """Return the end of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
 
     def stop(self) -> None:
-        """End it, if it runs."""
+        """End the program if it runs."""
         if self._handle.poll() is None:
             self._handle.terminate()
             try:

@@ -1,4 +1,4 @@
-"""The reference implementation's gateway, data node and scheduler beside the devnet, from the programs in HYPHA_BIN."""
+"""The reference implementation's gateway, data node and scheduler, from HYPHA_BIN, beside the devnet."""
 
 import os
 import socket
@@ -16,16 +16,16 @@ from hypha_devnet.demo.settings import SETTINGS, certificate_keys, job_config
 NODES: Final = ("gateway", "data", "scheduler")
 DONE: Final = "Job is completed."
 GPU: Final = {"count": 1, "memory": "32G"}
-"""The batch size is how often the GPU memory that a job asks for is in what a worker offers."""
+"""The reference scheduler's batch size: how often the GPU memory that a job requests fits into a worker's offer."""
 
 
 @dataclass
 class Reference:
-    """Its nodes, with certificates of the devnet's authority.
+    """The reference nodes, with certificates of the devnet's authority.
 
     Args:
-        programs: holds hypha-gateway, hypha-data and hypha-scheduler.
-        devnet: whose hub and slices are used.
+        programs: the directory of hypha-gateway, hypha-data and hypha-scheduler.
+        devnet: the devnet whose hub and slices they use.
     """
 
     programs: Path

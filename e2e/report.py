@@ -1,4 +1,4 @@
-"""What is kept of a failed case, and the table at the end."""
+"""The records of failed cases, and the table of results."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _LOG_LINES: Final = "400"
 
 @dataclass(frozen=True)
 class Case:
-    """How a case went."""
+    """The outcome of a case."""
 
     name: str
     outcome: str
@@ -21,13 +21,13 @@ class Case:
 
 
 def sentence(test: str) -> str:
-    """A test's name as a sentence: `test_a_b[3]` is "a b (3)"."""
+    """Return a test's name as a sentence: `test_a_b[3]` is "a b (3)"."""
     name, _, parameter = test.removeprefix("test_").partition("[")
     return name.replace("_", " ") + (f" ({parameter.rstrip(']')})" if parameter else "")
 
 
 def table(cases: Iterable[Case]) -> list[str]:
-    """The lines of the table."""
+    """Return the lines of the table."""
     rows = list(cases)
     width = max((len(case.name) for case in rows), default=0)
     lines = [f"{case.outcome:8}{case.seconds:7.1f} s  {case.name:{width}}  {case.reason}".rstrip() for case in rows]
@@ -37,7 +37,7 @@ def table(cases: Iterable[Case]) -> list[str]:
 
 
 def dump(kube: Kube, directory: Path, namespaces: Iterable[str]) -> None:
-    """Write what the cluster says of these namespaces: objects, events, logs."""
+    """Write the objects, events and logs of these namespaces to files."""
     directory.mkdir(parents=True, exist_ok=True)
     for namespace in namespaces:
         in_it = ("--namespace", namespace)

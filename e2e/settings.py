@@ -1,4 +1,4 @@
-"""What the end-to-end cases are told by the environment."""
+"""The settings of the end-to-end cases, from the environment."""
 
 import os
 from dataclasses import dataclass
@@ -7,22 +7,22 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
 OUTPUT: Final = ROOT / "e2e-output"
-"""Logs of the devnet, and what failed cases left."""
+"""The directory of the devnet's logs, and of the records of failed cases."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run.
+    """How to run the cases.
 
     Attributes:
-        kubeconfig: the cluster's; None: the cluster of `make cluster`, which is started.
+        kubeconfig: the cluster's kubeconfig; None: start and use the cluster of `make cluster`.
         context: the kubeconfig's context; None: the current one.
         host: the address of this machine that pods reach; known for the cluster of `make cluster`.
         values: a file of further Helm values, such as where the images are.
-        repeats: how often recovery is shown.
-        reconcile_s: how long examples are watched for changes.
+        repeats: how often the recovery cases run.
+        reconcile_s: how long to watch the examples for changes.
         hypha_bin: a directory with the reference implementation's programs.
-        keep: whether everything stays after the run.
+        keep: whether to keep everything after the run.
     """
 
     kubeconfig: Path | None
@@ -41,7 +41,7 @@ class Settings:
 
 
 def load() -> Settings:
-    """Read the environment."""
+    """Read the settings from the environment."""
 
     def path(name: str) -> Path | None:
         return Path(value) if (value := os.environ.get(name)) else None

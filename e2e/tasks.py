@@ -1,6 +1,6 @@
-"""Tasks whose program comes with them: a scheduler in a thread of its own, asked from the cases.
+"""Tasks that contain their program, and a scheduler for them in a thread of its own.
 
-Workers have an executor (`RUNNER`) that runs the Python text in a job's `input-names`, with the rest of them as `args`.
+Workers have an executor (`RUNNER`) that runs the first of a job's `input-names` as Python, with the others as `args`.
 """
 
 import threading
@@ -34,7 +34,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 print("waiting", flush=True)
 time.sleep(float(args[0]))
 """
-"""A program that waits so many seconds, or until it is told to end."""
+"""A program that waits for a number of seconds, or until SIGTERM."""
 
 SMALL: Final = Resources(cpu=0.1, memory=0.2, storage=0.1)
 _OFFER_S: Final = 1.5
@@ -54,11 +54,11 @@ class Task:
         return f"hypha-{self.id}"
 
     def ended(self, timeout_s: float = 90) -> str:
-        """Wait for word of its end: Finished or Failed."""
+        """Wait until its worker reports its end; return Finished or Failed."""
         said = ("Finished", "Failed")
         return (
             eventually(
-                f"word of the end of {self.name}",
+                f"a report of the end of {self.name}",
                 lambda: next((status for status in self.statuses if status in said), None),
                 timeout_s,
                 0.1,
@@ -68,7 +68,7 @@ class Task:
 
     @property
     def lease_lost(self) -> bool:
-        """Whether the lease is over though it was to be renewed."""
+        """Whether the lease has ended although it should have been renewed."""
         return self.lease.refused or (not self.lease.abandoned and time.time() > self.lease.expires)
 
 
@@ -76,8 +76,8 @@ class Tasks:
     """A scheduler.
 
     Args:
-        identity: who it is.
-        gateway: where the network is.
+        identity: its identity.
+        gateway: the address of the network's gateway.
         host: the address to listen at.
     """
 
@@ -100,7 +100,7 @@ class Tasks:
         assert self._ready.wait(60), "the scheduler of the cases did not join the network"
 
     def stop(self) -> None:
-        """Leave it; leases lapse."""
+        """Leave the network; leases expire."""
         self._token.run_sync_soon(self._over.set)
         self._thread.join(10)
 
@@ -113,13 +113,13 @@ class Tasks:
         executor: str = "program",
         timeout_s: float = 60,
     ) -> Task:
-        """Have a worker (a peer id) run a program; returns once it has accepted."""
+        """Have a worker (a peer id) run a program; returns once the worker has accepted the task."""
         spec = self._spec(program, args, executor)
         task: Task = trio.from_thread.run(self._run, worker, spec, resources, timeout_s, trio_token=self._token)
         return task
 
     def offers(self, worker: str, resources: Resources = SMALL, executor: str = "program") -> bool:
-        """Ask once; whether this worker offers."""
+        """Advertise once; return whether this worker makes an offer."""
         return trio.from_thread.run(self._ask, worker, resources, executor, trio_token=self._token)
 
     def healthy(self, worker: str) -> bool:
@@ -127,7 +127,7 @@ class Tasks:
         return trio.from_thread.run(self._healthy, worker, trio_token=self._token)
 
     def abandon(self, task: Task) -> None:
-        """Renew its lease no more."""
+        """Stop renewing its lease."""
         task.lease.abandoned = True
 
     async def _main(self) -> None:

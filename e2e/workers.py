@@ -1,4 +1,4 @@
-"""HyphaWorkers of the cases, and what becomes of them."""
+"""The cases' HyphaWorkers and their state."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from e2e.kube import Kube, Object, condition, eventually
 from e2e.tasks import RUNNER, Task
 
 Namespaces = Callable[[str], str]
-"""Makes a namespace of a name."""
+"""Creates a namespace of this name."""
 
 READY_S: Final = 120.0
 GONE_S: Final = 120.0
@@ -26,8 +26,8 @@ class Worker:
     """A HyphaWorker with its identity.
 
     Attributes:
-        node: names its certificate; unique in the network.
-        spec: the HyphaWorker's.
+        node: the name of its certificate; unique in the network.
+        spec: the HyphaWorker's spec.
     """
 
     kube: Kube
@@ -42,7 +42,7 @@ class Worker:
 
     @property
     def object(self) -> Object:
-        """The HyphaWorker as it is applied."""
+        """The HyphaWorker's manifest."""
         return {
             "apiVersion": "hypha.space/v1alpha1",
             "kind": "HyphaWorker",
@@ -51,12 +51,12 @@ class Worker:
         }
 
     def apply(self) -> "Worker":
-        """Apply its Secret and itself."""
+        """Apply its Secret and the HyphaWorker."""
         self.kube.apply(self.devnet.secret(self.spec["identity"]["secretName"], self.namespace, self.node), self.object)
         return self
 
     def change(self, **changes: Any) -> None:
-        """Merge something into its spec."""
+        """Merge a change into its spec."""
         self.kube.patch("hyphaworkers", self.namespace, self.name, {"spec": changes})
 
     @property
@@ -65,23 +65,23 @@ class Worker:
         return self.devnet.identity(self.node).peer_id
 
     def get(self) -> Object:
-        """What the API server has."""
+        """Return the HyphaWorker from the API server."""
         found = self.kube.get("hyphaworkers", self.namespace, self.name)
         if found is None:
             raise AssertionError(f"{self.name} is gone")
         return found
 
     def condition(self, type_: str) -> Object:
-        """One of its conditions."""
+        """Return one of its conditions."""
         return condition(self.get(), type_)
 
     def status_of_node(self) -> dict[str, Any]:
-        """What its node says of itself."""
+        """Return the status that its node reports."""
         node: dict[str, Any] = self.get().get("status", {}).get("node", {})
         return node
 
     def ready(self, timeout_s: float = READY_S) -> "Worker":
-        """Wait until it is ready as it is now."""
+        """Wait until it is ready in its current generation."""
 
         def probe() -> bool:
             item = self.get()
@@ -92,7 +92,7 @@ class Worker:
         return self
 
     def controller(self) -> Object | None:
-        """Its controller's pod, unless that is about to go."""
+        """Return its controller's pod, unless the pod is being deleted."""
         pods = self.kube.items(
             "pods",
             self.namespace,
@@ -102,11 +102,11 @@ class Worker:
         return next((pod for pod in pods if "deletionTimestamp" not in pod["metadata"]), None)
 
     def jobs(self) -> list[Object]:
-        """Its HyphaJobs."""
+        """Return its HyphaJobs."""
         return self.kube.items("hyphajobs", self.namespace, hypha_space__worker=self.name)
 
     def free(self, timeout_s: float = 60) -> None:
-        """Wait until nothing of it is leased."""
+        """Wait until it has no leases."""
         eventually(
             f"{self.name} has no lease",
             lambda: (node := self.status_of_node()).get("activeLeases") == 0 and node.get("activeJobs") == 0,
@@ -124,7 +124,7 @@ class Worker:
 
 
 def spec(devnet: Devnet, name: str, **more: Any) -> dict[str, Any]:
-    """The spec of a worker in the devnet, small enough for a small cluster."""
+    """Return the spec of a worker in the devnet that fits a small cluster."""
     return {
         "identity": {"secretName": f"{name}-identity"},
         "network": {"gateways": [devnet.gateway], "excludeCidr": []},
@@ -134,7 +134,7 @@ def spec(devnet: Devnet, name: str, **more: Any) -> dict[str, Any]:
 
 
 def trainer_spec(devnet: Devnet, name: str) -> dict[str, Any]:
-    """The spec of a worker that trains the digits."""
+    """Return the spec of a worker that trains the digits."""
     return spec(
         devnet,
         name,
@@ -144,7 +144,7 @@ def trainer_spec(devnet: Devnet, name: str) -> dict[str, Any]:
 
 
 def server_spec(devnet: Devnet, name: str) -> dict[str, Any]:
-    """The spec of a worker that aggregates."""
+    """Return the spec of a worker that aggregates."""
     return spec(
         devnet,
         name,
@@ -154,7 +154,7 @@ def server_spec(devnet: Devnet, name: str) -> dict[str, Any]:
 
 
 def program_spec(devnet: Devnet, name: str, image: str, **executors: dict[str, Any]) -> dict[str, Any]:
-    """The spec of a worker that runs the cases' programs in this image; further executors by name."""
+    """Return the spec of a worker that runs the cases' programs in this image, and has further executors, by name."""
     runner = {"class": "train", "name": "program", "image": image, "command": RUNNER}
     others = [{**runner, "name": name.replace("_", "-"), **changes} for name, changes in executors.items()]
     return spec(
@@ -175,18 +175,18 @@ def _quantities(needed: dict[str, float]) -> dict[str, str]:
 
 
 def namespace(name: str) -> Object:
-    """A namespace that enforces the Pod Security level `restricted`."""
+    """Return a namespace that enforces the Pod Security level `restricted`."""
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": RESTRICTED}}
 
 
 def results(kube: Kube, item: Object) -> Any:
-    """The last line of a job's executor, which is JSON."""
+    """Return the last line of an executor's log, parsed as JSON."""
     text = kube.logs(item["metadata"]["namespace"], item["status"]["podName"], "executor")
     return json.loads(text.splitlines()[-1])
 
 
 def job_of(kube: Kube, worker: Worker, task: Task) -> Object:
-    """The HyphaJob of a task."""
+    """Return the HyphaJob of a task."""
     job = kube.get("hyphajobs", worker.namespace, task.name)
     if job is None:
         raise AssertionError(f"there is no {task.name}")
@@ -195,19 +195,19 @@ def job_of(kube: Kube, worker: Worker, task: Task) -> Object:
 
 
 def pods_of(kube: Kube, worker: Worker, task: Task) -> list[Object]:
-    """The pods of a task."""
+    """Return the pods of a task."""
     return kube.items("pods", worker.namespace, hypha_space__job=task.name)
 
 
 def restarts(pod: Object) -> list[int]:
-    """How often each container was restarted."""
+    """Return how often each container was restarted."""
     status = pod["status"]
     containers = [*status.get("initContainerStatuses", []), *status["containerStatuses"]]
     return [container["restartCount"] for container in containers]
 
 
 def failed(kube: Kube, worker: Worker, task: Task, reason: str, timeout_s: float = 120) -> Object:
-    """Wait until a job has failed for a reason, its scheduler was told, and its lease is free."""
+    """Wait until a job has failed for a reason, its scheduler was notified, and its lease is free."""
     assert task.ended(timeout_s) == "Failed"
     status: Object = job_of(kube, worker, task)["status"]
     assert status["phase"] == "Failed"

@@ -1,4 +1,4 @@
-"""What all cases share: the cluster, the installed operator, the network outside it, and the table at the end."""
+"""Fixtures of all cases: the cluster, the installed operator, the network outside; and the table of results."""
 
 import shutil
 from collections.abc import Generator, Iterator
@@ -33,7 +33,7 @@ def settings() -> Settings:
 
 @pytest.fixture(scope="session")
 def kube(settings: Settings, pytestconfig: pytest.Config) -> Kube:
-    """The cluster, which is up."""
+    """The running cluster."""
     shutil.rmtree(OUTPUT, ignore_errors=True)
     OUTPUT.mkdir()
     cluster = pytestconfig.stash[_KUBE] = installation.cluster(settings)
@@ -59,7 +59,7 @@ def devnet(kube: Kube, settings: Settings) -> Iterator[Devnet]:
 
 @pytest.fixture(scope="session")
 def tasks(devnet: Devnet) -> Iterator[Tasks]:
-    """A scheduler whose tasks bring their programs."""
+    """A scheduler whose tasks contain their programs."""
     scheduler = Tasks(devnet.identity("e2e"), devnet.gateway, devnet.host)
     scheduler.start()
     yield scheduler
@@ -68,7 +68,7 @@ def tasks(devnet: Devnet) -> Iterator[Tasks]:
 
 @pytest.fixture(scope="session")
 def namespaces(kube: Kube, operator: None, settings: Settings, pytestconfig: pytest.Config) -> Iterator[Namespaces]:
-    """Makes namespaces that enforce `restricted`; they are removed at the end."""
+    """Creates namespaces that enforce `restricted`, and removes them at the end."""
     made: list[str] = []
 
     def make(name: str) -> str:
@@ -85,7 +85,7 @@ def namespaces(kube: Kube, operator: None, settings: Settings, pytestconfig: pyt
 
 
 def _remove(kube: Kube, names: list[str]) -> None:
-    """Remove namespaces, HyphaWorkers first: their deletion is for the operator to finish."""
+    """Remove namespaces, HyphaWorkers first, because the operator has to finish their deletion."""
     for name in names:
         if kube.get("namespaces", None, name) is not None:
             for item in kube.items("hyphaworkers", name):
@@ -116,7 +116,7 @@ def farm(kube: Kube, devnet: Devnet, namespaces: Namespaces) -> list[Worker]:
 def worker(
     kube: Kube, devnet: Devnet, namespaces: Namespaces, settings: Settings, request: pytest.FixtureRequest
 ) -> Iterator[Worker]:
-    """A worker of the module's own that runs programs; its `EXECUTORS`, if it has any, are further executors."""
+    """The module's worker that runs programs. The module's `EXECUTORS`, if any, are further executors."""
     name = request.module.__name__.rpartition("_")[2]
     executors = getattr(request.module, "EXECUTORS", {})
     spec = workers.program_spec(
@@ -124,7 +124,7 @@ def worker(
     )
     made = Worker(kube, devnet, namespaces(f"hypha-e2e-{name}"), "programs", spec).apply().ready()
     yield made
-    if not settings.keep:  # a small cluster has no room for all of them
+    if not settings.keep:  # a small cluster has no capacity for all of them
         made.delete()
 
 

@@ -1,4 +1,4 @@
-"""Controllers and operators that go away while a model is being trained."""
+"""Controllers and operators that disappear while the network trains a model."""
 
 import random
 import time
@@ -17,7 +17,7 @@ _JOB_S = 300
 
 
 def uids(kube: Kube, farm: list[Worker], tasks: list[str], kind: str) -> dict[str, str]:
-    """The objects of these tasks, by name."""
+    """Return the objects of these tasks, by name."""
     names = {f"hypha-{task}" for task in tasks}
     items = (item["metadata"] for item in kube.items(kind, farm[0].namespace))
     return {

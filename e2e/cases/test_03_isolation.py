@@ -1,4 +1,4 @@
-"""What a hostile job gets: nothing, and nobody else notices."""
+"""A hostile job gains nothing and disturbs no other job."""
 
 import json
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from e2e import doors, installation
+from e2e import installation, open_ports
 from e2e.devnet import Devnet
 from e2e.kube import Kube, eventually
 from e2e.tasks import Task, Tasks
@@ -40,7 +40,7 @@ time.sleep(600)
 
 @pytest.fixture(scope="module")
 def neighbour(kube: Kube, worker: Worker, tasks: Tasks) -> Iterator[Task]:
-    """A job that minds its own business, beside all the others."""
+    """A harmless job that runs beside all the others."""
     task = tasks.run(worker.peer_id, NEIGHBOUR, _MARKER)
     eventually("the neighbour runs", lambda: job_of(kube, worker, task)["status"].get("phase") == "Running")
     yield task
@@ -49,7 +49,7 @@ def neighbour(kube: Kube, worker: Worker, tasks: Tasks) -> Iterator[Task]:
 
 @pytest.fixture(autouse=True)
 def unharmed(kube: Kube, worker: Worker, neighbour: Task) -> Iterator[None]:
-    """After each case the neighbour, the controller and the node are as they were."""
+    """Assert after each case that the neighbour, the controller and the node are as they were."""
     (pod,) = pods_of(kube, worker, neighbour)
     controller = worker.controller()
     yield
@@ -99,23 +99,23 @@ def test_a_job_that_looks_for_secrets_finds_none(
     assert [path for path in found["writable"] if not path.startswith(own)] == []
 
 
-def test_a_job_that_scans_every_pod_service_and_node_finds_no_door_that_opens(
+def test_a_job_that_scans_every_pod_service_and_node_finds_no_open_port_that_serves_it(
     kube: Kube, worker: Worker, tasks: Tasks
 ) -> None:
     program = (_PROGRAMS / "scanner.py").read_text()
-    targets = doors.targets(kube)
+    targets = open_ports.targets(kube)
     resources = Resources(cpu=0.4, memory=0.3, storage=0.1)
     task = tasks.run(worker.peer_id, program, json.dumps(targets), resources=resources)
     assert task.ended(300) == "Finished"
     found = results(kube, job_of(kube, worker, task))
     image = installation.image(kube, "HYPHA_PARAMETER_SERVER_IMAGE")
-    needed = doors.needed(kube, worker)
+    needed = open_ports.needed(kube, worker)
     assert needed <= set(found), f"the scan missed what is there: {needed - set(found)}"
-    if doors.policies_enforced(kube, worker, image):
+    if open_ports.policies_enforced(kube, worker, image):
         assert set(found) <= needed, set(found) - needed
     else:
         controller = worker.controller()
         assert controller is not None
         assert f"{controller['status']['podIP']}:4001" in found
-    opened = {where: answers for where, answers in found.items() if not doors.refuses(kube, where, answers)}
+    opened = {where: answers for where, answers in found.items() if not open_ports.refuses(kube, where, answers)}
     assert opened == {}

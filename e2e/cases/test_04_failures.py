@@ -1,4 +1,4 @@
-"""Jobs that cannot start, or are ended by others: the lease is free again, the scheduler told, and the reason said."""
+"""Jobs that cannot start, or that others end. Each frees its lease, notifies its scheduler and shows the reason."""
 
 from collections.abc import Callable, Iterator
 
@@ -21,7 +21,7 @@ _STARTS_NOT_S = 180
 
 @pytest.fixture(scope="module")
 def used_up_quota(kube: Kube, worker: Worker) -> Iterator[None]:
-    """A quota that pods of one priority have used up; others are not counted."""
+    """A quota that pods of one priority have used up. It does not count other pods."""
     priority = {
         "apiVersion": "scheduling.k8s.io/v1",
         "kind": "PriorityClass",
@@ -43,7 +43,7 @@ def used_up_quota(kube: Kube, worker: Worker) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def hopeless(worker: Worker, tasks: Tasks, used_up_quota: None) -> dict[str, Task]:
-    """Jobs that never start; all at once, since each is given a minute."""
+    """Jobs that never start. They wait at the same time, because each waits for a minute."""
     gpus = Resources(cpu=0.1, memory=0.2, storage=0.1, gpu=60)
     return {
         "image": tasks.run(worker.peer_id, WAITER, "3600", executor="image-missing"),
@@ -54,14 +54,14 @@ def hopeless(worker: Worker, tasks: Tasks, used_up_quota: None) -> dict[str, Tas
 
 
 def running(kube: Kube, worker: Worker, tasks: Tasks) -> Task:
-    """A job that runs until somebody ends it."""
+    """A job that runs until something ends it."""
     task = tasks.run(worker.peer_id, WAITER, "3600")
     eventually("the job runs", lambda: job_of(kube, worker, task)["status"].get("phase") == "Running")
     return task
 
 
 def says_why(kube: Kube, worker: Worker, task: Task, *words: str) -> None:
-    """Some condition of the job says why in words that help; its lease and its pods are gone."""
+    """Assert that a condition of the job gives a helpful reason, and that its lease and pods are gone."""
     job = job_of(kube, worker, task)
     messages = [entry["message"] for entry in job["status"]["conditions"]]
     assert any(all(word in message for word in words) for message in messages), messages

@@ -1,4 +1,4 @@
-"""Changes that a user makes while a job runs, and what remains after a worker."""
+"""Changes by a user while a job runs, and what remains after the deletion of a worker."""
 
 from e2e.kube import Kube, consistently, eventually
 from e2e.tasks import WAITER, Task, Tasks

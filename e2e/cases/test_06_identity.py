@@ -12,11 +12,11 @@ from e2e.workers import Worker, restarts
 from hypha_devnet import certs
 
 _KUBELET_SYNC_S = 150
-"""The kubelet brings a changed Secret into a pod within about a minute and a half."""
+"""The kubelet updates a Secret in a pod within about a minute and a half."""
 
 
 def other_certificate(devnet: Devnet, worker: Worker, key: Ed25519PrivateKey | None = None) -> certs.Credential:
-    """A certificate of the same network that ends sooner, for the worker's key or another."""
+    """Return a certificate of the same network that expires sooner, for the worker's key or another."""
     directory = devnet.files.certificates
     authority = certs.load_credential(
         directory / "organisation-cert.pem", directory / "organisation-key.pem", [directory / "root-cert.pem"]
@@ -27,7 +27,7 @@ def other_certificate(devnet: Devnet, worker: Worker, key: Ed25519PrivateKey | N
 
 
 def put(kube: Kube, worker: Worker, credential: certs.Credential) -> None:
-    """Replace the certificate and key in the worker's Secret, as whoever renews them does."""
+    """Replace the certificate and key in the worker's Secret, as a renewal does."""
     secret = worker.devnet.secret(worker.spec["identity"]["secretName"], worker.namespace, worker.node)
     secret["stringData"] |= {"tls.crt": credential.cert_pem.decode(), "tls.key": credential.key_pem.decode()}
     kube.apply(secret)
@@ -91,7 +91,7 @@ def test_a_revocation_list_that_changes_is_respected(kube: Kube, devnet: Devnet,
         assert outcast.healthy(worker.peer_id)
         directory = devnet.files.certificates
         original = (directory / "crls.pem").read_bytes()
-        # Only the worker is told: the gateway goes on passing the outcast's words.
+        # Only the worker gets the new revocation list. The gateway still forwards the revoked node's messages.
         devnet.certify(revoke=("outcast",))
         secret = devnet.secret(worker.spec["identity"]["secretName"], worker.namespace, worker.node)
         (directory / "crls.pem").write_bytes(original)

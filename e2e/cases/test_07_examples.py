@@ -1,4 +1,4 @@
-"""GitOps: what users own stays as they wrote it."""
+"""GitOps: fields that users own keep their values."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _USER = "gitops"
 
 
 def owned_by_the_user(item: Object) -> Any:
-    """The fields that the user's last apply set, and the spec as it is."""
+    """Return the fields that the user's last apply set, and the current spec."""
     fields = [
         entry["fieldsV1"]
         for entry in item["metadata"]["managedFields"]
@@ -21,7 +21,7 @@ def owned_by_the_user(item: Object) -> Any:
 
 
 def others_in_spec(item: Object) -> list[str]:
-    """Managers other than the user that own anything beyond status and finalizers."""
+    """Return the managers, other than the user, that own any field beyond status and finalizers."""
     managers = []
     for entry in item["metadata"]["managedFields"]:
         metadata = set(entry["fieldsV1"].get("f:metadata", {})) - {"f:finalizers"}

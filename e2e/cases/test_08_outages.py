@@ -1,4 +1,4 @@
-"""Parts of the cluster that go away: the operator, the API server, the controller for good."""
+"""Outages of the operator and the API server, and the permanent loss of a controller."""
 
 import time
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def test_an_operator_killed_while_workers_come_and_go_orphans_and_doubles_nothin
     kube: Kube, devnet: Devnet, namespaces: workers.Namespaces
 ) -> None:
     namespace = namespaces("hypha-e2e-many")
-    # Their Secrets are missing, so that no controller runs: this is about the operator alone.
+    # Their Secrets are missing, so that no controller runs. This case is about the operator alone.
     many = [
         Worker(kube, devnet, namespace, f"many-{number}", workers.trainer_spec(devnet, f"many-{number}"))
         for number in range(_COUNT)

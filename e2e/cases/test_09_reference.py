@@ -19,7 +19,7 @@ _JOB_S = 400
 @pytest.fixture(scope="module")
 def nodes(devnet: Devnet, settings: Settings) -> Iterator[Reference]:
     if settings.hypha_bin is None:
-        pytest.skip("HYPHA_BIN is not set: it names the directory of hypha-gateway, hypha-data and hypha-scheduler")
+        pytest.skip("HYPHA_BIN is not set; it names the directory of hypha-gateway, hypha-data and hypha-scheduler")
     started = Reference(settings.hypha_bin, devnet)
     try:
         started.start()
@@ -48,7 +48,7 @@ def test_a_job_of_the_reference_scheduler_runs_in_pods(
     scheduler = nodes.train(_ROUNDS)
     status = scheduler.ended(_JOB_S)
     assert (status, reference.DONE in scheduler.log.read_text()) == (0, True), scheduler.last_lines()
-    # The scheduler leaves as soon as the last trainer has reported; the pods end in their own time.
+    # The scheduler leaves once the last trainer has reported. The pods may end later.
     for worker in farm:
         eventually(f"the job of {worker.name} has ended well", partial(succeeded, worker), 90)
         worker.free()

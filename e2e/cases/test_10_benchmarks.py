@@ -1,4 +1,4 @@
-"""The benchmark that needs a real kubelet works."""
+"""The benchmark that needs a real kubelet."""
 
 import pytest
 

@@ -11,17 +11,17 @@ from e2e.cluster.tools import DIRECTORY, ToolError
 
 
 def main() -> int:
-    """Do what the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m e2e.cluster", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("up", help="start the cluster, or repair it")
-    commands.add_parser("down", help="remove it and all that it left")
-    commands.add_parser("status", help="say what runs; fails unless all is well")
-    commands.add_parser("env", help="print what a shell needs to use it: eval it")
+    commands.add_parser("down", help="remove the cluster and all its traces")
+    commands.add_parser("status", help="show what runs; fails unless all is well")
+    commands.add_parser("env", help="print the variables of a shell that uses it, for eval")
     load = commands.add_parser("load", help="load the images of an archive")
     load.add_argument("archive", type=Path, help="an OCI or Docker archive")
     for name in ("start", "stop"):
-        command = commands.add_parser(name, help=f"{name} one program, to see what a fault does")
+        command = commands.add_parser(name, help=f"{name} one program, to try a fault")
         command.add_argument("program", help="kube-apiserver, kubelet, ...; see status")
     arguments = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""A cluster of one real node: brought up, repaired, broken on purpose, and removed."""
+"""A cluster of one real node: start it, repair it, break it on purpose, remove it."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ class Cluster:
     """A cluster and its directory.
 
     Attributes:
-        directory: Where everything of it lies.
+        directory: Holds all its files.
         network: Its network namespace and addresses; two clusters need two.
     """
 
@@ -60,7 +60,7 @@ class Cluster:
         """Its programs as processes.
 
         Raises:
-            ToolError: If they are not this user's to have.
+            ToolError: If this user may not run them.
         """
         _need_root()
         programs = [*self.plane.programs(), *self.node.programs()]
@@ -68,25 +68,25 @@ class Cluster:
 
     @property
     def exists(self) -> bool:
-        """Whether there is anything of it."""
+        """Whether anything of it exists."""
         return self.directory.exists() or self.network.exists
 
     @property
     def kubeconfig(self) -> Path:
-        """The administrator's kubeconfig: good in the cluster's network namespace and outside."""
+        """The administrator's kubeconfig, which works in the cluster's network namespace and outside."""
         return self.directory / "kubeconfig"
 
     def up(self) -> None:
-        """Bring the cluster up, or repair what is not well.
+        """Start the cluster, or repair what is not well.
 
         Raises:
             ToolError: If the machine lacks what it needs.
-            StartError: If a program does not come up.
+            StartError: If a program does not start.
         """
         _need_root()
         node.install_packages()
         if not self.network.exists and self.directory.exists():
-            self._end_processes()  # of a namespace that is gone
+            self._end_processes()  # it belongs to a namespace that is gone
         if self.network.exists and not self.directory.exists():
             self._take_network()
         self.network.up()
@@ -98,10 +98,10 @@ class Cluster:
             self.start(name)
 
     def start(self, name: str) -> None:
-        """Start a program unless it runs, wait until it is healthy, and do what belongs to that.
+        """Start a program unless it runs, wait until it is healthy, and complete its setup.
 
         Raises:
-            StartError: If it does not come up.
+            StartError: If it does not start.
         """
         started_at = time.time()
         was_running = self.processes.pid(name) is not None
@@ -127,7 +127,7 @@ class Cluster:
         return self.node.ctr("images", "import", str(archive))
 
     def status(self) -> dict[str, str]:
-        """Return each program's state, of which `well` is the one to wish for; nothing if there is no cluster."""
+        """Return each program's state; `well` is the healthy one. Empty if there is no cluster."""
         states: dict[str, str] = {}
         if not self.exists:
             return states
@@ -138,12 +138,12 @@ class Cluster:
         return states
 
     def down(self) -> None:
-        """Remove the cluster and all that it left; nothing happens if there is none."""
+        """Remove the cluster and all its traces; do nothing if there is none."""
         if not self.exists:
             return
-        self.processes.stop("kubelet")  # which would start containers again
+        self.processes.stop("kubelet")  # it would start containers again
         if self.processes.pid("containerd"):
-            with contextlib.suppress(ToolError):  # what it cannot end is ended below
+            with contextlib.suppress(ToolError):  # the rest is ended below
                 self.node.ctr("tasks", "rm", "--force", *self.node.ctr("tasks", "list", "-q").split())
         self._end_processes()
         self.network.down()
@@ -180,13 +180,13 @@ class Cluster:
         self.load(archive)
 
     def _await_default_account(self) -> None:
-        """Wait for what no pod can be without."""
+        """Wait for the service account that every pod needs."""
         path = "/api/v1/namespaces/default/serviceaccounts/default"
         with self.plane.client() as client:
             self._await(lambda: client.get(path).is_success, "kube-controller-manager", "makes no service accounts")
 
     def _await_node(self, since: float) -> None:
-        """Wait until the node is ready, and advertise its GPUs: a kubelet that starts forgets what it did not count."""
+        """Wait until the node is ready, and advertise its GPUs, because a kubelet that starts resets them."""
         path = f"/api/v1/nodes/{node.NAME}"
         with self.plane.client() as client:
             self._await(lambda: _is_ready(client.get(path), since), "kubelet", "does not call its node ready")
@@ -207,7 +207,7 @@ class Cluster:
             time.sleep(0.1)
 
     def _apply_dns(self) -> None:
-        """Give DNS its Service, and its rights; it runs as a process on the node, not as a pod."""
+        """Create the Service and the permissions of DNS, which runs as a process on the node and not as a pod."""
         meta = {"name": "kube-dns", "namespace": "kube-system", "labels": {"k8s-app": "kube-dns"}}
         ports = [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]
         slice_labels = {"kubernetes.io/service-name": "kube-dns"}
@@ -257,7 +257,7 @@ class Cluster:
         self.network.down()
 
     def _end_processes(self) -> None:
-        """End all programs, what containerd left of its own, and every process of a pod."""
+        """End all programs, the processes that containerd left, and every process of a pod."""
         self.processes.down()
         for pid in _shims(self.node.containerd_socket):
             _kill(pid)
@@ -273,7 +273,7 @@ def _need_root() -> None:
 
 
 def _is_ready(answer: httpx.Response, since: float) -> bool:
-    """Tell from the API server's answer whether a node exists and has said since a time that it is ready."""
+    """Return whether, by the API server's answer, a node exists and has reported since a time that it is ready."""
     if not answer.is_success:
         return False
     ready = next(c for c in answer.json()["status"]["conditions"] if c["type"] == "Ready")
@@ -297,7 +297,7 @@ def _kill(pid: int) -> None:
 
 
 def _empty_and_remove(group: Path) -> None:
-    """Kill what is in a control group until nothing is, and remove it."""
+    """Kill the processes of a control group until it is empty, and remove it."""
     deadline = time.monotonic() + 10
     while True:
         for pid in (group / "cgroup.procs").read_text().split():
@@ -313,7 +313,7 @@ def _empty_and_remove(group: Path) -> None:
 
 
 def _unmount_below(directory: Path) -> None:
-    """Take away every mount in a directory, the innermost first."""
+    """Unmount every mount in a directory, the innermost first."""
     mounted = [line.split()[1].replace("\\040", " ") for line in Path("/proc/self/mounts").read_text().splitlines()]
     for path in sorted((path for path in mounted if Path(path).is_relative_to(directory)), reverse=True):
         subprocess.run(["umount", "--lazy", path], check=True)

@@ -1,4 +1,4 @@
-"""The control plane: etcd and the API server, and the controllers and the scheduler where they are wanted."""
+"""The control plane: etcd and the API server, and on request the controllers and the scheduler."""
 
 import ssl
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _PROBE_TIMEOUT_S: Final = 2
 
 @dataclass(frozen=True)
 class Ports:
-    """Where each part listens."""
+    """The ports that the parts listen on."""
 
     etcd: int = 2379
     api_server: int = 6443
@@ -32,13 +32,13 @@ class ControlPlane:
     """The programs of a control plane, which keeps everything in one directory.
 
     Attributes:
-        directory: Where certificates, data and kubeconfigs go.
-        address: The one address that all parts listen on.
-        ports: Where they listen there.
-        controllers: Whether the controller manager and the scheduler belong to it. Without them nothing acts on
-            objects: no garbage is collected, no Job gets pods, no namespace is emptied.
-        service_range: Where Services get their addresses.
-        prefix: A command that every program is started by.
+        directory: Holds certificates, data and kubeconfigs.
+        address: The address that all parts listen on.
+        ports: The ports that they listen on.
+        controllers: Whether to run the controller manager and the scheduler. Without them, nothing acts on objects.
+            For example, no garbage is collected and no Job gets pods.
+        service_range: The address range of Services.
+        prefix: A command that starts every program.
     """
 
     directory: Path
@@ -55,7 +55,7 @@ class ControlPlane:
 
     @cached_property
     def pki(self) -> Authority:
-        """Who issues the certificates."""
+        """The authority that issues the certificates."""
         return Authority(self.directory / "pki")
 
     @cached_property
@@ -64,7 +64,7 @@ class ControlPlane:
         return self._kubeconfig("admin", "admin", "system:masters")
 
     def programs(self) -> list[Program]:
-        """Return the programs, in the order in which one needs the other."""
+        """Return the programs, each after those that it needs."""
         programs = [
             Program("etcd", self._etcd(), self.answers(self.ports.etcd, "/readyz")),
             Program("kube-apiserver", self._api_server(), self.answers(self.ports.api_server, "/readyz")),
@@ -78,7 +78,7 @@ class ControlPlane:
         return programs
 
     def answers(self, port: int, path: str) -> Callable[[], bool]:
-        """Return a probe: whether the administrator gets a good answer from what listens on a port of the address."""
+        """Return a probe: whether the administrator gets a good answer from a port of the address."""
 
         def probe() -> bool:
             try:
@@ -90,7 +90,7 @@ class ControlPlane:
         return probe
 
     def client(self) -> httpx.Client:
-        """Return a client of the API for the administrator."""
+        """Return a client of the API with the administrator's rights."""
         return httpx.Client(base_url=self.url, verify=self._tls, timeout=30, trust_env=False)
 
     @cached_property
@@ -101,7 +101,7 @@ class ControlPlane:
 
     @cached_property
     def serving_certificate(self) -> tuple[str, str]:
-        """The files of the certificate, and of its key, that every part shows."""
+        """The files of the certificate and key that every part uses."""
         names = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
         hosts = (self.address, "127.0.0.1", str(ip_network(self.service_range)[1]), *names)
         certificate, key = self.pki.issue("server", "server", hosts=hosts)
@@ -125,7 +125,7 @@ class ControlPlane:
             f"--cert-file={certificate}",
             f"--key-file={key}",
             "--socket-reuse-port",
-            "--unsafe-no-fsync",  # it holds nothing that a power failure may not take
+            "--unsafe-no-fsync",  # a power failure may lose its data
             "--log-level=warn",
         )
 
@@ -135,9 +135,9 @@ class ControlPlane:
         kubelet_certificate, kubelet_key = self.pki.issue("kubelet-client", "kube-apiserver", ("system:masters",))
         signing_key = self.pki.signing_key("service-accounts")
         exceptions = []
-        if not self.controllers:  # nobody would make a namespace's default account, which the plugin demands of pods
+        if not self.controllers:  # nothing would create the default account that the plugin requires
             exceptions.append("--disable-admission-plugins=ServiceAccount")
-        if ip_address(self.address).is_loopback:  # where the Service `kubernetes` can have no endpoint
+        if ip_address(self.address).is_loopback:  # the Service `kubernetes` cannot have such an endpoint
             exceptions.append("--endpoint-reconciler-type=none")
         return (
             *self.prefix,
@@ -165,7 +165,7 @@ class ControlPlane:
             "--kubelet-preferred-address-types=InternalIP",
             "--allow-privileged",
             "--profiling=false",
-            # A lost node's pods go after half a minute, not five.
+            # The pods of a lost node are evicted after half a minute, not five.
             "--default-not-ready-toleration-seconds=30",
             "--default-unreachable-toleration-seconds=30",
             *exceptions,

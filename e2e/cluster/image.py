@@ -1,4 +1,4 @@
-"""One small image, made of Debian's static busybox: what holds a pod's namespaces, and a shell for tests."""
+"""A small image of Debian's static busybox. It holds a pod's namespaces, and serves as a shell for tests."""
 
 import hashlib
 import io
@@ -12,7 +12,7 @@ BUSYBOX: Final = "hypha.test/busybox:1"
 
 
 def write_busybox_image(path: Path, busybox: Path) -> None:
-    """Write an OCI archive with busybox and a link for each of its commands; it sleeps unless told otherwise."""
+    """Write an OCI archive with busybox and a link for each of its commands. Its default command sleeps."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as files:
         for directory, mode in (("bin", 0o755), ("tmp", 0o1777)):

@@ -1,4 +1,4 @@
-"""Nodes that exist in name only: pods bound to them are Running at once, and stay so until they are deleted."""
+"""Simulated nodes. Pods bound to them are Running at once, and stay so until they are deleted."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,29 +90,29 @@ spec:
 
 
 class ApiServer(Protocol):
-    """What is needed to know of an API server."""
+    """Access to an API server."""
 
     @property
     def kubeconfig(self) -> Path:
         """The administrator's kubeconfig."""
 
     def client(self) -> httpx.Client:
-        """Return a client of the administrator."""
+        """Return a client with the administrator's rights."""
 
 
 @contextmanager
 def kwok(api_server: ApiServer, directory: Path, *, nodes: int = 1, gpus: int = 4) -> Iterator[list[str]]:
-    """Have nodes with GPUs for as long as the context lasts; yields their names.
+    """Run nodes with GPUs for as long as the context lasts; yields their names.
 
-    They carry a label and a taint of this call's own, so that other pods stay away: `pod_placement(names)` is what a
-    pod's spec needs to get there. A real node that is lost needs another one that is well beside it: where none is, the
-    controllers take it for their own fault and evict nothing.
+    They have a label and a taint of their own, so that other pods stay away. `pod_placement(names)` is the part of a
+    pod's spec that places it there. If a real node is lost, another healthy one must exist, because the controllers
+    evict nothing while all nodes are unhealthy.
 
     Args:
-        api_server: Where the nodes are to be; it needs its controllers.
-        directory: Where kwok's configuration and log go.
-        nodes: How many.
-        gpus: How many GPUs each has.
+        api_server: The API server of the nodes; its controllers must run.
+        directory: Holds kwok's configuration and log.
+        nodes: The number of nodes.
+        gpus: The number of GPUs of each.
     """
     owner = uuid4().hex[:12]
     names = [f"kwok-{owner}-{number}" for number in range(nodes)]
@@ -147,7 +147,7 @@ def kwok(api_server: ApiServer, directory: Path, *, nodes: int = 1, gpus: int = 
 
 
 def pod_placement(nodes: list[str]) -> dict[str, Any]:
-    """Return what a pod's spec needs to be scheduled to nodes that `kwok` made."""
+    """Return the part of a pod's spec that places it on nodes of `kwok`."""
     owner = nodes[0].split("-")[1]
     toleration = {"key": OWNER, "operator": "Exists"}
     return {"nodeSelector": {OWNER: owner}, "tolerations": [toleration]}

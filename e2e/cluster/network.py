@@ -9,8 +9,8 @@ from pathlib import Path
 class Network:
     """A namespace and its addresses, all in 10.NUMBER.0.0/16.
 
-    The host reaches all of them, pods and Services included, by one route; pods reach the host at `host`, which routes
-    them no further.
+    The host reaches all of them, pods and Services included, by one route. Pods reach the host at `host`, and nothing
+    beyond it.
     """
 
     name: str = "hypha"
@@ -28,27 +28,27 @@ class Network:
 
     @property
     def pod_range(self) -> str:
-        """Where pods get their addresses."""
+        """The address range of pods."""
         return f"10.{self.number}.64.0/18"
 
     @property
     def service_range(self) -> str:
-        """Where Services get their addresses."""
+        """The address range of Services."""
         return f"10.{self.number}.128.0/18"
 
     @property
     def dns(self) -> str:
-        """The address of the Service that resolves names."""
+        """The address of the DNS Service."""
         return f"10.{self.number}.128.10"
 
     @property
     def enter(self) -> tuple[str, ...]:
-        """What runs a command in the namespace. `ip netns exec` would hide the control groups from it."""
+        """The prefix that runs a command in the namespace. `ip netns exec` would hide the control groups from it."""
         return ("nsenter", f"--net=/run/netns/{self.name}", "--")
 
     @property
     def exists(self) -> bool:
-        """Whether the namespace is there."""
+        """Whether the namespace exists."""
         return Path("/run/netns", self.name).exists()
 
     def pids(self) -> list[int]:

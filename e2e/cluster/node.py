@@ -35,7 +35,7 @@ _DNS_PORT: Final = 8181
 
 
 def install_packages() -> None:
-    """Install from the distribution what the node needs and the machine lacks.
+    """Install the distribution's packages that the node needs and the machine lacks.
 
     Raises:
         ToolError: If the machine has no apt, or it fails.
@@ -61,7 +61,7 @@ class Node:
     """The programs of a node, which keeps everything in one directory.
 
     Attributes:
-        directory: Where data, sockets and configuration files go.
+        directory: Holds data, sockets and configuration files.
         network: Its network namespace.
         plane: The control plane that it belongs to.
     """
@@ -72,12 +72,12 @@ class Node:
 
     @property
     def containerd_socket(self) -> Path:
-        """Where containerd listens."""
+        """The socket that containerd listens on."""
         return self.directory / "containerd" / "containerd.sock"
 
     @property
     def cgroup(self) -> str:
-        """The control group that all pods are in."""
+        """The control group of all pods."""
         return f"{self.network.name}-cluster"
 
     def ctr(self, *arguments: str) -> str:
@@ -93,7 +93,7 @@ class Node:
         return done.stdout
 
     def programs(self) -> list[Program]:
-        """Return the programs, in the order in which one needs the other."""
+        """Return the programs, each after those that it needs."""
         return [
             Program("containerd", self._containerd(), self._containerd_answers),
             Program("kubelet", self._kubelet(), lambda: self._answers(_KUBELET_PORT, "/healthz")),
@@ -102,7 +102,7 @@ class Node:
         ]
 
     def make_cgroups(self) -> None:
-        """Make the control group of all pods: in each hierarchy of version 1, or with all controllers of version 2."""
+        """Create the control group of all pods, in each hierarchy of version 1 or with all controllers of version 2."""
         controllers = CGROUPS / "cgroup.controllers"
         if controllers.exists():
             wanted = " ".join(f"+{controller}" for controller in controllers.read_text().split())
@@ -114,9 +114,9 @@ class Node:
         for hierarchy in CGROUPS.iterdir():
             if hierarchy.is_dir() and not hierarchy.is_symlink():
                 (hierarchy / self.cgroup).mkdir(exist_ok=True)
-        # All pods together would else get no more of the machine's cores than any one process outside.
+        # Otherwise all pods together would get no more of the machine's cores than one process outside.
         (CGROUPS / "cpu" / self.cgroup / "cpu.shares").write_text("10240")
-        # Nothing can run in a group of version 1 that was given no cores.
+        # Nothing can run in a group of version 1 without cores.
         for name in ("cpuset.cpus", "cpuset.mems"):
             if (CGROUPS / "cpuset" / self.cgroup / name).exists():
                 (CGROUPS / "cpuset" / self.cgroup / name).write_text((CGROUPS / "cpuset" / name).read_text())
@@ -147,7 +147,7 @@ class Node:
         plugins = next((directory for directory in PLUGINS if (directory / "ptp").exists()), PLUGINS[0])
         networks = self._configuration / "networks"
         networks.mkdir(exist_ok=True)
-        # Point to point, not a bridge: between two pods on one bridge the answers of a Service would miss the node's
+        # Point to point, not a bridge. Between two pods on one bridge, the answers of a Service would bypass the node's
         # address translation, unless the kernel has br_netfilter.
         addresses = {
             "type": "host-local",
@@ -202,7 +202,7 @@ runtime_type = "io.containerd.runc.v2"
             "cgroupRoot": f"/{self.cgroup}",
             "failCgroupV1": False,
             "failSwapOn": False,
-            "syncFrequency": "10s",  # how soon a changed Secret is in the pods
+            "syncFrequency": "10s",  # the delay until a changed Secret is in the pods
             "oomScoreAdj": 0,
             "clusterDomain": "cluster.local",
             "clusterDNS": [self.network.dns],
@@ -210,9 +210,9 @@ runtime_type = "io.containerd.runc.v2"
             "seccompDefault": True,
             "podLogsDir": str(self.directory / "logs"),
             "volumePluginDir": str(self.directory / "plugins"),
-            "imageGCHighThresholdPercent": 100,  # images were loaded by hand: nobody would bring them back
+            "imageGCHighThresholdPercent": 100,  # images are loaded by hand, so nothing would pull them again
             "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "nodefs.inodesFree": "1%"},
-            "volumeStatsAggPeriod": "5s",  # how long a volume may be over its size unseen
+            "volumeStatsAggPeriod": "5s",  # how long a volume may exceed its size unnoticed
         }
         return (
             *self.network.enter,

@@ -16,7 +16,7 @@ _VALID: Final = timedelta(days=365)
 
 
 class Authority:
-    """A certificate authority in a directory: `ca.crt`, `ca.key`, and what it issued; made there the first time."""
+    """A certificate authority in a directory: `ca.crt`, `ca.key`, and its certificates. The first use creates it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -42,7 +42,7 @@ class Authority:
     def issue(
         self, name: str, user: str, groups: tuple[str, ...] = (), hosts: tuple[str, ...] = ()
     ) -> tuple[Path, Path]:
-        """Return the files of a certificate and its key; it is made once and then kept.
+        """Return the files of a certificate and its key. The first call makes them.
 
         Args:
             name: The name of the files.
@@ -73,20 +73,20 @@ class Authority:
         return certificate_file, key_file
 
     def signing_key(self, name: str) -> Path:
-        """Return the file of a private key that signs tokens; it is made once and then kept."""
+        """Return the file of a private key that signs tokens. The first call makes it."""
         path = self.directory / f"{name}.key"
         if not path.exists():
             write_private(path, _pem(ec.generate_private_key(ec.SECP256R1())))
         return path
 
     def kubeconfig(self, path: Path, url: str, user: str, groups: tuple[str, ...] = ()) -> Path:
-        """Write a kubeconfig (0600) for a user that is known by a certificate."""
+        """Write a kubeconfig (0600) for a user with a certificate."""
         certificate, key = self.issue(path.stem, user, groups)
         return write_kubeconfig(path, url, self.ca, {"client-certificate": str(certificate), "client-key": str(key)})
 
 
 def write_kubeconfig(path: Path, url: str, ca: Path, credentials: dict[str, str], namespace: str = "default") -> Path:
-    """Write a kubeconfig (0600) with one context; `credentials` is what Kubernetes calls a user's `AuthInfo`."""
+    """Write a kubeconfig (0600) with one context; `credentials` is a user's `AuthInfo` in terms of Kubernetes."""
     config: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -139,7 +139,7 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def write_private(path: Path, content: bytes) -> Path:
-    """Write a file that only its owner can read, unless it holds the content already: programs watch their files."""
+    """Write a file that only its owner can read, unless it holds the content already, because programs watch it."""
     if path.exists() and path.read_bytes() == content:
         return path
     temporary = path.with_name(f".{path.name}")

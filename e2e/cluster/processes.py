@@ -1,4 +1,4 @@
-"""Programs that run in the background: each known by its name, its pid file and its log."""
+"""Programs that run in the background, each with a name, a pid file and a log."""
 
 import contextlib
 import ctypes
@@ -17,12 +17,12 @@ _libc: Final = ctypes.CDLL(None)
 
 
 class StartError(Exception):
-    """A program did not come up; the message holds the last lines of its log."""
+    """A program did not start; the message holds the last lines of its log."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """What to run.
+    """A program to run.
 
     Attributes:
         name: Its name among the programs of one directory.
@@ -39,8 +39,8 @@ class Processes:
     """Programs as background processes, with their pid files and logs in one directory.
 
     Args:
-        directory: Where `NAME.pid` and `NAME.log` go.
-        programs: What may run, in the order in which one needs the other.
+        directory: Holds `NAME.pid` and `NAME.log`.
+        programs: The programs, each after those that it needs.
         die_with_parent: Whether the kernel kills them when the thread that started them ends.
     """
 
@@ -51,25 +51,25 @@ class Processes:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def up(self) -> None:
-        """Start what does not run, in order.
+        """Start the programs that do not run, in order.
 
         Raises:
-            StartError: If a program does not come up.
+            StartError: If a program does not start.
         """
         for name in self.programs:
             self.start(name)
 
     def down(self) -> None:
-        """End what runs, in reverse order."""
+        """End the programs that run, in reverse order."""
         for name in reversed(self.programs):
             self.stop(name)
 
     def log(self, name: str) -> Path:
-        """Return where a program's output goes."""
+        """Return the file of a program's output."""
         return self.directory / f"{name}.log"
 
     def pid(self, name: str) -> int | None:
-        """Return the process that runs under a name, or None. No other process is ever taken for it."""
+        """Return the process that runs under a name, or None. It never returns a process that reuses the pid."""
         if child := self._children.get(name):
             child.poll()
         try:
@@ -95,7 +95,7 @@ class Processes:
             time.sleep(0.05)
 
     def stop(self, name: str, *, grace_s: float = 10) -> None:
-        """End a program: SIGTERM, and SIGKILL when the grace is over. Nothing happens if it does not run."""
+        """End a program: SIGTERM, and SIGKILL after a grace period. Do nothing if it does not run."""
         if pid := self.pid(name):
             with contextlib.suppress(ProcessLookupError):
                 _end(pid, grace_s)
@@ -103,7 +103,7 @@ class Processes:
         (self.directory / f"{name}.pid").unlink(missing_ok=True)
 
     def signal(self, name: str, number: signal.Signals) -> None:
-        """Send a program a signal, as faults do: SIGKILL, or SIGSTOP for silence until SIGCONT."""
+        """Send a program a signal to simulate a fault: SIGKILL, or SIGSTOP until SIGCONT."""
         if pid := self.pid(name):
             os.kill(pid, number)
 

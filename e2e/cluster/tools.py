@@ -1,7 +1,7 @@
 """The programs of a cluster, built from their Go modules into `.tools/bin`.
 
-Which versions is for `e2e/tools/go.mod` to say. `python -m e2e.cluster.tools [NAME...]` builds what is missing or
-stale; without names all of them.
+`e2e/tools/go.mod` sets their versions. `python -m e2e.cluster.tools [NAME...]` builds the programs that are missing or
+stale; without names, all of them.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ def tool(name: str) -> str:
 
 
 def build(names: list[str]) -> None:
-    """Build those of the programs that are missing or whose module file has changed, and say so line by line.
+    """Build the programs that are missing or whose module file has changed, and print a line for each.
 
     Raises:
         ToolError: If a name is unknown or a build fails.
@@ -81,7 +81,7 @@ def build(names: list[str]) -> None:
         ]
         environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "", "GOTOOLCHAIN": "local", "GOWORK": "off"}
         if subprocess.run(command, cwd=MODULE, env=environment, check=False).returncode:
-            raise ToolError(f"{name} could not be built from {MODULE.relative_to(ROOT)}: see what go says above")
+            raise ToolError(f"{name} could not be built from {MODULE.relative_to(ROOT)}; see the output of go above")
         temporary.rename(DIRECTORY / "bin" / name)
         _stamp_file(name).write_text(_stamp(name, module_file))
         print(f"[{number}/{len(stale)}] built {name} in {time.monotonic() - started:.0f} s", flush=True)
@@ -101,13 +101,13 @@ def _stamp(name: str, module_file: str) -> str:
 
 
 def _version(package: str, module_file: str) -> str:
-    """Return the version of the module that holds a package: the longest path that begins the package's."""
+    """Return the version of a package's module, which has the longest path that is a prefix of the package's."""
     required = dict(re.findall(r"^\s*(\S+) (v\S+)(?: // indirect)?$", module_file, re.MULTILINE))
     return str(required[max((path for path in required if f"{package}/".startswith(f"{path}/")), key=len)])
 
 
 def _flags(name: str, module_file: str) -> str:
-    """Return the linker's flags: what a program says of its version, on which its peers (and charts) decide."""
+    """Return the linker's flags that set a program's version, on which its peers and charts depend."""
     package = PACKAGES[name]
     version = _version(package, module_file)
     major, minor = _version("k8s.io/kubernetes", module_file).removeprefix("v").split(".")[:2]
@@ -125,7 +125,7 @@ def _flags(name: str, module_file: str) -> str:
 
 
 def _go(module_file: str) -> str:
-    """Return a Go toolchain that is new enough: the machine's, or a wheel of it in an environment of its own."""
+    """Return a Go toolchain that is new enough: the machine's, or a wheel in a virtual environment."""
     needed = _release(re.search(r"^go (\S+)$", module_file, re.MULTILINE)[1])  # type: ignore[index]
     found = shutil.which("go")
     if found:

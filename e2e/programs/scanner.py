@@ -1,4 +1,4 @@
-"""Runs in a job: connects to every port of every address it was told, and knocks where it can.
+"""Run in a job: connect to every port of every given address, and send a request where that succeeds.
 
 `args[0]`: {address: [port, ...]}. Prints {"address:port": {"plain": first line, "tls": answer}}.
 """
@@ -14,7 +14,7 @@ context = ssl._create_unverified_context()
 
 
 async def connects(address, port, tls=None):
-    """A connection, or None."""
+    """Return a connection, or None."""
     try:
         return await asyncio.wait_for(asyncio.open_connection(address, port, ssl=tls), TIMEOUT_S)
     except ssl.SSLError as error:
@@ -24,7 +24,7 @@ async def connects(address, port, tls=None):
 
 
 async def ask(address, port, path, tls):
-    """The first line of what an HTTP request is answered with, or how the connection ended."""
+    """Return the first line of the answer to an HTTP request, or how the connection ended."""
     connection = await connects(address, port, tls)
     if not isinstance(connection, tuple):
         return str(connection)
@@ -42,7 +42,7 @@ async def ask(address, port, path, tls):
 
 
 async def scan(targets):
-    """All doors and what they answered."""
+    """Return the answers of all open ports."""
     limit, found = asyncio.Semaphore(AT_ONCE), {}
 
     async def knock(address, port):

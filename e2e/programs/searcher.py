@@ -1,4 +1,4 @@
-"""Runs in a job: looks for what should not be there. `args[0]`: what to look for by name, each text backwards."""
+"""Run in a job: search for secrets. `args[0]`: by name, the texts to search for, each written backwards."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def look(path, content):
 
 
 def tried(path):
-    """Whether a file can be made in a directory."""
+    """Whether the job can create a file in a directory."""
     probe = os.path.join(path, "probe")
     try:
         with open(probe, "w"):
