@@ -29,7 +29,7 @@ from images.build import OUTPUT, settings_of
 
 SHARE_MS = 500
 NAMESPACE = "benchmark"
-_PATIENCE_S = 120.0
+_TIMEOUT_S = 120.0
 _JOBS = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
 _JOB_NAME = "batch.kubernetes.io/job-name"
 _NOT_COPIED = ("controller-uid", "job-name", "batch.kubernetes.io/", "hypha.space/")
@@ -70,7 +70,7 @@ def run(scale: Scale) -> list[Figure]:
         raise BenchmarkError(str(error)) from error
 
 
-class Seen:
+class Observed:
     """What the watches have reported: Jobs and starts of their executors, with times, and which Jobs have pods."""
 
     def __init__(self, plane: Plane) -> None:
@@ -95,13 +95,13 @@ class Dispatches:
     """Runs HyphaJobs and bare Jobs in turn."""
 
     def __init__(self, client: httpx.Client, plane: Plane) -> None:
-        self._client, self._seen = client, Seen(plane)
+        self._client, self._observed = client, Observed(plane)
         client.post("/api/v1/namespaces", json={"metadata": {"name": NAMESPACE}}).raise_for_status()
         manifest = worker_manifest(NAMESPACE, "worker", {}, image=BUSYBOX, command=["sleep", "1"])
         manifest["spec"]["controller"]["template"] = {"spec": {"nodeSelector": {"benchmark": "nowhere"}}}
         self._worker = create(client, "hyphaworkers", manifest)
         account = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/worker-job"
-        until(lambda: client.get(account).is_success, "the jobs' service account is there", _PATIENCE_S)
+        until(lambda: client.get(account).is_success, "the jobs' service account exists", _TIMEOUT_S)
 
     def measured(self, scale: Scale) -> list[Figure]:
         """Run the benchmark; return its figures."""
@@ -148,12 +148,12 @@ class Dispatches:
         self._make_secret(name)
         started_s = time.monotonic()
         self._client.post(path, json=manifest).raise_for_status()
-        until(lambda: name in self._seen.started_s, f"the executor of {name} has started", _PATIENCE_S, every_s=0.02)
+        until(lambda: name in self._observed.started_s, f"the executor of {name} has started", _TIMEOUT_S, every_s=0.02)
         made: Manifest = self._client.get(f"{_JOBS}/{name}").raise_for_status().json()
-        until(lambda: self._is_ended(name), f"{name} has ended", _PATIENCE_S)
+        until(lambda: self._is_ended(name), f"{name} has ended", _TIMEOUT_S)
         self._client.delete(f"{path}/{name}", params={"propagationPolicy": "Background"}).raise_for_status()
-        until(lambda: name not in self._seen.pods, f"the pod of {name} is gone", _PATIENCE_S)
-        to_job_s, to_start_s = self._seen.job_s[name] - started_s, self._seen.started_s[name] - started_s
+        until(lambda: name not in self._observed.pods, f"the pod of {name} is gone", _TIMEOUT_S)
+        to_job_s, to_start_s = self._observed.job_s[name] - started_s, self._observed.started_s[name] - started_s
         return to_job_s * 1000, to_start_s * 1000, made
 
     def _is_ended(self, name: str) -> bool:

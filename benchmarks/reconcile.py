@@ -129,7 +129,7 @@ def _of_verbs(calls: Counter[tuple[str, str]], *verbs: str) -> int:
 
 def _costs(when: str, operator: Operator) -> list[Figure]:
     return [
-        Figure(f"{when}most memory", operator.most_memory_bytes() / 1e6, "MB", at_most=MEMORY_MB),
+        Figure(f"{when}most memory", operator.peak_memory_bytes() / 1e6, "MB", at_most=MEMORY_MB),
         Figure(f"{when}processor time", operator.processor_s(), "s"),
     ]
 

@@ -48,7 +48,7 @@ class Operator:
             if sample.name == name
         )
 
-    def most_memory_bytes(self) -> int:
+    def peak_memory_bytes(self) -> int:
         """Return the peak resident memory."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))

@@ -188,7 +188,7 @@ def consistently(what: str, probe: Callable[[], object], for_s: float, every_s: 
     """Assert that the answer stays truthy for this time."""
     deadline = time.monotonic() + for_s
     while time.monotonic() < deadline:
-        seen = probe()
-        if not seen:
-            raise AssertionError(f"no more: {what} (last answer: {seen!r})")
+        answer = probe()
+        if not answer:
+            raise AssertionError(f"no longer: {what} (last answer: {answer!r})")
         time.sleep(every_s)

@@ -43,7 +43,7 @@ def test_examples_applied_twice_and_reconciled_change_no_field_that_the_user_own
     assert len(workers) > 3
     examples.sort(key=lambda item: item["kind"] != "Namespace")
 
-    def seen() -> dict[str, Object]:
+    def observed() -> dict[str, Object]:
         found = {meta["name"]: kube.get("hyphaworkers", meta["namespace"], meta["name"]) for meta in workers}
         return {name: item for name, item in found.items() if item is not None}
 
@@ -51,22 +51,22 @@ def test_examples_applied_twice_and_reconciled_change_no_field_that_the_user_own
         kube.apply(*examples, manager=_USER)
         eventually(
             "all are reconciled",
-            lambda: all(item.get("status", {}).get("conditions") for item in seen().values()),
+            lambda: all(item.get("status", {}).get("conditions") for item in observed().values()),
             120,
         )
-        first = {name: owned_by_the_user(item) for name, item in seen().items()}
+        first = {name: owned_by_the_user(item) for name, item in observed().items()}
         kube.apply(*examples, manager=_USER)
 
         def same() -> bool:
-            now = seen()
+            now = observed()
             return {name: owned_by_the_user(item) for name, item in now.items()} == first
 
         consistently("the users' fields are as they were", same, settings.reconcile_s, 5)
-        assert {name: others_in_spec(item) for name, item in seen().items()} == {name: [] for name in first}
+        assert {name: others_in_spec(item) for name, item in observed().items()} == {name: [] for name in first}
     finally:
         for meta in workers:
             kube.delete("hyphaworkers", meta["namespace"], meta["name"])
-        eventually("the examples are gone", lambda: not seen(), 120)
+        eventually("the examples are gone", lambda: not observed(), 120)
         for item in examples:
             if item["kind"] == "Namespace":
                 kube.delete("namespaces", None, item["metadata"]["name"])

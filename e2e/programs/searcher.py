@@ -5,7 +5,7 @@ import os
 import re
 import stat
 
-LARGEST = 32 << 20
+MAX_FILE_BYTES = 32 << 20
 TOKEN = re.compile(rb"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{20,}")
 needles = {what: text[::-1].encode() for what, text in json.loads(args[0]).items()}
 secrets, writable, files = [], set(), 0
@@ -37,7 +37,7 @@ for directory, folders, names in os.walk("/"):
         path = os.path.join(directory, name)
         try:
             about = os.lstat(path)
-            if stat.S_ISREG(about.st_mode) and about.st_size < LARGEST:
+            if stat.S_ISREG(about.st_mode) and about.st_size < MAX_FILE_BYTES:
                 files += 1
                 with open(path, "rb") as file:
                     look(path, file.read())

@@ -52,7 +52,7 @@ def test_events_are_handed_on_and_other_lines_are_logged(tmp_path):
         async def main():
             async with processes() as running:
                 process = await running.start("talker", ["-c", CODE], talks=True)
-                await process.tell("hello")
+                await process.send_line("hello")
                 print(await process.ended())
                 await trio.sleep(0.1)
         trio.run(main)

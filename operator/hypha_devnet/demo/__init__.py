@@ -1,1 +1,1 @@
-"""The demo: a whole network on one machine that trains a digit classifier."""
+"""The demo: a complete network on one machine that trains a digit classifier."""

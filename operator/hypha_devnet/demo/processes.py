@@ -18,7 +18,7 @@ import trio
 _STOP_S: Final = 15.0
 _SWEEP_S: Final = 5.0
 _LAST_LINES: Final = 15
-_LONGEST_LINE: Final = 1 << 20
+_MAX_LINE_BYTES: Final = 1 << 20
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 Event = Mapping[str, Any]
@@ -47,7 +47,7 @@ class Process:
         self.ending = True
         return await self.handle.wait()
 
-    async def tell(self, line: str) -> None:
+    async def send_line(self, line: str) -> None:
         """Write a line to its standard input."""
         if self.handle.stdin is None:
             raise ValueError(f"{self.name} was started without standard input")
@@ -99,7 +99,7 @@ class Processes:
             *lines, buffer = (buffer + data).split(b"\n")
             for line in lines:
                 self._take(process, line)
-            if len(buffer) > _LONGEST_LINE:
+            if len(buffer) > _MAX_LINE_BYTES:
                 buffer = b""
 
     def _take(self, process: Process, line: bytes) -> None:

@@ -45,7 +45,7 @@ _JOB_S: Final = 600.0
 _POLL_S: Final = 0.25
 _REFRESH_S: Final = 0.25
 _INTERRUPTED: Final = 130
-_LONGEST_TEMPORARY: Final = 28
+_MAX_TEMPORARY_CHARACTERS: Final = 28
 _DEVNET: Final = ("-m", "hypha_devnet")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -111,7 +111,7 @@ def _fresh(output: Path) -> Path:
 def _short_directory() -> str:
     """Return a directory for temporary ones. It is short, because the paths of jobs' Unix sockets must be short."""
     directory = tempfile.gettempdir()
-    return directory if len(directory) <= _LONGEST_TEMPORARY else "/tmp"  # noqa: S108 - the name below is random
+    return directory if len(directory) <= _MAX_TEMPORARY_CHARACTERS else "/tmp"  # noqa: S108 - the name below is random
 
 
 def _log_to(path: Path) -> None:
@@ -179,7 +179,7 @@ class _Demo:
         board.phase = "judgement"
         await self._processes.stop(WORKERS)
         (trained,) = files.trained(TRAINERS[0]).iterdir()
-        await model.tell(str(trained))
+        await model.send_line(str(trained))
         judged = await self._event("model", "judged")
         result = Result(judged["accuracy"], (await self._event("model", "trained_alone"))["accuracy"])
         plot(board, result.network, result.alone, files.plot)
