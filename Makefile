@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs crds images base-image requirements bench clean
+.PHONY: help install demo test lint format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs crds reasons images base-image requirements bench clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ chart-docs: install ## Write the table of values into the chart's README
 crds: install ## Write crds/ and the chart's CRD templates from the models
 	$(BIN)/python -m hypha_resources
 	$(BIN)/python -m hypha_resources --chart
+
+reasons: install ## Write the tables of reasons in docs/kubernetes.md
+	$(BIN)/python -m hypha_contracts.reasons docs/kubernetes.md
 
 images: install ## Build the container images that changed; docs/images.md explains CONTAINER_TOOL, BASE, TORCH, REGISTRY, TAG
 	@$(BIN)/python -m images.build

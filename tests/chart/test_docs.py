@@ -1,6 +1,5 @@
 """docs/kubernetes.md says of every field what it is, and its commands do what it says."""
 
-import ast
 import os
 import re
 import subprocess
@@ -11,8 +10,7 @@ from typing import Any
 import yaml
 
 from e2e.cluster.tools import ROOT, tool
-from hypha_operator.pods.state import _DISRUPTIONS
-from hypha_operator.workers.conditions import _REMEDIES
+from hypha_contracts.reasons import with_tables
 from support.api_server import ApiServer
 
 TEXT = (ROOT / "docs" / "kubernetes.md").read_text()
@@ -37,35 +35,8 @@ def test_every_field_of_a_hyphaworker_is_explained_and_no_other() -> None:
     assert explained == set(fields(spec))
 
 
-def reasons(*sources: str) -> set[str]:
-    """What the operator's modules give as reasons of conditions."""
-    position = {"Finding": 0, "_Finding": 0, "RefusedError": 0, "Condition": 2}
-    found = set()
-    for source in sources:
-        tree = ast.parse((ROOT / "operator" / "hypha_operator" / source).read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in position:
-                reason = node.args[position[node.func.id]]
-                found |= {reason.value} if isinstance(reason, ast.Constant) else set()
-    return found
-
-
-def explained_reasons(heading: str) -> set[str]:
-    section = TEXT.partition(f"### {heading}\n")[2].partition("\n### ")[0]
-    first_cells = re.findall(r"^\| (.*?) \|", section, re.MULTILINE)
-    return {reason for cell in first_cells for reason in re.findall(r"`([A-Z][A-Za-z]+)`", cell)}
-
-
-def test_every_reason_of_a_hyphaworker_is_explained() -> None:
-    sources = ("workers/conditions.py", "workers/children.py", "workers/reconciler.py")
-    named = {"Serving", "Suspended", "InvalidSpec", *_REMEDIES}
-    assert explained_reasons("HyphaWorker") == reasons(*sources) | named
-
-
-def test_every_reason_of_a_hyphajob_is_explained() -> None:
-    sources = ("jobs/phase.py", "pods/state.py", "jobs/reconciler.py")
-    disruptions = {reason for reason, _ in _DISRUPTIONS.values()}
-    assert explained_reasons("HyphaJob") == (reasons(*sources) - {"Ended"}) | disruptions | {"Ending", "ExecutorRuns"}
+def test_the_tables_of_reasons_are_up_to_date() -> None:
+    assert with_tables(TEXT) == TEXT, "run make reasons"
 
 
 def test_the_command_for_argocd_adds_the_health_checks(api_server: ApiServer) -> None:

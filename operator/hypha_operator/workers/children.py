@@ -1,8 +1,9 @@
-"""What a HyphaWorker owns, applied where it differs from what the watches have shown."""
+"""Apply the children of a HyphaWorker that differ from what the watches have shown."""
 
 from typing import Final
 
 from hypha_contracts.names import identity_secret, p2p_service_name
+from hypha_contracts.reasons import WorkerReason
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.drift import is_applied, is_owned, marked
@@ -24,13 +25,13 @@ from hypha_operator.workers.network import (
 from hypha_resources.worker import HyphaWorkerSpec
 
 _UNWATCHED_S: Final = 600.0
-"""How often what is not watched is made sure of."""
+"""How often the operator applies objects that it does not watch."""
 
 
 class RefusedError(Exception):
-    """Something cannot be applied until somebody changes something; `reason` is the condition's."""
+    """A child cannot be applied until people change something; `reason` is the condition's."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: WorkerReason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
@@ -41,31 +42,28 @@ class WorkerChildren:
     def __init__(self, store: Store, cluster: Cluster, clock: Clock, settings: Settings) -> None:
         self._store, self._cluster, self._clock, self._settings = store, cluster, clock, settings
         self._bound_s: dict[str, float] = {}
-        self._uncertified: dict[str, int] = {}  # by uid, the generation that has no Certificate for sure
+        self._uncertified: dict[str, int] = {}  # by uid: the generation that certainly has no Certificate
 
-    def forget(self, uid: str) -> None:
-        """Drop what is remembered of a worker."""
+    def release(self, uid: str) -> None:
+        """Release the memory about a worker that is gone."""
         self._bound_s.pop(uid, None)
         self._uncertified.pop(uid, None)
 
     async def apply(self, worker: Manifest, spec: HyphaWorkerSpec, *, accept_offers: bool) -> list[str]:
-        """Make everything what it should be; return the addresses for peers outside (as `external_addresses` does).
+        """Apply all children; return the addresses for peers outside, as `external_addresses` does.
 
         Raises:
-            RefusedError: something was refused that nothing but a change will cure.
-            ApiError: the API server could not be asked.
+            RefusedError: the API server refused a child, and only a change by people helps.
+            ApiError: the API server did not answer, or refused for a reason that may pass.
         """
         try:
             return await self._apply_all(worker, spec, accept_offers=accept_offers)
         except OverlayError as error:
-            raise RefusedError("InvalidTemplate", f"spec.controller.template: {error}") from error
+            raise RefusedError(WorkerReason.INVALID_TEMPLATE, f"spec.controller.template: {error}") from error
         except Forbidden as error:
-            raise RefusedError(
-                "Forbidden",
-                f"{error}. Upgrade the chart if the operator's role lacks this, or raise the quota if one is named.",
-            ) from error
+            raise RefusedError(WorkerReason.FORBIDDEN, f"{error}. {WorkerReason.FORBIDDEN.remedy}") from error
         except Invalid as error:
-            raise RefusedError("Refused", f"{error}. Correct the field of the spec that this came from.") from error
+            raise RefusedError(WorkerReason.REFUSED, f"{error}. {WorkerReason.REFUSED.remedy}") from error
 
     async def _apply_all(self, worker: Manifest, spec: HyphaWorkerSpec, *, accept_offers: bool) -> list[str]:
         metadata = worker["metadata"]
@@ -107,16 +105,16 @@ class WorkerChildren:
                 await self._apply_binding(token_reviewer(worker, role))
             except NotFound as error:
                 raise RefusedError(
-                    "RoleMissing",
-                    f"ClusterRole {role}, by which the controller has its jobs' tokens reviewed, does not exist. "
-                    "Upgrade the chart, or correct the operator's HYPHA_TOKEN_REVIEWER_ROLE.",
+                    WorkerReason.ROLE_MISSING,
+                    f"ClusterRole {role}, which lets the controller review its jobs' tokens, does not exist. "
+                    f"{WorkerReason.ROLE_MISSING.remedy}",
                 ) from error
             self._bound_s[uid] = now_s
 
     async def _apply_binding(self, binding: Manifest) -> None:
         try:
             await self._cluster.apply(binding)
-        except Invalid:  # another release made it for a role of its own, and a binding's role cannot be changed
+        except Invalid:  # another release made it for its own role, and the role of a binding cannot change
             await self._cluster.delete(CLUSTER_ROLE_BINDING, None, binding["metadata"]["name"])
             await self._cluster.apply(binding)
 
@@ -139,9 +137,8 @@ class WorkerChildren:
             await self._apply_to(found, desired)
         except NotFound as error:
             raise RefusedError(
-                "CertManagerMissing",
-                "identity.issuerRef needs cert-manager, which this cluster does not have. Install it, or name a Secret "
-                "in identity.secretName.",
+                WorkerReason.CERT_MANAGER_MISSING,
+                f"This cluster does not have cert-manager. {WorkerReason.CERT_MANAGER_MISSING.remedy}",
             ) from error
 
     async def _apply_p2p_service(self, worker: Manifest, spec: HyphaWorkerSpec) -> None:
@@ -155,6 +152,5 @@ class WorkerChildren:
 
 def _name_taken(desired: Manifest, why: str) -> RefusedError:
     name = f"{desired['kind']} {desired['metadata']['name']}"
-    return RefusedError(
-        "NameTaken", f"{name} exists and is somebody else's: {why}. Delete it, or give the HyphaWorker another name."
-    )
+    message = f"{name} exists and belongs to somebody else: {why}. {WorkerReason.NAME_TAKEN.remedy}"
+    return RefusedError(WorkerReason.NAME_TAKEN, message)

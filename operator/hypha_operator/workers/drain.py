@@ -1,4 +1,4 @@
-"""The end of a worker: its jobs are cancelled and their schedulers told before the node goes."""
+"""Drain a worker that is being deleted: cancel its jobs and wait until the node has notified their schedulers."""
 
 import logging
 from datetime import datetime, timedelta
@@ -13,28 +13,28 @@ from hypha_resources.job import REPORTED, TERMINAL
 
 REASON: Final = "the worker is being deleted"
 NOT_DRAINED: Final = (
-    "It is deleted in the foreground, so the garbage collector takes its controller and jobs along at once, and their "
-    "schedulers are not told. Delete in the background (kubectl's default; ArgoCD: PrunePropagationPolicy=background)."
+    "This is a foreground deletion, so the garbage collector deletes controller and jobs at once, and nobody notifies "
+    "their schedulers. Delete in the background (kubectl's default; ArgoCD: PrunePropagationPolicy=background)."
 )
 _REPORTING: Final = timedelta(seconds=60)
-"""How long the node may take to tell schedulers, beyond what its jobs may take to end."""
+"""How long the node may take to notify schedulers after its jobs had their time to end."""
 
 _log = logging.getLogger(__name__)
 
 
 def is_foreground(worker: Manifest) -> bool:
-    """Whether the garbage collector deletes all that the worker owns now, whatever else keeps the worker."""
+    """Whether the garbage collector deletes the worker's children now, although finalizers keep the worker."""
     return "foregroundDeletion" in worker["metadata"].get("finalizers", [])
 
 
 async def drain(worker: Manifest, grace_s: float, cluster: Cluster, clock: Clock) -> str | None:
-    """Cancel what runs; return what is still waited for, None once nothing is.
+    """Cancel the worker's jobs; return a message about what the deletion waits for, or None once it is done.
 
     Args:
         worker: the HyphaWorker, which is being deleted.
-        grace_s: what its jobs may take to end, in seconds.
-        cluster: where its jobs are looked for and cancelled.
-        clock: by which the waiting ends.
+        grace_s: how long its jobs may take to end, in seconds.
+        cluster: the API server.
+        clock: the time that ends the waiting.
     """
     metadata = worker["metadata"]
     selector = f"{WORKER_LABEL}={metadata['name']}"
@@ -47,9 +47,13 @@ async def drain(worker: Manifest, grace_s: float, cluster: Cluster, clock: Clock
     if open_jobs and clock.now() < deadline:
         if is_foreground(worker):
             return f"{len(open_jobs)} of its jobs are ending, until {deadline:%H:%M:%S} UTC. {NOT_DRAINED}"
-        return f"{len(open_jobs)} of its jobs are ending and their schedulers are told, until {deadline:%H:%M:%S} UTC."
+        return f"{len(open_jobs)} of its jobs are ending; the node notifies schedulers until {deadline:%H:%M:%S} UTC."
     for job in open_jobs:
-        _log.warning("%s/%s: its scheduler may not know that it ended", metadata["namespace"], job["metadata"]["name"])
+        _log.warning(
+            "%s/%s: the node has not reported the end of this job",
+            metadata["namespace"],
+            job["metadata"]["name"],
+        )
     await cluster.delete(CLUSTER_ROLE_BINDING, None, reviewer_binding(metadata["namespace"], metadata["name"]))
     return None
 
@@ -60,7 +64,7 @@ async def _cancel(job: Manifest, cluster: Cluster) -> None:
     try:
         await cluster.apply({**cancelled, "spec": {"cancel": {"reason": REASON}}})
     except Conflict:
-        _log.info("%s/%s is gone already", identity["namespace"], identity["name"])
+        _log.info("%s/%s: gone before it was cancelled", identity["namespace"], identity["name"])
 
 
 def _is_ended(job: Manifest) -> bool:

@@ -1,4 +1,4 @@
-"""HyphaWorker: observe, apply what differs, classify once, write the status once, then tell what changed."""
+"""Reconcile a HyphaWorker: apply its children, observe, classify, write the status once, emit events."""
 
 import logging
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from hypha_contracts.names import DRAIN_FINALIZER, controller_name, identity_secret
+from hypha_contracts.reasons import WorkerReason
 from hypha_contracts.times import DRAIN_S
 from hypha_messages.validation import describe
 from hypha_operator.machinery.clock import Clock
@@ -18,7 +19,7 @@ from hypha_operator.machinery.kinds import CERTIFICATE, DEPLOYMENT, POD, WORKER,
 from hypha_operator.machinery.store import Store
 from hypha_operator.settings import Settings
 from hypha_operator.workers.children import RefusedError, WorkerChildren
-from hypha_operator.workers.conditions import Observed, classify
+from hypha_operator.workers.conditions import ObservedWorker, classify
 from hypha_operator.workers.controller import identity_secrets
 from hypha_operator.workers.drain import NOT_DRAINED, drain, is_foreground
 from hypha_operator.workers.network import with_host_ip
@@ -28,34 +29,33 @@ _SETTLED_S: Final = 600.0
 _SETTLING_S: Final = 30.0
 _DRAINING_S: Final = 2.0
 _PLAIN_FIELDS: Final = ("observedGeneration", "peerId", "capacity", "externalAddresses")
-"""What the operator writes of the status besides conditions; the rest is the node's."""
-_UNTOLD: Final = frozenset({"NotReported", "NoRequests"})
-"""Reasons that are no news at all."""
-_QUIET: Final = frozenset({"Starting", "Draining"})
-"""Reasons that are no news to warn of."""
+"""Fields of the status, besides conditions, that the operator writes; the node writes the others."""
+_WITHOUT_EVENT: Final = frozenset({WorkerReason.NOT_REPORTED, WorkerReason.NO_REQUESTS})
+_NORMAL: Final = frozenset({WorkerReason.STARTING, WorkerReason.DRAINING})
+"""Reasons of conditions that are not True and yet no cause for a warning."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Applied:
-    """What came of applying what a worker owns.
+    """The outcome of applying a worker's children.
 
     Attributes:
-        spec: None if what is written is not a worker.
-        addresses: those for peers outside.
-        refusal: reason and message of what nothing but a change will cure.
-        failure: what is worth another try.
+        spec: the specification, or None if it is invalid.
+        addresses: the addresses for peers outside.
+        refusal: the reason and message of an error that only a change by people removes.
+        failure: an error after which the operator tries again.
     """
 
     spec: HyphaWorkerSpec | None
     addresses: list[str] = field(default_factory=list)
-    refusal: tuple[str, str] | None = None
+    refusal: tuple[WorkerReason, str] | None = None
     failure: ApiError | None = None
 
 
 class WorkerReconciler:
-    """Makes controllers of HyphaWorkers."""
+    """Creates a controller for each HyphaWorker."""
 
     def __init__(self, store: Store, cluster: Cluster, clock: Clock, settings: Settings) -> None:
         self._store, self._cluster, self._clock = store, cluster, clock
@@ -63,43 +63,43 @@ class WorkerReconciler:
         self._uids: dict[Key, str] = {}
 
     async def reconcile(self, key: Key) -> float | None:
-        """Bring what belongs to a worker in line with it; return seconds until the next look."""
+        """Bring a worker's children in line with it; return seconds until the next reconcile."""
         worker = self._store.get(WORKER, key.namespace, key.name)
         if worker is None:
-            self._children.forget(self._uids.pop(key, ""))
+            self._children.release(self._uids.pop(key, ""))
             return None
         self._uids[key] = worker["metadata"]["uid"]
         deleting = "deletionTimestamp" in worker["metadata"]
         if deleting and DRAIN_FINALIZER not in worker["metadata"].get("finalizers", []):
-            return None  # the garbage collector does the rest
+            return None  # the garbage collector deletes the children
         if not deleting:
-            await self._hold(worker)
+            await self._add_finalizer(worker)
         applied = await self._apply_children(worker, accept_offers=not deleting)
         draining = None
         if deleting:
             if applied.failure:
-                _log.warning("%s is drained all the same: %s", key, applied.failure)
+                _log.warning("%s: draining without its children up to date: %s", key, applied.failure)
             if is_foreground(worker):
-                await self._cluster.event(worker, "Warning", "Draining", NOT_DRAINED)
+                await self._cluster.event(worker, "Warning", WorkerReason.DRAINING, NOT_DRAINED)
             grace_s = applied.spec.jobs.termination_grace_seconds if applied.spec else DRAIN_S
             draining = await drain(worker, grace_s, self._cluster, self._clock)
             if draining is None:
-                return await self._release(worker)
+                return await self._remove_finalizer(worker)
         observed = await self._observe(worker, applied, draining)
         left_s = await self._report(worker, observed, applied.addresses)
         if applied.failure and not deleting:
             raise applied.failure
         return left_s
 
-    async def _hold(self, worker: Manifest) -> None:
-        """Have a worker stay until it is drained."""
+    async def _add_finalizer(self, worker: Manifest) -> None:
+        """Keep a worker until it is drained."""
         if DRAIN_FINALIZER not in worker["metadata"].get("finalizers", []):
             held = _identity(worker)
             held["metadata"]["finalizers"] = [DRAIN_FINALIZER]
             await self._cluster.apply(held)
 
-    async def _release(self, worker: Manifest) -> float | None:
-        """Let it go, whoever else put the finalizer there; return seconds until the next try, if one is needed."""
+    async def _remove_finalizer(self, worker: Manifest) -> float | None:
+        """Release the worker, whichever field manager set the finalizer; return seconds until the next try, if any."""
         released = _identity(worker)
         released["metadata"]["resourceVersion"] = worker["metadata"]["resourceVersion"]
         released["metadata"]["finalizers"] = [
@@ -108,7 +108,7 @@ class WorkerReconciler:
         try:
             await self._cluster.merge(released)
         except Conflict:
-            return _DRAINING_S  # somebody changed it meanwhile
+            return _DRAINING_S  # another client changed it meanwhile
         except NotFound:
             return None
         return None
@@ -117,11 +117,11 @@ class WorkerReconciler:
         try:
             spec = HyphaWorkerSpec.model_validate(worker["spec"])
         except ValidationError as error:
-            problems = describe(error, "spec", prefix="spec.")
-            return _Applied(None, refusal=("InvalidSpec", f"{problems}. Correct it; the CRDs may be newer or older."))
+            message = f"{describe(error, 'spec', prefix='spec.')}. {WorkerReason.INVALID_SPEC.remedy}"
+            return _Applied(None, refusal=(WorkerReason.INVALID_SPEC, message))
         known = (worker.get("status") or {}).get("externalAddresses") or []
         if is_foreground(worker):
-            return _Applied(spec, known)  # what is made now is deleted again
+            return _Applied(spec, known)  # the garbage collector would delete what is created now
         try:
             addresses = await self._children.apply(worker, spec, accept_offers=accept_offers and not spec.suspend)
         except RefusedError as error:
@@ -130,12 +130,12 @@ class WorkerReconciler:
             return _Applied(spec, known, failure=error)
         return _Applied(spec, addresses)
 
-    async def _observe(self, worker: Manifest, applied: _Applied, draining: str | None) -> Observed:
+    async def _observe(self, worker: Manifest, applied: _Applied, draining: str | None) -> ObservedWorker:
         namespace, name = worker["metadata"]["namespace"], worker["metadata"]["name"]
         status = worker.get("status") or {}
         spec = applied.spec
         issued = spec is not None and spec.identity.issuer_ref is not None
-        return Observed(
+        return ObservedWorker(
             name=name,
             namespace=namespace,
             now=self._clock.now(),
@@ -160,8 +160,8 @@ class WorkerReconciler:
         ]
         return max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
 
-    async def _report(self, worker: Manifest, observed: Observed, addresses: list[str]) -> float:
-        """Write the status if it changed; return seconds until the next look."""
+    async def _report(self, worker: Manifest, observed: ObservedWorker, addresses: list[str]) -> float:
+        """Write the status if it changed; return seconds until the next reconcile."""
         before: dict[str, Any] = worker.get("status") or {}
         conditions = classify(observed)
         after = _status(worker, observed, conditions, addresses)
@@ -169,26 +169,25 @@ class WorkerReconciler:
             before.get("conditions") or [], after["conditions"]
         ):
             await self._cluster.apply_status({**_identity(worker), "status": after})
-            await self._tell(worker, before.get("conditions") or [], conditions)
+            await self._emit_events(worker, before.get("conditions") or [], conditions)
         if after.get("peerId") != before.get("peerId"):
-            return 0.0  # the node is to be told which peer it is
+            return 0.0  # put the peer id into the node's configuration
         if observed.draining is not None:
             return _DRAINING_S
         return _SETTLED_S if conditions[0].status else _SETTLING_S
 
-    async def _tell(self, worker: Manifest, before: Sequence[dict[str, Any]], now: Sequence[Condition]) -> None:
-        """Post an Event for each condition that came to be something else, but one for one cause."""
+    async def _emit_events(self, worker: Manifest, before: Sequence[dict[str, Any]], now: Sequence[Condition]) -> None:
+        """Post an Event for each condition whose reason changed, and one only if several share a reason."""
         known = {condition["type"]: condition["reason"] for condition in before}
-        told = set()
+        emitted: set[str] = set(_WITHOUT_EVENT)
         for condition in now:
-            news = known.get(condition.type) != condition.reason and condition.reason not in told
-            if condition.type in {"Reconciling", "Stalled"} or not news:
+            changed = known.get(condition.type) != condition.reason and condition.reason not in emitted
+            if condition.type in {"Reconciling", "Stalled"} or not changed:
                 continue
-            told.add(condition.reason)
-            calm = condition.reason in _QUIET or (condition.status and condition.reason != "CertificateExpiresSoon")
-            if condition.reason not in _UNTOLD:
-                type_ = "Normal" if calm else "Warning"
-                await self._cluster.event(worker, type_, condition.reason, condition.message)  # type: ignore[arg-type]
+            emitted.add(condition.reason)
+            soon = condition.reason == WorkerReason.CERTIFICATE_EXPIRES_SOON
+            normal = condition.reason in _NORMAL or (condition.status and not soon)
+            await self._cluster.event(worker, "Normal" if normal else "Warning", condition.reason, condition.message)
 
 
 def _identity(worker: Manifest) -> Manifest:
@@ -197,7 +196,7 @@ def _identity(worker: Manifest) -> Manifest:
 
 
 def _status(
-    worker: Manifest, observed: Observed, conditions: Sequence[Condition], addresses: list[str]
+    worker: Manifest, observed: ObservedWorker, conditions: Sequence[Condition], addresses: list[str]
 ) -> dict[str, Any]:
     before = worker.get("status") or {}
     generation = worker["metadata"]["generation"]
@@ -214,6 +213,6 @@ def _status(
 
 
 def _differ(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> bool:
-    """Whether conditions of ours say something else now; the node has one of its own among them."""
+    """Whether the operator's conditions changed; other writers may have conditions of their own among them."""
     known = {condition["type"]: condition for condition in before}
     return any(known.get(condition["type"]) != condition for condition in after)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from hypha_contracts.reasons import WorkerReason
 from hypha_contracts.units import RESOURCES, devices_needed
 from hypha_messages.advertisement import RequestWorker
 from hypha_messages.job import ExecutorDescriptor
@@ -19,9 +20,9 @@ Score = tuple[float, float]
 
 
 class Refusal(NamedTuple):
-    """Why a request is never answered: for programs, which know the remedy by it, and for people."""
+    """Why the node never answers a request: a reason for programs and a message for people."""
 
-    reason: Literal["ExecutorUnsupported", "NoExecutor", "BidBelowFloor", "MoreThanCapacity", "RequestExpired"]
+    reason: WorkerReason
     message: str
 
 
@@ -50,16 +51,16 @@ class Policy:
         """Say why a request is never answered; None if it may be, once there is room."""
         unsupported = [executor for executor in request.spec.executor if executor not in self.executors]
         if unsupported:
-            return Refusal("ExecutorUnsupported", f"executor {unsupported[0]} is not supported")
+            return Refusal(WorkerReason.EXECUTOR_UNSUPPORTED, f"executor {unsupported[0]} is not supported")
         if not request.spec.executor:
-            return Refusal("NoExecutor", "it names no executor")
+            return Refusal(WorkerReason.NO_EXECUTOR, "it names no executor")
         if request.bid < self.floor:
-            return Refusal("BidBelowFloor", f"the bid {request.bid:g} is below the floor {self.floor:g}")
+            return Refusal(WorkerReason.BID_BELOW_FLOOR, f"the bid {request.bid:g} is below the floor {self.floor:g}")
         wanted = request.spec.resources
         if not (wanted.fits_into(self.capacity) and self._with_whole_devices(wanted).fits_into(self.capacity)):
-            return Refusal("MoreThanCapacity", "it asks for more than this worker has")
+            return Refusal(WorkerReason.MORE_THAN_CAPACITY, "it asks for more than this worker has")
         if request.timeout.timestamp <= now:
-            return Refusal("RequestExpired", "it has expired")
+            return Refusal(WorkerReason.REQUEST_EXPIRED, "it has expired")
         return None
 
     def terms(self, request: RequestWorker) -> tuple[Resources, float]:

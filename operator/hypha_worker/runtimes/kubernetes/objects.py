@@ -17,6 +17,7 @@ from hypha_contracts.names import (
     owner_reference,
 )
 from hypha_contracts.node_config import KubernetesConfig
+from hypha_contracts.reasons import JobReason
 from hypha_messages.job import JobSpec
 from hypha_messages.validation import describe
 from hypha_resources.common import Condition
@@ -144,7 +145,7 @@ def reported_status(seconds: float) -> Object:
     condition = Condition(
         type=REPORTED,
         status="True",
-        reason="EndReported",
+        reason=JobReason.END_REPORTED,
         message="The scheduler was told how the task ended, or did not answer for too long.",
         last_transition_time=timestamp(seconds),
     )
