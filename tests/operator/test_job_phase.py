@@ -6,79 +6,91 @@ from typing import Any
 
 import pytest
 
-from hypha_operator.jobs.phase import Observed, State, classify, differs, status_of
+from hypha_contracts.reasons import JobReason
+from hypha_operator.jobs.phase import ObservedJob, State, classify, differs, status_of
 from hypha_operator.pods.state import Finding
 from hypha_resources.job import HyphaJobSpec, HyphaJobStatus
 from support.job_pods import NODE, START, at, condition, container, job, pod, running, terminated, waiting
-from support.operator_objects import hypha_job
+from support.operator_objects import hypha_job, worker_manifest
 
 TRACE = "Traceback (most recent call last):\n  File ...\n\nValueError: bad slice\n"
 SCHEDULED = condition("PodScheduled")
 
 
-def observed(
+def observe(
     *pods: dict[str, Any],
     the_job: dict[str, Any] | str | None = "active",
     after_s: float = 60,
     status: dict[str, Any] | None = None,
-    order: Finding | None = None,
+    invalid: Finding | None = None,
     refused: Finding | None = None,
+    lease_lost: bool = False,
     **spec: Any,
-) -> Observed:
+) -> ObservedJob:
     manifest = hypha_job(status=status or {}, **spec)
     found = job() if isinstance(the_job, str) else the_job
     now = START + timedelta(seconds=after_s)
-    return Observed(manifest, HyphaJobSpec.model_validate(manifest["spec"]), now, found, pods, order, refused)
+    return ObservedJob(
+        manifest,
+        HyphaJobSpec.model_validate(manifest["spec"]),
+        now,
+        worker_manifest(),
+        found,
+        pods,
+        lease_lost=lease_lost,
+        invalid=invalid,
+        refused=refused,
+    )
 
 
-def then(seen: Observed, state: State, *pods: dict[str, Any], after_s: float, **more: Any) -> Observed:
+def then(observed: ObservedJob, state: State, *pods: dict[str, Any], after_s: float, **more: Any) -> ObservedJob:
     """The next look, with what the one before wrote."""
-    return observed(*pods, after_s=after_s, status=status_of(seen, state), **more)
+    return observe(*pods, after_s=after_s, status=status_of(observed, state), **more)
 
 
-def conditions(seen: Observed, state: State) -> dict[str, str]:
-    return {found["type"]: found["status"] for found in status_of(seen, state)["conditions"]}
+def conditions(observed: ObservedJob, state: State) -> dict[str, str]:
+    return {found["type"]: found["status"] for found in status_of(observed, state)["conditions"]}
 
 
 RUNNING = pod(bridge=running(2), executor=running(), conditions=(SCHEDULED, condition("Ready")))
 
 
 def test_a_job_that_was_just_made_is_pending_and_never_looks_done() -> None:
-    seen = observed(the_job=None)
-    state = classify(seen)
+    observed = observe(the_job=None)
+    state = classify(observed)
     assert (state.phase, state.finding.reason) == ("Pending", "PodPending")
-    assert conditions(seen, state) == {"Ready": "False", "Reconciling": "True", "Stalled": "False"}
+    assert conditions(observed, state) == {"Ready": "False", "Reconciling": "True", "Stalled": "False"}
 
 
 def test_a_scheduled_pod_is_starting_and_one_whose_executor_runs_is_running() -> None:
     starting = pod("Pending", bridge=waiting("PodInitializing"), executor=waiting("PodInitializing"))
-    assert classify(observed(starting)).phase == "Starting"
-    seen = observed(RUNNING)
-    state = classify(seen)
+    assert classify(observe(starting)).phase == "Starting"
+    observed = observe(RUNNING)
+    state = classify(observed)
     assert (state.phase, state.finding.reason) == ("Running", "ExecutorRuns")
-    assert conditions(seen, state) == {"Ready": "True", "Reconciling": "False", "Stalled": "False"}
-    status = status_of(seen, state)
+    assert conditions(observed, state) == {"Ready": "True", "Reconciling": "False", "Stalled": "False"}
+    status = status_of(observed, state)
     assert (status["podName"], status["nodeName"], status["startTime"]) == ("hypha-1-abcde", NODE, at(5))
     assert status["podUid"] == RUNNING["metadata"]["uid"]
     HyphaJobStatus.model_validate(status)
 
 
 def test_results_are_still_delivered_while_the_bridge_runs_on() -> None:
-    state = classify(observed(pod(bridge=running(), executor=terminated(0))))
+    state = classify(observe(pod(bridge=running(), executor=terminated(0))))
     assert (state.phase, state.finding.reason, state.terminal) == ("Running", "DeliveringResults", False)
 
 
 def test_a_queued_job_waits_for_ever() -> None:
-    state = classify(observed(the_job=job(suspend=True), after_s=1e6))
+    state = classify(observe(the_job=job(suspend=True), after_s=1e6))
     assert (state.phase, state.finding.reason, state.stalled) == ("Pending", "Queued", False)
 
 
 def test_a_job_that_ended_well_has_succeeded() -> None:
-    seen = observed(pod("Succeeded", bridge=terminated(0), executor=terminated(0)))
-    state = classify(seen)
+    observed = observe(pod("Succeeded", bridge=terminated(0), executor=terminated(0)))
+    state = classify(observed)
     assert (state.phase, state.finding.reason) == ("Succeeded", "Completed")
-    assert conditions(seen, state) == {"Ready": "True", "Reconciling": "False", "Stalled": "False"}
-    assert status_of(seen, state)["completionTime"] == at(60)
+    assert conditions(observed, state) == {"Ready": "True", "Reconciling": "False", "Stalled": "False"}
+    assert status_of(observed, state)["completionTime"] == at(60)
 
 
 DISRUPTED = {"type": "DisruptionTarget", "status": "True", "lastTransitionTime": at(20)}
@@ -91,7 +103,7 @@ ENDS: dict[str, tuple[dict[str, Any], str, str]] = {
     "killed for memory": (
         pod("Failed", bridge=terminated(0), executor=terminated(137, "OOMKilled")),
         "OutOfMemory",
-        r"more than its lease's 16 GB of memory; request more",
+        r"more than its lease's 16 GB of memory. Request more",
     ),
     "wrote more than its storage": (
         pod(
@@ -201,27 +213,27 @@ ENDS: dict[str, tuple[dict[str, Any], str, str]] = {
     "somebody deleted the pod": (
         pod("Failed", bridge=terminated(0), executor=terminated(143), deleted=40),
         "JobDeleted",
-        "deleted its pod hypha-1-abcde",
+        "deleted the job's pod hypha-1-abcde",
     ),
 }
 
 
 @pytest.mark.parametrize(("ended", "reason", "message"), ENDS.values(), ids=ENDS)
 def test_a_pod_that_ended_says_why_the_job_failed(ended: dict[str, Any], reason: str, message: str) -> None:
-    seen = observed(ended)
-    state = classify(seen)
+    observed = observe(ended)
+    state = classify(observed)
     assert (state.phase, state.finding.reason) == ("Failed", reason)
-    status = status_of(seen, state)
+    status = status_of(observed, state)
     ready = next(found for found in status["conditions"] if found["type"] == "Ready")
     assert ready["reason"] == reason
     assert re.search(message, ready["message"]), ready["message"]
-    assert conditions(seen, state) == {"Ready": "False", "Reconciling": "False", "Stalled": "True"}
+    assert conditions(observed, state) == {"Ready": "False", "Reconciling": "False", "Stalled": "True"}
     HyphaJobStatus.model_validate(status)
 
 
 def test_the_executor_s_last_lines_are_kept_when_it_failed() -> None:
-    seen = observed(pod("Failed", bridge=terminated(0), executor=terminated(1, message=TRACE)))
-    assert status_of(seen, classify(seen))["lastLines"] == [
+    observed = observe(pod("Failed", bridge=terminated(0), executor=terminated(1, message=TRACE)))
+    assert status_of(observed, classify(observed))["lastLines"] == [
         "Traceback (most recent call last):",
         "  File ...",
         "ValueError: bad slice",
@@ -229,15 +241,15 @@ def test_the_executor_s_last_lines_are_kept_when_it_failed() -> None:
 
 
 def test_a_failed_executor_is_no_end_before_its_bridge_has_ended() -> None:
-    seen = observed(pod(bridge=running(), executor=terminated(1, message=TRACE)))
-    state = classify(seen)
-    assert (state.phase, state.finding.reason, state.terminal, state.to_end) == (
+    observed = observe(pod(bridge=running(), executor=terminated(1, message=TRACE)))
+    state = classify(observed)
+    assert (state.phase, state.finding.reason, state.terminal, state.ending) == (
         "Running",
         "ExecutorFailed",
         False,
         False,
     )
-    assert conditions(seen, state)["Ready"] == "False"
+    assert conditions(observed, state)["Ready"] == "False"
 
 
 @pytest.mark.parametrize(
@@ -266,7 +278,7 @@ def test_a_failed_executor_is_no_end_before_its_bridge_has_ended() -> None:
     ],
 )
 def test_where_the_pod_is_gone_its_job_says_how_it_ended(found: dict[str, Any], phase: str, reason: str) -> None:
-    state = classify(observed(the_job=job(found), status={"podUid": "x"}))
+    state = classify(observe(the_job=job(found), status={"podUid": "x"}))
     assert (state.phase, state.finding.reason) == (phase, reason)
 
 
@@ -292,7 +304,7 @@ TROUBLES: dict[str, tuple[dict[str, Any], str, str]] = {
     "image missing": (
         pod("Pending", bridge=running(), executor=waiting("ImagePullBackOff", BACK_OFF)),
         "ImagePull",
-        "image trainer:1 of container executor cannot be pulled: Back-off.*imagePullSecrets",
+        "cannot pull image trainer:1 of container executor: Back-off.*imagePullSecrets",
     ),
     "image of the bridge missing": (
         pod("Pending", bridge=waiting("ErrImagePull", "not found"), executor=waiting("PodInitializing")),
@@ -326,7 +338,7 @@ TROUBLES: dict[str, tuple[dict[str, Any], str, str]] = {
             executor=running(),
         ),
         "BridgeFailed",
-        "was killed for its memory",
+        "exceeds its memory limit",
     ),
     "no volumes": (
         pod(
@@ -345,9 +357,9 @@ TROUBLES: dict[str, tuple[dict[str, Any], str, str]] = {
 def test_trouble_is_said_at_once_and_ends_the_job_after_a_minute(
     stuck: dict[str, Any], reason: str, message: str
 ) -> None:
-    first = observed(stuck, after_s=61)
+    first = observe(stuck, after_s=61)
     state = classify(first)
-    assert (state.stalled, state.to_end, state.finding.reason) == (True, False, reason)
+    assert (state.stalled, state.ending, state.finding.reason) == (True, False, reason)
     assert re.search(message, state.finding.message), state.finding.message
     assert conditions(first, state) == {"Ready": "False", "Reconciling": "True", "Stalled": "True"}
 
@@ -355,7 +367,7 @@ def test_trouble_is_said_at_once_and_ends_the_job_after_a_minute(
     assert classify(later).stalled, "not yet a minute"
     ending = then(later, classify(later), stuck, after_s=121)
     state = classify(ending)
-    assert (state.to_end, state.terminal, state.finding.reason) == (True, False, reason)
+    assert (state.ending, state.terminal, state.finding.reason) == (True, False, reason)
 
     gone = then(ending, state, after_s=125, the_job=None)
     assert (classify(gone).phase, classify(gone).finding.reason) == ("Failed", reason)
@@ -363,7 +375,7 @@ def test_trouble_is_said_at_once_and_ends_the_job_after_a_minute(
 
 def test_trouble_that_passes_is_forgotten() -> None:
     stuck = pod("Pending", bridge=running(), executor=waiting("ErrImagePull", "timeout"))
-    first = observed(stuck, after_s=10)
+    first = observe(stuck, after_s=10)
     better = then(first, classify(first), RUNNING, after_s=50)
     again = then(better, classify(better), stuck, after_s=100)
     assert classify(better).finding.reason == "ExecutorRuns"
@@ -372,7 +384,7 @@ def test_trouble_that_passes_is_forgotten() -> None:
 
 def test_a_bridge_that_once_crashed_and_now_ends_in_order_is_no_trouble() -> None:
     ended = container("bridge", terminated(0), restartCount=1, lastState=CRASHED)
-    assert classify(observed(pod(bridge=ended, executor=terminated(0)))).finding.reason == "DeliveringResults"
+    assert classify(observe(pod(bridge=ended, executor=terminated(0)))).finding.reason == "DeliveringResults"
 
 
 def test_a_slow_image_is_no_trouble() -> None:
@@ -382,22 +394,23 @@ def test_a_slow_image_is_no_trouble() -> None:
         executor=waiting("PodInitializing"),
         conditions=(SCHEDULED, condition("PodReadyToStartContainers"), condition("Initialized")),
     )
-    assert not classify(observed(slow, after_s=3600)).stalled
+    assert not classify(observe(slow, after_s=3600)).stalled
 
 
 def test_a_refused_pod_is_trouble() -> None:
-    refused = Finding("QuotaExceeded", "exceeded quota")
-    first = observed(refused=refused)
+    refused = Finding(JobReason.QUOTA_EXCEEDED, "exceeded quota")
+    first = observe(refused=refused)
     assert classify(first).stalled
     last = then(first, classify(first), after_s=121, refused=refused)
-    assert classify(last).to_end
+    assert classify(last).ending
 
 
 def test_a_cancelled_job_ends_once_nothing_of_it_runs() -> None:
     cancelled = {"reason": "the scheduler said so"}
-    first = observed(RUNNING, cancel=cancelled)
+    first = observe(RUNNING, cancel=cancelled)
     state = classify(first)
-    assert (state.phase, state.to_end, state.finding) == ("Running", True, Finding("Cancelled", cancelled["reason"]))
+    assert (state.phase, state.ending) == ("Running", True)
+    assert (state.finding.reason, state.finding.message) == ("Cancelled", cancelled["reason"])
 
     dying = pod(bridge=running(), executor=terminated(143), deleted=200)
     second = then(first, state, dying, after_s=70, cancel=cancelled, the_job=job(deleted=True))
@@ -409,31 +422,32 @@ def test_a_cancelled_job_ends_once_nothing_of_it_runs() -> None:
 
 
 def test_a_job_whose_job_is_being_deleted_may_still_have_a_pod_that_nobody_has_seen() -> None:
-    seen = observed(the_job=job(deleted=True), cancel={"reason": "x"})
-    assert not classify(seen).terminal
-    assert classify(observed(the_job=None, cancel={"reason": "x"})).terminal
+    observed = observe(the_job=job(deleted=True), cancel={"reason": "x"})
+    assert not classify(observed).terminal
+    assert classify(observe(the_job=None, cancel={"reason": "x"})).terminal
 
 
 def test_a_job_that_had_ended_well_when_it_was_cancelled_has_succeeded() -> None:
     ended = pod("Succeeded", bridge=terminated(0), executor=terminated(0))
-    assert classify(observed(ended, cancel={"reason": "too late"})).phase == "Succeeded"
+    assert classify(observe(ended, cancel={"reason": "too late"})).phase == "Succeeded"
 
 
 def test_why_a_job_is_being_ended_stays_though_its_pod_looks_otherwise() -> None:
-    first = observed(RUNNING, order=Finding("LeaseLost", "the controller did not come back"))
+    first = observe(RUNNING, lease_lost=True)
     state = classify(first)
     over = pod("Succeeded", bridge=terminated(0), executor=terminated(0), deleted=90)
     last = then(first, state, over, after_s=90, the_job=None)
-    assert classify(last).finding == Finding("LeaseLost", "the controller did not come back")
+    assert classify(last).finding == state.finding
+    assert state.finding.reason == "LeaseLost"
     assert classify(last).terminal
 
 
 def test_a_disruption_is_recorded_before_its_pod_goes() -> None:
     condition_ = DISRUPTED | {"reason": "PreemptionByScheduler", "message": PREEMPTED}
     going = pod(bridge=running(), executor=running(), conditions=(condition_,), deleted=200)
-    first = observed(going)
+    first = observe(going)
     state = classify(first)
-    assert (state.to_end, state.finding.reason) == (True, "Preempted")
+    assert (state.ending, state.finding.reason) == (True, "Preempted")
     gone = then(first, state, after_s=210, the_job=None)
     assert (classify(gone).phase, classify(gone).finding.reason) == ("Failed", "Preempted")
 
@@ -449,7 +463,7 @@ def test_a_job_on_a_node_that_fell_silent_is_over_as_soon_as_its_pod_is_to_go() 
         deleted=230,
         grace_s=150,
     )
-    state = classify(observed(lost, after_s=81))
+    state = classify(observe(lost, after_s=81))
     assert (state.phase, state.finding.reason) == ("Failed", "NodeLost")
 
 
@@ -457,9 +471,9 @@ def test_a_job_whose_node_lives_may_end_in_order_when_a_taint_drives_it_out() ->
     leaving = pod(
         bridge=running(), executor=running(), conditions=(TAINTED, condition("Ready")), deleted=230, grace_s=150
     )
-    first = observed(leaving, after_s=81)
+    first = observe(leaving, after_s=81)
     state = classify(first)
-    assert (state.terminal, state.to_end, state.finding.reason) == (False, True, "NodeLost")
+    assert (state.terminal, state.ending, state.finding.reason) == (False, True, "NodeLost")
     late = then(first, state, leaving, after_s=289, the_job=job(deleted=True))
     assert not classify(late).terminal
     lost = then(first, state, leaving, after_s=291, the_job=job(deleted=True))
@@ -468,30 +482,30 @@ def test_a_job_whose_node_lives_may_end_in_order_when_a_taint_drives_it_out() ->
 
 @pytest.mark.parametrize("the_job", [None, job(deleted=True)], ids=["gone", "going"])
 def test_a_job_that_somebody_deleted_is_not_made_again(the_job: dict[str, Any] | None) -> None:
-    first = observed(RUNNING, status={"podUid": "x"}, the_job=the_job)
+    first = observe(RUNNING, status={"podUid": "x"}, the_job=the_job)
     state = classify(first)
-    assert (state.to_end, state.finding.reason) == (True, "JobDeleted")
+    assert (state.ending, state.finding.reason) == (True, "JobDeleted")
     last = then(first, state, the_job=None, after_s=70)
     assert (classify(last).phase, classify(last).finding.reason) == ("Failed", "JobDeleted")
 
 
 def test_a_job_that_its_queue_suspends_again_is_preempted() -> None:
-    state = classify(observed(RUNNING, status={"podUid": "x"}, the_job=job(suspend=True)))
-    assert (state.to_end, state.finding.reason) == (True, "Preempted")
+    state = classify(observe(RUNNING, status={"podUid": "x"}, the_job=job(suspend=True)))
+    assert (state.ending, state.finding.reason) == (True, "Preempted")
 
 
 def test_an_order_before_anything_was_made_ends_the_job_at_once() -> None:
-    seen = observed(the_job=None, order=Finding("InvalidTemplate", "template.spec.hostNetwork: ..."))
-    assert (classify(seen).phase, classify(seen).finding.reason) == ("Failed", "InvalidTemplate")
+    observed = observe(the_job=None, invalid=Finding(JobReason.INVALID_TEMPLATE, "template.spec.hostNetwork: ..."))
+    assert (classify(observed).phase, classify(observed).finding.reason) == ("Failed", "InvalidTemplate")
 
 
 def test_a_status_that_says_the_same_is_not_written_again() -> None:
-    first = observed(RUNNING)
+    first = observe(RUNNING)
     status = status_of(first, classify(first))
     reported = {"type": "Reported", "status": "True", "reason": "EndReported", "lastTransitionTime": at(1)}
     known = status | {"progress": {"round": 1}, "conditions": [*status["conditions"], reported]}
-    renewed = observed(RUNNING, status=known)
+    renewed = observe(RUNNING, status=known)
     renewed.hypha_job["metadata"]["generation"] = 7
     assert not differs(known, status_of(renewed, classify(renewed)))
-    ended = observed(pod("Succeeded", bridge=terminated(0), executor=terminated(0)), status=known)
+    ended = observe(pod("Succeeded", bridge=terminated(0), executor=terminated(0)), status=known)
     assert differs(known, status_of(ended, classify(ended)))

@@ -1,4 +1,4 @@
-"""What a HyphaJob owns: its NetworkPolicy, its ResourceClaimTemplate, its Job."""
+"""Build the children of a HyphaJob: its NetworkPolicy, its ResourceClaimTemplate and its Job."""
 
 from typing import Any, Final
 
@@ -34,16 +34,16 @@ _PUBLIC: Final = (
     ),
     ("2000::/3", ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")),
 )
-"""The public Internet: networks, and what of each is none of it."""
+"""The public Internet: networks, each with the parts of it that are not public."""
 _ANYWHERE: Final = (("0.0.0.0/0", ()), ("::/0", ()))
 
 
 def job_children(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) -> list[Manifest]:
-    """Return what is applied for a HyphaJob, in this order: what isolates it, what it claims, then the Job.
+    """Return a HyphaJob's children in the order of creation: NetworkPolicy, claim template if any, Job.
 
     Raises:
-        UnbuildableJobError: the worker has no such executor, or no GPUs.
-        OverlayError: the executor's template cannot be used.
+        UnbuildableJobError: the worker lacks the executor or GPUs.
+        OverlayError: the executor's template is not acceptable.
     """
     claims = claim_template(hypha_job, job, worker)
     manifest = job_manifest(hypha_job, job, worker, settings)
@@ -51,7 +51,7 @@ def job_children(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec
 
 
 def job_manifest(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) -> Manifest:
-    """Return the Job: one pod, run once. Raises as `job_children`."""
+    """Return the Job, which runs one pod once. Raises the errors of `job_children`."""
     executor, metadata = executor_of(job, worker), hypha_job["metadata"]
     identity = worker.identity.secret_name or identity_secret(job.worker_ref.name)
     template = merge_pod_template(
@@ -87,7 +87,7 @@ def job_manifest(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec
 
 
 def network_policy(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec) -> Manifest:
-    """Return what lets the job's pod reach names, its connector and what it may fetch, and nobody reach it."""
+    """Return the NetworkPolicy: the pod reaches DNS, its connector and what it may fetch; nothing reaches the pod."""
     networks = _ANYWHERE if worker.jobs.allow_private_addresses else _PUBLIC
     connector = controller_selector(job.worker_ref.name)
     spec = {
@@ -113,7 +113,7 @@ def network_policy(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSp
 
 
 def claim_template(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec) -> Manifest | None:
-    """Return what the pod claims its devices by, if the worker says so (DRA)."""
+    """Return the ResourceClaimTemplate for the pod's devices if the worker uses DRA."""
     gpu, devices = worker.resources.gpu, devices_of(job, worker)
     if not (gpu and gpu.device_class_name and devices):
         return None

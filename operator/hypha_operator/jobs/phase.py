@@ -1,11 +1,14 @@
-"""What is the matter with a HyphaJob: all that was observed, classified once."""
+"""Derive a HyphaJob's phase, conditions and status from everything observed about it. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from hypha_contracts.names import EXECUTOR
+from pydantic import ValidationError
+
+from hypha_contracts.names import EXECUTOR, controller_name
+from hypha_contracts.reasons import JobReason
 from hypha_operator.machinery.conditions import Condition, merged, timestamp
 from hypha_operator.machinery.kinds import Manifest
 from hypha_operator.pods.state import (
@@ -15,70 +18,100 @@ from hypha_operator.pods.state import (
     end_of_job,
     end_of_pod,
     is_over,
-    trouble_of,
+    obstacle_of,
 )
 from hypha_resources.job import TERMINAL, HyphaJobSpec, Phase
 from hypha_resources.worker import Jobs
 
-ENDING: Final = "Ending"
-"""The reason of Reconciling while a job is being ended; that of Ready says why."""
-_WELL: Final = "Completed"
-_RUNS: Final = "ExecutorRuns"
-_OURS: Final = frozenset(
+POD_TIMEOUT: Final = timedelta(seconds=10)
+"""How long a Job may have no pod before the operator reads the Job's Events to find out why."""
+_FIELDS: Final = frozenset(
     {"phase", "reason", "podName", "podUid", "nodeName", "startTime", "completionTime", "lastLines"}
 )
+"""Fields of the status, besides conditions, that the operator writes; the node writes the others."""
 _CONDITIONS: Final = frozenset({"Ready", "Reconciling", "Stalled"})
 
 
 @dataclass(frozen=True)
-class Observed:
-    """A HyphaJob and what belongs to it at one moment.
+class ObservedJob:
+    """A HyphaJob and its objects at one moment.
 
     Attributes:
-        hypha_job: its manifest.
+        hypha_job: the manifest of the HyphaJob.
         spec: its specification.
+        now: the time of the observation.
+        worker: the manifest of its HyphaWorker, or None if that is gone.
         job: its Job, if there is one.
-        pods: its pods, the newest last.
-        order: why it must not go on, apart from what its own specification says.
-        refused: what the API server says of objects or pods that it does not take.
-        patience: how long it may be kept from running before it is given up.
+        pods: the Job's pods, the newest last.
+        network_policy: its NetworkPolicy, if there is one.
+        lease_lost: whether the controller failed to renew the lease in time.
+        lease_left_s: seconds until the operator has to check the lease again.
+        invalid: why no Job can be created for it.
+        refused: why the API server refuses its Job or pod for now.
     """
 
     hypha_job: Manifest
     spec: HyphaJobSpec
     now: datetime
+    worker: Manifest | None = None
     job: Manifest | None = None
     pods: Sequence[Manifest] = field(default=())
-    order: Finding | None = None
+    network_policy: Manifest | None = None
+    lease_lost: bool = False
+    lease_left_s: float = 0.0
+    invalid: Finding | None = None
     refused: Finding | None = None
-    patience: timedelta = timedelta(seconds=Jobs().start_patience_seconds)
 
     @property
     def status(self) -> Mapping[str, Any]:
-        """What the HyphaJob's status says now."""
+        """The HyphaJob's current status."""
         return self.hypha_job.get("status") or {}
 
     @property
     def pod(self) -> Manifest | None:
-        """The pod that counts."""
+        """The newest pod."""
         return self.pods[-1] if self.pods else None
+
+    @property
+    def job_age(self) -> timedelta:
+        """How long ago the Job was created; zero without a Job."""
+        return self.now - datetime.fromisoformat(self.job["metadata"]["creationTimestamp"]) if self.job else timedelta()
+
+    @property
+    def is_job_deleted(self) -> bool:
+        """Whether the Job is being deleted."""
+        return self.job is not None and "deletionTimestamp" in self.job["metadata"]
+
+    @property
+    def is_job_suspended(self) -> bool:
+        """Whether a queue keeps the Job from creating its pod."""
+        return bool(self.job and (self.job.get("spec") or {}).get("suspend"))
+
+    @property
+    def start_timeout(self) -> timedelta:
+        """How long the job may stay blocked before the operator ends it; the default if the worker is invalid."""
+        try:
+            jobs = Jobs.model_validate((self.worker or {}).get("spec", {}).get("jobs") or {})
+        except ValidationError:
+            jobs = Jobs()
+        return timedelta(seconds=jobs.start_patience_seconds)
 
 
 @dataclass(frozen=True)
 class State:
-    """What a HyphaJob is, and what is to be done.
+    """The state of a HyphaJob.
 
     Attributes:
         phase: Pending, Starting, Running, Succeeded or Failed.
-        finding: why it is so.
-        stalled: it is kept from running, and given up if that lasts.
-        to_end: its Job is to be deleted.
+        finding: the reason for the phase.
+        stalled: whether it is blocked; the operator ends it if that lasts.
+        ending: whether its Job has to be deleted.
     """
 
     phase: Phase
     finding: Finding
     stalled: bool = False
-    to_end: bool = False
+    ending: bool = False
 
     @property
     def terminal(self) -> bool:
@@ -86,136 +119,163 @@ class State:
         return self.phase in TERMINAL
 
 
-def classify(seen: Observed) -> State:
-    """Return what a HyphaJob that is not terminal has become."""
-    phase, recorded, end = _phase(seen), _recorded_order(seen), _end(seen)
-    if end and not recorded and _is_over(seen):
-        return State("Succeeded" if end.reason == _WELL else "Failed", end)
-    if order := recorded or seen.order or _order(seen):
-        return _ended_by(order, seen, phase)
-    if end:  # a pod that is being deleted takes what it shows along: to be recorded, as an order is
-        return State(phase, end, to_end=any("deletionTimestamp" in pod["metadata"] for pod in seen.pods))
-    trouble = trouble_of(seen.pod, seen.now) if seen.pod else seen.refused
-    since = _stalled_since(seen)
-    if trouble and since is not None and seen.now - since >= seen.patience:
-        return _ended_by(trouble, seen, phase)
-    return State(phase, trouble or _progress(seen, phase), stalled=trouble is not None)
+def classify(observed: ObservedJob) -> State:
+    """Return the state of a HyphaJob whose recorded phase is not terminal."""
+    phase, recorded, end = _phase(observed), _recorded_stop_reason(observed), _end(observed)
+    if end and not recorded and _is_over(observed):
+        return State("Succeeded" if end.reason == JobReason.COMPLETED else "Failed", end)
+    if stop_reason := recorded or _stop_reason(observed):
+        return _stopped(stop_reason, observed, phase)
+    if end:  # record it now if the pod is being deleted, because the pod takes the evidence with it
+        return State(phase, end, ending=any("deletionTimestamp" in pod["metadata"] for pod in observed.pods))
+    obstacle = obstacle_of(observed.pod, observed.now) if observed.pod else observed.refused
+    since = _stalled_since(observed)
+    if obstacle and since is not None and observed.now - since >= observed.start_timeout:
+        return _stopped(obstacle, observed, phase)
+    return State(phase, obstacle or _progress(observed, phase), stalled=obstacle is not None)
 
 
-def status_of(seen: Observed, state: State) -> dict[str, Any]:
-    """Return the status to write: all fields that are the operator's.
+def lacks_pod(observed: ObservedJob) -> bool:
+    """Whether its Job should have created a pod by now."""
+    if observed.job is None or observed.pods or observed.is_job_suspended or observed.job_age < POD_TIMEOUT:
+        return False
+    state = classify(observed)
+    return not (state.terminal or state.ending)
 
-    It names no observed generation: each renewal of the lease makes one, and whoever waits for a status that has caught
-    up would wait for ever.
+
+def status_of(observed: ObservedJob, state: State) -> dict[str, Any]:
+    """Return the fields of the status that the operator writes.
+
+    There is no observed generation. Each renewal of the lease makes a new generation, so a client that waits for the
+    status to catch up would wait forever.
     """
-    before, pod = seen.status, seen.pod
+    before, pod = observed.status, observed.pod
     running = container_state(pod, EXECUTOR, "running") if pod else None
     ended = container_state(pod, EXECUTOR, "terminated") if pod else None
     status = {
         "phase": state.phase,
         "reason": state.finding.reason,
-        "conditions": merged(before.get("conditions") or [], _conditions(state), None, seen.now),
+        "conditions": merged(before.get("conditions") or [], _conditions(state), None, observed.now),
         "podName": pod["metadata"]["name"] if pod else before.get("podName"),
         "podUid": pod["metadata"]["uid"] if pod else before.get("podUid"),
         "nodeName": ((pod.get("spec") or {}).get("nodeName") if pod else None) or before.get("nodeName"),
         "startTime": (running or ended or {}).get("startedAt") or before.get("startTime"),
-        "completionTime": timestamp(seen.now) if state.terminal else None,
+        "completionTime": timestamp(observed.now) if state.terminal else None,
         "lastLines": list(state.finding.last_lines) or None,
     }
     return {name: value for name, value in status.items() if value is not None}
 
 
 def differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether a status says something else now."""
-    return _said(before) != _said(after)
+    """Whether the operator's part of the status changed."""
+    return _comparable(before) != _comparable(after)
 
 
-def _said(status: Mapping[str, Any]) -> dict[str, Any]:
-    said = {name: value for name, value in status.items() if name in _OURS}
-    said["conditions"] = {
+def _comparable(status: Mapping[str, Any]) -> dict[str, Any]:
+    part = {name: value for name, value in status.items() if name in _FIELDS}
+    part["conditions"] = {
         found["type"]: (found["status"], found["reason"], found.get("message", ""))
         for found in status.get("conditions") or ()
         if found["type"] in _CONDITIONS
     }
-    return said
+    return part
 
 
 def _conditions(state: State) -> list[Condition]:
     reason, message = state.finding.reason, state.finding.message
     if state.terminal:
-        well = state.phase == "Succeeded"
+        succeeded = state.phase == "Succeeded"
         return [
-            Condition("Ready", well, reason, message),
-            Condition("Reconciling", False, "Ended"),
-            Condition("Stalled", not well, reason, "" if well else message),
+            Condition("Ready", succeeded, reason, message),
+            Condition("Reconciling", False, JobReason.ENDED),
+            Condition("Stalled", not succeeded, reason, "" if succeeded else message),
         ]
+    runs = reason == JobReason.EXECUTOR_RUNS
     return [
-        Condition("Ready", reason == _RUNS, reason, message),
-        Condition("Reconciling", reason != _RUNS, ENDING if state.to_end else reason),
+        Condition("Ready", runs, reason, message),
+        Condition("Reconciling", not runs, JobReason.ENDING if state.ending else reason),
         Condition("Stalled", state.stalled, reason, message if state.stalled else ""),
     ]
 
 
-def _recorded_order(seen: Observed) -> Finding | None:
-    """What an earlier look decided: it stays so, whatever the cluster shows by now."""
-    known = {found["type"]: found for found in seen.status.get("conditions") or ()}
-    if known.get("Reconciling", {}).get("reason") != ENDING or "Ready" not in known:
+def _recorded_stop_reason(observed: ObservedJob) -> Finding | None:
+    """Return the stop reason that an earlier reconcile recorded; it holds whatever the cluster shows by now."""
+    known = {found["type"]: found for found in observed.status.get("conditions") or ()}
+    if known.get("Reconciling", {}).get("reason") != JobReason.ENDING or "Ready" not in known:
         return None
-    lines = tuple(seen.status.get("lastLines") or ())
+    lines = tuple(observed.status.get("lastLines") or ())
     return Finding(known["Ready"]["reason"], known["Ready"].get("message", ""), lines)
 
 
-def _order(seen: Observed) -> Finding | None:
-    if seen.spec.cancel:
-        return Finding("Cancelled", seen.spec.cancel.reason)
-    had_pod = "podUid" in seen.status
-    if had_pod and (seen.job is None or "deletionTimestamp" in seen.job["metadata"]):
-        return Finding("JobDeleted", "somebody deleted its Job; set spec.cancel of the HyphaJob instead")
-    if had_pod and seen.job and (seen.job.get("spec") or {}).get("suspend"):
-        return Finding("Preempted", "its Job was suspended: the queue gave its place to another")
+def _stop_reason(observed: ObservedJob) -> Finding | None:
+    """Return why the job must not continue."""
+    spec, namespace = observed.spec, observed.hypha_job["metadata"]["namespace"]
+    if observed.worker is None:
+        return Finding(JobReason.WORKER_GONE, f"its HyphaWorker {spec.worker_ref.name} was deleted")
+    if observed.lease_lost:
+        return Finding(
+            JobReason.LEASE_LOST,
+            "the controller did not come back to renew the lease, which ran out at "
+            f"{spec.lease.deadline:%H:%M:%S} UTC. See kubectl logs -n {namespace} "
+            f"deploy/{controller_name(spec.worker_ref.name)}",
+        )
+    if observed.invalid:
+        return observed.invalid
+    return Finding(JobReason.CANCELLED, spec.cancel.reason) if spec.cancel else _lost_job(observed)
+
+
+def _lost_job(observed: ObservedJob) -> Finding | None:
+    """Return what another client did to a Job that once had a pod."""
+    had_pod = "podUid" in observed.status
+    if had_pod and (observed.job is None or observed.is_job_deleted):
+        return Finding(JobReason.JOB_DELETED, f"another client deleted the job's Job. {JobReason.JOB_DELETED.remedy}")
+    if had_pod and observed.is_job_suspended:
+        return Finding(JobReason.PREEMPTED, "the queue suspended the job's Job to make room for another one")
     return None
 
 
-def _ended_by(order: Finding, seen: Observed, phase: Phase) -> State:
-    job = seen.job
+def _stopped(stop_reason: Finding, observed: ObservedJob, phase: Phase) -> State:
+    job = observed.job
     no_more_pods = job is None or bool(condition(job, "Complete") or condition(job, "Failed"))
-    if not no_more_pods and job and "deletionTimestamp" in job["metadata"]:
-        no_more_pods = bool(seen.pods)  # a Job that is being deleted waits for its pod, also for one that is lost
-    if no_more_pods and _is_over(seen):
-        return State("Failed", order)
-    return State(phase, order, to_end=True)
+    if not no_more_pods and observed.is_job_deleted:
+        no_more_pods = bool(observed.pods)  # a Job that is being deleted waits for its pod, even for a lost one
+    if no_more_pods and _is_over(observed):
+        return State("Failed", stop_reason)
+    return State(phase, stop_reason, ending=True)
 
 
-def _is_over(seen: Observed) -> bool:
-    return all(is_over(pod, seen.now) for pod in seen.pods)
+def _is_over(observed: ObservedJob) -> bool:
+    return all(is_over(pod, observed.now) for pod in observed.pods)
 
 
-def _end(seen: Observed) -> Finding | None:
-    """How it ended by itself, or by what the cluster did to its pod."""
-    if seen.pod:
-        return end_of_pod(seen.pod, seen.spec.resources.memory, seen.spec.resources.storage)
-    return end_of_job(seen.job) if seen.job else None
+def _end(observed: ObservedJob) -> Finding | None:
+    """Return how the job ended by itself, or through what the cluster did to its pod."""
+    if observed.pod:
+        return end_of_pod(observed.pod, observed.spec.resources.memory, observed.spec.resources.storage)
+    return end_of_job(observed.job) if observed.job else None
 
 
-def _stalled_since(seen: Observed) -> datetime | None:
-    known = (found for found in seen.status.get("conditions") or () if found["type"] == "Stalled")
+def _stalled_since(observed: ObservedJob) -> datetime | None:
+    known = (found for found in observed.status.get("conditions") or () if found["type"] == "Stalled")
     return next((datetime.fromisoformat(c["lastTransitionTime"]) for c in known if c["status"] == "True"), None)
 
 
-def _phase(seen: Observed) -> Phase:
-    if seen.pod is None or not (seen.pod.get("spec") or {}).get("nodeName"):
+def _phase(observed: ObservedJob) -> Phase:
+    if observed.pod is None or not (observed.pod.get("spec") or {}).get("nodeName"):
         return "Pending"
-    started = any(container_state(seen.pod, EXECUTOR, state) for state in ("running", "terminated"))
+    started = any(container_state(observed.pod, EXECUTOR, state) for state in ("running", "terminated"))
     return "Running" if started else "Starting"
 
 
-def _progress(seen: Observed, phase: Phase) -> Finding:
+def _progress(observed: ObservedJob, phase: Phase) -> Finding:
     if phase == "Running":
-        if seen.pod and container_state(seen.pod, EXECUTOR, "terminated"):
-            return Finding("DeliveringResults", "The executor has ended; the bridge still sends results.")
-        return Finding(_RUNS, "The executor runs.")
+        if observed.pod and container_state(observed.pod, EXECUTOR, "terminated"):
+            return Finding(JobReason.DELIVERING_RESULTS, "The executor has ended; the bridge still sends results.")
+        return Finding(JobReason.EXECUTOR_RUNS, "The executor runs.")
     if phase == "Starting":
-        return Finding("PodStarts", "Images are pulled and the bridge starts.")
-    if seen.job and (seen.job.get("spec") or {}).get("suspend"):
-        return Finding("Queued", "Its Job is suspended until the queue admits it.")
-    return Finding("PodPending", "Its pod waits for a node." if seen.pod else "Its pod is being made.")
+        return Finding(JobReason.POD_STARTS, "The node pulls images and starts the bridge.")
+    if observed.is_job_suspended:
+        return Finding(JobReason.QUEUED, "The job's Job is suspended until the queue admits it.")
+    return Finding(
+        JobReason.POD_PENDING, "The job's pod waits for a node." if observed.pod else "The cluster creates its pod."
+    )

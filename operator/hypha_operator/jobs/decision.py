@@ -1,0 +1,128 @@
+"""Decide what to do about a HyphaJob, from everything observed about it. Pure."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal
+
+from pydantic import ValidationError
+
+from hypha_contracts.reasons import JobReason
+from hypha_operator.jobs.children import job_children, network_policy
+from hypha_operator.jobs.phase import POD_TIMEOUT, ObservedJob, State, classify, differs, status_of
+from hypha_operator.machinery.drift import is_applied, marked
+from hypha_operator.machinery.kinds import Manifest
+from hypha_operator.pods.executor import UnbuildableJobError
+from hypha_operator.pods.overlay import OverlayError
+from hypha_operator.pods.state import Finding
+from hypha_operator.settings import Settings
+from hypha_resources.job import REPORTED
+from hypha_resources.worker import HyphaWorkerSpec
+
+_UNREPORTED_RETENTION: Final = timedelta(days=1)
+"""How much longer the operator keeps a job whose controller has not reported its end."""
+_BLOCKED_S: Final = 10.0
+"""Seconds between reconciles of a job that is blocked or ending."""
+_STARTING_S: Final = 30.0
+_WITHOUT_EVENT: Final = frozenset({JobReason.POD_PENDING, JobReason.POD_STARTS, JobReason.DELIVERING_RESULTS})
+
+
+@dataclass(frozen=True)
+class Event:
+    """A Kubernetes Event to emit about a HyphaJob."""
+
+    type: Literal["Normal", "Warning"]
+    reason: JobReason
+    message: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do about a HyphaJob.
+
+    Attributes:
+        state: the job's state.
+        children: objects to apply, in this order, before the Job.
+        create_job: the Job to create.
+        end_job: the Job to delete, once the status that says why is written.
+        status: the status to write, or None if it has not changed.
+        event: the Event to emit.
+        next_s: seconds until the next reconcile.
+    """
+
+    state: State
+    children: tuple[Manifest, ...]
+    create_job: Manifest | None
+    end_job: Manifest | None
+    status: dict[str, Any] | None
+    event: Event | None
+    next_s: float
+
+
+def decide(observed: ObservedJob, settings: Settings) -> Decision:
+    """Return what to do about a HyphaJob whose recorded phase is not terminal."""
+    state = classify(observed)
+    children: tuple[Manifest, ...] = ()
+    create_job = None
+    if observed.worker and not (state.terminal or state.ending):
+        try:
+            children, create_job = _missing_children(observed, observed.worker, settings)
+        except (UnbuildableJobError, OverlayError, ValidationError) as error:
+            if observed.job is None:  # a Job that exists goes on as it was created
+                state = classify(replace(observed, invalid=Finding(JobReason.INVALID_TEMPLATE, str(error))))
+    status = status_of(observed, state)
+    changed = differs(observed.status, status)
+    return Decision(
+        state,
+        children,
+        create_job,
+        end_job=observed.job if state.ending and not observed.is_job_deleted else None,
+        status=status if changed else None,
+        event=_event(observed, state) if changed else None,
+        next_s=_next_s(observed, state),
+    )
+
+
+def retention_left(hypha_job: Manifest, now: datetime) -> timedelta:
+    """Return how much longer to keep a HyphaJob that has ended."""
+    status = hypha_job["status"]
+    conditions = status.get("conditions") or ()
+    reported = any(found["type"] == REPORTED and found["status"] == "True" for found in conditions)
+    ended = datetime.fromisoformat(status.get("completionTime") or hypha_job["metadata"]["creationTimestamp"])
+    kept = timedelta(seconds=hypha_job["spec"].get("ttlSecondsAfterFinished", 0))
+    return ended + kept + (timedelta(0) if reported else _UNREPORTED_RETENTION) - now
+
+
+def _missing_children(
+    observed: ObservedJob, worker: Manifest, settings: Settings
+) -> tuple[tuple[Manifest, ...], Manifest | None]:
+    """Return the children to apply and the Job to create; the operator restores the NetworkPolicy of a running job."""
+    spec = HyphaWorkerSpec.model_validate(worker["spec"])
+    claims: list[Manifest] = []
+    job = None
+    if observed.job is None:
+        policy, *claims, job = job_children(observed.hypha_job, observed.spec, spec, settings)
+    else:
+        policy = network_policy(observed.hypha_job, observed.spec, spec)
+    policy = marked(policy)
+    return (*([] if is_applied(observed.network_policy, policy) else [policy]), *claims), job
+
+
+def _event(observed: ObservedJob, state: State) -> Event | None:
+    reason, before = state.finding.reason, observed.status
+    if (reason, state.phase) == (before.get("reason"), before.get("phase")) or reason in _WITHOUT_EVENT:
+        return None
+    warns = (state.stalled or state.ending or state.phase == "Failed") and reason != JobReason.CANCELLED
+    return Event("Warning" if warns else "Normal", reason, state.finding.message)
+
+
+def _next_s(observed: ObservedJob, state: State) -> float:
+    if state.terminal:
+        return 0.0  # to plan its removal
+    if state.ending or state.stalled:
+        return _BLOCKED_S
+    delays = [observed.lease_left_s]
+    if state.phase == "Starting":
+        delays.append(_STARTING_S)
+    if state.finding.reason == JobReason.POD_PENDING and observed.job and not observed.pods:
+        delays.append(max(POD_TIMEOUT, observed.job_age).total_seconds())  # ask less and less often
+    return min(delays)

@@ -1,0 +1,148 @@
+"""What the operator decides to do about a HyphaJob, from what it observed."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from hypha_contracts.reasons import JobReason
+from hypha_operator.jobs.children import network_policy
+from hypha_operator.jobs.decision import Decision, decide, retention_left
+from hypha_operator.jobs.phase import ObservedJob, classify, status_of
+from hypha_operator.machinery.drift import marked
+from hypha_operator.pods.state import Finding
+from hypha_operator.settings import Settings
+from hypha_resources.job import HyphaJobSpec
+from support.job_pods import START, condition, job, pod, running, terminated
+from support.operator_objects import LEASE, ROOM, hypha_job, worker_manifest, worker_spec
+
+SETTINGS = Settings("worker:1", "bridge:1", "trainer:1", "parameter-server:1")
+RUNNING = pod(bridge=running(2), executor=running(), conditions=(condition("PodScheduled"), condition("Ready")))
+ENDED = pod("Succeeded", bridge=terminated(0), executor=terminated(0))
+HYPHA_JOB = hypha_job()
+SPEC = HyphaJobSpec.model_validate(HYPHA_JOB["spec"])
+POLICY = marked(network_policy(HYPHA_JOB, SPEC, worker_spec()))
+REFUSED = Finding(JobReason.QUOTA_EXCEEDED, "exceeded quota: small")
+INVALID = Finding(JobReason.INVALID_TEMPLATE, "the API server refuses the Job")
+NEW = ObservedJob(HYPHA_JOB, SPEC, START + timedelta(seconds=60), worker_manifest(), lease_left_s=25.0)
+PENDING = replace(NEW, job=job(), network_policy=POLICY)
+ACTIVE = replace(PENDING, pods=(RUNNING,))
+
+
+def specified(observed: ObservedJob, **changes: Any) -> ObservedJob:
+    manifest = hypha_job(**changes)
+    return replace(observed, hypha_job=manifest, spec=HyphaJobSpec.model_validate(manifest["spec"]))
+
+
+def recorded(observed: ObservedJob) -> ObservedJob:
+    """The same HyphaJob after its status was written."""
+    status = status_of(observed, classify(observed))
+    return replace(observed, hypha_job=HYPHA_JOB | {"status": status})
+
+
+def later(observed: ObservedJob, seconds: float) -> ObservedJob:
+    return replace(observed, now=observed.now + timedelta(seconds=seconds))
+
+
+CLAIMING = replace(
+    specified(NEW, resources=LEASE | {"gpu": 48.0}),
+    worker=worker_manifest(
+        resources=ROOM | {"gpu": {"deviceClassName": "gpu.example.org", "count": 2, "memory": "48Gi"}}
+    ),
+)
+UNBUILDABLE = worker_manifest(executor={"template": {"spec": {"hostNetwork": True}}})
+CASES: dict[str, tuple[ObservedJob, dict[str, Any]]] = {
+    "a new job gets its policy, then its Job": (
+        NEW,
+        {"children": ["NetworkPolicy"], "creates": True, "phase": "Pending", "reason": "PodPending"},
+    ),
+    "a new job that claims devices gets a claim template, too": (
+        CLAIMING,
+        {"children": ["NetworkPolicy", "ResourceClaimTemplate"], "creates": True, "reason": "PodPending"},
+    ),
+    "a policy that is there is not applied again": (
+        replace(NEW, network_policy=POLICY),
+        {"creates": True, "reason": "PodPending"},
+    ),
+    "a Job without a pod waits": (PENDING, {"reason": "PodPending", "next_s": 25.0}),
+    "a running job is left alone": (recorded(ACTIVE), {"writes": False, "next_s": 25.0}),
+    "a running job is reported": (ACTIVE, {"phase": "Running", "event": ("Normal", "ExecutorRuns")}),
+    "an edited policy is restored": (
+        recorded(replace(ACTIVE, network_policy=POLICY | {"spec": {"ingress": [{}]}})),
+        {"children": ["NetworkPolicy"], "writes": False},
+    ),
+    "a running job outlives a template that became invalid": (
+        recorded(replace(ACTIVE, worker=UNBUILDABLE)),
+        {"writes": False},
+    ),
+    "a job whose template is invalid fails": (
+        replace(NEW, worker=UNBUILDABLE),
+        {"phase": "Failed", "reason": "InvalidTemplate", "event": ("Warning", "InvalidTemplate"), "next_s": 0.0},
+    ),
+    "a job whose Job the API server calls invalid fails": (
+        replace(NEW, invalid=INVALID),
+        {"phase": "Failed", "reason": "InvalidTemplate", "event": ("Warning", "InvalidTemplate")},
+    ),
+    "a refused pod blocks the job": (
+        replace(PENDING, refused=REFUSED),
+        {"reason": "QuotaExceeded", "event": ("Warning", "QuotaExceeded"), "next_s": 10.0},
+    ),
+    "a job that stays blocked is ended": (
+        later(recorded(replace(PENDING, refused=REFUSED)), 61),
+        {"ends": True, "phase": "Pending", "reason": "QuotaExceeded", "next_s": 10.0},
+    ),
+    "a cancelled job is ended": (
+        specified(ACTIVE, cancel={"reason": "enough"}),
+        {"ends": True, "phase": "Running", "reason": "Cancelled", "event": ("Normal", "Cancelled")},
+    ),
+    "a job that was cancelled before it started creates nothing": (
+        specified(NEW, cancel={"reason": "enough"}),
+        {"phase": "Failed", "reason": "Cancelled", "event": ("Normal", "Cancelled")},
+    ),
+    "a job whose Job is being deleted already waits for its pod": (
+        specified(replace(ACTIVE, job=job(deleted=True)), cancel={"reason": "enough"}),
+        {"phase": "Running", "reason": "Cancelled", "event": ("Normal", "Cancelled"), "next_s": 10.0},
+    ),
+    "a job without its worker is ended": (
+        replace(ACTIVE, worker=None),
+        {"ends": True, "reason": "WorkerGone", "event": ("Warning", "WorkerGone")},
+    ),
+    "a job without its lease is ended": (
+        replace(ACTIVE, lease_lost=True),
+        {"ends": True, "reason": "LeaseLost", "event": ("Warning", "LeaseLost")},
+    ),
+    "a job that ended well has succeeded": (
+        replace(ACTIVE, pods=(ENDED,)),
+        {"phase": "Succeeded", "reason": "Completed", "event": ("Normal", "Completed"), "next_s": 0.0},
+    ),
+}
+
+
+def summary(decision: Decision) -> dict[str, Any]:
+    status, event = decision.status or {}, decision.event
+    return {
+        "children": [child["kind"] for child in decision.children],
+        "creates": decision.create_job is not None,
+        "ends": decision.end_job is not None,
+        "writes": decision.status is not None,
+        "phase": status.get("phase"),
+        "reason": status.get("reason"),
+        "event": event and (event.type, event.reason),
+        "next_s": decision.next_s,
+    }
+
+
+@pytest.mark.parametrize(("observed", "expected"), CASES.values(), ids=CASES)
+def test_what_is_observed_determines_what_is_done(observed: ObservedJob, expected: dict[str, Any]) -> None:
+    nothing = {"children": [], "creates": False, "ends": False, "writes": True, "event": None}
+    decided = summary(decide(observed, SETTINGS))
+    assert {name: decided[name] for name in nothing | expected} == nothing | expected
+
+
+@pytest.mark.parametrize(("reported", "kept_s"), [(True, 600), (False, 600 + 86_400)])
+def test_a_job_whose_end_was_not_reported_is_kept_a_day_longer(reported: bool, kept_s: float) -> None:
+    conditions = [condition("Reported", reported)]
+    status = {"phase": "Failed", "completionTime": START.isoformat(), "conditions": conditions}
+    ended = hypha_job(status=status, ttlSecondsAfterFinished=600)
+    assert retention_left(ended, START) == timedelta(seconds=kept_s)
