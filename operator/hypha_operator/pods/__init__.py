@@ -1,1 +1,1 @@
-"""The pod of a job: how it is built, and what its state means."""
+"""The pod of a job: its manifest and the meaning of its state."""

@@ -1,4 +1,4 @@
-"""The executor's container: its command, its environment and its share of the node, all from the job and its worker."""
+"""Derive the executor container's command, environment and resources from the job and its worker."""
 
 import re
 from collections.abc import Mapping
@@ -15,21 +15,21 @@ WORK_DIR: Final = "/job/work"
 SOCKET: Final = f"{WORK_DIR}/bridge.sock"
 JOB_FILE: Final = f"/etc/hypha/job/{JOB_FILE_KEY}"
 CLAIM: Final = "gpu"
-"""The name of the pod's claim where devices are claimed (DRA)."""
+"""The name of the pod's claim on devices (DRA)."""
 
-_UNNAMED: Final = Amounts(cpu=0.1, memory=0.25, storage=1.0)
-"""What a job gets of that which its lease does not name: in a pod nothing is unlimited."""
+_DEFAULTS: Final = Amounts(cpu=0.1, memory=0.25, storage=1.0)
+"""The amounts of resources that a lease does not name, because a pod needs a limit for each."""
 _VARIABLES: Final = {"SOCKET_PATH": SOCKET, "WORK_DIR": WORK_DIR, "JOB_FILE": JOB_FILE}
 _PLACEHOLDER: Final = re.compile("|".join(f"{{{name}}}" for name in _VARIABLES))
 _OPTIONS: Final = ("--socket", SOCKET, "--work-dir", WORK_DIR, "--job-file", JOB_FILE)
 
 
 class UnbuildableJobError(ValueError):
-    """The worker's specification has no place for the job; the text says what to change."""
+    """The worker's specification does not fit the job; the text says what to change."""
 
 
 def executor_of(job: HyphaJobSpec, worker: HyphaWorkerSpec) -> Executor:
-    """Return what the worker says of the job's executor; UnbuildableJobError if it has none such."""
+    """Return the worker's entry for the job's executor; raises UnbuildableJobError if there is none."""
     executor = worker.executor(job.executor.class_, job.executor.name)
     if executor is None:
         raise UnbuildableJobError(
@@ -40,7 +40,7 @@ def executor_of(job: HyphaJobSpec, worker: HyphaWorkerSpec) -> Executor:
 
 
 def devices_of(job: HyphaJobSpec, worker: HyphaWorkerSpec) -> int:
-    """Return how many devices hold the lease's video memory; UnbuildableJobError if the worker has none."""
+    """Return how many devices hold the lease's video memory; raises UnbuildableJobError if the worker has none."""
     if job.resources.gpu <= 0:
         return 0
     if worker.resources.gpu is None:
@@ -48,22 +48,22 @@ def devices_of(job: HyphaJobSpec, worker: HyphaWorkerSpec) -> int:
             f"the lease has {job.resources.gpu:g} GB of GPU memory but worker {job.worker_ref.name} no GPUs any more;"
             " set spec.resources.gpu for the next job"
         )
-    # a lease of the whole worker is a sum of floats, which may be a hair above what the devices have
+    # a lease of the complete worker is a sum of floats, which may slightly exceed the devices' memory
     return min(devices_needed(job.resources.gpu, worker.resources.gpu.memory_gb), worker.resources.gpu.count)
 
 
 def storage_bytes(job: HyphaJobSpec) -> int:
-    """Return what the job may write."""
-    return _bytes(job.resources.storage or _UNNAMED.storage)
+    """Return how much the job may write to disk."""
+    return _bytes(job.resources.storage or _DEFAULTS.storage)
 
 
 def memory_bytes(job: HyphaJobSpec) -> int:
-    """Return what the executor may hold in memory, /dev/shm included."""
-    return _bytes(job.resources.memory or _UNNAMED.memory)
+    """Return how much memory the executor may use, including /dev/shm."""
+    return _bytes(job.resources.memory or _DEFAULTS.memory)
 
 
 def executor_resources(job: HyphaJobSpec, worker: HyphaWorkerSpec) -> dict[str, Any]:
-    """Return requests and limits: the lease. Storage is only requested, since the volume has the limit."""
+    """Return requests and limits from the lease. Storage has no limit here because the volume has one."""
     amounts = {"cpu": f"{_millicores(job)}m", "memory": str(memory_bytes(job))}
     gpu, devices = worker.resources.gpu, devices_of(job, worker)
     claims: dict[str, Any] = {}
@@ -90,15 +90,15 @@ def executor_command(executor: Executor, devices: int) -> tuple[list[str], list[
 
 
 def executor_environment(job: HyphaJobSpec, executor: Executor, devices: int) -> list[dict[str, str]]:
-    """Return the container's environment: defaults, what the worker's owner adds, what the job's place is."""
+    """Return the container's environment: defaults, then the worker's variables, then the job's paths."""
     defaults = {
         "HOME": WORK_DIR,
-        "TMPDIR": f"{WORK_DIR}/tmp",  # noqa: S108 - the job's own
+        "TMPDIR": f"{WORK_DIR}/tmp",  # noqa: S108 - a directory of this job alone
         "HF_HOME": f"{WORK_DIR}/.cache/huggingface",
         "OMP_NUM_THREADS": str(max(_millicores(job) // 1000 // max(devices, 1), 1)),
         "PYTHONUNBUFFERED": "1",
     }
-    if not devices:  # or images made for GPUs get all of the node's
+    if not devices:  # otherwise the runtime gives images for GPUs all devices of the node
         defaults["NVIDIA_VISIBLE_DEVICES"] = "void"
     return to_env(defaults | executor.env | _VARIABLES)
 
@@ -110,7 +110,7 @@ def executor_image(executor: Executor, settings: Settings) -> str:
 
 
 def to_env(variables: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return variables as a container's `env`; a $ in them means itself."""
+    """Return variables as a container's `env`, with every $ taken literally."""
     return [{"name": name, "value": value.replace("$(", "$$(")} for name, value in variables.items()]
 
 
@@ -119,7 +119,7 @@ def _replaced(argument: str) -> str:
 
 
 def _millicores(job: HyphaJobSpec) -> int:
-    return max(int(Decimal(str(job.resources.cpu or _UNNAMED.cpu)) * 1000), 1)
+    return max(int(Decimal(str(job.resources.cpu or _DEFAULTS.cpu)) * 1000), 1)
 
 
 def _bytes(gigabytes: float) -> int:

@@ -1,4 +1,4 @@
-"""Pod templates of users laid over ours: merged by key, and never so that a pod loses what isolates it."""
+"""Merge a user's pod template into the operator's, and reject what weakens the pod's isolation. Pure."""
 
 import copy
 from collections.abc import Collection, Iterator, Mapping
@@ -24,7 +24,7 @@ _KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "readinessGates": ("conditionType",),
     "schedulingGates": ("name",),
 }
-"""Lists whose items are known by these fields; of any other list the overlay's replaces ours."""
+"""Lists that are merged item by item, and the fields that identify an item. The overlay replaces any other list."""
 _DEFAULTS: Final = {"protocol": "TCP"}
 _OPTIONAL: Final = frozenset({"protocol", "key", "operator", "value", "effect", "request"})
 
@@ -35,7 +35,7 @@ _FREE: Final = frozenset(
         *("dnsPolicy", "dnsConfig", "hostname", "subdomain", "setHostnameAsFQDN", "hostAliases", "imagePullSecrets"),
     }
 )
-"""Fields of a pod's specification with which nobody gets at anything."""
+"""Pod fields that a template may set freely because they do not weaken isolation."""
 _POD_CONTEXT: Final = frozenset({"fsGroupChangePolicy", "supplementalGroups", "supplementalGroupsPolicy"})
 _CONTAINER_ADDITIONS: Final = frozenset(
     {"image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "ports", "resources", "lifecycle", "workingDir"}
@@ -51,15 +51,15 @@ _VOLUMES: Final = frozenset(
     {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "secret"}
 )
 _PROJECTIONS: Final = frozenset({"configMap", "downwardAPI", "secret", "clusterTrustBundle"})
-_OUR_LABELS: Final = (f"{GROUP}/", "app.kubernetes.io/", "batch.kubernetes.io/", "job-name", "controller-uid")
+_RESERVED_LABELS: Final = (f"{GROUP}/", "app.kubernetes.io/", "batch.kubernetes.io/", "job-name", "controller-uid")
 _UNSAFE_ANNOTATIONS: Final = (
     "container.apparmor.security.beta.kubernetes.io/",
     "container.seccomp.security.alpha.kubernetes.io/",
     "seccomp.security.alpha.kubernetes.io/",
-    # Other networks beside the one that the NetworkPolicy is about.
+    # Networks to which the NetworkPolicy does not apply.
     "k8s.v1.cni.cncf.io/",
     "v1.multus-cni.io/",
-    # What runtimes are told: sandboxes, devices, handlers.
+    # Settings of container runtimes: sandboxes, devices, handlers.
     "cdi.k8s.io/",
     "dev.gvisor.",
     "io.katacontainers.",
@@ -71,7 +71,7 @@ _OPT_IN: Final = "remove it, or set allowPrivilegedTemplate on the executor if t
 
 
 class OverlayError(ValueError):
-    """A template that cannot be used; the text names the path in it and the remedy."""
+    """A template is not acceptable; the text names the path in it and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class _Violation:
     path: str
     problem: str
     isolation: bool
-    """Whether an opt-in makes it acceptable."""
+    """Whether allowPrivilegedTemplate permits it."""
 
-    def told(self, *, opt_in: bool) -> str:
+    def message(self, *, opt_in: bool) -> str:
         return f"template.{self.path}: {self.problem}; {_OPT_IN if opt_in and self.isolation else 'remove it'}"
 
 
@@ -93,35 +93,35 @@ def merge_pod_template(
     leased: Collection[str] = (),
     keys: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Lay a user's pod template over ours.
+    """Merge a user's pod template into the operator's.
 
     Args:
-        base: our pod template (metadata, spec), whose own containers, volumes and labels always stay as they are.
-        overlay: the user's. Objects and keyed lists are merged, anything else is replaced, null removes.
-        allow_privileged: accept what weakens the pod's isolation; None where nobody can opt in to that.
-        leased: containers whose resources are a lease's, so that they cannot be changed.
-        keys: Secrets that hold the worker's identity, which no template may mount.
+        base: the operator's pod template (metadata, spec). Its containers, volumes and labels stay as they are.
+        overlay: the user's template. It merges objects and keyed lists, replaces other values, and removes with null.
+        allow_privileged: whether the template may weaken the pod's isolation; None if there is no such option.
+        leased: containers whose resources come from a lease, so that a template cannot change them.
+        keys: Secrets with the worker's identity, which no template may mount.
 
     Raises:
-        OverlayError: the overlay is malformed or breaks what must stay.
+        OverlayError: the overlay is malformed, or changes what it must not change.
     """
     merged = _merge(dict(base), overlay, "")
     context = base["spec"]["containers"][0].get("securityContext", {})
     for field in ("initContainers", "containers"):
         ours = _by_name(base["spec"], field)
         for name, container in _by_name(_mapping(merged.get("spec"), "spec"), field).items():
-            if name not in ours:  # what a template adds is confined as we confine our own
+            if name not in ours:  # a container that the template adds is confined like the operator's own
                 container["securityContext"] = _merge(
                     context, container.get("securityContext", {}), f"spec.{field}[{name}]"
                 )
-    broken = [
+    violations = [
         violation
         for violation in _violations(base, merged, leased, keys)
         if not (allow_privileged and violation.isolation)
     ]
-    if broken:
+    if violations:
         opt_in = allow_privileged is not None
-        raise OverlayError("; ".join(violation.told(opt_in=opt_in) for violation in broken[:3]))
+        raise OverlayError("; ".join(violation.message(opt_in=opt_in) for violation in violations[:3]))
     return merged
 
 
@@ -153,9 +153,9 @@ def _merge_list(base: list[Any], overlay: Any, keys: tuple[str, ...], path: str)
     for item in overlay:
         identity = _identity(item, keys, path)
         if identity in named:
-            raise OverlayError(f"template.{path}[{_shown(identity)}]: is there twice; keep one of them")
+            raise OverlayError(f"template.{path}[{_joined(identity)}]: appears twice; keep one of them")
         named.add(identity)
-        merged[identity] = _merge(merged.get(identity, {}), item, f"{path}[{_shown(identity)}]")
+        merged[identity] = _merge(merged.get(identity, {}), item, f"{path}[{_joined(identity)}]")
     return list(merged.values())
 
 
@@ -164,11 +164,11 @@ def _identity(item: Any, keys: tuple[str, ...], path: str) -> tuple[str, ...]:
         raise OverlayError(f"template.{path}: every item must be an object")
     missing = [key for key in keys if key not in _OPTIONAL and item.get(key) is None]
     if missing:
-        raise OverlayError(f"template.{path}: an item has no {missing[0]}, by which items are merged; give it one")
+        raise OverlayError(f"template.{path}: an item has no {missing[0]}, which identifies items; add it")
     return tuple(str(item.get(key) or _DEFAULTS.get(key, "")) for key in keys)
 
 
-def _shown(identity: tuple[str, ...]) -> str:
+def _joined(identity: tuple[str, ...]) -> str:
     return "/".join(filter(None, identity))
 
 
@@ -183,7 +183,7 @@ def _by_name(holder: Mapping[str, Any], field: str) -> dict[str, dict[str, Any]]
     return {item["name"]: item for item in _items(holder, field)}
 
 
-def _ours(path: str, what: str = "is ours and cannot be changed") -> _Violation:
+def _reserved(path: str, what: str = "is set by the operator and cannot be changed") -> _Violation:
     return _Violation(path, what, isolation=False)
 
 
@@ -194,14 +194,18 @@ def _unsafe(path: str, problem: str) -> _Violation:
 def _violations(
     base: Mapping[str, Any], merged: Mapping[str, Any], leased: Collection[str], keys: Collection[str]
 ) -> Iterator[_Violation]:
-    yield from (_ours(key, "is not a part of a pod template") for key in merged if key not in ("metadata", "spec"))
+    yield from (_reserved(key, "is not part of a pod template") for key in merged if key not in ("metadata", "spec"))
     yield from _of_metadata(base.get("metadata", {}), _mapping(merged.get("metadata"), "metadata"))
     ours, spec = base["spec"], _mapping(merged.get("spec"), "spec")
     yield from _of_spec(ours, spec)
     yield from _of_volumes(ours, spec)
     for field in ("initContainers", "containers"):
         before, after = _by_name(ours, field), _by_name(spec, field)
-        yield from (_ours(f"spec.{field}", f"lacks {name}, which is ours") for name in before if name not in after)
+        yield from (
+            _reserved(f"spec.{field}", f"lacks {name}, which the operator needs")
+            for name in before
+            if name not in after
+        )
         for name, container in after.items():
             path = f"spec.{field}[{name}]"
             if name in before:
@@ -210,7 +214,7 @@ def _violations(
                 yield from _of_new_container(ours, container, path)
             yield from _of_any_container(ours, before.get(name, {}), container, path)
     yield from (
-        _ours(path, f"reads the Secret {name}, which holds the worker's identity")
+        _reserved(path, f"reads the Secret {name}, which holds the worker's identity")
         for path, name in _secrets(spec, "spec")
         if name in keys
     )
@@ -229,25 +233,25 @@ def _sequence(value: Any, path: str) -> list[Any]:
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    """Names of what was there before and is not the same any more."""
+    """Return the names of values that changed or are gone."""
     return (name for name, value in before.items() if after.get(name) != value)
 
 
 def _of_metadata(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[_Violation]:
     yield from (
-        _ours(f"metadata.{name}", "cannot be set; labels and annotations can")
+        _reserved(f"metadata.{name}", "cannot be set; labels and annotations can")
         for name in {*before, *after} - {"labels", "annotations"}
         if before.get(name) != after.get(name)
     )
     ours, labels = before.get("labels", {}), _mapping(after.get("labels", {}), "metadata.labels")
     for name in {*ours, *labels}:
-        if ours.get(name) != labels.get(name) and (name in ours or str(name).startswith(_OUR_LABELS)):
-            yield _ours(f"metadata.labels[{name}]", "selects what may reach the pod")
+        if ours.get(name) != labels.get(name) and (name in ours or str(name).startswith(_RESERVED_LABELS)):
+            yield _reserved(f"metadata.labels[{name}]", "decides what may reach the pod")
     for name in _mapping(after.get("annotations", {}), "metadata.annotations"):
         if str(name).startswith(_UNSAFE_ANNOTATIONS):
             yield _unsafe(f"metadata.annotations[{name}]", "changes the confinement of the pod")
     yield from (
-        _ours(f"metadata.annotations[{name}]")
+        _reserved(f"metadata.annotations[{name}]")
         for name in _changed(before.get("annotations", {}), after.get("annotations", {}))
     )
 
@@ -259,14 +263,14 @@ def _of_spec(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[_V
             continue
         if field == "terminationGracePeriodSeconds":
             if not isinstance(new, int) or (isinstance(old, int) and new < old):
-                yield _ours(
+                yield _reserved(
                     path, f"must be at least {old}, or results are lost (jobs.terminationGraceSeconds + {STOP_S})"
                 )
         elif field == "restartPolicy":
-            yield _ours(path)
+            yield _reserved(path)
         elif field == "resourceClaims":
             claims = _by_name(after, field)
-            yield from (_ours(f"{path}[{name}]") for name in _changed(_by_name(before, field), claims))
+            yield from (_reserved(f"{path}[{name}]") for name in _changed(_by_name(before, field), claims))
         elif field == "securityContext":
             context = _mapping(new or {}, path)
             for name in {*(old or {}), *context} - _POD_CONTEXT:
@@ -275,12 +279,12 @@ def _of_spec(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[_V
             if 0 in _sequence(context.get("supplementalGroups"), f"{path}.supplementalGroups"):
                 yield _unsafe(f"{path}.supplementalGroups", "adds the group root")
         elif not (field == "hostUsers" and new is False):
-            yield _unsafe(path, "weakens what isolates the pod, or is not known to be harmless")
+            yield _unsafe(path, "weakens the pod's isolation, or is not known to be harmless")
 
 
 def _of_volumes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[_Violation]:
     ours, volumes = _by_name(before, "volumes"), _by_name(after, "volumes")
-    yield from (_ours(f"spec.volumes[{name}]") for name in _changed(ours, volumes))
+    yield from (_reserved(f"spec.volumes[{name}]") for name in _changed(ours, volumes))
     for name, volume in volumes.items():
         path = f"spec.volumes[{name}]"
         if name in ours:
@@ -294,9 +298,11 @@ def _of_volumes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator
                         if part not in _PROJECTIONS
                     )
             elif kind not in _VOLUMES and kind != "name":
-                yield _unsafe(f"{path}.{kind}", "is a kind of volume that reaches out of the pod")
+                yield _unsafe(f"{path}.{kind}", "is a kind of volume that reaches outside the pod")
             elif kind == "emptyDir" and not _mapping(source, path).get("sizeLimit"):
-                yield _unsafe(f"{path}.emptyDir", "has no sizeLimit, so that it escapes the lease's storage; set one")
+                yield _unsafe(
+                    f"{path}.emptyDir", "has no sizeLimit, so it escapes the lease's limit of storage; set one"
+                )
 
 
 def _of_our_container(
@@ -309,22 +315,22 @@ def _of_our_container(
         if field == "securityContext":
             yield _unsafe(f"{path}.securityContext", "changes the confinement of the container")
         elif field not in _CONTAINER_ADDITIONS:
-            yield _ours(f"{path}.{field}")
+            yield _reserved(f"{path}.{field}")
         elif field == "resources":
             resources = _mapping(new, f"{path}.resources")
             for part in ("requests", "limits"):
                 amounts = _mapping(resources.get(part, {}), f"{path}.resources.{part}")
                 for name in _changed((old or {}).get(part, {}), amounts):
-                    yield _ours(f"{path}.resources.{part}.{name}", "is the lease's")
+                    yield _reserved(f"{path}.resources.{part}.{name}", "comes from the lease")
             claims = _sequence(resources.get("claims"), f"{path}.resources.claims")
             if any(claim not in claims for claim in (old or {}).get("claims", [])):
-                yield _ours(f"{path}.resources.claims", "are the lease's")
+                yield _reserved(f"{path}.resources.claims", "come from the lease")
         elif field in ("env", "volumeMounts"):
             key = _KEYS[field][0]
             items = {item[key]: item for item in _items(after, field)}
-            yield from (_ours(f"{path}.{field}[{item[key]}]") for item in old or [] if items.get(item[key]) != item)
+            yield from (_reserved(f"{path}.{field}[{item[key]}]") for item in old or [] if items.get(item[key]) != item)
         elif old is not None:
-            yield _ours(f"{path}.{field}")
+            yield _reserved(f"{path}.{field}")
 
 
 def _of_new_container(ours: Mapping[str, Any], after: Mapping[str, Any], path: str) -> Iterator[_Violation]:
@@ -337,7 +343,10 @@ def _of_any_container(
     ours: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], path: str
 ) -> Iterator[_Violation]:
     if not _memory_limit(after, path) and (not before or _memory_limit(before, path)):
-        yield _unsafe(f"{path}.resources.limits.memory", "is missing, so that it escapes the lease's memory; set one")
+        yield _unsafe(
+            f"{path}.resources.limits.memory",
+            "is missing, so the container escapes the lease's limit of memory; set one",
+        )
     for port in _items(after, "ports"):
         if port.get("hostPort") or port.get("hostIP"):
             yield _unsafe(f"{path}.ports[{port['containerPort']}].hostPort", "opens a port of the node")
@@ -346,9 +355,11 @@ def _of_any_container(
         if mount in _items(before, "volumeMounts"):
             continue
         if mount.get("name") in reserved:
-            yield _ours(f"{path}.volumeMounts[{mount['mountPath']}]", f"mounts {mount['name']}, which is ours")
+            yield _reserved(
+                f"{path}.volumeMounts[{mount['mountPath']}]", f"mounts {mount['name']}, which belongs to the operator"
+            )
         if mount.get("mountPropagation") not in (None, "None"):
-            yield _unsafe(f"{path}.volumeMounts[{mount['mountPath']}].mountPropagation", "reaches out of the pod")
+            yield _unsafe(f"{path}.volumeMounts[{mount['mountPath']}].mountPropagation", "reaches outside the pod")
     lifecycle = _mapping(after.get("lifecycle") or {}, f"{path}.lifecycle")
     for field in ("startupProbe", "livenessProbe", "readinessProbe"):
         if field not in before:
@@ -365,7 +376,7 @@ def _memory_limit(container: Mapping[str, Any], path: str) -> Any:
 def _of_handler(handler: Any, path: str) -> Iterator[_Violation]:
     for kind in ("httpGet", "tcpSocket"):
         host = _mapping(_mapping(handler or {}, path).get(kind) or {}, f"{path}.{kind}").get("host")
-        if host:  # the kubelet would connect there, from the node
+        if host:  # the kubelet would connect there from the node
             yield _unsafe(f"{path}.{kind}.host", "makes the node connect to another host")
 
 

@@ -1,4 +1,4 @@
-"""The pod of a job: the bridge as its sidecar, the executor, and what each of the two may see."""
+"""Build the pod of a job: the bridge as a sidecar, the executor, and the volumes of each."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -39,8 +39,8 @@ from hypha_resources.worker import HyphaWorkerSpec
 _JOB_DIR: Final = "/job"
 _TOKEN_DIR: Final = "/var/run/hypha/token"  # noqa: S105 - a directory
 _TOKEN_LIFETIME_S: Final = 3600
-_NODE_PATIENCE_S: Final = 60
-"""How long a pod stays on a node that is not heard of."""
+_LOST_NODE_S: Final = 60
+"""How long a pod stays on a node that does not answer."""
 _BRIDGE_RESOURCES: Final = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}}
 _CONFINED: Final = {
     "allowPrivilegeEscalation": False,
@@ -54,10 +54,10 @@ _CONFINED: Final = {
 def pod_template(
     name: str, namespace: str, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings
 ) -> dict[str, Any]:
-    """Return the pod template of a HyphaJob, before the executor's own template is laid over it.
+    """Return the pod template of a HyphaJob, before the executor's own template is merged into it.
 
     Raises:
-        UnbuildableJobError: the worker has no such executor, or no GPUs.
+        UnbuildableJobError: the worker lacks the executor or GPUs.
     """
     executor, gpu = executor_of(job, worker), worker.resources.gpu
     spec: dict[str, Any] = {
@@ -73,7 +73,7 @@ def pod_template(
             "fsGroup": USER_ID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "tolerations": lost_node_tolerations(_NODE_PATIENCE_S),
+        "tolerations": lost_node_tolerations(_LOST_NODE_S),
         "initContainers": [_bridge(namespace, job, worker, settings)],
         "containers": [_executor(job, worker, settings)],
         "volumes": _volumes(name, job),
@@ -109,7 +109,7 @@ def _bridge(namespace: str, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings
         "name": BRIDGE,
         "image": settings.bridge_image,
         "imagePullPolicy": settings.image_pull_policy,
-        "restartPolicy": "Always",  # a native sidecar: started before the executor, stopped after it
+        "restartPolicy": "Always",  # a native sidecar: starts before the executor and stops after it
         "env": to_env({CONFIG_VARIABLE: config.to_json()}),
         "startupProbe": {"exec": {"command": ["test", "-S", SOCKET]}, "periodSeconds": 1, "failureThreshold": 120},
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -142,7 +142,7 @@ def _executor(job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) ->
             {"name": "job", "mountPath": WORK_DIR, "subPath": "work"},
             {"name": "job", "mountPath": "/tmp", "subPath": "work/tmp"},  # noqa: S108 - part of the lease's storage
             _spec_mount(),
-            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - PyTorch's workers share tensors there
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - the workers of PyTorch share tensors there
         ],
     }
 
@@ -155,8 +155,8 @@ def _volumes(name: str, job: HyphaJobSpec) -> list[dict[str, Any]]:
     token = {"audience": TOKEN_AUDIENCE, "expirationSeconds": _TOKEN_LIFETIME_S, "path": "token"}
     return [
         {"name": "job", "emptyDir": {"sizeLimit": str(storage_bytes(job))}},
-        # No more of the Secret than this: its maker, the controller, chooses its type too, and to one of a certain type
-        # the cluster adds the token of a service account.
+        # Mount only this key. The controller chooses the Secret's type, and the cluster adds a service account's token
+        # to Secrets of one type.
         {"name": "spec", "secret": {"secretName": name, "items": [{"key": JOB_FILE_KEY, "path": JOB_FILE_KEY}]}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": str(memory_bytes(job) // 2)}},
         {"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}},
