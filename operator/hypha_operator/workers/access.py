@@ -1,4 +1,4 @@
-"""Who the controller and the jobs are to the API server, and what they may."""
+"""Build the service accounts of controller and jobs, and their rights."""
 
 from hypha_contracts.names import (
     GROUP,
@@ -17,7 +17,7 @@ _RBAC = "rbac.authorization.k8s.io"
 
 
 def access(hypha_worker: Manifest) -> list[Manifest]:
-    """Return service accounts, the controller's role in its own namespace, and its binding."""
+    """Return the service accounts, the controller's Role in its namespace, and the RoleBinding."""
     metadata = hypha_worker["metadata"]
     worker = metadata["name"]
     name = controller_name(worker)
@@ -43,7 +43,7 @@ def access(hypha_worker: Manifest) -> list[Manifest]:
 
 
 def token_reviewer(hypha_worker: Manifest, role: str) -> Manifest:
-    """Return what lets the controller have tokens reviewed: it has no namespace and so no owner."""
+    """Return the ClusterRoleBinding for token reviews. It has no namespace, and therefore no owner."""
     namespace, worker = hypha_worker["metadata"]["namespace"], hypha_worker["metadata"]["name"]
     return {
         "apiVersion": CLUSTER_ROLE_BINDING.api_version,

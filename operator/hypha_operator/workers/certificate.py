@@ -1,4 +1,4 @@
-"""The worker's certificate, where a cert-manager issuer makes it."""
+"""Build the Certificate of a worker that uses a cert-manager issuer."""
 
 from hypha_contracts.names import GROUP, identity_secret
 from hypha_operator.machinery.kinds import CERTIFICATE, Manifest
@@ -7,7 +7,7 @@ from hypha_resources.worker import HyphaWorkerSpec
 
 
 def certificate(hypha_worker: Manifest, spec: HyphaWorkerSpec) -> Manifest | None:
-    """Return the Certificate: an Ed25519 key that stays at every renewal, since the key is the peer id."""
+    """Return the Certificate. Its Ed25519 key stays the same at every renewal, because the key is the peer id."""
     issuer = spec.identity.issuer_ref
     if issuer is None:
         return None

@@ -1,4 +1,4 @@
-"""The controller: the pod that is the node, and its configuration."""
+"""Build the controller: the Deployment that runs the node, and the node's ConfigMap."""
 
 import json
 from hashlib import sha256
@@ -25,8 +25,8 @@ from hypha_resources.worker import HyphaWorkerSpec
 _CONFIG_DIR: Final = "/etc/hypha/config"
 _CONFIG_KEY: Final = "worker.toml"
 _GRACE_S: Final = 20
-_NODE_PATIENCE_S: Final = 10
-"""How long it stays on a node that is not heard of: the next one must come before the leases of its jobs end them."""
+_LOST_NODE_S: Final = 10
+"""How long the pod stays on a node that does not answer; its successor must start before the jobs' leases expire."""
 _RESOURCES: Final = {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
 
 
@@ -54,11 +54,11 @@ def deployment(
 ) -> Manifest:
     """Return the controller's Deployment.
 
-    The pod is replaced when its configuration changes, but not when all that changes is which peer id is demanded:
-    that is the one it has.
+    A change of the configuration replaces the pod. A change of the required peer id alone does not, because the
+    running node has that peer id.
 
     Raises:
-        OverlayError: the worker's template for the controller cannot be used.
+        OverlayError: the worker's template for the controller is not acceptable.
     """
     worker = hypha_worker["metadata"]["name"]
     fixed = config_map(hypha_worker, spec, addresses, accept_offers=accept_offers, peer_id=None)["data"][_CONFIG_KEY]
@@ -81,7 +81,7 @@ def deployment(
 
 
 def _with_host_port(template: dict[str, Any], spec: HyphaWorkerSpec) -> dict[str, Any]:
-    """Open the port of the node that the spec asks for, which is nothing that a template may do."""
+    """Add the host port that the spec asks for, which a template must not set."""
     expose = spec.network.expose
     if expose is not None and expose.type == "HostPort":
         container = next(item for item in template["spec"]["containers"] if item["name"] == CONTROLLER)
@@ -91,7 +91,7 @@ def _with_host_port(template: dict[str, Any], spec: HyphaWorkerSpec) -> dict[str
 
 
 def identity_secrets(worker: str, spec: HyphaWorkerSpec) -> tuple[str, str]:
-    """Return the Secret with the certificate and its key, and the one with the network's authorities."""
+    """Return the names of the Secret with the certificate and its key, and of the Secret with the authorities."""
     identity = spec.identity.secret_name or identity_secret(worker)
     return identity, spec.identity.trust_secret_name or identity
 
@@ -110,7 +110,7 @@ def _pod_spec(worker: str, spec: HyphaWorkerSpec, addresses: list[str], settings
             "fsGroup": USER_ID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "tolerations": lost_node_tolerations(_NODE_PATIENCE_S),
+        "tolerations": lost_node_tolerations(_LOST_NODE_S),
         "containers": [_container(spec, addresses, settings)],
         "volumes": [
             {"name": "config", "configMap": {"name": controller_name(worker)}},
@@ -163,13 +163,13 @@ def _container(spec: HyphaWorkerSpec, addresses: list[str], settings: Settings) 
             {"name": "identity", "mountPath": IDENTITY_DIR, "readOnly": True},
             {"name": "trust", "mountPath": TRUST_DIR, "readOnly": True},
             {"name": "work", "mountPath": WORK_DIR},
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the container's own
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of this pod alone
         ],
     }
 
 
 def _environment(addresses: list[str]) -> list[dict[str, Any]]:
-    """Return what is only known once there is a pod, on a node of the cluster; the environment outranks the file."""
+    """Return settings that depend on the pod or its node; the environment takes precedence over the file."""
     environment: list[dict[str, Any]] = [_from_pod("HYPHA_KUBERNETES__POD_NAME", "metadata.name")]
     if any(HOST_IP in address for address in addresses):
         environment += [

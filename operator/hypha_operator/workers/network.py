@@ -1,4 +1,4 @@
-"""The ways in: Services, the NetworkPolicy, the addresses that peers are told."""
+"""Build what makes a controller reachable: Services, NetworkPolicy, external addresses, disruption budget."""
 
 from ipaddress import ip_address
 from typing import Any, Final
@@ -16,18 +16,18 @@ from hypha_operator.machinery.manifests import child
 from hypha_resources.worker import HyphaWorkerSpec
 
 HOST_IP: Final = "$(HOST_IP)"
-"""Stands for the address of the node that the pod gets to; the kubelet replaces it in the pod's environment."""
+"""A placeholder for the IP address of the pod's node; the kubelet replaces it in the pod's environment."""
 
 
 def p2p_ports(spec: HyphaWorkerSpec) -> list[int]:
-    """Return the ports that the node listens on for peers, each once."""
+    """Return the ports on which the node listens for peers, without duplicates."""
     return list(dict.fromkeys(int(address.rpartition("/")[2]) for address in spec.network.listen_addresses))
 
 
 def connector_service(hypha_worker: Manifest) -> Manifest:
     """Return the Service of the connector.
 
-    A controller that has lost its gateways is not ready, but its jobs go on and need it.
+    It includes controllers that are not ready: one that has lost its gateways still serves its running jobs.
     """
     worker = hypha_worker["metadata"]["name"]
     spec = {
@@ -40,7 +40,7 @@ def connector_service(hypha_worker: Manifest) -> Manifest:
 
 
 def p2p_service(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Manifest | None:
-    """Return the Service for peers outside the cluster, where one is asked for."""
+    """Return the Service for peers outside the cluster, if the spec asks for one."""
     expose = worker_spec.network.expose
     if expose is None or expose.type == "HostPort":
         return None
@@ -67,10 +67,10 @@ def _port(name: str, port: int) -> dict[str, Any]:
 
 
 def external_addresses(spec: HyphaWorkerSpec, service: Manifest | None) -> list[str]:
-    """Return where peers outside reach the worker, as far as it is known; the node's address may be `HOST_IP`.
+    """Return the addresses for peers outside that are known so far; they may contain `HOST_IP`.
 
     Args:
-        spec: what the worker says; addresses that it names are taken as they are.
+        spec: the worker's specification; its own external addresses take precedence.
         service: the Service for peers, as the API server has it.
     """
     network, expose = spec.network, spec.network.expose
@@ -97,7 +97,7 @@ def _host(ingress: dict[str, str]) -> str:
 
 
 def network_policy(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Manifest:
-    """Return who may connect to the controller: peers to its peer-to-peer ports, its own jobs to the connector."""
+    """Return the NetworkPolicy: anyone reaches the peer-to-peer ports, and the worker's jobs reach the connector."""
     worker = hypha_worker["metadata"]["name"]
     spec = {
         "podSelector": {"matchLabels": controller_selector(worker)},
@@ -114,7 +114,7 @@ def network_policy(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Mani
 
 
 def disruption_budget(hypha_worker: Manifest) -> Manifest:
-    """Return the PodDisruptionBudget: the controller may always be evicted, since its jobs outlive it."""
+    """Return the PodDisruptionBudget: anyone may evict the controller at any time, because its jobs outlive it."""
     worker = hypha_worker["metadata"]["name"]
     spec = {
         "maxUnavailable": 1,
@@ -125,6 +125,6 @@ def disruption_budget(hypha_worker: Manifest) -> Manifest:
 
 
 def with_host_ip(addresses: list[str], host_ip: str | None) -> list[str]:
-    """Return addresses as peers see them, without those whose host is not known yet."""
+    """Return the addresses with the node's IP address in them, without those whose host is not known yet."""
     known = [address for address in addresses if host_ip or HOST_IP not in address]
     return [address.replace(HOST_IP, host_ip or "") for address in known]

@@ -1,4 +1,4 @@
-"""The node's configuration: the settings of a HyphaWorker, as the TOML that `hypha-worker run` reads."""
+"""Write a HyphaWorker's specification as the TOML that `hypha-worker run` reads."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,10 +37,10 @@ def config_toml(
 
     Args:
         hypha_worker: the worker, for its name and uid.
-        spec: the worker's specification.
-        external_addresses: where peers outside the cluster reach the node.
+        spec: its specification.
+        external_addresses: the addresses for peers outside the cluster.
         accept_offers: False while the worker is suspended or being deleted.
-        peer_id: the only identity that the node may have; None accepts any.
+        peer_id: the only peer id that the node may have; None permits any.
     """
     config = _node_config(
         hypha_worker["metadata"], spec, external_addresses, accept_offers=accept_offers, peer_id=peer_id
