@@ -1,4 +1,4 @@
-"""The operator, put together."""
+"""Run the operator: connect its components and keep them running."""
 
 import asyncio
 import logging
@@ -17,17 +17,17 @@ from hypha_operator.machinery.kinds import HYPHA_JOB, WORKER, Key, Kind, Manifes
 from hypha_operator.machinery.queue import WorkQueue
 from hypha_operator.machinery.reconciler import Reconciler
 from hypha_operator.machinery.store import Store
-from hypha_operator.machinery.watches import WATCHED, Forgetful, Watches, kopf_registry, kopf_settings, prime
+from hypha_operator.machinery.watches import WATCHED, NoMemories, Watches, kopf_registry, kopf_settings, prime
 from hypha_operator.settings import Settings
 from hypha_operator.workers.reconciler import WorkerReconciler
 
-_PRIMING_S: Final = 5.0
+_PRIMING_RETRY_S: Final = 5.0
 
 _log = logging.getLogger(__name__)
 
 
-class ByKind:
-    """Gives each key to the reconciler of its kind."""
+class KindReconciler:
+    """Passes each key to the reconciler of its kind."""
 
     def __init__(self, reconcilers: Mapping[Kind, Reconciler]) -> None:
         self._reconcilers = reconcilers
@@ -38,29 +38,29 @@ class ByKind:
 
 
 async def run(settings: Settings, namespaces: tuple[str, ...], port: int) -> None:
-    """Serve namespaces (none: the whole cluster) until SIGTERM, or until a watch fails for good.
+    """Serve namespaces until SIGTERM, or until a watch fails permanently.
 
     Args:
         settings: images and names.
-        namespaces: whose workers are served.
-        port: where health and metrics are shown.
+        namespaces: the namespaces to serve; empty for the complete cluster.
+        port: the port of health and metrics.
     """
     clock, store, metrics = SystemClock(), Store(), Metrics()
 
-    def wrote(kind: Kind, manifest: Manifest) -> None:
+    def on_write(kind: Kind, manifest: Manifest) -> None:
         if kind in WATCHED:
-            watches.wrote(kind, manifest)
+            watches.record_write(kind, manifest)
 
     configuration = await load_configuration()
-    async with open_cluster(configuration, clock, wrote, metrics.called) as cluster:
+    async with open_cluster(configuration, clock, on_write, metrics.on_call) as cluster:
         reconcilers: dict[Kind, Reconciler] = {
             WORKER: WorkerReconciler(store, cluster, clock, settings),
             HYPHA_JOB: JobReconciler(store, cluster, clock, settings),
         }
-        queue = WorkQueue(ByKind(reconcilers), clock, observe=metrics.reconciled)
+        queue = WorkQueue(KindReconciler(reconcilers), clock, on_reconcile=metrics.on_reconcile)
         watches = Watches(store, queue)
         audit = Audit(store, watches, cluster, clock, namespaces or (None,))
-        metrics.watch(store, queue, audit)
+        metrics.track(store, queue, audit)
         async with serving(port, metrics, lambda: problem(queue, audit)):
             await _primed(watches, cluster, clock, namespaces or (None,))
             _log.info("serving %s", ", ".join(namespaces) or "all namespaces")
@@ -68,7 +68,7 @@ async def run(settings: Settings, namespaces: tuple[str, ...], port: int) -> Non
             watching = kopf.operator(
                 registry=kopf_registry(watches, configuration),
                 settings=kopf_settings(),
-                memories=Forgetful(),
+                memories=NoMemories(),
                 clusterwide=not namespaces,
                 namespaces=namespaces,
             )
@@ -76,7 +76,7 @@ async def run(settings: Settings, namespaces: tuple[str, ...], port: int) -> Non
 
 
 async def _first_ends(*tasks: asyncio.Task[None]) -> None:
-    """Wait for one of the tasks to end, then end the others; raise what one of them raised."""
+    """Wait for one of the tasks to end, then cancel the others; raise the error of a task that failed."""
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
@@ -86,10 +86,10 @@ async def _first_ends(*tasks: asyncio.Task[None]) -> None:
 
 
 async def _primed(watches: Watches, cluster: Cluster, clock: Clock, namespaces: tuple[str | None, ...]) -> None:
-    """Return once all objects are known; that may have to wait for the chart's definitions and roles."""
+    """Return once all objects are known. This waits for the chart's definitions and roles."""
     while True:
         try:
             return await prime(watches, cluster, namespaces)
         except ApiError as error:
             _log.warning("%s; install the chart's CustomResourceDefinitions and roles", error)
-            await clock.sleep(_PRIMING_S)
+            await clock.sleep(_PRIMING_RETRY_S)

@@ -1,11 +1,11 @@
-"""What the operator itself is configured with: its environment, as the chart writes it."""
+"""The operator's own settings, from the environment that the chart writes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 
 class SettingsError(Exception):
-    """The environment lacks something; the message names the variable."""
+    """A variable of the environment is missing; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -18,20 +18,20 @@ class Settings:
     parameter_server_image: str
     image_pull_policy: str = "IfNotPresent"
     token_reviewer_role: str = "hypha-token-reviewer"  # noqa: S105 - a name
-    """A ClusterRole that may create TokenReviews; each worker's service account is bound to it."""
+    """The ClusterRole that may create TokenReviews; the operator binds each worker's service account to it."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
-        """Read `HYPHA_WORKER_IMAGE` and its like.
+        """Read `HYPHA_WORKER_IMAGE` and the other variables.
 
         Raises:
-            SettingsError: an image is not named.
+            SettingsError: the variable of an image is not set.
         """
 
         def image(part: str) -> str:
             variable = f"HYPHA_{part}_IMAGE"
             if not environ.get(variable):
-                raise SettingsError(f"{variable} is not set; give it the image to use, such as hypha-worker:0.1.0")
+                raise SettingsError(f"{variable} is not set. Set it to the image to use, such as hypha-worker:0.1.0.")
             return environ[variable]
 
         return cls(

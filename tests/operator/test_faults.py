@@ -185,13 +185,13 @@ async def test_what_isolates_a_job_comes_back_and_its_end_is_final(served, names
 async def test_events_that_come_late_twice_and_in_disorder_cause_nothing(served, namespace, user):
     async with operating(served.kubeconfig, namespace) as operator:
         heard: list[tuple[Kind, Manifest]] = []
-        see = operator.watches.seen
+        see = operator.watches.record
 
         def seen(kind: Kind, manifest: Manifest) -> None:
             heard.append((kind, copy.deepcopy(manifest)))
             see(kind, manifest)
 
-        operator.watches.seen = seen  # type: ignore[method-assign]
+        operator.watches.record = seen  # type: ignore[method-assign]
         await appear(operator, user)
         await change(operator, user)
         disorder = heard * 2
@@ -218,7 +218,7 @@ async def test_an_operator_that_knows_nothing_of_what_there_is_doubles_nothing(s
     async with operating(served.kubeconfig, namespace) as stale:
         for kind in (WORKER, HYPHA_JOB):
             for manifest in await stale.cluster.find(kind, namespace):
-                stale.watches.seen(kind, manifest)
+                stale.watches.record(kind, manifest)
         for key in stale.pending.keys:
             with suppress(ApiError):
                 await stale.reconcile(key)
@@ -272,6 +272,6 @@ async def test_a_watch_that_shows_nothing_of_an_object_but_its_end_is_not_silent
         user.apply(worker_manifest(namespace))
         await audit.check(WORKER, namespace)
         (shown,) = await operator.cluster.find(WORKER, namespace)
-        operator.watches.gone(WORKER, shown)
+        operator.watches.record_deletion(WORKER, shown)
         await clock.pass_(90)
         assert audit.lag_s() == 0

@@ -46,8 +46,8 @@ def test_an_object_that_comes_back_is_there_again():
     store = Store()
     store.put(CONFIG_MAP, thing(version=1))
     store.remove(CONFIG_MAP, thing(version=2))
-    assert store.is_gone("u", 2)
-    assert not store.is_gone("u", 3)
+    assert store.is_deleted("u", 2)
+    assert not store.is_deleted("u", 3)
     assert store.put(CONFIG_MAP, thing(version=3))
     assert not store.remove(CONFIG_MAP, thing(version=2)), "comes late"
     assert store.get(CONFIG_MAP, "ns", "a")

@@ -27,26 +27,26 @@ def thing(kind: Kind, version: int, generation: int = 1, **status: Any) -> Manif
 
 @pytest.mark.parametrize("kind", [WORKER, HYPHA_JOB])
 def test_what_a_user_changed_before_a_write_came_back_is_looked_at(watches: Watches, pending: Pending, kind: Kind):
-    watches.seen(kind, thing(kind, 1))
+    watches.record(kind, thing(kind, 1))
     pending.keys.clear()
-    watches.wrote(kind, thing(kind, 3, generation=2))
+    watches.record_write(kind, thing(kind, 3, generation=2))
     assert list(pending.keys) == [Key(kind, "ns", "a")]
     pending.keys.clear()
-    watches.seen(kind, thing(kind, 2, generation=2))  # comes late
+    watches.record(kind, thing(kind, 2, generation=2))  # comes late
     assert not pending.keys
 
 
 def test_what_a_node_said_before_a_write_came_back_is_looked_at(watches: Watches, pending: Pending):
-    watches.seen(WORKER, thing(WORKER, 1, node={"healthy": False}))
+    watches.record(WORKER, thing(WORKER, 1, node={"healthy": False}))
     pending.keys.clear()
-    watches.wrote(WORKER, thing(WORKER, 3, node={"healthy": True}))
+    watches.record_write(WORKER, thing(WORKER, 3, node={"healthy": True}))
     assert list(pending.keys) == [Key(WORKER, "ns", "a")]
 
 
 @pytest.mark.parametrize("kind", [WORKER, HYPHA_JOB])
 def test_a_status_that_was_written_is_nothing_new(watches: Watches, pending: Pending, kind: Kind):
-    watches.seen(kind, thing(kind, 1))
+    watches.record(kind, thing(kind, 1))
     pending.keys.clear()
-    watches.wrote(kind, thing(kind, 2, phase="Running"))
-    watches.seen(kind, thing(kind, 2, phase="Running"))
+    watches.record_write(kind, thing(kind, 2, phase="Running"))
+    watches.record(kind, thing(kind, 2, phase="Running"))
     assert not pending.keys

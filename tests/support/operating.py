@@ -79,11 +79,11 @@ class Operating:
         for kind in WATCHED:
             found = await self.cluster.find(kind, self.namespace, **_SELECTORS[kind])
             for manifest in found:
-                self.watches.seen(kind, manifest)
+                self.watches.record(kind, manifest)
             there = {manifest["metadata"]["uid"] for manifest in found}
             for namespace, name, uid in list(self.store.places(kind)):
                 if uid not in there and (gone := self.store.get(kind, namespace, name)):
-                    self.watches.gone(kind, gone)
+                    self.watches.record_deletion(kind, gone)
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile one object once."""
@@ -147,10 +147,10 @@ async def operating(
     await load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)  # type: ignore[no-untyped-call]
     store = Store()
 
-    def wrote(kind: Kind, manifest: Manifest) -> None:
+    def on_write(kind: Kind, manifest: Manifest) -> None:
         if kind in WATCHED and knows(kind):
-            operator.watches.wrote(kind, manifest)
+            operator.watches.record_write(kind, manifest)
 
     async with ApiClient(configuration) as client:
-        operator = Operating(RecordingCluster(client, clock, wrote), store, namespace, clock)
+        operator = Operating(RecordingCluster(client, clock, on_write), store, namespace, clock)
         yield operator

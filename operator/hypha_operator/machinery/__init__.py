@@ -1,1 +1,1 @@
-"""What every reconciler stands on: API client, store, watches, queue, audit and health."""
+"""The base of every reconciler: API client, store, watches, queue, audit and health."""

@@ -1,4 +1,4 @@
-"""Checks the watches against the API server's own lists: nothing missed, nothing late, nothing left over."""
+"""Compare the watches with the API server's lists, to find changes that the watches missed."""
 
 import asyncio
 import logging
@@ -13,15 +13,15 @@ from hypha_operator.machinery.watches import SELECTORS, WATCHED, Watches
 
 PERIOD_S: Final = 120.0
 LATE_S: Final = 60.0
-"""How long after an object was listed the watch may show it, at most."""
+"""How long the watch may take to show an object after it was listed."""
 
 _log = logging.getLogger(__name__)
 
 
 class Audit:
-    """Lists, again and again, the versions of all objects, and compares them with what the watches have shown.
+    """Lists the versions of all objects regularly, and compares them with what the watches have shown.
 
-    A watch that has ended without a word, and a deletion that happened while a watch was away, show nowhere else.
+    Only this detects a watch that ended silently, and a deletion that happened while a watch was interrupted.
     """
 
     def __init__(
@@ -32,17 +32,17 @@ class Audit:
         self._late: dict[tuple[Kind, str | None, str], tuple[str, int, float]] = {}
 
     def lag_s(self) -> float:
-        """Return for how long the watches have owed the oldest version that was listed, in seconds."""
+        """Return for how many seconds the oldest listed version has not been shown by the watches."""
         oldest_s = self._clock.monotonic()
         for place, (uid, version, since_s) in list(self._late.items()):
-            if (self._store.version(*place) or 0) >= version or self._store.is_gone(uid, version):
+            if (self._store.version(*place) or 0) >= version or self._store.is_deleted(uid, version):
                 del self._late[place]
             else:
                 oldest_s = min(oldest_s, since_s)
         return self._clock.monotonic() - oldest_s
 
     async def run(self) -> None:
-        """Check until cancelled. An API server that does not answer is none of the watches' fault."""
+        """Check until cancelled. A failed list says nothing about the watches."""
         while True:
             await self._clock.sleep(PERIOD_S)
             for kind in WATCHED:
@@ -53,7 +53,7 @@ class Audit:
                         _log.info("cannot check the watch of %s: %s", kind.plural, error)
 
     async def check(self, kind: Kind, namespace: str | None) -> None:
-        """Compare one kind; what is gone is taken for deleted, what is newer must come by the watch in time."""
+        """Compare one kind. Objects that are not listed are deleted; the watch must show newer versions in time."""
         before = list(self._store.places(kind))
         listed: set[str] = set()
         late: dict[tuple[Kind, str | None, str], tuple[str, int]] = {}
@@ -69,10 +69,10 @@ class Audit:
             self._late.setdefault(place, (uid, version, self._clock.monotonic()))
         for its_namespace, name, uid in before:
             if namespace in (None, its_namespace) and uid not in listed:
-                self._forget(kind, its_namespace, name, uid)
+                self._remove(kind, its_namespace, name, uid)
 
-    def _forget(self, kind: Kind, namespace: str | None, name: str, uid: str) -> None:
+    def _remove(self, kind: Kind, namespace: str | None, name: str, uid: str) -> None:
         manifest: Manifest | None = self._store.get(kind, namespace, name)
         if manifest is not None and manifest["metadata"]["uid"] == uid:
-            _log.info("%s %s/%s is gone, which no watch had said", kind.name, namespace, name)
-            self._watches.gone(kind, manifest)
+            _log.info("%s %s/%s is gone; no watch has shown its deletion", kind.name, namespace, name)
+            self._watches.record_deletion(kind, manifest)

@@ -1,4 +1,4 @@
-"""Time, so that tests can let it pass."""
+"""A clock that tests can replace."""
 
 import asyncio
 import time
@@ -7,14 +7,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What tells the time."""
+    """A source of time."""
 
     def now(self) -> datetime:
         """Return the wall-clock time, in UTC."""
         ...
 
     def monotonic(self) -> float:
-        """Return seconds that never go back."""
+        """Return the monotonic time in seconds."""
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -23,14 +23,14 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's."""
+    """The machine's clock."""
 
     def now(self) -> datetime:
         """Return the wall-clock time, in UTC."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Return seconds that never go back."""
+        """Return the monotonic time in seconds."""
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The one module that asks the API server for things and writes to it (the watches are kopf's)."""
+"""The client of the API server. Every call except the watches, which kopf runs, goes through this module."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ _ATTEMPTS: Final = 4
 _BACKOFF: Final = Backoff(first_s=0.25, max_s=4.0, factor=4.0)
 _PAGE: Final = 250
 _SAME_EVENT_S: Final = 60.0
-_MOST_EVENTS_KEPT: Final = 4096
+_MAX_EVENTS: Final = 4096
 
 _log = logging.getLogger(__name__)
 
@@ -38,31 +38,31 @@ _log = logging.getLogger(__name__)
 class Cluster:
     """Reads and writes objects of any kind.
 
-    Each call is made up to four times when the server is busy or gone, and ends within about a minute. All but
-    `event` raise `ApiError`.
+    If the server is busy or does not answer, a call makes up to four attempts. It ends within about a minute. All
+    methods except `event` raise `ApiError`.
 
     Args:
         client: an authenticated client.
-        clock: what retries wait by.
-        wrote: is given every object that came back from a write, so that what one has written is known at once.
-        called: is told method and status (0: no answer) of every call.
+        clock: the source of time for retries.
+        on_write: receives every object that a write returned, so that the operator knows its own writes at once.
+        on_call: receives method and status (0: no answer) of every call.
     """
 
     def __init__(
         self,
         client: ApiClient,
         clock: Clock,
-        wrote: Callable[[Kind, Manifest], object],
-        called: Callable[[str, int], object] = lambda _method, _status: None,
+        on_write: Callable[[Kind, Manifest], object],
+        on_call: Callable[[str, int], object] = lambda _method, _status: None,
     ) -> None:
         self._client = client
         self._clock = clock
-        self._wrote = wrote
-        self._called = called
+        self._on_write = on_write
+        self._on_call = on_call
         self._events: OrderedDict[str, tuple[int, float, datetime]] = OrderedDict()
 
     async def get(self, kind: Kind, namespace: str | None, name: str) -> Manifest | None:
-        """Return an object as it is now, or None."""
+        """Return the current version of an object, or None."""
         try:
             return await self._call("GET", kind.path(namespace, name))
         except NotFound:
@@ -71,14 +71,14 @@ class Cluster:
     async def find(
         self, kind: Kind, namespace: str | None, *, label_selector: str = "", field_selector: str = ""
     ) -> list[Manifest]:
-        """Return all objects of a namespace (None: of the cluster) as they are now."""
+        """Return the current versions of all objects of a namespace, or of the cluster if it is None."""
         selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
         return [item async for page in self.pages(kind, namespace, selectors) for item in page]
 
     async def pages(
         self, kind: Kind, namespace: str | None, selectors: dict[str, str], *, metadata_only: bool = False
     ) -> AsyncIterator[list[Manifest]]:
-        """Yield all objects, some hundred at a time."""
+        """Yield all objects in pages."""
         query = {"limit": str(_PAGE), **{key: value for key, value in selectors.items() if value}}
         accept = _METADATA_ONLY if metadata_only else "application/json"
         while True:
@@ -89,25 +89,25 @@ class Cluster:
             query["continue"] = token
 
     async def create(self, manifest: Manifest) -> Manifest:
-        """Create an object; `Conflict` if there is one of this name, `Invalid` also for a field that there is not."""
+        """Create an object; raises `Conflict` if the name is taken, and `Invalid` also for an unknown field."""
         kind, metadata = kind_of(manifest), manifest["metadata"]
         query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
         return await self._write("POST", kind.path(metadata.get("namespace")), query, manifest)
 
     async def apply(self, manifest: Manifest, *, force: bool = True) -> Manifest:
-        """Create an object or make its fields what the manifest says; other fields stay as they are.
+        """Create an object or set its fields to the manifest's; other fields stay as they are.
 
-        With `metadata.uid` in the manifest only that very object is changed, else `Conflict`. Without force it is also
-        a `Conflict` if somebody else made one of the fields something else.
+        Raises `Conflict` if the manifest has a `metadata.uid` and the object another one. Without force, it also raises
+        `Conflict` if another field manager has set one of the fields to another value.
         """
         return await self._apply(manifest, None, force=force)
 
     async def apply_status(self, manifest: Manifest) -> Manifest:
-        """The same for the fields of `status`."""
+        """Do the same for the fields of `status`."""
         return await self._apply(manifest, "status")
 
     async def merge(self, manifest: Manifest) -> Manifest:
-        """Replace fields of an object, whoever owns them; with `metadata.resourceVersion` only of this version."""
+        """Replace fields whoever owns them; with `metadata.resourceVersion`, only in that version of the object."""
         kind, metadata = kind_of(manifest), manifest["metadata"]
         path = kind.path(metadata.get("namespace"), metadata["name"])
         return await self._write("PATCH", path, {"fieldManager": FIELD_MANAGER}, manifest, _MERGE)
@@ -127,7 +127,7 @@ class Cluster:
         propagation: Literal["Background", "Foreground", "Orphan"] = "Background",
         uid: str | None = None,
     ) -> bool:
-        """Delete an object (with a uid: only that very one); False if it was gone already."""
+        """Delete an object, with a uid only the object of that uid; return False if there is none."""
         body: dict[str, Any] = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation}
         if uid is not None:
             body["preconditions"] = {"uid": uid}
@@ -138,17 +138,17 @@ class Cluster:
         except Conflict:
             if uid is None:
                 raise
-            return False  # another one has the name by now
+            return False  # another object has the name by now
         return True
 
     async def event(self, about: Manifest, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        """Post a Kubernetes Event; the same one is counted, at most once a minute. A failure is only logged."""
+        """Post a Kubernetes Event; a repeated one raises its count, at most once a minute. A failure is only logged."""
         metadata = about["metadata"]
         digest = sha256(f"{metadata['uid']}/{reason}/{message}".encode()).hexdigest()[:16]
         count, last_s, first = self._events.pop(digest, (0, float("-inf"), self._clock.now()))
         due = self._clock.monotonic() - last_s >= _SAME_EVENT_S
         self._events[digest] = (count + due, self._clock.monotonic() if due else last_s, first)
-        while len(self._events) > _MOST_EVENTS_KEPT:
+        while len(self._events) > _MAX_EVENTS:
             self._events.popitem(last=False)
         if not due:
             return
@@ -183,7 +183,7 @@ class Cluster:
     ) -> Manifest:
         _log.debug("%s %s: %s", method, path, body)
         answer = await self._call(method, path, query, body, content_type=content_type)
-        self._wrote(kind_of(body), answer)
+        self._on_write(kind_of(body), answer)
         return answer
 
     async def _call(
@@ -221,9 +221,9 @@ class Cluster:
             response = await self._client.call_api(*request, _request_timeout=aiohttp.ClientTimeout(total=_CALL_S))
             text = await response.response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            self._called(method, 0)
+            self._on_call(method, 0)
             raise Unavailable(call, 0, type(error).__name__, f"no answer from the API server: {error!r}") from error
-        self._called(method, response.status)
+        self._on_call(method, response.status)
         try:
             answer = json.loads(text)
         except ValueError:
@@ -231,7 +231,7 @@ class Cluster:
         if not 200 <= response.status < 300:
             raise from_answer(call, response.status, answer)
         if not isinstance(answer, dict):
-            raise Unavailable(call, response.status, "NotJson", f"the answer is no JSON object: {answer[:200]!r}")
+            raise Unavailable(call, response.status, "NotJson", f"the answer is not a JSON object: {answer[:200]!r}")
         return answer
 
 
@@ -240,11 +240,11 @@ def _time(moment: datetime) -> str:
 
 
 class NoClusterError(Exception):
-    """There is no API server to talk to; the message says where it was looked for."""
+    """No API server is configured; the message says where the operator looked for one."""
 
 
 async def load_configuration() -> Configuration:
-    """Return how to reach the API server: as the pod's service account, or as the kubeconfig says.
+    """Return the access to the API server, from the pod's service account or from the kubeconfig.
 
     Raises:
         NoClusterError: there is neither.
@@ -266,9 +266,9 @@ async def load_configuration() -> Configuration:
 async def open_cluster(
     configuration: Configuration,
     clock: Clock,
-    wrote: Callable[[Kind, Manifest], object],
-    called: Callable[[str, int], object],
+    on_write: Callable[[Kind, Manifest], object],
+    on_call: Callable[[str, int], object],
 ) -> AsyncIterator[Cluster]:
-    """Connect; see `Cluster` for the arguments."""
+    """Connect to the API server; see `Cluster` for the arguments."""
     async with ApiClient(configuration) as client:
-        yield Cluster(client, clock, wrote, called)
+        yield Cluster(client, clock, on_write, on_call)

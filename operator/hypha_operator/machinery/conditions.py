@@ -1,16 +1,16 @@
-"""Conditions as kstatus reads them, and how they change."""
+"""Conditions as kstatus reads them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-_LONGEST_MESSAGE = 4096
+_MAX_MESSAGE = 4096
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One aspect of an object's state: True, False, or None while it is not known."""
+    """One aspect of an object's state. The status is True, False, or None while it is unknown."""
 
     type: str
     status: bool | None
@@ -21,9 +21,9 @@ class Condition:
 def merged(
     before: Sequence[dict[str, Any]], now: Sequence[Condition], generation: int | None, time: datetime
 ) -> list[dict[str, Any]]:
-    """Return the conditions as they are written: one that still says the same keeps its time of transition.
+    """Return the conditions to write. A condition whose status is unchanged keeps its time of transition.
 
-    With no generation they hold whatever the generation of the object: none of them says that a change was seen.
+    Without a generation, the conditions do not name the generation that the operator observed.
     """
     old = {condition["type"]: condition for condition in before}
     return [_written(condition, old.get(condition.type), generation, time) for condition in now]
@@ -39,12 +39,12 @@ def _written(
         "type": condition.type,
         "status": status,
         "reason": condition.reason,
-        "message": condition.message[:_LONGEST_MESSAGE],
+        "message": condition.message[:_MAX_MESSAGE],
         "lastTransitionTime": since,
     }
     return written if generation is None else written | {"observedGeneration": generation}
 
 
 def timestamp(time: datetime) -> str:
-    """Return a UTC time as the API writes it."""
+    """Return a UTC time in the API's format."""
     return time.isoformat(timespec="seconds").replace("+00:00", "Z")

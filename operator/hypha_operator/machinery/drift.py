@@ -1,4 +1,4 @@
-"""Whether an object is ours, and still what we made it."""
+"""Compare an object with what the operator applied."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from hypha_contracts.units import parse_quantity
 from hypha_operator.machinery.kinds import Manifest
 
 _ATOMIC: Final = frozenset({"selector", "podSelector", "nodeSelector"})
-"""Objects of which nobody else may have a part: more in a selector selects less."""
+"""Objects that must match completely: an additional entry in a selector makes it select less."""
 
 
 def marked(desired: Manifest) -> Manifest:
@@ -22,21 +22,21 @@ def marked(desired: Manifest) -> Manifest:
 
 
 def is_owned(manifest: Manifest, owner: Manifest) -> bool:
-    """Whether an object belongs to this very owner."""
+    """Whether an object belongs to this owner, by uid."""
     owners: Sequence[Mapping[str, Any]] = manifest["metadata"].get("ownerReferences") or ()
     return any(reference["uid"] == owner["metadata"]["uid"] for reference in owners)
 
 
 def is_applied(observed: Manifest | None, desired: Manifest) -> bool:
-    """Whether an object is as a marked manifest says; what others added or the API server filled in is none of ours."""
+    """Whether an object matches a marked manifest; fields by other clients or by the API server may be added."""
     return observed is not None and covers(observed, desired)
 
 
 def covers(observed: Any, desired: Any) -> bool:
-    """Whether all that is desired is there.
+    """Whether an observed value has everything that is desired.
 
-    What is empty may be missing, lists of named items may have more of them, and amounts may be written differently
-    (1000m is 1).
+    Empty values may be missing, lists of named items may have more items, and equal quantities may be written
+    differently (1000m is 1).
     """
     if isinstance(desired, Mapping):
         observed = observed if isinstance(observed, Mapping) else {}
@@ -58,7 +58,7 @@ def _covers_list(observed: list[Any], desired: list[Any]) -> bool:
 
 
 def _by_name(items: list[Any]) -> dict[str, Any] | None:
-    """Return items by their names; None unless each has one of its own."""
+    """Return items by name, or None unless each has a name of its own."""
     named = {item["name"]: item for item in items if isinstance(item, Mapping) and isinstance(item.get("name"), str)}
     return named if len(named) == len(items) else None
 

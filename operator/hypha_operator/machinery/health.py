@@ -1,4 +1,4 @@
-"""What the operator shows of itself over HTTP: /healthz for the kubelet, /metrics for Prometheus."""
+"""The operator's HTTP server: /healthz for the kubelet, /metrics for Prometheus."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,16 +15,16 @@ from hypha_operator.machinery.queue import WorkQueue
 from hypha_operator.machinery.store import Store
 
 _STUCK_S: Final = 300.0
-"""A reconcile makes a few dozen calls, each of which ends: one that takes this long never will."""
+"""A reconcile makes a few dozen calls, and each call ends, so one that takes longer than this is stuck."""
 _BUCKETS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
 
 class PortTakenError(Exception):
-    """Nothing can be shown on the port; the message says why and what to do."""
+    """The server cannot use its port; the message says why and what to do."""
 
 
 class Metrics:
-    """Figures of the operator."""
+    """The operator's metrics."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -41,16 +41,16 @@ class Metrics:
             "hypha_operator_api_calls", "Calls of the API server.", ["method", "status"], registry=self.registry
         )
 
-    def reconciled(self, key: Key, seconds: float, *, failed: bool) -> None:
+    def on_reconcile(self, key: Key, seconds: float, *, failed: bool) -> None:
         """Count a reconcile."""
         self._seconds.labels(key.kind.name, "failed" if failed else "done").observe(seconds)
 
-    def called(self, method: str, status: int) -> None:
+    def on_call(self, method: str, status: int) -> None:
         """Count a call of the API server."""
         self._calls.labels(method, str(status)).inc()
 
-    def watch(self, store: Store, queue: WorkQueue, audit: Audit) -> None:
-        """Show what these say whenever somebody looks."""
+    def track(self, store: Store, queue: WorkQueue, audit: Audit) -> None:
+        """Read these components at every scrape."""
         objects = Gauge("hypha_operator_objects", "Objects known.", ["kind"], registry=self.registry)
         for kind in (WORKER, HYPHA_JOB):
             objects.labels(kind.name).set_function(partial(store.count, kind))
@@ -62,9 +62,9 @@ class Metrics:
 
 
 def problem(queue: WorkQueue, audit: Audit) -> str | None:
-    """Return what a restart of the operator would cure, if anything."""
+    """Return the problem that a restart of the operator would remove, if any."""
     if (late_s := audit.lag_s()) > LATE_S:
-        return f"a change that was listed {late_s:.0f} s ago has not come by the watch"
+        return f"the watch has not shown a change that was listed {late_s:.0f} s ago"
     if (stuck_s := queue.longest_s()) > _STUCK_S:
         return f"a reconcile has been running for {stuck_s:.0f} s"
     return None
@@ -72,10 +72,10 @@ def problem(queue: WorkQueue, audit: Audit) -> str | None:
 
 @asynccontextmanager
 async def serving(port: int, metrics: Metrics, find_problem: Callable[[], str | None]) -> AsyncIterator[None]:
-    """Serve both pages, on all addresses, while the block runs.
+    """Serve both pages on all addresses while the block runs.
 
     Raises:
-        PortTakenError: the port cannot be had.
+        PortTakenError: the port is not available.
     """
 
     async def healthz(_: web.Request) -> web.Response:

@@ -1,11 +1,11 @@
-"""The kinds of objects that the operator reads or writes, and how each is named in the API."""
+"""The kinds of objects that the operator reads or writes, and their names in the API."""
 
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from hypha_contracts.names import API_VERSION, JOB_KIND, JOBS, WORKER_KIND, WORKERS
 
 Manifest: TypeAlias = dict[str, Any]
-"""An object as the API server takes and gives it."""
+"""An object as the API server accepts and returns it."""
 
 
 class Kind(NamedTuple):
@@ -17,14 +17,14 @@ class Kind(NamedTuple):
     namespaced: bool = True
 
     def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
-        """Return the URL path of one object, or of all of a namespace (or, without one, of the cluster)."""
+        """Return the URL path of one object, of all in a namespace, or, without a namespace, of all in the cluster."""
         root = f"/apis/{self.api_version}" if "/" in self.api_version else f"/api/{self.api_version}"
         place = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
         return "/".join(filter(None, (root + place, self.plural, name, subresource)))
 
     @property
     def group(self) -> str:
-        """The API group; empty for the core."""
+        """The API group; empty for the core group."""
         return self.api_version.rpartition("/")[0]
 
 
@@ -71,7 +71,7 @@ _BY_NAME: Final = {(kind.api_version, kind.name): kind for kind in KINDS}
 
 
 class Key(NamedTuple):
-    """What is reconciled: a HyphaWorker or a HyphaJob."""
+    """An object to reconcile: a HyphaWorker or a HyphaJob."""
 
     kind: Kind
     namespace: str
@@ -82,5 +82,5 @@ class Key(NamedTuple):
 
 
 def kind_of(manifest: Manifest) -> Kind:
-    """Return the kind of a manifest; KeyError if the operator has nothing to do with it."""
+    """Return the kind of a manifest; raises KeyError for a kind that the operator does not use."""
     return _BY_NAME[manifest["apiVersion"], manifest["kind"]]

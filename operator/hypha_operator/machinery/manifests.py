@@ -7,7 +7,7 @@ from hypha_operator.machinery.kinds import Kind, Manifest
 
 
 def child(hypha_worker: Manifest, kind: Kind, name: str, **content: Any) -> Manifest:
-    """Return an object in the worker's namespace that is deleted with the worker."""
+    """Return an object in the worker's namespace that the worker owns."""
     metadata = hypha_worker["metadata"]
     owner = owner_reference(WORKER_KIND, metadata["name"], metadata["uid"], block_deletion=True)
     return {
@@ -24,7 +24,7 @@ def child(hypha_worker: Manifest, kind: Kind, name: str, **content: Any) -> Mani
 
 
 def lost_node_tolerations(seconds: int) -> list[dict[str, Any]]:
-    """Return the tolerations of a pod that stays this long on a node that is not heard of."""
+    """Return the tolerations of a pod that stays this long on a node that does not answer."""
     return [
         {
             "key": f"node.kubernetes.io/{state}",

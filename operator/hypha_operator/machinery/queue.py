@@ -1,4 +1,4 @@
-"""The queue of keys to reconcile: each at most once at a time, soon after something changed, later after a failure."""
+"""The queue of keys to reconcile: each at most once at a time, at once after a change, later after a failure."""
 
 import asyncio
 import heapq
@@ -18,22 +18,23 @@ _log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
-    """Is told of every reconcile: how long it took in seconds, and whether it raised."""
+    """Receives the duration in seconds of every reconcile, and whether it failed."""
 
     def __call__(self, key: Key, seconds: float, *, failed: bool) -> object:
-        """Take note."""
+        """Record one reconcile."""
         ...
 
 
 class WorkQueue:
-    """Keys that wait, at once or for a time, and what runs.
+    """Keys that are ready, keys that are due later, and keys that run.
 
-    A key that is added while it waits is one key; one that is added while it runs, runs once more.
+    Adding a key that waits changes nothing. Adding a key that runs makes it run once more.
 
     Args:
-        reconciler: what a key is given to.
-        clock: what times are taken from and waited by.
-        concurrency: how many keys are reconciled at once.
+        reconciler: reconciles a key.
+        clock: the source of time.
+        concurrency: how many keys run at once.
+        on_reconcile: receives every reconcile.
         backoff: the pauses after failures of one key in a row.
     """
 
@@ -43,13 +44,13 @@ class WorkQueue:
         clock: Clock,
         *,
         concurrency: int = 16,
-        observe: Observer = lambda *_, **__: None,
+        on_reconcile: Observer = lambda *_, **__: None,
         backoff: Backoff = _BACKOFF,
     ) -> None:
         self._reconciler = reconciler
         self._clock = clock
         self._free = concurrency
-        self._observe = observe
+        self._on_reconcile = on_reconcile
         self._backoff = backoff
         self._ready: dict[Key, None] = {}
         self._due_s: dict[Key, float] = {}
@@ -60,7 +61,7 @@ class WorkQueue:
         self._changed = asyncio.Event()
 
     def add(self, key: Key, after_s: float = 0.0) -> None:
-        """Reconcile a key, now or after a time in seconds; the earliest of several times counts."""
+        """Reconcile a key, now or after a time in seconds. The earliest of several times counts."""
         if after_s <= 0:
             if key in self._running:
                 self._again.add(key)
@@ -77,15 +78,15 @@ class WorkQueue:
 
     @property
     def waiting(self) -> int:
-        """How many keys could run now."""
+        """How many keys are ready to run."""
         return len(self._ready)
 
     def longest_s(self) -> float:
-        """Return how long the oldest of the reconciles that run now has been running, in seconds."""
+        """Return for how many seconds the oldest running reconcile has been running."""
         return self._clock.monotonic() - min(self._running.values(), default=self._clock.monotonic())
 
     async def run(self) -> None:
-        """Reconcile keys until cancelled; what then runs is cancelled too."""
+        """Reconcile keys until cancelled, which also cancels running reconciles."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._changed.clear()
@@ -126,12 +127,12 @@ class WorkQueue:
         except ApiError as error:
             _log.warning("%s: %s", key, error)
         except Exception:
-            _log.exception("%s: an error of the operator; please report it", key)
+            _log.exception("%s: the operator has a bug; please report it", key)
         finally:
             del self._running[key]
             self._free += 1
             self._changed.set()
-        self._observe(key, self._clock.monotonic() - started_s, failed=failed)
+        self._on_reconcile(key, self._clock.monotonic() - started_s, failed=failed)
         if failed:
             after_s = next(self._pauses.setdefault(key, self._backoff.pauses()))
         else:

@@ -1,4 +1,4 @@
-"""What the queue drives: one reconciler for each of the two resources."""
+"""The interface of a reconciler. There is one for each of the two resources."""
 
 from typing import Protocol
 
@@ -6,13 +6,13 @@ from hypha_operator.machinery.kinds import Key
 
 
 class Reconciler(Protocol):
-    """Brings what a key's object owns in line with what it asks for.
+    """Brings the children of a key's object in line with the object's specification.
 
-    It is made of the store, the cluster, the clock and the settings. It may be called at any time and any number of
-    times, never twice at once for one key, and may be cancelled or die at any await: the next call goes on from what
-    it then finds. What it raises is logged, and the key tried again later.
+    The queue may call it at any time and any number of times, but never twice at once for one key. It may be cancelled
+    or die at any await, because the next call starts from the state that it then finds. If it raises, the queue logs
+    the error and tries the key again later.
     """
 
     async def reconcile(self, key: Key) -> float | None:
-        """Do what is to be done now; return seconds until the next look, if none of its objects changes before."""
+        """Reconcile once; return seconds until the next time, unless one of the objects changes before. None: never."""
         ...

@@ -1,4 +1,4 @@
-"""The watches: kopf keeps them, what they show goes into the store, and whom it concerns into the queue."""
+"""The watches: kopf runs them. Each change goes into the store, and the affected keys go into the queue."""
 
 import asyncio
 from collections.abc import Iterable, Mapping
@@ -44,7 +44,7 @@ CHILDREN: Final = (
     JOB,
     POD,
 )
-"""Watched where they have the label that says which worker they belong to."""
+"""Kinds that the operator watches only where the objects have the label of a worker."""
 WATCHED: Final = (WORKER, HYPHA_JOB, *CHILDREN)
 SELECTORS: Final[Mapping[Kind, dict[str, str]]] = {
     kind: {"labelSelector": WORKER_LABEL} if kind in CHILDREN else {} for kind in WATCHED
@@ -52,36 +52,39 @@ SELECTORS: Final[Mapping[Kind, dict[str, str]]] = {
 
 
 class Watches:
-    """Takes what is seen of objects, from wherever, and passes on whom it concerns."""
+    """Records observed changes of objects, and enqueues the keys that they affect."""
 
     def __init__(self, store: Store, queue: WorkQueue) -> None:
         self._store, self._queue = store, queue
 
-    def seen(self, kind: Kind, manifest: Manifest) -> None:
-        """An object is there, as it is now."""
+    def record(self, kind: Kind, manifest: Manifest) -> None:
+        """Record the current version of an object."""
         metadata = manifest["metadata"]
         known = self._store.get(kind, metadata.get("namespace"), metadata["name"])
         if self._store.put(kind, manifest):
             self._enqueue(kind, manifest, spec_changed=_generation(known) != _generation(manifest))
 
-    def wrote(self, kind: Kind, manifest: Manifest) -> None:
-        """An object came back from a write of ours, and with it what others changed before: of that no watch tells."""
+    def record_write(self, kind: Kind, manifest: Manifest) -> None:
+        """Record an object returned by one of the operator's writes.
+
+        It may include earlier changes by other clients for which no watch event will follow.
+        """
         metadata = manifest["metadata"]
         known = self._store.get(kind, metadata.get("namespace"), metadata["name"])
-        news = kind in (WORKER, HYPHA_JOB) and _of_others(known) != _of_others(manifest)
-        if self._store.put(kind, manifest) and news:
+        changed = kind in (WORKER, HYPHA_JOB) and _by_others(known) != _by_others(manifest)
+        if self._store.put(kind, manifest) and changed:
             self._enqueue(kind, manifest, spec_changed=_generation(known) != _generation(manifest))
 
-    def gone(self, kind: Kind, manifest: Manifest) -> None:
-        """An object is there no more, or has lost the label by which it is watched."""
+    def record_deletion(self, kind: Kind, manifest: Manifest) -> None:
+        """Record that an object was deleted, or lost the label that its watch selects."""
         if self._store.remove(kind, manifest):
             self._enqueue(kind, manifest, spec_changed=True)
 
     def _enqueue(self, kind: Kind, manifest: Manifest, *, spec_changed: bool) -> None:
-        for key in self._concerned(kind, manifest, spec_changed=spec_changed):
+        for key in self._affected(kind, manifest, spec_changed=spec_changed):
             self._queue.add(key)
 
-    def _concerned(self, kind: Kind, manifest: Manifest, *, spec_changed: bool) -> Iterable[Key]:
+    def _affected(self, kind: Kind, manifest: Manifest, *, spec_changed: bool) -> Iterable[Key]:
         metadata = manifest["metadata"]
         namespace, labels = metadata["namespace"], metadata.get("labels") or {}
         worker, job = labels.get(WORKER_LABEL), labels.get(JOB_LABEL)
@@ -113,26 +116,26 @@ def _generation(manifest: Manifest | None) -> tuple[Any, Any]:
     return metadata.get("generation"), metadata.get("deletionTimestamp")
 
 
-def _of_others(manifest: Manifest | None) -> tuple[Any, Any]:
-    """What the operator's writes of a status do not change: what it asks for, and what its node says."""
+def _by_others(manifest: Manifest | None) -> tuple[Any, Any]:
+    """Return the parts that the operator's writes of a status do not change: the generation and the node's status."""
     return _generation(manifest), ((manifest or {}).get("status") or {}).get("node")
 
 
 async def prime(watches: Watches, cluster: Cluster, namespaces: Iterable[str | None]) -> None:
-    """Take in all there is, so that nothing is decided by half of it.
+    """List all objects, so that no decision rests on a part of them.
 
     Raises:
-        ApiError: it cannot be listed, since the definitions or the operator's roles are missing, say.
+        ApiError: a list failed, for example because the definitions or the operator's roles are missing.
     """
     for kind, namespace in product(WATCHED, namespaces):
         async for page in cluster.pages(kind, namespace, SELECTORS[kind]):
             for manifest in page:
-                watches.seen(kind, manifest)
+                watches.record(kind, manifest)
             await asyncio.sleep(0)
 
 
 def kopf_registry(watches: Watches, configuration: Configuration) -> kopf.OperatorRegistry:
-    """Return kopf's handlers: events only, which store nothing on objects and put no finalizer there."""
+    """Return kopf's handlers. They handle events only, so kopf adds neither annotations nor finalizers to objects."""
 
     async def login(**_context: Any) -> kopf.ConnectionInfo:
         key = await configuration.get_api_key_with_prefix("BearerToken")
@@ -158,23 +161,23 @@ def _handler(watches: Watches, kind: Kind) -> Any:
     async def handle(event: kopf.RawEvent, **_: Any) -> None:
         manifest: Manifest = {"apiVersion": kind.api_version, "kind": kind.name, **dict(event["object"])}
         if event["type"] == "DELETED":
-            watches.gone(kind, manifest)
+            watches.record_deletion(kind, manifest)
         else:
-            watches.seen(kind, manifest)
+            watches.record(kind, manifest)
 
     return handle
 
 
-class Forgetful(ResourceMemories):
-    """What kopf remembers of each object: nothing, since handlers of events need nothing of it."""
+class NoMemories(ResourceMemories):
+    """Keeps no memory of objects in kopf, because handlers of events need none."""
 
     async def recall(self, *_: Any, **__: Any) -> ResourceMemory:
-        """Return a memory as of an object that was never seen."""
+        """Return the memory of an unknown object."""
         return ResourceMemory()
 
 
 class _NoDiffs(kopf.DiffBaseStorage):
-    """Spares a copy of each object that comes: no handler asks what has changed."""
+    """Avoids a copy of each object in kopf, because no handler asks what has changed."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence({})
@@ -183,11 +186,11 @@ class _NoDiffs(kopf.DiffBaseStorage):
         return None
 
     def store(self, **_: Any) -> None:
-        raise NotImplementedError("kopf has no handler for whose sake it would store anything")
+        raise NotImplementedError("no handler of kopf stores anything")
 
 
 def kopf_settings() -> kopf.OperatorSettings:
-    """Return kopf's settings: watches that notice silence, and nothing that writes to the cluster."""
+    """Return kopf's settings: watches detect silent connections, and kopf never writes to the cluster."""
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
     chosen.peering.standalone = True
@@ -196,10 +199,10 @@ def kopf_settings() -> kopf.OperatorSettings:
     chosen.watching.client_timeout = 300
     chosen.watching.connect_timeout = 10
     chosen.watching.inactivity_timeout = 75
-    chosen.watching.chunk_size = 100  # of each kind, all at once
+    chosen.watching.chunk_size = 100  # for each kind at the same time
     chosen.networking.request_timeout = 60
     chosen.networking.connect_timeout = 10
-    chosen.queueing.idle_timeout = 0.01  # one task for each object that comes, which keeps the object
+    chosen.queueing.idle_timeout = 0.01  # each object has a task that keeps the object in memory
     chosen.persistence.diffbase_storage = _NoDiffs()
     chosen.process.ultimate_exiting_timeout = 20
     for kind in CHILDREN:
