@@ -23,7 +23,7 @@ from hypha_operator.machinery.drift import covers, is_applied, marked
         ({"env": [{"name": "INJECTED"}]}, {"env": []}),
     ],
 )
-def test_what_others_added_and_other_spellings_are_no_drift(observed, desired):
+def test_fields_added_by_others_and_equal_quantities_are_no_drift(observed, desired):
     assert covers(observed, desired)
 
 
@@ -58,7 +58,7 @@ def test_everything_covers_itself(value: Any):
     assert covers(copy.deepcopy(value), value)
 
 
-def test_what_is_no_longer_asked_for_shows_by_the_mark():
+def test_the_annotation_shows_a_field_that_is_no_longer_desired():
     manifest = {"metadata": {"name": "a"}, "data": {"x": "1", "y": "2"}}
     before = marked(manifest)
     after = marked({**manifest, "data": {"x": "1"}})

@@ -8,10 +8,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from hypha_operator.machinery.errors import ApiError
 
 from hypha_operator.machinery.audit import Audit
 from hypha_operator.machinery.clock import SystemClock
-from hypha_operator.machinery.errors import ApiError
 from hypha_operator.machinery.kinds import HYPHA_JOB, WORKER, Key, Kind, Manifest
 from hypha_operator.machinery.watches import WATCHED
 from support.api_server import ApiServer
@@ -138,7 +138,7 @@ def path_kind(manifest: Manifest) -> str:
 
 
 @pytest.mark.parametrize("manifest", CHILDREN, ids=path_kind)
-async def test_a_child_that_is_edited_by_hand_is_put_right(served, namespace, user, undisturbed, manifest):
+async def test_a_child_that_is_edited_by_hand_is_restored(served, namespace, user, undisturbed, manifest):
     async with operating(served.kubeconfig, namespace) as operator:
         await appear(operator, user)
         user.merge(manifest, {key: value for key, value in manifest.items() if key != "metadata"})
@@ -166,7 +166,7 @@ async def test_a_child_that_lost_its_label_is_known_again(served, namespace, use
         assert_same(await operator.objects(), undisturbed[0])
 
 
-async def test_what_isolates_a_job_comes_back_and_its_end_is_final(served, namespace, user):
+async def test_a_deleted_network_policy_is_restored_and_an_ended_job_is_not(served, namespace, user):
     async with operating(served.kubeconfig, namespace) as operator:
         await appear(operator, user)
         await change(operator, user)
@@ -202,7 +202,7 @@ async def test_events_that_come_late_twice_and_in_disorder_cause_nothing(served,
         assert await operator.look_at_all() == 0
 
 
-async def test_an_operator_that_hears_of_its_own_writes_late_doubles_nothing(served, namespace, user, undisturbed):
+async def test_an_operator_that_observes_its_own_writes_late_duplicates_nothing(served, namespace, user, undisturbed):
     async with operating(served.kubeconfig, namespace, knows=lambda _: False) as operator:
         await appear(operator, user)
         assert_same(await operator.objects(), undisturbed[0])
@@ -211,7 +211,7 @@ async def test_an_operator_that_hears_of_its_own_writes_late_doubles_nothing(ser
         assert await operator.look_at_all() == 0
 
 
-async def test_an_operator_that_knows_nothing_of_what_there_is_doubles_nothing(served, namespace, user, undisturbed):
+async def test_an_operator_with_an_empty_cache_duplicates_nothing(served, namespace, user, undisturbed):
     async with operating(served.kubeconfig, namespace) as operator:
         await appear(operator, user)
         await change(operator, user)
@@ -237,7 +237,7 @@ async def test_two_operators_at_once_come_to_the_same(served, namespace, user, u
         assert_same(await one.objects(), undisturbed[0])
 
 
-async def test_a_deletion_that_no_watch_told_of_is_found_by_the_audit(served, namespace, user, undisturbed):
+async def test_the_audit_finds_a_deletion_that_no_watch_showed(served, namespace, user, undisturbed):
     async with operating(served.kubeconfig, namespace) as operator:
         await appear(operator, user)
         user.delete(child("apps/v1", "Deployment", "gpu-controller"))

@@ -83,7 +83,7 @@ def test_storage_limits_the_volume_and_shared_memory_is_half_of_the_memory() -> 
     assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "8000000000"}
 
 
-def test_what_a_lease_does_not_name_is_limited_all_the_same() -> None:
+def test_resources_that_a_lease_does_not_name_have_limits() -> None:
     children = built(resources={"cpu": 0, "memory": 0, "storage": 0, "gpu": 0})
     assert executor(children)["resources"]["limits"] == {"cpu": "100m", "memory": "250000000"}
     assert pod(children)["volumes"][0]["emptyDir"] == {"sizeLimit": "1000000000"}
@@ -132,7 +132,7 @@ def test_the_bridge_is_a_sidecar_that_is_up_before_the_executor_starts() -> None
     assert "command" not in sidecar
 
 
-def test_the_bridge_is_told_all_it_needs_and_no_secret() -> None:
+def test_the_bridge_gets_its_configuration_and_no_secret() -> None:
     worker = worker_manifest(jobs={"readAhead": 3, "terminationGraceSeconds": 60, "hubEndpoint": "http://hub:8080"})
     children = built(worker=worker)
     config = json.loads(environment(bridge(children))["HYPHA_BRIDGE_CONFIG"])
@@ -313,7 +313,7 @@ def test_a_job_reaches_the_internet_and_no_private_address_unless_allowed(addres
     assert egress(built(worker=worker_manifest(jobs={"allowPrivateAddresses": True})), address)
 
 
-def test_nobody_reaches_a_job_and_it_reaches_its_own_connector() -> None:
+def test_nothing_reaches_a_job_and_it_reaches_its_own_connector() -> None:
     policy = built()["NetworkPolicy"]["spec"]
     assert policy["ingress"] == []
     assert policy["policyTypes"] == ["Ingress", "Egress"]

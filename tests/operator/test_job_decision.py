@@ -134,7 +134,7 @@ def summary(decision: Decision) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("observed", "expected"), CASES.values(), ids=CASES)
-def test_what_is_observed_determines_what_is_done(observed: ObservedJob, expected: dict[str, Any]) -> None:
+def test_the_observed_state_determines_the_decision(observed: ObservedJob, expected: dict[str, Any]) -> None:
     nothing = {"children": [], "creates": False, "ends": False, "writes": True, "event": None}
     decided = summary(decide(observed, SETTINGS))
     assert {name: decided[name] for name in nothing | expected} == nothing | expected

@@ -55,7 +55,7 @@ def conditions(observed: ObservedJob, state: State) -> dict[str, str]:
 RUNNING = pod(bridge=running(2), executor=running(), conditions=(SCHEDULED, condition("Ready")))
 
 
-def test_a_job_that_was_just_made_is_pending_and_never_looks_done() -> None:
+def test_a_new_job_is_pending_and_its_conditions_never_show_it_as_done() -> None:
     observed = observe(the_job=None)
     state = classify(observed)
     assert (state.phase, state.finding.reason) == ("Pending", "PodPending")
@@ -80,7 +80,7 @@ def test_results_are_still_delivered_while_the_bridge_runs_on() -> None:
     assert (state.phase, state.finding.reason, state.terminal) == ("Running", "DeliveringResults", False)
 
 
-def test_a_queued_job_waits_for_ever() -> None:
+def test_a_queued_job_waits_forever() -> None:
     state = classify(observe(the_job=job(suspend=True), after_s=1e6))
     assert (state.phase, state.finding.reason, state.stalled) == ("Pending", "Queued", False)
 
@@ -284,7 +284,7 @@ def test_where_the_pod_is_gone_its_job_says_how_it_ended(found: dict[str, Any], 
 
 BACK_OFF = 'Back-off pulling image "trainer:1": ErrImagePull: not found'
 CRASHED = terminated(1, message="hypha-bridge: /etc/hypha/job/job.json: not found")
-TROUBLES: dict[str, tuple[dict[str, Any], str, str]] = {
+OBSTACLES: dict[str, tuple[dict[str, Any], str, str]] = {
     "unschedulable": (
         pod(
             "Pending",
@@ -353,8 +353,8 @@ TROUBLES: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
-@pytest.mark.parametrize(("stuck", "reason", "message"), TROUBLES.values(), ids=TROUBLES)
-def test_trouble_is_said_at_once_and_ends_the_job_after_a_minute(
+@pytest.mark.parametrize(("stuck", "reason", "message"), OBSTACLES.values(), ids=OBSTACLES)
+def test_an_obstacle_is_reported_at_once_and_ends_the_job_after_a_minute(
     stuck: dict[str, Any], reason: str, message: str
 ) -> None:
     first = observe(stuck, after_s=61)
@@ -397,7 +397,7 @@ def test_a_slow_image_is_no_trouble() -> None:
     assert not classify(observe(slow, after_s=3600)).stalled
 
 
-def test_a_refused_pod_is_trouble() -> None:
+def test_a_refused_pod_is_an_obstacle() -> None:
     refused = Finding(JobReason.QUOTA_EXCEEDED, "exceeded quota")
     first = observe(refused=refused)
     assert classify(first).stalled
@@ -421,7 +421,7 @@ def test_a_cancelled_job_ends_once_nothing_of_it_runs() -> None:
     assert (state.phase, state.finding.reason) == ("Failed", "Cancelled")
 
 
-def test_a_job_whose_job_is_being_deleted_may_still_have_a_pod_that_nobody_has_seen() -> None:
+def test_a_job_whose_job_is_being_deleted_is_not_over_before_its_pod_is_observed() -> None:
     observed = observe(the_job=job(deleted=True), cancel={"reason": "x"})
     assert not classify(observed).terminal
     assert classify(observe(the_job=None, cancel={"reason": "x"})).terminal
@@ -432,7 +432,7 @@ def test_a_job_that_had_ended_well_when_it_was_cancelled_has_succeeded() -> None
     assert classify(observe(ended, cancel={"reason": "too late"})).phase == "Succeeded"
 
 
-def test_why_a_job_is_being_ended_stays_though_its_pod_looks_otherwise() -> None:
+def test_a_recorded_stop_reason_holds_though_the_pod_succeeds() -> None:
     first = observe(RUNNING, lease_lost=True)
     state = classify(first)
     over = pod("Succeeded", bridge=terminated(0), executor=terminated(0), deleted=90)
@@ -481,7 +481,7 @@ def test_a_job_whose_node_lives_may_end_in_order_when_a_taint_drives_it_out() ->
 
 
 @pytest.mark.parametrize("the_job", [None, job(deleted=True)], ids=["gone", "going"])
-def test_a_job_that_somebody_deleted_is_not_made_again(the_job: dict[str, Any] | None) -> None:
+def test_a_job_whose_job_was_deleted_ends(the_job: dict[str, Any] | None) -> None:
     first = observe(RUNNING, status={"podUid": "x"}, the_job=the_job)
     state = classify(first)
     assert (state.ending, state.finding.reason) == (True, "JobDeleted")
@@ -494,7 +494,7 @@ def test_a_job_that_its_queue_suspends_again_is_preempted() -> None:
     assert (state.ending, state.finding.reason) == (True, "Preempted")
 
 
-def test_an_order_before_anything_was_made_ends_the_job_at_once() -> None:
+def test_a_job_that_is_invalid_before_anything_was_created_fails_at_once() -> None:
     observed = observe(the_job=None, invalid=Finding(JobReason.INVALID_TEMPLATE, "template.spec.hostNetwork: ..."))
     assert (classify(observed).phase, classify(observed).finding.reason) == ("Failed", "InvalidTemplate")
 

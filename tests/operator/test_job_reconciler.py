@@ -59,7 +59,7 @@ async def test_a_job_runs_ends_and_is_removed_once_its_end_is_reported(world: Jo
     assert set(world.events()) - others_hold_the_devices == {("Normal", "ExecutorRuns"), ("Normal", "Completed")}
 
 
-async def test_who_waits_for_a_condition_of_a_job_need_not_wait_for_a_renewal_to_be_observed(world: JobWorld) -> None:
+async def test_kubectl_wait_for_a_condition_does_not_wait_for_a_renewal(world: JobWorld) -> None:
     world.make_job()
     await world.until_phase("Running")
     world.call("PATCH", world.path(HYPHA_JOB, world.name), {"spec": {"lease": {"deadline": world.deadline(60)}}})
@@ -68,7 +68,7 @@ async def test_who_waits_for_a_condition_of_a_job_need_not_wait_for_a_renewal_to
     assert "condition met" in world.server.kubectl(*wait)
 
 
-async def test_an_end_that_nobody_took_note_of_is_kept_a_day_longer(world: JobWorld) -> None:
+async def test_a_job_whose_end_is_not_reported_is_kept_a_day_longer(world: JobWorld) -> None:
     world.make_job(ttlSecondsAfterFinished=0, executor={"class": "train", "name": "none"})
     await world.until_phase("Failed")
     left_s = await world.step()
@@ -76,7 +76,7 @@ async def test_an_end_that_nobody_took_note_of_is_kept_a_day_longer(world: JobWo
     assert 86_000 < left_s <= 86_400
 
 
-async def test_what_has_ended_is_never_made_again(world: JobWorld) -> None:
+async def test_an_ended_job_is_never_created_again(world: JobWorld) -> None:
     world.make_job()
     await world.until_phase("Running")
     world.end_pod(exit_code=1, message="ValueError: bad slice")
@@ -126,7 +126,7 @@ async def test_a_job_that_is_cancelled_before_anything_was_made_makes_nothing(wo
     assert world.writes == ["PATCH hyphajobs"]
 
 
-async def test_a_job_that_fits_on_no_node_is_given_up_after_a_minute(world: JobWorld) -> None:
+async def test_a_job_that_fits_on_no_node_ends_after_a_minute(world: JobWorld) -> None:
     world.make_job(resources=LEASE | {"gpu": 200.0})
     await world.until(lambda: world.status.get("reason") == "Unschedulable")
     assert world.status["phase"] == "Pending"
@@ -149,7 +149,7 @@ async def test_a_job_waits_for_a_node_that_is_made_on_demand_as_long_as_the_work
     await world.until_phase("Failed")
 
 
-async def test_a_quota_that_is_used_up_is_said_and_ends_the_job(world: JobWorld) -> None:
+async def test_an_exceeded_quota_is_reported_and_ends_the_job(world: JobWorld) -> None:
     quota = {"metadata": {"name": "small"}, "spec": {"hard": {"limits.memory": "512Mi"}}}
     world.call("POST", f"/api/v1/namespaces/{world.namespace}/resourcequotas", quota)
     world.make_job(resources=LEASE)
@@ -164,7 +164,7 @@ async def test_a_quota_that_is_used_up_is_said_and_ends_the_job(world: JobWorld)
     assert (world.status["reason"], world.items(JOB)) == ("QuotaExceeded", [])
 
 
-async def test_a_quota_of_jobs_is_said_too(world: JobWorld) -> None:
+async def test_an_exceeded_quota_of_jobs_is_reported(world: JobWorld) -> None:
     quota = {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}}
     world.call("POST", f"/api/v1/namespaces/{world.namespace}/resourcequotas", quota)
     world.make_job()
@@ -174,7 +174,7 @@ async def test_a_quota_of_jobs_is_said_too(world: JobWorld) -> None:
     await world.until_phase("Running")
 
 
-async def test_a_missing_service_account_is_said_as_admission_says_it(world: JobWorld) -> None:
+async def test_a_missing_service_account_is_reported_with_the_message_of_admission(world: JobWorld) -> None:
     world.call("DELETE", f"/api/v1/namespaces/{world.namespace}/serviceaccounts/{WORKER_NAME}-job")
     world.make_job()
     await world.step()
@@ -200,7 +200,7 @@ async def test_a_template_that_breaks_isolation_ends_the_job_at_once(
     [({"nodeSelector": {"not a label!": "x"}}, "nodeSelector"), ({"affinity": {"nodeAffinityy": {}}}, "nodeAffinityy")],
     ids=["value", "field"],
 )
-async def test_a_template_that_the_api_server_refuses_ends_the_job_with_its_words(
+async def test_a_template_that_the_api_server_refuses_ends_the_job_with_its_message(
     control_plane: ApiServer, placement: dict[str, Any], spec: dict[str, Any], named: str
 ) -> None:
     async with open_job_world(control_plane, executor={"template": {"spec": spec}}) as world:
@@ -226,7 +226,7 @@ async def test_a_cluster_without_claims_of_devices_ends_the_job_with_a_remedy(
         assert world.items(JOB) == []
 
 
-async def test_a_webhook_that_does_not_answer_is_said_and_ends_the_job(world: JobWorld) -> None:
+async def test_a_webhook_that_does_not_answer_is_reported_and_ends_the_job(world: JobWorld) -> None:
     with broken_webhook(world.server, world.namespace):
         world.make_job()
         await world.step()
@@ -237,7 +237,7 @@ async def test_a_webhook_that_does_not_answer_is_said_and_ends_the_job(world: Jo
     assert world.status["reason"] == "AdmissionRefused"
 
 
-async def test_a_job_that_somebody_deletes_is_not_made_again(world: JobWorld) -> None:
+async def test_a_deleted_job_is_not_created_again(world: JobWorld) -> None:
     world.make_job()
     await world.until_phase("Running")
     world.call("DELETE", world.path(JOB, world.name), {"propagationPolicy": "Background"})
@@ -245,7 +245,7 @@ async def test_a_job_that_somebody_deletes_is_not_made_again(world: JobWorld) ->
     assert (world.status["reason"], world.items(JOB), world.pods) == ("JobDeleted", [], [])
 
 
-async def test_a_pod_that_somebody_deletes_ends_the_job(world: JobWorld) -> None:
+async def test_a_deleted_pod_ends_the_job(world: JobWorld) -> None:
     world.make_job()
     await world.until_phase("Running")
     world.call("DELETE", world.path(POD, world.pods[0]["metadata"]["name"]))
@@ -264,7 +264,7 @@ async def test_an_evicted_pod_ends_the_job(world: JobWorld) -> None:
     assert world.status["reason"] == "Evicted"
 
 
-async def test_a_job_outlives_its_deadline_until_the_api_server_said_twice_that_it_stands(world: JobWorld) -> None:
+async def test_a_job_outlives_its_deadline_until_the_api_server_confirmed_it_twice(world: JobWorld) -> None:
     world.make_job(lease_s=10)
     await world.until_phase("Running")
     world.clock.ahead_s += 41
@@ -306,7 +306,7 @@ async def test_a_job_whose_worker_is_gone_ends(world: JobWorld) -> None:
 
 
 @pytest.mark.parametrize("harm", ["edited", "deleted"])
-async def test_the_policy_is_restored_when_somebody_touches_it(world: JobWorld, harm: str) -> None:
+async def test_an_edited_or_deleted_network_policy_is_restored(world: JobWorld, harm: str) -> None:
     world.make_job()
     await world.until_phase("Running")
     before = world.items(NETWORK_POLICY)[0]["spec"]
@@ -318,7 +318,7 @@ async def test_the_policy_is_restored_when_somebody_touches_it(world: JobWorld, 
     assert [policy["spec"] for policy in world.items(NETWORK_POLICY)] == [before]
 
 
-async def test_a_job_that_the_store_has_not_seen_is_neither_doubled_nor_refused(world: JobWorld) -> None:
+async def test_a_job_that_the_store_does_not_know_is_neither_duplicated_nor_refused(world: JobWorld) -> None:
     world.make_job()
     await world.step()
     made = world.items(JOB)
@@ -349,7 +349,7 @@ WRITES = 9
 
 
 @pytest.mark.parametrize("write", range(1, WRITES + 1))
-async def test_killed_after_any_write_the_operator_comes_to_the_same_end(world: JobWorld, write: int) -> None:
+async def test_an_operator_that_is_killed_after_any_write_reaches_the_same_end(world: JobWorld, write: int) -> None:
     world.operating.cluster.dies, world.operating.cluster.dies_after = write, True
     world.make_job()
     killed = await _until_phase(world, "Running")

@@ -187,7 +187,7 @@ BREAKING = [
 
 
 @pytest.mark.parametrize(("overlay", "named"), WEAKENING + BREAKING, ids=str)
-def test_what_weakens_or_breaks_a_pod_is_refused_by_its_path(overlay: dict[str, Any], named: str) -> None:
+def test_a_template_that_weakens_or_breaks_a_pod_is_refused_with_the_path(overlay: dict[str, Any], named: str) -> None:
     with pytest.raises(OverlayError) as refused:
         merge(overlay)
     assert named in str(refused.value)
@@ -195,12 +195,12 @@ def test_what_weakens_or_breaks_a_pod_is_refused_by_its_path(overlay: dict[str, 
 
 
 @pytest.mark.parametrize(("overlay", "named"), WEAKENING, ids=str)
-def test_the_opt_in_allows_what_weakens(overlay: dict[str, Any], named: str) -> None:
+def test_the_option_permits_weaker_isolation(overlay: dict[str, Any], named: str) -> None:
     assert merge(overlay, allow=True) != BASE
 
 
 @pytest.mark.parametrize(("overlay", "named"), BREAKING, ids=str)
-def test_no_opt_in_allows_what_breaks(overlay: dict[str, Any], named: str) -> None:
+def test_the_option_permits_no_broken_pod(overlay: dict[str, Any], named: str) -> None:
     with pytest.raises(OverlayError, match=r"template\."):
         merge(overlay, allow=True)
 

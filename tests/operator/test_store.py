@@ -32,7 +32,7 @@ def test_an_older_event_changes_nothing():
     assert found["data"] == {"version": "2"}
 
 
-def test_what_is_said_of_an_object_after_it_is_gone_is_old():
+def test_an_event_about_a_deleted_object_is_ignored():
     store = Store()
     store.put(CONFIG_MAP, thing(version=1))
     assert store.remove(CONFIG_MAP, thing(version=3))
@@ -74,7 +74,7 @@ def test_children_are_found_by_their_labels_as_they_are_now():
     assert names(store, worker="other") == ["a", "c"]
 
 
-def test_what_it_returns_may_be_changed():
+def test_a_returned_object_is_a_copy():
     store = Store()
     store.put(CONFIG_MAP, thing())
     first = store.get(CONFIG_MAP, "ns", "a")
@@ -85,7 +85,7 @@ def test_what_it_returns_may_be_changed():
     assert second["data"] == {"version": "1"}
 
 
-def test_what_no_decision_needs_is_not_kept():
+def test_fields_that_no_decision_needs_are_not_kept():
     pod = {
         "metadata": {"name": "p", "managedFields": [1], "labels": {"a": "b"}},
         "spec": {"containers": [{}], "nodeName": "n"},

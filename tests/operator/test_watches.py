@@ -26,7 +26,7 @@ def thing(kind: Kind, version: int, generation: int = 1, **status: Any) -> Manif
 
 
 @pytest.mark.parametrize("kind", [WORKER, HYPHA_JOB])
-def test_what_a_user_changed_before_a_write_came_back_is_looked_at(watches: Watches, pending: Pending, kind: Kind):
+def test_a_users_change_that_a_write_returns_enqueues_the_key(watches: Watches, pending: Pending, kind: Kind):
     watches.record(kind, thing(kind, 1))
     pending.keys.clear()
     watches.record_write(kind, thing(kind, 3, generation=2))
@@ -36,7 +36,7 @@ def test_what_a_user_changed_before_a_write_came_back_is_looked_at(watches: Watc
     assert not pending.keys
 
 
-def test_what_a_node_said_before_a_write_came_back_is_looked_at(watches: Watches, pending: Pending):
+def test_a_nodes_status_that_a_write_returns_enqueues_the_key(watches: Watches, pending: Pending):
     watches.record(WORKER, thing(WORKER, 1, node={"healthy": False}))
     pending.keys.clear()
     watches.record_write(WORKER, thing(WORKER, 3, node={"healthy": True}))

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from hypha_operator.machinery.errors import Unavailable
 
 from hypha_contracts.backoff import Backoff
-from hypha_operator.machinery.errors import Unavailable
 from hypha_operator.machinery.kinds import WORKER, Key
 from hypha_operator.machinery.queue import WorkQueue
 from support.manual_clock import ManualClock, settle
@@ -104,7 +104,7 @@ async def test_the_earliest_of_several_times_counts():
         assert len(recorded.runs) == 1
 
 
-async def test_what_happens_now_does_not_wait_for_what_was_planned():
+async def test_a_key_that_is_added_now_does_not_wait_for_its_planned_time():
     async with running() as (queue, recorded, clock):
         queue.add(A, after_s=10)
         queue.add(A)
@@ -114,7 +114,7 @@ async def test_what_happens_now_does_not_wait_for_what_was_planned():
         assert len(recorded.runs) == 1
 
 
-async def test_a_reconcile_says_when_it_wants_to_look_again():
+async def test_a_reconcile_determines_when_its_key_runs_again():
     async with running() as (queue, recorded, clock):
         answers = iter([30.0, None])
 

@@ -60,7 +60,9 @@ def stalled(user: User) -> tuple[str, str, str]:
     return condition["status"], condition["reason"], condition["message"]
 
 
-async def test_it_is_made_for_an_issuer_put_right_and_goes_with_it(served: ApiServer, namespace: str, user: User):
+async def test_a_certificate_is_created_restored_and_deleted_with_its_issuer_reference(
+    served: ApiServer, namespace: str, user: User
+):
     user.apply(worker_manifest(namespace, identity=ISSUED))
     async with operating(served.kubeconfig, namespace) as operator:
         await operator.settle()
@@ -92,7 +94,7 @@ async def test_one_of_the_users_own_is_left_alone_whatever_happens_to_the_worker
     assert user.get(PLACE) == theirs
 
 
-async def test_one_of_somebody_else_is_not_taken_over(served: ApiServer, namespace: str, user: User):
+async def test_a_certificate_of_another_owner_is_not_taken_over(served: ApiServer, namespace: str, user: User):
     theirs = user.apply(THEIRS)
     user.apply(worker_manifest(namespace, identity=ISSUED))
     async with operating(served.kubeconfig, namespace) as operator:

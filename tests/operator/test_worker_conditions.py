@@ -58,12 +58,12 @@ HEALTHY = ObservedWorker(
 )
 
 
-def said(observed: ObservedWorker) -> dict[str, Condition]:
+def conditions_of(observed: ObservedWorker) -> dict[str, Condition]:
     return {condition.type: condition for condition in classify(observed)}
 
 
 def test_a_worker_that_serves_is_ready_and_settled():
-    conditions = said(HEALTHY)
+    conditions = conditions_of(HEALTHY)
     assert {type_: condition.status for type_, condition in conditions.items()} == {
         "Ready": True,
         "Reconciling": False,
@@ -75,13 +75,13 @@ def test_a_worker_that_serves_is_ready_and_settled():
 
 
 def test_a_suspended_worker_is_as_its_owner_wants_it():
-    ready = said(replace(HEALTHY, spec=spec(suspend=True)))["Ready"]
+    ready = conditions_of(replace(HEALTHY, spec=spec(suspend=True)))["Ready"]
     assert (ready.status, ready.reason) == (True, "Suspended")
     assert "spec.suspend" in ready.message
 
 
 def test_from_the_first_moment_it_says_that_it_is_not_ready_yet():
-    conditions = said(replace(HEALTHY, deployment=None, pod=None, node=NodeStatus(), pinned_peer_id=None))
+    conditions = conditions_of(replace(HEALTHY, deployment=None, pod=None, node=NodeStatus(), pinned_peer_id=None))
     assert (conditions["Ready"].status, conditions["Ready"].reason) == (False, "Starting")
     assert conditions["Reconciling"].status is True
     assert conditions["Connected"].status is None
@@ -174,8 +174,8 @@ PENDING = {"status": {"conditions": [{"type": "Ready", "status": "False", "messa
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_keeps_it_from_serving_is_said_with_the_remedy(observed, reason, stalled, words):
-    conditions = said(observed)
+def test_a_worker_that_cannot_serve_reports_the_reason_and_the_remedy(observed, reason, stalled, words):
+    conditions = conditions_of(observed)
     assert (conditions["Ready"].status, conditions["Ready"].reason) == (False, reason)
     assert conditions["Stalled"].status is stalled
     assert conditions["Reconciling"].status is not stalled
@@ -184,17 +184,17 @@ def test_what_keeps_it_from_serving_is_said_with_the_remedy(observed, reason, st
 
 def test_a_pod_that_has_just_been_scheduled_may_still_be_mounting():
     observed = replace(HEALTHY, pod=pod(ready=False, started=False, age_s=5), node=NodeStatus())
-    assert said(observed)["Ready"].reason == "Starting"
+    assert conditions_of(observed)["Ready"].reason == "Starting"
 
 
-def test_that_the_node_ends_for_its_identity_is_said_as_that():
+def test_a_refused_identity_is_reported_before_the_crash_that_it_causes():
     refused = NodeStatus(problem="tls.key: not Ed25519", pod_name="gpu-pod")
-    conditions = said(replace(HEALTHY, pod=pod(CRASHED, ready=False), node=refused))
+    conditions = conditions_of(replace(HEALTHY, pod=pod(CRASHED, ready=False), node=refused))
     assert conditions["Ready"].reason == conditions["Stalled"].reason == "IdentityRefused"
 
 
-def test_what_a_former_pod_reported_does_not_count():
-    conditions = said(replace(HEALTHY, node=NODE.model_copy(update={"pod_name": "gpu-former"})))
+def test_the_report_of_an_earlier_pod_does_not_count():
+    conditions = conditions_of(replace(HEALTHY, node=NODE.model_copy(update={"pod_name": "gpu-former"})))
     assert conditions["Ready"].reason == "Starting"
     assert conditions["Connected"].status is None
 
@@ -202,17 +202,17 @@ def test_what_a_former_pod_reported_does_not_count():
 def test_another_peer_id_is_fine_once_it_is_allowed():
     allowed = spec(identity={"secretName": "i", "allowPeerIdChange": True})
     observed = replace(HEALTHY, spec=allowed, node=NODE.model_copy(update={"peer_id": OTHER_PEER}))
-    assert said(observed)["Ready"].status is True
+    assert conditions_of(observed)["Ready"].status is True
 
 
-def test_a_certificate_that_expires_soon_is_valid_and_said():
+def test_a_certificate_that_expires_soon_is_valid_and_reported():
     soon = NODE.model_copy(update={"certificate_expires": NOW + timedelta(days=2)})
-    conditions = said(replace(HEALTHY, node=soon))
+    conditions = conditions_of(replace(HEALTHY, node=soon))
     assert conditions["Ready"].status is True
     assert (conditions["IdentityValid"].status, conditions["IdentityValid"].reason) == (True, "CertificateExpiresSoon")
 
 
-def asked(considered: int, refused: int, *last: str) -> ObservedWorker:
+def with_requests(considered: int, refused: int, *last: str) -> ObservedWorker:
     refusal = {"reason": last[0], "message": last[1]} if last else None
     requests = {"considered": considered, "refused": refused, "lastRefusal": refusal}
     return replace(HEALTHY, node=NodeStatus.model_validate({**NODE.model_dump(), "requests": requests}))
@@ -222,17 +222,22 @@ def asked(considered: int, refused: int, *last: str) -> ObservedWorker:
     ("observed", "status", "reason", "words"),
     [
         (HEALTHY, None, "NoRequests", ""),
-        (asked(1, 99, "BidBelowFloor", "the bid 1 is below the floor 100"), True, "Answered", ""),
-        (asked(0, 3, "BidBelowFloor", "the bid 1 is below the floor 100"), False, "BidBelowFloor", "spec.offer.floor"),
-        (asked(0, 3, "OfANewerNode", "it is Monday"), False, "OfANewerNode", "because it is Monday"),
+        (with_requests(1, 99, "BidBelowFloor", "the bid 1 is below the floor 100"), True, "Answered", ""),
+        (
+            with_requests(0, 3, "BidBelowFloor", "the bid 1 is below the floor 100"),
+            False,
+            "BidBelowFloor",
+            "spec.offer.floor",
+        ),
+        (with_requests(0, 3, "OfANewerNode", "it is Monday"), False, "OfANewerNode", "because it is Monday"),
         (replace(HEALTHY, node=NodeStatus()), None, "NotReported", ""),
     ],
 )
-def test_it_is_said_when_every_request_is_refused_and_what_helps(observed, status, reason, words):
-    answered = said(observed)["RequestsAnswered"]
+def test_a_worker_that_refuses_every_request_reports_the_remedy(observed, status, reason, words):
+    answered = conditions_of(observed)["RequestsAnswered"]
     assert (answered.status, answered.reason) == (status, reason)
     assert words in answered.message
-    assert said(observed)["Ready"].status is bool(observed.node.peer_id)
+    assert conditions_of(observed)["Ready"].status is bool(observed.node.peer_id)
 
 
 def test_a_condition_keeps_its_time_until_it_turns():

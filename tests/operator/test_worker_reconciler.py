@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypha_operator.machinery.errors import Unavailable
 
 from hypha_contracts.names import DRAIN_FINALIZER
 from hypha_operator.machinery.clock import SystemClock
-from hypha_operator.machinery.errors import Unavailable
 from hypha_operator.machinery.kinds import (
     CLUSTER_ROLE_BINDING,
     CONFIG_MAP,
@@ -109,7 +109,7 @@ async def test_another_key_is_refused_until_it_is_allowed(served, namespace, use
     assert allowed["status"]["peerId"] == OTHER_PEER
 
 
-async def test_that_all_requests_are_refused_is_told_once_and_why(served, namespace, user):
+async def test_one_event_reports_that_all_requests_are_refused(served, namespace, user):
     worker = user.apply(worker_manifest(namespace))
     async with operating(served.kubeconfig, namespace) as operator:
         await started(operator, user, worker)
@@ -137,7 +137,7 @@ async def test_a_settled_worker_costs_no_writes(served, namespace, user):
             assert await operator.look_at_all() == 0
 
 
-async def test_a_new_operator_writes_nothing_but_what_it_cannot_watch(served, namespace, user):
+async def test_a_new_operator_writes_only_objects_that_it_cannot_watch(served, namespace, user):
     user.apply(worker_manifest(namespace))
     async with operating(served.kubeconfig, namespace) as first:
         await first.settle()
@@ -253,7 +253,7 @@ async def test_a_load_balancer_is_asked_for_as_the_cluster_s_makers_of_them_want
         ),
     ],
 )
-async def test_what_cannot_be_applied_stalls_and_says_why(served, namespace, user, spec, reason, words):
+async def test_a_worker_whose_children_are_refused_stalls_with_the_reason(served, namespace, user, spec, reason, words):
     worker = user.apply(worker_manifest(namespace, **spec))
     async with operating(served.kubeconfig, namespace) as operator:
         await operator.settle()
@@ -265,7 +265,7 @@ async def test_what_cannot_be_applied_stalls_and_says_why(served, namespace, use
     assert words in user.events()[reason]["message"]
 
 
-async def test_what_the_node_would_not_take_leaves_the_node_as_it_is(served, namespace, user):
+async def test_a_worker_that_its_node_would_refuse_leaves_the_node_unchanged(served, namespace, user):
     worker = user.apply(worker_manifest(namespace))
     async with operating(served.kubeconfig, namespace) as operator:
         await operator.settle()
@@ -294,7 +294,7 @@ async def test_a_binding_to_the_role_of_another_release_is_made_anew(served, nam
     assert binding["roleRef"]["name"] == "hypha-token-reviewer"
 
 
-async def test_what_belongs_to_somebody_else_is_not_taken_over(served, namespace, user):
+async def test_an_object_of_another_owner_is_not_taken_over(served, namespace, user):
     theirs = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "gpu-controller"}}
     user.apply({**theirs, "data": {"worker.toml": "mine"}})
     worker = user.apply(worker_manifest(namespace))
@@ -318,7 +318,7 @@ class Later(SystemClock):
         await asyncio.sleep(0)
 
 
-async def test_what_is_tried_again_is_said_meanwhile_and_keeps_nobody_from_leaving(served, namespace, user):
+async def test_a_failed_apply_is_reported_and_does_not_block_a_deletion(served, namespace, user):
     worker = user.apply(worker_manifest(namespace))
     with broken_webhook(served, namespace):
         async with operating(served.kubeconfig, namespace, Later()) as operator:
