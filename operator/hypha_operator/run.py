@@ -7,11 +7,11 @@ from typing import Final
 
 import kopf
 
+from hypha_contracts.kubernetes_errors import ApiError
 from hypha_operator.jobs.reconciler import JobReconciler
 from hypha_operator.machinery.audit import Audit
 from hypha_operator.machinery.clock import Clock, SystemClock
 from hypha_operator.machinery.cluster import Cluster, load_configuration, open_cluster
-from hypha_operator.machinery.errors import ApiError
 from hypha_operator.machinery.health import Metrics, problem, serving
 from hypha_operator.machinery.kinds import HYPHA_JOB, WORKER, Key, Kind, Manifest
 from hypha_operator.machinery.queue import WorkQueue

@@ -8,8 +8,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypha_operator.machinery.errors import ApiError
 
+from hypha_contracts.kubernetes_errors import ApiError
 from hypha_operator.machinery.audit import Audit
 from hypha_operator.machinery.clock import SystemClock
 from hypha_operator.machinery.kinds import HYPHA_JOB, WORKER, Key, Kind, Manifest

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from hypha_operator.machinery.errors import Unavailable
 
 from hypha_contracts.backoff import Backoff
+from hypha_contracts.kubernetes_errors import Unavailable
 from hypha_operator.machinery.kinds import WORKER, Key
 from hypha_operator.machinery.queue import WorkQueue
 from support.manual_clock import ManualClock, settle

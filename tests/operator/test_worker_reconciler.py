@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypha_operator.machinery.errors import Unavailable
 
+from hypha_contracts.kubernetes_errors import Unavailable
 from hypha_contracts.names import DRAIN_FINALIZER
 from hypha_operator.machinery.clock import SystemClock
 from hypha_operator.machinery.kinds import (

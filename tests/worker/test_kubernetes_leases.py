@@ -11,11 +11,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from hypha_contracts.kubernetes_errors import Unavailable
 from hypha_contracts.node_config import KubernetesConfig
 from hypha_messages.types import Resources
 from hypha_worker.market.ledger import Lease, Ledger
 from hypha_worker.runtimes.kubernetes import leases as kubernetes_leases
-from hypha_worker.runtimes.kubernetes.api import ApiUnavailable, KubernetesApi
+from hypha_worker.runtimes.kubernetes.api import KubernetesApi
 from hypha_worker.runtimes.kubernetes.leases import LedgerInCluster
 from support.worker import ALICE, HALF, TRAIN, WHOLE
 
@@ -54,7 +55,7 @@ class Worker:
     async def merge(self, path: str, body: dict[str, Any]) -> None:
         await trio.sleep(10 if self.away else 0.01)
         if self.away:
-            raise ApiUnavailable("no answer")
+            raise Unavailable("GET /", 0, "", "no answer")
         assert path.endswith("/hyphaworkers/gpu/status")
         self.node |= copy.deepcopy(body["status"]["node"])
         self.writes += 1

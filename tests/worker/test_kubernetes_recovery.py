@@ -7,6 +7,8 @@ from uuid import UUID
 import pytest
 import trio
 
+from hypha_contracts.backoff import Backoff
+from hypha_contracts.kubernetes_errors import Unavailable
 from hypha_messages.progress import Progress, Status
 from hypha_worker.connector.http_server import HttpError
 from hypha_worker.runtimes.kubernetes import api as kubernetes_api
@@ -34,7 +36,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubernetes_jobs, "_LAUNCH_S", 1.0)
     monkeypatch.setattr(kubernetes_tokens, "_DEADLINE_S", 0.5)
     monkeypatch.setattr(kubernetes_api, "_ATTEMPT_S", 1.0)
-    monkeypatch.setattr(kubernetes_api, "_LONGEST_RETRY_S", 0.2)
+    monkeypatch.setattr(kubernetes_api, "_BACKOFF", Backoff(first_s=0.1, max_s=0.2))
 
 
 async def stop(server: PrivateApiServer) -> None:
@@ -104,7 +106,7 @@ async def test_a_launch_of_which_nobody_knows_whether_it_succeeded_is_taken_back
 
         async def create_unheard(job: Job) -> SeenJob:
             await create(job)
-            raise kubernetes_api.ApiUnavailable("no answer in time")
+            raise Unavailable("GET /", 0, "", "no answer in time")
 
         monkeypatch.setattr(rig.runtime._hypha_jobs, "create", create_unheard)
         job = jobs.job()
@@ -125,7 +127,7 @@ async def test_a_launch_that_arrives_after_it_was_given_up_is_taken_back(
         found: list[bool] = []
 
         async def create_later(_job: Job) -> SeenJob:
-            raise kubernetes_api.ApiUnavailable("no answer in time")
+            raise Unavailable("GET /", 0, "", "no answer in time")
 
         async def cancel_at_once(task_id: UUID, reason: str) -> bool:
             found.append(await cancel(task_id, reason))

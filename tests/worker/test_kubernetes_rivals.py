@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import trio
 
+from hypha_contracts.kubernetes_errors import Unavailable
 from hypha_worker.errors import NodeError
-from hypha_worker.runtimes.kubernetes.api import ApiUnavailable
 from hypha_worker.runtimes.kubernetes.objects import SeenJob
 from hypha_worker.runtimes.protocol import Failed, Finished, Job, LaunchError, Started
 from support import jobs
@@ -92,7 +92,7 @@ async def test_a_node_that_was_replaced_while_its_watch_was_broken_learns_of_it(
                     watching.set()
                     await broken.wait()
                     monkeypatch.undo()
-                    raise ApiUnavailable("the watch broke")
+                    raise Unavailable("GET /", 0, "", "the watch broke")
 
                 monkeypatch.setattr(old.runtime._hypha_jobs, "watch", watch)
                 await old.runtime.adopt()
@@ -163,7 +163,7 @@ async def test_a_launch_that_was_given_up_and_that_another_node_adopted_goes_on(
             await create(job)
             await new.runtime.adopt()
             await until(lambda: answers_for(new, job))
-            raise ApiUnavailable("no answer in time")
+            raise Unavailable("GET /", 0, "", "no answer in time")
 
         async def try_to_cancel(*arguments: Any) -> bool:
             try:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from hypha_contracts.kubernetes_errors import ApiError, Conflict, Forbidden, Invalid, NotFound, Unavailable
 from hypha_contracts.names import JOB_LABEL
 from hypha_contracts.reasons import JobReason
 from hypha_operator.jobs.decision import Decision, decide, retention_left
@@ -12,7 +13,6 @@ from hypha_operator.jobs.phase import ObservedJob, lacks_pod
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.drift import is_owned
-from hypha_operator.machinery.errors import ApiError, Conflict, Forbidden, Invalid, NotFound, Unavailable
 from hypha_operator.machinery.kinds import (
     EVENT,
     HYPHA_JOB,

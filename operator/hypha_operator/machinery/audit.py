@@ -4,9 +4,9 @@ import asyncio
 import logging
 from typing import Final
 
+from hypha_contracts.kubernetes_errors import ApiError
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.errors import ApiError
 from hypha_operator.machinery.kinds import Kind, Manifest
 from hypha_operator.machinery.store import Store
 from hypha_operator.machinery.watches import SELECTORS, WATCHED, Watches

@@ -17,8 +17,8 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from hypha_contracts.backoff import Backoff
+from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound, Unavailable, from_answer
 from hypha_operator.machinery.clock import Clock
-from hypha_operator.machinery.errors import ApiError, Conflict, NotFound, Unavailable, from_answer
 from hypha_operator.machinery.kinds import EVENT, Kind, Manifest, kind_of
 
 FIELD_MANAGER: Final = "hypha-operator"

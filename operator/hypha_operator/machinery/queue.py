@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 from hypha_contracts.backoff import Backoff
+from hypha_contracts.kubernetes_errors import ApiError
 from hypha_operator.machinery.clock import Clock
-from hypha_operator.machinery.errors import ApiError
 from hypha_operator.machinery.kinds import Key
 from hypha_operator.machinery.reconciler import Reconciler
 

@@ -2,12 +2,12 @@
 
 from typing import Final
 
+from hypha_contracts.kubernetes_errors import Conflict, Forbidden, Invalid, NotFound
 from hypha_contracts.names import identity_secret, p2p_service_name
 from hypha_contracts.reasons import WorkerReason
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.drift import is_applied, is_owned, marked
-from hypha_operator.machinery.errors import Conflict, Forbidden, Invalid, NotFound
 from hypha_operator.machinery.kinds import CERTIFICATE, CLUSTER_ROLE_BINDING, SERVICE, Manifest, kind_of
 from hypha_operator.machinery.store import Store
 from hypha_operator.pods.overlay import OverlayError

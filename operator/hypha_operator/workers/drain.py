@@ -4,10 +4,10 @@ import logging
 from datetime import datetime, timedelta
 from typing import Final
 
+from hypha_contracts.kubernetes_errors import Conflict
 from hypha_contracts.names import WORKER_LABEL, reviewer_binding
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.errors import Conflict
 from hypha_operator.machinery.kinds import CLUSTER_ROLE_BINDING, HYPHA_JOB, Manifest
 from hypha_resources.job import REPORTED, TERMINAL
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound
 from hypha_contracts.names import DRAIN_FINALIZER, controller_name, identity_secret
 from hypha_contracts.reasons import WorkerReason
 from hypha_contracts.times import DRAIN_S
@@ -14,7 +15,6 @@ from hypha_messages.validation import describe
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.conditions import Condition, merged
-from hypha_operator.machinery.errors import ApiError, Conflict, NotFound
 from hypha_operator.machinery.kinds import CERTIFICATE, DEPLOYMENT, POD, WORKER, Key, Manifest
 from hypha_operator.machinery.store import Store
 from hypha_operator.settings import Settings

@@ -1,12 +1,4 @@
-"""The API server, as far as a node needs it: every call has a deadline and is repeated where that may help.
-
-```
-KubernetesError
-├── ApiUnavailable   no answer in time, or none that says anything about the request
-└── ApiRefused       the answer is no: its HTTP status, the reason for programs and the message for people
-    └── ApiGone      the resource version is too old to go on from
-```
-"""
+"""The API server, as far as a node needs it: every call has a deadline and is repeated where that may help."""
 
 import json
 import logging
@@ -23,6 +15,7 @@ import httpx
 import trio
 
 from hypha_contracts.backoff import Backoff
+from hypha_contracts.kubernetes_errors import ApiError, Conflict, Refused, Unavailable, from_answer
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_worker.errors import NodeError
 
@@ -41,38 +34,11 @@ _WATCH_S: Final = 300
 """After how long the server ends a watch, which then goes on from where it was."""
 _SILENCE_S: Final = 90.0
 """A watch that says nothing for so long is dead: the server sends bookmarks every minute."""
-_RETRYABLE: Final = frozenset({429, 500, 502, 503, 504})
 _RIGHTS: Final = frozenset({401, 403})
 _IN_CLUSTER: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _MERGE_PATCH: Final = "application/merge-patch+json"
 _APPLY_PATCH: Final = "application/apply-patch+yaml"
 _JSON_PATCH: Final = "application/json-patch+json"
-
-
-class KubernetesError(Exception):
-    """The API server did not do what was asked."""
-
-
-class ApiUnavailable(KubernetesError):  # noqa: N818 - what it is
-    """No answer in time, or none that says anything about the request: nobody knows whether it was carried out."""
-
-
-class ApiRefused(KubernetesError):  # noqa: N818 - what it did
-    """The API server refused."""
-
-    def __init__(self, status: int, reason: str, message: str) -> None:
-        super().__init__(message or reason or f"HTTP status {status}")
-        self.status = status
-        self.reason = reason
-
-    @property
-    def missing(self) -> bool:
-        """Whether there is no such object, or no such kind."""
-        return self.status == HTTPStatus.NOT_FOUND
-
-
-class ApiGone(ApiRefused):
-    """The resource version is too old to go on from."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +76,11 @@ class KubernetesApi:
         self._client = client
 
     async def get(self, path: str) -> Object:
-        """Return an object; KubernetesError."""
+        """Return an object; ApiError."""
         return await self._call("GET", path)
 
     async def list(self, path: str, selector: str) -> tuple[list[Object], str]:
-        """Return all objects that match a label selector, and the resource version to watch from; KubernetesError."""
+        """Return all objects that match a label selector, and the resource version to watch from; ApiError."""
         items: list[Object] = []
         query = {"labelSelector": selector, "limit": str(_LIST_PAGE)}
         while True:
@@ -126,22 +92,22 @@ class KubernetesApi:
             query["continue"] = following
 
     async def create(self, path: str, body: Object, *, deadline_s: float = DEADLINE_S) -> Object:
-        """Create an object; ApiRefused (409) if there is one of that name already, maybe by an attempt of this call."""
+        """Create an object; Conflict if there is one of that name already, maybe by an attempt of this call."""
         query = {"fieldManager": FIELD_MANAGER}
         return await self._call("POST", path, body=body, query=query, deadline_s=deadline_s)
 
     async def apply(self, path: str, body: Object, *, deadline_s: float = DEADLINE_S) -> Object:
-        """Apply our part of an object or its status and return all of it; KubernetesError."""
+        """Apply our part of an object or its status and return all of it; ApiError."""
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         return await self._call("PATCH", path, body=body, query=query, content=_APPLY_PATCH, deadline_s=deadline_s)
 
     async def merge(self, path: str, body: Object, *, deadline_s: float = DEADLINE_S) -> Object:
-        """Change fields of an object that exists, and return all of it; KubernetesError."""
+        """Change fields of an object that exists, and return all of it; ApiError."""
         query = {"fieldManager": FIELD_MANAGER}
         return await self._call("PATCH", path, body=body, query=query, content=_MERGE_PATCH, deadline_s=deadline_s)
 
     async def patch(self, path: str, operations: Sequence[Object]) -> Object:
-        """Carry out a JSON patch on an object that exists and return all of it; ApiRefused (422) if a test fails."""
+        """Carry out a JSON patch on an object that exists and return all of it; Invalid if a test fails."""
         query = {"fieldManager": FIELD_MANAGER}
         return await self._call("PATCH", path, body=operations, query=query, content=_JSON_PATCH)
 
@@ -152,8 +118,8 @@ class KubernetesApi:
             The version to go on from.
 
         Raises:
-            ApiGone: too much has happened since; list again.
-            KubernetesError: the watch broke, or said nothing for too long.
+            Gone: too much has happened since; list again.
+            ApiError: the watch broke, or said nothing for too long.
         """
         query = {
             "labelSelector": selector,
@@ -162,23 +128,23 @@ class KubernetesApi:
             "resourceVersion": version,
             "timeoutSeconds": str(_WATCH_S),
         }
-        timeout = httpx.Timeout(_ATTEMPT_S, read=_SILENCE_S)
+        call, timeout = f"WATCH {path}", httpx.Timeout(_ATTEMPT_S, read=_SILENCE_S)
         try:
             async with self._client.stream(
                 "GET", path, params=query, headers=self._headers(), timeout=timeout
             ) as response:
                 if response.status_code != HTTPStatus.OK:
                     await response.aread()
-                    raise _refusal(response)
+                    raise _error_of(call, response)
                 async for line in response.aiter_lines():
                     event = json.loads(line)
                     if event["type"] == "ERROR":
-                        raise _refusal_of(event["object"])
+                        raise from_answer(call, int(event["object"].get("code") or 0), event["object"])
                     version = event["object"]["metadata"]["resourceVersion"]
                     if event["type"] != "BOOKMARK":
                         note(event["type"], event["object"])
         except (httpx.HTTPError, OSError, ValueError, KeyError) as error:
-            raise ApiUnavailable(f"the watch of {path} broke: {error or type(error).__name__}") from error
+            raise Unavailable(call, 0, "", f"the watch broke: {error or type(error).__name__}") from error
         return version
 
     async def _call(
@@ -191,9 +157,9 @@ class KubernetesApi:
         content: str = "application/json",
         deadline_s: float = DEADLINE_S,
     ) -> Object:
-        """Make a request that may be made more than once; ApiUnavailable if it had no answer before the deadline."""
+        """Make a request that may be made more than once; Unavailable if it had no answer before the deadline."""
         data = json.dumps(body).encode() if body is not None else None
-        problem = "no answer"
+        call, problem = f"{method} {path}", "no answer"
         with trio.move_on_after(deadline_s):
             for pause_s in _BACKOFF.pauses():
                 try:
@@ -204,15 +170,16 @@ class KubernetesApi:
                     if response.is_success:
                         answer: Object = response.json()
                         return answer
-                    if not _worth_another_attempt(method, response):
-                        raise _refusal(response)
-                    problem = f"{response.status_code} {_refusal(response)}"
+                    error = _error_of(call, response)
+                    if not _is_worth_another_attempt(method, error):
+                        raise error
+                    problem = f"{error.status} {error.message}"
                     await trio.sleep(_retry_after_s(response))
-                except (httpx.HTTPError, OSError, ValueError) as error:
-                    problem = str(error) or type(error).__name__
-                logger.debug("%s %s: %s; trying again", method, path, problem)
+                except (httpx.HTTPError, OSError, ValueError) as failure:
+                    problem = str(failure) or type(failure).__name__
+                logger.debug("%s: %s; trying again", call, problem)
                 await trio.sleep(pause_s)
-        raise ApiUnavailable(f"the API server did not answer {method} {path} within {deadline_s:g} s: {problem}")
+        raise Unavailable(call, 0, "", f"the API server did not answer within {deadline_s:g} s: {problem}")
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._access.token_file.read_text().strip()}"}
@@ -223,9 +190,9 @@ async def insist(what: str, action: Callable[[], Awaitable[_T]]) -> _T:
     for pause_s in _BACKOFF.pauses():
         try:
             return await action()
-        except ApiUnavailable as error:
+        except Unavailable as error:
             _rate_limited_log.warning(what, "%s; trying again", error)
-        except ApiRefused as error:
+        except Refused as error:
             if error.status not in _RIGHTS:
                 raise
             _rate_limited_log.warning(what, "%s; trying again, are the node's Role and its binding there?", error)
@@ -233,9 +200,9 @@ async def insist(what: str, action: Callable[[], Awaitable[_T]]) -> _T:
     raise AssertionError  # the pauses do not end
 
 
-def _worth_another_attempt(method: str, response: httpx.Response) -> bool:
-    """Whether the server is busy; a patch without a version conflicts only with those at the same moment."""
-    return response.status_code in _RETRYABLE or (method == "PATCH" and response.status_code == HTTPStatus.CONFLICT)
+def _is_worth_another_attempt(method: str, error: ApiError) -> bool:
+    """Whether the server is busy. A patch without a version conflicts only with concurrent patches."""
+    return isinstance(error, Unavailable) or (method == "PATCH" and isinstance(error, Conflict))
 
 
 def _retry_after_s(response: httpx.Response) -> float:
@@ -245,18 +212,12 @@ def _retry_after_s(response: httpx.Response) -> float:
         return 0.0
 
 
-def _refusal(response: httpx.Response) -> ApiRefused:
+def _error_of(call: str, response: httpx.Response) -> ApiError:
     try:
-        return _refusal_of({"code": response.status_code} | response.json())
-    except (ValueError, TypeError):
-        return ApiRefused(response.status_code, "", response.text[:500])
-
-
-def _refusal_of(status: Object) -> ApiRefused:
-    """Return what a `metav1.Status` says."""
-    code = int(status.get("code") or 0)
-    kind = ApiGone if code == HTTPStatus.GONE else ApiRefused
-    return kind(code, str(status.get("reason") or ""), str(status.get("message") or ""))
+        body = response.json()
+    except ValueError:
+        body = response.text
+    return from_answer(call, response.status_code, body)
 
 
 @asynccontextmanager

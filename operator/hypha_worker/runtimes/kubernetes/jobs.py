@@ -8,17 +8,18 @@ then on the API server refuses what any other wants to change of its specificati
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
-from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+from hypha_contracts.kubernetes_errors import Conflict, Invalid, NotFound, Refused
 from hypha_contracts.names import API_VERSION, JOB_KIND, JOBS, WORKER_LABEL, job_name
 from hypha_contracts.node_config import KubernetesConfig
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.job import Progress
 from hypha_worker.errors import NodeError
-from hypha_worker.runtimes.kubernetes.api import ApiRefused, KubernetesApi, Object, insist
+from hypha_worker.runtimes.kubernetes.api import KubernetesApi, Object, insist
 from hypha_worker.runtimes.kubernetes.objects import SeenJob, hypha_job, job_secret, reported_status, see, timestamp
 from hypha_worker.runtimes.protocol import Job
 
@@ -58,26 +59,23 @@ class HyphaJobs:
         self._selector = f"{WORKER_LABEL}={config.worker}"
 
     async def list(self) -> tuple[list[Object], str]:
-        """Return all that are there, and the resource version to watch from; KubernetesError."""
+        """Return all that are there, and the resource version to watch from; ApiError."""
         return await self._api.list(self._path, self._selector)
 
     async def watch(self, version: str, note: Callable[[str, Object], None]) -> str:
-        """Tell `note` of each change, as `KubernetesApi.watch` does; KubernetesError."""
+        """Tell `note` of each change, as `KubernetesApi.watch` does; ApiError."""
         return await self._api.watch(self._path, self._selector, version, note)
 
     async def create(self, job: Job) -> SeenJob:
-        """Create the HyphaJob of a job, and answer for it; KubernetesError."""
+        """Create the HyphaJob of a job, and answer for it; ApiError."""
         body = hypha_job(job, self._config, self._peer_id, self.controller)
         return see(await self._api.apply(self._of(job.task_id), body, deadline_s=_LAUNCH_S))
 
     async def create_secret(self, job: Job, owner_uid: str) -> None:
-        """Create the Secret of a job, which goes with its HyphaJob; KubernetesError."""
+        """Create the Secret of a job, which goes with its HyphaJob; ApiError."""
         path = f"/api/v1/namespaces/{self._config.namespace}/secrets"
-        try:
+        with suppress(Conflict):  # an earlier attempt may have created it
             await self._api.create(path, job_secret(job, self._config, owner_uid), deadline_s=_LAUNCH_S)
-        except ApiRefused as error:
-            if error.status != HTTPStatus.CONFLICT:  # else an attempt that had no answer made it
-                raise
 
     async def claim(self, task_id: UUID, deadline: float) -> bool:
         """Answer for a job from now on, whoever has done so before."""
@@ -113,9 +111,8 @@ class HyphaJobs:
         async def change() -> Object:
             try:
                 return await self._api.patch(path, operations)
-            except ApiRefused as error:
-                if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
-                    self._check(task_id, (await self._api.get(path))["spec"].get("controller"))
+            except Invalid:
+                self._check(task_id, (await self._api.get(path))["spec"].get("controller"))
                 raise
 
         return await self._put(task_id, change)
@@ -129,10 +126,10 @@ class HyphaJobs:
     async def _put(self, task_id: UUID, write: Callable[[], Awaitable[Object]]) -> bool:
         try:
             await insist(job_name(task_id), write)
-        except ApiRefused as error:
-            if not error.missing:
-                _rate_limited_log.warning(job_name(task_id), "the API server refused a change of it: %s", error)
-            return not error.missing
+        except NotFound:
+            return False
+        except Refused as error:
+            _rate_limited_log.warning(job_name(task_id), "the API server refused a change of it: %s", error)
         return True
 
     def _of(self, task_id: UUID) -> str:

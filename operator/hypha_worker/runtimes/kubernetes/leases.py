@@ -14,6 +14,7 @@ from uuid import UUID
 import trio
 from pydantic import ValidationError
 
+from hypha_contracts.kubernetes_errors import ApiError, Refused
 from hypha_contracts.names import API_VERSION, WORKERS
 from hypha_contracts.node_config import KubernetesConfig
 from hypha_messages.job import ExecutorDescriptor
@@ -23,7 +24,7 @@ from hypha_resources.job import Amounts, ExecutorRef
 from hypha_resources.worker import NodeStatus, VacantLease
 from hypha_worker.market.ledger import Lease, Ledger
 from hypha_worker.market.ledger_file import LedgerFile
-from hypha_worker.runtimes.kubernetes.api import ApiRefused, KubernetesApi, KubernetesError, insist
+from hypha_worker.runtimes.kubernetes.api import KubernetesApi, insist
 
 logger = logging.getLogger(__name__)
 _write_log = RateLimitedLogger(logger)
@@ -57,7 +58,7 @@ class LedgerInCluster(LedgerFile):
         try:
             worker = await insist("HyphaWorker", partial(self._api.get, self._worker))
             left = NodeStatus.model_validate(worker.get("status", {}).get("node", {})).leases or []
-        except (ApiRefused, ValidationError) as error:
+        except (Refused, ValidationError) as error:
             logger.warning("leases without a job cannot be recovered from the HyphaWorker: %s", error)
             return
         for vacant in left:
@@ -86,7 +87,7 @@ class LedgerInCluster(LedgerFile):
             try:
                 await self._api.merge(f"{self._worker}/status", {"status": {"node": {"leases": leases}}})
                 self._kept = ids
-            except KubernetesError as error:
+            except ApiError as error:
                 _write_log.warning(
                     "HyphaWorker", "cannot write the leases without a job; a new pod loses them: %s", error
                 )

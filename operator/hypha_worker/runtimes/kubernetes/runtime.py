@@ -12,26 +12,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from http import HTTPStatus
 from typing import Final
 from uuid import UUID
 
 import trio
 
+from hypha_contracts.kubernetes_errors import ApiError, Forbidden, NotFound, Refused, Unavailable
 from hypha_contracts.names import job_user
 from hypha_contracts.node_config import KubernetesConfig
 from hypha_messages.progress import Progress
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.job import Progress as JobProgress
 from hypha_worker.errors import NodeError
-from hypha_worker.runtimes.kubernetes.api import (
-    ApiRefused,
-    ApiUnavailable,
-    KubernetesApi,
-    KubernetesError,
-    Object,
-    insist,
-)
+from hypha_worker.runtimes.kubernetes.api import KubernetesApi, Object, insist
 from hypha_worker.runtimes.kubernetes.jobs import HyphaJobs, TakenOverError
 from hypha_worker.runtimes.kubernetes.objects import SeenJob, end_of, see
 from hypha_worker.runtimes.kubernetes.progress import ProgressTally, interval_s
@@ -116,8 +109,8 @@ class KubernetesRuntime:
         unclear = True
         try:
             await self._create(job, tracked)
-        except KubernetesError as error:
-            unclear = tracked.uid is not None or isinstance(error, ApiUnavailable)
+        except ApiError as error:
+            unclear = tracked.uid is not None or isinstance(error, Unavailable)
             self._forget(tracked, unclear=unclear)
             raise LaunchError(_advice(error)) from error
         except BaseException as error:
@@ -152,7 +145,7 @@ class KubernetesRuntime:
         """Find the HyphaJobs of an earlier node; waits for the API server. NodeError if it knows no HyphaJobs."""
         try:
             found, version = await insist("HyphaJobs", self._hypha_jobs.list)
-        except ApiRefused as error:
+        except Refused as error:
             raise NodeError(_advice(error)) from error
         adopted = [job for item in found if (job := self._adopt(item)) is not None]
         self._nursery.start_soon(self._follow, version)
@@ -237,7 +230,7 @@ class KubernetesRuntime:
                 if version is None:
                     version = await self._look_again()
                 version = await self._hypha_jobs.watch(version, self._note)
-            except KubernetesError as error:
+            except ApiError as error:
                 version = None
                 _rate_limited_log.info("HyphaJobs", "looking at all HyphaJobs again: %s", error)
                 await trio.sleep(_WATCH_AGAIN_S)
@@ -347,13 +340,13 @@ def _deleted(task_id: UUID) -> Failed:
     return Failed(task_id, "its HyphaJob was deleted")
 
 
-def _advice(error: KubernetesError) -> str:
+def _advice(error: ApiError) -> str:
     """Say what the owner of the cluster can do."""
-    if not isinstance(error, ApiRefused):
+    if not isinstance(error, Refused):
         return str(error)
-    if error.missing:
+    if isinstance(error, NotFound):
         return f"the cluster knows no HyphaJobs ({error}): install the chart's custom resource definitions"
-    if error.status == HTTPStatus.FORBIDDEN:
+    if isinstance(error, Forbidden):
         quota = "exceeded quota" in str(error)
         return f"{error}; " + ("raise the namespace's quota" if quota else "does the node have its Role?")
     return f"the API server refused: {error}"

@@ -8,6 +8,7 @@ from typing import Final
 
 import trio
 
+from hypha_contracts.kubernetes_errors import ApiError
 from hypha_contracts.names import API_VERSION, WORKER_KIND, WORKERS
 from hypha_contracts.node_config import KubernetesConfig
 from hypha_contracts.units import RESOURCES
@@ -18,7 +19,7 @@ from hypha_resources.worker import NodeStatus, Refusal, Requests
 from hypha_worker.errors import NodeError
 from hypha_worker.market.ledger import Ledger
 from hypha_worker.market.request_tally import RequestTally
-from hypha_worker.runtimes.kubernetes.api import KubernetesApi, KubernetesError
+from hypha_worker.runtimes.kubernetes.api import KubernetesApi
 
 logger = logging.getLogger(__name__)
 _write_log = RateLimitedLogger(logger)
@@ -43,7 +44,7 @@ class StatusReporter:
         except (IdentityError, NodeError) as error:
             try:
                 await self._write(NodeStatus(problem=str(error), pod_name=self._pod_name))
-            except KubernetesError as silence:
+            except ApiError as silence:
                 logger.warning("cannot say so in the HyphaWorker: %s", silence)
             raise
 
@@ -61,7 +62,7 @@ class StatusReporter:
                 try:
                     await self._write(status)
                     written, repeat_at = status, trio.current_time() + _REPEAT_S
-                except KubernetesError as error:
+                except ApiError as error:
                     _write_log.warning("HyphaWorker", "cannot write its status: %s", error)
             await trio.sleep(_LOOK_S)
 

@@ -10,9 +10,10 @@ from typing import Any, Final
 import trio
 
 from hypha_contracts.connector_api import ErrorCode
+from hypha_contracts.kubernetes_errors import ApiError, Refused
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_worker.connector.http_server import HttpError
-from hypha_worker.runtimes.kubernetes.api import ApiRefused, KubernetesApi, KubernetesError
+from hypha_worker.runtimes.kubernetes.api import KubernetesApi
 
 logger = logging.getLogger(__name__)
 _rate_limited_log = RateLimitedLogger(logger)
@@ -78,9 +79,9 @@ class TokenReviewer:
             with trio.fail_after(2 * _DEADLINE_S):  # with as much again to wait for its turn
                 async with self._reviews:
                     answer = await self._api.create(_PATH, review, deadline_s=_DEADLINE_S)
-        except (KubernetesError, trio.TooSlowError) as error:
+        except (ApiError, trio.TooSlowError) as error:
             reason = str(error) or "too many tokens are being reviewed"
-            remedy = "; is there a ClusterRoleBinding that lets it?" if isinstance(error, ApiRefused) else ""
+            remedy = "; is there a ClusterRoleBinding that lets it?" if isinstance(error, Refused) else ""
             _rate_limited_log.warning("TokenReview", "cannot have a token reviewed: %s%s", reason, remedy)
             raise HttpError(
                 HTTPStatus.SERVICE_UNAVAILABLE,

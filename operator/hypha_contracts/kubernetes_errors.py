@@ -1,0 +1,84 @@
+"""The errors of the API server, and which answer means which error.
+
+ApiError
+├── Refused           the server refused; the same request will be refused again
+│   ├── NotFound      no such object, or no such kind
+│   ├── Conflict      the object exists already, or has another uid or a newer version than expected
+│   ├── Forbidden     the client lacks a permission, or a quota or an admission policy refused
+│   ├── Gone          the resource version is too old to continue from
+│   └── Invalid       the server rejects the object
+└── Unavailable       no usable answer in time, so the outcome is unknown; another attempt may succeed
+"""
+
+from http import HTTPStatus
+from typing import Any, Final
+
+
+class ApiError(Exception):
+    """The API server did not carry out a request.
+
+    Attributes:
+        status: the HTTP status; 0 if there was no answer.
+        reason: the API's reason for programs, such as AlreadyExists.
+        message: the API's message for people.
+    """
+
+    def __init__(self, call: str, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{call}: {message or reason or f'HTTP status {status}'}")
+        self.status, self.reason, self.message = status, reason, message
+
+
+class Refused(ApiError):  # noqa: N818 - a kind of ApiError
+    """The API server refused; the same request will be refused again."""
+
+
+class NotFound(Refused):
+    """There is no such object, or no such kind."""
+
+
+class Conflict(Refused):
+    """The object exists already, or has another uid or a newer version than expected."""
+
+
+class Forbidden(Refused):
+    """The client lacks a permission, or a quota or an admission policy refused."""
+
+
+class Gone(Refused):
+    """The resource version is too old to continue from."""
+
+
+class Invalid(Refused):
+    """The API server rejects the object."""
+
+
+class Unavailable(ApiError):  # noqa: N818 - a kind of ApiError
+    """There was no usable answer in time, so the outcome is unknown. Another attempt may succeed."""
+
+
+_NO_OBJECT: Final = "failed to create typed patch object"
+"""The message, with status 500, if an applied object has an unknown field or names an item of a list twice."""
+_BY_STATUS: Final[dict[int, type[ApiError]]] = {
+    HTTPStatus.BAD_REQUEST: Invalid,
+    HTTPStatus.FORBIDDEN: Forbidden,
+    HTTPStatus.NOT_FOUND: NotFound,
+    HTTPStatus.CONFLICT: Conflict,
+    HTTPStatus.GONE: Gone,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: Invalid,
+    HTTPStatus.UNPROCESSABLE_ENTITY: Invalid,
+    HTTPStatus.TOO_MANY_REQUESTS: Unavailable,
+}
+
+
+def from_answer(call: str, status: int, body: Any) -> ApiError:
+    """Return the error for an answer, whose body is a `metav1.Status` or, from proxies, anything else.
+
+    Args:
+        call: the request's method and path, for the message.
+        status: the HTTP status of the answer.
+        body: the answer's body.
+    """
+    answer = body if isinstance(body, dict) else {"message": str(body)[:500]}
+    message = str(answer.get("message") or "")
+    kind = Unavailable if status >= HTTPStatus.INTERNAL_SERVER_ERROR else _BY_STATUS.get(status, Refused)
+    return (Invalid if _NO_OBJECT in message else kind)(call, status, str(answer.get("reason") or ""), message)
