@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import trio
 
@@ -22,7 +22,7 @@ from hypha_network.identity import Identity
 from hypha_worker.connector.api import Connector
 from hypha_worker.connector.http_server import listen_unix, serve_tls, serve_unix
 from hypha_worker.connector.pushes import PushRouter
-from hypha_worker.runtimes.protocol import Job
+from hypha_worker.job import Job
 
 PEER = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
 TOKEN = "t" * 43
@@ -98,7 +98,7 @@ def job() -> Job:
         "config": config | {"optimizer": optimizer, "batch_size": 1},
     }
     spec = JobSpec.model_validate({"job_id": str(uuid4()), "executor": executor})
-    return Job(uuid4(), uuid4(), PEER, spec, Resources(), 0.0, TOKEN)
+    return Job(uuid4(), uuid4(), PEER, spec, Resources(), 0.0)
 
 
 def make_identity() -> Identity:
@@ -119,8 +119,20 @@ class Shared:
 def serve(path: Path, identity: Identity | None, piece_bytes: int, total_bytes: int, shared: Shared) -> None:
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            connector = Connector(NoNetwork(piece_bytes, total_bytes), PushRouter(), nursery)
-            connector.add(job())
+            made = job()
+
+            async def authenticate(token: str) -> UUID | None:
+                await trio.lowlevel.checkpoint()
+                return made.task_id if token == TOKEN else None
+
+            connector = Connector(
+                NoNetwork(piece_bytes, total_bytes),
+                PushRouter(),
+                nursery,
+                authenticate=authenticate,
+                record_progress=lambda _task_id, _progress: None,
+            )
+            connector.add(made)
             if identity is None:
                 nursery.start_soon(serve_unix, listen_unix(path), connector.handle)
             else:

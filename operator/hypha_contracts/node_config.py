@@ -330,6 +330,11 @@ class NodeConfig(Section):
         """What the worker has, as the messages say it."""
         return Resources(**self.resources.model_dump(exclude={"gpu_device"}))
 
+    @property
+    def runtime(self) -> Literal["process", "kubernetes"]:
+        """How jobs run."""
+        return "process" if self.kubernetes is None else "kubernetes"
+
     def executor(self, descriptor: ExecutorDescriptor) -> ExecutorConfig | None:
         """The configured executor of this class and name."""
         return next((e for e in self.executors if e.descriptor == descriptor), None)

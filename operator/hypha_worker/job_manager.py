@@ -1,10 +1,9 @@
 """Jobs of this node: started under leases, run by a runtime, connected to the network by the connector API."""
 
 import logging
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final, Protocol
+from typing import Protocol
 from uuid import UUID
 
 import trio
@@ -13,19 +12,15 @@ from hypha_messages.job import JobSpec
 from hypha_messages.streams import PUSH
 from hypha_network.wire.streams import Stream
 from hypha_worker.connector import api as connector
-from hypha_worker.connector.api import Authenticate, Connector
-from hypha_worker.connector.http_server import Exchange, Handler
+from hypha_worker.connector.api import Connector
+from hypha_worker.connector.http_server import Exchange
 from hypha_worker.connector.pushes import PushRouter
+from hypha_worker.job import AdoptedJob, Job, JobEvent, Started
 from hypha_worker.market.ledger import Lease
-from hypha_worker.runtimes.protocol import AdoptedJob, Job, JobEvent, Runtime, Started
+from hypha_worker.runtimes.protocol import Runtime, Serve
 from hypha_worker.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
-
-_TOKEN_BYTES: Final = 32
-
-Serve = Callable[[Handler], Awaitable[None]]
-"""Serves an API with a handler until cancelled."""
 
 
 class JobNetwork(connector.Peers, Protocol):
@@ -45,8 +40,6 @@ class JobManager:
         serve: Serve,
         telemetry: Telemetry,
         nursery: trio.Nursery,
-        *,
-        authenticate: Authenticate | None = None,
     ) -> None:
         self._runtime = runtime
         self._network = network
@@ -57,8 +50,8 @@ class JobManager:
             self._pushes,
             nursery,
             telemetry,
-            authenticate=authenticate,
-            note_progress=runtime.note_progress,
+            authenticate=runtime.authenticate,
+            record_progress=runtime.record_progress,
         )
         nursery.start_soon(serve, self._handle)
 
@@ -69,8 +62,7 @@ class JobManager:
 
     async def start(self, lease: Lease, task_id: UUID, spec: JobSpec, scheduler: str) -> None:
         """Start a job under a lease; LaunchError if it cannot run here."""
-        token = secrets.token_urlsafe(_TOKEN_BYTES)
-        job = Job(task_id, lease.id, scheduler, spec, lease.resources, lease.deadline, token)
+        job = Job(task_id, lease.id, scheduler, spec, lease.resources, lease.deadline)
         self._connector.add(job)
         try:
             await self._runtime.launch(job)
@@ -86,9 +78,9 @@ class JobManager:
         """End a job and return once nothing of it is left."""
         await self._runtime.terminate(task_id, reason)
 
-    def note_reported(self, task_id: UUID) -> None:
+    def record_reported(self, task_id: UUID) -> None:
         """The scheduler knows how the job ended, or will never know."""
-        self._runtime.note_reported(task_id)
+        self._runtime.record_reported(task_id)
 
     async def stop_calls(self) -> None:
         """Take no more calls of bridges, and return once those have the answers that schedulers give them."""
@@ -121,7 +113,6 @@ async def open_job_manager(
     network: JobNetwork,
     serve: Serve,
     telemetry: Telemetry,
-    authenticate: Authenticate | None = None,
 ) -> AsyncIterator[JobManager]:
     """Manage the jobs of a runtime. When this ends, what runs goes on, and its bridges wait for the next node.
 
@@ -130,10 +121,9 @@ async def open_job_manager(
         network: where the peers are.
         serve: serves the connector API where bridges find it, with the handler that it is given.
         telemetry: counts slices and bytes.
-        authenticate: who shows a token, where that is more than the job's own token.
     """
     async with trio.open_nursery() as nursery:
         try:
-            yield JobManager(runtime, network, serve, telemetry, nursery, authenticate=authenticate)
+            yield JobManager(runtime, network, serve, telemetry, nursery)
         finally:
             nursery.cancel_scope.cancel()

@@ -52,7 +52,7 @@ def open_telemetry(config: NodeConfig, peer_id: str, version: str) -> Iterator[T
     if config.telemetry_endpoint is not None and config.telemetry_protocol == "http/protobuf":
         from hypha_worker.telemetry_export import Exporters  # noqa: PLC0415 - only who exports pays for the SDK
 
-        exporters = Exporters(config, peer_id, version)
+        exporters = Exporters(config, SCOPE, peer_id, version)
         try:
             yield Telemetry(exporters.meter, exporters.tracer)
         finally:

@@ -19,7 +19,6 @@ from opentelemetry.sdk.trace.sampling import (
 )
 
 from hypha_contracts.node_config import NodeConfig
-from hypha_worker.telemetry import SCOPE
 
 _EXPORT_TIMEOUT_S: Final = 5
 _EXPORT_EVERY_MS: Final = 10_000
@@ -29,7 +28,7 @@ _SHUTDOWN_S: Final = 5.0
 class Exporters:
     """The pipelines of one node."""
 
-    def __init__(self, config: NodeConfig, peer_id: str, version: str) -> None:
+    def __init__(self, config: NodeConfig, scope: str, peer_id: str, version: str) -> None:
         base = str(config.telemetry_endpoint).rstrip("/")
         headers = {name: value.get_secret_value() for name, value in config.telemetry_headers.items()}
         attributes = {"service.name": "hypha-worker", "service.version": version, "service.instance.id": peer_id}
@@ -37,11 +36,11 @@ class Exporters:
         metrics = OTLPMetricExporter(f"{base}/v1/metrics", headers=headers, timeout=_EXPORT_TIMEOUT_S)
         reader = PeriodicExportingMetricReader(metrics, _EXPORT_EVERY_MS, _EXPORT_TIMEOUT_S * 1000)
         self._meters = MeterProvider([reader], resource, shutdown_on_exit=False)
-        self.meter = self._meters.get_meter(SCOPE, version)
+        self.meter = self._meters.get_meter(scope, version)
         spans = OTLPSpanExporter(f"{base}/v1/traces", headers=headers, timeout=_EXPORT_TIMEOUT_S)
         self._traces = TracerProvider(make_sampler(config), resource, shutdown_on_exit=False)
         self._traces.add_span_processor(BatchSpanProcessor(spans))
-        self.tracer = self._traces.get_tracer(SCOPE, version)
+        self.tracer = self._traces.get_tracer(scope, version)
 
     def shutdown(self) -> None:
         """Send what is left; a collector that does not answer is given up on after a deadline."""

@@ -17,9 +17,9 @@ import trio
 from e2e.cluster.tools import ROOT, tool
 from hypha_contracts.names import API_VERSION
 from hypha_contracts.node_config import KubernetesConfig
+from hypha_worker.job import JobEvent
 from hypha_worker.runtimes.kubernetes.api import ApiAccess, open_api
 from hypha_worker.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime
-from hypha_worker.runtimes.protocol import JobEvent
 from support.api_server import ApiServer
 from support.jobs import SCHEDULER
 

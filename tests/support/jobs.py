@@ -8,9 +8,9 @@ from uuid import UUID, uuid4
 
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Resources
+from hypha_worker.job import Job
 from hypha_worker.runtimes.process.control import ProcessConfig
 from hypha_worker.runtimes.process.launch import ExecutorCommand
-from hypha_worker.runtimes.protocol import Job
 
 SCHEDULER = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
 PARAMETER_SERVER = "12D3KooWJWoaqZhDaoEFshF7Rh1bpY9ohihFhzcW6d69Lr2NASuq"
@@ -56,10 +56,10 @@ def aggregate_spec(senders: list[str], job_id: UUID | None = None) -> JobSpec:
     return JobSpec.model_validate({"job_id": str(job_id or uuid4()), "executor": executor})
 
 
-def job(spec: JobSpec | None = None, lease_s: float = 60, token: str = "t" * 43, **resources: float) -> Job:
+def job(spec: JobSpec | None = None, lease_s: float = 60, **resources: float) -> Job:
     """A job whose lease lasts for a minute."""
     deadline = time.time() + lease_s
-    return Job(uuid4(), uuid4(), SCHEDULER, spec or train_spec(), Resources(**resources), deadline, token)
+    return Job(uuid4(), uuid4(), SCHEDULER, spec or train_spec(), Resources(**resources), deadline)
 
 
 def config(work_dir: Path, executor: str, bridge: str = BRIDGE, **changes: Any) -> ProcessConfig:

@@ -8,10 +8,10 @@ from uuid import UUID
 import trio
 
 from hypha_network.changes import Changes
+from hypha_worker.job import Failed, Finished, Job, JobEvent, Started
 from hypha_worker.runtimes.process import processes, supervisor
 from hypha_worker.runtimes.process.control import ProcessConfig
 from hypha_worker.runtimes.process.runtime import ProcessRuntime, open_process_runtime
-from hypha_worker.runtimes.protocol import Failed, Finished, Job, JobEvent, Started
 
 PATIENCE_S = 20
 

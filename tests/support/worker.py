@@ -15,8 +15,8 @@ from hypha_messages.types import Resources, SystemTime
 from hypha_network.changes import Changes
 from hypha_network.errors import PeerUnreachable, RemoteRefused
 from hypha_network.services.gossip_messages import Gossip
+from hypha_worker.job import Failed, Finished, JobEvent, LaunchError
 from hypha_worker.market.ledger import Lease
-from hypha_worker.runtimes.protocol import Failed, Finished, JobEvent, LaunchError
 
 ALICE = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
 BOB = "12D3KooWJWoaqZhDaoEFshF7Rh1bpY9ohihFhzcW6d69Lr2NASuq"
@@ -123,7 +123,7 @@ class Jobs:
         if self.running.pop(task_id, None):
             self._send.send_nowait(Failed(task_id, reason))
 
-    def note_reported(self, task_id: UUID) -> None:
+    def record_reported(self, task_id: UUID) -> None:
         """Note that a scheduler knows."""
         self.reported.append(task_id)
 

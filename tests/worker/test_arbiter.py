@@ -47,8 +47,8 @@ class Setting:
         while True:
             await trio.sleep(0.25)
             for lease in self.ledger.expire():
-                self.arbiter.note_lapsed(lease.scheduler)
-                self.arbiter.note_room()
+                self.arbiter.on_offer_lapsed(lease.scheduler)
+                self.arbiter.on_capacity_freed()
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from hypha_contracts.addresses import RESERVED_CIDRS
 from hypha_contracts.node_config import NodeConfig
 from hypha_messages.types import Resources
 from hypha_worker.config_file import ConfigError, Loaded, load
-from hypha_worker.node import process_config
+from hypha_worker.runtimes.process.host import process_config
 from hypha_worker.template import render
 
 MINIMAL = """\

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import trio
@@ -20,7 +20,7 @@ from hypha_bridge.errors import ConnectorError
 from hypha_contracts.bridge_config import ConnectorConfig
 from hypha_messages.api import API, DataAssignment, RequestData
 from hypha_messages.job import JobSpec
-from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
+from hypha_messages.progress import PROGRESS, Progress, ProgressResponse, ReportProgress
 from hypha_messages.streams import PULL, PULL_LENGTH_BYTES, PUSH, decode_pull_header, decode_pull_length
 from hypha_messages.types import Message
 from hypha_network.errors import NetworkError
@@ -29,7 +29,7 @@ from hypha_network.wire.streams import Stream
 from hypha_worker.connector import http_server
 from hypha_worker.connector.api import Connector
 from hypha_worker.connector.pushes import PushRouter
-from hypha_worker.runtimes.protocol import Job
+from hypha_worker.job import Job
 from support import jobs
 from support.certs import Pki
 from support.networks import direct_address, node
@@ -92,6 +92,8 @@ class World:
     client: Client
     job: Job
     socket: Path
+    tokens: dict[str, UUID]
+    recorded: list[tuple[UUID, Progress]]
 
     async def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call the bridge's client, which blocks."""
@@ -115,12 +117,24 @@ async def world(work_dir: Path, **changes: Any) -> AsyncIterator[World]:
             peer.serve()
             await worker.dial(direct_address(other))
             pushes = PushRouter()
-            connector = Connector(worker, pushes, nursery)
-            job = replace(jobs.job(spec_for(other.peer_id, **changes), token=TOKEN), scheduler=other.peer_id)
+            job = replace(jobs.job(spec_for(other.peer_id, **changes)), scheduler=other.peer_id)
+            tokens, recorded = {TOKEN: job.task_id}, list[tuple[UUID, Progress]]()
+
+            async def authenticate(token: str) -> UUID | None:
+                await trio.lowlevel.checkpoint()
+                return tokens.get(token)
+
+            connector = Connector(
+                worker,
+                pushes,
+                nursery,
+                authenticate=authenticate,
+                record_progress=lambda task_id, progress: recorded.append((task_id, progress)),
+            )
             connector.add(job)
             worker.handle_stream(PUSH, pushes.handle)
             nursery.start_soon(http_server.serve_unix, http_server.listen_unix(path), connector.handle)
-            yield World(worker, peer, connector, pushes, client, job, path)
+            yield World(worker, peer, connector, pushes, client, job, path, tokens, recorded)
             client.close()
             nursery.cancel_scope.cancel()
 
@@ -464,14 +478,12 @@ async def test_a_node_that_stops_passes_on_what_the_scheduler_answers_and_takes_
 
 async def test_progress_that_is_repeated_since_the_scheduler_did_not_answer_counts_once(work_dir: Path) -> None:
     async with world(work_dir) as the:
-        noted = []
-        the.connector._note_progress = lambda task_id, progress: noted.append((task_id, progress))
         the.peer.progress_answer = None
         refusal = await the.refusal(the.client.progress, "update")
         assert (refusal.code, refusal.retryable) == ("peer_failed", True)
         the.peer.progress_answer = ProgressResponse(type="Continue")
         await the.call(the.client.progress, "update")
-        assert [task_id for task_id, _ in noted] == [the.job.task_id]
+        assert [task_id for task_id, _ in the.recorded] == [the.job.task_id]
 
 
 @pytest.mark.parametrize("progress", [{"status": {"batch_size": -1}}, "no such stage", [], {}, 12])
@@ -522,7 +534,8 @@ async def test_nonsense_is_refused_with_its_reason(work_dir: Path, request_text:
 
 async def test_one_jobs_calls_are_bounded_and_leave_room_for_those_of_others(work_dir: Path) -> None:
     async with world(work_dir) as the:
-        other = replace(the.job, task_id=uuid4(), token="b" * 43)
+        other = replace(the.job, task_id=uuid4())
+        the.tokens["other"] = other.task_id
         the.connector.add(other)
         text = f"GET /pushes HTTP/1.1\r\nHost: n\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
         waiting = [await trio.open_unix_socket(the.socket) for _ in range(64)]
@@ -530,7 +543,7 @@ async def test_one_jobs_calls_are_bounded_and_leave_room_for_those_of_others(wor
             await stream.send_all(text)
         refusal = await the.refusal(the.client.progress, "update")
         assert (refusal.status, refusal.retryable) == (503, True)
-        (work_dir / "token").write_text(other.token)
+        (work_dir / "token").write_text("other")
         assert json.loads(await the.call(the.client.progress, "update")) == {"type": "Continue"}
         for stream in waiting:
             await stream.aclose()

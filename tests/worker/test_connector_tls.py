@@ -29,7 +29,7 @@ from hypha_network.wire.streams import Stream
 from hypha_worker.connector.api import Connector
 from hypha_worker.connector.http_server import Exchange, serve_tls
 from hypha_worker.connector.pushes import PushRouter
-from hypha_worker.runtimes.kubernetes.node import listen_for_bridges, why_not_ready
+from hypha_worker.runtimes.kubernetes.cluster import listen_for_bridges, why_not_ready
 from support import jobs
 from support.certs import Pki, identity_of
 from support.networks import direct_address, node
@@ -119,7 +119,9 @@ async def world(directory: Path, *, healthy: bool = True) -> AsyncIterator[World
                 return job.task_id if token == TOKEN else None
 
             pushes = PushRouter()
-            connector = Connector(network, pushes, nursery, authenticate=authenticate)
+            connector = Connector(
+                network, pushes, nursery, authenticate=authenticate, record_progress=lambda _task, _progress: None
+            )
             connector.add(job)
             network.handle_stream(PUSH, pushes.handle)
             serve = await listen_for_bridges(config, network)

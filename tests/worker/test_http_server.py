@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from hypha_worker.connector.http_server import Exchange, listen_unix, serve_unix
-from hypha_worker.runtimes.kubernetes.node import raise_descriptor_limit
+from hypha_worker.runtimes.kubernetes.cluster import raise_descriptor_limit
 
 pytestmark = pytest.mark.anyio
 

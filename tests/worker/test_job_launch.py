@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypha_worker.errors import NodeError
+from hypha_worker.job import LaunchError
 from hypha_worker.runtimes.process import launch
 from hypha_worker.runtimes.process.launch import JobPaths
-from hypha_worker.runtimes.protocol import LaunchError
 
 PATHS = JobPaths(Path("/srv/jobs/7"), Path("/srv/hypha-7"))
 VALUES = launch.variables(PATHS, '{"job_id": "{WORK_DIR}"}')

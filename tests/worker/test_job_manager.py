@@ -25,12 +25,13 @@ from hypha_network.errors import StreamReset
 from hypha_network.network import Network
 from hypha_network.wire.streams import Stream
 from hypha_worker.connector.http_server import listen_unix, serve_unix
-from hypha_worker.job_manager import JobManager, Serve, open_job_manager
+from hypha_worker.job import Failed, Finished, JobEvent, LaunchError, Started
+from hypha_worker.job_manager import JobManager, open_job_manager
 from hypha_worker.market.ledger import Lease
 from hypha_worker.runtimes.process import launch
 from hypha_worker.runtimes.process.control import ProcessConfig
 from hypha_worker.runtimes.process.runtime import open_process_runtime
-from hypha_worker.runtimes.protocol import Failed, Finished, JobEvent, LaunchError, Started
+from hypha_worker.runtimes.protocol import Serve
 from hypha_worker.telemetry import Telemetry
 from support import jobs
 from support.certs import Pki

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -15,9 +16,10 @@ from hypha_contracts.kubernetes_errors import Unavailable
 from hypha_contracts.node_config import KubernetesConfig
 from hypha_messages.types import Resources
 from hypha_worker.market.ledger import Lease, Ledger
+from hypha_worker.market.ledger_file import LedgerFile
 from hypha_worker.runtimes.kubernetes import leases as kubernetes_leases
 from hypha_worker.runtimes.kubernetes.api import KubernetesApi
-from hypha_worker.runtimes.kubernetes.leases import LedgerInCluster
+from hypha_worker.runtimes.kubernetes.leases import ClusterLedgerStore
 from support.worker import ALICE, HALF, TRAIN, WHOLE
 
 pytestmark = pytest.mark.anyio
@@ -61,24 +63,37 @@ class Worker:
         self.writes += 1
 
 
+@dataclass
+class Pod:
+    """A pod with its ledger and the store of that."""
+
+    ledger: Ledger
+    store: ClusterLedgerStore
+
+    async def save(self) -> None:
+        await self.store.save(self.ledger.state())
+
+
 @asynccontextmanager
-async def pod(worker: Worker, directory: Path) -> AsyncIterator[LedgerInCluster]:
-    """The ledger of a pod that has started on this disk."""
+async def open_pod(worker: Worker, directory: Path) -> AsyncIterator[Pod]:
+    """A pod that has started on this disk."""
     cluster = KubernetesConfig(namespace="ns", worker="gpu", worker_uid="uid")
-    ledger = Ledger(WHOLE, trio.current_time, duration_s=30)
-    file = LedgerInCluster(directory / "leases.json", ledger, cast("KubernetesApi", worker), cluster, lease_s=30)
+    file = LedgerFile(directory / "leases.json")
+    store = ClusterLedgerStore(file, cast("KubernetesApi", worker), cluster, lease_s=30)
+    pod = Pod(Ledger(WHOLE, trio.current_time, duration_s=30), store)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(file.run)
-        await file.restore()
-        await file.save()
-        yield file
+        nursery.start_soon(store.run)
+        if (saved := await store.load()) is not None:
+            pod.ledger.restore(saved)
+        await pod.save()
+        yield pod
         nursery.cancel_scope.cancel()
 
 
-def held(file: LedgerInCluster, resources: Resources = HALF) -> Lease:
-    lease = file.ledger.offer(ALICE, uuid4(), [TRAIN, TRAIN], resources)
+def held(pod: Pod, resources: Resources = HALF) -> Lease:
+    lease = pod.ledger.offer(ALICE, uuid4(), [TRAIN, TRAIN], resources)
     assert lease is not None
-    file.ledger.renew(lease.id, ALICE)
+    pod.ledger.renew(lease.id, ALICE)
     return lease
 
 
@@ -92,60 +107,60 @@ async def test_a_lease_is_in_the_worker_once_its_first_renewal_is_saved_and_late
     tmp_path: Path,
 ) -> None:
     worker = Worker()
-    async with pod(worker, tmp_path) as file:
-        lease = held(file)
+    async with open_pod(worker, tmp_path) as pod:
+        lease = held(pod)
         before = worker.writes
-        await file.save()
+        await pod.save()
         assert [kept["id"] for kept in worker.node["leases"]] == [str(lease.id)]
         for _ in range(10):
             await trio.sleep(5)
-            file.ledger.renew(lease.id, ALICE)
-            await file.save()
+            pod.ledger.renew(lease.id, ALICE)
+            await pod.save()
         assert worker.writes == before + 1
 
 
 async def test_the_next_pod_has_it_for_its_full_duration(tmp_path: Path) -> None:
     worker = Worker()
-    async with pod(worker, disk(tmp_path)) as file:
-        lease = held(file)
-        await file.save()
+    async with open_pod(worker, disk(tmp_path)) as pod:
+        lease = held(pod)
+        await pod.save()
         await trio.sleep(29)
-    async with pod(worker, disk(tmp_path)) as file:
-        (found,) = file.ledger.leases
+    async with open_pod(worker, disk(tmp_path)) as pod:
+        (found,) = pod.ledger.leases
         assert found.deadline == pytest.approx(trio.current_time() + 30, abs=0.1)
         assert found == lease.model_copy(update={"deadline": found.deadline, "state": "held", "executors": (TRAIN,)})
-        file.ledger.assign(ALICE, TRAIN, uuid4())
+        pod.ledger.assign(ALICE, TRAIN, uuid4())
 
 
 @pytest.mark.parametrize("end", ["a job takes it", "it lapses"])
 async def test_it_does_not_come_back_once(end: str, tmp_path: Path) -> None:
     worker = Worker()
-    async with pod(worker, disk(tmp_path)) as file:
-        held(file)
-        await file.save()
+    async with open_pod(worker, disk(tmp_path)) as pod:
+        held(pod)
+        await pod.save()
         if end == "a job takes it":
-            file.ledger.assign(ALICE, TRAIN, uuid4())
+            pod.ledger.assign(ALICE, TRAIN, uuid4())
         else:
             await trio.sleep(31)
-            file.ledger.expire()
-        await file.save()
+            pod.ledger.expire()
+        await pod.save()
         await trio.sleep(0.5)
-    async with pod(worker, disk(tmp_path)) as file:
-        assert not file.ledger.leases
+    async with open_pod(worker, disk(tmp_path)) as pod:
+        assert not pod.ledger.leases
 
 
 async def test_a_pod_that_is_restarted_believes_its_own_disk(tmp_path: Path) -> None:
     worker, directory = Worker(), disk(tmp_path)
-    async with pod(worker, directory) as file:
-        held(file)
-        await file.save()
+    async with open_pod(worker, directory) as pod:
+        held(pod)
+        await pod.save()
         worker.away = True
         await trio.sleep(31)
-        file.ledger.expire()
-        await file.save()
+        pod.ledger.expire()
+        await pod.save()
     worker.away = False
-    async with pod(worker, directory) as file:
-        assert not file.ledger.leases
+    async with open_pod(worker, directory) as pod:
+        assert not pod.ledger.leases
         await trio.sleep(0.5)
         assert worker.node["leases"] == []
 
@@ -154,12 +169,12 @@ async def test_without_an_api_server_a_first_renewal_waits_a_moment_and_is_writt
     tmp_path: Path,
 ) -> None:
     worker = Worker()
-    async with pod(worker, tmp_path) as file:
+    async with open_pod(worker, tmp_path) as pod:
         worker.away = True
-        lease, start = held(file), trio.current_time()
-        await file.save()
+        lease, start = held(pod), trio.current_time()
+        await pod.save()
         assert trio.current_time() == pytest.approx(start + 2, abs=0.1)
-        await file.save()
+        await pod.save()
         assert trio.current_time() == pytest.approx(start + 2, abs=0.1)
         worker.away = False
         await trio.sleep(11)
@@ -168,10 +183,10 @@ async def test_without_an_api_server_a_first_renewal_waits_a_moment_and_is_writt
 
 async def test_many_leases_at_once_share_their_writes(tmp_path: Path) -> None:
     worker = Worker()
-    async with pod(worker, tmp_path) as file, trio.open_nursery() as nursery:
+    async with open_pod(worker, tmp_path) as pod, trio.open_nursery() as nursery:
         before = worker.writes
         for _ in range(50):
-            held(file, Resources(cpu=0.01))
-            nursery.start_soon(file.save)
+            held(pod, Resources(cpu=0.01))
+            nursery.start_soon(pod.save)
     assert len(worker.node["leases"]) == 50
     assert worker.writes <= before + 2

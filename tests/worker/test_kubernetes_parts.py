@@ -15,11 +15,11 @@ from hypha_contracts.node_config import KubernetesConfig
 from hypha_messages.job import JobSpec
 from hypha_messages.progress import Metrics, Progress, Status
 from hypha_resources.job import Progress as JobProgress
+from hypha_worker.job import Failed, Finished
 from hypha_worker.runtimes.kubernetes.objects import end_of, hypha_job, job_secret, see
 from hypha_worker.runtimes.kubernetes.progress import ProgressTally, interval_s
 from hypha_worker.runtimes.kubernetes.throttle import Throttle
 from hypha_worker.runtimes.kubernetes.tokens import TokenReviewer
-from hypha_worker.runtimes.protocol import Failed, Finished
 from support import jobs
 
 CONFIG = KubernetesConfig(namespace="ns", worker="w", worker_uid="worker-uid")

@@ -11,11 +11,11 @@ from hypha_contracts.backoff import Backoff
 from hypha_contracts.kubernetes_errors import Unavailable
 from hypha_messages.progress import Progress, Status
 from hypha_worker.connector.http_server import HttpError
+from hypha_worker.job import Failed, Finished, Job, LaunchError, Started
 from hypha_worker.runtimes.kubernetes import api as kubernetes_api
 from hypha_worker.runtimes.kubernetes import jobs as kubernetes_jobs
 from hypha_worker.runtimes.kubernetes import tokens as kubernetes_tokens
 from hypha_worker.runtimes.kubernetes.objects import SeenJob
-from hypha_worker.runtimes.protocol import Failed, Finished, Job, LaunchError, Started
 from support import jobs
 from support.api_server import PrivateApiServer
 from support.hypha_jobs import Cluster, make_cluster, open_rig, until
@@ -64,7 +64,7 @@ async def test_jobs_outlast_an_api_server_that_is_away(private_api_server: Priva
             await rig.runtime.authenticate(token)
         assert caught.value.status == 503
         await rig.runtime.extend(kept.task_id, kept.deadline + 100)
-        rig.runtime.note_progress(kept.task_id, Progress(status=Status(batch_size=8)))
+        rig.runtime.record_progress(kept.task_id, Progress(status=Status(batch_size=8)))
         nursery.start_soon(rig.runtime.terminate, ended.task_id, "its lease expired")
         await trio.sleep(1)
         assert len(rig.events) == 2

@@ -60,7 +60,7 @@ async def test_requests_that_keep_coming_are_told_once_a_minute() -> None:
         nursery.start_soon(reporter.run, cast("Network", Connected()), Ledger(WHOLE, trio.current_time), requests)
         await trio.sleep(1)
         for _ in range(50):
-            requests.note(Refusal("BidBelowFloor", "the bid 1 is below the floor 100"))
+            requests.record(Refusal("BidBelowFloor", "the bid 1 is below the floor 100"))
             await trio.sleep(1)
         assert [node.requests.refused for node in written.nodes] == [0]
         await trio.sleep(60)

@@ -10,8 +10,8 @@ import trio
 
 from hypha_contracts.kubernetes_errors import Unavailable
 from hypha_worker.errors import NodeError
+from hypha_worker.job import Failed, Finished, Job, LaunchError, Started
 from hypha_worker.runtimes.kubernetes.objects import SeenJob
-from hypha_worker.runtimes.protocol import Failed, Finished, Job, LaunchError, Started
 from support import jobs
 from support.api_server import ApiServer
 from support.hypha_jobs import Cluster, Rig, make_cluster, open_rig, until
@@ -146,7 +146,7 @@ async def test_what_another_node_launched_is_left_alone(cluster: Cluster) -> Non
         await new.runtime.launch(own)
         cluster.say(own.task_id, "Succeeded")
         await new.heard(1)
-        new.runtime.note_reported(own.task_id)
+        new.runtime.record_reported(own.task_id)
         await until(lambda: cluster.reported(own.task_id))
         assert not cluster.reported(strays[0].task_id)
         assert "cancel" not in cluster.job(strays[1].task_id)["spec"]
@@ -191,7 +191,7 @@ async def test_jobs_that_ended_are_reported_by_the_next_node_without_being_claim
     async with open_rig(cluster) as new:
         await new.runtime.adopt()
         assert await new.heard(1) == [Finished(job.task_id)]
-        new.runtime.note_reported(job.task_id)
+        new.runtime.record_reported(job.task_id)
         await until(lambda: cluster.reported(job.task_id))
         assert cluster.job(job.task_id)["spec"] == before
 

@@ -12,7 +12,7 @@ import trio
 
 from hypha_messages.progress import Metrics, Progress, Status
 from hypha_worker.connector.http_server import HttpError
-from hypha_worker.runtimes.protocol import Failed, Finished, LaunchError, Started
+from hypha_worker.job import Failed, Finished, LaunchError, Started
 from support import jobs
 from support.api_server import ApiServer
 from support.hypha_jobs import LEASE_S, WORKER, Cluster, Rig, make_cluster, open_rig, secret_text, until
@@ -42,7 +42,7 @@ async def test_a_job_is_launched_runs_and_finishes(cluster: Cluster) -> None:
             cluster.say(job.task_id, phase)
         assert await rig.heard(2) == [Started(job.task_id), Finished(job.task_id)]
         assert not cluster.reported(job.task_id)
-        rig.runtime.note_reported(job.task_id)
+        rig.runtime.record_reported(job.task_id)
         await until(lambda: cluster.reported(job.task_id))
         assert len(rig.events) == 2
 
@@ -105,7 +105,7 @@ async def test_a_hypha_job_that_is_deleted_has_failed(cluster: Cluster, how: str
         if how != "deleted":
             await rig.runtime.terminate(job.task_id, "its lease expired")
         assert await rig.heard(1) == [Failed(job.task_id, "its HyphaJob was deleted")]
-        rig.runtime.note_reported(job.task_id)
+        rig.runtime.record_reported(job.task_id)
         await until(lambda: not rig.runtime._jobs)
 
 
@@ -129,17 +129,17 @@ async def test_progress_shows_in_the_status(cluster: Cluster) -> None:
         job = jobs.job()
         await rig.runtime.launch(job)
         for _ in range(3):
-            rig.runtime.note_progress(job.task_id, Progress(status=Status(batch_size=8)))
-        rig.runtime.note_progress(
+            rig.runtime.record_progress(job.task_id, Progress(status=Status(batch_size=8)))
+        rig.runtime.record_progress(
             job.task_id, Progress(metrics=Metrics(round=2, metrics={"loss": 0.5, "bad": float("nan")}))
         )
         progress = await until(lambda: cluster.job(job.task_id).get("status", {}).get("progress"))
         assert (progress["round"], progress["batches"], progress["samples"]) == (2, 3, 24)
         assert progress["metrics"] == {"loss": 0.5}
-        rig.runtime.note_progress(job.task_id, Progress(status=Status(batch_size=8)))
+        rig.runtime.record_progress(job.task_id, Progress(status=Status(batch_size=8)))
         cluster.say(job.task_id, "Succeeded")
         await rig.heard(1)
-        rig.runtime.note_reported(job.task_id)
+        rig.runtime.record_reported(job.task_id)
         await until(lambda: cluster.reported(job.task_id))
         status = cluster.job(job.task_id)["status"]
         assert (status["progress"]["samples"], status["progress"]["metrics"]) == (32, {"loss": 0.5})
@@ -153,13 +153,13 @@ async def test_what_outlived_the_node_is_adopted(cluster: Cluster) -> None:
         for job in (running, ended, told, old):
             await rig.runtime.launch(job)
         cluster.say(running.task_id, "Running", podName="p", podUid="u")
-        rig.runtime.note_progress(running.task_id, Progress(status=Status(batch_size=8)))
+        rig.runtime.record_progress(running.task_id, Progress(status=Status(batch_size=8)))
         await until(lambda: cluster.job(running.task_id)["status"].get("progress"))
         for job in (told, old):
             cluster.say(job.task_id, "Failed", reason="ExecutorFailed")
         await rig.heard(3)
         for job in (told, old):
-            rig.runtime.note_reported(job.task_id)
+            rig.runtime.record_reported(job.task_id)
         await until(lambda: cluster.reported(told.task_id) and cluster.reported(old.task_id))
     cluster.say(ended.task_id, "Failed", reason="NodeLost")
     cluster.say(told.task_id, "Succeeded")  # as if it had been a success, whose lease is still renewed
@@ -170,11 +170,11 @@ async def test_what_outlived_the_node_is_adopted(cluster: Cluster) -> None:
         assert adopted[running.task_id].running
         assert not adopted[ended.task_id].running
         found = adopted[running.task_id].job
-        assert replace(found, deadline=running.deadline, token=running.token) == running
+        assert replace(found, deadline=running.deadline) == running
         assert found.deadline == pytest.approx(time() + LEASE_S, abs=1)
         await until(lambda: deadline_of(cluster.job(running.task_id)) == int(found.deadline))
         assert set(await rig.heard(2)) == {Failed(ended.task_id, "NodeLost"), Finished(told.task_id)}
-        rig.runtime.note_progress(running.task_id, Progress(status=Status(batch_size=8)))
+        rig.runtime.record_progress(running.task_id, Progress(status=Status(batch_size=8)))
         await until(lambda: cluster.job(running.task_id)["status"]["progress"]["samples"] == 16)
         cluster.say(running.task_id, "Succeeded")
         assert (await rig.heard(3))[2] == Finished(running.task_id)
@@ -198,7 +198,7 @@ async def test_an_ended_task_is_not_launched_again(cluster: Cluster) -> None:
             await rig.runtime.launch(job)
         cluster.say(job.task_id, "Succeeded")
         await rig.heard(1)
-        rig.runtime.note_reported(job.task_id)
+        rig.runtime.record_reported(job.task_id)
         await until(lambda: cluster.reported(job.task_id))
         await until(lambda: not rig.runtime._jobs)
         with pytest.raises(LaunchError, match="exists already"):

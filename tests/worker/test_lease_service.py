@@ -10,10 +10,10 @@ import trio.testing
 from trio.testing import MockClock
 
 from hypha_messages.api import DispatchJob, DispatchJobOutcome, RenewLease, RenewLeaseOutcome, RequestData
+from hypha_worker.job import AdoptedJob, Job
 from hypha_worker.market.lease_service import LeaseService
-from hypha_worker.market.ledger import Lease, Ledger
+from hypha_worker.market.ledger import Lease, Ledger, LedgerState
 from hypha_worker.market.ledger_file import LedgerFile
-from hypha_worker.runtimes.protocol import AdoptedJob, Job
 from hypha_worker.telemetry import Telemetry
 from support.jobs import train_spec
 from support.worker import ALICE, BOB, HALF, TRAIN, WHOLE, Jobs, Market
@@ -45,8 +45,18 @@ class Setting:
         self.market = Market()
         self.jobs = Jobs()
         self.ledger = Ledger(WHOLE, trio.current_time)
-        self.file = LedgerFile(self.path, self.ledger)
-        self.service = LeaseService(self.market, self.ledger, self.file, self.jobs, Telemetry())
+        self.file = LedgerFile(self.path)
+        self.capacity_freed = trio.Event()
+        self.service = LeaseService(
+            self.market,
+            self.ledger,
+            self.file,
+            self.jobs,
+            Telemetry(),
+            on_offer_accepted=lambda _scheduler: None,
+            on_offer_lapsed=lambda _scheduler: None,
+            on_capacity_freed=lambda: self.capacity_freed.set(),  # noqa: PLW0108 - a test replaces the event
+        )
 
     def offer(self, scheduler: str = ALICE) -> Lease:
         lease = self.ledger.offer(scheduler, uuid4(), [TRAIN], HALF)
@@ -64,9 +74,7 @@ class Setting:
         return answer
 
     def on_disk(self) -> list[Lease]:
-        ledger = Ledger(WHOLE, trio.current_time)
-        LedgerFile(self.path, ledger).load()
-        return list(ledger.leases)
+        return list(LedgerState.model_validate_json(self.path.read_bytes()).leases) if self.path.exists() else []
 
 
 @asynccontextmanager
@@ -177,13 +185,13 @@ async def test_a_lease_that_lapses_while_its_job_starts_ends_the_job_once_it_has
 
 async def test_a_lease_that_lapses_while_its_job_fails_to_start_is_released(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
-        room, task_id = trio.Event(), uuid4()
+        task_id = uuid4()
         setting.jobs.broken, setting.jobs.start_s[task_id] = True, 3
         setting.offer()
         assert (await setting.dispatch(task_id)).failed
-        setting.service.on_room = room.set
+        setting.capacity_freed = trio.Event()
         with trio.fail_after(1):
-            await room.wait()
+            await setting.capacity_freed.wait()
         assert setting.ledger.free() == WHOLE
 
 
@@ -222,14 +230,12 @@ async def test_an_expired_lease_ends_its_job_and_the_scheduler_is_told(tmp_path:
 
 async def test_a_finished_job_releases_its_lease_and_tells_who_waits_for_room(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
-        room = trio.Event()
-        setting.service.on_room = room.set
         task_id = uuid4()
         setting.offer()
         await setting.dispatch(task_id)
         setting.jobs.finish(task_id)
         with trio.fail_after(1):
-            await room.wait()
+            await setting.capacity_freed.wait()
         assert setting.ledger.free() == WHOLE
         await trio.sleep(0.1)
         (report,) = setting.market.statuses[ALICE]
@@ -305,7 +311,8 @@ async def test_what_workers_are_not_asked_is_refused(tmp_path: Path) -> None:
 async def restart(setting: Setting, *adopted: AdoptedJob) -> Setting:
     """A second node on the first one's files, as it is after it has adopted what runs."""
     again = Setting(setting.path.parent)
-    again.file.load()
+    if (saved := await again.file.load()) is not None:
+        again.ledger.restore(saved)
     await again.service.resume(adopted)
     return again
 
@@ -315,7 +322,7 @@ async def test_after_a_restart_the_job_and_its_lease_go_on(tmp_path: Path) -> No
         lease, task_id = setting.offer(), uuid4()
         await setting.renew(lease)
         await setting.dispatch(task_id)
-    job = Job(task_id, lease.id, ALICE, train_spec(), HALF, trio.current_time() + 10, "token")
+    job = Job(task_id, lease.id, ALICE, train_spec(), HALF, trio.current_time() + 10)
     again = await restart(setting, AdoptedJob(job, running=True))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(again.service.run)
@@ -331,7 +338,7 @@ async def test_a_jobs_own_record_may_grant_its_lease_more_time_than_the_ledger(t
         await setting.renew(lease)
         await setting.dispatch(task_id)
     await trio.sleep(60)
-    job = Job(task_id, lease.id, ALICE, train_spec(), HALF, trio.current_time() + 10, "token")
+    job = Job(task_id, lease.id, ALICE, train_spec(), HALF, trio.current_time() + 10)
     again = await restart(setting, AdoptedJob(job, running=True))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(again.service.run)
@@ -347,7 +354,7 @@ async def test_a_job_that_was_being_ended_is_told_so_again(tmp_path: Path) -> No
         await setting.dispatch(task_id)
         setting.jobs.running.clear()  # which does not end
         await trio.sleep(20)
-    job = Job(task_id, lease.id, ALICE, train_spec(), HALF, trio.current_time() - 10, "token")
+    job = Job(task_id, lease.id, ALICE, train_spec(), HALF, trio.current_time() - 10)
     again = await restart(setting, AdoptedJob(job, running=True))
     (again.jobs.running[task_id],) = again.ledger.leases
     async with trio.open_nursery() as nursery:
@@ -368,7 +375,7 @@ async def test_whoever_runs_jobs_hears_when_a_scheduler_knows_of_an_end(tmp_path
         setting.market.unreachable.clear()
         await trio.sleep(20)
         assert setting.jobs.reported == [task_id]
-    job = Job(task_id, lease.id, ALICE, train_spec(), HALF, trio.current_time(), "token")
+    job = Job(task_id, lease.id, ALICE, train_spec(), HALF, trio.current_time())
     again = await restart(setting, AdoptedJob(job, running=False))
     again.jobs.running[task_id] = lease
     again.jobs.finish(task_id)
@@ -415,7 +422,7 @@ async def test_a_damaged_file_is_put_aside_and_jobs_keep_their_leases(
     tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "leases.json").write_bytes(damage)
-    job = Job(uuid4(), uuid4(), ALICE, train_spec(), HALF, trio.current_time() + 10, "token")
+    job = Job(uuid4(), uuid4(), ALICE, train_spec(), HALF, trio.current_time() + 10)
     again = await restart(Setting(tmp_path), AdoptedJob(job, running=True))
     assert "leases.unreadable" in caplog.text
     assert [(lease.id, lease.task_id) for lease in again.ledger.leases] == [(job.lease_id, job.task_id)]
@@ -437,7 +444,7 @@ async def test_concurrent_saves_share_writes_and_none_returns_early(tmp_path: Pa
         lease = setting.ledger.offer(scheduler, uuid4(), [TRAIN], HALF)
         assert lease is not None
         setting.ledger.renew(lease.id, scheduler)
-        await setting.file.save()
+        await setting.file.save(setting.ledger.state())
         seen.append(lease.id in [kept.id for kept in setting.on_disk()])
 
     async with trio.open_nursery() as nursery:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypha_messages.types import Resources
+from hypha_worker.job import Failed, Finished
 from hypha_worker.runtimes.process import limits, supervisor
 from hypha_worker.runtimes.process.limits import Hierarchy, plan_limits
-from hypha_worker.runtimes.protocol import Failed, Finished
 from support import jobs
 from support.rig import left_behind, open_rig
 

@@ -8,9 +8,9 @@ import trio
 import trio.testing
 
 from hypha_worker.errors import NodeError
+from hypha_worker.job import Failed, Finished, LaunchError, Started
 from hypha_worker.runtimes.process.control import ProcessConfig
 from hypha_worker.runtimes.process.runtime import open_process_runtime
-from hypha_worker.runtimes.protocol import Failed, Finished, LaunchError, Started
 from support import jobs
 from support.rig import PATIENCE_S, left_behind, open_rig, output_of
 

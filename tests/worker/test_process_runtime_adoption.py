@@ -14,9 +14,10 @@ from uuid import uuid4
 import pytest
 import trio
 
+from hypha_worker import files
+from hypha_worker.job import AdoptedJob, Failed, Finished, Job, LaunchError
 from hypha_worker.runtimes.process import control, limits, processes, supervisor
 from hypha_worker.runtimes.process.control import ControlDirectories
-from hypha_worker.runtimes.protocol import AdoptedJob, Failed, Finished, Job, LaunchError
 from support import jobs
 from support.rig import left_behind, open_rig, output_of
 
@@ -86,7 +87,7 @@ async def test_a_running_job_is_adopted_with_all_that_was_known_of_it(work_dir: 
         (adopted,) = await rig.runtime.adopt()
         assert adopted.running
         assert str(adopted.job.task_id) == task
-        assert adopted.job.token == record["token"]
+        assert await rig.runtime.authenticate(record["token"]) == adopted.job.task_id
         assert adopted.job.spec.model_dump(mode="json") == record["spec"]
         assert adopted.job.deadline == pytest.approx(time.time() + 60, abs=20)
         (work_dir / f"hypha-{task}" / "go").touch()
@@ -123,7 +124,7 @@ async def test_a_job_whose_lease_ran_out_while_no_node_was_there_has_ended(work_
     killed_node(work_dir, WAITS)
     task = the_task(work_dir)
     await output_of(work_dir, task, "ready")
-    processes.write_whole(work_dir / "jobs" / task / "deadline", repr(time.time()))
+    files.replace_file(work_dir / "jobs" / task / "deadline", repr(time.time()))
     await supervisor_gone(work_dir, task)
     assert processes.strays(str(work_dir)) == set()
     async with open_rig(jobs.config(work_dir, WAITS)) as rig:
@@ -202,7 +203,7 @@ def interrupted_launch(work_dir: Path, after: str) -> Job:
     make_directory = Path.mkdir
 
     def write(path: Path, text: str, *, durable: bool = True) -> None:
-        processes.write_whole(path, text, durable=durable)
+        files.replace_file(path, text, durable=durable)
         if after == f"write {path.name}" or (after == "write the executor's job.json" and path == work / "job.json"):
             raise Killed
 
@@ -215,10 +216,10 @@ def interrupted_launch(work_dir: Path, after: str) -> Job:
 
     control_dir, work = work_dir / "jobs" / str(job.task_id), work_dir / f"hypha-{job.task_id}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(control, "write_whole", write)
+        patch.setattr(control, "replace_file", write)
         patch.setattr(Path, "mkdir", mkdir)
         with pytest.raises(Killed):
-            directories.launch(job)
+            directories.launch(job, "token")
     return job
 
 
@@ -237,7 +238,7 @@ async def test_a_launch_interrupted_at_any_step_is_completed_or_undone(work_dir:
 
 async def test_an_interrupted_launch_whose_lease_ran_out_is_undone(work_dir: Path) -> None:
     job = interrupted_launch(work_dir, "write token")
-    processes.write_whole(work_dir / "jobs" / str(job.task_id) / "deadline", repr(time.time() - 1))
+    files.replace_file(work_dir / "jobs" / str(job.task_id) / "deadline", repr(time.time() - 1))
     async with open_rig(jobs.config(work_dir, "print('done')")) as rig:
         await rig.runtime.adopt()
         assert await rig.end_of(job.task_id) == Failed(job.task_id, "its supervisor could not be started")
@@ -250,7 +251,8 @@ async def test_an_end_that_was_not_recorded_is_reported_again(work_dir: Path) ->
     (work_dir / f"hypha-{task}" / "go").touch()
     await supervisor_gone(work_dir, task)
     directories = ControlDirectories(jobs.config(work_dir, WAITS))
-    ((job, _),) = directories.adopt()
+    (found,) = directories.adopt()
+    job = found.job
     assert directories.conclude(job.task_id) == Finished(job.task_id)  # and here that node is killed
     async with open_rig(jobs.config(work_dir, WAITS)) as rig:
         assert await rig.runtime.adopt() == [AdoptedJob(job, running=False)]

@@ -4,17 +4,17 @@ from hypha_worker.market.request_tally import RequestTally
 
 def test_only_the_last_hundred_requests_count() -> None:
     tally = RequestTally()
-    tally.note(None)
+    tally.record(None)
     for _ in range(99):
-        tally.note(Refusal("BidBelowFloor", "the bid is low"))
+        tally.record(Refusal("BidBelowFloor", "the bid is low"))
     assert (tally.considered, tally.refused) == (1, 99)
-    tally.note(Refusal("NoExecutor", "it names no executor"))
+    tally.record(Refusal("NoExecutor", "it names no executor"))
     assert (tally.considered, tally.refused, tally.last_refusal) == (0, 100, ("NoExecutor", "it names no executor"))
 
 
 def test_what_strangers_wrote_is_short_and_cannot_move_the_cursor() -> None:
     tally = RequestTally()
-    tally.note(Refusal("ExecutorUnsupported", "executor train/\x1b[2J\n" + 10_000 * "x"))
+    tally.record(Refusal("ExecutorUnsupported", "executor train/\x1b[2J\n" + 10_000 * "x"))
     assert tally.last_refusal is not None
     assert tally.last_refusal.message.startswith("executor train/?[2J?x")
     assert len(tally.last_refusal.message) == 256

@@ -12,10 +12,11 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hypha_worker import files
+from hypha_worker.job import Failed, Finished
 from hypha_worker.runtimes.process import limits, processes, supervisor
 from hypha_worker.runtimes.process.processes import BoundedLog
 from hypha_worker.runtimes.process.supervisor import Deadline
-from hypha_worker.runtimes.protocol import Failed, Finished
 from support import jobs
 from support.rig import left_behind, open_rig, output_of
 
@@ -173,7 +174,7 @@ class TestDeadline:
         path.write_text(repr(time.time() + 10))
         deadline = Deadline(path, grace_s=5)
         assert not deadline.passed()
-        processes.write_whole(path, repr(time.time() + 100), durable=False)
+        files.replace_file(path, repr(time.time() + 100), durable=False)
         now = time.monotonic()
         assert not deadline.passed()
         monkeypatch.setattr(time, "monotonic", lambda: now + 50)

@@ -72,12 +72,12 @@ def test_requests_whose_time_is_over_are_forgotten() -> None:
 
 def test_a_scheduler_that_lets_an_offer_lapse_stands_back_for_a_moment_or_until_it_takes_one() -> None:
     requests = WaitingRequests(100, 0.2, 100)
-    requests.note_lapsed(ALICE, 1.0)
+    requests.record_lapsed(ALICE, 1.0)
     assert requests.stands_back(ALICE, 2.9)
     assert not requests.stands_back(ALICE, 3.0)
     assert not requests.stands_back(BOB, 1.0)
-    requests.note_lapsed(ALICE, 5.0)
-    requests.note_accepted(ALICE)
+    requests.record_lapsed(ALICE, 5.0)
+    requests.record_accepted(ALICE)
     assert not requests.stands_back(ALICE, 5.0)
 
 

@@ -5,8 +5,6 @@ slices from those who have them, pushes to and from the peers that it names.
 """
 
 import contextlib
-import hashlib
-import hmac
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -50,7 +48,7 @@ from hypha_network.wire.streams import Stream
 from hypha_worker.connector.http_server import Exchange, HttpError
 from hypha_worker.connector.loopback import LoopbackStream, loopback
 from hypha_worker.connector.pushes import PushRouter, PushStream
-from hypha_worker.runtimes.protocol import Job
+from hypha_worker.job import Job
 from hypha_worker.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -85,7 +83,6 @@ class _Session:
     """A job that may ask."""
 
     job: Job
-    token_hash: bytes
     remembers: bool  # False after a restart of the node: which slices were assigned before is not known
     assigned: dict[PullSlice, None] = field(default_factory=dict)
     calls: int = 0
@@ -111,7 +108,7 @@ class _Session:
 
 
 Authenticate = Callable[[str], Awaitable[UUID | None]]
-"""Which task's bridge shows this token; None if that of no task. HttpError (503) if that cannot be told just now."""
+"""Returns the task whose bridge presented this token, or None. Raises HttpError (503) if it cannot be checked now."""
 
 
 class Connector:
@@ -122,8 +119,8 @@ class Connector:
         pushes: what peers push to jobs.
         nursery: where pushes from one job of this node to another are served.
         telemetry: counts slices and bytes.
-        authenticate: who shows a token, where that is more than the job's own token.
-        note_progress: hears of what jobs report.
+        authenticate: finds the task whose bridge presented a token.
+        record_progress: called with what a job has reported to its scheduler.
     """
 
     def __init__(
@@ -133,13 +130,13 @@ class Connector:
         nursery: trio.Nursery,
         telemetry: Telemetry | None = None,
         *,
-        authenticate: Authenticate | None = None,
-        note_progress: Callable[[UUID, Progress], None] = lambda _task_id, _progress: None,
+        authenticate: Authenticate,
+        record_progress: Callable[[UUID, Progress], None],
     ) -> None:
         self._network = network
         self._pushes = pushes
-        self._identify = authenticate or self._match_token
-        self._note_progress = note_progress
+        self._identify = authenticate
+        self._record_progress = record_progress
         self._nursery = nursery
         self._telemetry = telemetry or Telemetry()
         self._sessions: dict[UUID, _Session] = {}
@@ -156,7 +153,7 @@ class Connector:
 
     def add(self, job: Job, *, adopted: bool = False) -> None:
         """From now on the job's bridge may ask, and peers may push to it."""
-        self._sessions[job.task_id] = _Session(job, _hash(job.token), remembers=not adopted)
+        self._sessions[job.task_id] = _Session(job, remembers=not adopted)
         self._pushes.add(job.task_id, str(job.spec.job_id), job.spec.senders)
 
     def remove(self, task_id: UUID) -> None:
@@ -206,12 +203,6 @@ class Connector:
                 HTTPStatus.UNAUTHORIZED, ErrorCode.UNAUTHORIZED, "the token belongs to no job that runs here"
             )
         return session
-
-    async def _match_token(self, token: str) -> UUID | None:
-        await trio.lowlevel.checkpoint()
-        shown = _hash(token)
-        found = (task for task, s in self._sessions.items() if hmac.compare_digest(s.token_hash, shown))
-        return next(found, None)
 
     async def _next_slice(self, session: _Session, exchange: Exchange) -> None:
         wanted = _validate(NextSlice, await exchange.read_json())
@@ -335,7 +326,7 @@ class Connector:
         report = ReportProgress(job_id=session.job.spec.job_id, progress=progress)
         async with exchange.until_disconnected():
             answer = await self._ask(session.job.scheduler, PROGRESS, report, ProgressResponse)
-        self._note_progress(session.job.task_id, progress)
+        self._record_progress(session.job.task_id, progress)
         await exchange.answer_json(answer.model_dump(mode="json"))
 
     async def _ask(self, peer: str, protocol: Any, message: Message, expected: type[_T]) -> _T:
@@ -382,10 +373,6 @@ def _references(spec: JobSpec) -> list[Any]:
 
 def _slice_of(provider: str, dataset: str, index: int) -> PullSlice:
     return PullSlice(provider=provider, dataset=dataset, index=index)
-
-
-def _hash(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
 
 
 def _forbidden(detail: str) -> HttpError:

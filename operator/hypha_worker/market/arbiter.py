@@ -69,7 +69,7 @@ class Arbiter:
         self._offer_timeout_s = offer_timeout_s
         self._sending: Counter[str] = Counter()
         self._wake = trio.Event()
-        self._room_came = False
+        self._capacity_freed = False
         self._offering = True
         self.requests = RequestTally()
 
@@ -88,18 +88,18 @@ class Arbiter:
         """Answer no more requests."""
         self._offering = False
 
-    def note_room(self) -> None:
-        """A lease ended: who waits for room is considered again."""
-        self._room_came = True
+    def on_capacity_freed(self) -> None:
+        """Consider waiting requests again, because leases have ended."""
+        self._capacity_freed = True
         self._wake.set()
 
-    def note_accepted(self, scheduler: str) -> None:
-        """A scheduler renewed a lease."""
-        self._waiting.note_accepted(scheduler)
+    def on_offer_accepted(self, scheduler: str) -> None:
+        """Record that a scheduler renewed a lease."""
+        self._waiting.record_accepted(scheduler)
 
-    def note_lapsed(self, scheduler: str) -> None:
-        """A scheduler let an offer lapse."""
-        self._waiting.note_lapsed(scheduler, trio.current_time())
+    def on_offer_lapsed(self, scheduler: str) -> None:
+        """Record that a scheduler let an offer lapse."""
+        self._waiting.record_lapsed(scheduler, trio.current_time())
 
     async def _listen(self) -> None:
         with self._market.subscribe(TOPIC, decode, _BACKLOG) as channel:
@@ -119,13 +119,13 @@ class Arbiter:
         request = gossip.message
         refusal = self._policy.refusal(request, self._wall_clock())
         if refusal is not None:
-            self.requests.note(refusal)
+            self.requests.record(refusal)
             _refusal_log.info(gossip.source, "request %s is not answered: %s", request.id, refusal.message)
             self._telemetry.requests.add(1, {"decision": "refused"})
         elif not self._ledger.answered(gossip.source, request.id):
             added = self._waiting.add(Waiting(gossip.source, request, now))
             if added:
-                self.requests.note(None)
+                self.requests.record(None)
             self._telemetry.requests.add(1, {"decision": "considered" if added else "ignored"})
 
     def _choose(self) -> list[tuple[Lease, Waiting, float]]:
@@ -162,8 +162,8 @@ class Arbiter:
 
     def _candidates(self, now: float) -> tuple[Waiting, ...]:
         """Return who is considered now: everyone if room came, the new ones unless it is better to wait for more."""
-        if self._room_came:
-            self._room_came = False
+        if self._capacity_freed:
+            self._capacity_freed = False
             return self._waiting.all
         fresh = self._waiting.fresh
         outstanding = any(lease.state == "offered" for lease in self._ledger.leases)
@@ -186,18 +186,18 @@ class Arbiter:
             self._telemetry.offers.add(1, {"outcome": "failed"})
             if self._ledger.withdraw(lease.id):
                 logger.warning("the offer to %s did not arrive: %s", lease.scheduler, error)
-                self.note_lapsed(lease.scheduler)
-                self.note_room()
+                self.on_offer_lapsed(lease.scheduler)
+                self.on_capacity_freed()
         else:
             self._telemetry.offers.add(1, {"outcome": "sent"})
             self._telemetry.offer_latency.record(trio.current_time() - waiting.since)
             _offer_log.info(lease.scheduler, "offered lease %s at %g", lease.id, price)
         finally:
-            self._note_sent(lease.scheduler)
+            self._end_sending(lease.scheduler)
 
-    def _note_sent(self, scheduler: str) -> None:
+    def _end_sending(self, scheduler: str) -> None:
         self._sending[scheduler] -= 1
         if self._sending[scheduler] == _MAX_SENDING // 2:
-            self.note_room()  # its next requests may have been held back
+            self.on_capacity_freed()  # its next requests may have been held back
         elif not self._sending[scheduler]:
             del self._sending[scheduler]

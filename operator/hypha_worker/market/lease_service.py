@@ -25,9 +25,8 @@ from hypha_messages.types import Message, SystemTime
 from hypha_network.changes import Changes
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.rate_limited_log import RateLimitedLogger
-from hypha_worker.market.ledger import EndedJob, Lease, Ledger, LedgerError
-from hypha_worker.market.ledger_file import LedgerFile
-from hypha_worker.runtimes.protocol import AdoptedJob, Failed, Finished, JobEvent, LaunchError, Started
+from hypha_worker.job import AdoptedJob, Failed, Finished, JobEvent, LaunchError, Started
+from hypha_worker.market.ledger import EndedJob, Lease, Ledger, LedgerError, LedgerStore
 from hypha_worker.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ class Jobs(Protocol):
     async def terminate(self, task_id: UUID, reason: str) -> None:
         """End a job and return once nothing of it is left."""
 
-    def note_reported(self, task_id: UUID) -> None:
+    def record_reported(self, task_id: UUID) -> None:
         """The scheduler knows how the job ended, or will never know."""
 
 
@@ -72,22 +71,38 @@ class _Run:
 
 
 class LeaseService:
-    """Serves the holders of leases; `lapsed` hears of each offer that nobody took, `room` of each lease that ended."""
+    """Serves the holders of leases.
+
+    Args:
+        peers: Asks schedulers.
+        ledger: The leases.
+        store: Keeps the ledger across restarts.
+        jobs: Runs jobs under leases.
+        telemetry: Counts renewals, expirations and jobs.
+        on_offer_accepted: Called with the scheduler of each renewal.
+        on_offer_lapsed: Called with the scheduler of each offer that it let lapse.
+        on_capacity_freed: Called whenever leases have ended.
+        prune_s: How often expired leases are removed.
+        report_s: How long the node repeats its report of the end of a job.
+    """
 
     def __init__(
         self,
         peers: Peers,
         ledger: Ledger,
-        file: LedgerFile,
+        store: LedgerStore,
         jobs: Jobs,
         telemetry: Telemetry,
         *,
+        on_offer_accepted: Callable[[str], None],
+        on_offer_lapsed: Callable[[str], None],
+        on_capacity_freed: Callable[[], None],
         prune_s: float = 0.25,
         report_s: float = 120,
     ) -> None:
         self._peers = peers
         self._ledger = ledger
-        self._file = file
+        self._store = store
         self._jobs = jobs
         self._telemetry = telemetry
         self._prune_s = prune_s
@@ -98,9 +113,9 @@ class LeaseService:
         self._progress = Changes()
         self._nursery: trio.Nursery | None = None
         self._refusal_log = RateLimitedLogger(logger)
-        self.on_room: Callable[[], None] = lambda: None
-        self.on_accepted: Callable[[str], None] = lambda _scheduler: None
-        self.on_lapsed: Callable[[str], None] = lambda _scheduler: None
+        self._on_offer_accepted = on_offer_accepted
+        self._on_offer_lapsed = on_offer_lapsed
+        self._on_capacity_freed = on_capacity_freed
 
     async def run(self) -> None:
         """Watch leases and jobs until cancelled."""
@@ -150,7 +165,7 @@ class LeaseService:
                     )
                 )
             logger.info("adopted job %s of %s", job.task_id, job.scheduler)
-        await self._file.save()
+        await self._save()
 
     async def end_all(self, reason: str, report_within_s: float) -> None:
         """End every job and tell their schedulers, who get a while to answer."""
@@ -172,8 +187,8 @@ class LeaseService:
             self._refusal_log.info(scheduler, "refused to renew lease %s: %s", request.id, error)
             self._telemetry.renewals.add(1, {"outcome": "failed"})
             return RenewLeaseOutcome()
-        self.on_accepted(scheduler)
-        await self._file.save()
+        self._on_offer_accepted(scheduler)
+        await self._save()
         task_id = next((lease.task_id for lease in self._ledger.leases if lease.id == request.id), None)
         if task_id is not None:
             await self._jobs.extend(task_id, deadline)
@@ -200,7 +215,7 @@ class LeaseService:
         lease = self._ledger.assign(scheduler, descriptor, request.id)
         self._starting[request.id] = trio.Event()
         try:
-            await self._file.save()
+            await self._save()
             await self._jobs.start(lease, request.id, request.spec, scheduler)
         except BaseException:
             self._ledger.unassign(request.id)
@@ -231,16 +246,16 @@ class LeaseService:
         for lease in expired:
             self._telemetry.expirations.add(1, {"state": lease.state})
             if lease.state == "offered":
-                self.on_lapsed(lease.scheduler)
+                self._on_offer_lapsed(lease.scheduler)
             elif lease.task_id is None:
                 logger.info("lease %s of %s expired without a job", lease.id, lease.scheduler)
             else:
                 logger.warning("lease %s of %s expired; ending its job %s", lease.id, lease.scheduler, lease.task_id)
                 self._nursery.start_soon(self._end_lapsed, lease.task_id)
         if any(lease.state != "offered" for lease in expired):
-            await self._file.save()
+            await self._save()
         if expired:
-            self.on_room()
+            self._on_capacity_freed()
 
     async def _end_lapsed(self, task_id: UUID) -> None:
         await self._started(task_id)
@@ -255,10 +270,10 @@ class LeaseService:
         if lease is not None and ended is not None:
             self._log_end(event, lease)
             self._report_soon(ended)
-            self.on_room()
+            self._on_capacity_freed()
         elif event.task_id not in self._reporting:  # this node has told its scheduler before it was restarted
-            self._jobs.note_reported(event.task_id)
-        await self._file.save()
+            self._jobs.record_reported(event.task_id)
+        await self._save()
 
     def _log_end(self, event: Finished | Failed, lease: Lease) -> None:
         run = self._runs.pop(event.task_id, None)
@@ -274,6 +289,9 @@ class LeaseService:
             logger.error("task %s failed: %s%s", event.task_id, event.reason, output)
         else:
             logger.info("task %s finished after %.1f s", event.task_id, duration_s)
+
+    async def _save(self) -> None:
+        await self._store.save(self._ledger.state())
 
     def _report_soon(self, ended: EndedJob) -> None:
         assert self._nursery is not None  # noqa: S101 - `run` is what calls this
@@ -299,7 +317,7 @@ class LeaseService:
                 "%s never heard that task %s ended (%s)", ended.scheduler, ended.task_id, ended.status.lower()
             )
         self._ledger.reported(ended.task_id)
-        await self._file.save()
-        self._jobs.note_reported(ended.task_id)
+        await self._save()
+        self._jobs.record_reported(ended.task_id)
         self._reporting.discard(ended.task_id)
         self._progress.notify()

@@ -7,7 +7,7 @@ is gone. The lease of a job that finished reserves nothing more; its owner, whic
 
 from collections.abc import Callable, Iterable
 from math import fsum
-from typing import Literal
+from typing import Literal, Protocol
 from uuid import UUID, uuid4
 
 from hypha_contracts.units import RESOURCES
@@ -47,6 +47,16 @@ class LedgerState(Message):
     version: Literal[1] = 1
     leases: tuple[Lease, ...] = ()
     ended: tuple[EndedJob, ...] = ()
+
+
+class LedgerStore(Protocol):
+    """Keeps the ledger's state across restarts of the node."""
+
+    async def load(self) -> LedgerState | None:
+        """Return the state that an earlier node saved, or None if there is none."""
+
+    async def save(self, state: LedgerState) -> None:
+        """Return once this state or a later one is kept. A failure is logged, and the leases stand."""
 
 
 class LedgerError(Exception):

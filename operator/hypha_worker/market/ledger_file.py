@@ -1,4 +1,4 @@
-"""Keeps what a node must not forget about its leases in a file, written whole before anyone is answered."""
+"""Keeps the ledger in a file, which is written before the node answers a scheduler."""
 
 import logging
 from pathlib import Path
@@ -7,51 +7,52 @@ import trio
 from pydantic import ValidationError
 
 from hypha_messages.validation import describe
-from hypha_worker.market.ledger import Ledger, LedgerState
-from hypha_worker.runtimes.process.processes import write_whole
+from hypha_worker.files import replace_file
+from hypha_worker.market.ledger import LedgerState
 
 logger = logging.getLogger(__name__)
 
 
 class LedgerFile:
-    """The file of one ledger; whoever saves while a write is under way shares the next one."""
+    """A `LedgerStore` on the disk. Saves that are requested during a write share the next write."""
 
-    def __init__(self, path: Path, ledger: Ledger) -> None:
-        self.path = path
-        self.ledger = ledger
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._latest = LedgerState()
         self._writing = trio.Lock()
         self._wanted = 0
         self._written = 0
 
-    async def restore(self) -> None:
-        """Restore the ledger as it was saved, before anything else happens."""
+    async def load(self) -> LedgerState | None:
+        """Return the saved state, or None.
+
+        An unreadable file is moved aside, because the records of the jobs hold what is needed of their leases.
+        """
         await trio.lowlevel.checkpoint()
-        self.load()
-
-    def load(self) -> None:
-        """Restore the ledger; a file that cannot be used is put aside, since jobs tell what they know themselves."""
         try:
-            self.ledger.restore(LedgerState.model_validate_json(self.path.read_bytes()))
+            return LedgerState.model_validate_json(self._path.read_bytes())
         except FileNotFoundError:
-            return
+            return None
         except ValidationError as error:
-            aside = self.path.with_suffix(".unreadable")
-            self.path.replace(aside)
+            aside = self._path.with_suffix(".unreadable")
+            self._path.replace(aside)
             problem = describe(error, "file")
-            logger.warning("%s cannot be read and was moved to %s: %s", self.path, aside.name, problem)
+            logger.warning("%s cannot be read and was moved to %s: %s", self._path, aside.name, problem)
+            return None
 
-    async def save(self) -> None:
-        """Return once the ledger as it is now is on the disk; a full disk is logged, the lease stands all the same."""
+    async def save(self, state: LedgerState) -> None:
+        """Return once this state or a later one is on the disk. A full disk is logged, and the leases stand."""
+        self._latest = state
         self._wanted += 1
         mine = self._wanted
         async with self._writing:
             if self._written >= mine:
                 return
             covered = self._wanted
-            data = self.ledger.state().model_dump_json()
+            data = self._latest.model_dump_json()
             try:
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(write_whole, self.path, data)
+                    await trio.to_thread.run_sync(replace_file, self._path, data)
             except OSError as error:
-                logger.warning("cannot write %s: %s; after a restart the node may not know its jobs", self.path, error)
+                logger.warning("cannot write %s: %s; after a restart the node may not know its jobs", self._path, error)
             self._written = covered

@@ -26,7 +26,7 @@ class RequestTally:
         """How many of them are never answered."""
         return len(self._considered) - self.considered
 
-    def note(self, refusal: Refusal | None) -> None:
+    def record(self, refusal: Refusal | None) -> None:
         """A request was refused, or (None) is considered; what strangers wrote in it is shown to people."""
         self._considered.append(refusal is None)
         if refusal is not None:

@@ -111,12 +111,12 @@ class WaitingRequests:
             return 0.0
         return max(0.0, next(iter(self._fresh.values())).since + self._window_s - now)
 
-    def note_lapsed(self, scheduler: str, now: float) -> None:
+    def record_lapsed(self, scheduler: str, now: float) -> None:
         """A scheduler let an offer lapse: for a moment it comes after those that did not."""
         self._lapsed = {who: then for who, then in self._lapsed.items() if now - then < _PATIENCE_S}
         self._lapsed[scheduler] = now
 
-    def note_accepted(self, scheduler: str) -> None:
+    def record_accepted(self, scheduler: str) -> None:
         """A scheduler took an offer."""
         self._lapsed.pop(scheduler, None)
 

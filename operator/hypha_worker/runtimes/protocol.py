@@ -1,77 +1,20 @@
-"""What a job is to the node, and what runs it: the seam between the job manager and the runtimes."""
+"""What the node asks of the platform it runs on, and of the runtime that runs its jobs there."""
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 from uuid import UUID
 
-from hypha_messages.job import JobSpec
 from hypha_messages.progress import Progress
-from hypha_messages.types import Resources
+from hypha_network.identity import Identity
+from hypha_network.network import Network
+from hypha_worker.connector.http_server import Handler
+from hypha_worker.job import AdoptedJob, Job, JobEvent
+from hypha_worker.market.ledger import Ledger, LedgerStore
+from hypha_worker.market.request_tally import RequestTally
+from hypha_worker.telemetry import Telemetry
 
-
-@dataclass(frozen=True)
-class Job:
-    """A task that a scheduler dispatched, and the lease it runs under.
-
-    Attributes:
-        task_id: the id of the dispatch, by which the node knows the job.
-        lease_id: the lease whose end ends the job.
-        scheduler: the peer id of the scheduler that dispatched it.
-        resources: what the lease reserves: GB of video memory, memory and storage, cores.
-        deadline: when the lease ends unless it is renewed, in seconds since the epoch.
-        token: what the job's bridge shows to the connector API.
-    """
-
-    task_id: UUID
-    lease_id: UUID
-    scheduler: str
-    spec: JobSpec
-    resources: Resources
-    deadline: float
-    token: str = field(repr=False)
-
-
-@dataclass(frozen=True)
-class AdoptedJob:
-    """A job that outlived the node.
-
-    Attributes:
-        running: whether it still runs; if not, its end follows as an event, like any other job's.
-    """
-
-    job: Job
-    running: bool
-
-
-@dataclass(frozen=True)
-class Started:
-    """The executor of the job runs."""
-
-    task_id: UUID
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The executor ended well; nothing of the job is left."""
-
-    task_id: UUID
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The job ended otherwise (a crash, a limit, or because it was told to); nothing of it is left."""
-
-    task_id: UUID
-    reason: str
-    last_lines: tuple[str, ...] = ()
-
-
-JobEvent = Started | Finished | Failed
-
-
-class LaunchError(Exception):
-    """A job cannot be started; says why and what the owner of the worker can do."""
+Serve = Callable[[Handler], Awaitable[None]]
+"""Serves the connector API with a handler until cancelled."""
 
 
 class Runtime(Protocol):
@@ -79,25 +22,65 @@ class Runtime(Protocol):
 
     @property
     def events(self) -> AsyncIterator[JobEvent]:
-        """What becomes of the jobs.
+        """The events of all jobs.
 
-        Asking for the next event says that the one before is recorded; until then a restarted node reports it again.
+        Asking for the next event confirms that the previous one is recorded. Until then a restarted node gets it again.
         """
 
     async def launch(self, job: Job) -> None:
-        """Start the job; returns once its processes are on their way. LaunchError if it cannot run here."""
+        """Start the job and return once its processes are on their way. LaunchError if it cannot run here."""
 
     async def extend(self, task_id: UUID, deadline: float) -> None:
-        """The lease was renewed: the job may run until `deadline` (seconds since the epoch); no-op if unknown."""
+        """Let the job run until `deadline` (seconds since the epoch), for its lease was renewed. No-op if unknown."""
 
     async def terminate(self, task_id: UUID, reason: str) -> None:
-        """Tell the job to end and return once nothing of it is left. No-op if unknown."""
-
-    def note_progress(self, task_id: UUID, progress: Progress) -> None:
-        """The job reported this to its scheduler; whoever watches the worker may like to know. No-op if unknown."""
-
-    def note_reported(self, task_id: UUID) -> None:
-        """The job's scheduler knows how it ended, or will never know: nobody asks for it again. No-op if unknown."""
+        """Stop the job and return once nothing of it is left. No-op if unknown."""
 
     async def adopt(self) -> list[AdoptedJob]:
-        """Find what outlived the node, once, before anything is launched; what is left of dead jobs is removed."""
+        """Find the jobs that outlived the node, and remove the remains of dead ones. Called once, before any launch."""
+
+    async def authenticate(self, token: str) -> UUID | None:
+        """Return the task whose bridge presented this token, or None.
+
+        Raises:
+            HttpError: (503) the token cannot be checked right now.
+        """
+
+    def record_progress(self, task_id: UUID, progress: Progress) -> None:
+        """Record what the job has reported to its scheduler. No-op if unknown."""
+
+    def record_reported(self, task_id: UUID) -> None:
+        """Record that the scheduler knows how the job ended, or never will. No-op if unknown."""
+
+
+class Platform(Protocol):
+    """Where a worker runs, opened: a host or a cluster."""
+
+    @property
+    def identity(self) -> Identity:
+        """The identity of the node."""
+
+    @property
+    def runtime(self) -> Runtime:
+        """Runs the jobs."""
+
+    @property
+    def ledger_store(self) -> LedgerStore:
+        """Keeps the ledger across restarts of the node."""
+
+    @property
+    def accepts_offers(self) -> bool:
+        """Whether the node may make offers. Existing leases and jobs go on in any case."""
+
+    @property
+    def jobs_outlive_node(self) -> bool:
+        """Whether jobs go on when the node stops, for another node to adopt. Otherwise the node ends them."""
+
+    async def listen(self, network: Network) -> Serve:
+        """Listen for bridges from now on, and return what serves them. NodeError if that is impossible."""
+
+    async def report_status(self, network: Network, ledger: Ledger, requests: RequestTally) -> None:
+        """Report the state of the node to the owner of the worker until cancelled."""
+
+    def observe_jobs(self, telemetry: Telemetry) -> None:
+        """Export what the jobs use."""

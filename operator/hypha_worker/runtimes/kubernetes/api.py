@@ -111,8 +111,8 @@ class KubernetesApi:
         query = {"fieldManager": FIELD_MANAGER}
         return await self._call("PATCH", path, body=operations, query=query, content=_JSON_PATCH)
 
-    async def watch(self, path: str, selector: str, version: str, note: Callable[[str, Object], None]) -> str:
-        """Tell `note` of each change (ADDED, MODIFIED, DELETED) since a version, until the server ends the watch.
+    async def watch(self, path: str, selector: str, version: str, record: Callable[[str, Object], None]) -> str:
+        """Call `record` with each change (ADDED, MODIFIED, DELETED) since a version, until the server ends the watch.
 
         Returns:
             The version to go on from.
@@ -142,7 +142,7 @@ class KubernetesApi:
                         raise from_answer(call, int(event["object"].get("code") or 0), event["object"])
                     version = event["object"]["metadata"]["resourceVersion"]
                     if event["type"] != "BOOKMARK":
-                        note(event["type"], event["object"])
+                        record(event["type"], event["object"])
         except (httpx.HTTPError, OSError, ValueError, KeyError) as error:
             raise Unavailable(call, 0, "", f"the watch broke: {error or type(error).__name__}") from error
         return version

@@ -19,9 +19,9 @@ from hypha_contracts.node_config import KubernetesConfig
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.job import Progress
 from hypha_worker.errors import NodeError
+from hypha_worker.job import Job
 from hypha_worker.runtimes.kubernetes.api import KubernetesApi, Object, insist
 from hypha_worker.runtimes.kubernetes.objects import SeenJob, hypha_job, job_secret, reported_status, see, timestamp
-from hypha_worker.runtimes.protocol import Job
 
 logger = logging.getLogger(__name__)
 _rate_limited_log = RateLimitedLogger(logger)
@@ -62,9 +62,9 @@ class HyphaJobs:
         """Return all that are there, and the resource version to watch from; ApiError."""
         return await self._api.list(self._path, self._selector)
 
-    async def watch(self, version: str, note: Callable[[str, Object], None]) -> str:
-        """Tell `note` of each change, as `KubernetesApi.watch` does; ApiError."""
-        return await self._api.watch(self._path, self._selector, version, note)
+    async def watch(self, version: str, record: Callable[[str, Object], None]) -> str:
+        """Call `record` with each change, as `KubernetesApi.watch` does; ApiError."""
+        return await self._api.watch(self._path, self._selector, version, record)
 
     async def create(self, job: Job) -> SeenJob:
         """Create the HyphaJob of a job, and answer for it; ApiError."""
@@ -95,8 +95,8 @@ class HyphaJobs:
         body = {"status": {"progress": progress.model_dump(mode="json", exclude_none=True)}}
         return await self._put(task_id, partial(self._api.merge, f"{self._of(task_id)}/status", body))
 
-    async def note_reported(self, task_id: UUID) -> bool:
-        """Note that the scheduler of a job knows how it ended, or will never know."""
+    async def record_reported(self, task_id: UUID) -> bool:
+        """Record that the scheduler of a job knows how it ended, or will never know."""
         body = {"apiVersion": API_VERSION, "kind": JOB_KIND, "status": reported_status(time.time())}
         return await self._put(task_id, partial(self._api.apply, f"{self._of(task_id)}/status", body))
 

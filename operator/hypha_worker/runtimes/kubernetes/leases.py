@@ -1,12 +1,11 @@
-"""Leases that no job took yet, kept where the next pod finds them: in `status.node.leases` of the HyphaWorker.
+"""Keeps vacant leases, which have no job yet, for the next pod: in `status.node.leases` of the HyphaWorker.
 
-Those that have a job are in its HyphaJob. A renewal costs a write only if it is the lease's first.
+The HyphaJob of a job holds its lease. A renewal costs a write only if it is the lease's first.
 """
 
 import logging
 from collections.abc import Set
 from functools import partial
-from pathlib import Path
 from time import time
 from typing import Final
 from uuid import UUID
@@ -22,7 +21,7 @@ from hypha_network.changes import Changes
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.job import Amounts, ExecutorRef
 from hypha_resources.worker import NodeStatus, VacantLease
-from hypha_worker.market.ledger import Lease, Ledger
+from hypha_worker.market.ledger import Lease, LedgerState
 from hypha_worker.market.ledger_file import LedgerFile
 from hypha_worker.runtimes.kubernetes.api import KubernetesApi, insist
 
@@ -30,44 +29,43 @@ logger = logging.getLogger(__name__)
 _write_log = RateLimitedLogger(logger)
 
 _KEEP_S: Final = 2.0
-"""How long a scheduler's first renewal waits for the API server; the lease stands all the same."""
+"""How long a scheduler's first renewal waits for the API server. The lease stands even if no answer comes."""
 _INTERVAL_S: Final = 0.25
-"""Between two writes, each of which takes in all that has changed."""
+"""The time between two writes. Each write includes every change so far."""
 
 
-class LedgerInCluster(LedgerFile):
-    """The ledger of a pod: its file lasts as long as the pod, vacant leases as long as the HyphaWorker."""
+class ClusterLedgerStore:
+    """A `LedgerStore` of a pod. Its file lasts as long as the pod, vacant leases as long as the HyphaWorker."""
 
-    def __init__(
-        self, path: Path, ledger: Ledger, api: KubernetesApi, cluster: KubernetesConfig, *, lease_s: float
-    ) -> None:
-        super().__init__(path, ledger)
+    def __init__(self, file: LedgerFile, api: KubernetesApi, cluster: KubernetesConfig, *, lease_s: float) -> None:
+        self._file = file
         self._api = api
         self._worker = f"/apis/{API_VERSION}/namespaces/{cluster.namespace}/{WORKERS}/{cluster.worker}"
         self._lease_s = lease_s
+        self._latest = LedgerState()
         self._kept: Set[UUID] | None = None
         self._awaited: Set[UUID] = frozenset()
         self._changed = trio.Event()
         self._writes = Changes()
 
-    async def restore(self) -> None:
-        """Restore what this pod saved, or what another left: its vacant leases, each for its full duration."""
-        await super().restore()
-        if self.path.exists():
-            return
+    async def load(self) -> LedgerState | None:
+        """Return what this pod saved, or the vacant leases of an earlier pod, each for its full duration."""
+        if (saved := await self._file.load()) is not None:
+            return saved
         try:
             worker = await insist("HyphaWorker", partial(self._api.get, self._worker))
             left = NodeStatus.model_validate(worker.get("status", {}).get("node", {})).leases or []
         except (Refused, ValidationError) as error:
             logger.warning("leases without a job cannot be recovered from the HyphaWorker: %s", error)
-            return
-        for vacant in left:
-            self.ledger.recover(_lease(vacant, time() + self._lease_s))
+            return None
         self._kept = {vacant.id for vacant in left}
+        deadline = time() + self._lease_s
+        return LedgerState(leases=tuple(_lease(vacant, deadline) for vacant in left))
 
-    async def save(self) -> None:
-        """Return once the ledger is on the disk and new vacant leases are in the HyphaWorker, if it can be reached."""
-        await super().save()
+    async def save(self, state: LedgerState) -> None:
+        """Return once the state is on the disk and new vacant leases are in the HyphaWorker, if it can be reached."""
+        self._latest = state
+        await self._file.save(state)
         vacant = {lease.id for lease in self._vacant()}
         new, self._awaited = vacant - self._awaited, vacant
         self._changed.set()
@@ -96,7 +94,7 @@ class LedgerInCluster(LedgerFile):
             await trio.sleep(_INTERVAL_S)
 
     def _vacant(self) -> list[Lease]:
-        return [lease for lease in self.ledger.leases if lease.state == "held" and lease.task_id is None]
+        return [lease for lease in self._latest.leases if lease.state == "held" and lease.task_id is None]
 
 
 def _vacant_lease(lease: Lease) -> VacantLease:

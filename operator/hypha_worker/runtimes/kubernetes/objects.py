@@ -32,7 +32,7 @@ from hypha_resources.job import (
     WorkerRef,
     redacted,
 )
-from hypha_worker.runtimes.protocol import Failed, Finished, Job
+from hypha_worker.job import Failed, Finished, Job
 
 Object = dict[str, Any]
 
@@ -65,7 +65,6 @@ class SeenJob:
             spec=spec,
             resources=self.spec.resources.resources,
             deadline=deadline,
-            token="",  # its bridge shows a token of the cluster
         )
 
 

@@ -24,13 +24,13 @@ from hypha_messages.progress import Progress
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.job import Progress as JobProgress
 from hypha_worker.errors import NodeError
+from hypha_worker.job import AdoptedJob, Failed, Finished, Job, JobEvent, LaunchError, Started
 from hypha_worker.runtimes.kubernetes.api import KubernetesApi, Object, insist
 from hypha_worker.runtimes.kubernetes.jobs import HyphaJobs, TakenOverError
 from hypha_worker.runtimes.kubernetes.objects import SeenJob, end_of, see
 from hypha_worker.runtimes.kubernetes.progress import ProgressTally, interval_s
 from hypha_worker.runtimes.kubernetes.throttle import Throttle
 from hypha_worker.runtimes.kubernetes.tokens import Pod, TokenReviewer
-from hypha_worker.runtimes.protocol import AdoptedJob, Failed, Finished, Job, JobEvent, LaunchError, Started
 
 logger = logging.getLogger(__name__)
 _rate_limited_log = RateLimitedLogger(logger)
@@ -98,7 +98,7 @@ class KubernetesRuntime:
 
     @property
     def events(self) -> AsyncIterator[JobEvent]:
-        """What becomes of the jobs; a restarted node hears of each end again until `note_reported`."""
+        """What becomes of the jobs; a restarted node hears of each end again until `record_reported`."""
         return self._receive
 
     async def launch(self, job: Job) -> None:
@@ -151,13 +151,13 @@ class KubernetesRuntime:
         self._nursery.start_soon(self._follow, version)
         return adopted
 
-    def note_progress(self, task_id: UUID, progress: Progress) -> None:
+    def record_progress(self, task_id: UUID, progress: Progress) -> None:
         """Show in the HyphaJob how far the job is."""
         if tracked := self._jobs.get(task_id):
             tracked.tally.add(progress)
             tracked.progress.want()
 
-    def note_reported(self, task_id: UUID) -> None:
+    def record_reported(self, task_id: UUID) -> None:
         """Note in the HyphaJob that its scheduler knows how it ended, or will never know."""
         if (tracked := self._jobs.get(task_id)) is not None and not tracked.reported:
             tracked.reported = True
@@ -229,7 +229,7 @@ class KubernetesRuntime:
             try:
                 if version is None:
                     version = await self._look_again()
-                version = await self._hypha_jobs.watch(version, self._note)
+                version = await self._hypha_jobs.watch(version, self._record)
             except ApiError as error:
                 version = None
                 _rate_limited_log.info("HyphaJobs", "looking at all HyphaJobs again: %s", error)
@@ -239,14 +239,14 @@ class KubernetesRuntime:
         known = [tracked for tracked in self._jobs.values() if tracked.uid is not None]
         found, version = await self._hypha_jobs.list()
         for item in found:
-            self._note("MODIFIED", item)
+            self._record("MODIFIED", item)
         uids = {item["metadata"]["uid"] for item in found}
         for tracked in known:
             if tracked.uid not in uids:
                 self._end(tracked, _deleted(tracked.task_id))
         return version
 
-    def _note(self, kind: str, found: Object) -> None:
+    def _record(self, kind: str, found: Object) -> None:
         try:
             seen = see(found)
         except ValueError as error:
@@ -274,7 +274,7 @@ class KubernetesRuntime:
         if not seen.terminal and seen.spec.cancel is None:
             self._nursery.start_soon(self._give_up, seen.spec.task_id, "the worker knows no lease for it")
         elif seen.terminal and not seen.reported:
-            self._nursery.start_soon(self._hypha_jobs.note_reported, seen.spec.task_id)
+            self._nursery.start_soon(self._hypha_jobs.record_reported, seen.spec.task_id)
 
     def _advance(self, tracked: _Tracked, seen: SeenJob) -> None:
         """Take in what a HyphaJob says; once it names another node, that is no longer for this one, which ends."""
@@ -315,7 +315,7 @@ class KubernetesRuntime:
     async def _conclude(self, tracked: _Tracked) -> None:
         tracked.writing.cancel()
         await tracked.progress.flush()
-        await self._hypha_jobs.note_reported(tracked.task_id)
+        await self._hypha_jobs.record_reported(tracked.task_id)
         self._jobs.pop(tracked.task_id, None)
 
     async def _write_deadline(self, task_id: UUID) -> None:

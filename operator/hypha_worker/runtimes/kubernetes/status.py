@@ -37,8 +37,8 @@ class StatusReporter:
         self._pod_name = cluster.pod_name
 
     @asynccontextmanager
-    async def telling_of_refusals(self) -> AsyncIterator[None]:
-        """Say in the status why the identity was refused inside, which ends the node."""
+    async def reporting_refusals(self) -> AsyncIterator[None]:
+        """Write into the status why the code inside refused the identity. That refusal ends the node."""
         try:
             yield
         except (IdentityError, NodeError) as error:

@@ -19,7 +19,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -27,10 +27,10 @@ from uuid import UUID
 from hypha_contracts.times import DRAIN_S
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Message, PeerId, Resources, Uuid
+from hypha_worker.files import replace_file
+from hypha_worker.job import Failed, Finished, Job, LaunchError
 from hypha_worker.runtimes.process import launch, limits, processes, supervisor
 from hypha_worker.runtimes.process.launch import ExecutorCommand, JobPaths
-from hypha_worker.runtimes.process.processes import write_whole
-from hypha_worker.runtimes.protocol import Failed, Finished, Job, LaunchError
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,11 @@ class ProcessConfig:
         """Where the node's connector API listens."""
         return self.work_dir / "connector.sock"
 
+    @property
+    def jobs_dir(self) -> Path:
+        """Holds the control directories of all jobs."""
+        return self.work_dir / "jobs"
+
 
 class JobRecord(Message):
     """A job as its control directory remembers it."""
@@ -92,7 +97,7 @@ class JobRecord(Message):
 
     def job(self, deadline: float) -> Job:
         """Return the job, with the deadline that is kept beside the record."""
-        return Job(self.task_id, self.lease_id, self.scheduler, self.spec, self.resources, deadline, self.token)
+        return Job(self.task_id, self.lease_id, self.scheduler, self.spec, self.resources, deadline)
 
 
 @dataclass
@@ -111,12 +116,26 @@ class Supervised:
     notify_fd: int | None = None
 
 
+@dataclass(frozen=True)
+class FoundJob:
+    """A job of an earlier node.
+
+    Attributes:
+        token: What its bridge presents to the connector API.
+        supervised: None if it has ended.
+    """
+
+    job: Job
+    token: str = field(repr=False)
+    supervised: Supervised | None
+
+
 class ControlDirectories:
     """All jobs below one work directory."""
 
     def __init__(self, config: ProcessConfig) -> None:
         self._config = config
-        self._jobs_dir = config.work_dir / "jobs"
+        self._jobs_dir = config.jobs_dir
         self._jobs_dir.mkdir(mode=0o700, exist_ok=True)
         self._hierarchies = limits.find_hierarchies() if config.limits else ()
 
@@ -124,7 +143,7 @@ class ControlDirectories:
         """Return where the parts of a job are."""
         return JobPaths(self._jobs_dir / str(task_id), self._config.work_dir / f"{_WORK_PREFIX}{task_id}")
 
-    def launch(self, job: Job) -> Supervised:
+    def launch(self, job: Job, token: str) -> Supervised:
         """Record the job and start its supervisor. LaunchError, and nothing left of it, if that fails."""
         paths = self.paths(job.task_id)
         try:
@@ -133,9 +152,9 @@ class ControlDirectories:
             raise LaunchError(f"task {job.task_id} cannot be recorded: {error}") from error
         try:
             _refuse_foreign(paths.work)
-            record = JobRecord(**{name: getattr(job, name) for name in JobRecord.model_fields})
-            write_whole(paths.control / supervisor.DEADLINE_FILE, repr(job.deadline))
-            write_whole(paths.record, record.model_dump_json())
+            record = JobRecord(**vars(job), token=token)
+            replace_file(paths.control / supervisor.DEADLINE_FILE, repr(job.deadline))
+            replace_file(paths.record, record.model_dump_json())
             return self._start(record, paths)
         except LaunchError:
             self.remove(paths)
@@ -144,8 +163,8 @@ class ControlDirectories:
             self.remove(paths)
             raise LaunchError(f"task {job.task_id} cannot be set up in {self._config.work_dir}: {error}") from error
 
-    def adopt(self) -> list[tuple[Job, Supervised | None]]:
-        """Find the jobs of an earlier node; None for those that ended. Its directories of no job are removed."""
+    def adopt(self) -> list[FoundJob]:
+        """Find the jobs of an earlier node, and remove its directories that belong to no job."""
         controls = [path for path in sorted(self._jobs_dir.iterdir()) if _is_of_node(path)]
         found = [adopted for control in controls if (adopted := self._adopt(control))]
         for path in self._config.work_dir.glob(f"{_WORK_PREFIX}*"):
@@ -195,8 +214,8 @@ class ControlDirectories:
         _make_marked(paths.work)
         (paths.work / launch.TEMPORARY).mkdir(mode=0o700)
         job_json = record.spec.model_dump_json()
-        write_whole(paths.job_file, job_json, durable=False)
-        write_whole(paths.token_file, record.token, durable=False)
+        replace_file(paths.job_file, job_json, durable=False)
+        replace_file(paths.token_file, record.token, durable=False)
         bridge = launch.bridge_config(
             paths,
             self._config.connector_socket,
@@ -206,9 +225,9 @@ class ControlDirectories:
             read_ahead=self._config.read_ahead,
             allow_private_addresses=self._config.allow_private_addresses,
         )
-        write_whole(paths.bridge_config, bridge.to_json(), durable=False)
+        replace_file(paths.bridge_config, bridge.to_json(), durable=False)
         plan = self._plan(record, paths, applied, job_json)
-        write_whole(paths.control / supervisor.PLAN_FILE, plan.to_json(), durable=False)
+        replace_file(paths.control / supervisor.PLAN_FILE, plan.to_json(), durable=False)
         return _start_supervisor(paths)
 
     def _apply_limits(self, record: JobRecord) -> limits.Limits:
@@ -258,8 +277,8 @@ class ControlDirectories:
             log_bytes=self._config.log_bytes,
         )
 
-    def _adopt(self, control: Path) -> tuple[Job, Supervised | None] | None:
-        """Look at one control directory; None when no job is in it, and it is removed."""
+    def _adopt(self, control: Path) -> FoundJob | None:
+        """Return the job of one control directory. None if it holds no job, in which case it is removed."""
         paths = self.paths(control.name)
         try:
             record = JobRecord.model_validate_json(paths.record.read_bytes())
@@ -268,18 +287,21 @@ class ControlDirectories:
             logger.info("removing %s, which holds no job: %s", control, error)
             self.remove(paths)
             return None
-        job = record.job(deadline)
+        return FoundJob(record.job(deadline), record.token, self._resume(record, paths, deadline))
+
+    def _resume(self, record: JobRecord, paths: JobPaths, deadline: float) -> Supervised | None:
+        """Find the supervisor of a recorded job, or start it if the launch was interrupted. None if the job ended."""
         if running := _find_supervisor(paths):
-            return job, running
-        started = (control / supervisor.PID_FILE).exists()
-        if started or (control / supervisor.STOP_FILE).exists() or time.time() > deadline:
-            return job, None
+            return running
+        started = (paths.control / supervisor.PID_FILE).exists()
+        if started or (paths.control / supervisor.STOP_FILE).exists() or time.time() > deadline:
+            return None
         logger.info("going on with the launch of job %s, which was interrupted", record.task_id)
         try:
-            return job, self._start(record, paths)
+            return self._start(record, paths)
         except (OSError, LaunchError) as error:
             logger.warning("job %s cannot be launched: %s", record.task_id, error)
-            return job, None
+            return None
 
 
 def _start_supervisor(paths: JobPaths) -> Supervised:

@@ -9,7 +9,7 @@ from typing import Final
 
 from hypha_contracts.bridge_config import BridgeConfig, ConnectorConfig
 from hypha_worker.errors import NodeError
-from hypha_worker.runtimes.protocol import LaunchError
+from hypha_worker.job import LaunchError
 
 PARAMETER_SERVER: Final = (
     *(sys.executable, "-m", "hypha_parameter_server"),

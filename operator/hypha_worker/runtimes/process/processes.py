@@ -214,14 +214,3 @@ def directory_bytes(path: str) -> int:
             if error.errno == errno.ENAMETOOLONG:
                 return sys.maxsize
     return total
-
-
-def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write a private file that is there whole or not at all; a durable one survives a power cut."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(text)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(path)

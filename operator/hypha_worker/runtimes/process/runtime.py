@@ -2,8 +2,11 @@
 
 import contextlib
 import fcntl
+import hashlib
+import hmac
 import logging
 import os
+import secrets
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,13 +17,14 @@ import trio
 
 from hypha_messages.progress import Progress
 from hypha_worker.errors import NodeError
+from hypha_worker.files import replace_file
+from hypha_worker.job import AdoptedJob, Job, JobEvent, LaunchError, Started
 from hypha_worker.runtimes.process import launch, supervisor
 from hypha_worker.runtimes.process.control import ControlDirectories, ProcessConfig, Supervised
-from hypha_worker.runtimes.process.processes import write_whole
-from hypha_worker.runtimes.protocol import AdoptedJob, Job, JobEvent, LaunchError, Started
 
 logger = logging.getLogger(__name__)
 
+_TOKEN_BYTES: Final = 32
 _BEYOND_KILL_S: Final = 15.0
 """How much longer than its job's own patience a supervisor may take to end before it is killed itself."""
 
@@ -36,6 +40,7 @@ class ProcessRuntime:
         self._running: dict[UUID, Supervised] = {}
         self._launching: dict[UUID, trio.Event] = {}
         self._ending: dict[UUID, trio.Event] = {}
+        self._token_hashes: dict[UUID, bytes] = {}
 
     @property
     def events(self) -> AsyncIterator[JobEvent]:
@@ -46,10 +51,15 @@ class ProcessRuntime:
         """Start the job; returns once its supervisor is on its way. LaunchError if it cannot run here."""
         if job.task_id in self._ending or job.task_id in self._launching:
             raise LaunchError(f"task {job.task_id} exists already")
+        token = secrets.token_urlsafe(_TOKEN_BYTES)
         self._launching[job.task_id] = trio.Event()
+        self._token_hashes[job.task_id] = _hash(token)  # the bridge may call before the launch has returned
         try:
             with trio.CancelScope(shield=True):  # half launched, nobody would watch it
-                self._follow(job.task_id, await trio.to_thread.run_sync(self._directories.launch, job))
+                self._follow(job.task_id, await trio.to_thread.run_sync(self._directories.launch, job, token))
+        except BaseException:
+            del self._token_hashes[job.task_id]
+            raise
         finally:
             self._launching.pop(job.task_id).set()
 
@@ -57,7 +67,7 @@ class ProcessRuntime:
         """Let the job run until `deadline` (seconds since the epoch) if the node is gone. Unknown jobs are ignored."""
         await self._launched(task_id)
         if supervised := self._running.get(task_id):
-            write_whole(supervised.paths.control / supervisor.DEADLINE_FILE, repr(deadline), durable=False)
+            replace_file(supervised.paths.control / supervisor.DEADLINE_FILE, repr(deadline), durable=False)
 
     async def terminate(self, task_id: UUID, reason: str) -> None:
         """Tell the job to end and return once nothing of it is left. Unknown jobs are ignored."""
@@ -65,7 +75,7 @@ class ProcessRuntime:
         if supervised := self._running.get(task_id):
             stop_file = supervised.paths.control / supervisor.STOP_FILE
             if not stop_file.exists():
-                write_whole(stop_file, reason)
+                replace_file(stop_file, reason)
             _signal(supervised, signal.SIGTERM)
         if (ended := self._ending.get(task_id)) is not None:
             with trio.move_on_after(self._config.kill_after_s + _BEYOND_KILL_S):
@@ -75,19 +85,27 @@ class ProcessRuntime:
                 _signal(self._running[task_id], signal.SIGKILL)
             await ended.wait()
 
-    def note_progress(self, task_id: UUID, progress: Progress) -> None:
-        """The job's own scheduler is all who is told."""
+    def record_progress(self, task_id: UUID, progress: Progress) -> None:
+        """Record nothing, because only the scheduler follows the progress of a job on a host."""
 
-    def note_reported(self, task_id: UUID) -> None:
-        """Nothing is left of an ended job that could be reported again."""
+    def record_reported(self, task_id: UUID) -> None:
+        """Record nothing, because the record of an ended job is removed with its end."""
 
     async def adopt(self) -> list[AdoptedJob]:
         """Find what outlived the node, once, before anything is launched; what is left of dead jobs is removed."""
         with trio.CancelScope(shield=True):
             found = await trio.to_thread.run_sync(self._directories.adopt)
-            for job, supervised in found:
-                self._follow(job.task_id, supervised)
-        return [AdoptedJob(job, running=supervised is not None) for job, supervised in found]
+            for adopted in found:
+                self._token_hashes[adopted.job.task_id] = _hash(adopted.token)
+                self._follow(adopted.job.task_id, adopted.supervised)
+        return [AdoptedJob(adopted.job, running=adopted.supervised is not None) for adopted in found]
+
+    async def authenticate(self, token: str) -> UUID | None:
+        """Return the task whose bridge presented this token, or None."""
+        await trio.lowlevel.checkpoint()
+        presented = _hash(token)
+        found = (task for task, expected in self._token_hashes.items() if hmac.compare_digest(expected, presented))
+        return next(found, None)
 
     async def _launched(self, task_id: UUID) -> None:
         if (launching := self._launching.get(task_id)) is not None:
@@ -106,6 +124,7 @@ class ProcessRuntime:
         event = await trio.to_thread.run_sync(self._directories.conclude, task_id)
         await self._events.put(event)
         await trio.to_thread.run_sync(self._directories.remove, self._directories.paths(task_id))
+        del self._token_hashes[task_id]
         self._ending.pop(task_id).set()
 
     async def _watch(self, task_id: UUID, supervised: Supervised) -> None:
@@ -140,6 +159,10 @@ class _Events(AsyncIterator[JobEvent]):
         self._recorded.set()
         event, self._recorded = await self._receive.receive()
         return event
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
 
 
 def _signal(supervised: Supervised, number: signal.Signals) -> None:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
+from hypha_worker.files import replace_file
 from hypha_worker.runtimes.process.processes import (
     BoundedLog,
     Child,
@@ -30,7 +31,6 @@ from hypha_worker.runtimes.process.processes import (
     kill,
     members,
     oom_kills,
-    write_whole,
 )
 
 PLAN_FILE: Final = "plan.json"
@@ -340,7 +340,7 @@ def main(arguments: list[str]) -> None:
         os.set_inheritable(inherited, False)
     control_dir = plan_file.parent
     supervisor = Supervisor(Plan.from_json(plan_file.read_text()), control_dir)
-    write_whole(control_dir / PID_FILE, str(os.getpid()))
+    replace_file(control_dir / PID_FILE, str(os.getpid()))
     become_subreaper()
     ended = supervisor.run(notify_fd)
-    write_whole(control_dir / EXIT_FILE, json.dumps(asdict(ended)))
+    replace_file(control_dir / EXIT_FILE, json.dumps(asdict(ended)))

@@ -1,0 +1,135 @@
+"""The platform of a worker whose jobs are pods. Their bridges, like the kubelet's probes, reach the node over TLS."""
+
+import os
+import resource
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+import trio
+
+from hypha_contracts.connector_api import ErrorCode
+from hypha_contracts.node_config import KubernetesConfig, NodeConfig
+from hypha_network.identity import Identity
+from hypha_network.network import Network, NetworkStatus
+from hypha_worker.connector.http_server import Exchange, Handler, HttpError, serve_tls
+from hypha_worker.errors import NodeError
+from hypha_worker.market.ledger import Ledger
+from hypha_worker.market.ledger_file import LedgerFile
+from hypha_worker.market.request_tally import RequestTally
+from hypha_worker.runtimes.kubernetes.api import ApiAccess, open_api
+from hypha_worker.runtimes.kubernetes.leases import ClusterLedgerStore
+from hypha_worker.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime
+from hypha_worker.runtimes.kubernetes.status import StatusReporter
+from hypha_worker.runtimes.protocol import Serve
+from hypha_worker.startup import LEDGER_FILE, load_identity, prepare_state_dir
+from hypha_worker.telemetry import Telemetry
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A `Platform` whose jobs are pods. `open_cluster` makes one."""
+
+    jobs_outlive_node: ClassVar = True
+
+    identity: Identity
+    runtime: KubernetesRuntime
+    ledger_store: ClusterLedgerStore
+    reporter: StatusReporter
+    config: KubernetesConfig
+
+    @property
+    def accepts_offers(self) -> bool:
+        """Whether the worker is not suspended."""
+        return self.config.accept_offers
+
+    async def listen(self, network: Network) -> Serve:
+        """Listen on the connector's port from now on. NodeError if that is impossible."""
+        return await listen_for_bridges(self.config, network)
+
+    async def report_status(self, network: Network, ledger: Ledger, requests: RequestTally) -> None:
+        """Report the state of the node in the HyphaWorker until cancelled."""
+        await self.reporter.run(network, ledger, requests)
+
+    def observe_jobs(self, _telemetry: Telemetry) -> None:
+        """Export nothing, because the kubelet exports what pods use."""
+
+
+@asynccontextmanager
+async def open_cluster(config: NodeConfig) -> AsyncIterator[Cluster]:
+    """Open the cluster for a worker. Raises what `open_platform` does."""
+    cluster, leases = config.kubernetes, config.leases
+    assert cluster is not None  # noqa: S101 - its presence chose this runtime
+    raise_descriptor_limit()
+    async with open_api(ApiAccess.find(os.environ)) as api:
+        reporter = StatusReporter(api, cluster)
+        async with reporter.reporting_refusals():
+            identity = load_identity(config, crls_optional=True)  # a Secret may get them later
+            check_pinned(identity, cluster)
+        file = LedgerFile(prepare_state_dir(config.work_dir, identity.peer_id) / LEDGER_FILE)
+        store = ClusterLedgerStore(file, api, cluster, lease_s=leases.duration_s)
+        async with (
+            open_kubernetes_runtime(
+                api, cluster, peer_id=identity.peer_id, lease_s=leases.duration_s, ended_s=leases.ended_s
+            ) as runtime,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(store.run)
+            yield Cluster(identity, runtime, store, reporter, cluster)
+            nursery.cancel_scope.cancel()
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the limit of descriptors to the highest allowed, because every job's bridge holds some."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def check_pinned(identity: Identity, cluster: KubernetesConfig) -> None:
+    """Refuse an identity that is not the HyphaWorker's. NodeError."""
+    if cluster.peer_id not in (None, identity.peer_id):
+        raise NodeError(
+            f"the key in the identity's Secret is that of {identity.peer_id}, and this worker is {cluster.peer_id}: "
+            "restore the key, or set spec.identity.allowPeerIdChange to become another peer"
+        )
+
+
+async def listen_for_bridges(cluster: KubernetesConfig, network: Network) -> Serve:
+    """Listen from now on, and return what serves bridges and probes there. NodeError if that is impossible."""
+    try:
+        listeners = await trio.open_tcp_listeners(cluster.connector_port)
+    except OSError as error:
+        raise NodeError(f"cannot listen on port {cluster.connector_port} for bridges: {error.strerror}") from error
+
+    async def serve(handler: Handler) -> None:
+        await serve_tls(listeners, lambda: network.identity, _with_probes(network, handler))
+
+    return serve
+
+
+def _with_probes(network: Network, handler: Handler) -> Handler:
+    async def handle(exchange: Exchange) -> None:
+        call = exchange.method, exchange.path
+        if call == ("GET", "/readyz") and (reason := why_not_ready(network.status())):
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, ErrorCode.NOT_READY, reason)
+        if call in (("GET", "/healthz"), ("GET", "/readyz")):
+            await exchange.answer_json({"status": "ok"})
+        else:
+            await handler(exchange)
+
+    return handle
+
+
+def why_not_ready(status: NetworkStatus) -> str | None:
+    """Return what a node lacks to be healthy, or None if it is healthy."""
+    if status.healthy:
+        return None
+    checks: dict[str, Any] = {
+        "it does not listen": status.listening,
+        "no gateway is connected": status.gateways,
+        "it has not joined the DHT": status.bootstrapped,
+        "no gateway has granted it a relay": status.reservations,
+    }
+    return next((lack for lack, there in checks.items() if not there), "it is not healthy")
