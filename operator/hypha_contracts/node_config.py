@@ -24,7 +24,7 @@ from pydantic import (
 from hypha_contracts.addresses import RESERVED_CIDRS, check_cidr
 from hypha_contracts.names import CONNECTOR_PORT, TOKEN_AUDIENCE
 from hypha_contracts.times import KEEP_ENDED_S
-from hypha_messages.job import ExecutorDescriptor
+from hypha_messages.job import ExecutorClass, ExecutorDescriptor
 from hypha_messages.types import Amount, PeerId, Resources
 
 PositiveMs = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
@@ -172,7 +172,7 @@ class JobsConfig(Section):
 class ExecutorConfig(Section):
     """One kind of job that this worker runs, and how."""
 
-    class_: Literal["train", "aggregate"] = Field(alias="class", description="The kind of job.")
+    class_: ExecutorClass = Field(alias="class", description="The kind of job.")
     name: Annotated[str, Field(min_length=1)] = Field(description="The executor that schedulers ask for.")
     runtime: Literal["process", "parameter-server", "kubernetes"] = Field(
         description="process: runs cmd and args; parameter-server: the built-in one."  # kubernetes: the operator's

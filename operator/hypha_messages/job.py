@@ -214,6 +214,22 @@ class TrainConfig(_OmitsNone):
     preprocessor: Preprocessor | None = None
     scheduler: Annotated[WarmupSchedule | WarmupStableDecay, Field(discriminator="type")] | None = None
 
+    @property
+    def fetched(self) -> tuple[Reference, ...]:
+        """What the job may fetch: its model, its preprocessor and its data."""
+        preprocessor = (self.preprocessor.artifact,) if self.preprocessor else ()
+        return (self.model.artifact, *preprocessor, self.data)
+
+    @property
+    def received(self) -> PeersReference:
+        """Who pushes to the job: the parameter server sends merged updates."""
+        return self.results
+
+    @property
+    def sent(self) -> PeersReference:
+        """To whom the job pushes: the parameter server takes pseudo-gradients."""
+        return self.updates
+
 
 class AggregateConfig(Message):
     """How to aggregate: where to receive pseudo-gradients, where to send the update, and the outer optimiser."""
@@ -221,6 +237,25 @@ class AggregateConfig(Message):
     updates: PeersReference
     results: PeersReference
     optimizer: Nesterov
+
+    @property
+    def fetched(self) -> tuple[Reference, ...]:
+        """What the job may fetch: nothing."""
+        return ()
+
+    @property
+    def received(self) -> PeersReference:
+        """Who pushes to the job: the trainers send pseudo-gradients."""
+        return self.updates
+
+    @property
+    def sent(self) -> PeersReference:
+        """To whom the job pushes: the trainers take merged updates."""
+        return self.results
+
+
+ExecutorClass = Literal["train", "aggregate"]
+"""The kind of job that an executor runs. Each class has a configuration above and an executor below."""
 
 
 class ExecutorName(Message):
@@ -248,7 +283,7 @@ class AggregateExecutor(Message):
 class ExecutorDescriptor(Message):
     """The class and name of an executor, which workers offer and requests ask for."""
 
-    class_: Literal["train", "aggregate"] = Field(alias="class")
+    class_: ExecutorClass = Field(alias="class")
     name: str
 
     def __str__(self) -> str:
@@ -269,13 +304,9 @@ class JobSpec(Message):
     @property
     def senders(self) -> frozenset[str]:
         """The peers from which this job receives pushes."""
-        config = self.executor.config
-        reference = config.results if isinstance(config, TrainConfig) else config.updates
-        return frozenset(reference.peers)
+        return frozenset(self.executor.config.received.peers)
 
     @property
     def receivers(self) -> frozenset[str]:
         """The peers to which this job pushes."""
-        config = self.executor.config
-        reference = config.updates if isinstance(config, TrainConfig) else config.results
-        return frozenset(reference.peers)
+        return frozenset(self.executor.config.sent.peers)

@@ -6,6 +6,7 @@ from uuid import UUID
 from pydantic import ConfigDict, Field
 
 from hypha_contracts.times import KEEP_ENDED_S
+from hypha_messages.job import ExecutorClass
 from hypha_messages.types import Resources
 from hypha_resources.common import Conditions, KeptSeconds, Name, Passthrough, PeerIdText, Schema, Time, rules
 
@@ -34,7 +35,7 @@ class Lease(Schema):
 class ExecutorRef(Schema):
     """An executor of the worker."""
 
-    class_: Literal["train", "aggregate"] = Field(alias="class")
+    class_: ExecutorClass = Field(alias="class")
     name: Annotated[str, Field(min_length=1, max_length=253)]
 
 

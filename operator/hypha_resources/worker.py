@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field
 
 from hypha_contracts.times import DRAIN_S, KEEP_ENDED_S
 from hypha_contracts.units import gigabytes, parse_quantity
+from hypha_messages.job import ExecutorClass
 from hypha_messages.types import Resources
 from hypha_resources.addresses import PEER_ID_KEYS, Cidr, ExternalAddress, GatewayAddress, ListenAddress, PeerIdKey
 from hypha_resources.common import Conditions, KeptSeconds, Name, Passthrough, PeerIdText, Quantity, Schema, Time, rules
@@ -236,7 +237,7 @@ class Accelerate(Schema):
 class Executor(Schema):
     """One kind of job that this worker runs, and how."""
 
-    class_: Literal["train", "aggregate"] = Field(alias="class")
+    class_: ExecutorClass = Field(alias="class")
     name: Annotated[str, Field(min_length=1, max_length=253)]
     image: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
         default=None, description="Default: the operator's trainer or parameter-server image."

@@ -30,7 +30,7 @@ from hypha_contracts.connector_api import (
 )
 from hypha_contracts.connector_api import PUSH as PUSH_CALL
 from hypha_messages.api import API, DataAssignment, RequestData
-from hypha_messages.job import JobSpec, PeersReference, SchedulerReference, TrainConfig
+from hypha_messages.job import PeersReference, SchedulerReference
 from hypha_messages.progress import PROGRESS, Progress, ProgressResponse, ReportProgress
 from hypha_messages.streams import PULL, PUSH, encode_pull_header
 from hypha_messages.types import Message
@@ -90,7 +90,7 @@ class _Session:
     def __post_init__(self) -> None:
         self.schedulers = {self.job.scheduler}
         self.datasets = set()
-        for reference in _references(self.job.spec):
+        for reference in self.job.spec.executor.config.fetched:
             if isinstance(reference, SchedulerReference):
                 self.schedulers.add(reference.peer)
                 self.datasets.add(reference.dataset)
@@ -360,15 +360,6 @@ def _validate(model: type[_M], value: Any) -> _M:
         return model.model_validate(value)
     except ValidationError as error:
         raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, ErrorCode.INVALID, describe(error, "body")) from error
-
-
-def _references(spec: JobSpec) -> list[Any]:
-    """All references of a job that it may fetch from."""
-    config = spec.executor.config
-    if not isinstance(config, TrainConfig):
-        return []
-    preprocessor = [config.preprocessor.artifact] if config.preprocessor else []
-    return [config.model.artifact, *preprocessor, config.data]
 
 
 def _slice_of(provider: str, dataset: str, index: int) -> PullSlice:
