@@ -170,7 +170,7 @@ def test_an_end_is_remembered_until_the_scheduler_knows_of_it(ledger: Ledger, cl
     clock.now += 1000
     ledger.expire()
     assert [ended.task_id for ended in ledger.unreported] == [task_id]
-    ledger.reported(task_id)
+    ledger.record_reported(task_id)
     ledger.expire()
     assert ledger.find(task_id, ALICE) is None
 

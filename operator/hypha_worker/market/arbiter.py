@@ -1,8 +1,8 @@
-"""Hears what schedulers ask for and answers with offers.
+"""Receives the requests of schedulers and answers with offers.
 
-What there is room for is answered at once. Requests that compete for room are collected while an offer is outstanding,
-until the window is over or room comes free; then the best are answered. What finds no room waits for it as long as
-its scheduler does.
+Requests that fit into the free capacity get an offer at once. While an offer is outstanding, competing requests are
+collected until the window is over or capacity is freed. Then the best ones get offers. A request that does not fit
+waits for free capacity as long as its scheduler waits.
 """
 
 import logging
@@ -32,7 +32,7 @@ _offer_log = RateLimitedLogger(logger)
 
 _BACKLOG: Final = 4096
 _MAX_SENDING: Final = 32
-"""Offers under way to one scheduler; one that answers slowly holds no more of the worker than that."""
+"""Offers under way to one scheduler, so that a slow scheduler blocks only a part of the worker."""
 
 
 class Market(Peers, Protocol):
@@ -45,7 +45,7 @@ class Market(Peers, Protocol):
 
 
 class Arbiter:
-    """Decides which requests get offers, and sends them."""
+    """Decides which requests get offers, and sends the offers."""
 
     def __init__(
         self,
@@ -106,12 +106,12 @@ class Arbiter:
             async for gossip in channel:
                 self._take(gossip)
                 with suppress(trio.WouldBlock):
-                    for _ in range(_BACKLOG):  # what came together competes
+                    for _ in range(_BACKLOG):  # requests that arrived together compete
                         self._take(channel.receive_nowait())
                 self._wake.set()
 
     def _take(self, gossip: Gossip[RequestWorker]) -> None:
-        """Judge one request; one that may be answered waits."""
+        """Refuse one request or let it wait for an offer."""
         now = trio.current_time()
         if not self._offering or not self._rate_limit.admits(gossip.source, now):
             self._telemetry.requests.add(1, {"decision": "ignored"})
@@ -120,7 +120,7 @@ class Arbiter:
         refusal = self._policy.refusal(request, self._wall_clock())
         if refusal is not None:
             self.requests.record(refusal)
-            _refusal_log.info(gossip.source, "request %s is not answered: %s", request.id, refusal.message)
+            _refusal_log.info(gossip.source, "request %s gets no offer: %s", request.id, refusal.message)
             self._telemetry.requests.add(1, {"decision": "refused"})
         elif not self._ledger.answered(gossip.source, request.id):
             added = self._waiting.add(Waiting(gossip.source, request, now))
@@ -129,7 +129,7 @@ class Arbiter:
             self._telemetry.requests.add(1, {"decision": "considered" if added else "ignored"})
 
     def _choose(self) -> list[tuple[Lease, Waiting, float]]:
-        """Reserve room for the best of those whose turn it is."""
+        """Reserve capacity for the best candidates."""
         now = trio.current_time()
         self._waiting.drop_expired(now, self._wall_clock())
         candidates = self._candidates(now) if self._offering else ()
@@ -161,7 +161,10 @@ class Arbiter:
         return chosen
 
     def _candidates(self, now: float) -> tuple[Waiting, ...]:
-        """Return who is considered now: everyone if room came, the new ones unless it is better to wait for more."""
+        """Return the requests to consider now.
+
+        These are all requests if capacity was freed. Otherwise they are the new ones, unless more may still arrive.
+        """
         if self._capacity_freed:
             self._capacity_freed = False
             return self._waiting.all
@@ -185,7 +188,7 @@ class Arbiter:
         except NetworkError as error:
             self._telemetry.offers.add(1, {"outcome": "failed"})
             if self._ledger.withdraw(lease.id):
-                logger.warning("the offer to %s did not arrive: %s", lease.scheduler, error)
+                logger.warning("cannot deliver the offer to %s: %s", lease.scheduler, error)
                 self.on_offer_lapsed(lease.scheduler)
                 self.on_capacity_freed()
         else:
@@ -198,6 +201,6 @@ class Arbiter:
     def _end_sending(self, scheduler: str) -> None:
         self._sending[scheduler] -= 1
         if self._sending[scheduler] == _MAX_SENDING // 2:
-            self.on_capacity_freed()  # its next requests may have been held back
+            self.on_capacity_freed()  # the limit may have held back its next requests
         elif not self._sending[scheduler]:
             del self._sending[scheduler]

@@ -1,4 +1,4 @@
-"""What becomes of leases: renewals, dispatches, expiry, and the ends of jobs, of which the schedulers are told."""
+"""Serves leases: renewals, dispatches, expiry, and reports of ended jobs to their schedulers."""
 
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -39,7 +39,7 @@ class Peers(Protocol):
     """The part of the network that asks peers."""
 
     async def request(self, peer_id: str, protocol: Any, message: Any, timeout_s: float) -> Any:
-        """Ask a peer and return its answer; NetworkError if there is none."""
+        """Ask a peer and return its answer. NetworkError if there is none."""
 
 
 class Jobs(Protocol):
@@ -47,24 +47,24 @@ class Jobs(Protocol):
 
     @property
     def events(self) -> AsyncIterator[JobEvent]:
-        """What becomes of the jobs; asking for the next one says that the one before has been recorded."""
+        """The events of all jobs. Asking for the next event confirms that the previous one is recorded."""
 
     async def start(self, lease: Lease, task_id: UUID, spec: JobSpec, scheduler: str) -> None:
-        """Start a job under a lease; LaunchError if it cannot run here."""
+        """Start a job under a lease. LaunchError if it cannot run here."""
 
     async def extend(self, task_id: UUID, deadline: float) -> None:
-        """The job's lease was renewed."""
+        """Let the job run until `deadline` (seconds since the epoch), for its lease was renewed."""
 
     async def terminate(self, task_id: UUID, reason: str) -> None:
         """End a job and return once nothing of it is left."""
 
     def record_reported(self, task_id: UUID) -> None:
-        """The scheduler knows how the job ended, or will never know."""
+        """Record that the scheduler knows how the job ended, or never will."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A job that this node has seen running, since `began` (monotonic seconds)."""
+    """A running job. `began` is when this node started or adopted it, in monotonic seconds."""
 
     began: float
     span: Span
@@ -128,10 +128,10 @@ class LeaseService:
                     nursery.start_soon(self._end_lapsed, lease.task_id)
             nursery.start_soon(self._prune)
             async for event in self._jobs.events:
-                await self._take(event)
+                await self._on_event(event)
 
     async def answer(self, scheduler: str, request: Message) -> Message | None:
-        """Answer what a scheduler asks of its leases; None for what a worker is not asked."""
+        """Answer a scheduler's request about its leases. None for requests that workers do not serve."""
         if isinstance(request, RenewLease):
             return await self._renew(scheduler, request)
         if isinstance(request, DispatchJob):
@@ -139,19 +139,19 @@ class LeaseService:
         return None
 
     async def resume(self, adopted: Iterable[AdoptedJob]) -> None:
-        """Bring leases and the jobs that outlived the node together; before anything else happens."""
+        """Match the leases with the jobs that outlived the node. Called before `run`."""
         jobs = {found.job.task_id: found.job for found in adopted}
         for lease in self._ledger.leases:
             if lease.task_id is not None and lease.task_id not in jobs:
-                logger.warning("nothing is left of job %s, which ran under lease %s", lease.task_id, lease.id)
+                logger.warning("job %s, which ran under lease %s, is gone", lease.task_id, lease.id)
                 self._ledger.end(lease.task_id, "Unknown")
         for job in jobs.values():
             self._runs[job.task_id] = self._begin(job.task_id, job.spec)
             known = self._ledger.find(job.task_id, job.scheduler)
-            if isinstance(known, Lease) and known.deadline < job.deadline:  # it has been granted time to be found again
+            if isinstance(known, Lease) and known.deadline < job.deadline:  # extended by the runtime at its adoption
                 self._ledger.recover(known.model_copy(update={"deadline": job.deadline}))
             elif known is None:
-                logger.info("job %s has no lease in the ledger; its own record tells of it", job.task_id)
+                logger.info("job %s has no lease in the ledger; restoring it from the job's own record", job.task_id)
                 self._ledger.recover(
                     Lease(
                         id=job.lease_id,
@@ -168,7 +168,7 @@ class LeaseService:
         await self._save()
 
     async def end_all(self, reason: str, report_within_s: float) -> None:
-        """End every job and tell their schedulers, who get a while to answer."""
+        """End every job and report the ends. Schedulers have `report_within_s` to answer."""
         for lease in self._ledger.leases:
             self._ledger.withdraw(lease.id)
         async with trio.open_nursery() as nursery:
@@ -196,9 +196,9 @@ class LeaseService:
         return RenewLeaseOutcome(id=request.id, timeout=SystemTime.from_timestamp(deadline))
 
     async def _dispatch(self, scheduler: str, request: DispatchJob) -> DispatchJobOutcome:
-        """Start a task once, however often it is dispatched; whoever repeats a dispatch under way gets its answer."""
+        """Start a task once, however often it is dispatched. A repeated dispatch gets the answer of the first one."""
         if self._ledger.find(request.id, scheduler) is not None:
-            await self._started(request.id)
+            await self._await_start(request.id)
         else:
             try:
                 await self._start(scheduler, request)
@@ -226,12 +226,12 @@ class LeaseService:
         self._telemetry.jobs_started.add(1, {"executor": str(descriptor)})
         logger.info("task %s of job %s runs (%s)", request.id, request.spec.job_id, descriptor)
 
-    async def _started(self, task_id: UUID) -> None:
-        """Wait until the task is not about to be started: it was, or that failed."""
+    async def _await_start(self, task_id: UUID) -> None:
+        """Wait until a start of the task that is under way has succeeded or failed."""
         if (starting := self._starting.get(task_id)) is not None:
             await starting.wait()
 
-    def _begin(self, task_id: UUID, spec: JobSpec) -> "_Run":
+    def _begin(self, task_id: UUID, spec: JobSpec) -> _Run:
         attributes = {"task": str(task_id), "job": str(spec.job_id), "executor": str(spec.descriptor)}
         return _Run(monotonic(), self._telemetry.tracer.start_span("job", attributes=attributes))
 
@@ -258,10 +258,10 @@ class LeaseService:
             self._on_capacity_freed()
 
     async def _end_lapsed(self, task_id: UUID) -> None:
-        await self._started(task_id)
+        await self._await_start(task_id)
         await self._jobs.terminate(task_id, "its lease expired")
 
-    async def _take(self, event: JobEvent) -> None:
+    async def _on_event(self, event: JobEvent) -> None:
         if isinstance(event, Started):
             logger.info("the executor of task %s runs", event.task_id)
             return
@@ -271,7 +271,7 @@ class LeaseService:
             self._log_end(event, lease)
             self._report_soon(ended)
             self._on_capacity_freed()
-        elif event.task_id not in self._reporting:  # this node has told its scheduler before it was restarted
+        elif event.task_id not in self._reporting:  # reported before the node was restarted
             self._jobs.record_reported(event.task_id)
         await self._save()
 
@@ -299,24 +299,29 @@ class LeaseService:
         self._nursery.start_soon(self._report, ended)
 
     async def _report(self, ended: EndedJob) -> None:
-        """Tell the scheduler how its task ended, again and again until it answers or time is up."""
+        """Report to the scheduler how its task ended, until it answers or `report_s` is over."""
         report = ReportJobStatus(task_id=ended.task_id, status=JobStatus(type=ended.status))
         with trio.move_on_after(self._report_s) as scope:
             for pause_s in _REPORT_BACKOFF.pauses():
                 try:
                     await self._peers.request(ended.scheduler, API, report, timeout_s=_REPORT_TIMEOUT_S)
                     break
-                except RemoteRefused as error:  # it is there and does not listen for reports
-                    logger.info("%s takes no report of the end of task %s: %s", ended.scheduler, ended.task_id, error)
+                except RemoteRefused as error:  # the scheduler is reachable and takes no reports
+                    logger.info("%s refused the report that task %s ended: %s", ended.scheduler, ended.task_id, error)
                     break
                 except NetworkError as error:
-                    logger.debug("cannot tell %s of the end of task %s yet: %s", ended.scheduler, ended.task_id, error)
+                    logger.debug(
+                        "cannot report to %s the end of task %s yet: %s", ended.scheduler, ended.task_id, error
+                    )
                 await trio.sleep(pause_s)
         if scope.cancelled_caught:
             logger.warning(
-                "%s never heard that task %s ended (%s)", ended.scheduler, ended.task_id, ended.status.lower()
+                "%s did not take the report that task %s ended (%s)",
+                ended.scheduler,
+                ended.task_id,
+                ended.status.lower(),
             )
-        self._ledger.reported(ended.task_id)
+        self._ledger.record_reported(ended.task_id)
         await self._save()
         self._jobs.record_reported(ended.task_id)
         self._reporting.discard(ended.task_id)

@@ -1,8 +1,9 @@
-"""Who holds which part of the worker, and until when. Pure: no I/O, the clock is given.
+"""Who holds which part of the worker, and until when. Pure: no I/O, and the caller provides the clock.
 
-A lease is *offered* (it lapses unless the scheduler renews it soon), then *held* (for as long as it is renewed). It may
-run one job. When it lapses with a job it is *ending*: nobody can renew it, and it reserves its resources until the job
-is gone. The lease of a job that finished reserves nothing more; its owner, which hears of it later, may still renew it.
+A lease is *offered* until the scheduler first renews it, or it lapses. It is then *held* for as long as the scheduler
+renews it. It may run one job. A lease that lapses while its job runs is *ending*: its scheduler cannot renew it, and it
+reserves its resources until the job is gone. The lease of a finished job reserves nothing. Its scheduler may still
+renew it, because the report of the end arrives later.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ JobEnd = Literal["Finished", "Failed", "Unknown"]
 
 
 class Lease(Message):
-    """A reservation; times are seconds since the epoch."""
+    """A reservation. Times are seconds since the epoch."""
 
     id: Uuid
     scheduler: PeerId
@@ -31,7 +32,7 @@ class Lease(Message):
 
 
 class EndedJob(Message):
-    """How a job ended, and whether its scheduler knows; `until` bounds the renewals of its lease."""
+    """How a job ended, and whether its scheduler knows. Its lease can be renewed until `until`."""
 
     task_id: Uuid
     lease_id: Uuid
@@ -42,7 +43,7 @@ class EndedJob(Message):
 
 
 class LedgerState(Message):
-    """What outlives the node."""
+    """The part of the ledger that outlives the node."""
 
     version: Literal[1] = 1
     leases: tuple[Lease, ...] = ()
@@ -60,11 +61,11 @@ class LedgerStore(Protocol):
 
 
 class LedgerError(Exception):
-    """What was asked of a lease is refused; says why."""
+    """The ledger refuses a change of a lease. The message says why."""
 
 
 class Ledger:
-    """The leases of one worker. The sum of what they reserve never exceeds the capacity, but for rounding errors."""
+    """The leases of one worker. Together they never reserve more than the capacity, apart from rounding errors."""
 
     def __init__(
         self,
@@ -92,15 +93,15 @@ class Ledger:
 
     @property
     def unreported(self) -> tuple[EndedJob, ...]:
-        """Ended jobs of which their schedulers do not know yet."""
+        """The ended jobs that are not yet reported to their schedulers."""
         return tuple(ended for ended in self._ended.values() if not ended.reported)
 
     def free(self) -> Resources:
-        """What no lease reserves; nothing is negative."""
+        """The resources that no lease reserves. No amount is negative."""
         return Resources(**{name: max(0.0, getattr(self.capacity, name) - self._used(name, ())) for name in RESOURCES})
 
     def fits(self, resources: Iterable[Resources]) -> bool:
-        """Whether there is room for all of these together."""
+        """Whether all of these fit together into the free capacity."""
         wanted = tuple(resources)
         if len(self._leases) + len(wanted) > self._max_live:
             return False
@@ -113,7 +114,7 @@ class Ledger:
     def offer(
         self, scheduler: str, request_id: UUID, executors: Iterable[ExecutorDescriptor], resources: Resources
     ) -> Lease | None:
-        """Reserve resources for a request for a short time; None if there is no room."""
+        """Reserve resources for a request for a short time. None if they do not fit into the free capacity."""
         if not self.fits([resources]):
             return None
         lease = Lease(
@@ -128,7 +129,7 @@ class Ledger:
         return lease
 
     def withdraw(self, lease_id: UUID) -> bool:
-        """Take an offer back; False if the scheduler has renewed it, or it is gone."""
+        """Take an offer back. False if the scheduler has renewed it, or it is gone."""
         lease = self._leases.get(lease_id)
         if lease is None or lease.state != "offered":
             return False
@@ -136,14 +137,14 @@ class Ledger:
         return True
 
     def renew(self, lease_id: UUID, scheduler: str) -> float:
-        """Extend a lease for its owner and return its new deadline; LedgerError if it is not to be extended."""
+        """Extend a lease for its owner and return its new deadline. LedgerError if it cannot be extended."""
         now = self._clock()
         for ended in self._ended.values():
             if ended.lease_id == lease_id and ended.scheduler == scheduler and now < ended.until:
                 return now + self._duration_s
         lease = self._leases.get(lease_id)
         if lease is None:
-            raise LedgerError("there is no such lease; it has expired or was never given")
+            raise LedgerError("no such lease: it has expired or never existed")
         if lease.scheduler != scheduler:
             raise LedgerError(f"the lease belongs to {lease.scheduler}")
         if lease.state == "ending" or now >= lease.deadline:
@@ -179,14 +180,14 @@ class Ledger:
         return next((item for item in found if (item.task_id, item.scheduler) == (task_id, scheduler)), None)
 
     def unassign(self, task_id: UUID) -> None:
-        """Take a job that was never started off its lease, which lives on until it lapses, or is dropped if it has."""
+        """Remove a job that was never started from its lease. The lease stays until it lapses."""
         for lease in self._leases.values():
             if lease.task_id == task_id:
                 self._leases[lease.id] = lease.model_copy(update={"task_id": None, "state": "held"})
                 return
 
     def end(self, task_id: UUID, status: JobEnd) -> EndedJob | None:
-        """Release the lease of a job that is gone; None if there is no such job."""
+        """Release the lease of a job that is gone. None if there is no such job."""
         lease = next((lease for lease in self._leases.values() if lease.task_id == task_id), None)
         if lease is None:
             return None
@@ -196,13 +197,13 @@ class Ledger:
         self._ended[task_id] = ended
         return ended
 
-    def reported(self, task_id: UUID) -> None:
-        """The scheduler knows how the job ended, or will never know."""
+    def record_reported(self, task_id: UUID) -> None:
+        """Record that the scheduler knows how the job ended, or never will."""
         if task_id in self._ended:
             self._ended[task_id] = self._ended[task_id].model_copy(update={"reported": True})
 
     def expire(self) -> list[Lease]:
-        """Drop what has lapsed and return it; a lease with a job is *ending* and stays until `end`."""
+        """Drop the leases that have lapsed and return them. One with a job becomes *ending* and stays until `end`."""
         now = self._clock()
         expired = [lease for lease in self._leases.values() if lease.state != "ending" and now >= lease.deadline]
         for lease in expired:
@@ -216,17 +217,17 @@ class Ledger:
         return expired
 
     def state(self) -> LedgerState:
-        """Return what outlives the node: everything but mere offers."""
+        """Return everything but offers."""
         held = tuple(lease for lease in self._leases.values() if lease.state != "offered")
         return LedgerState(leases=held, ended=tuple(self._ended.values()))
 
     def restore(self, state: LedgerState) -> None:
-        """Take over what an earlier node left, even where the worker has shrunk since."""
+        """Take over the state of an earlier node, even if the capacity has shrunk since."""
         self._leases = {lease.id: lease for lease in state.leases}
         self._ended = {ended.task_id: ended for ended in state.ended}
 
     def recover(self, lease: Lease) -> None:
-        """Take in a lease that holds although the ledger has lost it."""
+        """Add a lease that the ledger has lost but the job's own record confirms."""
         self._leases[lease.id] = lease
 
     def _used(self, name: str, more: Iterable[Resources]) -> float:

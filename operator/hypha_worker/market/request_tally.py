@@ -1,4 +1,4 @@
-"""What was said to the requests that came last. Pure."""
+"""The decisions on the latest requests. Pure."""
 
 from collections import deque
 from typing import Final
@@ -6,11 +6,11 @@ from typing import Final
 from hypha_worker.market.evaluator import Refusal
 
 _LAST: Final = 100
-_LONGEST_MESSAGE: Final = 256
+_MAX_MESSAGE_CHARS: Final = 256
 
 
 class RequestTally:
-    """Counts the last hundred requests, so that old ones do not hide that everything is refused now."""
+    """Counts the last hundred requests, so that older ones do not hide that the worker now refuses everything."""
 
     def __init__(self) -> None:
         self._considered: deque[bool] = deque(maxlen=_LAST)
@@ -18,17 +18,20 @@ class RequestTally:
 
     @property
     def considered(self) -> int:
-        """How many of them an offer could be made for, once there is room."""
+        """How many of them may get an offer once they fit into the free capacity."""
         return sum(self._considered)
 
     @property
     def refused(self) -> int:
-        """How many of them are never answered."""
+        """How many of them never get an offer."""
         return len(self._considered) - self.considered
 
     def record(self, refusal: Refusal | None) -> None:
-        """A request was refused, or (None) is considered; what strangers wrote in it is shown to people."""
+        """Record that a request was refused, or (None) is considered.
+
+        The message may quote text of any peer, so unprintable characters are replaced.
+        """
         self._considered.append(refusal is None)
         if refusal is not None:
-            text = "".join(letter if letter.isprintable() else "?" for letter in refusal.message[:_LONGEST_MESSAGE])
+            text = "".join(letter if letter.isprintable() else "?" for letter in refusal.message[:_MAX_MESSAGE_CHARS])
             self.last_refusal = refusal._replace(message=text)

@@ -1,4 +1,4 @@
-"""Requests that wait for an answer: those that compete get time to arrive. Pure."""
+"""Requests that wait for an offer, so that competing requests have time to arrive. Pure."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from uuid import UUID
 
 from hypha_messages.advertisement import RequestWorker
 
-_LONGEST_WAIT_S: Final = 10.0
-_PATIENCE_S: Final = 2.0
+_MAX_WAIT_S: Final = 10.0
+_STAND_BACK_S: Final = 2.0
+"""How long a scheduler that let an offer lapse ranks behind the others."""
 _MAX_SCHEDULERS: Final = 4096
 
 Key = tuple[str, UUID]
@@ -16,7 +17,7 @@ Key = tuple[str, UUID]
 
 @dataclass(frozen=True)
 class Waiting:
-    """A request and who sent it; `since` is the monotonic time at which it came."""
+    """A request and its scheduler. `since` is when it arrived, in monotonic seconds."""
 
     scheduler: str
     request: RequestWorker
@@ -24,7 +25,7 @@ class Waiting:
 
     @property
     def key(self) -> Key:
-        """What tells requests apart."""
+        """Identifies the request."""
         return self.scheduler, self.request.id
 
 
@@ -36,18 +37,18 @@ class RateLimit:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def admits(self, scheduler: str, now: float) -> bool:
-        """Whether another request of this scheduler is within its rate; `now` is monotonic."""
+        """Whether another request of this scheduler is within its rate. `now` is in monotonic seconds."""
         tokens, then = self._buckets.pop(scheduler, (self._per_s, now))
         tokens = min(self._per_s, tokens + (now - then) * self._per_s)
         admitted = tokens >= 1
         self._buckets[scheduler] = (tokens - 1 if admitted else tokens, now)
         if len(self._buckets) > _MAX_SCHEDULERS:
-            del self._buckets[next(iter(self._buckets))]  # the one that has been silent longest
+            del self._buckets[next(iter(self._buckets))]  # the scheduler whose last request is oldest
         return admitted
 
 
 class WaitingRequests:
-    """At most `limit` requests, of one scheduler at most a quarter of that; times are monotonic seconds."""
+    """At most `limit` requests, and at most a quarter of them from one scheduler. Times are monotonic seconds."""
 
     def __init__(self, limit: int, window_s: float, window_messages: int) -> None:
         self._limit = limit
@@ -64,16 +65,16 @@ class WaitingRequests:
 
     @property
     def fresh(self) -> tuple[Waiting, ...]:
-        """Those that have not been considered yet."""
+        """The requests that have not been considered yet."""
         return tuple(self._fresh.values())
 
     @property
     def all(self) -> tuple[Waiting, ...]:
-        """Those that wait, oldest first."""
+        """All requests, oldest first."""
         return (*self._passed_over.values(), *self._fresh.values())
 
     def add(self, waiting: Waiting) -> bool:
-        """Take a request in; False if it waits already or its scheduler has too many waiting."""
+        """Add a request. False if it waits already or too many of its scheduler wait."""
         known = waiting.key in self._fresh or waiting.key in self._passed_over
         if known or self._counts[waiting.scheduler] >= self._share:
             return False
@@ -85,7 +86,7 @@ class WaitingRequests:
         return True
 
     def remove(self, waiting: Waiting) -> None:
-        """Forget a request, because it was answered or will not be."""
+        """Remove a request that got an offer or will not get one."""
         self._fresh.pop(waiting.key, None)
         self._passed_over.pop(waiting.key, None)
         self._counts[waiting.scheduler] -= 1
@@ -93,18 +94,18 @@ class WaitingRequests:
             del self._counts[waiting.scheduler]
 
     def pass_over(self) -> None:
-        """What has now been considered in vain waits until there is more room."""
+        """Let the requests that were considered without success wait until capacity is freed."""
         self._passed_over |= self._fresh
         self._fresh = {}
 
     def drop_expired(self, now: float, wall_clock: float) -> None:
-        """Forget those whose time is over."""
+        """Remove the requests whose time is over."""
         for waiting in self.all:
-            if waiting.request.timeout.timestamp <= wall_clock or now - waiting.since > _LONGEST_WAIT_S:
+            if waiting.request.timeout.timestamp <= wall_clock or now - waiting.since > _MAX_WAIT_S:
                 self.remove(waiting)
 
     def due_in(self, now: float) -> float:
-        """Return in how many seconds competing requests have had their time; infinity if there are none."""
+        """Return the seconds until the window of the new requests is over, or infinity if there are none."""
         if not self._fresh:
             return float("inf")
         if len(self._fresh) >= self._window_messages:
@@ -112,14 +113,14 @@ class WaitingRequests:
         return max(0.0, next(iter(self._fresh.values())).since + self._window_s - now)
 
     def record_lapsed(self, scheduler: str, now: float) -> None:
-        """A scheduler let an offer lapse: for a moment it comes after those that did not."""
-        self._lapsed = {who: then for who, then in self._lapsed.items() if now - then < _PATIENCE_S}
+        """Record that a scheduler let an offer lapse. For a while it ranks behind the others."""
+        self._lapsed = {who: then for who, then in self._lapsed.items() if now - then < _STAND_BACK_S}
         self._lapsed[scheduler] = now
 
     def record_accepted(self, scheduler: str) -> None:
-        """A scheduler took an offer."""
+        """Record that a scheduler took an offer."""
         self._lapsed.pop(scheduler, None)
 
     def stands_back(self, scheduler: str, now: float) -> bool:
         """Whether a scheduler has just let an offer lapse."""
-        return now - self._lapsed.get(scheduler, float("-inf")) < _PATIENCE_S
+        return now - self._lapsed.get(scheduler, float("-inf")) < _STAND_BACK_S
