@@ -101,8 +101,8 @@ def test_a_pod_finds_its_api_server() -> None:
 @pytest.mark.parametrize(
     ("environ", "remedy"),
     [
-        ({}, r"remove the table"),
-        ({"HYPHA_KUBE_URL": "https://localhost:1"}, "HYPHA_KUBE_TOKEN_FILE is not; set all three"),
+        ({}, r"Remove the table"),
+        ({"HYPHA_KUBE_URL": "https://localhost:1"}, "HYPHA_KUBE_TOKEN_FILE is not. Set all three"),
     ],
 )
 def test_outside_of_a_cluster_the_remedy_is_said(environ: dict[str, str], remedy: str) -> None:

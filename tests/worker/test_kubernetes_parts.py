@@ -16,7 +16,7 @@ from hypha_messages.job import JobSpec
 from hypha_messages.progress import Metrics, Progress, Status
 from hypha_resources.job import Progress as JobProgress
 from hypha_worker.job import Failed, Finished
-from hypha_worker.runtimes.kubernetes.objects import end_of, hypha_job, job_secret, see
+from hypha_worker.runtimes.kubernetes.objects import end_of, hypha_job, job_secret, parse
 from hypha_worker.runtimes.kubernetes.progress import ProgressTally, interval_s
 from hypha_worker.runtimes.kubernetes.throttle import Throttle
 from hypha_worker.runtimes.kubernetes.tokens import TokenReviewer
@@ -29,14 +29,14 @@ CONTROLLER = uuid4()
 def seen(spec: JobSpec, **status: Any) -> Any:
     """A job as the cluster has it after it was launched."""
     made = hypha_job(jobs.job(spec, cpu=1, memory=2, storage=3, gpu=4), CONFIG, jobs.DATA_NODE, CONTROLLER)
-    return see(made | {"metadata": made["metadata"] | {"uid": "1"}, "status": status})
+    return parse(made | {"metadata": made["metadata"] | {"uid": "1"}, "status": status})
 
 
 @pytest.mark.parametrize("spec", [jobs.train_spec(), jobs.aggregate_spec([jobs.SCHEDULER])])
 def test_a_job_comes_back_from_its_object(spec: JobSpec) -> None:
     launched = jobs.job(spec, cpu=1.5, memory=2, storage=3, gpu=4)
     made = hypha_job(launched, CONFIG, jobs.DATA_NODE, CONTROLLER)
-    back = see(made | {"metadata": made["metadata"] | {"uid": "1"}}).job(launched.deadline)
+    back = parse(made | {"metadata": made["metadata"] | {"uid": "1"}}).job(launched.deadline)
     assert (back.task_id, back.lease_id, back.scheduler) == (launched.task_id, launched.lease_id, launched.scheduler)
     assert (back.spec, back.resources) == (launched.spec, launched.resources)
 
@@ -64,7 +64,7 @@ def test_an_address_of_any_form_keeps_its_secrets(address: str) -> None:
 )
 def test_what_is_no_hypha_job_is_refused(damage: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"missing|required"):
-        see(damage)
+        parse(damage)
 
 
 def test_the_end_of_a_job_says_why() -> None:

@@ -15,7 +15,7 @@ from hypha_worker.job import Failed, Finished, Job, LaunchError, Started
 from hypha_worker.runtimes.kubernetes import api as kubernetes_api
 from hypha_worker.runtimes.kubernetes import jobs as kubernetes_jobs
 from hypha_worker.runtimes.kubernetes import tokens as kubernetes_tokens
-from hypha_worker.runtimes.kubernetes.objects import SeenJob
+from hypha_worker.runtimes.kubernetes.objects import ObservedJob
 from support import jobs
 from support.api_server import PrivateApiServer
 from support.hypha_jobs import Cluster, make_cluster, open_rig, until
@@ -104,7 +104,7 @@ async def test_a_launch_of_which_nobody_knows_whether_it_succeeded_is_taken_back
         await rig.runtime.adopt()
         create = rig.runtime._hypha_jobs.create
 
-        async def create_unheard(job: Job) -> SeenJob:
+        async def create_unheard(job: Job) -> ObservedJob:
             await create(job)
             raise Unavailable("GET /", 0, "", "no answer in time")
 
@@ -126,7 +126,7 @@ async def test_a_launch_that_arrives_after_it_was_given_up_is_taken_back(
         create, cancel = rig.runtime._hypha_jobs.create, rig.runtime._hypha_jobs.cancel
         found: list[bool] = []
 
-        async def create_later(_job: Job) -> SeenJob:
+        async def create_later(_job: Job) -> ObservedJob:
             raise Unavailable("GET /", 0, "", "no answer in time")
 
         async def cancel_at_once(task_id: UUID, reason: str) -> bool:

@@ -11,7 +11,7 @@ import trio
 from hypha_contracts.kubernetes_errors import Unavailable
 from hypha_worker.errors import NodeError
 from hypha_worker.job import Failed, Finished, Job, LaunchError, Started
-from hypha_worker.runtimes.kubernetes.objects import SeenJob
+from hypha_worker.runtimes.kubernetes.objects import ObservedJob
 from support import jobs
 from support.api_server import ApiServer
 from support.hypha_jobs import Cluster, Rig, make_cluster, open_rig, until
@@ -159,7 +159,7 @@ async def test_a_launch_that_was_given_up_and_that_another_node_adopted_goes_on(
     async with open_rig(cluster) as old, open_rig(cluster) as new:
         create, cancel = old.runtime._hypha_jobs.create, old.runtime._hypha_jobs.cancel
 
-        async def create_unheard(job: Job) -> SeenJob:
+        async def create_unheard(job: Job) -> ObservedJob:
             await create(job)
             await new.runtime.adopt()
             await until(lambda: answers_for(new, job))
@@ -209,7 +209,7 @@ async def test_definitions_that_drop_the_controller_are_named(
         await trio.lowlevel.checkpoint()
         return True
 
-    with ended_by("upgrade their custom resource definition"):
+    with ended_by("Upgrade their custom resource definition"):
         async with open_rig(cluster) as new:
             monkeypatch.setattr(new.runtime._hypha_jobs, "claim", claim_in_vain)
             await new.runtime.adopt()

@@ -221,7 +221,7 @@ async def test_a_quota_that_is_used_up_is_said_with_its_remedy(cluster: Cluster)
     path = f"/api/v1/namespaces/{cluster.namespace}/resourcequotas/none/status"
     cluster.call("PATCH", path, used, "application/merge-patch+json")
     async with open_rig(cluster) as rig:
-        with pytest.raises(LaunchError, match="raise the namespace's quota"):
+        with pytest.raises(LaunchError, match="Raise the namespace's quota"):
             await rig.runtime.launch(jobs.job())
     assert cluster.jobs() == []
 
@@ -233,7 +233,7 @@ async def test_a_node_without_its_role_says_so_and_leaves_nothing(cluster: Clust
     async with open_rig(cluster) as rig:
         await rig.runtime.adopt()
         job = jobs.job()
-        with pytest.raises(LaunchError, match="does the node have its Role"):
+        with pytest.raises(LaunchError, match="Check that the node has its Role"):
             await rig.runtime.launch(job)
         await until(lambda: "cancel" in cluster.job(job.task_id)["spec"])
 

@@ -1,4 +1,4 @@
-"""The API server, as far as a node needs it: every call has a deadline and is repeated where that may help."""
+"""A client of the API server. Every call has a deadline and is retried where that may help."""
 
 import json
 import logging
@@ -31,9 +31,9 @@ _ATTEMPT_S: Final = 5.0
 _BACKOFF: Final = Backoff(first_s=0.1, max_s=5.0)
 _LIST_PAGE: Final = 500
 _WATCH_S: Final = 300
-"""After how long the server ends a watch, which then goes on from where it was."""
+"""How long the server serves a watch. The node then continues it from the last version."""
 _SILENCE_S: Final = 90.0
-"""A watch that says nothing for so long is dead: the server sends bookmarks every minute."""
+"""A watch that is silent for this long is dead, because the server sends bookmarks every minute."""
 _RIGHTS: Final = frozenset({401, 403})
 _IN_CLUSTER: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _MERGE_PATCH: Final = "application/merge-patch+json"
@@ -43,7 +43,7 @@ _JSON_PATCH: Final = "application/json-patch+json"
 
 @dataclass(frozen=True)
 class ApiAccess:
-    """Where the API server is, and who we are to it; the files are read again as they change."""
+    """The address of the API server and the node's credentials. The files are read for every request."""
 
     url: str
     token_file: Path
@@ -51,17 +51,17 @@ class ApiAccess:
 
     @classmethod
     def find(cls, environ: Mapping[str, str]) -> "ApiAccess":
-        """Return the access that every pod has, or what `HYPHA_KUBE_*` says; NodeError if there is none."""
+        """Return the access of this pod, or that in `HYPHA_KUBE_*`. NodeError if there is none."""
         if url := environ.get("HYPHA_KUBE_URL"):
             try:
                 return cls(url, Path(environ["HYPHA_KUBE_TOKEN_FILE"]), Path(environ["HYPHA_KUBE_CA_FILE"]))
             except KeyError as error:
-                raise NodeError(f"HYPHA_KUBE_URL is set, and {error.args[0]} is not; set all three") from error
+                raise NodeError(f"HYPHA_KUBE_URL is set, but {error.args[0]} is not. Set all three.") from error
         host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not host:
             raise NodeError(
-                "the configuration has a table [kubernetes], and this is no pod (KUBERNETES_SERVICE_HOST is not set); "
-                "remove the table to run jobs as processes"
+                "the configuration has a table [kubernetes], but this is no pod (KUBERNETES_SERVICE_HOST is not set). "
+                "Remove the table to run jobs as processes."
             )
         return cls(
             f"https://{f'[{host}]' if ':' in host else host}:{port}", _IN_CLUSTER / "token", _IN_CLUSTER / "ca.crt"
@@ -69,18 +69,18 @@ class ApiAccess:
 
 
 class KubernetesApi:
-    """Calls the API server; `open_api` makes one."""
+    """Calls the API server. `open_api` makes one."""
 
     def __init__(self, access: ApiAccess, client: httpx.AsyncClient) -> None:
         self._access = access
         self._client = client
 
     async def get(self, path: str) -> Object:
-        """Return an object; ApiError."""
+        """Return an object. ApiError."""
         return await self._call("GET", path)
 
     async def list(self, path: str, selector: str) -> tuple[list[Object], str]:
-        """Return all objects that match a label selector, and the resource version to watch from; ApiError."""
+        """Return all objects that match a label selector, and the resource version to watch from. ApiError."""
         items: list[Object] = []
         query = {"labelSelector": selector, "limit": str(_LIST_PAGE)}
         while True:
@@ -92,22 +92,22 @@ class KubernetesApi:
             query["continue"] = following
 
     async def create(self, path: str, body: Object, *, deadline_s: float = DEADLINE_S) -> Object:
-        """Create an object; Conflict if there is one of that name already, maybe by an attempt of this call."""
+        """Create an object. Conflict if the name exists, perhaps because an attempt of this call created it."""
         query = {"fieldManager": FIELD_MANAGER}
         return await self._call("POST", path, body=body, query=query, deadline_s=deadline_s)
 
     async def apply(self, path: str, body: Object, *, deadline_s: float = DEADLINE_S) -> Object:
-        """Apply our part of an object or its status and return all of it; ApiError."""
+        """Apply the node's part of an object or its status, and return the object. ApiError."""
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         return await self._call("PATCH", path, body=body, query=query, content=_APPLY_PATCH, deadline_s=deadline_s)
 
     async def merge(self, path: str, body: Object, *, deadline_s: float = DEADLINE_S) -> Object:
-        """Change fields of an object that exists, and return all of it; ApiError."""
+        """Change fields of an existing object, and return the object. ApiError."""
         query = {"fieldManager": FIELD_MANAGER}
         return await self._call("PATCH", path, body=body, query=query, content=_MERGE_PATCH, deadline_s=deadline_s)
 
     async def patch(self, path: str, operations: Sequence[Object]) -> Object:
-        """Carry out a JSON patch on an object that exists and return all of it; Invalid if a test fails."""
+        """Apply a JSON patch to an existing object, and return the object. Invalid if a test fails."""
         query = {"fieldManager": FIELD_MANAGER}
         return await self._call("PATCH", path, body=operations, query=query, content=_JSON_PATCH)
 
@@ -115,11 +115,11 @@ class KubernetesApi:
         """Call `record` with each change (ADDED, MODIFIED, DELETED) since a version, until the server ends the watch.
 
         Returns:
-            The version to go on from.
+            The version to continue from.
 
         Raises:
-            Gone: too much has happened since; list again.
-            ApiError: the watch broke, or said nothing for too long.
+            Gone: the version is too old. List again.
+            ApiError: the watch broke or was silent for too long.
         """
         query = {
             "labelSelector": selector,
@@ -157,7 +157,7 @@ class KubernetesApi:
         content: str = "application/json",
         deadline_s: float = DEADLINE_S,
     ) -> Object:
-        """Make a request that may be made more than once; Unavailable if it had no answer before the deadline."""
+        """Make a request, repeatedly if necessary. Unavailable if no answer came before the deadline."""
         data = json.dumps(body).encode() if body is not None else None
         call, problem = f"{method} {path}", "no answer"
         with trio.move_on_after(deadline_s):
@@ -185,8 +185,8 @@ class KubernetesApi:
         return {"Authorization": f"Bearer {self._access.token_file.read_text().strip()}"}
 
 
-async def insist(what: str, action: Callable[[], Awaitable[_T]]) -> _T:
-    """Repeat something until it is done or refused for good; an API server that is away, or rights, may come back."""
+async def retry_until_done(what: str, action: Callable[[], Awaitable[_T]]) -> _T:
+    """Repeat an action while the API server is unavailable or denies access. Refused for any other refusal."""
     for pause_s in _BACKOFF.pauses():
         try:
             return await action()
@@ -195,7 +195,9 @@ async def insist(what: str, action: Callable[[], Awaitable[_T]]) -> _T:
         except Refused as error:
             if error.status not in _RIGHTS:
                 raise
-            _rate_limited_log.warning(what, "%s; trying again, are the node's Role and its binding there?", error)
+            _rate_limited_log.warning(
+                what, "%s; trying again. Check that the node's Role and its binding exist.", error
+            )
         await trio.sleep(pause_s)
     raise AssertionError  # the pauses do not end
 
@@ -222,13 +224,13 @@ def _error_of(call: str, response: httpx.Response) -> ApiError:
 
 @asynccontextmanager
 async def open_api(access: ApiAccess) -> AsyncIterator[KubernetesApi]:
-    """Have access to the API server; nothing is sent yet. NodeError if its files cannot be read."""
+    """Open a client of the API server without sending anything. NodeError if its files cannot be read."""
     try:
         access.token_file.read_text()
         context = ssl.create_default_context(cafile=os.fspath(access.ca_file))
     except OSError as error:
         raise NodeError(
-            f"{error.filename or access.ca_file}: {error.strerror}; does the pod have a service account's token?"
+            f"{error.filename or access.ca_file}: {error.strerror}. Check that the pod has a service account's token."
         ) from error
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=8, keepalive_expiry=60)
     async with httpx.AsyncClient(base_url=access.url, verify=context, limits=limits, trust_env=False) as client:

@@ -23,7 +23,7 @@ from hypha_resources.job import Amounts, ExecutorRef
 from hypha_resources.worker import NodeStatus, VacantLease
 from hypha_worker.market.ledger import Lease, LedgerState
 from hypha_worker.market.ledger_file import LedgerFile
-from hypha_worker.runtimes.kubernetes.api import KubernetesApi, insist
+from hypha_worker.runtimes.kubernetes.api import KubernetesApi, retry_until_done
 
 logger = logging.getLogger(__name__)
 _write_log = RateLimitedLogger(logger)
@@ -53,7 +53,7 @@ class ClusterLedgerStore:
         if (saved := await self._file.load()) is not None:
             return saved
         try:
-            worker = await insist("HyphaWorker", partial(self._api.get, self._worker))
+            worker = await retry_until_done("HyphaWorker", partial(self._api.get, self._worker))
             left = NodeStatus.model_validate(worker.get("status", {}).get("node", {})).leases or []
         except (Refused, ValidationError) as error:
             logger.warning("leases without a job cannot be recovered from the HyphaWorker: %s", error)

@@ -1,4 +1,4 @@
-"""Jobs as objects of the cluster, and back. Pure functions."""
+"""Converts jobs to objects of the cluster and back. Pure functions."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -38,8 +38,8 @@ Object = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class SeenJob:
-    """A HyphaJob as the cluster has it."""
+class ObservedJob:
+    """A HyphaJob as the API server returned it."""
 
     uid: str
     spec: HyphaJobSpec
@@ -47,16 +47,16 @@ class SeenJob:
 
     @property
     def terminal(self) -> bool:
-        """Whether it has ended, with nothing of it running."""
+        """Whether it has ended and nothing of it runs."""
         return self.status.phase in TERMINAL
 
     @property
     def reported(self) -> bool:
-        """Whether its scheduler has been told of its end."""
+        """Whether its end was reported to its scheduler."""
         return any(condition.type == REPORTED and condition.status == "True" for condition in self.status.conditions)
 
     def job(self, deadline: float) -> Job:
-        """Return the job; ValueError if its configuration is none."""
+        """Return the job. ValueError if its configuration is invalid."""
         spec = JobSpec.model_validate({"job_id": str(self.spec.job_id)} | self.spec.config)
         return Job(
             task_id=self.spec.task_id,
@@ -69,7 +69,7 @@ class SeenJob:
 
 
 def hypha_job(job: Job, config: KubernetesConfig, peer_id: str, controller: UUID) -> Object:
-    """Return the HyphaJob of a job, which shows no secrets; `controller` answers for it."""
+    """Return the HyphaJob of a job, without secrets. `controller` is its owner."""
     descriptor = job.spec.descriptor
     spec = HyphaJobSpec(
         worker_ref=WorkerRef(name=config.worker, uid=config.worker_uid),
@@ -98,7 +98,7 @@ def hypha_job(job: Job, config: KubernetesConfig, peer_id: str, controller: UUID
 
 
 def job_secret(job: Job, config: KubernetesConfig, owner_uid: str) -> Object:
-    """Return the Secret with the whole specification, which goes when the HyphaJob does."""
+    """Return the Secret with the complete specification, which is deleted with the HyphaJob."""
     name = job_name(job.task_id)
     return {
         "apiVersion": "v1",
@@ -115,10 +115,10 @@ def job_secret(job: Job, config: KubernetesConfig, owner_uid: str) -> Object:
     }
 
 
-def see(found: Object) -> SeenJob:
-    """Read a HyphaJob; ValueError if it is none that this version understands."""
+def parse(found: Object) -> ObservedJob:
+    """Parse a HyphaJob. ValueError if this version cannot read it."""
     try:
-        return SeenJob(
+        return ObservedJob(
             uid=found["metadata"]["uid"],
             spec=HyphaJobSpec.model_validate(found["spec"]),
             status=HyphaJobStatus.model_validate(found.get("status") or {}),
@@ -129,18 +129,18 @@ def see(found: Object) -> SeenJob:
         raise ValueError(describe(error, "HyphaJob")) from error
 
 
-def end_of(seen: SeenJob) -> Finished | Failed:
-    """Return how a job that is terminal ended."""
-    status = seen.status
+def end_of(observed: ObservedJob) -> Finished | Failed:
+    """Return how a terminal job ended."""
+    status = observed.status
     if status.phase == "Succeeded":
-        return Finished(seen.spec.task_id)
+        return Finished(observed.spec.task_id)
     message = next((c.message for c in status.conditions if c.type == "Ready" and c.message), "")
     reason = ": ".join(text for text in (status.reason or "it failed", message) if text)
-    return Failed(seen.spec.task_id, reason, tuple(status.last_lines))
+    return Failed(observed.spec.task_id, reason, tuple(status.last_lines))
 
 
 def reported_status(seconds: float) -> Object:
-    """Return the status that says that the end of a job was reported; `seconds` since the epoch."""
+    """Return the status of a job whose end was reported at this time, in seconds since the epoch."""
     condition = Condition(
         type=REPORTED,
         status="True",
@@ -152,5 +152,5 @@ def reported_status(seconds: float) -> Object:
 
 
 def timestamp(seconds: float) -> datetime:
-    """Return a time as the API takes it; seconds since the epoch, whole ones."""
+    """Return a time in the form of the API, truncated to seconds. `seconds` counts from the epoch."""
     return datetime.fromtimestamp(int(seconds), UTC)

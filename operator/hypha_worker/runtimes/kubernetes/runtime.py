@@ -1,8 +1,8 @@
-"""Jobs as pods: a HyphaJob says what is to run, the operator runs it, and its status says what became of it.
+"""Runs jobs as pods. The node creates a HyphaJob, the operator runs it, and its status holds the outcome.
 
-What this node has to say (the lease's deadline, a cancellation, progress, that an end was reported) is written as soon
-as the API server takes it; what the cluster says comes by one watch. A restarted node finds all of it in the HyphaJobs,
-and claims them: a node that finds its jobs claimed by another one ends without another word about them.
+The node writes deadlines, cancellations, progress and reported ends as soon as the API server accepts them. It follows
+the HyphaJobs by one watch. A restarted node finds everything in the HyphaJobs and claims them. A node whose job another
+node has claimed ends and writes no more.
 """
 
 import logging
@@ -25,9 +25,9 @@ from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.job import Progress as JobProgress
 from hypha_worker.errors import NodeError
 from hypha_worker.job import AdoptedJob, Failed, Finished, Job, JobEvent, LaunchError, Started
-from hypha_worker.runtimes.kubernetes.api import KubernetesApi, Object, insist
+from hypha_worker.runtimes.kubernetes.api import KubernetesApi, Object, retry_until_done
 from hypha_worker.runtimes.kubernetes.jobs import HyphaJobs, TakenOverError
-from hypha_worker.runtimes.kubernetes.objects import SeenJob, end_of, see
+from hypha_worker.runtimes.kubernetes.objects import ObservedJob, end_of, parse
 from hypha_worker.runtimes.kubernetes.progress import ProgressTally, interval_s
 from hypha_worker.runtimes.kubernetes.throttle import Throttle
 from hypha_worker.runtimes.kubernetes.tokens import Pod, TokenReviewer
@@ -35,25 +35,25 @@ from hypha_worker.runtimes.kubernetes.tokens import Pod, TokenReviewer
 logger = logging.getLogger(__name__)
 _rate_limited_log = RateLimitedLogger(logger)
 
-_WATCH_AGAIN_S: Final = 1.0
+_RELIST_DELAY_S: Final = 1.0
 
 
 @dataclass
 class _Tracked:
-    """A job that this node has launched or adopted, until its end has been reported.
+    """A job that this node has launched or adopted, until the node has reported its end.
 
     Attributes:
         deadline: of its lease, in seconds since the epoch.
-        tally: how far it is.
+        tally: sums up its progress.
         deadlines: writes its deadline.
-        progress: writes how far it is.
-        uid: of its HyphaJob; None as long as that is being created.
-        early: what was seen of it before its uid was known.
+        progress: writes its progress.
+        uid: of its HyphaJob, or None while that is being created.
+        early: its HyphaJob as observed before its uid was known.
         pod: its pod, once there is one.
-        ours: whether its HyphaJob has been seen to name this node: if it then names another, that one has claimed it.
-        claimed: set once this node answers for it, or its launch has failed.
+        ours: whether its HyphaJob has named this node. If it names another node later, that node has claimed it.
+        claimed: set once this node has claimed it, or its launch has failed.
         ended: set once it is terminal or gone.
-        writing: ends what writes.
+        writing: cancels the writers.
     """
 
     task_id: UUID
@@ -62,7 +62,7 @@ class _Tracked:
     deadlines: Throttle
     progress: Throttle
     uid: str | None = None
-    early: SeenJob | None = None
+    early: ObservedJob | None = None
     pod: Pod | None = None
     ours: bool = False
     started: bool = False
@@ -73,7 +73,7 @@ class _Tracked:
 
 
 class KubernetesRuntime:
-    """A `Runtime` whose jobs are HyphaJobs; `open_kubernetes_runtime` makes one."""
+    """A `Runtime` whose jobs are HyphaJobs. `open_kubernetes_runtime` makes one."""
 
     def __init__(
         self,
@@ -98,11 +98,11 @@ class KubernetesRuntime:
 
     @property
     def events(self) -> AsyncIterator[JobEvent]:
-        """What becomes of the jobs; a restarted node hears of each end again until `record_reported`."""
+        """The events of all jobs. A restarted node gets the end of a job again until `record_reported`."""
         return self._receive
 
     async def launch(self, job: Job) -> None:
-        """Create the HyphaJob and its Secret; LaunchError if the cluster does not take them."""
+        """Create the HyphaJob and its Secret. LaunchError if the cluster refuses them."""
         if job.task_id in self._jobs:
             raise LaunchError(f"task {job.task_id} exists already")
         tracked = self._jobs[job.task_id] = self._track(job)
@@ -111,10 +111,10 @@ class KubernetesRuntime:
             await self._create(job, tracked)
         except ApiError as error:
             unclear = tracked.uid is not None or isinstance(error, Unavailable)
-            self._forget(tracked, unclear=unclear)
+            self._abandon_launch(tracked, unclear=unclear)
             raise LaunchError(_advice(error)) from error
         except BaseException as error:
-            self._forget(tracked, unclear=not isinstance(error, LaunchError))
+            self._abandon_launch(tracked, unclear=not isinstance(error, LaunchError))
             raise
         finally:
             tracked.claimed.set()
@@ -123,14 +123,14 @@ class KubernetesRuntime:
             self._advance(tracked, tracked.early)
 
     async def extend(self, task_id: UUID, deadline: float) -> None:
-        """Let the job run until `deadline` (seconds since the epoch) if the node is gone. Unknown jobs are ignored."""
+        """Let the job run until `deadline` (seconds since the epoch) if the node is gone. No-op if unknown."""
         await trio.lowlevel.checkpoint()
         if tracked := self._jobs.get(task_id):
             tracked.deadline = deadline
             tracked.deadlines.want()
 
     async def terminate(self, task_id: UUID, reason: str) -> None:
-        """Tell the job to end and return once nothing of it runs. Unknown jobs are ignored."""
+        """Cancel the job and return once nothing of it runs. No-op if unknown."""
         if (tracked := self._jobs.get(task_id)) is None:
             return
         await tracked.claimed.wait()
@@ -142,9 +142,9 @@ class KubernetesRuntime:
             nursery.cancel_scope.cancel()
 
     async def adopt(self) -> list[AdoptedJob]:
-        """Find the HyphaJobs of an earlier node; waits for the API server. NodeError if it knows no HyphaJobs."""
+        """Find the HyphaJobs of an earlier node, once the API server answers. NodeError if it knows no HyphaJobs."""
         try:
-            found, version = await insist("HyphaJobs", self._hypha_jobs.list)
+            found, version = await retry_until_done("HyphaJobs", self._hypha_jobs.list)
         except Refused as error:
             raise NodeError(_advice(error)) from error
         adopted = [job for item in found if (job := self._adopt(item)) is not None]
@@ -152,19 +152,19 @@ class KubernetesRuntime:
         return adopted
 
     def record_progress(self, task_id: UUID, progress: Progress) -> None:
-        """Show in the HyphaJob how far the job is."""
+        """Record the progress in the HyphaJob."""
         if tracked := self._jobs.get(task_id):
             tracked.tally.add(progress)
             tracked.progress.want()
 
     def record_reported(self, task_id: UUID) -> None:
-        """Note in the HyphaJob that its scheduler knows how it ended, or will never know."""
+        """Record in the HyphaJob that the scheduler knows how the job ended, or never will."""
         if (tracked := self._jobs.get(task_id)) is not None and not tracked.reported:
             tracked.reported = True
             self._nursery.start_soon(self._conclude, tracked)
 
     async def authenticate(self, token: str) -> UUID | None:
-        """Return the task whose pod a token was made for; None if it is of none. HttpError (503) if nobody can tell."""
+        """Return the task whose pod the token was made for, or None. HttpError (503) if no API server answers."""
         pod = await self._reviewer.pod(token)
         if pod is None:
             return None
@@ -186,56 +186,58 @@ class KubernetesRuntime:
         tracked.uid, tracked.ours = created.uid, True
         await self._hypha_jobs.create_secret(job, created.uid)
 
-    def _forget(self, tracked: _Tracked, *, unclear: bool) -> None:
-        """A launch failed; if its HyphaJob may be there all the same, it is told to end."""
+    def _abandon_launch(self, tracked: _Tracked, *, unclear: bool) -> None:
+        """Drop a job whose launch failed, and cancel its HyphaJob if it may exist nevertheless."""
         del self._jobs[tracked.task_id]
         tracked.uid = None
         if unclear:
-            self._nursery.start_soon(self._give_up, tracked.task_id, "it could not be launched")
+            self._nursery.start_soon(self._abandon, tracked.task_id, "it could not be launched")
 
     def _adopt(self, found: Object) -> AdoptedJob | None:
         now = time.time()
         try:
-            seen = see(found)
-            lapses = seen.spec.lease.deadline.timestamp()
-            job = seen.job(lapses if seen.terminal else max(lapses, now + self._lease_s))
+            observed = parse(found)
+            lapses = observed.spec.lease.deadline.timestamp()
+            job = observed.job(lapses if observed.terminal else max(lapses, now + self._lease_s))
         except ValueError as error:
             name = found.get("metadata", {}).get("name")
-            logger.warning("HyphaJob %s is left alone, this version cannot read it: %s", name, error)
+            logger.warning("ignoring HyphaJob %s, which this version cannot read: %s", name, error)
             return None
-        if seen.spec.worker_ref.uid != self._config.worker_uid or (
-            seen.reported and not self._still_renewed(seen, now)
+        if observed.spec.worker_ref.uid != self._config.worker_uid or (
+            observed.reported and not self._still_renewed(observed, now)
         ):
             return None
-        tracked = self._jobs[job.task_id] = self._track(job, seen.status.progress)
-        tracked.uid = seen.uid
-        tracked.started = seen.status.phase == "Running"
-        if seen.terminal:
+        tracked = self._jobs[job.task_id] = self._track(job, observed.status.progress)
+        tracked.uid = observed.uid
+        tracked.started = observed.status.phase == "Running"
+        if observed.terminal:
             tracked.claimed.set()
         self._nursery.start_soon(self._write, tracked)
-        self._advance(tracked, seen)
-        return AdoptedJob(job, running=not seen.terminal)
+        self._advance(tracked, observed)
+        return AdoptedJob(job, running=not observed.terminal)
 
-    def _still_renewed(self, seen: SeenJob, now: float) -> bool:
-        """Whether the lease of a job that finished may still be renewed: its end is then reported once more."""
-        completed = seen.status.completion_time
+    def _still_renewed(self, observed: ObservedJob, now: float) -> bool:
+        """Whether the lease of a finished job can still be renewed, so that its end must be reported again."""
+        completed = observed.status.completion_time
         return (
-            seen.status.phase == "Succeeded" and completed is not None and now < completed.timestamp() + self._ended_s
+            observed.status.phase == "Succeeded"
+            and completed is not None
+            and now < completed.timestamp() + self._ended_s
         )
 
     async def _follow(self, version: str | None) -> None:
-        """Take in what becomes of the HyphaJobs, for ever; whatever breaks the watch, all are looked at again."""
+        """Watch the HyphaJobs for ever. After a broken watch, list all of them again."""
         while True:
             try:
                 if version is None:
-                    version = await self._look_again()
+                    version = await self._relist()
                 version = await self._hypha_jobs.watch(version, self._record)
             except ApiError as error:
                 version = None
-                _rate_limited_log.info("HyphaJobs", "looking at all HyphaJobs again: %s", error)
-                await trio.sleep(_WATCH_AGAIN_S)
+                _rate_limited_log.info("HyphaJobs", "listing all HyphaJobs again: %s", error)
+                await trio.sleep(_RELIST_DELAY_S)
 
-    async def _look_again(self) -> str:
+    async def _relist(self) -> str:
         known = [tracked for tracked in self._jobs.values() if tracked.uid is not None]
         found, version = await self._hypha_jobs.list()
         for item in found:
@@ -248,51 +250,51 @@ class KubernetesRuntime:
 
     def _record(self, kind: str, found: Object) -> None:
         try:
-            seen = see(found)
+            observed = parse(found)
         except ValueError as error:
             _rate_limited_log.warning("HyphaJobs", "a HyphaJob cannot be read: %s", error)
             return
-        tracked = self._jobs.get(seen.spec.task_id)
+        tracked = self._jobs.get(observed.spec.task_id)
         if tracked is not None and tracked.uid is None:
-            tracked.early = seen
-        elif tracked is not None and tracked.uid == seen.uid:
+            tracked.early = observed
+        elif tracked is not None and tracked.uid == observed.uid:
             if kind == "DELETED":
                 self._end(tracked, _deleted(tracked.task_id))
             else:
-                self._advance(tracked, seen)
-        elif kind != "DELETED" and seen.spec.worker_ref.uid == self._config.worker_uid:
-            self._settle(seen)
+                self._advance(tracked, observed)
+        elif kind != "DELETED" and observed.spec.worker_ref.uid == self._config.worker_uid:
+            self._reconcile_unknown(observed)
 
-    def _settle(self, seen: SeenJob) -> None:
-        """End a job whose launch this node gave up when nobody knew whether it had succeeded.
+    def _reconcile_unknown(self, observed: ObservedJob) -> None:
+        """End a job whose launch this node abandoned because the API server did not confirm it.
 
-        What another node launched is left alone: the one that was replaced may do so until it learns of that, and what
-        nobody adopts lapses.
+        Jobs that another node launched are ignored. A replaced node may launch jobs until it notices its successor, and
+        a job that no node adopts ends with its lease.
         """
-        if seen.spec.controller != self._hypha_jobs.controller:
+        if observed.spec.controller != self._hypha_jobs.controller:
             return
-        if not seen.terminal and seen.spec.cancel is None:
-            self._nursery.start_soon(self._give_up, seen.spec.task_id, "the worker knows no lease for it")
-        elif seen.terminal and not seen.reported:
-            self._nursery.start_soon(self._hypha_jobs.record_reported, seen.spec.task_id)
+        if not observed.terminal and observed.spec.cancel is None:
+            self._nursery.start_soon(self._abandon, observed.spec.task_id, "the worker knows no lease for it")
+        elif observed.terminal and not observed.reported:
+            self._nursery.start_soon(self._hypha_jobs.record_reported, observed.spec.task_id)
 
-    def _advance(self, tracked: _Tracked, seen: SeenJob) -> None:
-        """Take in what a HyphaJob says; once it names another node, that is no longer for this one, which ends."""
-        status = seen.status
-        if seen.spec.controller == self._hypha_jobs.controller:
+    def _advance(self, tracked: _Tracked, observed: ObservedJob) -> None:
+        """Update a job from its HyphaJob. Once that names another node, this node yields to its successor."""
+        status = observed.status
+        if observed.spec.controller == self._hypha_jobs.controller:
             tracked.ours = True
         elif tracked.ours:
-            self._nursery.start_soon(self._give_way, tracked.task_id)
+            self._nursery.start_soon(self._yield_to_successor, tracked.task_id)
             return
         if status.pod_name and status.pod_uid:
             tracked.pod = Pod(status.pod_name, status.pod_uid)
         if status.phase == "Running" and not tracked.started:
             tracked.started = True
             self._send.send_nowait(Started(tracked.task_id))
-        if seen.terminal:
-            self._end(tracked, end_of(seen))
+        if observed.terminal:
+            self._end(tracked, end_of(observed))
 
-    async def _give_way(self, task_id: UUID) -> None:
+    async def _yield_to_successor(self, task_id: UUID) -> None:
         raise TakenOverError(task_id)
 
     def _end(self, tracked: _Tracked, event: Finished | Failed) -> None:
@@ -301,7 +303,7 @@ class KubernetesRuntime:
             self._send.send_nowait(event)
 
     async def _write(self, tracked: _Tracked) -> None:
-        """Claim a job that was adopted, and write what there is to say of a job until its end."""
+        """Claim a job if it was adopted. Then write its deadline and progress until its end."""
         with tracked.writing:
             if not tracked.claimed.is_set():
                 try:
@@ -324,14 +326,14 @@ class KubernetesRuntime:
 
     async def _write_progress(self, task_id: UUID) -> None:
         if (tracked := self._jobs.get(task_id)) is not None:
-            await self._hypha_jobs.show_progress(task_id, tracked.tally.sum_up(trio.current_time()))
+            await self._hypha_jobs.write_progress(task_id, tracked.tally.sum_up(trio.current_time()))
 
     async def _cancel(self, tracked: _Tracked, reason: str) -> None:
         if not await self._hypha_jobs.cancel(tracked.task_id, reason):
             self._end(tracked, _deleted(tracked.task_id))
 
-    async def _give_up(self, task_id: UUID, reason: str) -> None:
-        """End a job that no lease is known for; if another node has claimed it, it is that one's."""
+    async def _abandon(self, task_id: UUID, reason: str) -> None:
+        """Cancel a job without a known lease, unless another node has claimed it."""
         with suppress(TakenOverError):
             await self._hypha_jobs.cancel(task_id, reason)
 
@@ -345,10 +347,10 @@ def _advice(error: ApiError) -> str:
     if not isinstance(error, Refused):
         return str(error)
     if isinstance(error, NotFound):
-        return f"the cluster knows no HyphaJobs ({error}): install the chart's custom resource definitions"
+        return f"the cluster knows no HyphaJobs ({error}). Install the chart's custom resource definitions."
     if isinstance(error, Forbidden):
         quota = "exceeded quota" in str(error)
-        return f"{error}; " + ("raise the namespace's quota" if quota else "does the node have its Role?")
+        return f"{error}. " + ("Raise the namespace's quota." if quota else "Check that the node has its Role.")
     return f"the API server refused: {error}"
 
 
@@ -356,14 +358,14 @@ def _advice(error: ApiError) -> str:
 async def open_kubernetes_runtime(
     api: KubernetesApi, config: KubernetesConfig, *, peer_id: str, lease_s: float, ended_s: float
 ) -> AsyncIterator[KubernetesRuntime]:
-    """Run jobs of a HyphaWorker; when this ends they go on, for the next node to adopt.
+    """Run the jobs of a HyphaWorker. At the end they go on, for the next node to adopt.
 
     Args:
         api: the API server.
-        config: which worker's jobs they are.
-        peer_id: by which bridges know this node.
-        lease_s: how long a lease runs from each renewal.
-        ended_s: how long the lease of a job that finished may still be renewed.
+        config: names the HyphaWorker.
+        peer_id: the peer id of this node.
+        lease_s: duration of a lease, counted from each renewal.
+        ended_s: how long the lease of a finished job can still be renewed.
     """
     async with trio.open_nursery() as nursery:
         yield KubernetesRuntime(api, config, nursery, peer_id=peer_id, lease_s=lease_s, ended_s=ended_s)

@@ -1,4 +1,4 @@
-"""What a node in a cluster says of itself: `status.node` of its HyphaWorker."""
+"""Reports the state of a node in a cluster, in `status.node` of its HyphaWorker."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -49,16 +49,16 @@ class StatusReporter:
             raise
 
     async def run(self, network: Network, ledger: Ledger, requests: RequestTally) -> None:
-        """Write the status whenever it has changed, and now and then even if it has not, until cancelled.
+        """Write the status whenever it has changed, and otherwise every minute, until cancelled.
 
-        Requests come all the time, and so are written only now and then.
+        The counts of requests change all the time, so they alone cause no write.
         """
         written: NodeStatus | None = None
         repeat_at = 0.0
         while True:
             status = node_status(network, ledger, requests, self._pod_name)
-            news = written is None or written != status.model_copy(update={"requests": written.requests})
-            if news or trio.current_time() >= repeat_at:
+            changed = written is None or written != status.model_copy(update={"requests": written.requests})
+            if changed or trio.current_time() >= repeat_at:
                 try:
                     await self._write(status)
                     written, repeat_at = status, trio.current_time() + _REPEAT_S
@@ -73,7 +73,7 @@ class StatusReporter:
 
 
 def node_status(network: Network, ledger: Ledger, requests: RequestTally, pod_name: str) -> NodeStatus:
-    """Return how a node is at this moment."""
+    """Return the current state of a node."""
     status = network.status()
     leases = ledger.leases
     last = requests.last_refusal

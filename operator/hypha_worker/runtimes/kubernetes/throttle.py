@@ -1,4 +1,4 @@
-"""Writes that follow a state: the latest of it, and not too often."""
+"""Limits how often a changing state is written."""
 
 from collections.abc import Awaitable, Callable
 
@@ -6,9 +6,11 @@ import trio
 
 
 class Throttle:
-    """Calls `write`, which writes the state as it is then, whenever that is wanted, but at most once an interval.
+    """Calls `write` after each change of the state, but at most once per interval.
 
-    How long that is may change: `interval_s` is asked after each write.
+    Args:
+        interval_s: Returns the interval in seconds. It is called after each write.
+        write: Writes the current state.
     """
 
     def __init__(self, interval_s: Callable[[], float], write: Callable[[], Awaitable[None]]) -> None:
@@ -17,18 +19,18 @@ class Throttle:
         self._wanted = trio.Event()
 
     def want(self) -> None:
-        """The state has changed."""
+        """Request a write, because the state has changed."""
         self._wanted.set()
 
     async def run(self) -> None:
-        """Write until cancelled; what is still wanted then is left to `flush`."""
+        """Write until cancelled. `flush` makes a write that is then still requested."""
         while True:
             await self._wanted.wait()
             await self.flush()
             await trio.sleep(self._interval_s())
 
     async def flush(self) -> None:
-        """Write now if that is wanted."""
+        """Write now if a write is requested."""
         if not self._wanted.is_set():
             return
         self._wanted = trio.Event()

@@ -1,4 +1,4 @@
-"""Whose bridge shows a token: the API server is asked, which knows the pod that each token was made for."""
+"""Authenticates bridges. The API server knows for which pod it made a token."""
 
 import hashlib
 import logging
@@ -24,8 +24,8 @@ _KNOWN_S: Final = 60.0
 _REFUSED_S: Final = 5.0
 _MAX_CACHED: Final = 4096
 _MAX_REVIEWS: Final = 8
-"""At once: a job that shows one wrong token after another does not keep the node, or the API server, from its work."""
-_LONGEST_TOKEN: Final = 16 * 1024
+"""Reviews at a time, so that a job with wrong tokens cannot overload the node or the API server."""
+_MAX_TOKEN_CHARS: Final = 16 * 1024
 _POD_NAME: Final = "authentication.kubernetes.io/pod-name"
 _POD_UID: Final = "authentication.kubernetes.io/pod-uid"
 
@@ -39,7 +39,7 @@ class Pod:
 
 
 class TokenReviewer:
-    """Has tokens reviewed and remembers the answers for a while.
+    """Lets the API server review tokens and caches the answers for a while.
 
     Args:
         api: the API server.
@@ -55,8 +55,8 @@ class TokenReviewer:
         self._reviews = trio.CapacityLimiter(_MAX_REVIEWS)
 
     async def pod(self, token: str) -> Pod | None:
-        """Return the pod that a token was made for; None if it is not good. HttpError (503) if nobody can tell."""
-        if not token or len(token) > _LONGEST_TOKEN:
+        """Return the pod that a token was made for, or None. HttpError (503) if no API server answers."""
+        if not token or len(token) > _MAX_TOKEN_CHARS:
             return None
         key = hashlib.sha256(token.encode()).digest()
         pod, until = self._known.get(key, (None, 0.0))

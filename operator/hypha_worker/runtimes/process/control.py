@@ -1,12 +1,18 @@
-"""The directories of a host's jobs: everything between a job and its supervisor, step by step.
+"""The directories of the jobs of a host.
 
-A control directory is made first and removed last, its record written first and removed first, so it says at any moment
-what there is of a job: with a record but no supervisor yet, its launch was interrupted; with its lock held, it runs;
-with an `exit.json`, it ended; else its supervisor was killed. The node may be killed between any two steps: the next
-one takes it from there. These are blocking functions; the runtime calls them in threads.
+The node makes a control directory first and removes it last. It writes the job's record first and removes it first. So
+the directory shows the state of the job at any moment:
 
-A work directory may hold files of its owner too. So every directory of a job has a name that holds the task's id and,
-inside, a marker of the node. Nothing without both is ever removed.
+- A record without a supervisor means that the launch was interrupted.
+- A held lock means that the job runs.
+- An `exit.json` means that the job ended.
+- Otherwise the supervisor was killed.
+
+The node may be killed between any two steps, and the next node continues from there. These functions block, so the
+runtime calls them in threads.
+
+A work directory may also hold files of its owner. The node removes only directories whose name holds a task id and that
+contain the node's marker.
 """
 
 import contextlib
@@ -44,7 +50,7 @@ _WORK_PREFIX: Final = "hypha-"
 
 @dataclass(frozen=True)
 class ProcessConfig:
-    """What the process runtime is told.
+    """The configuration of the process runtime.
 
     Attributes:
         work_dir: holds the connector's socket and everything of the jobs.
@@ -86,7 +92,7 @@ class ProcessConfig:
 
 
 class JobRecord(Message):
-    """A job as its control directory remembers it."""
+    """The record of a job in its control directory."""
 
     task_id: Uuid
     lease_id: Uuid
@@ -96,7 +102,7 @@ class JobRecord(Message):
     token: str
 
     def job(self, deadline: float) -> Job:
-        """Return the job, with the deadline that is kept beside the record."""
+        """Return the job with its deadline, which is in a file beside the record."""
         return Job(self.task_id, self.lease_id, self.scheduler, self.spec, self.resources, deadline)
 
 
@@ -144,7 +150,7 @@ class ControlDirectories:
         return JobPaths(self._jobs_dir / str(task_id), self._config.work_dir / f"{_WORK_PREFIX}{task_id}")
 
     def launch(self, job: Job, token: str) -> Supervised:
-        """Record the job and start its supervisor. LaunchError, and nothing left of it, if that fails."""
+        """Record the job and start its supervisor. LaunchError if that fails, in which case nothing of it is left."""
         paths = self.paths(job.task_id)
         try:
             _make_marked(paths.control)
@@ -175,7 +181,7 @@ class ControlDirectories:
         return found
 
     def conclude(self, task_id: UUID) -> Finished | Failed:
-        """Kill and remove all of a job whose supervisor is gone, but not its record; return how it ended."""
+        """Kill and remove all of a job whose supervisor is gone except its record, and return how the job ended."""
         paths = self.paths(task_id)
         self._clear(paths)
         try:
@@ -183,17 +189,17 @@ class ControlDirectories:
         except (OSError, ValueError, TypeError):
             return Failed(task_id, _reason_without_exit(paths), _last_lines(paths.control / "supervisor.log"))
         if ended.finished and ended.undelivered:
-            logger.warning("job %s finished, but its bridge did not deliver all that it had been given", task_id)
+            logger.warning("job %s finished, but its bridge did not deliver all files", task_id)
         return Finished(task_id) if ended.finished else Failed(task_id, ended.reason, tuple(ended.last_lines))
 
     def remove(self, paths: JobPaths) -> None:
-        """Remove all that is left of a job."""
+        """Remove everything of a job."""
         self._clear(paths)
         paths.record.unlink(missing_ok=True)
         remove_tree(paths.control)
 
     def _clear(self, paths: JobPaths) -> None:
-        """Kill and remove all of a job but its control directory."""
+        """Kill and remove everything of a job except its control directory."""
         groups = {str(hierarchy.group(paths.control.name)) for hierarchy in self._hierarchies}
         with contextlib.suppress(OSError, ValueError, TypeError):  # there is none yet, or no more
             groups.update(supervisor.Plan.from_json((paths.control / supervisor.PLAN_FILE).read_text()).groups)
@@ -247,7 +253,7 @@ class ControlDirectories:
     def _plan(self, record: JobRecord, paths: JobPaths, applied: limits.Limits, job_json: str) -> supervisor.Plan:
         executor = self._config.executors.get(str(record.spec.descriptor))
         if executor is None:
-            raise LaunchError(f"there is no executor {record.spec.descriptor} in the configuration")
+            raise LaunchError(f"the configuration has no executor {record.spec.descriptor}. Add it to [[executors]].")
         values = launch.variables(paths, job_json)
         if any("{JOB_JSON}" in arg for arg in executor.args):
             logger.warning(
@@ -284,7 +290,7 @@ class ControlDirectories:
             record = JobRecord.model_validate_json(paths.record.read_bytes())
             deadline = float((control / supervisor.DEADLINE_FILE).read_text())
         except (OSError, ValueError) as error:
-            logger.info("removing %s, which holds no job: %s", control, error)
+            logger.info("removing %s, which has no readable record: %s", control, error)
             self.remove(paths)
             return None
         return FoundJob(record.job(deadline), record.token, self._resume(record, paths, deadline))
@@ -296,7 +302,7 @@ class ControlDirectories:
         started = (paths.control / supervisor.PID_FILE).exists()
         if started or (paths.control / supervisor.STOP_FILE).exists() or time.time() > deadline:
             return None
-        logger.info("going on with the launch of job %s, which was interrupted", record.task_id)
+        logger.info("continuing the interrupted launch of job %s", record.task_id)
         try:
             return self._start(record, paths)
         except (OSError, LaunchError) as error:
@@ -330,12 +336,12 @@ def _start_supervisor(paths: JobPaths) -> Supervised:
 
 
 def _find_supervisor(paths: JobPaths) -> Supervised | None:
-    """Return the supervisor that holds the lock; one that has just been started has not written its id yet."""
+    """Return the supervisor that holds the lock, or None. One that was just started may not have written its id yet."""
     until = time.monotonic() + _SUPERVISOR_START_S
     while _is_locked(paths.control / supervisor.LOCK_FILE) and time.monotonic() < until:
         with contextlib.suppress(OSError, ValueError):
             pidfd = os.pidfd_open(int((paths.control / supervisor.PID_FILE).read_text()))
-            if _is_locked(paths.control / supervisor.LOCK_FILE):  # so it lived when its id was looked up
+            if _is_locked(paths.control / supervisor.LOCK_FILE):  # so it was alive when its id was read
                 return Supervised(paths, pidfd)
             os.close(pidfd)
         time.sleep(0.02)
@@ -374,13 +380,13 @@ def _make_marked(directory: Path) -> None:
 
 
 def _refuse_foreign(work: Path) -> None:
-    """Refuse to record a job whose work directory exists: beside a record, that directory is taken for the node's."""
+    """Refuse a job whose work directory exists, because beside a record the node would treat it as its own."""
     if os.path.lexists(work):
-        raise LaunchError(f"{work} exists already, and the node did not make it; move it elsewhere")
+        raise LaunchError(f"{work} exists already and the node did not make it. Move it elsewhere.")
 
 
 def _is_of_node(path: Path, prefix: str = "") -> bool:
-    """Whether a node made this directory for a job; one that died before it wrote the marker left it empty."""
+    """Whether a node made this directory for a job. It is empty if the node died before it wrote the marker."""
     name = path.name.removeprefix(prefix)
     try:
         return (
@@ -393,13 +399,13 @@ def _is_of_node(path: Path, prefix: str = "") -> bool:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory, whatever a job has made of its contents; logs what stays."""
+    """Remove a directory whatever its contents. Logs a directory that cannot be removed."""
     for _ in range(2):
         try:
             shutil.rmtree(path)
         except FileNotFoundError:
             return
-        except (OSError, RecursionError):  # without permissions for itself, or deeper than names and stacks are long
+        except (OSError, RecursionError):  # missing permissions, or too deep for a path or the stack
             subprocess.run(["chmod", "-R", "u+rwX", "--", str(path)], check=False, stderr=subprocess.DEVNULL)
             subprocess.run(["rm", "-rf", "--", str(path)], check=False, stderr=subprocess.DEVNULL)
     if path.exists():

@@ -1,4 +1,4 @@
-"""What a job's processes are started with: commands, environments, the bridge's configuration. Pure functions."""
+"""Commands, environments and configuration of a job's processes. Pure functions."""
 
 import re
 import sys
@@ -22,11 +22,11 @@ TEMPORARY: Final = "tmp"
 
 BRIDGE: Final = (sys.executable, "-m", "hypha_bridge")
 
-_LONGEST_SOCKET_PATH: Final = 107  # sun_path, without its closing zero
-_LONGEST_TMPDIR: Final = _LONGEST_SOCKET_PATH - len(
+_MAX_SOCKET_PATH_BYTES: Final = 107  # sun_path, without its closing zero
+_MAX_TMPDIR_BYTES: Final = _MAX_SOCKET_PATH_BYTES - len(
     "/pymp-12345678/listener-12345678"
 )  # where multiprocessing has its sockets
-_LONGEST_VARIABLE: Final = (
+_MAX_VARIABLE_BYTES: Final = (
     128 * 1024 - 1
 )  # one argument or variable of a program (MAX_ARG_STRLEN), without its closing zero
 _PASSED_ON: Final = re.compile(
@@ -57,12 +57,12 @@ class JobPaths:
 
     @property
     def job_file(self) -> Path:
-        """The specification, as the executor reads it."""
+        """The specification that the executor reads."""
         return self.work / "job.json"
 
     @property
     def record(self) -> Path:
-        """What the node must not forget about the job."""
+        """The record of the job, which outlives the node."""
         return self.control / "job.json"
 
     @property
@@ -87,7 +87,7 @@ class ExecutorCommand:
 
     Attributes:
         args: program and arguments, in which the placeholders are replaced.
-        environment: variables that it gets besides those every job gets.
+        environment: variables in addition to those of every job.
     """
 
     args: tuple[str, ...]
@@ -95,16 +95,16 @@ class ExecutorCommand:
 
 
 def check_work_dir(work_dir: Path) -> None:
-    """Refuse a work directory in which a job's socket would have no valid name; NodeError."""
-    room = _LONGEST_SOCKET_PATH - len("/hypha-12345678-1234-1234-1234-123456789012/bridge.sock")
+    """Refuse a work directory that makes the paths of sockets too long. NodeError."""
+    room = _MAX_SOCKET_PATH_BYTES - len("/hypha-12345678-1234-1234-1234-123456789012/bridge.sock")
     if len(str(work_dir).encode()) > room:
         raise NodeError(
-            f"work_dir {work_dir} is longer than {room} bytes: paths of Unix sockets are short; choose another"
+            f"work_dir {work_dir}: longer than {room} bytes, which is too long for Unix sockets. Choose a shorter path."
         )
 
 
 def variables(paths: JobPaths, job_json: str) -> dict[str, str]:
-    """Return the placeholders and what stands for them."""
+    """Return the placeholders and their values."""
     return {
         "SOCKET_PATH": str(paths.socket),
         "WORK_DIR": str(paths.work),
@@ -114,13 +114,13 @@ def variables(paths: JobPaths, job_json: str) -> dict[str, str]:
 
 
 def executor_args(template: Sequence[str], values: Mapping[str, str]) -> list[str]:
-    """Replace the placeholders; braces that name none stay. LaunchError if an argument gets too long for the kernel."""
+    """Replace the placeholders, no other braces. LaunchError if an argument gets too long for the kernel."""
     known = re.compile("|".join(f"{{{name}}}" for name in values))
     args = [known.sub(lambda match: values[match[0][1:-1]], arg) for arg in template]
-    if any(len(arg.encode()) > _LONGEST_VARIABLE for arg in args):
+    if any(len(arg.encode()) > _MAX_VARIABLE_BYTES for arg in args):
         raise LaunchError(
-            f"the job is too long for an argument ({_LONGEST_VARIABLE} bytes): use {{JOB_FILE}} instead of {{JOB_JSON}}"
-            f" in the executor's args"
+            f"the job is too long for an argument ({_MAX_VARIABLE_BYTES} bytes). "
+            "In the executor's args, use {JOB_FILE} instead of {JOB_JSON}."
         )
     return args
 
@@ -128,26 +128,26 @@ def executor_args(template: Sequence[str], values: Mapping[str, str]) -> list[st
 def executor_environment(
     host: Mapping[str, str], values: Mapping[str, str], threads: int | None, extra: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the executor's environment: what it needs of the host's, nothing that looks like a secret, its job."""
+    """Return the executor's environment: what it needs of the host's without secrets, and the placeholders."""
     work_dir = values["WORK_DIR"]
     temporary = f"{work_dir}/{TEMPORARY}"
     environment = _passed_on(host)
     home = host.get("HOME")
-    if home:  # programs that uv has downloaded once need not be downloaded for every job
+    if home:  # jobs share the programs that uv has downloaded
         environment.setdefault("UV_CACHE_DIR", f"{home}/.cache/uv")
         environment.setdefault("UV_PYTHON_INSTALL_DIR", f"{home}/.local/share/uv/python")
     environment["HOME"] = work_dir
-    if len(temporary.encode()) <= _LONGEST_TMPDIR:
+    if len(temporary.encode()) <= _MAX_TMPDIR_BYTES:
         environment["TMPDIR"] = temporary
     if threads:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     environment.update(extra)
-    environment.update({k: v for k, v in values.items() if len(f"{k}={v}".encode()) <= _LONGEST_VARIABLE})
+    environment.update({k: v for k, v in values.items() if len(f"{k}={v}".encode()) <= _MAX_VARIABLE_BYTES})
     return environment
 
 
 def bridge_environment(host: Mapping[str, str], work_dir: Path) -> dict[str, str]:
-    """Return the bridge's environment; it alone downloads, so it alone is told of proxies."""
+    """Return the bridge's environment. Only the bridge downloads, so only it gets the proxies."""
     environment = _passed_on(host) | {k: v for k, v in host.items() if _PROXIES.fullmatch(k)}
     return environment | {"HOME": host.get("HOME", "/"), "WORK_DIR": str(work_dir)}
 

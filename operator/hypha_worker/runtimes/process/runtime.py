@@ -1,4 +1,4 @@
-"""Jobs as processes of this host: each has a supervisor that outlives the node, and directories of its own."""
+"""Runs jobs as processes of this host. Each job has directories of its own and a supervisor that outlives the node."""
 
 import contextlib
 import fcntl
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _TOKEN_BYTES: Final = 32
 _BEYOND_KILL_S: Final = 15.0
-"""How much longer than its job's own patience a supervisor may take to end before it is killed itself."""
+"""How much longer than the job's grace period a supervisor may take to end before the node kills it."""
 
 
 class ProcessRuntime:
@@ -44,18 +44,18 @@ class ProcessRuntime:
 
     @property
     def events(self) -> AsyncIterator[JobEvent]:
-        """What becomes of the jobs; asking for the next one says that the one before has been recorded."""
+        """The events of all jobs. Asking for the next event confirms that the previous one is recorded."""
         return self._events
 
     async def launch(self, job: Job) -> None:
-        """Start the job; returns once its supervisor is on its way. LaunchError if it cannot run here."""
+        """Start the job and return once its supervisor runs. LaunchError if it cannot run here."""
         if job.task_id in self._ending or job.task_id in self._launching:
             raise LaunchError(f"task {job.task_id} exists already")
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         self._launching[job.task_id] = trio.Event()
         self._token_hashes[job.task_id] = _hash(token)  # the bridge may call before the launch has returned
         try:
-            with trio.CancelScope(shield=True):  # half launched, nobody would watch it
+            with trio.CancelScope(shield=True):  # otherwise a supervisor might run unobserved
                 self._follow(job.task_id, await trio.to_thread.run_sync(self._directories.launch, job, token))
         except BaseException:
             del self._token_hashes[job.task_id]
@@ -64,13 +64,13 @@ class ProcessRuntime:
             self._launching.pop(job.task_id).set()
 
     async def extend(self, task_id: UUID, deadline: float) -> None:
-        """Let the job run until `deadline` (seconds since the epoch) if the node is gone. Unknown jobs are ignored."""
+        """Let the job run until `deadline` (seconds since the epoch) if the node is gone. No-op if unknown."""
         await self._launched(task_id)
         if supervised := self._running.get(task_id):
             replace_file(supervised.paths.control / supervisor.DEADLINE_FILE, repr(deadline), durable=False)
 
     async def terminate(self, task_id: UUID, reason: str) -> None:
-        """Tell the job to end and return once nothing of it is left. Unknown jobs are ignored."""
+        """Stop the job and return once nothing of it is left. No-op if unknown."""
         await self._launched(task_id)
         if supervised := self._running.get(task_id):
             stop_file = supervised.paths.control / supervisor.STOP_FILE
@@ -92,7 +92,7 @@ class ProcessRuntime:
         """Record nothing, because the record of an ended job is removed with its end."""
 
     async def adopt(self) -> list[AdoptedJob]:
-        """Find what outlived the node, once, before anything is launched; what is left of dead jobs is removed."""
+        """Find the jobs that outlived the node, and remove the remains of dead ones. Called once, before any launch."""
         with trio.CancelScope(shield=True):
             found = await trio.to_thread.run_sync(self._directories.adopt)
             for adopted in found:
@@ -118,7 +118,7 @@ class ProcessRuntime:
         self._nursery.start_soon(self._follow_to_end, task_id, supervised)
 
     async def _follow_to_end(self, task_id: UUID, supervised: Supervised | None) -> None:
-        """Watch the supervisor; then remove what is left, report the end and, that recorded, remove the record."""
+        """Wait for the supervisor, clean up, send the event and, once that is recorded, remove the record."""
         if supervised:
             await self._watch(task_id, supervised)
         event = await trio.to_thread.run_sync(self._directories.conclude, task_id)
@@ -135,7 +135,7 @@ class ProcessRuntime:
                     await self._events.put(Started(task_id))
             await trio.lowlevel.wait_readable(supervised.pidfd)
             if supervised.process:
-                supervised.process.wait()  # it has ended: this only reaps it
+                supervised.process.wait()  # reaps it, for it has ended
         finally:
             del self._running[task_id]
             for fd in (supervised.pidfd, supervised.notify_fd):
@@ -144,7 +144,7 @@ class ProcessRuntime:
 
 
 class _Events(AsyncIterator[JobEvent]):
-    """Events, one at a time: `put` returns once the consumer, done with this one, asks for the next."""
+    """One event at a time. `put` returns once the consumer asks for the next event."""
 
     def __init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[tuple[JobEvent, trio.Event]](0)
@@ -172,7 +172,7 @@ def _signal(supervised: Supervised, number: signal.Signals) -> None:
 
 @asynccontextmanager
 async def open_process_runtime(config: ProcessConfig) -> AsyncIterator[ProcessRuntime]:
-    """Open the work directory for this node alone. What still runs when this ends goes on, for the next node to adopt.
+    """Open the work directory for this node alone. Jobs that still run at the end go on, for the next node to adopt.
 
     Raises:
         NodeError: the work directory cannot be used, or another node uses it.
@@ -183,7 +183,9 @@ async def open_process_runtime(config: ProcessConfig) -> AsyncIterator[ProcessRu
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise NodeError(f"another node uses work_dir {config.work_dir}") from error
+            raise NodeError(
+                f"another node uses work_dir {config.work_dir}. Stop it or choose another directory."
+            ) from error
         async with trio.open_nursery() as nursery:
             yield ProcessRuntime(config, nursery)
             nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""What the jobs of this host use, read from the processes of their supervisors. Blocking; for telemetry's thread."""
+"""Measures what the jobs of this host use. The functions block, so telemetry calls them in its own thread."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from hypha_worker.telemetry import Telemetry
 
 @dataclass(frozen=True)
 class Usage:
-    """One job's use: CPU time since its start, resident memory, and what it read from and wrote to disks."""
+    """What one job uses: CPU time since its start, resident memory, and bytes read from and written to disks."""
 
     task_id: str
     cpu_s: float
@@ -22,7 +22,7 @@ class Usage:
 
 
 def measure(jobs_dir: Path) -> Iterator[Usage]:
-    """Yield what each job uses now; a job that ends meanwhile is left out."""
+    """Yield what each job uses now. A job that ends meanwhile is left out."""
     for pid_file in jobs_dir.glob(f"*/{PID_FILE}"):
         try:
             supervisor = psutil.Process(int(pid_file.read_text()))
