@@ -1,4 +1,4 @@
-"""Jobs of this node: started under leases, run by a runtime, connected to the network by the connector API."""
+"""Starts the jobs of this node under leases, lets a runtime run them, and connects them by the connector API."""
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 class JobNetwork(connector.Peers, Protocol):
-    """What jobs need of the network."""
+    """The part of the network that jobs use."""
 
     def handle_stream(self, protocol: str, handler: Callable[[str, Stream], Awaitable[None]]) -> None:
         """Serve streams of a protocol."""
 
 
 class JobManager:
-    """Starts, watches and ends jobs; `open_job_manager` makes one."""
+    """Starts, watches and ends jobs. `open_job_manager` makes one."""
 
     def __init__(
         self,
@@ -57,11 +57,11 @@ class JobManager:
 
     @property
     def events(self) -> AsyncIterator[JobEvent]:
-        """What becomes of the jobs; asking for the next one says that the one before has been recorded."""
+        """The events of all jobs. Asking for the next event confirms that the previous one is recorded."""
         return self._events()
 
     async def start(self, lease: Lease, task_id: UUID, spec: JobSpec, scheduler: str) -> None:
-        """Start a job under a lease; LaunchError if it cannot run here."""
+        """Start a job under a lease. LaunchError if it cannot run here."""
         job = Job(task_id, lease.id, scheduler, spec, lease.resources, lease.deadline)
         self._connector.add(job)
         try:
@@ -71,7 +71,7 @@ class JobManager:
             raise
 
     async def extend(self, task_id: UUID, deadline: float) -> None:
-        """The job's lease was renewed: it may run until `deadline` (seconds since the epoch)."""
+        """Let the job run until `deadline` (seconds since the epoch), for its lease was renewed."""
         await self._runtime.extend(task_id, deadline)
 
     async def terminate(self, task_id: UUID, reason: str) -> None:
@@ -79,15 +79,15 @@ class JobManager:
         await self._runtime.terminate(task_id, reason)
 
     def record_reported(self, task_id: UUID) -> None:
-        """The scheduler knows how the job ended, or will never know."""
+        """Record that the scheduler knows how the job ended, or never will."""
         self._runtime.record_reported(task_id)
 
     async def stop_calls(self) -> None:
-        """Take no more calls of bridges, and return once those have the answers that schedulers give them."""
+        """Refuse new calls of bridges, and return once they have the answers of schedulers that they wait for."""
         await self._connector.stop()
 
     async def adopt(self) -> list[AdoptedJob]:
-        """Find what outlived the node, once, before anything is started; from then on bridges and peers are served."""
+        """Find the jobs that outlived the node. From then on serve bridges and peers. Called once, before any start."""
         adopted = await self._runtime.adopt()
         for found in adopted:
             if found.running:
@@ -97,7 +97,7 @@ class JobManager:
         return adopted
 
     async def _handle(self, exchange: Exchange) -> None:
-        await self._adopted.wait()  # the job that asks may not be known before
+        await self._adopted.wait()  # before, the job that calls may be unknown
         await self._connector.handle(exchange)
 
     async def _events(self) -> AsyncIterator[JobEvent]:
@@ -114,12 +114,12 @@ async def open_job_manager(
     serve: Serve,
     telemetry: Telemetry,
 ) -> AsyncIterator[JobManager]:
-    """Manage the jobs of a runtime. When this ends, what runs goes on, and its bridges wait for the next node.
+    """Manage the jobs of a runtime. At the end running jobs go on, and their bridges wait for the next node.
 
     Args:
         runtime: runs the jobs.
-        network: where the peers are.
-        serve: serves the connector API where bridges find it, with the handler that it is given.
+        network: reaches the peers.
+        serve: serves the connector API where bridges find it.
         telemetry: counts slices and bytes.
     """
     async with trio.open_nursery() as nursery:

@@ -32,7 +32,7 @@ async def server(path: Path) -> AsyncIterator[trio.Event]:
     go_on = trio.Event()
 
     async def answer(exchange: Exchange) -> None:
-        exchange.admit()
+        exchange.mark_authenticated()
         await go_on.wait()
         await exchange.answer_empty()
 
@@ -55,7 +55,7 @@ async def status(stream: trio.SocketStream) -> int:
         return int((await stream.receive_some()).split()[1])
 
 
-async def test_those_who_are_admitted_leave_half_of_the_descriptors_to_the_node(
+async def test_authenticated_connections_leave_half_of_the_descriptors_to_the_node(
     tmp_path: Path, descriptors: int
 ) -> None:
     path = tmp_path / "socket"

@@ -1,7 +1,7 @@
-"""The connector API: what the bridge of a job may ask of this node, over HTTP.
+"""The connector API, which the bridges of this node's jobs call over HTTP.
 
-The bearer token says which job asks, and that job's specification what it may ask: its own scheduler for slices, those
-slices from those who have them, pushes to and from the peers that it names.
+The bearer token identifies the job, and the job's specification limits its calls. A job may ask its own scheduler for
+slices, pull the assigned slices from their providers, and exchange pushes with the peers that it names.
 """
 
 import contextlib
@@ -59,15 +59,15 @@ _M = TypeVar("_M", bound=Message)
 _REQUEST_TIMEOUT_S: Final = 10.0
 _OPEN_TIMEOUT_S: Final = 30.0
 _STALL_TIMEOUT_S: Final = 600.0
-"""How long a peer may neither take nor give a byte: a parameter server may read its senders one after another."""
+"""How long a peer may neither take nor send a byte. A parameter server may read its senders one after another."""
 _SILENCE_TIMEOUT_S: Final = 60.0
-"""How long a peer that pushes may be silent: meanwhile it occupies one of the few pushes that a job gets at once."""
+"""How long a pushing peer may be silent, because it occupies one of the few pushes that a job receives at once."""
 _MAX_CALLS_PER_JOB: Final = 64
 _MAX_ASSIGNMENTS: Final = 4096
 
 
 class Peers(Protocol):
-    """What the connector needs of the network."""
+    """The part of the network that the connector uses."""
 
     peer_id: str
 
@@ -80,10 +80,17 @@ class Peers(Protocol):
 
 @dataclass
 class _Session:
-    """A job that may ask."""
+    """A job that may call the API.
+
+    Attributes:
+        job: the job.
+        remembers: whether all assigned slices are known. False for adopted jobs.
+        assigned: the slices that it may pull.
+        calls: how many of its calls are under way.
+    """
 
     job: Job
-    remembers: bool  # False after a restart of the node: which slices were assigned before is not known
+    remembers: bool
     assigned: dict[PullSlice, None] = field(default_factory=dict)
     calls: int = 0
 
@@ -112,12 +119,12 @@ Authenticate = Callable[[str], Awaitable[UUID | None]]
 
 
 class Connector:
-    """Serves the bridges of this node's jobs; `handle` is the handler for `http_server.serve`.
+    """Serves the bridges of this node's jobs. `handle` is the handler for `http_server.serve`.
 
     Args:
-        network: where the peers are.
-        pushes: what peers push to jobs.
-        nursery: where pushes from one job of this node to another are served.
+        network: reaches the peers.
+        pushes: routes the pushes of peers to jobs.
+        nursery: serves pushes from one job of this node to another.
         telemetry: counts slices and bytes.
         authenticate: finds the task whose bridge presented a token.
         record_progress: called with what a job has reported to its scheduler.
@@ -147,24 +154,24 @@ class Connector:
             TAKE_PUSH: self._take_push,
             REPORT_PROGRESS: self._progress,
         }
-        self._asking = 0  # calls whose answer is a scheduler's
+        self._asking = 0  # calls that wait for a scheduler's answer
         self._answered = Changes()
         self._stopping = False
 
     def add(self, job: Job, *, adopted: bool = False) -> None:
-        """From now on the job's bridge may ask, and peers may push to it."""
+        """Serve the bridge of this job and the pushes of its peers from now on."""
         self._sessions[job.task_id] = _Session(job, remembers=not adopted)
         self._pushes.add(job.task_id, str(job.spec.job_id), job.spec.senders)
 
     def remove(self, task_id: UUID) -> None:
-        """The job has ended."""
+        """Stop serving a job that has ended."""
         self._sessions.pop(task_id, None)
         self._pushes.remove(task_id)
 
     async def stop(self) -> None:
-        """Take no more calls, and return once bridges have the answers to what schedulers were asked.
+        """Refuse new calls, and return once bridges have the answers of schedulers that they wait for.
 
-        A scheduler says but once that a round is about to end; bulk data is asked for again.
+        A scheduler announces the end of a round only once. Bridges repeat calls for bulk data.
         """
         self._stopping = True
         with trio.move_on_after(_REQUEST_TIMEOUT_S):
@@ -173,12 +180,14 @@ class Connector:
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request."""
         session = await self._authenticate(exchange.headers.get("authorization", ""))
-        exchange.admit()
+        exchange.mark_authenticated()
         call = self._calls.get((exchange.method, exchange.path))
         if call is None:
             known = ", ".join(map(str, self._calls))
             raise HttpError(
-                HTTPStatus.NOT_FOUND, ErrorCode.NO_SUCH_CALL, f"{exchange.method} {exchange.path} is none of {known}"
+                HTTPStatus.NOT_FOUND,
+                ErrorCode.NO_SUCH_CALL,
+                f"no call {exchange.method} {exchange.path}; known are {known}",
             )
         if session.calls >= _MAX_CALLS_PER_JOB:
             raise _unavailable(f"the job has {_MAX_CALLS_PER_JOB} calls under way")
@@ -241,7 +250,7 @@ class Connector:
             raise _not_found(f"{wanted.provider} has no slice {wanted.index} of {wanted.dataset!r}")
         await exchange.start_stream({})
         size = 0
-        # The reference data node ends a slice with a reset; the bridge sees whether it is whole.
+        # The reference data node ends a slice with a reset. The bridge checks whether the slice is complete.
         with contextlib.suppress(StreamReset):
             while data:
                 size += len(data)
@@ -254,7 +263,7 @@ class Connector:
     async def _push(self, session: _Session, exchange: Exchange) -> None:
         peer = exchange.query.get(RECEIVER_PARAMETER, "")
         if peer not in session.job.spec.receivers:
-            raise _forbidden(f"peer {peer!r} is none that this job pushes to")
+            raise _forbidden(f"this job does not push to peer {peer!r}")
         with _peer_errors(peer):
             stream = await self._open_push(peer)
             delivered = False
@@ -290,9 +299,9 @@ class Connector:
             stream.reset()
 
     async def _await_delivery(self, peer: str, stream: Stream | LoopbackStream) -> None:
-        """Return once the peer, having read all, closes its side: in order, or by a reset as the reference does.
+        """Return once the peer has read everything and closed its side, by a reset in the reference implementation.
 
-        One that has not taken all says so before it resets the stream, or has lost the connection.
+        A peer that has not taken everything sends a byte before it resets the stream, or loses the connection.
         """
         try:
             if await _within(_STALL_TIMEOUT_S, stream.receive_some()):
@@ -344,7 +353,7 @@ async def _within(timeout_s: float, action: Awaitable[_T]) -> _T:
 
 @contextlib.contextmanager
 def _peer_errors(peer: str) -> Iterator[None]:
-    """Answer what goes wrong with a peer: 503 where another attempt may find it back, else 502."""
+    """Turn errors of a peer into answers: 503 if another attempt may reach the peer, otherwise 502."""
     try:
         yield
     except (PeerUnreachable, NetworkClosed) as error:
@@ -352,7 +361,7 @@ def _peer_errors(peer: str) -> Iterator[None]:
     except NetworkError as error:
         raise _peer_failed(f"{peer}: {error}") from error
     except trio.TooSlowError as error:
-        raise _peer_failed(f"{peer} did nothing for too long") from error
+        raise _peer_failed(f"{peer} was silent for too long") from error
 
 
 def _validate(model: type[_M], value: Any) -> _M:

@@ -1,9 +1,9 @@
-"""A small HTTP/1.1 server on trio, on a Unix socket or over TLS: one request per connection, bodies in large pieces.
+"""A small HTTP/1.1 server on trio, on a Unix socket or over TLS, with one request per connection.
 
-h11 does the protocol. Bulk bodies of gigabytes pass through here, so nothing is done per byte and little per piece.
-Who connects is a stranger until the handler admits the request: of strangers there are few, each has little time, and
-the one who has waited longest makes room for the next, so that they cannot keep others out. How many of the admitted
-are too many of one job is for the handler to say; all together they leave half of the process's descriptors to others.
+h11 implements the protocol. Bodies of gigabytes pass through here in large pieces, so the work per piece is small.
+A connection is unauthenticated until the handler marks its request as authenticated. Unauthenticated connections are
+limited in number and time. At the limit, the oldest one is closed, so that they cannot block other clients.
+Authenticated connections use at most half of the process's descriptors. The handler limits those of one job.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ Buffer = bytes | bytearray | memoryview
 Handler = Callable[["Exchange"], Awaitable[None]]
 
 _READ_BYTES: Final = 512 * 1024
-_MAX_STRANGERS: Final = 128
+_MAX_UNAUTHENTICATED: Final = 128
 _HANDSHAKE_TIMEOUT_S: Final = 5.0
 _HEAD_TIMEOUT_S: Final = 5.0
 
 
 class HttpError(Exception):
-    """An answer that is a refusal: its status, a code for programs and a text for people."""
+    """Refuses a request with a status, a code for programs and a text for people."""
 
     def __init__(self, status: HTTPStatus, code: ErrorCode, detail: str) -> None:
         super().__init__(detail)
@@ -47,18 +47,18 @@ class HttpError(Exception):
 
 
 class Disconnected(Exception):  # noqa: N818 - what the client did
-    """The client has gone, or does not keep to the protocol."""
+    """The client has gone or violates the protocol."""
 
 
 class ByteStream(Protocol):
-    """What requests come on."""
+    """A connection that carries a request."""
 
     @property
     def socket(self) -> trio.socket.SocketType:
-        """The socket at the bottom."""
+        """The underlying socket."""
 
     async def receive_some(self, max_bytes: int | None = None, /) -> Buffer:
-        """Return what has arrived; empty at the end."""
+        """Return the data that has arrived. Empty at the end."""
 
     async def send_all(self, data: bytes, /) -> None:
         """Send all data."""
@@ -68,19 +68,20 @@ class ByteStream(Protocol):
 
 
 Open = Callable[[trio.SocketStream], Awaitable[ByteStream]]
-"""Makes of an accepted connection one that a request comes on."""
+"""Prepares an accepted connection for a request, for example by a TLS handshake."""
 
 
 class Exchange:
     """One request and its answer.
 
     Args:
-        admit: called once it is known that the request is of somebody; HttpError if too many are.
+        stream: the connection.
+        mark_authenticated: called once the request is authenticated. HttpError if there are too many connections.
     """
 
-    def __init__(self, stream: ByteStream, admit: Callable[[], None]) -> None:
+    def __init__(self, stream: ByteStream, mark_authenticated: Callable[[], None]) -> None:
         self._stream = stream
-        self.admit = admit
+        self.mark_authenticated = mark_authenticated
         self._http = h11.Connection(h11.SERVER)
         self.method = ""
         self.path = ""
@@ -103,7 +104,7 @@ class Exchange:
         self.headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
 
     async def pieces(self) -> AsyncIterator[Buffer]:
-        """Receive the body piece by piece; Disconnected if it breaks off."""
+        """Receive the body piece by piece. Disconnected if it breaks off."""
         if self._http.they_are_waiting_for_100_continue:
             await self._send(h11.InformationalResponse(status_code=100, headers=[]))
         while isinstance(event := await self._next_event(), h11.Data):
@@ -112,12 +113,12 @@ class Exchange:
             raise Disconnected("the body broke off")
 
     async def read_nothing(self) -> None:
-        """Receive a body that must be empty; HttpError if it is not."""
+        """Receive a body that must be empty. HttpError if it is not."""
         async for _ in self.pieces():
             raise HttpError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID, f"{self.method} {self.path} takes no body")
 
     async def read_json(self, max_bytes: int = 1024 * 1024) -> Any:
-        """Receive a body that is JSON; HttpError if it is not, or too long."""
+        """Receive a JSON body. HttpError if it is invalid or too long."""
         body = bytearray()
         async for piece in self.pieces():
             body += piece
@@ -143,7 +144,7 @@ class Exchange:
         await self._send(self._response(HTTPStatus.NO_CONTENT, []), h11.EndOfMessage())
 
     async def start_stream(self, headers: dict[str, str]) -> None:
-        """Begin a 200 answer whose body follows in pieces and ends with `end_stream`; cut short, the client knows."""
+        """Begin a 200 answer whose body follows in pieces. It is incomplete until `end_stream`."""
         kind = [("Content-Type", "application/octet-stream"), ("Transfer-Encoding", "chunked")]
         await self._send(self._response(HTTPStatus.OK, [*kind, *headers.items()]))
 
@@ -152,7 +153,7 @@ class Exchange:
         await self._send(h11.Data(data=cast("bytes", data)))  # h11 passes it through untouched
 
     async def end_stream(self) -> None:
-        """Say that the body is whole."""
+        """Complete the body."""
         await self._send(h11.EndOfMessage())
 
     @property
@@ -162,7 +163,7 @@ class Exchange:
 
     @asynccontextmanager
     async def until_disconnected(self) -> AsyncIterator[None]:
-        """Cancel what runs inside when the client goes away: Disconnected. Only once the body has been read."""
+        """Cancel the code inside when the client goes away. Disconnected. Use it after the body has been read."""
         gone = False
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
@@ -170,7 +171,7 @@ class Exchange:
             async def watch() -> None:
                 nonlocal gone
                 await trio.lowlevel.wait_readable(self._stream.socket.fileno())
-                gone = True  # a client that still says something now does not keep to one request per connection
+                gone = True  # more data would violate one request per connection
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(watch)
@@ -210,49 +211,51 @@ def _stall_timeout() -> Iterator[None]:
         raise Disconnected("the client neither reads nor writes") from error
 
 
-class _Doors:
-    """Who is connected: strangers, whom a newer one may replace, and those who were admitted."""
+class _ConnectionLimiter:
+    """Limits the unauthenticated and the authenticated connections."""
 
     def __init__(self) -> None:
-        self._strangers: dict[trio.CancelScope, None] = {}
-        self._admitted = 0
-        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        self._unauthenticated: dict[trio.CancelScope, None] = {}
+        self._authenticated = 0
+        self._max_authenticated = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
     @contextmanager
-    def enter(self) -> Iterator[Callable[[], None]]:
-        """Be connected; gives what admits."""
-        if len(self._strangers) >= _MAX_STRANGERS:
-            oldest = next(iter(self._strangers))
-            del self._strangers[oldest]
+    def connection(self) -> Iterator[Callable[[], None]]:
+        """Count a connection while inside. Yield what marks it as authenticated."""
+        if len(self._unauthenticated) >= _MAX_UNAUTHENTICATED:
+            oldest = next(iter(self._unauthenticated))
+            del self._unauthenticated[oldest]
             oldest.cancel()
-        admitted = False
+        authenticated = False
 
-        def admit() -> None:
-            nonlocal admitted
-            if self._admitted >= self._most:
+        def mark_authenticated() -> None:
+            nonlocal authenticated
+            if self._authenticated >= self._max_authenticated:
                 raise HttpError(
-                    HTTPStatus.SERVICE_UNAVAILABLE, ErrorCode.UNAVAILABLE, f"the node serves {self._most} calls"
+                    HTTPStatus.SERVICE_UNAVAILABLE,
+                    ErrorCode.UNAVAILABLE,
+                    f"the node serves {self._max_authenticated} calls",
                 )
-            if not admitted:
-                admitted = True
-                self._admitted += 1
-                self._strangers.pop(scope, None)
+            if not authenticated:
+                authenticated = True
+                self._authenticated += 1
+                self._unauthenticated.pop(scope, None)
 
         with trio.CancelScope() as scope:
-            self._strangers[scope] = None
+            self._unauthenticated[scope] = None
             try:
-                yield admit
+                yield mark_authenticated
             finally:
-                self._strangers.pop(scope, None)
-                self._admitted -= admitted
+                self._unauthenticated.pop(scope, None)
+                self._authenticated -= authenticated
 
 
 async def serve(listeners: Sequence[trio.SocketListener], handler: Handler, open_stream: Open) -> None:
     """Answer every request with `await handler(exchange)`, until cancelled."""
-    doors = _Doors()
+    limiter = _ConnectionLimiter()
 
     async def serve_connection(raw: trio.SocketStream) -> None:
-        with doors.enter() as admit:
+        with limiter.connection() as mark_authenticated:
             try:
                 with trio.fail_after(_HANDSHAKE_TIMEOUT_S):
                     stream = await open_stream(raw)
@@ -260,7 +263,7 @@ async def serve(listeners: Sequence[trio.SocketListener], handler: Handler, open
                 logger.debug("no request: %s", error or type(error).__name__)
                 return
             try:
-                await _serve_one(handler, Exchange(stream, admit))
+                await _serve_one(handler, Exchange(stream, mark_authenticated))
             finally:
                 await stream.aclose()
 
@@ -283,7 +286,7 @@ async def _serve_one(handler: Handler, exchange: Exchange) -> None:
 
 
 async def serve_unix(listener: trio.SocketListener, handler: Handler) -> None:
-    """Serve on a Unix socket until cancelled; then remove it."""
+    """Serve on a Unix socket until cancelled, then remove it."""
 
     async def open_plain(stream: trio.SocketStream) -> ByteStream:
         await trio.lowlevel.checkpoint()
@@ -300,7 +303,7 @@ async def serve_unix(listener: trio.SocketListener, handler: Handler) -> None:
 async def serve_tls(
     listeners: Sequence[trio.SocketListener], identity: Callable[[], Identity], handler: Handler
 ) -> None:
-    """Serve over TLS 1.3 as whoever `identity` says at the time of each connection, until cancelled."""
+    """Serve over TLS 1.3 until cancelled. Each connection uses the identity that `identity` then returns."""
 
     async def open_tls(stream: trio.SocketStream) -> ByteStream:
         secured = ServerTlsStream(stream, identity())
@@ -311,10 +314,10 @@ async def serve_tls(
 
 
 def listen_unix(path: Path) -> trio.SocketListener:
-    """Listen on a Unix socket that only its owner may use, in place of one that a former process left.
+    """Listen on a Unix socket that only its owner may use. Replaces the socket of an earlier process.
 
     Raises:
-        OSError: listening is impossible, or `path` is a file that is no socket.
+        OSError: listening is impossible, or `path` is a file of another kind.
     """
     if path.is_socket():
         path.unlink()

@@ -1,4 +1,4 @@
-"""A stream from this node to itself: it cannot dial itself, but two of its jobs may push to each other."""
+"""A stream from this node to itself, because two of its jobs may push to each other and it cannot dial itself."""
 
 import trio
 
@@ -6,11 +6,11 @@ from hypha_network.errors import StreamReset
 
 Buffer = bytes | bytearray | memoryview
 
-_PIECES_UNDER_WAY = 4
+_MAX_PIECES = 4
 
 
 class LoopbackStream:
-    """One end; behaves as `hypha_network.wire.streams.Stream` does. `loopback` makes a pair."""
+    """One end of a stream. It behaves like `hypha_network.wire.streams.Stream`. `loopback` makes a pair."""
 
     def __init__(
         self, outgoing: trio.MemorySendChannel[bytes], incoming: trio.MemoryReceiveChannel[bytes], broken: trio.Event
@@ -21,30 +21,30 @@ class LoopbackStream:
         self._unread = b""
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return what has arrived; empty at the end. StreamReset if the other end broke off."""
+        """Return the data that has arrived. Empty at the end. StreamReset if the other end was reset."""
         if not self._unread:
             try:
                 self._unread = await self._incoming.receive()
             except (trio.EndOfChannel, trio.ClosedResourceError) as error:
                 if self._broken.is_set():
-                    raise StreamReset("the other job of this worker broke off") from error
+                    raise StreamReset("the other job of this worker reset the stream") from error
                 return b""
         taken, self._unread = self._unread[:max_bytes], self._unread[max_bytes:] if max_bytes is not None else b""
         return taken
 
     def push_back(self, data: Buffer) -> None:
-        """Give back what was received last, to be received again."""
+        """Return the last data to the stream, to be received again."""
         self._unread = bytes(data) + self._unread
 
     async def send_all(self, data: Buffer) -> None:
-        """Send all data, as fast as the other end takes it. StreamReset if it takes no more."""
+        """Send all data as fast as the other end takes it. StreamReset if it is closed."""
         try:
             await self._outgoing.send(bytes(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise StreamReset("the other job of this worker takes no more") from error
+            raise StreamReset("the other job of this worker closed the stream") from error
 
     async def send_eof(self) -> None:
-        """Say that nothing more will be sent."""
+        """End the outgoing direction."""
         self._outgoing.close()
         await trio.lowlevel.checkpoint()
 
@@ -54,7 +54,7 @@ class LoopbackStream:
         await self.send_eof()
 
     def reset(self) -> None:
-        """Break the stream off."""
+        """Reset the stream."""
         self._broken.set()
         self._incoming.close()
         self._outgoing.close()
@@ -62,7 +62,7 @@ class LoopbackStream:
 
 def loopback() -> tuple[LoopbackStream, LoopbackStream]:
     """Return both ends of a stream."""
-    there_in, there_out = trio.open_memory_channel[bytes](_PIECES_UNDER_WAY)
-    back_in, back_out = trio.open_memory_channel[bytes](_PIECES_UNDER_WAY)
+    there_in, there_out = trio.open_memory_channel[bytes](_MAX_PIECES)
+    back_in, back_out = trio.open_memory_channel[bytes](_MAX_PIECES)
     broken = trio.Event()
     return LoopbackStream(there_in, back_out, broken), LoopbackStream(back_in, there_out, broken)

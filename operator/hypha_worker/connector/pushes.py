@@ -1,6 +1,7 @@
-"""Which job a push is for. A push names no job: it is known by its sender and, where that is not enough, by its label.
+"""Routes pushes to jobs.
 
-A push waits, all but its header unread, so that its sender is held back, until a job that names the sender takes it.
+A push names no job, so the sender and, if necessary, the label in its header identify the job. A push waits until a job
+that names its sender takes it. Until then only its header is read, which slows its sender down.
 """
 
 import contextlib
@@ -28,44 +29,44 @@ _HEADER_TIMEOUT_S: Final = 30.0
 _MAX_WAITING: Final = 128
 _MAX_WAITING_PER_PEER: Final = 16
 _MAX_TAKEN_PER_PEER: Final = 2
-"""Pushes of one peer that a job receives at once: fewer than its bridge can, so that one that stops holds up itself."""
+"""Pushes of one peer that a job receives at once. Its bridge can take more, so a stalled peer blocks only itself."""
 _MAX_WAIT_S: Final = 900.0
 _NOT_TAKEN: Final = b"\0"
-"""What the sender of a push is told that no job has taken whole, before the stream is reset: a reset alone is how the
-reference ends what it has read."""
+"""Sent before the reset of a push that no job has received completely. The reference implementation ends a completely
+read push with a reset alone."""
 _REFUSAL_TIMEOUT_S: Final = 5.0
 
 
 class PushStream(Protocol):
-    """What pushes are received from."""
+    """The stream of a push."""
 
     async def receive_some(self, max_bytes: int | None = None, /) -> Buffer:
-        """Return what has arrived; empty at the end."""
+        """Return the data that has arrived. Empty at the end."""
 
     def push_back(self, data: Buffer, /) -> None:
-        """Give back what was received, to be received again."""
+        """Return data to the stream, to be received again."""
 
     async def send_all(self, data: bytes, /) -> None:
-        """Answer; NetworkError if the sender has gone."""
+        """Send an answer. NetworkError if the sender has gone."""
 
     def reset(self) -> None:
-        """Break off."""
+        """Reset the stream."""
 
 
 Deliver = Callable[[str, PushStream], Awaitable[None]]
 
 
 class _RefusedPush(Exception):  # noqa: N818 - the peer's doing
-    """No job gets this push; says why."""
+    """No job gets this push. The message says why."""
 
 
 @dataclass(eq=False)
 class _Receiver:
-    """A job that receives pushes; `hungry_since` is when it began to wait for the next one."""
+    """A job that receives pushes. `waiting_since` is when it began to wait for the next one."""
 
     label: str
     senders: frozenset[str]
-    hungry_since: float | None = None
+    waiting_since: float | None = None
     taken: Counter[str] = field(default_factory=Counter)
 
 
@@ -77,9 +78,9 @@ class _Push:
     stream: PushStream
     receivers: list[_Receiver]
     taken_by: _Receiver | None = None
-    settled: trio.Event = field(default_factory=trio.Event)  # its delivery has begun, or nobody is left to take it
+    decided: trio.Event = field(default_factory=trio.Event)  # its delivery has begun, or no job can take it
     done: trio.Event = field(default_factory=trio.Event)
-    whole: bool = False
+    complete: bool = False
 
 
 @dataclass(eq=False)
@@ -92,7 +93,7 @@ class _Taker:
 
 
 class PushRouter:
-    """Brings pushes and jobs together."""
+    """Matches pushes with the jobs that wait for them."""
 
     def __init__(self) -> None:
         self._receivers: dict[UUID, _Receiver] = {}
@@ -102,24 +103,24 @@ class PushRouter:
         self._refusal_log = RateLimitedLogger(logger)
 
     def add(self, task_id: UUID, label: str, senders: frozenset[str]) -> None:
-        """From now on the job receives what these peers push; `label` is how they may name it."""
+        """Let a job receive the pushes of these peers from now on. Peers may name it by `label`."""
         self._receivers[task_id] = _Receiver(label, senders)
 
     def remove(self, task_id: UUID) -> None:
-        """The job has ended: what waits for it alone is broken off."""
+        """Remove a job that has ended, and refuse the pushes that wait only for it."""
         receiver = self._receivers.pop(task_id, None)
         for push in list(self._pushes):
             push.receivers = [other for other in push.receivers if other is not receiver]
             if not push.receivers:
                 self._pushes.remove(push)
-                push.settled.set()
+                push.decided.set()
 
     async def handle(self, peer: str, stream: PushStream) -> None:
-        """Serve a push of a peer: returns once a job has all of it, or the peer was told that none has."""
+        """Serve a push of a peer. Return once a job has received all of it, or the peer knows of the refusal."""
         try:
-            push = await self._admit(peer, stream)
+            push = await self._await_job(peer, stream)
             await push.done.wait()
-            if push.whole:
+            if push.complete:
                 return
         except _RefusedPush as refusal:
             self._refusal_log.warning(peer, "refused a push: %s", refusal)
@@ -131,21 +132,21 @@ class PushRouter:
         """Wait for the next push for a job and have `deliver(peer, stream)` receive it.
 
         Returns:
-            Whether there was one. When `deliver` raises or is cancelled, the push is broken off.
+            Whether there was one. The push is reset if `deliver` raises or is cancelled.
         """
         push = await self._await_push(task_id, timeout_s)
         if push is None:
             return False
-        push.settled.set()
+        push.decided.set()
         try:
             await deliver(push.peer, push.stream)
-            push.whole = True
+            push.complete = True
         finally:
             push.done.set()
             self._release(push)
         return True
 
-    async def _admit(self, peer: str, stream: PushStream) -> _Push:
+    async def _await_job(self, peer: str, stream: PushStream) -> _Push:
         """Hold a push until a job takes it."""
         receivers = [receiver for receiver in self._receivers.values() if peer in receiver.senders]
         if not receivers:
@@ -158,7 +159,7 @@ class PushRouter:
                 label = await _read_label(stream)
             if header_scope.cancelled_caught:
                 raise _RefusedPush(f"it sent no header within {_HEADER_TIMEOUT_S:g} s")
-            # Looked up again: jobs may have come and gone meanwhile.
+            # Look up again, because jobs may have started and ended meanwhile.
             receivers = [receiver for receiver in self._receivers.values() if peer in receiver.senders]
             if label is not None:
                 receivers = [receiver for receiver in receivers if receiver.label == label]
@@ -175,7 +176,7 @@ class PushRouter:
         self._match()
         try:
             with trio.move_on_after(_MAX_WAIT_S):
-                await push.settled.wait()
+                await push.decided.wait()
         finally:
             abandoned = push in self._pushes
             if abandoned:
@@ -190,8 +191,8 @@ class PushRouter:
         receiver = self._receivers.get(task_id)
         if receiver is None:
             return None
-        if receiver.hungry_since is None:
-            receiver.hungry_since = trio.current_time()
+        if receiver.waiting_since is None:
+            receiver.waiting_since = trio.current_time()
         taker = _Taker(receiver)
         self._takers.append(taker)
         self._match()
@@ -199,7 +200,7 @@ class PushRouter:
             with trio.move_on_after(timeout_s):
                 await taker.served.wait()
         except BaseException:
-            if taker.push is not None:  # served in the very moment it was cancelled: the next one gets it
+            if taker.push is not None:  # matched at the moment of its cancellation, so the next call gets it
                 self._pushes.insert(0, taker.push)
                 self._release(taker.push)
             raise
@@ -209,7 +210,7 @@ class PushRouter:
         return taker.push
 
     def _match(self) -> None:
-        """Give what waits to who waits: the oldest push first, to the job that has waited longest."""
+        """Match waiting pushes with waiting jobs: the oldest push first, with the job that has waited longest."""
         for push in list(self._pushes):
             takers = [
                 taker
@@ -217,18 +218,18 @@ class PushRouter:
                 if taker.receiver in push.receivers and taker.receiver.taken[push.peer] < _MAX_TAKEN_PER_PEER
             ]
             if takers:
-                taker = min(takers, key=lambda taker: taker.receiver.hungry_since or 0.0)
+                taker = min(takers, key=lambda taker: taker.receiver.waiting_since or 0.0)
                 receiver = push.taken_by = taker.receiver
                 receiver.taken[push.peer] += 1
                 taker.push = push
                 taker.served.set()
                 self._takers.remove(taker)
                 self._pushes.remove(push)
-                still_hungry = any(other.receiver is receiver for other in self._takers)
-                receiver.hungry_since = trio.current_time() if still_hungry else None
+                still_waiting = any(other.receiver is receiver for other in self._takers)
+                receiver.waiting_since = trio.current_time() if still_waiting else None
 
     def _release(self, push: _Push) -> None:
-        """A push is no longer being received: its sender may have another one taken."""
+        """End the delivery of a push, so that its job may take another push of the sender."""
         if push.taken_by is not None:
             push.taken_by.taken[push.peer] -= 1
             push.taken_by = None
@@ -236,7 +237,7 @@ class PushRouter:
 
 
 async def _read_label(stream: PushStream) -> str | None:
-    """Return `__metadata__.job_id` of a SafeTensors file; None for any other. All that was read is given back."""
+    """Return `__metadata__.job_id` of a SafeTensors file, or None for any other. Returns the data to the stream."""
     head = bytearray()
     try:
         if not await _read_up_to(stream, head, _HEADER_LENGTH.size):
