@@ -129,7 +129,7 @@ async def test_a_job_whose_lease_ran_out_while_no_node_was_there_has_ended(work_
     assert processes.strays(str(work_dir)) == set()
     async with open_rig(jobs.config(work_dir, WAITS)) as rig:
         (adopted,) = await rig.runtime.adopt()
-        reason = "the lease ran out and the node did not come back"
+        reason = "the lease expired while the node was gone"
         assert await rig.end_of(adopted.job.task_id) == Failed(adopted.job.task_id, reason, ("ready",))
         assert left_behind(work_dir) == []
 

@@ -121,7 +121,7 @@ async def test_a_signal_from_elsewhere_ends_the_job_in_order(work_dir: Path) -> 
         await rig.runtime.launch(job)
         await output_of(work_dir, job.task_id, "ready")
         os.kill(supervisor_of(work_dir, job.task_id), signal.SIGTERM)
-        reason = "the supervisor was told to end, not by its node"
+        reason = "the supervisor received a signal to end that its node did not send"
         assert await rig.end_of(job.task_id) == Failed(job.task_id, reason, ("ready",))
 
 

@@ -1,7 +1,7 @@
-"""What keeps a job within its lease: control groups where the host lets us (version 2 or 1), else resource limits.
+"""Holds a job to its lease, by control groups (version 2 or 1) if the host permits them, otherwise by resource limits.
 
-`plan_limits` decides, from what `find_hierarchies` saw of the host; `create_groups` and `remove_groups` act. Only the
-executor and what it starts is in the groups: the bridge and the supervisor must not die for its sins.
+`plan_limits` decides from the result of `find_hierarchies`. `create_groups` and `remove_groups` act. Only the executor
+and its descendants are in the groups, so that the bridge and the supervisor survive the executor's excesses.
 """
 
 import contextlib
@@ -38,13 +38,13 @@ class Hierarchy:
     controllers: frozenset[str]
 
     def group(self, name: str) -> Path:
-        """Return where the group of a job is; `name` is its task's id."""
+        """Return where the group of a job is. `name` is its task id."""
         return self.base / f"hypha-{name}"
 
 
 @dataclass(frozen=True)
 class Group:
-    """A control group of one job: its directory and what is written into its files, in this order."""
+    """A control group of one job: its directory and the settings of its files, in this order."""
 
     path: Path
     settings: tuple[tuple[str, str], ...]
@@ -52,12 +52,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Limits:
-    """What applies to one job.
+    """The limits of one job.
 
     Attributes:
         groups: control groups to make.
         rlimits: resource limits by their names in the module `resource`.
-        oom_counter: the file that counts what the kernel killed for memory.
+        oom_counter: the file that counts the processes that the kernel killed for memory.
         storage_bytes: what the work directory may hold; None when the lease names no storage.
         threads: how many threads a numerical library should use; None when the lease names no cores.
         unlimited: what the lease limits but this host cannot.
@@ -77,7 +77,7 @@ class Limits:
 
 
 def plan_limits(resources: Resources, task_id: UUID, hierarchies: tuple[Hierarchy, ...]) -> Limits:
-    """Decide what limits a job; an amount of zero in the lease limits nothing."""
+    """Decide the limits of a job. An amount of zero in the lease means no limit."""
     memory_bytes = int(resources.memory * BYTES_PER_GB)
     storage_bytes = int(resources.storage * BYTES_PER_GB)
     groups = []
@@ -98,9 +98,8 @@ def plan_limits(resources: Resources, task_id: UUID, hierarchies: tuple[Hierarch
         rlimits["RLIMIT_FSIZE"] = storage_bytes
     if memory_bytes and "memory" not in limited:
         if resources.gpu:
-            unlimited.append(
-                "memory"
-            )  # a GPU's driver maps far more than it uses, so RLIMIT_DATA would stop honest jobs
+            # A GPU's driver maps far more than it uses, so RLIMIT_DATA would stop normal jobs.
+            unlimited.append("memory")
         else:
             rlimits["RLIMIT_DATA"] = memory_bytes
     if resources.cpu and "cpu" not in limited:
@@ -137,11 +136,11 @@ def _settings(
 
 
 _OPTIONAL: Final = frozenset({"memory.swap.max", "memory.oom.group", "memory.memsw.limit_in_bytes"})
-"""Settings that a kernel may have been built or booted without."""
+"""Settings that a kernel may lack."""
 
 
 def create_groups(groups: tuple[Group, ...]) -> None:
-    """Make the groups; OSError, and none of them left, if one cannot be made."""
+    """Make the groups. OSError if one cannot be made, in which case none of them is left."""
     try:
         for group in groups:
             group.path.mkdir(exist_ok=True)
@@ -157,7 +156,7 @@ def create_groups(groups: tuple[Group, ...]) -> None:
 
 
 def remove_groups(paths: list[Path]) -> None:
-    """Remove groups whose processes have ended; those that are gone are no error."""
+    """Remove groups whose processes have ended. Missing groups are ignored."""
     until = time.monotonic() + _REMOVE_FOR_S
     for path in paths:
         while path.exists():
@@ -173,7 +172,7 @@ def remove_groups(paths: list[Path]) -> None:
 
 
 def find_hierarchies(proc: Path = Path("/proc/self")) -> tuple[Hierarchy, ...]:
-    """Look for control groups in which this process may make groups; logs why where it may not."""
+    """Return the hierarchies in which this process may make groups. Logs why it may not in others."""
     try:
         own = parse_own_groups((proc / "cgroup").read_text())
         mounts = parse_mounts((proc / "mountinfo").read_text())
@@ -199,7 +198,7 @@ def find_hierarchies(proc: Path = Path("/proc/self")) -> tuple[Hierarchy, ...]:
 
 
 def parse_own_groups(text: str) -> dict[frozenset[str], str]:
-    """Return this process's group by controllers, from `/proc/self/cgroup`; version 2 has the empty set."""
+    """Return this process's group by controllers, from `/proc/self/cgroup`. Version 2 has the empty set."""
     groups = {}
     for line in text.splitlines():
         number, controllers, path = line.split(":", 2)
@@ -225,7 +224,7 @@ def parse_mounts(text: str) -> list[tuple[frozenset[str], str, Path]]:
 
 
 def _below(path: str, root: str, point: Path) -> Path | None:
-    """Return where a group is in the file system, if this mount shows it."""
+    """Return where a group is in the file system, or None if this mount does not contain it."""
     if ".." in path.split("/"):
         return None
     if root == "/":
@@ -241,7 +240,7 @@ def _open_v1(base: Path, controllers: frozenset[str]) -> Hierarchy:
 
 
 def _open_v2(base: Path) -> Hierarchy:
-    """Enable the controllers for groups below ours; the kernel wants no processes in a group that does so."""
+    """Enable the controllers for groups below this process's. The kernel permits no processes in such a group."""
     if base.name == _NODE_GROUP:
         base = base.parent
     wanted = frozenset(CONTROLLERS) & frozenset((base / "cgroup.controllers").read_text().split())
@@ -262,7 +261,7 @@ def _open_v2(base: Path) -> Hierarchy:
 
 
 def _probe(base: Path) -> None:
-    """Make and remove a group; OSError if that is not ours to do."""
+    """Make and remove a group. OSError if this process may not."""
     probe = base / f"hypha-probe-{os.getpid()}"
     probe.mkdir()
     probe.rmdir()

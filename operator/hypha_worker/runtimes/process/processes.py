@@ -1,6 +1,6 @@
-"""Processes as the kernel knows them: who descends from whom, who is in which control group, how to end them all.
+"""Finds and ends processes, by descent and by control group.
 
-Standard library only: the supervisor of a job runs with nothing else.
+Uses only the standard library, like the supervisor of a job.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class BoundedLog:
-    """Two files of a fixed size that take turns, and the last bytes in memory."""
+    """Two files of a fixed size that are written in turns, and the last bytes in memory."""
 
     def __init__(self, path: Path, file_bytes: int) -> None:
         self._path = path
@@ -34,7 +34,7 @@ class BoundedLog:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def write(self, data: bytes) -> None:
-        """Append; a full disk costs the file's lines, never the job."""
+        """Append data. On a full disk the files lose it."""
         self._tail = (self._tail + data)[-_TAIL_BYTES:]
         with contextlib.suppress(OSError):
             if os.fstat(self._file).st_size + len(data) > self._file_bytes:
@@ -50,7 +50,7 @@ class BoundedLog:
 
 
 class Child:
-    """A program with its output going to a bounded log; OSError if it cannot be started. Its starter reaps it."""
+    """A program whose output goes to a bounded log. OSError if it cannot be started. The caller reaps it."""
 
     def __init__(
         self, args: list[str], env: dict[str, str], cwd: str, log: BoundedLog, prepare: Callable[[], None]
@@ -85,7 +85,7 @@ class Child:
         return self.status is not None
 
     def signal_group(self, number: signal.Signals) -> None:
-        """Signal the program's process group; a group that is gone is no error."""
+        """Signal the program's process group. A missing group is ignored."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
@@ -104,17 +104,17 @@ class Child:
 
 
 def become_subreaper() -> None:
-    """From now on orphaned descendants become this process's children."""
+    """Adopt orphaned descendants from now on."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def die_with_parent() -> None:
-    """Between fork and exec: have the kernel kill this process when its parent dies."""
+    """Let the kernel kill this process when its parent dies. Called between fork and exec."""
     _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def descendants(root: int, without: int | None = None) -> set[int]:
-    """Return the processes below a process, except those at and below `without`; zombies are left out."""
+    """Return the descendants of a process without zombies, `without` and its descendants."""
     children: dict[int, list[int]] = {}
     for pid in _processes():
         with contextlib.suppress(OSError, ValueError):
@@ -148,7 +148,7 @@ def _processes() -> list[int]:
 
 
 def members(groups: Iterable[str]) -> set[int]:
-    """Return the processes in control groups; a group that is gone has none."""
+    """Return the processes in control groups. A missing group has none."""
     found: set[int] = set()
     for group in groups:
         with contextlib.suppress(OSError):
@@ -157,7 +157,7 @@ def members(groups: Iterable[str]) -> set[int]:
 
 
 def kill(pids: Iterable[int]) -> None:
-    """Send SIGKILL; processes that are gone are no error."""
+    """Send SIGKILL. Missing processes are ignored."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
@@ -184,7 +184,7 @@ def _stat_fields(pid: int) -> list[str]:
 
 
 def describe(status: int | None) -> str:
-    """Say how a process ended: its exit code, or the signal's name for negative ones."""
+    """Describe how a process ended, by its exit code or, if that is negative, by the signal's name."""
     if status is None:
         return "never started"
     if status >= 0:
@@ -196,7 +196,7 @@ def describe(status: int | None) -> str:
 
 
 def directory_bytes(path: str) -> int:
-    """Return what a directory's files occupy on disk; what vanishes meanwhile does not count.
+    """Return the disk space of a directory's files. Files that vanish meanwhile do not count.
 
     A tree too deep to be named counts as larger than anything: nothing may hide there.
     """

@@ -1,8 +1,8 @@
-"""Parent of one job's processes: starts the bridge and the executor, watches over both, records how they ended.
+"""The parent of one job's processes. It starts the bridge and the executor, watches both and records how they ended.
 
-Runs as a process of its own with nothing but the standard library (see `command`), in its own session, so that it
-outlives a killed node. It holds the lock it was started with as long as it lives. What it reads while running are two
-files of the control directory: `deadline`, until when the job may run, and `stop`, why it is to end.
+It runs as a process of its own (see `command`) with only the standard library, in its own session, so that it outlives
+a killed node. It holds the lock it was started with as long as it lives. While it runs it reads two files of the
+control directory: `deadline` is when the job must end, and `stop` is the reason to end it now.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ EXIT_FILE: Final = "exit.json"
 OUTPUT_FILE: Final = "output.log"
 BRIDGE_LOG_FILE: Final = "bridge.log"
 STARTED: Final = b"started"
-"""What the notification pipe gets once the executor runs."""
+"""Written to the notification pipe once the executor runs."""
 
 _EXECUTOR_OOM_SCORE: Final = 500
 _STORAGE_SCAN_EVERY_S: Final = 5.0
@@ -66,7 +66,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a supervisor is told."""
+    """The input of a supervisor."""
 
     work_dir: str
     socket: str
@@ -84,19 +84,19 @@ class Plan:
     log_bytes: int = 4 * 1024 * 1024
 
     def to_json(self) -> str:
-        """Return the plan as `from_json` reads it."""
+        """Return the plan for `from_json`."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
-        """Read what `to_json` wrote."""
+        """Read a plan from `to_json`."""
         values = json.loads(text)
         return cls(**values | {"bridge": Command(**values["bridge"]), "executor": Command(**values["executor"])})
 
 
 @dataclass(frozen=True)
 class Exit:
-    """How a job ended: what `exit.json` holds."""
+    """How a job ended. `exit.json` holds it."""
 
     finished: bool
     reason: str
@@ -108,8 +108,8 @@ class Exit:
     ended_at: float
 
 
-class Stopped(Exception):  # noqa: N818 - no error of ours: the job is to end
-    """The job must end now; the text says why, the log has what was said last."""
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The job must end now. The message says why, and the log holds the last output."""
 
     def __init__(self, reason: str, log: BoundedLog | None = None) -> None:
         super().__init__(reason)
@@ -117,27 +117,27 @@ class Stopped(Exception):  # noqa: N818 - no error of ours: the job is to end
 
 
 class Deadline:
-    """The lease's deadline, on the monotonic clock from when it was read: a step of the wall clock ends no job."""
+    """The lease's deadline. It is kept on the monotonic clock, so that a step of the wall clock ends no job."""
 
     def __init__(self, path: Path, grace_s: float) -> None:
         self._path = path
         self._grace_s = grace_s
-        self._seen: tuple[int, int] | None = None
+        self._observed: tuple[int, int] | None = None
         self._until = time.monotonic() + grace_s
 
     def passed(self) -> bool:
-        """Whether the deadline passed longer than the grace ago."""
+        """Whether the grace period after the deadline is over."""
         with contextlib.suppress(OSError, ValueError):
             status = self._path.stat()
-            seen = (status.st_ino, status.st_mtime_ns)
-            if seen != self._seen:
+            observed = (status.st_ino, status.st_mtime_ns)
+            if observed != self._observed:
                 self._until = time.monotonic() + float(self._path.read_text()) - time.time() + self._grace_s
-                self._seen = seen
+                self._observed = observed
         return time.monotonic() > self._until
 
 
 class StorageLimit:
-    """How much a job's directories may hold together, looked at now and then."""
+    """How much a job's directories may hold together. They are scanned periodically."""
 
     def __init__(self, paths: list[str], limit_bytes: int | None) -> None:
         self._paths = paths
@@ -145,7 +145,7 @@ class StorageLimit:
         self._next_scan = time.monotonic() + _STORAGE_SCAN_EVERY_S
 
     def exceeded(self) -> bool:
-        """Whether they hold too much; scans them when the time for that has come."""
+        """Whether they held too much in a scan now. Without a scan, False."""
         start = time.monotonic()
         if self._limit_bytes is None or start < self._next_scan:
             return False
@@ -174,7 +174,7 @@ class Supervisor:
         self._storage = StorageLimit([plan.work_dir, plan.bridge_state], plan.storage_bytes)
 
     def run(self, notify_fd: int) -> Exit:
-        """Run the job to its end; whatever happens, nothing of it is left running."""
+        """Run the job to its end. In any case, nothing of it is left running."""
         started_at = time.time()
         executor: Child | None = None
         undelivered = False
@@ -232,12 +232,12 @@ class Supervisor:
             raise Stopped(f"the bridge ended while the executor was running: {describe(bridge.status)}", bridge.log)
 
     def _drain(self, executor: Child, bridge: Child) -> bool:
-        """Let the bridge finish what the executor has handed to it; False if it did not. A stop cuts this short."""
+        """Let the bridge finish the files that the executor gave it. False if it did not. A stop ends the wait."""
         self._kill_all(spare=bridge)
         bridge.signal_group(signal.SIGTERM)
-        patience_s = self._plan.drain_s if executor.status == 0 else self._plan.kill_after_s
+        timeout_s = self._plan.drain_s if executor.status == 0 else self._plan.kill_after_s
         with contextlib.suppress(Stopped):
-            self._wait(lambda: bridge.ended, patience_s)
+            self._wait(lambda: bridge.ended, timeout_s)
         return bridge.status == 0
 
     def _end_children(self) -> None:
@@ -248,7 +248,7 @@ class Supervisor:
     def _wait(
         self, done: Callable[[], bool], timeout_s: float | None, *, poll_s: float = 1.0, stoppable: bool = True
     ) -> bool:
-        """Serve the children until `done`; False when it took too long, Stopped when the job must end."""
+        """Serve the children until `done`. False after the timeout, Stopped if the job must end."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
         while not done():
             if stoppable:
@@ -260,18 +260,18 @@ class Supervisor:
         return True
 
     def _check_stop(self) -> None:
-        terminated = self._terminated  # before looking for the file: the node writes that first, then signals
+        terminated = self._terminated  # read before the file, because the node writes the file and then signals
         with contextlib.suppress(FileNotFoundError):
             raise Stopped((self._control_dir / STOP_FILE).read_text(errors="replace"))
         if terminated:
-            raise Stopped("the supervisor was told to end, not by its node")
+            raise Stopped("the supervisor received a signal to end that its node did not send")
         if self._deadline.passed():
-            raise Stopped("the lease ran out and the node did not come back")
+            raise Stopped("the lease expired while the node was gone")
         if self._storage.exceeded():
             raise Stopped(f"the job stored more than the {self._plan.storage_bytes} bytes it was given")
 
     def _serve(self, timeout_s: float) -> None:
-        """Wait for signals and output, log the output, reap what ended."""
+        """Wait for signals and output, log the output and reap ended processes."""
         sources = {child.output: child for child in self._children if child.output is not None and not child.ended}
         ready, _, _ = select.select([self._wakeup, *sources], [], [], timeout_s)
         for source in ready:
@@ -294,7 +294,7 @@ class Supervisor:
                         child.status = os.waitstatus_to_exitcode(status)
 
     def _kill_all(self, spare: Child | None) -> None:
-        """Kill every descendant and every member of the job's groups, but not the spared child's own."""
+        """Kill every descendant and every member of the job's groups, except the spared child and its descendants."""
         until = time.monotonic() + _KILL_FOR_S
         pause_s = 0.002
         while time.monotonic() < until:
@@ -310,7 +310,7 @@ class Supervisor:
         self._terminated = True
 
     def _enter_limits(self) -> None:
-        """Between fork and exec of the executor: limits that it cannot take off."""
+        """Apply limits between fork and exec of the executor, which it cannot remove."""
         die_with_parent()
         Path("/proc/self/oom_score_adj").write_text(str(_EXECUTOR_OOM_SCORE))
         for group in self._plan.groups:
@@ -334,7 +334,7 @@ def _accepts(path: str) -> bool:
 
 
 def main(arguments: list[str]) -> None:
-    """Supervise the job whose plan is the first argument; the plan's directory is the control directory."""
+    """Supervise the job whose plan is the first argument. The plan's directory is the control directory."""
     plan_file, lock_fd, notify_fd = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     for inherited in (lock_fd, notify_fd):
         os.set_inheritable(inherited, False)
