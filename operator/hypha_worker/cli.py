@@ -1,6 +1,6 @@
 """The command line `hypha-worker`.
 
-Exit codes: 0 success; 1 it failed (probe: not healthy); 2 wrong command line or configuration; 130 interrupted.
+Exit codes: 0 success; 1 failure (probe: not healthy); 2 wrong command line or configuration; 130 interrupted.
 """
 
 import logging
@@ -32,37 +32,41 @@ DEFAULT_CONFIGS = (Path("worker.toml"), Path("config.toml"))
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="The configuration; default worker.toml, else config.toml."),
+    typer.Option("--config", "-c", metavar="FILE", help="Configuration; default worker.toml, otherwise config.toml."),
 ]
 LevelOption = Annotated[
-    logs.LogLevel, typer.Option("--log-level", envvar="HYPHA_LOG_LEVEL", help="The least that is logged.")
+    logs.LogLevel, typer.Option("--log-level", envvar="HYPHA_LOG_LEVEL", help="Lowest level that is logged.")
 ]
 FormatOption = Annotated[
     logs.LogFormatOrAuto,
-    typer.Option("--log-format", envvar="HYPHA_LOG_FORMAT", help="auto: human on a terminal, else logfmt (key=value)."),
+    typer.Option(
+        "--log-format", envvar="HYPHA_LOG_FORMAT", help="auto: human on a terminal, otherwise logfmt (key=value)."
+    ),
 ]
 GatewayOption = Annotated[
     list[str] | None,
-    typer.Option("--gateway", metavar="ADDRESS", help="Gateway instead of the configured ones; repeatable."),
+    typer.Option("--gateway", metavar="ADDRESS", help="Use this gateway instead. Repeatable."),
 ]
 ListenOption = Annotated[
-    list[str] | None, typer.Option("--listen", metavar="ADDRESS", help="Listen here instead; repeatable.")
+    list[str] | None,
+    typer.Option("--listen", metavar="ADDRESS", help="Listen on this address instead. Repeatable."),
 ]
 ExternalOption = Annotated[
-    list[str] | None, typer.Option("--external", metavar="ADDRESS", help="Where others reach this node; repeatable.")
+    list[str] | None,
+    typer.Option("--external", metavar="ADDRESS", help="Other peers reach this node here. Repeatable."),
 ]
 RelayOption = Annotated[
-    bool | None, typer.Option("--relay-circuit/--no-relay-circuit", help="Be reachable through the gateways.")
+    bool | None, typer.Option("--relay-circuit/--no-relay-circuit", help="Accept connections through the gateways.")
 ]
-WorkDirOption = Annotated[Path | None, typer.Option("--work-dir", metavar="DIR", help="Where jobs work.")]
+WorkDirOption = Annotated[Path | None, typer.Option("--work-dir", metavar="DIR", help="Directory of jobs and state.")]
 CidrOption = Annotated[
     list[str] | None,
-    typer.Option("--exclude-cidr", metavar="CIDR", help="Networks not to take addresses from; repeatable."),
+    typer.Option("--exclude-cidr", metavar="CIDR", help="Ignore addresses in this network. Repeatable."),
 ]
 
 
 def main() -> NoReturn:
-    """Run the command line; what is expected to go wrong is one line on standard error."""
+    """Run the command line. Expected errors are one line on standard error."""
     from hypha_network.errors import HyphaNetworkError  # noqa: PLC0415
     from hypha_worker.config_file import ConfigError  # noqa: PLC0415
     from hypha_worker.errors import NodeError  # noqa: PLC0415
@@ -136,10 +140,10 @@ def run(
 def init(
     *,
     output: Annotated[
-        Path, typer.Option("--config", "--output", "-c", "-o", metavar="FILE", help="The file to write.")
+        Path, typer.Option("--config", "--output", "-c", "-o", metavar="FILE", help="File to write.")
     ] = Path("worker.toml"),
     name: Annotated[
-        str, typer.Option("--name", "-n", help="Name of this worker; its certificate files are named so.")
+        str, typer.Option("--name", "-n", help="Name of this worker and of its certificate files.")
     ] = "worker",
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
     gateway: GatewayOption = None,
@@ -165,17 +169,19 @@ def init(
         with output.open("w" if force else "x") as file:
             file.write(text)
     except FileExistsError:
-        _fail(f"{output} exists; --force overwrites it", 2)
+        _fail(f"{output} exists. Use --force to overwrite it.", 2)
     except OSError as error:
         _fail(f"{output}: {error.strerror}")
     typer.echo(
-        f"{output} written; set the gateways, certificates and resources, then `hypha-worker run --config {output}`"
+        f"Wrote {output}. Set its gateways, certificates and resources, then run `hypha-worker run --config {output}`."
     )
 
 
 @app.command()
 def probe(
-    address: Annotated[str, typer.Argument(help="For example /ip4/203.0.113.50/tcp/4001, with or without /p2p/<id>.")],
+    address: Annotated[
+        str, typer.Argument(help="Address such as /ip4/203.0.113.50/tcp/4001, with or without /p2p/<id>.")
+    ],
     *,
     config: ConfigOption = None,
     cert: Annotated[Path | None, typer.Option("--cert", help="Certificate instead of the configured one.")] = None,
@@ -184,11 +190,11 @@ def probe(
     crls: Annotated[
         Path | None, typer.Option("--crls", help="Revocation lists instead of the configured ones.")
     ] = None,
-    timeout: Annotated[int, typer.Option("--timeout", metavar="MS", min=1, help="How long to wait.")] = 2000,
+    timeout: Annotated[int, typer.Option("--timeout", metavar="MS", min=1, help="Time to wait for the answer.")] = 2000,
 ) -> None:
-    """Ask a node whether it is healthy: exit 0 if it is, else 1.
+    """Ask a node whether it is healthy. Exit 0 if it is, otherwise 1.
 
-    A node cannot be asked with its own certificate.
+    Use another certificate than that of the node.
     """
     import trio  # noqa: PLC0415
 
@@ -214,7 +220,7 @@ def probe(
 
 @app.command()
 def identity(config: ConfigOption = None) -> None:
-    """Print the peer id of the configured certificate and how long it is valid."""
+    """Print the peer id of the configured certificate and its validity."""
     from datetime import UTC, datetime  # noqa: PLC0415
 
     from hypha_network.identity import Identity  # noqa: PLC0415
@@ -236,7 +242,7 @@ def _load(path: Path | None, overrides: dict[str, Any]) -> "Loaded":
 
 
 def _overrides(**options: Any) -> dict[str, Any]:
-    """Return what was given on the command line."""
+    """Return the options that the command line sets."""
     return {key: value for key, value in options.items() if value is not None and value != []}
 
 

@@ -1,5 +1,5 @@
-"""What can go wrong with the node as a whole."""
+"""Errors of the node."""
 
 
 class NodeError(Exception):
-    """The node cannot run here; one line that says why and what to do."""
+    """The node cannot run here. The message is one line with the reason and what to do."""

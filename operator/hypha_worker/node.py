@@ -127,7 +127,7 @@ class _Node:
 
             async def hurry() -> None:
                 await anext(signals)
-                logger.warning("second signal: not waiting for jobs to end; their supervisors see to that")
+                logger.warning("second signal: no longer waiting for the jobs; their supervisors end them")
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(hurry)
@@ -156,8 +156,8 @@ class _Node:
             return [Observation(amount, {"resource": name}) for name, amount in amounts.items()]
 
         telemetry.observe("hypha.worker.leases.active", "{lease}", "Leases that reserve something, by state", leases)
-        telemetry.observe("hypha.worker.jobs.active", "{job}", "Jobs that run", jobs)
-        telemetry.observe("hypha.worker.resources.free", "1", "What no lease reserves (GB, cores)", free)
+        telemetry.observe("hypha.worker.jobs.active", "{job}", "Running jobs", jobs)
+        telemetry.observe("hypha.worker.resources.free", "1", "Resources that no lease reserves (GB, cores)", free)
 
 
 def ledger_of(config: NodeConfig) -> Ledger:
@@ -204,7 +204,7 @@ def _warn_of_excluded_gateways(config: NodeConfig) -> None:
         address = addresses.parse_supported(text)
         if address is not None and addresses.excluded(address, networks):
             logger.warning(
-                "the gateway %s lies in a network of exclude_cidr: other nodes there are reached through gateways "
-                "only; remove that network from exclude_cidr to reach them directly",
+                "gateway %s is in a network of exclude_cidr, so other nodes there are reached only through gateways. "
+                "Remove that network from exclude_cidr to reach them directly.",
                 text,
             )

@@ -9,7 +9,7 @@ from hypha_network.network import NetworkConfig, open_network
 
 
 async def probe(identity: Identity, address: str, timeout_s: float) -> str | None:
-    """Return None if the node at this address says that it is healthy, else why not."""
+    """Return None if the node at this address reports that it is healthy, otherwise the reason."""
     reason = f"no answer within {timeout_s:g} s"
     with trio.move_on_after(timeout_s):
         async with open_network(identity, NetworkConfig(listen_addresses=())) as network:
@@ -18,5 +18,5 @@ async def probe(identity: Identity, address: str, timeout_s: float) -> str | Non
                 answer = await network.request(peer_id, HEALTH, HealthRequest(), timeout_s)
             except NetworkError as error:
                 return str(error)
-            return None if answer.healthy else "it is not healthy: it does not listen or has not joined the network"
+            return None if answer.healthy else "not healthy: it does not listen or has not joined the network"
     return reason

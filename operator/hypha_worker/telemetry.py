@@ -1,4 +1,4 @@
-"""What the node measures and traces, by OpenTelemetry. Without a configured endpoint every instrument does nothing."""
+"""Metrics and traces of the node, by OpenTelemetry. Without a configured endpoint the instruments do nothing."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,7 @@ SCOPE: Final = "hypha_worker"
 
 
 class Telemetry:
-    """The node's instruments; names follow OpenTelemetry's conventions, durations are seconds, sizes bytes."""
+    """The node's instruments. Names follow OpenTelemetry's conventions. Durations are seconds, sizes are bytes."""
 
     def __init__(self, meter: Meter | None = None, tracer: Tracer | None = None) -> None:
         meter = meter or NoOpMeter(SCOPE)
@@ -38,7 +38,7 @@ class Telemetry:
         self.slices = meter.create_counter("hypha.worker.slices", "{slice}", "Slices fetched for jobs")
 
     def observe(self, name: str, unit: str, description: str, read: Callable[[], Iterable[Observation]]) -> None:
-        """Export what `read` returns whenever metrics are collected; it runs in another thread."""
+        """Export the result of `read` whenever metrics are collected. It runs in another thread."""
 
         def collect(_options: CallbackOptions) -> Iterable[Observation]:
             return read()
@@ -48,7 +48,7 @@ class Telemetry:
 
 @contextmanager
 def open_telemetry(config: NodeConfig, peer_id: str, version: str) -> Iterator[Telemetry]:
-    """Export to the configured endpoint for as long as the context lasts; what is left is sent within a deadline."""
+    """Export to the configured endpoint while inside. At the end, the rest is sent within a deadline."""
     if config.telemetry_endpoint is not None and config.telemetry_protocol == "http/protobuf":
         from hypha_worker.telemetry_export import Exporters  # noqa: PLC0415 - only who exports pays for the SDK
 

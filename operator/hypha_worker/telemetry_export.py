@@ -1,4 +1,4 @@
-"""Sends what the node measures and traces to a collector: OTLP over HTTP, in threads of the OpenTelemetry SDK."""
+"""Sends metrics and traces to a collector by OTLP over HTTP, in threads of the OpenTelemetry SDK."""
 
 from threading import Thread
 from typing import Final
@@ -26,7 +26,7 @@ _SHUTDOWN_S: Final = 5.0
 
 
 class Exporters:
-    """The pipelines of one node."""
+    """The exporters of one node."""
 
     def __init__(self, config: NodeConfig, scope: str, peer_id: str, version: str) -> None:
         base = str(config.telemetry_endpoint).rstrip("/")
@@ -43,7 +43,7 @@ class Exporters:
         self.tracer = self._traces.get_tracer(scope, version)
 
     def shutdown(self) -> None:
-        """Send what is left; a collector that does not answer is given up on after a deadline."""
+        """Send the rest. The wait for the collector ends after a deadline."""
         threads = [
             Thread(target=self._meters.shutdown, args=[_SHUTDOWN_S * 1000], daemon=True),
             Thread(target=self._traces.shutdown, daemon=True),
@@ -55,7 +55,7 @@ class Exporters:
 
 
 def make_sampler(config: NodeConfig) -> Sampler:
-    """Return the configured sampler; all traces if none is."""
+    """Return the configured sampler, by default that of all traces."""
     ratio = config.telemetry_sample_ratio
     match config.telemetry_sampler:
         case "always_off":
