@@ -1,20 +1,4 @@
-"""The errors of this package. Errors of the libraries below are translated into these where they occur.
-
-```
-HyphaNetworkError
-├── IdentityError         a certificate, key, trust bundle or revocation list is unusable
-└── NetworkError          the network or a peer failed
-    ├── DialError         connecting to an address failed
-    │   └── HandshakeError    ... because the TLS handshake failed
-    ├── ConnectionBroken  a connection failed, or the peer closed it
-    ├── PeerUnreachable   there is no connection to a peer, and none can be made
-    ├── RequestTimeout    a peer did not answer in time
-    ├── RemoteRefused     a peer does not speak the protocol, or its answer is malformed
-    ├── StreamReset       a stream ended early
-    │   └── ConnectionLost    ... because its connection ended
-    └── NetworkClosed     this node is closing its network
-```
-"""
+"""The errors of this package. Errors of the libraries below are translated into these where they occur."""
 
 
 class HyphaNetworkError(Exception):

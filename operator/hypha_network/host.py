@@ -1,4 +1,4 @@
-"""The connections of a node: accept and dial them, secure and mux them, and hand their streams to handlers."""
+"""The connections of a node: accepts, dials, secures and muxes them, and passes their streams to handlers."""
 
 import logging
 import random
@@ -64,9 +64,9 @@ class Connection:
         """Whether the connection goes through a relay."""
         return self.address.relay is not None
 
-    async def open(self, protocols: list[str], timeout_s: float = NEGOTIATION_TIMEOUT_S) -> Stream:
+    async def open(self, protocols: list[str]) -> Stream:
         """Open a stream for the first protocol that the peer speaks too; RemoteRefused if it speaks none of them."""
-        with trio.move_on_after(timeout_s):
+        with trio.move_on_after(NEGOTIATION_TIMEOUT_S):
             stream = Stream(await self.muxed.open_stream(), self.peer_id)
             try:
                 await multistream.select(stream, protocols)
@@ -74,7 +74,7 @@ class Connection:
                 stream.reset()
                 raise
             return stream
-        raise StreamReset(f"{self.peer_id} did not open a stream within {timeout_s:g} s")
+        raise StreamReset(f"{self.peer_id} did not open a stream within {NEGOTIATION_TIMEOUT_S:g} s")
 
     def close(self) -> None:
         """Close the connection and cancel its tasks."""
@@ -106,14 +106,14 @@ class Host:
     _upgrades: int = 0
     _dialling: dict[str, trio.Lock] = field(default_factory=dict)
     _stay_relayed: dict[str, float] = field(default_factory=dict)
-    """By peer, until when not to look for a direct connection."""
+    """By peer, the time before which this node does not try to replace the relayed connection."""
 
     def register(self, handlers: Mapping[str, StreamHandler], on_connection: ConnectionTask | None = None) -> None:
-        """Serve protocols from now on. Call this before the first connection if there is an `on_connection`.
+        """Serve protocols from now on. With `on_connection`, call this before the first connection.
 
         Args:
-            handlers: by protocol, what serves an inbound stream.
-            on_connection: what runs on every new connection, next to its streams.
+            handlers: by protocol, the function that serves an inbound stream.
+            on_connection: runs on every new connection, beside the handlers of its streams.
 
         Raises:
             ValueError: a protocol has a handler already.
@@ -136,7 +136,8 @@ class Host:
             self.listen_addresses += [entry for entry in expand(bound) if entry not in self.listen_addresses]
 
     async def _accept(self, raw: RawConnection) -> None:
-        if self._upgrades >= MAX_UPGRADES or self.connection_count() >= MAX_CONNECTIONS:
+        connection_count = sum(map(len, self.connections.values()))
+        if self._upgrades >= MAX_UPGRADES or connection_count >= MAX_CONNECTIONS:
             _refusal_log.warning(raw.address.host, "refused a connection, because this node has too many")
             await raw.close()
             return
@@ -152,26 +153,21 @@ class Host:
 
         Args:
             raw: the connection; it is closed if the upgrade fails.
-            expected: the peer that must answer; None accepts every peer of the network.
+            expected: the peer that must answer; with None, every peer of the network may.
         """
         self._upgrades += 1
-        done = False
         try:
             with trio.fail_after(UPGRADE_TIMEOUT_S):
                 muxed, peer_id = await self._upgrade(raw, expected)
-            done = True
-        except trio.TooSlowError:
-            raise DialError(f"{raw.address} did not complete the handshake within {UPGRADE_TIMEOUT_S:g} s") from None
-        except HandshakeError:
+        except BaseException as error:
+            await raw.close()
+            if isinstance(error, trio.TooSlowError):
+                raise DialError(f"{raw.address} did not complete the handshake in {UPGRADE_TIMEOUT_S:g} s") from None
+            if isinstance(error, NetworkError) and not isinstance(error, HandshakeError):
+                raise DialError(f"{raw.address} did not complete the handshake: {error}") from error
             raise
-        except NetworkError as error:
-            raise DialError(f"{raw.address} did not complete the handshake: {error}") from error
         finally:
             self._upgrades -= 1
-            if not done:
-                with trio.move_on_after(_CLOSE_TIMEOUT_S) as scope:
-                    scope.shield = True
-                    await raw.close()
         if peer_id == self.peer_id:
             await muxed.close()
             raise DialError(f"{raw.address} is this node itself")
@@ -207,8 +203,7 @@ class Host:
                     self._remove(connection)
                 nursery.cancel_scope.cancel()
         finally:
-            with trio.move_on_after(_CLOSE_TIMEOUT_S) as scope:
-                scope.shield = True
+            with trio.CancelScope(deadline=trio.current_time() + _CLOSE_TIMEOUT_S, shield=True):
                 await muxed.close()
 
     async def _run_muxer(self, connection: Connection) -> None:
@@ -223,7 +218,8 @@ class Host:
                 logger.debug("connection with %s ended: %s", connection.peer_id, error)
                 return
             stream = Stream(muxed, connection.peer_id)
-            if (limit := self._stream_limit()) <= self._served_streams(connection.peer_id):
+            served = sum(other.streams for other in self.connections[connection.peer_id])
+            if served >= (limit := self._stream_limit()):
                 _refusal_log.warning(connection.peer_id, "reset a stream, because the peer has %d open already", limit)
                 stream.reset()
             else:
@@ -231,12 +227,9 @@ class Host:
                 connection.nursery.start_soon(self._serve_stream, connection, stream)
 
     def _stream_limit(self) -> int:
-        """Return how many streams of a peer this node serves at once: an equal share of the maximum."""
+        """Return the number of streams of one peer that this node serves at once: an equal share of the maximum."""
         share = MAX_INBOUND_STREAMS // len(self.connections)
         return min(max(share, MIN_INBOUND_STREAMS_PER_PEER), MAX_INBOUND_STREAMS_PER_PEER)
-
-    def _served_streams(self, peer_id: str) -> int:
-        return sum(connection.streams for connection in self.connections[peer_id])
 
     async def run_task(self, task: ConnectionTask, connection: Connection) -> None:
         """Run a task on a connection. Its failure is logged and ends neither the connection nor other tasks."""
@@ -249,32 +242,27 @@ class Host:
             logger.exception("%s failed with %s", name, connection.peer_id)
 
     async def _serve_stream(self, connection: Connection, stream: Stream) -> None:
-        done = False
         protocol = "a stream"
         try:
             with trio.fail_after(NEGOTIATION_TIMEOUT_S):
                 protocol = await multistream.accept(stream, self._handlers)
             await self._handlers[protocol](connection, stream)
             await stream.aclose()
-            done = True
         except (NetworkError, DecodeError, trio.TooSlowError) as error:
             logger.debug("%s from %s: %s", protocol, connection.peer_id, error or "it took too long")
-        except trio.Cancelled:
-            done = True  # the connection is ending, which the peer will see; it could mistake a reset for an answer
-            raise
+            stream.reset()
         except Exception:
             logger.exception("%s from %s failed", protocol, connection.peer_id)
-        finally:
+            stream.reset()
+        finally:  # Cancelled resets nothing: the connection is ending, and the peer could mistake a reset for an answer
             connection.streams -= 1
-            if not done:
-                stream.reset()
 
     def _add(self, connection: Connection) -> None:
         self.connections.setdefault(connection.peer_id, []).append(connection)
         _connect_log.info(
             connection.peer_id, "connected %s %s", "from" if connection.inbound else "to", connection.address
         )
-        self.notify()
+        self.changes.notify()
 
     def _remove(self, connection: Connection) -> None:
         remaining = self.connections[connection.peer_id]
@@ -284,15 +272,7 @@ class Host:
             del self.connections[connection.peer_id]
             self._stay_relayed.pop(connection.peer_id, None)
             _disconnect_log.info(connection.peer_id, "disconnected")
-        self.notify()
-
-    def notify(self) -> None:
-        """Wake every task that waits for `changes`."""
         self.changes.notify()
-
-    def connection_count(self) -> int:
-        """Return the number of open connections."""
-        return sum(map(len, self.connections.values()))
 
     def connection(self, peer_id: str) -> Connection | None:
         """Return the best connection to a peer, which is a direct one if there is any."""
@@ -315,7 +295,7 @@ class Host:
 
         Args:
             peer_id: the peer.
-            hints: where the peer may be; None looks its addresses up.
+            hints: addresses to try; with None, the node looks the peer's addresses up.
             prefer_direct: try to replace a relayed connection, which is limited in bytes and time.
         """
         if peer_id == self.peer_id:
@@ -344,7 +324,7 @@ class Host:
         return existing
 
     async def _go_direct(self, relayed: Connection, candidates: list[Address]) -> Connection:
-        """Dial directly for a moment; return the new connection, or the relayed one if none came about."""
+        """Dial directly for a short time; return the new connection, or the relayed one if dialling fails."""
         peer_id = relayed.peer_id
         with trio.move_on_after(DIRECT_TIMEOUT_S), suppress(PeerUnreachable):
             return await self._dial_any(peer_id, [address for address in candidates if address.relay is None])

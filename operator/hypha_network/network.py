@@ -1,7 +1,7 @@
 """The interface of this package: peers by id, requests, streams, gossip and records, without any type of libp2p."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from hypha_network.identity import Identity
 from hypha_network.services.gateways import Gateways
 from hypha_network.services.gossip import PubSub
 from hypha_network.services.gossip_messages import Gossip, Message, Signer
-from hypha_network.services.identify import Identify, PeerInfo, Ping
+from hypha_network.services.identify import PING, Identify, answer_pings, ping_until_silent
 from hypha_network.services.kademlia import Kademlia
 from hypha_network.services.kademlia_messages import Record
 from hypha_network.services.relay import Relays
@@ -38,9 +38,9 @@ class NetworkConfig:
     """The settings of a node. Addresses are multiaddresses as text.
 
     Attributes:
-        gateways: addresses of gateways, with or without `/p2p/<id>`. The node is healthy once it has reached one.
-        listen_addresses: where to accept connections; port 0 lets the system choose.
-        external_addresses: where other nodes reach this one, if not at its listen addresses.
+        gateways: addresses of gateways, with or without `/p2p/<id>`. The node is healthy only while it reaches one.
+        listen_addresses: addresses to accept connections at; port 0 lets the system choose.
+        external_addresses: addresses at which peers reach this node, if not at its listen addresses.
         exclude_cidr: networks whose addresses this node ignores when peers announce them.
         relay_circuit: reserve a slot on every gateway, so that peers reach this node through them.
         kademlia_server: answer other nodes' lookups and store their records, as gateways do.
@@ -68,7 +68,7 @@ class NetworkStatus:
 
 
 class Network:
-    """A node's access to the network; `open_network` makes one."""
+    """A node's access to the network. Use `open_network` to make one."""
 
     def __init__(self, identity: Identity, config: NetworkConfig, host: Host) -> None:
         self.peer_id = identity.peer_id
@@ -87,14 +87,9 @@ class Network:
         self._identify = Identify(host, public_key, agent, self._own_addresses, self._on_identified)
         self._kademlia = Kademlia(host, self._usable)
         self._relays = Relays(host, self._identify.push)
-        self._register_services(host, config)
-
-    def _register_services(self, host: Host, config: NetworkConfig) -> None:
-        """Register what this package serves; `handle` and `handle_stream` register the protocols of its caller."""
-        ping = Ping()
         host.register(self._pubsub.handlers, self._pubsub.serve)
         host.register(self._identify.handlers, self._identify.serve)
-        host.register(ping.handlers, ping.serve)
+        host.register({PING: answer_pings}, ping_until_silent)
         host.register(self._relays.handlers)
         if config.kademlia_server or self._external:
             host.register(self._kademlia.handlers)
@@ -127,7 +122,7 @@ class Network:
         return self._host.tls.problem
 
     def addresses(self) -> list[str]:
-        """Return where peers reach this node, as multiaddresses with its peer id."""
+        """Return the multiaddresses, with its peer id, at which peers reach this node."""
         return [str(address.of(self.peer_id)) for address in self._own_addresses()]
 
     def _own_addresses(self) -> list[Address]:
@@ -188,7 +183,7 @@ class Network:
     def subscribe(
         self, topic: str, decode: Callable[[bytes], Message], limit: int = 1024
     ) -> trio.MemoryReceiveChannel[Gossip[Message]]:
-        """Receive the messages that other peers publish on a topic. At most `limit` wait unread, more are dropped.
+        """Receive the messages that other peers publish on a topic. At most `limit` wait unread; more are dropped.
 
         A message for which `decode` raises ValueError is neither delivered nor forwarded.
         """
@@ -226,7 +221,7 @@ class Network:
         return await self._host.open_stream(peer_id, [protocol], prefer_direct=True)
 
     async def put_record(self, key: str, value: bytes) -> None:
-        """Publish a record of this node, and renew it before it expires for as long as the network is open."""
+        """Publish a record of this node, and republish it before it expires for as long as the network is open."""
         await self._kademlia.put(key.encode(), value)
 
     async def get_record(self, key: str) -> Record | None:
@@ -235,7 +230,8 @@ class Network:
 
     async def _find_addresses(self, peer_id: str) -> list[Address]:
         found = [*self._kademlia.addresses_of(peer_id), *await self._kademlia.find_peer(peer_id)]
-        return [*found, *self._relays.addresses_of(peer_id, self._gateways.connected)]
+        gateways = self._gateways.connected.items()
+        return [*found, *(address.behind(relay, peer_id) for address, relay in gateways if relay != peer_id)]
 
     def _usable(self, address: Address) -> bool:
         return not addresses.excluded(address, self._excluded)
@@ -246,9 +242,9 @@ class Network:
             if self._config.relay_circuit:
                 nursery.start_soon(self._relays.keep_reserved, connection)
 
-    def _on_identified(self, peer_id: str, info: PeerInfo) -> None:
-        self._kademlia.learn(peer_id, info.addresses, info.protocols)
-        self._host.notify()
+    def _on_identified(self, peer_id: str, announced: Sequence[Address], protocols: frozenset[str]) -> None:
+        self._kademlia.learn(peer_id, announced, protocols)
+        self._host.changes.notify()
 
 
 def _parse_all(texts: tuple[str, ...]) -> list[Address]:
@@ -264,7 +260,7 @@ def _parse_all(texts: tuple[str, ...]) -> list[Address]:
 
 @asynccontextmanager
 async def open_network(identity: Identity, config: NetworkConfig) -> AsyncIterator[Network]:
-    """Join the network; the context begins once the node listens, and its end closes everything.
+    """Join the network. The context begins once the node listens, and leaving it closes every connection.
 
     Raises:
         AddressError: a configured address or network is malformed.

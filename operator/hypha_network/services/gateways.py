@@ -1,4 +1,4 @@
-"""The connections to the gateways: dialled at start, and dialled again without end when they are lost."""
+"""Connects to the gateways at start, and again whenever a connection is lost."""
 
 import logging
 
@@ -34,7 +34,7 @@ class Gateways:
 
     async def _keep(self, address: Address) -> None:
         failures, pauses = 0, BACKOFF.pauses()
-        peer_id = address.peer_id  # None: the gateway's certificate will say
+        peer_id = address.peer_id  # None until the gateway's certificate names it
         while True:
             started = trio.current_time()
             try:
@@ -49,13 +49,13 @@ class Gateways:
                 peer_id = connection.peer_id
                 self.connected[address] = peer_id
                 logger.info("connected to gateway %s, whose peer id is %s", address, peer_id)
-                self._host.notify()
+                self._host.changes.notify()
                 connection.nursery.start_soon(self._host.run_task, self._on_connected, connection)
                 try:
                     await connection.closed.wait()
                 finally:
                     del self.connected[address]
-                    self._host.notify()
+                    self._host.changes.notify()
                     peer_id = address.peer_id  # another gateway may answer at this address
                 logger.warning("lost the connection to gateway %s", address)
                 if trio.current_time() - started > STABLE_S:
@@ -64,6 +64,6 @@ class Gateways:
             await trio.sleep(next(pauses))
 
     def _existing(self, peer_id: str | None) -> Connection | None:
-        """Return a connection that this node dialled, because other peers can dial that connection's address too."""
+        """Return a direct connection that this node dialled. Only such an address is sure to work for other peers."""
         connections = self._host.connections.get(peer_id or "", [])
         return next((c for c in connections if not c.inbound and not c.relayed), None)

@@ -1,4 +1,4 @@
-"""gossipsub 1.1, signed and strict: the mesh, its upkeep, and delivery to subscribers."""
+"""gossipsub 1.1 with strict signing: keeps the mesh, forwards messages, and delivers them to subscribers."""
 
 import logging
 import random
@@ -47,7 +47,8 @@ class _Queue:
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._size_bytes = 0
-        self._filled = trio.Event()
+        self.filled = trio.Event()
+        """Set while there is a message to take."""
 
     def put(self, rpc: rpc_pb2.RPC) -> bool:
         data = prefixed(rpc.SerializeToString())
@@ -55,17 +56,14 @@ class _Queue:
             return False
         self._parts.append(data)
         self._size_bytes += len(data)
-        self._filled.set()
+        self.filled.set()
         return True
-
-    async def filled(self) -> None:
-        await self._filled.wait()
 
     def take(self) -> bytes:
         data = b"".join(self._parts)
         self._parts.clear()
         self._size_bytes = 0
-        self._filled = trio.Event()
+        self.filled = trio.Event()
         return data
 
 
@@ -79,11 +77,11 @@ class _Peer:
     ihave_messages: int = 0
     ihave_ids: int = 0
     retransmissions: dict[bytes, int] = field(default_factory=dict)
-    """By message id, how often this node sent a cached message again on request."""
+    """By message id, the number of times that this node sent a cached message again on request."""
 
 
 class PubSub:
-    """The gossip of a node. The host runs `serve` on every connection; the network runs `run` once."""
+    """The gossip of a node. The host runs `serve` on every connection, and the network runs `run` once."""
 
     def __init__(self, host: Host, signer: Signer) -> None:
         self._host = host
@@ -103,7 +101,7 @@ class PubSub:
     def subscribe(
         self, topic: str, decode: Callable[[bytes], Message], limit: int
     ) -> trio.MemoryReceiveChannel[Gossip[Message]]:
-        """Receive the messages that other peers publish on a topic. At most `limit` wait unread, more are dropped.
+        """Receive the messages that other peers publish on a topic. At most `limit` wait unread; more are dropped.
 
         `decode` raises ValueError for a message that must be neither delivered nor forwarded to other peers. All
         subscribers of a topic must pass the same function.
@@ -170,7 +168,7 @@ class PubSub:
             for topic in self._subscribers:
                 self._fill_mesh(topic)
             while True:
-                await queue.filled()
+                await queue.filled.wait()
                 with trio.fail_after(_WRITE_TIMEOUT_S):
                     await stream.send_all(queue.take())
         finally:
@@ -193,7 +191,7 @@ class PubSub:
             _refusal_log.warning(peer_id, "reads its gossip too slowly; messages to it are dropped")
 
     async def _receive(self, connection: Connection, stream: Stream) -> None:
-        """Read the gossip of a peer. It needs one stream, or two while one connection replaces another."""
+        """Read the gossip of a peer. A peer needs one stream, or two while one connection replaces another."""
         streams = self._peers.setdefault(connection.peer_id, _Peer()).inbound
         streams.append(stream)
         if len(streams) > MAX_STREAMS_PER_PEER:
@@ -286,7 +284,7 @@ class PubSub:
                     self._fill_mesh(topic)
             else:
                 _refusal_log.warning(peer_id, "subscribes to more than %d topics", MAX_TOPICS_PER_PEER)
-        self._host.notify()
+        self._host.changes.notify()
 
     def _fill_mesh(self, topic: str) -> None:
         subscribers = [peer_id for peer_id, peer in self._peers.items() if topic in peer.topics and peer.queues]
@@ -297,7 +295,7 @@ class PubSub:
         now = time.monotonic()
         for graft in control.graft[:MAX_TOPICS_PER_PEER]:
             topic = graft.topicID
-            # By gossipsub 1.1, a graft of an unknown topic gets no answer.
+            # In gossipsub 1.1, a graft of an unknown topic gets no answer.
             if topic in self._mesh and not self._mesh.graft(peer_id, topic, now):
                 self._mesh.prune(peer_id, topic, now)
                 answer.control.prune.append(_prune(topic))

@@ -25,7 +25,7 @@ class Mesh:
         self._members[topic] = set()
 
     def leave(self, topic: str) -> set[str]:
-        """End a topic's mesh; return who was in it."""
+        """End a topic's mesh; return its members."""
         return self._members.pop(topic)
 
     def members(self, topic: str) -> set[str]:
@@ -33,7 +33,7 @@ class Mesh:
         return self._members[topic]
 
     def graft(self, peer_id: str, topic: str, now: float) -> bool:
-        """Add a peer that asks for it; False if the mesh is full, or the peer was pruned a short while ago."""
+        """Add a peer that sent a graft; False if the mesh is full, or the backoff of the peer has not passed."""
         members = self._members[topic]
         if peer_id not in members and (len(members) >= D_HIGH or self._in_backoff(peer_id, topic, now)):
             return False
@@ -41,7 +41,7 @@ class Mesh:
         return True
 
     def prune(self, peer_id: str, topic: str, now: float, backoff_s: float = PRUNE_BACKOFF_S) -> None:
-        """Remove a peer, and keep it out for as long as `backoff_s` says."""
+        """Remove a peer, and refuse it for `backoff_s`, within the bounds above."""
         if topic in self._members:
             self._members[topic].discard(peer_id)
             self._backoff_until[topic, peer_id] = now + min(max(backoff_s, MIN_BACKOFF_S), MAX_BACKOFF_S)
@@ -57,7 +57,7 @@ class Mesh:
             members.discard(peer_id)
 
     def fill(self, topic: str, subscribers: Iterable[str], now: float) -> list[str]:
-        """Add subscribers of a topic to a mesh that is too small; return those added, whom to send a graft."""
+        """Add subscribers of a topic to a mesh that is too small; return them. The caller sends each a graft."""
         members = self._members[topic]
         if len(members) >= D_LOW:
             return []
@@ -69,7 +69,7 @@ class Mesh:
         return added
 
     def trim(self, topic: str, now: float) -> list[str]:
-        """Prune members of a mesh that is too large; return those pruned, whom to send a prune."""
+        """Prune members of a mesh that is too large; return them. The caller sends each a prune."""
         members = self._members[topic]
         if len(members) <= D_HIGH:
             return []
@@ -79,7 +79,7 @@ class Mesh:
         return excess
 
     def expire_backoffs(self, now: float) -> None:
-        """Release the backoffs that have passed."""
+        """Drop the backoffs that have passed."""
         self._backoff_until = {key: until for key, until in self._backoff_until.items() if until > now}
 
     def _in_backoff(self, peer_id: str, topic: str, now: float) -> bool:

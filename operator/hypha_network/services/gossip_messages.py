@@ -1,9 +1,9 @@
-"""Gossip messages: their signatures and ids, which were seen, and a cache of the latest."""
+"""Gossip messages: signatures and ids, a record of those seen, and a cache of the latest ones."""
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
 
 from cryptography.exceptions import InvalidSignature
@@ -22,7 +22,6 @@ _SIGN_PREFIX = b"libp2p-pubsub:"
 _ED25519_KEY_PREFIX = bytes.fromhex("08011220")
 _ED25519_PEER_ID_PREFIX = bytes.fromhex("0024") + _ED25519_KEY_PREFIX
 _SEQUENCE_BYTES = 8
-
 
 Message = TypeVar("Message")
 
@@ -86,7 +85,7 @@ def message_id(message: rpc_pb2.Message) -> bytes:
 
 
 class SeenCache:
-    """The ids of the messages seen lately, bounded in time and number."""
+    """The ids of recent messages, bounded in time and number."""
 
     def __init__(self) -> None:
         self._times: OrderedDict[bytes, float] = OrderedDict()
@@ -123,13 +122,8 @@ class MessageCache:
 
     def recent(self, topic: str) -> list[bytes]:
         """Return the ids of a topic's messages that IHAVE announces to other peers."""
-        return list(self._recent(topic))
-
-    def _recent(self, topic: str) -> Iterator[bytes]:
-        for window in list(self._windows)[:HISTORY_GOSSIP_WINDOWS]:
-            for id_, message in window.items():
-                if topic in message.topicIDs:
-                    yield id_
+        windows = islice(self._windows, HISTORY_GOSSIP_WINDOWS)
+        return [id_ for window in windows for id_, message in window.items() if topic in message.topicIDs]
 
     def shift(self) -> None:
         """Begin a new window, and drop the oldest one if there are too many."""

@@ -3,7 +3,6 @@
 import logging
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import trio
 from google.protobuf.message import DecodeError as ProtobufError
@@ -31,15 +30,6 @@ PING_FAILURES = 2
 _PING_BYTES = 32
 
 
-@dataclass(frozen=True)
-class PeerInfo:
-    """The addresses, protocols and software that a peer announces."""
-
-    addresses: Sequence[Address]
-    protocols: frozenset[str]
-    agent: str
-
-
 class Identify:
     """Sends this node's addresses and protocols to peers, and passes theirs to `on_identified`."""
 
@@ -49,7 +39,7 @@ class Identify:
         public_key: bytes,
         agent: str,
         own_addresses: Callable[[], Sequence[Address]],
-        on_identified: Callable[[str, PeerInfo], None],
+        on_identified: Callable[[str, Sequence[Address], frozenset[str]], None],
     ) -> None:
         self._host = host
         self._public_key = public_key
@@ -95,46 +85,33 @@ class Identify:
             stream.reset()
             raise RemoteRefused(f"{connection.peer_id} sent a malformed identify message") from error
         await stream.aclose()
-        info = PeerInfo(
-            addresses.usable(message.listen_addrs),
-            frozenset(message.protocols[:MAX_PROTOCOLS]),
-            message.agent_version[:128],
-        )
-        self._on_identified(connection.peer_id, info)
+        protocols = frozenset(message.protocols[:MAX_PROTOCOLS])
+        self._on_identified(connection.peer_id, addresses.usable(message.listen_addrs), protocols)
 
 
-class Ping:
-    """Answers pings, and closes connections on which the peer no longer answers."""
+async def answer_pings(_: Connection, stream: Stream) -> None:
+    """Echo every ping on a stream until the peer closes it."""
+    while first := await stream.receive_some(_PING_BYTES):
+        rest = await stream.read_exactly(_PING_BYTES - len(first)) if len(first) < _PING_BYTES else b""
+        await stream.send_all(bytes(first) + bytes(rest))
 
-    def __init__(self) -> None:
-        self.handlers: dict[str, StreamHandler] = {PING: self._answer}
 
-    async def _answer(self, _: Connection, stream: Stream) -> None:
-        while True:
-            first = await stream.receive_some(_PING_BYTES)
-            if not first:
-                return
-            rest = await stream.read_exactly(_PING_BYTES - len(first)) if len(first) < _PING_BYTES else b""
-            await stream.send_all(bytes(first) + bytes(rest))
-
-    async def serve(self, connection: Connection) -> None:
-        """Ping a peer at an interval for as long as the connection lasts."""
-        failures = 0
-        while failures < PING_FAILURES:
-            await trio.sleep(PING_INTERVAL_S)
-            try:
-                await _ping(connection)
-            except RemoteRefused:
-                return  # the peer does not speak ping
-            except NetworkError as error:
-                failures += 1
-                logger.debug("ping: %s: %s", connection.peer_id, error)
-            else:
-                failures = 0
-        logger.warning(
-            "closing the connection with %s, because %d pings were not answered", connection.peer_id, failures
-        )
-        connection.close()
+async def ping_until_silent(connection: Connection) -> None:
+    """Ping a peer at an interval, and close the connection if it stops answering. Return if it does not speak ping."""
+    failures = 0
+    while failures < PING_FAILURES:
+        await trio.sleep(PING_INTERVAL_S)
+        try:
+            await _ping(connection)
+        except RemoteRefused:
+            return
+        except NetworkError as error:
+            failures += 1
+            logger.debug("ping: %s: %s", connection.peer_id, error)
+        else:
+            failures = 0
+    logger.warning("closing the connection with %s, because it did not answer %d pings", connection.peer_id, failures)
+    connection.close()
 
 
 async def _ping(connection: Connection) -> None:

@@ -35,9 +35,9 @@ _refusal_log = RateLimitedLogger(logger)
 
 PROTOCOL = "/ipfs/kad/1.0.0"
 K = 20
-"""How many of the closest peers a lookup asks and a record is stored on."""
+"""The number of closest peers that a lookup asks and that store a record."""
 ALPHA = 5
-"""How many peers a lookup asks at a time."""
+"""The number of peers that a lookup asks at a time."""
 QUERY_TIMEOUT_S = 5.0
 LOOKUP_TIMEOUT_S = 20.0
 REFRESH_S = 60.0
@@ -45,7 +45,7 @@ RETRY_S = 2.0
 REPUBLISH_S = 3600.0
 RECORD_LIFETIME_S = 48 * 3600
 FAILED_S = 60.0
-"""How long lookups leave out a peer that could not be asked."""
+"""How long lookups leave out a peer that did not answer."""
 MAX_KNOWN_PEERS = 4096
 MAX_RECORDS = 1024
 MAX_RECORD_BYTES = 8 * 1024
@@ -71,7 +71,7 @@ class _Lookup:
     progress: trio.Condition = field(default_factory=trio.Condition)
 
     def next(self) -> str | None:
-        closest = sorted(self.candidates, key=lambda peer_id: _key(peer_id_to_bytes(peer_id)) ^ self.target)[:K]
+        closest = sorted(self.candidates, key=lambda peer_id: _distance(peer_id, self.target))[:K]
         return next((peer_id for peer_id in closest if peer_id not in self.asked), None)
 
 
@@ -107,7 +107,7 @@ class Kademlia:
         return known.addresses if known else ()
 
     async def run(self) -> None:
-        """Look this node's own id up at an interval and when a peer is new, and republish its records, without end."""
+        """Look this node's own id up at an interval and for each new peer, and republish its records, without end."""
         published = trio.current_time()
         while True:
             with trio.move_on_after(REFRESH_S if self.bootstrapped.is_set() else RETRY_S):
@@ -116,16 +116,13 @@ class Kademlia:
             await trio.sleep(0.02)  # one lookup serves peers that connect at the same moment
             if await self._lookup(peer_id_to_bytes(self._host.peer_id)):
                 self.bootstrapped.set()
-                self._host.notify()
+                self._host.changes.notify()
             if self._own and trio.current_time() - published > REPUBLISH_S:
                 published = trio.current_time()
-                await self._publish_all()
+                await self.republish()
 
     async def republish(self) -> None:
         """Publish this node's records again, for example when a gateway has connected."""
-        await self._publish_all()
-
-    async def _publish_all(self) -> None:
         for key in list(self._own):
             try:
                 await self.put(key, self._own[key])
@@ -134,10 +131,8 @@ class Kademlia:
 
     async def put(self, key: bytes, value: bytes) -> None:
         """Publish a record. NetworkError if no peer stored it; this node then publishes it again later."""
-        if len(key) + len(value) > MAX_RECORD_BYTES:
-            raise NetworkError(
-                f"a record of {len(key) + len(value)} bytes is too large; the limit is {MAX_RECORD_BYTES}"
-            )
+        if (size_bytes := len(key) + len(value)) > MAX_RECORD_BYTES:
+            raise NetworkError(f"a record of {size_bytes} bytes is too large; the limit is {MAX_RECORD_BYTES}")
         self._own[key] = value
         record = StoredRecord(key, Record(value, self._host.peer_id), RECORD_LIFETIME_S)
         stored_by: list[str] = []
@@ -159,8 +154,6 @@ class Kademlia:
 
     async def get(self, key: bytes) -> Record | None:
         """Look a record up; None if no peer has it."""
-        if key in self._own:
-            return Record(self._own[key], self._host.peer_id)
         if stored := self._stored(key):
             return stored.record
         found: list[Record] = []
@@ -215,7 +208,7 @@ class Kademlia:
             async with trio.open_nursery() as nursery:
                 for _ in range(ALPHA):
                     nursery.start_soon(self._search, lookup, request, done, nursery.cancel_scope)
-        return sorted(lookup.answered, key=lambda peer_id: _key(peer_id_to_bytes(peer_id)) ^ lookup.target)
+        return sorted(lookup.answered, key=lambda peer_id: _distance(peer_id, lookup.target))
 
     async def _search(
         self, lookup: _Lookup, request: Message, done: Callable[[Message], bool], scope: trio.CancelScope
@@ -281,20 +274,16 @@ class Kademlia:
 
     def _closest(self, key: bytes, asker: str) -> tuple[tuple[str, tuple[Address, ...]], ...]:
         target = _key(key)
-        known = [
-            (peer_id, entry.addresses) for peer_id, entry in self._table.items() if entry.addresses and peer_id != asker
-        ]
-        known.sort(key=lambda entry: _key(peer_id_to_bytes(entry[0])) ^ target)
-        return tuple(known[:K])
+        known = [(peer_id, peer.addresses) for peer_id, peer in self._table.items() if peer.addresses]
+        known.sort(key=lambda entry: _distance(entry[0], target))
+        return tuple(entry for entry in known if entry[0] != asker)[:K]
 
     def _store(self, peer_id: str, stored: StoredRecord) -> bool:
         """Store a record for the peer that publishes it. A peer cannot overwrite the record of another one."""
         now = time.monotonic()
         existing = self._stored(stored.key)
-        if (
-            stored.record.publisher not in (None, peer_id)
-            or len(stored.key) + len(stored.record.value) > MAX_RECORD_BYTES
-        ):
+        size_bytes = len(stored.key) + len(stored.record.value)
+        if stored.record.publisher not in (None, peer_id) or size_bytes > MAX_RECORD_BYTES:
             _refusal_log.warning(
                 peer_id, "refused to store the record %r: it names another publisher, or is too large", stored.key[:64]
             )
@@ -319,3 +308,7 @@ class Kademlia:
 
 def _key(data: bytes) -> int:
     return int.from_bytes(sha256(data).digest(), "big")
+
+
+def _distance(peer_id: str, target: int) -> int:
+    return _key(peer_id_to_bytes(peer_id)) ^ target

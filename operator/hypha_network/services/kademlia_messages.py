@@ -61,7 +61,7 @@ def _build() -> Any:
         name="hypha_network/kademlia.proto", package="hypha_network.services.kademlia", syntax="proto2"
     )
 
-    def message(name: str, *fields: tuple[str, int, int, bool]) -> None:
+    def message(name: str, *fields: tuple[str, int, int | str, bool]) -> None:
         descriptor = file.message_type.add(name=name)
         for field_name, number, kind, repeated in fields:
             added = descriptor.field.add(
@@ -89,8 +89,8 @@ def _build() -> Any:
         "Message",
         ("type", 1, field.TYPE_INT32, False),
         ("key", 2, field.TYPE_BYTES, False),
-        ("record", 3, "Record", False),  # type: ignore[arg-type]
-        ("closerPeers", 8, "Peer", True),  # type: ignore[arg-type]
+        ("record", 3, "Record", False),
+        ("closerPeers", 8, "Peer", True),
         ("clusterLevelRaw", 10, field.TYPE_INT32, False),
     )
     pool = descriptor_pool.DescriptorPool()

@@ -1,4 +1,4 @@
-"""Circuit relay v2, the client's side: be reached through gateways, and reach other peers through them."""
+"""Circuit relay v2, the client's side: gateways connect peers to this node, and this node to peers."""
 
 import logging
 import time
@@ -41,14 +41,14 @@ MALFORMED_MESSAGE: Final = 400
 
 @dataclass(frozen=True)
 class Reservation:
-    """A slot on a relay, when it expires, and the addresses of this node through the relay."""
+    """A slot on a relay: the time when it expires, and the addresses of this node through the relay."""
 
     expires: float
     addresses: tuple[Address, ...]
 
 
 def refresh_in_s(expires: float, now: float) -> float:
-    """Return in how many seconds to renew a reservation: after three quarters of its remaining time."""
+    """Return the number of seconds after which to renew a reservation: three quarters of its remaining time."""
     return min(MAX_REFRESH_S, max(MIN_REFRESH_S, (expires - now) * 0.75))
 
 
@@ -78,24 +78,21 @@ class Relays:
                     reservation = await self._reserve(connection)
                 except (NetworkError, trio.TooSlowError) as error:
                     logger.warning("cannot reserve a relay slot on %s: %s", connection.peer_id, error or "no answer")
-                    if self._expired(connection):
+                    held = self._reservations.get(connection)
+                    if held is not None and held.expires < time.time():
                         del self._reservations[connection]
                     await trio.sleep(RETRY_S)
                     continue
                 fresh = connection not in self._reservations
                 self._reservations[connection] = reservation
-                self._host.notify()
+                self._host.changes.notify()
                 if fresh:
                     logger.info("this node is reachable through %s", ", ".join(map(str, reservation.addresses)))
                     await self._on_changed()
                 await trio.sleep(refresh_in_s(reservation.expires, time.time()))
         finally:
             self._reservations.pop(connection, None)
-            self._host.notify()
-
-    def _expired(self, connection: Connection) -> bool:
-        reservation = self._reservations.get(connection)
-        return reservation is not None and reservation.expires < time.time()
+            self._host.changes.notify()
 
     async def _reserve(self, connection: Connection) -> Reservation:
         with trio.fail_after(TIMEOUT_S):
@@ -114,7 +111,7 @@ class Relays:
         return Reservation(float(answer.reservation.expire), tuple(dict.fromkeys(through)))
 
     async def _accept(self, connection: Connection, stream: Stream) -> None:
-        """Serve a connection from a peer that connects through a relay."""
+        """Accept a connection that a relay announces from a peer."""
         with trio.fail_after(TIMEOUT_S):
             message = await receive(stream, circuit_pb2.StopMessage)
             if connection.peer_id not in self.reservations:
@@ -157,10 +154,6 @@ class Relays:
         answer = await receive(stream, circuit_pb2.HopMessage)
         if answer.type != circuit_pb2.HopMessage.STATUS or answer.status != OK:
             raise DialError(f"the relay {stream.peer_id} did not connect to {target}: status {answer.status}")
-
-    def addresses_of(self, peer_id: str, gateways: dict[Address, str]) -> list[Address]:
-        """Return addresses that may lead to a peer, one through each connected gateway."""
-        return [address.behind(relay, peer_id) for address, relay in gateways.items() if relay != peer_id]
 
 
 def _status(status: int) -> circuit_pb2.StopMessage:

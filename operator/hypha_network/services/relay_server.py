@@ -1,4 +1,4 @@
-"""Circuit relay v2, the relay's side, which a gateway runs."""
+"""Circuit relay v2, the relay's side, which gateways run."""
 
 import logging
 import time
@@ -47,7 +47,7 @@ class _Reservation:
 
 
 class RelayServer:
-    """Connects peers to peers that reserved a slot. Circuits are limited in time and bytes."""
+    """Connects peers to the peers that reserved a slot. Circuits are limited in time and bytes."""
 
     def __init__(self, host: Host, own_addresses: Callable[[], Sequence[Address]]) -> None:
         self._host = host
@@ -125,16 +125,15 @@ class RelayServer:
 
 async def _announce(target: Connection, source: str) -> Stream:
     stream = await target.open([STOP])
-    accepted = False
     try:
         peer = circuit_pb2.PeerId(id=peer_id_to_bytes(source))
         await send(stream, circuit_pb2.StopMessage(type=circuit_pb2.StopMessage.CONNECT, peer=peer, limit=_limit()))
         answer = await receive(stream, circuit_pb2.StopMessage)
-        accepted = answer.type == circuit_pb2.StopMessage.STATUS and answer.status == OK
-    finally:
-        if not accepted:
-            stream.reset()
-    if not accepted:
+    except BaseException:
+        stream.reset()
+        raise
+    if answer.type != circuit_pb2.StopMessage.STATUS or answer.status != OK:
+        stream.reset()
         raise RemoteRefused(f"the peer answered with status {answer.status}")
     return stream
 
@@ -148,9 +147,7 @@ async def _copy(source: Stream, target: Stream, broken: trio.CancelScope) -> Non
         if remaining > 0:
             await target.send_eof()
             return
-        logger.info(
-            "closing the circuit from %s to %s, because it reached its limit of bytes", source.peer_id, target.peer_id
-        )
+        logger.info("closing the circuit from %s to %s at its limit of bytes", source.peer_id, target.peer_id)
     except NetworkError as error:
         logger.debug("the circuit from %s ended: %s", source.peer_id, error)
     broken.cancel()

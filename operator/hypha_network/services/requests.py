@@ -1,4 +1,4 @@
-"""Requests and responses. Each exchange has its own stream; a side ends its CBOR body by closing its direction."""
+"""Requests and responses in CBOR. Each exchange has its own stream, and each side closes its direction at the end."""
 
 import logging
 from collections import defaultdict
@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from hypha_messages.cbor import DecodeError
 from hypha_messages.protocol import Protocol, Request, Response
 from hypha_network.errors import RemoteRefused, RequestTimeout, StreamReset
 from hypha_network.host import Connection, Host, StreamHandler
@@ -64,7 +63,7 @@ class Requests:
     ) -> None:
         try:
             request = protocol.request.decode(await stream.read_to_end(MAX_REQUEST_BYTES))
-        except (DecodeError, ValueError) as error:
+        except ValueError as error:
             _refusal_log.warning(stream.peer_id, "sent a malformed %s request: %s", protocol.id, error)
             stream.reset()
             return
@@ -84,21 +83,20 @@ class Requests:
         raise RequestTimeout(f"{peer_id} did not answer {protocol.id} within {timeout_s:g} s")
 
     async def _exchange(self, stream: Stream, protocol: Protocol[Request, Response], body: bytes) -> Response:
-        done = False
         try:
             await stream.send_all(body)
             await stream.send_eof()
             answer = await stream.read_to_end(MAX_RESPONSE_BYTES)
-            if not answer:
-                raise RemoteRefused(f"{stream.peer_id} closed the stream of {protocol.id} without a response")
-            response = protocol.response.decode(answer)
-            done = True
-        except ValueError as error:
-            raise RemoteRefused(f"{stream.peer_id} sent a malformed {protocol.id} response: {error}") from error
-        except StreamReset as error:
-            raise StreamReset(f"{stream.peer_id} reset the stream of {protocol.id}: {error}") from error
-        finally:
-            if not done:
-                stream.reset()
+            response = protocol.response.decode(answer) if answer else None
+        except BaseException as error:
+            stream.reset()
+            if isinstance(error, ValueError):
+                raise RemoteRefused(f"{stream.peer_id} sent a malformed {protocol.id} response: {error}") from error
+            if isinstance(error, StreamReset):
+                raise StreamReset(f"{stream.peer_id} reset the stream of {protocol.id}: {error}") from error
+            raise
+        if response is None:
+            stream.reset()
+            raise RemoteRefused(f"{stream.peer_id} closed the stream of {protocol.id} without a response")
         await stream.aclose()
         return response

@@ -16,7 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 
 from hypha_network.errors import ConnectionBroken, HandshakeError, IdentityError
 from hypha_network.identity import Identity, peer_id_of
-from hypha_network.wire.transport import RawConnection
+from hypha_network.wire.transport import CLOSE_TIMEOUT_S, RawConnection
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,6 @@ READ_BYTES = 512 * 1024
 """Maximum number of bytes to read from the socket at once."""
 WRITE_BYTES = 1024 * 1024
 """Maximum number of bytes to encrypt at once, which bounds the memory of a write."""
-CLOSE_TIMEOUT_S = 1.0
 
 _RECORD_BYTES = 16 * 1024
 _FEED_BYTES = 4 * _RECORD_BYTES
@@ -103,7 +102,7 @@ class SecureConnection:
                         await self._send(self._tls.close_notify())
         finally:
             self._broken = True
-            await _close_raw(self._raw)
+            await self._raw.close()
 
     async def _receive(self) -> bytes | memoryview:
         while True:
@@ -121,14 +120,14 @@ class SecureConnection:
             self._tls.feed(encrypted)
 
     async def _send(self, encrypted: bytes) -> None:
-        sent = False
         try:
             await self._raw.write(encrypted)
-            sent = True
         except ConnectionBroken as error:
+            self._broken = True
             raise ConnectionBroken(f"the connection with {self.peer_id} failed: {error}") from error
-        finally:
-            self._broken = self._broken or not sent  # a part of a TLS record may have been sent
+        except trio.Cancelled:
+            self._broken = True  # a part of a TLS record may have been sent
+            raise
 
 
 class TlsTransport:
@@ -146,7 +145,10 @@ class TlsTransport:
         return await self._secure(conn, None, server=True)
 
     async def secure_outbound(self, conn: RawConnection, peer_id: str | None) -> SecureConnection:
-        """Secure a connection that this node dialled; HandshakeError unless it is that peer (any, if None)."""
+        """Secure a connection that this node dialled; HandshakeError if it is refused, or another peer answers.
+
+        With `peer_id` None, every peer of the network may answer.
+        """
         return await self._secure(conn, peer_id, server=False)
 
     async def replace_identity(self, identity: Identity) -> None:
@@ -163,7 +165,7 @@ class TlsTransport:
         except HandshakeError as error:
             whom = _address(raw)
             logger.warning("TLS handshake %s %s failed: %s", "from" if server else "to", whom, error)
-            await _close_raw(raw)
+            await raw.close()
             raise HandshakeError(f"TLS handshake with {whom} failed: {error}") from error
         self._connections.add(connection)
         return connection
@@ -183,10 +185,7 @@ class TlsTransport:
             raise HandshakeError(_reason(error)) from error
         except (IdentityError, ConnectionBroken) as error:
             raise HandshakeError(str(error)) from error
-        except (
-            ValueError,
-            UnsupportedAlgorithm,
-        ) as error:  # OpenSSL accepts certificates that `cryptography` cannot read
+        except (ValueError, UnsupportedAlgorithm) as error:  # `cryptography` reads fewer certificates than OpenSSL
             raise HandshakeError(f"its certificate cannot be read: {error}") from error
         if expected is not None and connection.peer_id != expected:
             raise HandshakeError(f"dialled {expected}, but {connection.peer_id} answered")
@@ -213,7 +212,7 @@ class Tls:
             except ssl.SSLWantReadError:
                 done = False
             except ssl.SSLError:
-                if alert := self._outgoing.read():  # says why the handshake failed
+                if alert := self._outgoing.read():
                     with trio.move_on_after(CLOSE_TIMEOUT_S):
                         await raw.write(alert)
                 raise
@@ -307,12 +306,6 @@ async def follow_files(transport: TlsTransport, *, interval_s: float = 5.0) -> N
         logger.info("reloaded the identity, whose certificate is valid until %s", identity.not_valid_after)
         transport.problem = None
         await transport.replace_identity(identity)
-
-
-async def _close_raw(raw: RawConnection) -> None:
-    with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
-        scope.shield = True
-        await raw.close()
 
 
 def _reason(error: ssl.SSLError) -> str:

@@ -9,12 +9,12 @@ import trio
 from hypha_network.errors import ConnectionBroken
 from hypha_network.identity import Identity
 from hypha_network.wire.tcp import peer_address
-from hypha_network.wire.tls import CLOSE_TIMEOUT_S, READ_BYTES, WRITE_BYTES, Tls
-from hypha_network.wire.transport import RawConnection
+from hypha_network.wire.tls import READ_BYTES, WRITE_BYTES, Tls
+from hypha_network.wire.transport import CLOSE_TIMEOUT_S, RawConnection
 
 
 class ServerTlsStream:
-    """A connection from such a client. Every failure is raised as `trio.BrokenResourceError`."""
+    """A connection from a client without a certificate. Every failure is raised as `trio.BrokenResourceError`."""
 
     def __init__(self, stream: trio.SocketStream, identity: Identity) -> None:
         self._stream = stream
@@ -23,7 +23,7 @@ class ServerTlsStream:
 
     @property
     def socket(self) -> trio.socket.SocketType:
-        """The socket below, to wait on."""
+        """The TCP socket, for the caller to wait on."""
         return self._stream.socket
 
     async def handshake(self) -> None:
@@ -55,10 +55,10 @@ class ServerTlsStream:
             await self._stream.send_all(self._tls.encrypt(view[start : start + WRITE_BYTES]))
 
     async def aclose(self) -> None:
-        """Close in a way that a client which is still sending receives all data sent to it."""
+        """Close so that the client receives all data sent to it, even if it is still sending."""
         if self._answered:
-            with trio.move_on_after(CLOSE_TIMEOUT_S) as scope, suppress(trio.BrokenResourceError, OSError):
-                scope.shield = True
+            scope = trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True)
+            with scope, suppress(trio.BrokenResourceError, OSError):
                 await self._stream.send_all(self._tls.close_notify())
                 self.socket.shutdown(socket.SHUT_WR)
                 while await self._stream.receive_some(READ_BYTES):

@@ -1,4 +1,4 @@
-"""Raw connections, on which TLS and the muxer run, and the interface of the transports that make them."""
+"""Raw connections, which carry TLS and the muxer, and the interface of the transports that make them."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
@@ -8,7 +8,7 @@ import trio
 from hypha_network.errors import ConnectionBroken, NetworkError
 from hypha_network.wire.addresses import Address
 
-_READ_BYTES = 64 * 1024
+CLOSE_TIMEOUT_S = 1.0
 
 
 class ByteStream(Protocol):
@@ -33,10 +33,10 @@ class RawConnection:
         """The address of the other end, or of the relay if the connection is relayed."""
         self.is_initiator = is_initiator
 
-    async def read(self, n: int | None = None) -> bytes:
-        """Return between 1 and `n` bytes; empty at the end."""
+    async def read(self, max_bytes: int) -> bytes:
+        """Return the data that has arrived, between 1 and `max_bytes` bytes; empty at the end."""
         try:
-            return bytes(await self._stream.receive_some(_READ_BYTES if n is None else n))
+            return bytes(await self._stream.receive_some(max_bytes))
         except (trio.BrokenResourceError, trio.ClosedResourceError, NetworkError) as error:
             raise ConnectionBroken(f"the connection failed: {error.__cause__ or error}") from error
 
@@ -58,8 +58,9 @@ class RawConnection:
             raise ConnectionBroken(f"the connection failed: {error.__cause__ or error}") from error
 
     async def close(self) -> None:
-        """Close the stream below."""
-        await self._stream.aclose()
+        """Close the stream below, even if the calling task is cancelled."""
+        with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True):
+            await self._stream.aclose()
 
 
 class Transport(Protocol):

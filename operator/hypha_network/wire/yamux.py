@@ -198,12 +198,10 @@ class Yamux:
         self._closing = True
         self.session.close(NORMAL)
         try:
-            with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
-                scope.shield = True
+            with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True):
                 await self._ignore_errors(self._flush)
             self._fail("closed by this node")
-            with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
-                scope.shield = True
+            with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True):
                 await self._ignore_errors(self.secured.close)
         finally:
             self._running.cancel()
