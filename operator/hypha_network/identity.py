@@ -1,7 +1,7 @@
 """A node's identity and trust: its certificate chain and key, and the network's trust bundle and revocation lists.
 
-Revocation works as in the reference implementation (rustls). Without lists, nothing is checked. With lists, every
-certificate below the trust anchor needs a list from its issuer, and a list past its next update still counts.
+Revocation works as in the reference implementation (rustls). Without lists, this node checks nothing. With lists,
+every certificate below the trust anchor needs a list from its issuer, and a list past its next update still counts.
 """
 
 import logging
@@ -36,7 +36,7 @@ _UNREADABLE = (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError)
 
 @dataclass(frozen=True)
 class IdentityFiles:
-    """The files of an identity. `crls` may be None; with `crls_optional`, the file that it names may be missing."""
+    """The files of an identity. With `crls_optional`, the file of the revocation lists may be missing."""
 
     cert: Path
     key: Path
@@ -45,7 +45,7 @@ class IdentityFiles:
     crls_optional: bool = False
 
     def state(self) -> tuple[object, ...]:
-        """Return a value that changes whenever one of the files does, also if a link is pointed at another file."""
+        """Return a value that changes whenever a file changes, or a link to it points to another file."""
         return tuple(_file_state(path) for path in (self.cert, self.key, self.trust, self.crls) if path is not None)
 
 
@@ -102,26 +102,24 @@ class Identity:
         cls, cert: _Source, key: _Source, trust: _Source, crls: _Source, *, files: IdentityFiles | None = None
     ) -> "Identity":
         chain = _parse_certificates(cert)
+        own, now = chain[0], datetime.now(UTC)
         try:
             seed = seed_from_pem(key.pem)
         except ValueError as error:
             raise IdentityError(f"{key.name}: {error}") from error
         lists = _parse_crls(crls)
-        if chain[0].public_key() != Ed25519PrivateKey.from_private_bytes(seed).public_key():
-            if not isinstance(chain[0].public_key(), Ed25519PublicKey):
-                raise IdentityError(
-                    f"{cert.name}: the certificate's key is not Ed25519; have a certificate issued for an Ed25519 key"
-                )
+        if not isinstance(own.public_key(), Ed25519PublicKey):
+            raise IdentityError(f"{cert.name}: the certificate's key is not Ed25519; request one for an Ed25519 key")
+        if own.public_key() != Ed25519PrivateKey.from_private_bytes(seed).public_key():
             raise IdentityError(
                 f"{key.name}: the key does not belong to the first certificate in {cert.name}; "
                 "use the pair that was issued together, the node's certificate first"
             )
-        now = datetime.now(UTC)
-        if chain[0].not_valid_after_utc < now:
-            raise IdentityError(f"{cert.name}: the certificate expired on {chain[0].not_valid_after_utc}; renew it")
-        if chain[0].not_valid_before_utc > now:
+        if own.not_valid_after_utc < now:
+            raise IdentityError(f"{cert.name}: the certificate expired on {own.not_valid_after_utc}; renew it")
+        if own.not_valid_before_utc > now:
             raise IdentityError(
-                f"{cert.name}: the certificate is valid from {chain[0].not_valid_before_utc} on; check the clock"
+                f"{cert.name}: the certificate is valid from {own.not_valid_before_utc}; check the clock"
             )
         identity = cls(chain, _anchors(_parse_certificates(trust), lists, trust.name), lists, seed, files)
         _ = identity.client_context, identity.server_context  # so that OpenSSL refuses a bad identity now
@@ -149,20 +147,17 @@ class Identity:
     @cached_property
     def server_context(self) -> ssl.SSLContext:
         """The TLS settings for inbound connections."""
-        context = self._context(ssl.PROTOCOL_TLS_SERVER)
-        context.num_tickets = 0  # no client resumes a session
-        return context
+        return self._context(ssl.PROTOCOL_TLS_SERVER)
 
     @cached_property
     def anonymous_context(self) -> ssl.SSLContext:
         """The TLS settings for inbound connections of clients without a certificate. They verify this node's key."""
         context = self._context(ssl.PROTOCOL_TLS_SERVER)
         context.verify_mode = ssl.CERT_NONE
-        context.num_tickets = 0
         return context
 
     def warnings(self, now: datetime) -> list[str]:
-        """Return the problems with which this node can start but peers will refuse it, or which need attention."""
+        """Return the problems that do not keep this node from starting, but may make peers refuse it."""
         found = []
         path = self._own_path()
         if path is None:
@@ -203,16 +198,11 @@ class Identity:
         """Read the files again; IdentityError if they are unusable or hold the identity of another peer."""
         if self.files is None:
             raise IdentityError("this identity was not read from files")
-        fresh = Identity.load(
-            self.files.cert,
-            self.files.key,
-            self.files.trust,
-            self.files.crls,
-            crls_optional=self.files.crls_optional,
-        )
+        files = self.files
+        fresh = Identity.load(files.cert, files.key, files.trust, files.crls, crls_optional=files.crls_optional)
         if fresh.peer_id != self.peer_id:
             raise IdentityError(
-                f"{self.files.cert}: now holds the identity of {fresh.peer_id}; a running node cannot change its "
+                f"{files.cert}: now holds the identity of {fresh.peer_id}; a running node cannot change its "
                 f"peer id ({self.peer_id}): restart it, or renew the certificate with the same key"
             )
         return fresh
@@ -220,6 +210,8 @@ class Identity:
     def _context(self, protocol: int) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
+        if protocol == ssl.PROTOCOL_TLS_SERVER:
+            context.num_tickets = 0  # no client resumes a session
         context.verify_mode = ssl.CERT_REQUIRED
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an intermediate CA in the trust bundle suffices
         context.load_verify_locations(cadata=b"".join(c.public_bytes(Encoding.DER) for c in self.trust))

@@ -9,8 +9,7 @@ import re
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-SEED_BYTES = 32
-
+_SEED_BYTES = 32
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----\s(.*?)-----END \1-----", re.DOTALL)
 _ED25519_OID = bytes.fromhex("06032b6570")
 _SEQUENCE, _INTEGER, _OCTET_STRING, _ATTRIBUTES, _PUBLIC_KEY = 0x30, 0x02, 0x04, 0xA0, 0x81
@@ -46,8 +45,8 @@ def seed_from_der(der: bytes) -> bytes:
         raise ValueError(f"the private key is not Ed25519; {_REMEDY}")
     wrapped, body = _take(body, _OCTET_STRING)
     seed, rest = _take(wrapped, _OCTET_STRING)
-    if rest or len(seed) != SEED_BYTES:
-        raise ValueError(f"an Ed25519 private key has {SEED_BYTES} bytes, this one has {len(seed)}")
+    if rest or len(seed) != _SEED_BYTES:
+        raise ValueError(f"an Ed25519 private key has {_SEED_BYTES} bytes, this one has {len(seed)}")
     if body[:1] == bytes([_ATTRIBUTES]):
         _, body = _take(body, _ATTRIBUTES)
     if version == b"\x01" and body:

@@ -1,11 +1,12 @@
-"""Multiaddresses: parse them, tell which are usable, and find those of this machine."""
+"""Multiaddresses: parse them, select the usable ones, and find those of this machine."""
 
 import socket
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import psutil
 from multiaddr import Multiaddr
@@ -26,7 +27,7 @@ _MAX_LENGTH = 1024
 
 
 class TransportName(StrEnum):
-    """The transports that this node has, as an address names them; `hypha_network.wire.transports` has the code."""
+    """The transports of this node, as an address names them. `hypha_network.wire.transports` implements them."""
 
     TCP = "tcp"
 
@@ -35,7 +36,7 @@ class AddressError(ValueError):
     """A text is not an address that this node can use; the message says which text and why."""
 
 
-class UnsupportedTransport(AddressError):  # noqa: N818 - a valid address, of a node that has more transports
+class UnsupportedTransport(AddressError):  # noqa: N818 - the address is valid; a node with more transports can use it
     """A valid address names a transport that this node does not have, for example QUIC."""
 
 
@@ -101,7 +102,7 @@ def parse(text: str) -> Address:
 
 
 def parse_supported(text: str) -> Address | None:
-    """Parse an address as `parse` does; None if it is valid but its transport is one that this node does not have."""
+    """Parse an address as `parse` does; None if it is valid, but this node does not have its transport."""
     try:
         return parse(text)
     except UnsupportedTransport:
@@ -162,17 +163,15 @@ def from_bytes(data: bytes) -> Address:
 
 
 def usable(encoded: Iterable[bytes], limit: int = 16) -> list[Address]:
-    """Parse the addresses that a peer announced. Return at most `limit` and leave out those this node cannot use."""
+    """Parse the addresses that a peer announced. Return at most `limit`, without those that this node cannot use."""
     found: list[Address] = []
     for data in encoded:
+        with suppress(AddressError):  # a peer may announce transports that this node lacks
+            address = from_bytes(data)
+            if address.port and address not in found:
+                found.append(address)
         if len(found) == limit:
             break
-        try:
-            address = from_bytes(data)
-        except AddressError:  # a peer may announce transports that this node lacks
-            continue
-        if address.port and address not in found:
-            found.append(address)
     return found
 
 
@@ -188,7 +187,7 @@ def parse_cidrs(texts: Iterable[str]) -> tuple[Network, ...]:
 
 
 def excluded(address: Address, networks: Sequence[Network]) -> bool:
-    """Tell whether an address lies in one of the networks. A host name lies in none."""
+    """Return whether an address lies in one of the networks. A host name lies in none."""
     ip = address.ip
     return ip is not None and any(ip.version == network.version and ip in network for network in networks)
 
@@ -198,12 +197,6 @@ def expand(address: Address) -> list[Address]:
     ip = address.ip
     if ip is None or not ip.is_unspecified:
         return [address]
-    hosts = sorted(
-        {
-            entry.address
-            for entries in psutil.net_if_addrs().values()
-            for entry in entries
-            if entry.family == address.family and "%" not in entry.address
-        }
-    )
-    return [replace(address, host=host) for host in hosts]
+    entries = chain.from_iterable(psutil.net_if_addrs().values())
+    hosts = {entry.address for entry in entries if entry.family == address.family and "%" not in entry.address}
+    return [replace(address, host=host) for host in sorted(hosts)]

@@ -1,4 +1,4 @@
-"""The bytes that arrived on a node's connections and are unread, bounded so that peers cannot fill its memory."""
+"""Bounds the unread bytes of all connections of a node, so that peers cannot fill its memory."""
 
 import time
 import weakref
@@ -9,13 +9,13 @@ MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 SMALL_BYTES = 256 * 1024
 """A connection may always have this many unread bytes."""
 _MEASURED_FOR_S = 0.05
-"""How long a measurement is used."""
+"""How long a measurement counts as current."""
 
 
 class Backlog:
     """Decides which connections to pause: when the node has too many unread bytes, those above their share.
 
-    No data is lost. A paused peer waits, and a stream that nobody reads ends at its deadline.
+    No data is lost. A paused peer waits, and the deadline of a stream's reader ends a stream that is not read.
     """
 
     def __init__(self, limit_bytes: int = MAX_BACKLOG_BYTES) -> None:
@@ -29,7 +29,7 @@ class Backlog:
         self._sessions.add(session)
 
     def grow(self, size_bytes: int) -> None:
-        """Record bytes that arrived. The next measurement, made above the limit only, shows which of them were read."""
+        """Count bytes that arrived, as unread until the next measurement, which is made only above the limit."""
         self._size_bytes += size_bytes
 
     def pauses(self, session: YamuxSession) -> bool:

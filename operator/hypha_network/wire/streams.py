@@ -43,7 +43,7 @@ class Stream:
         self._muxed.reset()
 
     def push_back(self, data: Buffer) -> None:
-        """Put back the data that was received last, to be received again."""
+        """Return received data to the stream, so that the next call receives it again."""
         self._unread = memoryview(bytes(data) + bytes(self._unread))
 
     async def read_exactly(self, size_bytes: int) -> Buffer:
@@ -59,7 +59,7 @@ class Stream:
         return self._take(size_bytes)
 
     async def read_to_end(self, max_bytes: int) -> bytes:
-        """Return all data up to the end; ValueError as soon as that is more than `max_bytes`.
+        """Return all data up to the end; ValueError as soon as it is more than `max_bytes`.
 
         The data counts as unread until this returns.
         """
@@ -75,7 +75,7 @@ class Stream:
             self._muxed.count_collected(0)
 
     async def write(self, data: bytes) -> None:
-        """Send all data. This is `send_all` under the name that negotiation uses."""
+        """Send all data, as `send_all` does. `multistream.Channel` uses this name."""
         await self.send_all(data)
 
     def _take(self, size_bytes: int) -> memoryview:

@@ -70,6 +70,6 @@ def peer_address(stream: trio.SocketStream) -> Address:
     """Return the other end's address of an accepted connection."""
     try:
         host, port = stream.socket.getpeername()[:2]
-    except OSError:  # the peer has closed it already
+    except OSError:  # the peer has already closed the connection
         host, port = "0.0.0.0", 0  # noqa: S104 - an address to print, not to listen on
     return Address("ip6" if ":" in host else "ip4", host.split("%")[0], port)

@@ -24,7 +24,7 @@ PING_INTERVAL_S = 30.0
 SILENCE_TIMEOUT_S = 180.0
 CLOSE_TIMEOUT_S = 2.0
 _PAUSE_S = 0.25
-"""Maximum time between two looks at whether a paused connection may be read again."""
+"""Maximum time between two checks of whether a paused connection may be read again."""
 _CONNECTION_ERRORS = (NetworkError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -127,7 +127,7 @@ class YamuxStream:
 
 
 class Yamux:
-    """A connection that carries streams for as long as `start` runs."""
+    """A connection that carries streams while `start` runs."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class Yamux:
         return stream
 
     async def close(self) -> None:
-        """Send what can be sent within a short time, then the GO_AWAY frame, and close."""
+        """Send queued data for a short time, then the GO_AWAY frame, and close."""
         if self._closing:
             await self._closed.wait()
             return

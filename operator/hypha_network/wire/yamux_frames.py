@@ -10,11 +10,11 @@ HEADER_BYTES = HEADER.size
 VERSION = 0
 DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
-NORMAL, PROTOCOL_ERROR, INTERNAL_ERROR = range(3)
+NORMAL, PROTOCOL_ERROR = range(2)
 """The codes of a GO_AWAY frame."""
 
 INITIAL_WINDOW = 256 * 1024
-"""The specification's initial window: what each side may send on a new stream before the other grants more."""
+"""The specification's initial window: how much each side may send on a new stream before the other grants more."""
 MAX_UINT32 = 0xFFFF_FFFF
 
 Buffer = bytes | bytearray | memoryview
@@ -52,7 +52,7 @@ class StreamState:
 
     stream_id: int
     flags: int
-    """SYN or ACK, to send with the next frame; 0 afterwards."""
+    """SYN or ACK until the next frame of the stream carries it; 0 afterwards."""
     last_update_s: float
     outbound: bool
     received: bytearray = field(default_factory=bytearray)

@@ -58,8 +58,6 @@ class YamuxSession:
         self._ping: tuple[int, float] | None = None
         self._nonce = 0
 
-    # Streams
-
     @property
     def can_open(self) -> bool:
         """Whether `open` may be called now. A stream that ends allows another one."""
@@ -72,7 +70,7 @@ class YamuxSession:
 
     @property
     def closing(self) -> bool:
-        """Whether no more streams can be opened."""
+        """Whether no more streams can be opened, because either side is ending the connection."""
         return bool(self.failure) or self._go_away is not None or self.peer_go_away is not None
 
     def open(self) -> StreamState:
@@ -104,7 +102,7 @@ class YamuxSession:
         return data
 
     def send(self, stream: StreamState, data: memoryview) -> int:
-        """Queue data, which must not change until it is sent. Return what `sent_bytes` will be once it is sent."""
+        """Queue data, which must not change until it is sent. Return the value of `sent_bytes` once it is sent."""
         stream.unsent.append(data)
         stream.unsent_bytes += len(data)
         self._schedule(stream)
@@ -135,8 +133,6 @@ class YamuxSession:
             self._answers += HEADER.pack(VERSION, WINDOW_UPDATE, RST, stream.stream_id, 0)
         self._wake_touched()
 
-    # The connection
-
     def ping(self) -> None:
         """Send a ping, which measures the round trip, unless one is unanswered."""
         if self._ping is None:
@@ -156,8 +152,6 @@ class YamuxSession:
             for stream in list(self.streams.values()):
                 self._end(stream, reason)
             self._wake_touched()
-
-    # Sending
 
     @property
     def has_output(self) -> bool:
@@ -216,7 +210,7 @@ class YamuxSession:
         return piece[:size]
 
     def _credit(self, stream: StreamState) -> int:
-        """Return how many bytes to grant on a stream, or 0 if they are too few to be worth a frame."""
+        """Return how many bytes to grant on a stream, or 0 if they are too few to justify a frame."""
         if stream.fin_received or stream.abandoned or stream.failure:
             return 0
         credit = stream.max_window - stream.receive_window - len(stream.received)
@@ -233,17 +227,12 @@ class YamuxSession:
         return credit
 
     def _grow(self, stream: StreamState) -> int:
-        growth = min(
-            stream.max_window,
-            self.limits.max_window_bytes - stream.max_window,
-            self.limits.growth_bytes - self._grown_bytes,
-        )
-        growth = max(growth, 0)
+        limits = self.limits
+        remaining = min(limits.max_window_bytes - stream.max_window, limits.growth_bytes - self._grown_bytes)
+        growth = min(stream.max_window, max(remaining, 0))
         stream.max_window += growth
         self._grown_bytes += growth
         return growth
-
-    # Receiving
 
     def receive(self, data: Buffer) -> None:
         """Process received bytes; ProtocolError if they violate the protocol."""
@@ -373,8 +362,6 @@ class YamuxSession:
             raise ProtocolError("the peer sends pings or opens streams, and does not read the answers")
         self._answers += HEADER.pack(VERSION, kind, flags, stream_id, length)
 
-    # Bookkeeping
-
     def _add(self, stream_id: int, flags: int, *, outbound: bool) -> StreamState:
         stream = StreamState(stream_id, flags, self._clock(), outbound)
         self.streams[stream_id] = stream
@@ -390,7 +377,7 @@ class YamuxSession:
             self._remove(stream)
 
     def _reset_if_unwanted(self, stream: StreamState) -> None:
-        """Reset a closed stream on which the peer still sends, because no one will grant it a larger window."""
+        """Reset a closed stream on which the peer still sends, because this node will not grant it more credit."""
         unwanted = stream.abandoned and stream.fin_sent and not stream.fin_received
         if unwanted and stream.receive_window < stream.max_window // 2:
             self.reset(stream, "closed by this node")
