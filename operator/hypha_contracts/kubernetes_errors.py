@@ -1,14 +1,4 @@
-"""The errors of the API server, and which answer means which error.
-
-ApiError
-├── Refused           the server refused; the same request will be refused again
-│   ├── NotFound      no such object, or no such kind
-│   ├── Conflict      the object exists already, or has another uid or a newer version than expected
-│   ├── Forbidden     the client lacks a permission, or a quota or an admission policy refused
-│   ├── Gone          the resource version is too old to continue from
-│   └── Invalid       the server rejects the object
-└── Unavailable       no usable answer in time, so the outcome is unknown; another attempt may succeed
-"""
+"""The errors of the API server, and the answers that mean them."""
 
 from http import HTTPStatus
 from typing import Any, Final

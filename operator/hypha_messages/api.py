@@ -1,6 +1,6 @@
 """`/hypha-api/0.0.1`: offers, leases, jobs and slices."""
 
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import model_serializer, model_validator
 
@@ -20,7 +20,7 @@ class WorkerOffer(Message):
 
 
 class WorkerOfferAccepted(Message):
-    """Scheduler to worker: the offer has arrived. The scheduler accepts an offer by renewing its lease."""
+    """Scheduler to worker: the offer has arrived. To accept the offer, the scheduler renews its lease."""
 
 
 class RenewLease(Message):
@@ -30,35 +30,19 @@ class RenewLease(Message):
 
 
 class DispatchJob(Message):
-    """Scheduler to worker: run this job under a lease that I hold. `id` becomes the id of the task."""
+    """Scheduler to worker: run this job under a lease of the scheduler. `id` becomes the id of the task."""
 
     id: Uuid
     spec: JobSpec
 
 
-class _Outcome(Message):
-    """An enum inside the payload: `{TAG: {...}}` for success, where `_tag` returns TAG, or the text "Failed"."""
+class LeaseOutcome(Message):
+    """The outcome of a request about a lease: its id and new timeout. Both are None if the request failed.
 
-    @classmethod
-    def _tag(cls) -> str:
-        raise NotImplementedError
+    On the wire it is `{TAG: {...}}`, or the text "Failed".
+    """
 
-    @model_validator(mode="before")
-    @classmethod
-    def _untag(cls, value: Any) -> Any:
-        if isinstance(value, dict) and not (len(value) == 1 and cls._tag() in value):
-            return value  # constructed in Python, by field names
-        tag, payload = untag(value)
-        if tag == cls._tag():
-            return payload
-        if tag == "Failed" and payload is None:
-            return {}
-        raise ValueError(f"unknown variant {tag!r}, expected {cls._tag()} or Failed")
-
-
-class LeaseOutcome(_Outcome):
-    """The outcome of a request about a lease: its id and new timeout. Both are None if the request failed."""
-
+    TAG: ClassVar[str]
     id: Uuid | None = None
     timeout: SystemTime | None = None
 
@@ -67,27 +51,35 @@ class LeaseOutcome(_Outcome):
         """Whether the worker refused."""
         return self.id is None or self.timeout is None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _untag(cls, value: Any) -> Any:
+        if isinstance(value, dict) and not (len(value) == 1 and cls.TAG in value):
+            return value  # constructed in Python, by field names
+        tag, payload = untag(value)
+        if tag == cls.TAG:
+            return payload
+        if tag == "Failed" and payload is None:
+            return {}
+        raise ValueError(f"unknown variant {tag!r}, expected {cls.TAG} or Failed")
+
     @model_serializer(mode="plain")
     def _serialize(self) -> Any:
         if self.id is None or self.timeout is None:
             return "Failed"
-        return {self._tag(): {"id": self.id.bytes, "timeout": self.timeout.model_dump()}}
+        return {self.TAG: {"id": self.id.bytes, "timeout": self.timeout.model_dump()}}
 
 
 class RenewLeaseOutcome(LeaseOutcome):
     """Worker to scheduler: the lease's new timeout, or a refusal."""
 
-    @classmethod
-    def _tag(cls) -> str:
-        return "Renewed"
+    TAG = "Renewed"
 
 
 class DispatchJobOutcome(LeaseOutcome):
     """Worker to scheduler: the job is accepted under a lease with this timeout, or a refusal."""
 
-    @classmethod
-    def _tag(cls) -> str:
-        return "Dispatched"
+    TAG = "Dispatched"
 
 
 class JobStatus(Message):
@@ -108,13 +100,13 @@ class ReportJobStatusReceived(Message):
 
 
 class RequestData(Message):
-    """Worker to scheduler: assign the next slice of this dataset to me."""
+    """Worker to scheduler: a request for the next slice of this dataset."""
 
     dataset: str
 
 
 class DataAssignment(Message):
-    """Scheduler to worker: the index of a slice and the peer that has it, or why there is none."""
+    """Scheduler to worker: the index of a slice and the peer that has it, or an error. NotFound sets none of them."""
 
     data_provider: PeerId | None = None
     index: Unsigned64 | None = None

@@ -15,7 +15,7 @@ class DecodeError(ValueError):
 
 
 class _Encoded:
-    """A value that is encoded already. This is not a dataclass, because pydantic would turn one into a dict."""
+    """An encoded value. This is not a dataclass, because pydantic would turn one into a dict."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -66,8 +66,8 @@ def loads(data: bytes | memoryview) -> Any:
     """Decode exactly one CBOR item in time and memory proportional to its size.
 
     Accepts the types that serde writes: integers of up to 64 bits, byte and text strings, arrays, maps with text keys,
-    floats, booleans and null. Refuses all others. In particular it refuses tags, because a general decoder computes
-    their values, and some take hours to compute.
+    floats, booleans and null. Refuses all others, in particular tags, because some of their values take hours to
+    compute.
 
     Raises:
         DecodeError: `data` is malformed, nested deeper than `MAX_DEPTH`, holds more items than its size justifies, or

@@ -1,11 +1,11 @@
 """The specification of a job: its executor, references to data and peers, optimisers and schedules."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import AliasGenerator, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import ConfigDict, Field
 
-from hypha_messages.types import Double, Message, PeerId, Unsigned32, Unsigned64, Uuid
+from hypha_messages.types import Double, Message, OmitsNone, PeerId, Unsigned32, Unsigned64, Uuid
 
 MAX_PEERS: Final = 1024
 """Maximum number of peers in one reference."""
@@ -17,24 +17,14 @@ MAX_INPUT_NAMES: Final = 256
 """Maximum number of a model's or preprocessor's inputs."""
 
 
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
-
-
 class KebabMessage(Message):
     """A message whose keys are kebab-case on the wire."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="ignore",
-        populate_by_name=True,
-        serialize_by_alias=True,
-        alias_generator=AliasGenerator(alias=_kebab),
-    )
+    model_config = ConfigDict(alias_generator=lambda name: name.replace("_", "-"))
 
 
 class SelectionStrategy(Message):
-    """To which of several peers a resource is sent."""
+    """Selects the peers, of several, to which a resource is sent."""
 
     type: Literal["All", "Random", "One"]
 
@@ -70,7 +60,7 @@ class HuggingFaceReference(Message):
 
 
 class PeersReference(Message):
-    """Peers to send to or receive from, or, if there is a resource, to pull a slice from."""
+    """Peers to send to or receive from. With `resource`, the peers to pull that slice from."""
 
     type: Literal["peers"] = "peers"
     peers: Annotated[list[PeerId], Field(max_length=MAX_PEERS, fail_fast=True)]
@@ -129,7 +119,7 @@ class ModelType(StrEnum):
     AUDIO_TOKENIZATION = "audio-tokenization"
     TABLE_QUESTION_ANSWERING = "table-question-answering"
     DOCUMENT_QUESTION_ANSWERING = "document-question-answering"
-    VISION_2_SEQ = "vison2-seq"  # the reference implementation and the wire spell it so
+    VISION_2_SEQ = "vison2-seq"  # the reference implementation misspells it on the wire
     IMAGE_TEXT_TO_TEXT = "image-text-to-text"
     TIME_SERIES_PREDICTION = "time-series-prediction"
 
@@ -175,35 +165,27 @@ class Nesterov(KebabMessage):
     momentum: Double
 
 
-_Steps = Annotated[int, Field(strict=True, ge=-(2**31), lt=2**31)]
+_Signed32 = Annotated[int, Field(strict=True, ge=-(2**31), lt=2**31)]
 
 
 class WarmupSchedule(Message):
     """A learning rate that warms up, then decays along a cosine or a line over the training steps."""
 
     type: Literal["cosine-with-warmup", "linear-with-warmup"]
-    warmup_steps: _Steps
-    training_steps: _Steps
+    warmup_steps: _Signed32
+    training_steps: _Signed32
 
 
 class WarmupStableDecay(Message):
     """A learning rate that warms up, holds, and decays."""
 
     type: Literal["wsd"] = "wsd"
-    warmup_steps: _Steps
-    decay_steps: _Steps
+    warmup_steps: _Signed32
+    decay_steps: _Signed32
 
 
-class _OmitsNone(Message):
-    """A message that omits its unset optional fields, as serde's `skip_serializing_if` does."""
-
-    @model_serializer(mode="wrap")
-    def _omit_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in serialize(self).items() if value is not None}
-
-
-class TrainConfig(_OmitsNone):
-    """How to train: the model, the data, where to send pseudo-gradients and where to receive merged updates."""
+class TrainConfig(OmitsNone):
+    """How to train: model, data, the peers that get pseudo-gradients, and the peers that send merged updates."""
 
     model: Model
     data: Reference
@@ -216,23 +198,23 @@ class TrainConfig(_OmitsNone):
 
     @property
     def fetched(self) -> tuple[Reference, ...]:
-        """What the job may fetch: its model, its preprocessor and its data."""
+        """The references that the job may fetch: its model, preprocessor and data."""
         preprocessor = (self.preprocessor.artifact,) if self.preprocessor else ()
         return (self.model.artifact, *preprocessor, self.data)
 
     @property
     def received(self) -> PeersReference:
-        """Who pushes to the job: the parameter server sends merged updates."""
+        """The peers that push to the job: parameter servers send merged updates."""
         return self.results
 
     @property
     def sent(self) -> PeersReference:
-        """To whom the job pushes: the parameter server takes pseudo-gradients."""
+        """The peers to which the job pushes: parameter servers receive pseudo-gradients."""
         return self.updates
 
 
 class AggregateConfig(Message):
-    """How to aggregate: where to receive pseudo-gradients, where to send the update, and the outer optimiser."""
+    """How to aggregate: the peers that send pseudo-gradients, the peers that get updates, and the outer optimiser."""
 
     updates: PeersReference
     results: PeersReference
@@ -240,17 +222,17 @@ class AggregateConfig(Message):
 
     @property
     def fetched(self) -> tuple[Reference, ...]:
-        """What the job may fetch: nothing."""
+        """The references that the job may fetch: none."""
         return ()
 
     @property
     def received(self) -> PeersReference:
-        """Who pushes to the job: the trainers send pseudo-gradients."""
+        """The peers that push to the job: trainers send pseudo-gradients."""
         return self.updates
 
     @property
     def sent(self) -> PeersReference:
-        """To whom the job pushes: the trainers take merged updates."""
+        """The peers to which the job pushes: trainers receive merged updates."""
         return self.results
 
 
@@ -281,7 +263,7 @@ class AggregateExecutor(Message):
 
 
 class ExecutorDescriptor(Message):
-    """The class and name of an executor, which workers offer and requests ask for."""
+    """The class and name of an executor. Workers offer executors, and requests name the required ones."""
 
     class_: ExecutorClass = Field(alias="class")
     name: str

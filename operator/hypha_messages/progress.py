@@ -6,7 +6,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from hypha_messages.cbor import Single
 from hypha_messages.protocol import Plain, Protocol, untag
-from hypha_messages.types import Message, Unsigned32, Uuid
+from hypha_messages.types import Message, OmitsNone, Unsigned32, Uuid
 
 
 class Status(Message):
@@ -53,7 +53,7 @@ class ReportProgress(Message):
     progress: Progress
 
 
-class ProgressResponse(Message):
+class ProgressResponse(OmitsNone):
     """Scheduler to worker: continue, or run `counter` more batches and then send the update, or stop."""
 
     type: Literal["Ok", "Continue", "ScheduleUpdate", "Done", "Error"]
@@ -64,10 +64,6 @@ class ProgressResponse(Message):
         if (self.counter is not None) != (self.type == "ScheduleUpdate"):
             raise ValueError("ScheduleUpdate needs a counter, and other types have none")
         return self
-
-    @model_serializer(mode="wrap")
-    def _serialize(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in serialize(self).items() if value is not None}
 
 
 PROGRESS: Final = Protocol("/hypha-progress/0.0.1", request=Plain(ReportProgress), response=Plain(ProgressResponse))

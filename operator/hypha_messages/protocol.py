@@ -66,7 +66,7 @@ class Tagged(Body[M]):
 
 @dataclass(frozen=True)
 class Protocol(Generic[Request, Response]):
-    """A request/response protocol. `Network.request` and `Network.handle` take it, and thereby the message types."""
+    """A request/response protocol: its id and message types, for `Network.request` and `Network.handle`."""
 
     id: str
     request: Body[Request]

@@ -7,10 +7,10 @@ from hypha_messages.cbor import DecodeError
 from hypha_messages.job import DataSlice
 
 PUSH: Final = "/hypha-tensor-stream/push"
-"""Carries raw bytes to the end of the stream. The receiver knows the sending peer and nothing else."""
+"""Carries the bytes of a file to the end of the stream. The receiver learns only which peer sends them."""
 
 PULL: Final = "/hypha-tensor-stream/pull"
-"""Carries a header that names the slice. The other side then sends the slice, to the end of the stream."""
+"""Carries a header that names a slice. The other side then sends the slice, to the end of the stream."""
 
 _LENGTH: Final = struct.Struct("<Q")
 PULL_LENGTH_BYTES: Final = _LENGTH.size

@@ -1,4 +1,4 @@
-"""Say in one line what is wrong with a value that pydantic refuses."""
+"""Describes, in one line, the problems of a value that pydantic refuses."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -10,12 +10,12 @@ MAX_PROBLEM_CHARACTERS: Final = 200
 
 
 def describe(error: ValidationError | Sequence[Any], whole: str, prefix: str = "") -> str:
-    """Return `key: what is wrong; ...`, of bounded length.
+    """Return `key: problem; ...`, of bounded length.
 
     Args:
         error: the error, or its details.
-        whole: what to call the complete value where no key of it is to blame.
-        prefix: is written before every key.
+        whole: the name of the complete value, in place of a key, for a problem of all of it.
+        prefix: text before every key.
     """
     details: Sequence[Any] = (
         error.errors(include_url=False, include_context=False, include_input=False)
