@@ -1,6 +1,6 @@
 """The configuration of a node: people and the operator write it as TOML, `hypha_worker.config_file` reads it.
 
-The reader may pass in the validation context the `directory` of the file and the function `is_supported` for addresses.
+The reader may pass two entries in the validation context: the `directory` of the file, and the function `is_supported`.
 """
 
 import socket
@@ -38,11 +38,11 @@ def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
 
 
 ConfiguredPath = Annotated[Path, AfterValidator(_relative_to_file)]
-"""A path; a relative one starts at the directory of the configuration file."""
+"""A path. A relative path starts at the directory of the configuration file."""
 
 
 def _parse_pairs(value: Any) -> Any:
-    """Accept `k=v,k=v` for a table, as the OpenTelemetry variables write it."""
+    """Accept the text `k=v,k=v` for a table, the form of the OpenTelemetry variables."""
     if not isinstance(value, str):
         return value
     pairs = (pair.partition("=") for pair in value.split(",") if pair.strip())
@@ -53,9 +53,9 @@ def _parse_pairs(value: Any) -> Any:
 
 
 def _is_supported(text: str, info: ValidationInfo) -> bool:
-    """Return whether the reader of the configuration has the transport of an address; ValueError for any other text.
+    """Return whether the node has the transport of an address; ValueError if the text is not an address.
 
-    Only the node knows addresses and its transports, so it passes the function `is_supported` in the context.
+    Only the node knows its transports, so it passes the function `is_supported` in the context.
     """
     is_supported: Callable[[str], bool] = (info.context or {}).get("is_supported", lambda _text: True)
     return is_supported(text)
@@ -80,26 +80,29 @@ class Section(BaseModel):
 
 
 class ResourcesConfig(Section):
-    """What this worker offers to schedulers."""
+    """The resources that this worker offers to schedulers."""
 
     cpu: Amount = Field(description="Cores.")
     memory: Amount = Field(description="GB of memory.")
     storage: Amount = Field(description="GB of disk space below work_dir.")
-    gpu: Amount = Field(default=0.0, description="GB of video memory, all devices together; 0 without a GPU.")
-    gpu_device: Amount = Field(default=0.0, description="GB of one device: leases get whole ones; 0: they share.")
+    gpu: Amount = Field(default=0.0, description="GB of GPU memory, all devices together; 0 without a GPU.")
+    gpu_device: Amount = Field(
+        default=0.0,
+        description="GB of one GPU. Leases are rounded up to whole GPUs; 0 lets leases share a GPU.",
+    )
 
 
 class OfferConfig(Section):
-    """What an offer says."""
+    """The terms of an offer."""
 
-    price: Amount = Field(default=100.0, description="The least that the whole worker costs (strategy whole).")
+    price: Amount = Field(default=100.0, description="The lowest price of the complete worker (strategy whole).")
     floor: Amount = Field(
         default_factory=lambda offer: min(100.0, offer.get("price", 100.0)),
-        description="Bids below this are not answered. Without being set, it is not above price.",
+        description="The worker does not answer bids below this. Default: 100, or price if that is less.",
     )
     strategy: Literal["flexible", "whole"] = Field(
         default="whole",
-        description="whole: the entire worker at max(price, bid); flexible: what was asked, at the bid.",
+        description="whole: offer the complete worker at max(price, bid); flexible: offer the request at the bid.",
     )
 
     @field_validator("strategy", mode="before")
@@ -109,11 +112,11 @@ class OfferConfig(Section):
 
 
 class SelectionConfig(Section):
-    """Which of several competing requests is answered first."""
+    """Which of several competing requests the worker answers first."""
 
     strategy: Literal["profit", "utilization", "affinity"] = Field(
         default="profit",
-        description="profit: best paid per resource; utilization: fills what is free best; affinity: by preference.",
+        description="profit: highest bid per resource; utilization: fills free capacity best; affinity: by preference.",
     )
     schedulers: dict[PeerId, Weight] = Field(
         default={}, description="Affinity: peer id of a scheduler = preference (may be negative)."
@@ -127,45 +130,48 @@ class LeasesConfig(Section):
     """How long resources are reserved."""
 
     temporary_ms: PositiveMs = Field(
-        default=500, description="How long an offer stands until the scheduler must renew it."
+        default=500, description="How long a scheduler may take to renew the lease of an offer."
     )
-    duration_s: PositiveS = Field(default=10, description="How long a lease runs from each renewal.")
-    prune_ms: PositiveMs = Field(default=250, description="How often expired leases are removed.")
-    max_live: Annotated[int, Field(gt=0)] = Field(default=1024, description="Most leases at once.")
+    duration_s: PositiveS = Field(default=10, description="Lease duration, counted from each renewal.")
+    prune_ms: PositiveMs = Field(default=250, description="How often the node removes expired leases.")
+    max_live: Annotated[int, Field(gt=0)] = Field(default=1024, description="Maximum number of leases.")
     ended_s: PositiveS = Field(
-        default=60, description="How long renewals of a finished job's lease are still answered; it reserves nothing."
+        default=60, description="How long the node still renews the lease of a finished job, which reserves nothing."
     )
 
 
 class ArbiterConfig(Section):
-    """How requests are collected."""
+    """How the node collects requests before it answers the best."""
 
-    window_ms: PositiveMs = Field(default=200, description="How long competing requests are collected.")
-    window_messages: Annotated[int, Field(gt=0)] = Field(default=100, description="Most requests that are collected.")
+    window_ms: PositiveMs = Field(default=200, description="How long the node collects competing requests.")
+    window_messages: Annotated[int, Field(gt=0)] = Field(
+        default=100, description="Maximum number of collected requests."
+    )
     max_waiting: Annotated[int, Field(gt=0)] = Field(
-        default=2000, description="Most requests that wait for room, those of one scheduler at most a quarter."
+        default=2000,
+        description="Maximum number of requests that wait for free capacity; one scheduler may have a quarter.",
     )
     requests_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        default=1000, description="Most requests of one scheduler per second; more are ignored."
+        default=1000, description="Maximum number of requests of one scheduler per second; more are ignored."
     )
 
 
 class JobsConfig(Section):
-    """How jobs are run."""
+    """Settings of every job."""
 
-    limits: bool = Field(default=True, description="Hold jobs to the CPU, memory and storage of their lease.")
+    limits: bool = Field(default=True, description="Limit jobs to the CPU, memory and storage of their lease.")
     allow_private_addresses: bool = Field(
-        default=False, description="Let jobs fetch from private, local and metadata addresses."
+        default=False, description="Let jobs download from private, local and metadata addresses."
     )
     read_ahead: Annotated[int, Field(ge=0, le=64)] = Field(
-        default=1, description="Slices fetched before they are asked for."
+        default=1, description="Slices fetched before the executor asks for them."
     )
     output_log_bytes: Annotated[int, Field(ge=4096)] = Field(
-        default=4 * 1024 * 1024, description="Most of a job's output that is kept, in bytes."
+        default=4 * 1024 * 1024, description="Maximum size of the kept output of a job, in bytes."
     )
-    termination_grace_s: PositiveS = Field(default=5, description="From SIGTERM to SIGKILL.")
+    termination_grace_s: PositiveS = Field(default=5, description="Time between SIGTERM and SIGKILL.")
     report_s: PositiveS = Field(
-        default=120, description="How long the end of a job is reported until a scheduler answers."
+        default=120, description="How long the node tries to report the end of a job to its scheduler."
     )
 
 
@@ -173,21 +179,21 @@ class ExecutorConfig(Section):
     """One kind of job that this worker runs, and how."""
 
     class_: ExecutorClass = Field(alias="class", description="The kind of job.")
-    name: Annotated[str, Field(min_length=1)] = Field(description="The executor that schedulers ask for.")
+    name: Annotated[str, Field(min_length=1)] = Field(description="The name that schedulers request.")
     runtime: Literal["process", "parameter-server", "kubernetes"] = Field(
         description="process: runs cmd and args; parameter-server: the built-in one."  # kubernetes: the operator's
     )
     cmd: Annotated[str, Field(min_length=1)] | None = Field(default=None, description="Program to run.")
     args: list[str] = Field(
-        default=[], description="Its arguments; {SOCKET_PATH}, {WORK_DIR}, {JOB_JSON} and {JOB_FILE} are replaced."
+        default=[], description="Its arguments. {SOCKET_PATH}, {WORK_DIR}, {JOB_JSON} and {JOB_FILE} are replaced."
     )
-    env: dict[str, str] = Field(default={}, description="Added to its environment.")
+    env: dict[str, str] = Field(default={}, description="Added to the program's environment.")
 
     @field_validator("cmd", mode="after")
     @classmethod
     def _resolve(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None or "/" not in value:
-            return value  # a name, to be found in PATH
+            return value  # a name without a slash is looked up in PATH
         return str(_relative_to_file(Path(value), info))
 
     @model_validator(mode="after")
@@ -206,29 +212,31 @@ class ExecutorConfig(Section):
 
     @property
     def descriptor(self) -> ExecutorDescriptor:
-        """How schedulers name this executor."""
+        """The class and name by which schedulers request this executor."""
         return ExecutorDescriptor(class_=self.class_, name=self.name)
 
 
 class KubernetesConfig(Section):
-    """The cluster in which jobs are pods. An operator writes this table; without it jobs are processes."""
+    """The cluster in which jobs are pods. The operator writes this table. Without it, jobs are processes."""
 
-    namespace: ObjectName = Field(description="Where the HyphaWorker and its jobs are.")
+    namespace: ObjectName = Field(description="Namespace of the HyphaWorker and its jobs.")
     worker: ObjectName = Field(description="Name of the HyphaWorker.")
-    worker_uid: Annotated[str, Field(min_length=1)] = Field(description="Its uid.")
+    worker_uid: Annotated[str, Field(min_length=1)] = Field(description="Uid of the HyphaWorker.")
     connector_port: Annotated[int, Field(ge=1, le=65535)] = Field(
-        default=CONNECTOR_PORT, description="Where bridges reach this node."
+        default=CONNECTOR_PORT, description="Port at which bridges reach this node."
     )
-    peer_id: PeerId | None = Field(default=None, description="The only identity that is accepted; any if absent.")
+    peer_id: PeerId | None = Field(
+        default=None, description="The only peer id with which this node starts; any if absent."
+    )
     audience: Annotated[str, Field(min_length=1)] = Field(
-        default=TOKEN_AUDIENCE, description="For whom the tokens of bridges are issued."
+        default=TOKEN_AUDIENCE, description="Audience of the tokens of bridges."
     )
     ttl_seconds_after_finished: Annotated[int, Field(ge=0)] = Field(
         default=KEEP_ENDED_S, description="How long an ended HyphaJob is kept."
     )
-    accept_offers: bool = Field(default=True, description="false: no new offers; what is leased goes on.")
+    accept_offers: bool = Field(default=True, description="false: no new offers; existing leases continue.")
     pod_name: ObjectName = Field(
-        default_factory=socket.gethostname, description="Name of this node's pod, which may give its host another."
+        default_factory=socket.gethostname, description="Name of this node's pod; the pod's host name may differ."
     )
 
 
@@ -241,20 +249,21 @@ class NodeConfig(Section):
     crls_pem: ConfiguredPath | None = Field(default=None, description="Revocation lists.")
 
     gateway_addresses: Annotated[list[Multiaddr], Field(min_length=1)] = Field(
-        description="Gateways, with or without /p2p/<id>; one must be reachable, more are redundancy."
+        description="Gateways, with or without /p2p/<id>; one must be reachable."
     )
     listen_addresses: list[Multiaddr] = Field(
-        default=["/ip4/0.0.0.0/tcp/0"], description="Where to accept connections; port 0 lets the system choose."
+        default=["/ip4/0.0.0.0/tcp/0"],
+        description="Addresses at which the node accepts peers; port 0 lets the system choose.",
     )
     external_addresses: list[Multiaddr] = Field(
-        default=[], description="Where others reach this node, if not at its listen addresses."
+        default=[], description="Addresses at which peers reach this node, if not at its listen addresses."
     )
     exclude_cidr: list[Cidr] = Field(
-        default=list(RESERVED_CIDRS), description="Networks whose addresses are not taken from other peers."
+        default=list(RESERVED_CIDRS), description="Networks in which the node ignores addresses of peers."
     )
     relay_circuit: bool = Field(default=True, description="Be reachable through the gateways.")
 
-    work_dir: ConfiguredPath = Field(description="Where jobs work and where the node keeps its state.")
+    work_dir: ConfiguredPath = Field(description="Directory of the jobs' files and the node's state.")
     resources: ResourcesConfig
     offer: OfferConfig = OfferConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -265,12 +274,12 @@ class NodeConfig(Section):
     telemetry_endpoint: str | None = Field(
         default=None,
         validation_alias=AliasChoices("telemetry_endpoint", "exporter_otlp_endpoint"),
-        description="OpenTelemetry collector (OTLP over HTTP); without one nothing is exported.",
+        description="OpenTelemetry collector (OTLP over HTTP); without it, the node exports nothing.",
     )
     telemetry_protocol: Literal["http/protobuf", "http/json", "grpc"] = Field(
         default="http/protobuf",
         validation_alias=AliasChoices("telemetry_protocol", "exporter_otlp_protocol"),
-        description="http/protobuf; without support for another one nothing is exported.",
+        description="Only http/protobuf is supported; with another one, the node exports nothing.",
     )
     telemetry_headers: SecretTable = Field(
         default={},
@@ -280,20 +289,20 @@ class NodeConfig(Section):
     telemetry_attributes: TextTable = Field(
         default={},
         validation_alias=AliasChoices("telemetry_attributes", "resource_attributes"),
-        description="Attributes of everything exported, a table or key=value,key=value.",
+        description="Attributes of all exported data, a table or key=value,key=value.",
     )
     telemetry_sampler: Literal["always_on", "always_off", "traceidratio", "parentbased_traceidratio"] | None = Field(
         default=None,
         validation_alias=AliasChoices("telemetry_sampler", "traces_sampler"),
-        description="Which traces are exported; all if absent.",
+        description="Which traces the node exports; all if absent.",
     )
     telemetry_sample_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
         default=1.0,
         validation_alias=AliasChoices("telemetry_sample_ratio", "traces_sampler_arg"),
-        description="The share of traces for the ratio samplers.",
+        description="The fraction of traces that the ratio samplers keep.",
     )
 
-    executors: Annotated[list[ExecutorConfig], Field(min_length=1)] = Field(description="What this worker can run.")
+    executors: Annotated[list[ExecutorConfig], Field(min_length=1)] = Field(description="The executors of this worker.")
 
     @model_validator(mode="after")
     def _executors_differ(self) -> Self:
@@ -305,15 +314,11 @@ class NodeConfig(Section):
     @model_validator(mode="after")
     def _executors_fit_the_runtime(self) -> Self:
         for executor in self.executors:
-            if (executor.runtime == "kubernetes") != (self.kubernetes is not None):
-                raise ValueError(
-                    f'executors: {executor.descriptor} has runtime "{executor.runtime}", and there is '
-                    + (
-                        'a table [kubernetes]: write runtime = "kubernetes", or remove the table'
-                        if self.kubernetes
-                        else "no table [kubernetes]: add it, or choose another runtime"
-                    )
-                )
+            problem = f'executors: {executor.descriptor} has runtime "{executor.runtime}", and there is'
+            if self.kubernetes and executor.runtime != "kubernetes":
+                raise ValueError(f'{problem} a table [kubernetes]: write runtime = "kubernetes", or remove the table')
+            if not self.kubernetes and executor.runtime == "kubernetes":
+                raise ValueError(f"{problem} no table [kubernetes]: add it, or choose another runtime")
         return self
 
     @field_validator("gateway_addresses")
@@ -327,14 +332,14 @@ class NodeConfig(Section):
 
     @property
     def capacity(self) -> Resources:
-        """What the worker has, as the messages say it."""
+        """The resources of the worker, as a message."""
         return Resources(**self.resources.model_dump(exclude={"gpu_device"}))
 
     @property
     def runtime(self) -> Literal["process", "kubernetes"]:
-        """How jobs run."""
+        """Whether jobs are processes or pods."""
         return "process" if self.kubernetes is None else "kubernetes"
 
     def executor(self, descriptor: ExecutorDescriptor) -> ExecutorConfig | None:
-        """The configured executor of this class and name."""
+        """Return the configured executor of this class and name; None if there is none."""
         return next((e for e in self.executors if e.descriptor == descriptor), None)

@@ -69,7 +69,7 @@ def test_the_environment_sets_its_keys(file: Path) -> None:
         ("[kubernetes]", "[offer]\nprice = 1\n[kubernete]", ["kubernete", "did you mean kubernetes?"]),
         ('runtime = "kubernetes"', 'runtime = "kubernetes"\ncmd = "uv"', ["takes no cmd", "HyphaWorker"]),
         ('namespace = "ns"', 'namespace = "Not a name"', ["kubernetes.namespace"]),
-        ('worker_uid = "1-2-3"', "", ["worker_uid", "missing", "Its uid"]),
+        ('worker_uid = "1-2-3"', "", ["worker_uid", "missing", "Uid of the HyphaWorker"]),
         (f'peer_id = "{ALICE}"', 'peer_id = "12D3"', ["kubernetes.peer_id"]),
         ("accept_offers = false", "connector_port = 0", ["kubernetes.connector_port"]),
     ],
