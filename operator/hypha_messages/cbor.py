@@ -129,10 +129,7 @@ class _Reader:
             raise self._error("tags are not allowed")
         if depth >= MAX_DEPTH:
             raise self._error(f"nested deeper than {MAX_DEPTH} levels")
-        return self._array(info, depth + 1) if major == _ARRAY else self._map(info, depth + 1)
-
-    def _array(self, info: int, depth: int) -> list[Any]:
-        return [self.item(depth) for _ in self._members(info)]
+        return [self.item(depth + 1) for _ in self._members(info)] if major == _ARRAY else self._map(info, depth + 1)
 
     def _map(self, info: int, depth: int) -> dict[str, Any]:
         members: dict[str, Any] = {}

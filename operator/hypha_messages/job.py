@@ -202,16 +202,6 @@ class TrainConfig(OmitsNone):
         preprocessor = (self.preprocessor.artifact,) if self.preprocessor else ()
         return (self.model.artifact, *preprocessor, self.data)
 
-    @property
-    def received(self) -> PeersReference:
-        """The peers that push to the job: parameter servers send merged updates."""
-        return self.results
-
-    @property
-    def sent(self) -> PeersReference:
-        """The peers to which the job pushes: parameter servers receive pseudo-gradients."""
-        return self.updates
-
 
 class AggregateConfig(Message):
     """How to aggregate: the peers that send pseudo-gradients, the peers that get updates, and the outer optimiser."""
@@ -224,16 +214,6 @@ class AggregateConfig(Message):
     def fetched(self) -> tuple[Reference, ...]:
         """The references that the job may fetch: none."""
         return ()
-
-    @property
-    def received(self) -> PeersReference:
-        """The peers that push to the job: trainers send pseudo-gradients."""
-        return self.updates
-
-    @property
-    def sent(self) -> PeersReference:
-        """The peers to which the job pushes: trainers receive merged updates."""
-        return self.results
 
 
 ExecutorClass = Literal["train", "aggregate"]
@@ -285,10 +265,12 @@ class JobSpec(Message):
 
     @property
     def senders(self) -> frozenset[str]:
-        """The peers from which this job receives pushes."""
-        return frozenset(self.executor.config.received.peers)
+        """The peers from which this job receives pushes: merged updates if it trains, else pseudo-gradients."""
+        config = self.executor.config
+        return frozenset((config.results if isinstance(config, TrainConfig) else config.updates).peers)
 
     @property
     def receivers(self) -> frozenset[str]:
-        """The peers to which this job pushes."""
-        return frozenset(self.executor.config.sent.peers)
+        """The peers to which this job pushes: pseudo-gradients if it trains, else merged updates."""
+        config = self.executor.config
+        return frozenset((config.updates if isinstance(config, TrainConfig) else config.results).peers)

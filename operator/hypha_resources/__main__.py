@@ -16,7 +16,7 @@ def plain(resource: Resource) -> str:
 
 
 def templated(resource: Resource) -> str:
-    """Return the text of a chart's template: Helm upgrades it with the chart and keeps it on removal."""
+    """Return the text of a chart's template. Helm upgrades the definition with the chart and keeps it on removal."""
     text = _dumped(definition(resource, {"helm.sh/resource-policy": "keep"}))
     return f"{_HEADER}{{{{- if .Values.crds.install }}}}\n{text}{{{{- end }}}}\n"
 
@@ -26,7 +26,7 @@ def _dumped(manifest: dict[str, object]) -> str:
 
 
 def main() -> None:
-    """Write one file for each resource."""
+    """Write a file for each resource."""
     parser = argparse.ArgumentParser(prog="python -m hypha_resources", description=__doc__)
     parser.add_argument("--chart", action="store_true", help="write the chart's templates")
     chart = parser.parse_args().chart

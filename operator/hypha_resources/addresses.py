@@ -94,5 +94,5 @@ Cidr = Annotated[
     str, Field(max_length=64, json_schema_extra=rules(("isCIDR(self)", WRITE_CIDR))), AfterValidator(check_cidr)
 ]
 PeerIdKey = Annotated[str, _must(_is_peer_id, _WRITE_PEER_IDS)]
-"""A key of a table. `PEER_ID_KEYS` is the rule of the table."""
+"""A key of a table whose rule is `PEER_ID_KEYS`."""
 PEER_ID_KEYS: Final = rules((f"self.all(id, id.matches('^{_PEER_ID}$'))", _WRITE_PEER_IDS))

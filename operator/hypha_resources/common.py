@@ -50,7 +50,7 @@ Quantity = Annotated[
         }
     ),
 ]
-"""A Kubernetes quantity above zero. It keeps its text, so that it does not differ from the text in Git."""
+"""A Kubernetes quantity above zero. The model keeps its text, so that it does not differ from the text in Git."""
 
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 """The name of another object in the same namespace."""

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import BaseModel
 
 from hypha_contracts.names import GROUP, JOB_KIND, VERSION, WORKER_KIND
+from hypha_resources.common import rules
 from hypha_resources.job import HyphaJobSpec, HyphaJobStatus
 from hypha_resources.worker import HyphaWorkerSpec, HyphaWorkerStatus
 
@@ -22,21 +23,6 @@ _MAX_PROPERTIES: Final = 256
 """Limits where the models have none, because the API server accepts rules only if it can estimate their cost."""
 
 
-class Column(NamedTuple):
-    """A column of `kubectl get`; a wide one shows only with `-o wide`."""
-
-    name: str
-    type: str
-    path: str
-    wide: bool = False
-
-    @property
-    def schema(self) -> Schema:
-        """The column in the form of a CustomResourceDefinition."""
-        column = {"name": self.name, "type": self.type, "jsonPath": self.path}
-        return column | {"priority": 1} if self.wide else column
-
-
 class Resource(NamedTuple):
     """The parts of a CustomResourceDefinition."""
 
@@ -46,12 +32,18 @@ class Resource(NamedTuple):
     spec: type[BaseModel]
     status: type[BaseModel]
     rules: tuple[tuple[str, str], ...]
-    columns: tuple[Column, ...]
+    columns: tuple[Schema, ...]
 
     @property
     def plural(self) -> str:
         """The name in URLs."""
         return f"{self.kind.lower()}s"
+
+
+def _column(name: str, type_: str, path: str, *, wide: bool = False) -> Schema:
+    """Return a column of `kubectl get`; a wide one shows only with `-o wide`."""
+    column = {"name": name, "type": type_, "jsonPath": path}
+    return column | {"priority": 1} if wide else column
 
 
 def _of_condition(type_: str, field: str) -> str:
@@ -74,14 +66,14 @@ HYPHA_WORKER: Final = Resource(
         ),
     ),
     columns=(
-        Column("Ready", "string", _of_condition("Ready", "status")),
-        Column("Peer", "string", ".status.peerId"),
-        Column("Gateways", "integer", ".status.node.connectedGateways"),
-        Column("Leases", "integer", ".status.node.activeLeases"),
-        Column("Jobs", "integer", ".status.node.activeJobs"),
-        Column("Reason", "string", _of_condition("Ready", "reason"), wide=True),
-        Column("Message", "string", _of_condition("Ready", "message"), wide=True),
-        Column("Age", "date", ".metadata.creationTimestamp"),
+        _column("Ready", "string", _of_condition("Ready", "status")),
+        _column("Peer", "string", ".status.peerId"),
+        _column("Gateways", "integer", ".status.node.connectedGateways"),
+        _column("Leases", "integer", ".status.node.activeLeases"),
+        _column("Jobs", "integer", ".status.node.activeJobs"),
+        _column("Reason", "string", _of_condition("Ready", "reason"), wide=True),
+        _column("Message", "string", _of_condition("Ready", "message"), wide=True),
+        _column("Age", "date", ".metadata.creationTimestamp"),
     ),
 )
 HYPHA_JOB: Final = Resource(
@@ -92,14 +84,14 @@ HYPHA_JOB: Final = Resource(
     status=HyphaJobStatus,
     rules=(("self.metadata.name == 'hypha-' + self.spec.taskId", "metadata.name: must be hypha-<spec.taskId>"),),
     columns=(
-        Column("Worker", "string", ".spec.workerRef.name"),
-        Column("Executor", "string", ".spec.executor.name"),
-        Column("Phase", "string", ".status.phase"),
-        Column("Round", "integer", ".status.progress.round"),
-        Column("Loss", "number", ".status.progress.metrics.loss"),
-        Column("Reason", "string", ".status.reason", wide=True),
-        Column("Node", "string", ".status.nodeName", wide=True),
-        Column("Age", "date", ".metadata.creationTimestamp"),
+        _column("Worker", "string", ".spec.workerRef.name"),
+        _column("Executor", "string", ".spec.executor.name"),
+        _column("Phase", "string", ".status.phase"),
+        _column("Round", "integer", ".status.progress.round"),
+        _column("Loss", "number", ".status.progress.metrics.loss"),
+        _column("Reason", "string", ".status.reason", wide=True),
+        _column("Node", "string", ".status.nodeName", wide=True),
+        _column("Age", "date", ".metadata.creationTimestamp"),
     ),
 )
 RESOURCES: Final = (HYPHA_WORKER, HYPHA_JOB)
@@ -118,15 +110,13 @@ def definition(resource: Resource, annotations: Mapping[str, str] | None = None)
             "spec": structural(resource.spec, for_users=True),
             "status": structural(resource.status, for_users=False),
         },
-        "x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in resource.rules],
+        **rules(*resource.rules),
     }
-    metadata: dict[str, Any] = {"name": f"{resource.plural}.{GROUP}"}
-    if annotations:
-        metadata["annotations"] = dict(annotations)
+    annotated = {"annotations": dict(annotations)} if annotations else {}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": metadata,
+        "metadata": {"name": f"{resource.plural}.{GROUP}", **annotated},
         "spec": {
             "group": GROUP,
             "names": {
@@ -144,7 +134,7 @@ def definition(resource: Resource, annotations: Mapping[str, str] | None = None)
                     "served": True,
                     "storage": True,
                     "subresources": {"status": {}},
-                    "additionalPrinterColumns": [column.schema for column in resource.columns],
+                    "additionalPrinterColumns": list(resource.columns),
                     "schema": {"openAPIV3Schema": root},
                 }
             ],
