@@ -94,7 +94,7 @@ def serve(
         port = listener.socket.getsockname()[1]
         pipe.send(port)
         raw = RawConnection(await listener.accept(), Address("ip4", "127.0.0.1", port), is_initiator=False)
-        await peer(await TlsTransport(Identity.from_pem(*credentials)).secure_inbound(raw), *arguments)
+        await peer(await TlsTransport(Identity.from_pem(*credentials)).secure(raw), *arguments)
 
     trio.run(accept)
 
@@ -103,7 +103,7 @@ async def dial(port: int, credentials: Credentials, here: Callable[[SecureConnec
     raw = RawConnection(
         await trio.open_tcp_stream("127.0.0.1", port), Address("ip4", "127.0.0.1", port), is_initiator=True
     )
-    return await here(await TlsTransport(Identity.from_pem(*credentials)).secure_outbound(raw, None))
+    return await here(await TlsTransport(Identity.from_pem(*credentials)).secure(raw))
 
 
 async def send_plain(connection: SecureConnection, mebibytes: int, piece_bytes: int) -> None:

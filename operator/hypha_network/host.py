@@ -179,11 +179,11 @@ class Host:
     async def _upgrade(self, raw: RawConnection, expected: str | None) -> tuple[Yamux, str]:
         if raw.is_initiator:
             await multistream.select(raw, [TLS])
-            secure = await self.tls.secure_outbound(raw, expected)
+            secure = await self.tls.secure(raw, expected)
             await multistream.select(secure, [YAMUX])
         else:
             await multistream.accept(raw, {TLS})
-            secure = await self.tls.secure_inbound(raw)
+            secure = await self.tls.secure(raw)
             await multistream.accept(secure, {YAMUX})
         return Yamux(secure, secure.peer_id, backlog=self._backlog), secure.peer_id
 
@@ -337,10 +337,19 @@ class Host:
         addresses.sort(key=lambda address: address.relay is not None)  # direct ones first; each gets a head start
         reasons: list[str] = []
         won: list[Connection] = []
+
+        async def try_dial(address: Address, failed: trio.Event) -> None:
+            try:
+                won.append(await self.dial(address))
+                nursery.cancel_scope.cancel()
+            except NetworkError as error:
+                reasons.append(str(error))
+                failed.set()
+
         async with trio.open_nursery() as nursery:
             for address in addresses:
                 failed = trio.Event()
-                nursery.start_soon(self._try_dial, address, reasons, won, failed, nursery.cancel_scope)
+                nursery.start_soon(try_dial, address, failed)
                 with trio.move_on_after(_DIRECT_HEAD_START_S * (1 + random.random() / 4)):  # noqa: S311
                     await failed.wait()
         if won:
@@ -348,16 +357,6 @@ class Host:
         if existing := self.connection(peer_id):  # the peer dialled this node meanwhile
             return existing
         raise PeerUnreachable(f"cannot reach {peer_id}: {'; '.join(reasons) or 'no address is known'}")
-
-    async def _try_dial(
-        self, address: Address, reasons: list[str], won: list[Connection], failed: trio.Event, others: trio.CancelScope
-    ) -> None:
-        try:
-            won.append(await self.dial(address))
-            others.cancel()
-        except NetworkError as error:
-            reasons.append(str(error))
-            failed.set()
 
     async def open_stream(self, peer_id: str, protocols: list[str], *, prefer_direct: bool = False) -> Stream:
         """Open a stream to a peer, connecting to it first if there is no connection."""

@@ -1,7 +1,7 @@
 """The interface of this package: peers by id, requests, streams, gossip and records, without any type of libp2p."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -84,8 +84,8 @@ class Network:
         self._requests = Requests(host)
         self._gateways = Gateways(host, gateways, self._on_gateway)
         self._pubsub = PubSub(host, Signer(identity.seed, identity.peer_id))
-        self._identify = Identify(host, public_key, agent, self._own_addresses, self._on_identified)
         self._kademlia = Kademlia(host, self._usable)
+        self._identify = Identify(host, public_key, agent, self._own_addresses, self._kademlia.learn)
         self._relays = Relays(host, self._identify.push)
         host.register(self._pubsub.handlers, self._pubsub.serve)
         host.register(self._identify.handlers, self._identify.serve)
@@ -241,10 +241,6 @@ class Network:
             nursery.start_soon(self._kademlia.republish)
             if self._config.relay_circuit:
                 nursery.start_soon(self._relays.keep_reserved, connection)
-
-    def _on_identified(self, peer_id: str, announced: Sequence[Address], protocols: frozenset[str]) -> None:
-        self._kademlia.learn(peer_id, announced, protocols)
-        self._host.changes.notify()
 
 
 def _parse_all(texts: tuple[str, ...]) -> list[Address]:

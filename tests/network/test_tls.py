@@ -47,6 +47,18 @@ def raw_pair() -> tuple[RawConnection, RawConnection]:
     )
 
 
+class Libp2pTransport:
+    """The security transport of libp2p, which uses self-signed certificates, with the interface of TlsTransport."""
+
+    def __init__(self) -> None:
+        self._inner = SelfSignedTransport(create_new_key_pair())
+
+    async def secure(self, raw: Any, expected: Any = None) -> Any:
+        return await (
+            self._inner.secure_outbound(raw, expected) if raw.is_initiator else self._inner.secure_inbound(raw)
+        )
+
+
 async def outcome_of(secure: Callable[[], Awaitable[SecureConnection]]) -> Outcome:
     try:
         return await secure()
@@ -57,20 +69,20 @@ async def outcome_of(secure: Callable[[], Awaitable[SecureConnection]]) -> Outco
 async def meet(
     dialler: Any, acceptor: Any, *, expected: str | None = None, timeout_s: float = 10.0
 ) -> tuple[Outcome, Outcome]:
-    """Let two identities (or transports) shake hands; what came of it for the one that dialled and for the other."""
+    """Let two identities (or transports) shake hands; return the outcomes of the dialler and the acceptor."""
     client, server = (
-        peer if hasattr(peer, "secure_inbound") else TlsTransport(peer, handshake_timeout_s=timeout_s)
+        peer if hasattr(peer, "secure") else TlsTransport(peer, handshake_timeout_s=timeout_s)
         for peer in (dialler, acceptor)
     )
     near, far = raw_pair()
     found: dict[str, Outcome] = {}
 
     async def dial() -> None:
-        found["dialler"] = await outcome_of(partial(client.secure_outbound, near, expected))
+        found["dialler"] = await outcome_of(partial(client.secure, near, expected))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(dial)
-        found["acceptor"] = await outcome_of(partial(server.secure_inbound, far))
+        found["acceptor"] = await outcome_of(partial(server.secure, far))
     return found["dialler"], found["acceptor"]
 
 
@@ -292,20 +304,17 @@ class TestRefused:
         assert "CN=a??b" in caplog.text
 
     async def test_a_self_signed_libp2p_peer(self, pki: Pki) -> None:
-        keys = create_new_key_pair()
-        _, server = await meet(SelfSignedTransport(keys), pki.identity("gateway"))
+        _, server = await meet(Libp2pTransport(), pki.identity("gateway"))
         assert refused(server, "its certificate is refused")
-        client, _ = await meet(pki.identity("worker"), SelfSignedTransport(keys))
+        client, _ = await meet(pki.identity("worker"), Libp2pTransport())
         assert isinstance(client, HandshakeError)
 
     async def test_a_peer_that_says_nothing(self, pki: Pki) -> None:
-        for side in "secure_inbound", "secure_outbound":
-            near, far = raw_pair()
+        for near, far in raw_pair(), reversed(raw_pair()):
             started = trio.current_time()
             transport = TlsTransport(pki.identity("gateway"), handshake_timeout_s=7.0)
-            arguments = (near,) if side == "secure_inbound" else (near, None)
             with pytest.raises(HandshakeError, match="not completed within 7 s"):
-                await getattr(transport, side)(*arguments)
+                await transport.secure(near)
             assert trio.current_time() - started == pytest.approx(7.0)
             while await far.read(65536):  # what it got, then the end: the connection was closed
                 pass
@@ -318,7 +327,7 @@ class TestRefused:
             pki.identity("worker").client_context.wrap_bio(ssl.MemoryBIO(), hello).do_handshake()
         await near.write(hello.read())
         with pytest.raises(HandshakeError, match="not completed within 10 s"):
-            await transport.secure_inbound(far)
+            await transport.secure(far)
 
     @pytest.mark.parametrize(
         "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff" + bytes(70000), b"\x00" * 100]
@@ -327,13 +336,13 @@ class TestRefused:
         near, far = raw_pair()
         await near.write(garbage)
         with pytest.raises(HandshakeError):
-            await TlsTransport(pki.identity("gateway")).secure_inbound(far)
+            await TlsTransport(pki.identity("gateway")).secure(far)
 
     async def test_a_peer_that_hangs_up(self, pki: Pki) -> None:
         near, far = raw_pair()
         await near.close()
         with pytest.raises(HandshakeError, match="closed by the peer"):
-            await TlsTransport(pki.identity("gateway")).secure_inbound(far)
+            await TlsTransport(pki.identity("gateway")).secure(far)
 
     async def test_every_refusal_is_one_line_in_the_log(self, pki: Pki, caplog: pytest.LogCaptureFixture) -> None:
         await meet(impostor(None), pki.identity("gateway"))

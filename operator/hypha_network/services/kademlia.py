@@ -100,6 +100,7 @@ class Kademlia:
             self._table.popitem(last=False)
         if fresh or not self.bootstrapped.is_set():
             self._learned.set()
+        self._host.changes.notify()
 
     def addresses_of(self, peer_id: str) -> tuple[Address, ...]:
         """Return the addresses that a peer announced for itself."""
@@ -192,17 +193,12 @@ class Kademlia:
         """
         now = time.monotonic()
         self._failed = {peer_id: until for peer_id, until in self._failed.items() if until > now}
-        start = {peer_id: known.addresses for peer_id, known in self._table.items() if known.serves}
-        lookup = _Lookup(_key(key), start)
-        for peer_id in (self._host.peer_id, leave_out):
-            lookup.candidates.pop(peer_id or "", None)
-            lookup.asked.add(peer_id or "")
-        lookup.asked.update(peer_id for peer_id in self._failed if self._host.connection(peer_id) is None)
-        lookup.asked.update(
-            peer_id
-            for peer_id, known in self._table.items()
-            if not known.serves and self._host.connection(peer_id) is not None
-        )
+        left_out = {self._host.peer_id, leave_out or ""}
+        serving = {peer_id: known.addresses for peer_id, known in self._table.items() if known.serves}
+        lookup = _Lookup(_key(key), {peer_id: known for peer_id, known in serving.items() if peer_id not in left_out})
+        connected = self._host.connections.keys()
+        silent = (self._table.keys() - serving.keys()) & connected
+        lookup.asked.update(left_out, silent, self._failed.keys() - connected)
         request = Message(kind, key)
         with trio.move_on_after(LOOKUP_TIMEOUT_S):
             async with trio.open_nursery() as nursery:

@@ -122,7 +122,10 @@ def decode(data: bytes) -> Message:
     """Return the message; RemoteRefused if the bytes do not encode one."""
     try:
         wire = _Message.FromString(data)
-        record = _decode_record(wire.record) if wire.HasField("record") else None
+        record = None
+        if wire.HasField("record"):
+            publisher = peer_id_from_bytes(wire.record.publisher) if wire.record.publisher else None
+            record = StoredRecord(wire.record.key, Record(wire.record.value, publisher), wire.record.ttl)
         closer = tuple(
             (peer_id_from_bytes(peer.id), tuple(addresses.usable(peer.addrs, MAX_ADDRESSES_PER_PEER)))
             for peer in wire.closerPeers[:MAX_PEERS]
@@ -130,8 +133,3 @@ def decode(data: bytes) -> Message:
         return Message(Kind(wire.type), wire.key, record, closer)
     except (ProtobufError, ValueError, IndexError) as error:
         raise RemoteRefused(f"not a Kademlia message: {error}") from error
-
-
-def _decode_record(wire: Any) -> StoredRecord:
-    publisher = peer_id_from_bytes(wire.publisher) if wire.publisher else None
-    return StoredRecord(wire.key, Record(wire.value, publisher), wire.ttl)

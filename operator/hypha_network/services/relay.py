@@ -140,20 +140,18 @@ class Relays:
                 connection = self._host.connection(relay) or await self._host.dial(address.of_relay())
                 stream = await connection.open([HOP])
                 try:
-                    await self._ask_relay(stream, target)
+                    peer = circuit_pb2.PeerId(id=peer_id_to_bytes(target))
+                    await send(stream, circuit_pb2.HopMessage(type=circuit_pb2.HopMessage.CONNECT, peer=peer))
+                    answer = await receive(stream, circuit_pb2.HopMessage)
                 except BaseException:
                     stream.reset()
                     raise
         except trio.TooSlowError:
             raise DialError(f"{address}: the relay did not connect to the peer within {TIMEOUT_S:g} s") from None
-        return RawConnection(stream, address, is_initiator=True)
-
-    async def _ask_relay(self, stream: Stream, target: str) -> None:
-        peer = circuit_pb2.PeerId(id=peer_id_to_bytes(target))
-        await send(stream, circuit_pb2.HopMessage(type=circuit_pb2.HopMessage.CONNECT, peer=peer))
-        answer = await receive(stream, circuit_pb2.HopMessage)
         if answer.type != circuit_pb2.HopMessage.STATUS or answer.status != OK:
+            stream.reset()
             raise DialError(f"the relay {stream.peer_id} did not connect to {target}: status {answer.status}")
+        return RawConnection(stream, address, is_initiator=True)
 
 
 def _status(status: int) -> circuit_pb2.StopMessage:

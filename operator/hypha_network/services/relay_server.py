@@ -45,6 +45,9 @@ class _Reservation:
     connection: Connection
     expires: float
 
+    def holds(self) -> bool:
+        return self.expires > time.time() and not self.connection.closed.is_set()
+
 
 class RelayServer:
     """Connects peers to the peers that reserved a slot. Circuits are limited in time and bytes."""
@@ -67,17 +70,12 @@ class RelayServer:
             await send(stream, _status(MALFORMED_MESSAGE))
 
     def _reserve(self, connection: Connection) -> circuit_pb2.HopMessage:
-        now = time.time()
-        self._reservations = {
-            peer_id: reservation
-            for peer_id, reservation in self._reservations.items()
-            if reservation.expires > now and not reservation.connection.closed.is_set()
-        }
+        self._reservations = {peer_id: held for peer_id, held in self._reservations.items() if held.holds()}
         if connection.relayed:
             return _status(PERMISSION_DENIED)
         if connection.peer_id not in self._reservations and len(self._reservations) >= MAX_RESERVATIONS:
             return _status(RESOURCE_LIMIT_EXCEEDED)
-        expires = int(now) + RESERVATION_S
+        expires = int(time.time()) + RESERVATION_S
         self._reservations[connection.peer_id] = _Reservation(connection, expires)
         logger.info("%s reserved a relay slot", connection.peer_id)
         answer = _status(OK)
@@ -89,7 +87,7 @@ class RelayServer:
     async def _connect(self, connection: Connection, stream: Stream, target: str) -> None:
         source = connection.peer_id
         reservation = self._reservations.get(target)
-        if reservation is None or reservation.connection.closed.is_set() or reservation.expires < time.time():
+        if reservation is None or not reservation.holds():
             await send(stream, _status(NO_RESERVATION))
         elif connection.relayed:
             await send(stream, _status(PERMISSION_DENIED))

@@ -2,8 +2,7 @@
 
 from hypha_network.errors import StreamReset
 from hypha_network.wire.yamux import YamuxStream
-
-Buffer = bytes | bytearray | memoryview
+from hypha_network.wire.yamux_frames import Buffer
 
 _READ_AHEAD_BYTES = 4096
 """Maximum number of bytes to read ahead. The rest waits in the muxer, which slows the peer down."""
@@ -29,6 +28,8 @@ class Stream:
     async def send_all(self, data: Buffer) -> None:
         """Send all data, as fast as the peer reads it. StreamReset if the stream was reset."""
         await self._muxed.send_all(data)
+
+    write = send_all  # the name in `multistream.Channel`
 
     async def send_eof(self) -> None:
         """Close the sending direction. The peer may still send."""
@@ -73,10 +74,6 @@ class Stream:
             return bytes(parts)
         finally:
             self._muxed.count_collected(0)
-
-    async def write(self, data: bytes) -> None:
-        """Send all data, as `send_all` does. `multistream.Channel` uses this name."""
-        await self.send_all(data)
 
     def _take(self, size_bytes: int) -> memoryview:
         # An empty slice would keep the complete buffer in memory.

@@ -136,20 +136,24 @@ class TlsTransport:
     def __init__(self, identity: Identity, *, handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S) -> None:
         self.identity = identity
         self.problem: str | None = None
-        """Why the identity in the files is not in use; None if it is in use."""
+        """Why this node does not use the identity in the files; None if it does."""
         self._handshake_timeout_s = handshake_timeout_s
         self._connections: WeakSet[SecureConnection] = WeakSet()
 
-    async def secure_inbound(self, conn: RawConnection) -> SecureConnection:
-        """Secure a connection that a peer dialled; HandshakeError if it is refused."""
-        return await self._secure(conn, None, server=True)
+    async def secure(self, raw: RawConnection, expected: str | None = None) -> SecureConnection:
+        """Secure a connection, whose dialler is the TLS client. HandshakeError if either side refuses the other.
 
-    async def secure_outbound(self, conn: RawConnection, peer_id: str | None) -> SecureConnection:
-        """Secure a connection that this node dialled; HandshakeError if it is refused, or another peer answers.
-
-        With `peer_id` None, every peer of the network may answer.
+        With `expected`, this side refuses every other peer.
         """
-        return await self._secure(conn, peer_id, server=False)
+        try:
+            connection = await self._handshake(raw, expected)
+        except HandshakeError as error:
+            whom = "a relayed peer" if raw.address.relay else f"{raw.address.host}:{raw.address.port}"
+            logger.warning("TLS handshake %s %s failed: %s", "to" if raw.is_initiator else "from", whom, error)
+            await raw.close()
+            raise HandshakeError(f"TLS handshake with {whom} failed: {error}") from error
+        self._connections.add(connection)
+        return connection
 
     async def replace_identity(self, identity: Identity) -> None:
         """Use another identity from now on, and close the connections with peers that its lists revoke."""
@@ -159,20 +163,10 @@ class TlsTransport:
                 logger.warning("closing the connection with %s: %s", connection.peer_id, reason)
                 await connection.close()
 
-    async def _secure(self, raw: RawConnection, expected: str | None, *, server: bool) -> SecureConnection:
-        try:
-            connection = await self._handshake(raw, expected, server=server)
-        except HandshakeError as error:
-            whom = _address(raw)
-            logger.warning("TLS handshake %s %s failed: %s", "from" if server else "to", whom, error)
-            await raw.close()
-            raise HandshakeError(f"TLS handshake with {whom} failed: {error}") from error
-        self._connections.add(connection)
-        return connection
-
-    async def _handshake(self, raw: RawConnection, expected: str | None, *, server: bool) -> SecureConnection:
+    async def _handshake(self, raw: RawConnection, expected: str | None) -> SecureConnection:
         identity = self.identity
-        tls = Tls(identity.server_context if server else identity.client_context, server=server)
+        context = identity.client_context if raw.is_initiator else identity.server_context
+        tls = Tls(context, server=not raw.is_initiator)
         try:
             with trio.fail_after(self._handshake_timeout_s):
                 await tls.handshake(raw)
@@ -286,15 +280,14 @@ class Tls:
 
 
 async def follow_files(transport: TlsTransport, *, interval_s: float = 5.0) -> None:
-    """Use the identity in the files whenever they change, without end. Keep the one in use if the new one is bad."""
+    """Use the identity in the files whenever they change, without end. Keep the old one if the new one is unusable."""
     files = transport.identity.files
     if files is None:
         return
     state = files.state()
     while True:
         await trio.sleep(interval_s)
-        fresh_state = files.state()
-        if fresh_state == state:
+        if (fresh_state := files.state()) == state:
             continue
         state = fresh_state
         try:
@@ -302,10 +295,10 @@ async def follow_files(transport: TlsTransport, *, interval_s: float = 5.0) -> N
         except IdentityError as error:
             transport.problem = str(error)
             logger.error("cannot use the new identity, keeping the old one: %s", error)  # noqa: TRY400
-            continue
-        logger.info("reloaded the identity, whose certificate is valid until %s", identity.not_valid_after)
-        transport.problem = None
-        await transport.replace_identity(identity)
+        else:
+            logger.info("reloaded the identity, whose certificate is valid until %s", identity.not_valid_after)
+            transport.problem = None
+            await transport.replace_identity(identity)
 
 
 def _reason(error: ssl.SSLError) -> str:
@@ -313,7 +306,3 @@ def _reason(error: ssl.SSLError) -> str:
         return f"its certificate is refused: {error.verify_message}"
     reason = error.reason or str(error)
     return _REASONS.get(reason, reason.lower().replace("_", " "))
-
-
-def _address(raw: RawConnection) -> str:
-    return "a relayed peer" if raw.address.relay else f"{raw.address.host}:{raw.address.port}"

@@ -6,6 +6,7 @@ large pieces, one writes the data of all streams in turn, and one pings.
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Protocol
 
 import trio
@@ -198,11 +199,13 @@ class Yamux:
         self._closing = True
         self.session.close(NORMAL)
         try:
-            with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True):
-                await self._ignore_errors(self._flush)
+            scope = trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True)
+            with scope, suppress(*_CONNECTION_ERRORS):
+                await self._flush()
             self._fail("closed by this node")
-            with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True):
-                await self._ignore_errors(self.secured.close)
+            scope = trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True)
+            with scope, suppress(*_CONNECTION_ERRORS):
+                await self.secured.close()
         finally:
             self._running.cancel()
             self._closed.set()
@@ -274,12 +277,6 @@ class Yamux:
             logger.debug("the connection with %s failed: %r", self.peer_id, error)
             self._fail(f"the connection failed: {error}")
         scope.cancel()
-
-    async def _ignore_errors(self, step: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await step()
-        except _CONNECTION_ERRORS as error:
-            logger.debug("closing the connection with %s: %r", self.peer_id, error)
 
     def _fail(self, reason: str) -> None:
         self.session.fail(reason)
