@@ -37,12 +37,12 @@ def test_plain_values_decode_to_themselves(value: Any) -> None:
 
 
 @given(PLAIN)
-def test_containers_of_indefinite_length_are_taken(value: Any) -> None:
+def test_containers_of_indefinite_length_are_decoded(value: Any) -> None:
     assert cbor.loads(cbor2.dumps([value, {"a": value}], indefinite_containers=True)) == [value, {"a": value}]
 
 
 @given(st.binary(max_size=200))
-def test_random_bytes_are_refused_or_mean_what_another_decoder_reads(data: bytes) -> None:
+def test_random_bytes_are_refused_or_decode_as_another_decoder_decodes_them(data: bytes) -> None:
     try:
         value = cbor.loads(data)
     except cbor.DecodeError:
@@ -51,7 +51,7 @@ def test_random_bytes_are_refused_or_mean_what_another_decoder_reads(data: bytes
 
 
 @given(PLAIN, TAG_NUMBERS, st.integers(0, cbor.MAX_DEPTH))
-def test_a_tag_is_refused_wherever_it_stands(value: Any, number: int, depth: int) -> None:
+def test_a_tag_is_refused_in_every_position(value: Any, number: int, depth: int) -> None:
     tagged = cbor2.dumps(cbor2.CBORTag(number, value))
     for wire in (nested(depth, tagged), b"\xa1" + tagged + b"\x00", b"\xa1\x61a" + tagged):
         with pytest.raises(cbor.DecodeError):
@@ -84,7 +84,7 @@ def test_nesting_is_allowed_up_to_its_limit_and_no_deeper() -> None:
         cbor.loads(nested(cbor.MAX_DEPTH + 1, b"\x00"))
 
 
-def test_an_error_quotes_a_bounded_part_of_what_it_refuses() -> None:
+def test_an_error_quotes_a_bounded_part_of_the_refused_message() -> None:
     for body, wire in (
         (API.request, cbor.dumps({"x" * 100_000: {}})),
         (PROGRESS.request, cbor.dumps({"job_id": bytes(16), "progress": {"z" * 100_000: 1}})),

@@ -78,7 +78,7 @@ def test_a_job_file_is_the_reference_json(vector: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("vector", encoded("progress"), ids=lambda v: v["cbor"][-12:])
-def test_progress_speaks_the_reference_json_on_the_bridge(vector: dict[str, Any]) -> None:
+def test_progress_has_the_json_of_the_reference(vector: dict[str, Any]) -> None:
     message = BODIES[vector["name"]].decode(bytes.fromhex(vector["cbor"]))
     ours = json.loads(message.model_dump_json())
     if isinstance(message, ProgressResponse):
@@ -92,7 +92,7 @@ def test_progress_speaks_the_reference_json_on_the_bridge(vector: dict[str, Any]
 
 
 @pytest.mark.parametrize("message", recorded(), ids=lambda m: f"{m['by']}_{m['body']}_{m['kind']}".replace(" ", "_"))
-def test_what_real_nodes_sent_decodes_and_encodes_to_the_same_bytes(message: dict[str, Any]) -> None:
+def test_recorded_messages_decode_and_encode_to_the_same_bytes(message: dict[str, Any]) -> None:
     body = BODIES[message["body"]]
     wire = bytes.fromhex(message["cbor"])
     assert body.encode(body.decode(wire)) == wire
@@ -122,7 +122,7 @@ def test_an_over_long_pull_header_is_refused_by_its_length_alone() -> None:
         decode_pull_length((1 << 20).to_bytes(8, "little"))
 
 
-def test_a_job_names_whom_it_receives_from_and_sends_to() -> None:
+def test_a_job_names_its_senders_and_receivers() -> None:
     train = API.request.decode(bytes.fromhex(encoded("api-request dispatch-job train bare")[0]["cbor"])).spec
     aggregate = API.request.decode(bytes.fromhex(encoded("api-request dispatch-job aggregate")[0]["cbor"])).spec
     assert train.senders == train.receivers < aggregate.senders
@@ -189,7 +189,7 @@ def test_a_peer_id_survives_text_and_bytes(key: bytes) -> None:
 
 
 @given(st.text(max_size=80))
-def test_text_that_is_no_peer_id_is_refused(text: str) -> None:
+def test_text_that_is_not_a_peer_id_is_refused(text: str) -> None:
     try:
         multihash = peer_id_to_bytes(text)
     except ValueError:

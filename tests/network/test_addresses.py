@@ -78,7 +78,7 @@ def test_every_transport_that_an_address_can_name_has_an_implementation() -> Non
 
 
 @given(st.text())
-def test_any_text_is_an_address_or_refused(text: str) -> None:
+def test_any_text_parses_as_an_address_or_is_refused(text: str) -> None:
     try:
         address = parse(text)
     except AddressError:
@@ -87,7 +87,7 @@ def test_any_text_is_an_address_or_refused(text: str) -> None:
 
 
 @given(st.binary(max_size=80))
-def test_any_bytes_are_an_address_or_refused(data: bytes) -> None:
+def test_any_bytes_parse_as_an_address_or_are_refused(data: bytes) -> None:
     try:
         address = addresses.from_bytes(data)
     except AddressError:

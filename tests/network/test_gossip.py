@@ -30,7 +30,7 @@ def connection(network: Network, peer: Network) -> Connection:
     return found
 
 
-async def test_a_subscriber_receives_what_others_publish_and_not_its_own() -> None:
+async def test_a_subscriber_receives_the_messages_of_other_peers_and_not_its_own() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
         received, own = b.subscribe(TOPIC, bytes), a.subscribe(TOPIC, bytes)
@@ -43,7 +43,7 @@ async def test_a_subscriber_receives_what_others_publish_and_not_its_own() -> No
             own.receive_nowait()
 
 
-async def test_gossip_passes_through_a_node_that_subscribes() -> None:
+async def test_a_node_that_subscribes_forwards_gossip() -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b, node(pki, "c") as c:
         b.subscribe(TOPIC, bytes)

@@ -20,7 +20,7 @@ def signed(data: bytes = b"hello") -> rpc_pb2.Message:
 
 
 @given(st.binary(max_size=1000))
-def test_a_signed_message_verifies_as_its_signers(data: bytes) -> None:
+def test_verifying_a_signed_message_returns_its_signer(data: bytes) -> None:
     message = rpc_pb2.Message.FromString(signed(data).SerializeToString())
     assert verify(message) == IDENTITY.peer_id
     assert message.data == data
@@ -103,7 +103,7 @@ def test_any_bytes_that_parse_as_a_message_have_an_id_and_are_refused(data: byte
         verify(message)
 
 
-def test_seen_messages_are_remembered_for_a_minute() -> None:
+def test_seen_messages_are_recorded_for_a_minute() -> None:
     seen = SeenCache()
     seen.add(b"first", now=0)
     seen.add(b"second", now=SEEN_S)

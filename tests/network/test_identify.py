@@ -48,7 +48,7 @@ async def test_a_new_relay_address_is_pushed_to_peers() -> None:
 
 
 @pytest.mark.parametrize("garbage", [prefixed(b"\xff" * 100), b"\xff\xff\xff\xff\x01"])
-async def test_a_push_of_garbage_changes_nothing(garbage: bytes) -> None:
+async def test_a_malformed_push_changes_nothing(garbage: bytes) -> None:
     pki = Pki()
     async with node(pki, "a") as a, node(pki, "b") as b:
         await b.dial(direct_address(a))

@@ -49,7 +49,7 @@ class TestKeys:
         body = V2[2:-35] + bytes.fromhex("a00430020500") + V2[-35:]
         assert pkcs8.seed_from_der(bytes([0x30, len(body)]) + body) == SEED
 
-    def test_openssl_reads_what_is_written(self) -> None:
+    def test_openssl_reads_a_written_key(self) -> None:
         assert load_pem_private_key(pkcs8.seed_to_pem(SEED), None).private_bytes_raw() == SEED
 
     def test_a_public_key_of_another_key_is_refused(self) -> None:
@@ -70,7 +70,7 @@ class TestKeys:
                 parse(garbage)
 
     @given(st.sampled_from([V1, V2]), st.integers(0, 200), st.binary(min_size=1, max_size=4))
-    def test_a_key_damaged_anywhere_is_refused_or_a_whole_key(self, der: bytes, at: int, damage: bytes) -> None:
+    def test_a_key_damaged_anywhere_is_refused_or_complete(self, der: bytes, at: int, damage: bytes) -> None:
         at %= len(der)
         try:
             seed = pkcs8.seed_from_der(der[:at] + damage + der[at + len(damage) :])
@@ -99,7 +99,7 @@ class TestKeys:
 
 
 class TestLoading:
-    def test_the_peer_id_is_libp2ps(self, pki: Pki) -> None:
+    def test_the_peer_id_equals_the_one_that_libp2p_computes(self, pki: Pki) -> None:
         identity = pki.identity("worker")
         assert identity.peer_id == ID.from_pubkey(create_new_key_pair(identity.seed).public_key).to_base58()
         assert identity.peer_id.startswith("12D3KooW")
@@ -135,7 +135,7 @@ class TestLoading:
     @pytest.mark.parametrize(
         "content", [b"", b"\xff\x00", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
     )
-    def test_a_file_of_something_else_is_named(self, pki: Pki, tmp_path: Path, name: str, content: bytes) -> None:
+    def test_a_file_with_other_content_is_named(self, pki: Pki, tmp_path: Path, name: str, content: bytes) -> None:
         files = pki.files("worker", tmp_path)
         getattr(files, name).write_bytes(content)
         with pytest.raises(IdentityError, match=f"worker-{name}.pem: "):
@@ -230,7 +230,7 @@ class TestWarnings:
 
 
 class TestReloading:
-    def test_a_renewed_certificate_of_the_same_key_is_taken(self, pki: Pki, tmp_path: Path) -> None:
+    def test_a_renewed_certificate_of_the_same_key_is_used(self, pki: Pki, tmp_path: Path) -> None:
         files = pki.files("worker", tmp_path)
         identity = load(files)
         renewed = create_node(pki.organisation, "renewed", key=pki_key(files.key))
@@ -246,7 +246,7 @@ class TestReloading:
         with pytest.raises(IdentityError, match="cannot change its peer id"):
             identity.reload()
 
-    def test_lists_may_come_later_where_they_are_optional(self, pki: Pki, tmp_path: Path) -> None:
+    def test_optional_lists_are_loaded_once_their_file_exists(self, pki: Pki, tmp_path: Path) -> None:
         files = pki.files("worker", tmp_path)
         lists = tmp_path / "crl.pem"
         with pytest.raises(IdentityError, match="No such file"):
@@ -259,7 +259,7 @@ class TestReloading:
         assert identity.files.state() != before
         assert len(identity.reload().crls) == 2
 
-    def test_a_change_shows_also_when_a_link_is_switched(self, pki: Pki, tmp_path: Path) -> None:
+    def test_the_state_changes_when_a_link_points_to_another_file(self, pki: Pki, tmp_path: Path) -> None:
         pki.files("worker", tmp_path / "1")
         pki.files("worker", tmp_path / "2")
         (tmp_path / "now").symlink_to("1")

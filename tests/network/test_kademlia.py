@@ -138,7 +138,7 @@ def test_the_peers_and_addresses_of_a_message_are_bounded() -> None:
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
+def test_any_bytes_decode_to_a_message_or_are_refused(data: bytes) -> None:
     try:
         message = decode(data)
     except RemoteRefused:

@@ -67,7 +67,7 @@ async def test_the_number_of_proposals_is_limited() -> None:
         lines(HEADER) + prefixed(bytes(2000)),
     ],
 )
-async def test_nonsense_is_refused(said: bytes) -> None:
+async def test_a_malformed_proposal_is_refused(said: bytes) -> None:
     with pytest.raises(NetworkError):
         await multistream.accept(Peer(said), {"/a/1"})
     with pytest.raises(NetworkError):
@@ -75,7 +75,7 @@ async def test_nonsense_is_refused(said: bytes) -> None:
 
 
 @given(st.binary(max_size=500))
-async def test_any_bytes_are_a_proposal_or_refused(said: bytes) -> None:
+async def test_any_bytes_parse_as_a_proposal_or_are_refused(said: bytes) -> None:
     try:
         protocol = await multistream.accept(Peer(said), {"/a/1"})
     except NetworkError:

@@ -24,7 +24,7 @@ def test_one_line_per_subject_and_interval_is_logged_and_the_next_counts_the_sup
     ]
 
 
-def test_the_number_of_remembered_subjects_is_bounded() -> None:
+def test_the_number_of_recorded_subjects_is_bounded() -> None:
     limited = RateLimitedLogger(logging.getLogger("test"))
     for number in range(5000):
         limited.warning(str(number), "x")

@@ -19,14 +19,14 @@ SCHEDULER = "12D3KooWAHqobUfygpAfTG7VquHrCg6uV4o8rPazF13heu8496AX"
 WORKER = "12D3KooWLboRs5cNcvptM4NbJkUo9zeswncUeJWVEQfcj5NHtboy"
 
 
-def test_a_gateways_identification() -> None:
+def test_a_recorded_identify_message_of_a_gateway_is_parsed() -> None:
     said = Identify.FromString(recorded.IDENTIFY)
     assert said.protocol_version == "/hypha-identify/0.0.1"
     assert list(map(str, addresses.usable(said.listen_addrs))) == ["/ip4/127.0.0.1/tcp/24001"]
     assert {"/ipfs/kad/1.0.0", "/meshsub/1.1.0", "/libp2p/circuit/relay/0.2.0/hop"} <= set(said.protocols)
 
 
-def test_a_schedulers_advertisement_is_signed_by_it() -> None:
+def test_a_recorded_advertisement_verifies_as_its_scheduler() -> None:
     (message,) = rpc_pb2.RPC.FromString(recorded.GOSSIP).publish
     assert verify(message) == SCHEDULER
     assert message_id(message) == f"{SCHEDULER}{int.from_bytes(message.seqno, 'big')}".encode()
@@ -37,11 +37,11 @@ def test_a_schedulers_advertisement_is_signed_by_it() -> None:
     assert request.timeout.timestamp < time.time()
 
 
-def test_gossip_is_passed_on_byte_for_byte() -> None:
+def test_a_recorded_gossip_message_is_forwarded_byte_for_byte() -> None:
     assert rpc_pb2.RPC.FromString(recorded.GOSSIP).SerializeToString() == recorded.GOSSIP
 
 
-def test_the_nodes_that_a_gateway_knows() -> None:
+def test_a_recorded_lookup_answer_of_a_gateway_is_parsed() -> None:
     message = decode(recorded.FOUND_NODES)
     assert message.kind is Kind.FIND_NODE
     ((peer_id, known),) = message.closer
@@ -51,18 +51,18 @@ def test_the_nodes_that_a_gateway_knows() -> None:
     assert relayed == f"/ip4/127.0.0.1/tcp/24001/p2p/{GATEWAY}/p2p-circuit/p2p/{DATA_NODE}"
 
 
-def test_a_record_that_a_gateway_keeps() -> None:
+def test_a_record_that_a_gateway_stores_is_parsed() -> None:
     message = decode(recorded.FOUND_RECORD)
     assert message.record == StoredRecord(b"digits", Record(b'{"num_slices":3}', DATA_NODE))
 
 
-def test_a_gateway_that_took_a_record_of_ours() -> None:
+def test_a_gateways_confirmation_of_our_record_is_parsed() -> None:
     message = decode(recorded.RECORD_TAKEN)
     assert message.kind is Kind.PUT_VALUE
     assert message.record == StoredRecord(b"mine", Record(b'{"num_slices":1}', None))
 
 
-def test_a_data_nodes_record_as_it_is_published() -> None:
+def test_a_record_is_published_in_the_same_bytes_as_by_a_data_node() -> None:
     message = decode(recorded.PUT_VALUE)
     assert message == Message(
         Kind.PUT_VALUE, b"digits", StoredRecord(b"digits", Record(b'{"num_slices":3}', DATA_NODE), 172799)
@@ -72,24 +72,24 @@ def test_a_data_nodes_record_as_it_is_published() -> None:
         assert part in ours
 
 
-def test_a_search_for_a_peer() -> None:
+def test_a_lookup_of_a_peer_is_sent_in_the_same_bytes() -> None:
     message = decode(recorded.FIND_NODE)
     assert message == Message(Kind.FIND_NODE, key=message.key)
     assert sorted(encode(message)) == sorted(recorded.FIND_NODE)  # the same fields, in another order
 
 
-def test_a_reservation_is_asked_for_in_the_same_bytes() -> None:
+def test_a_reservation_is_requested_in_the_same_bytes() -> None:
     assert circuit_pb2.HopMessage(type=circuit_pb2.HopMessage.RESERVE).SerializeToString() == recorded.RESERVE
 
 
-def test_a_reservation_that_a_gateway_grants() -> None:
+def test_a_reservation_that_a_gateway_grants_is_parsed() -> None:
     answer = circuit_pb2.HopMessage.FromString(recorded.RESERVED)
     assert (answer.type, answer.status) == (circuit_pb2.HopMessage.STATUS, OK)
     assert answer.reservation.expire > 1_700_000_000
     assert list(map(str, addresses.usable(answer.reservation.addrs))) == [f"/ip4/127.0.0.1/tcp/24001/p2p/{GATEWAY}"]
 
 
-def test_a_circuit_as_asked_for_announced_and_accepted() -> None:
+def test_a_circuit_is_requested_announced_and_accepted_in_the_same_bytes() -> None:
     asked = circuit_pb2.HopMessage.FromString(recorded.HOP_CONNECT)
     assert (asked.type, peer_of(asked)) == (circuit_pb2.HopMessage.CONNECT, WORKER)
     announced = circuit_pb2.StopMessage.FromString(recorded.STOP_CONNECT)

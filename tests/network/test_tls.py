@@ -296,7 +296,7 @@ class TestRefused:
         _, server = await meet(odd, careful)
         assert refused(server, "its certificate cannot be read")
 
-    async def test_a_name_that_would_write_a_log_line_of_its_own(
+    async def test_a_name_with_a_line_break_that_would_forge_a_log_line(
         self, pki: Pki, caplog: pytest.LogCaptureFixture
     ) -> None:
         odd = impostor(named(pki, b"a\r\nb"))
@@ -309,7 +309,7 @@ class TestRefused:
         client, _ = await meet(pki.identity("worker"), Libp2pTransport())
         assert isinstance(client, HandshakeError)
 
-    async def test_a_peer_that_says_nothing(self, pki: Pki) -> None:
+    async def test_a_peer_that_sends_nothing(self, pki: Pki) -> None:
         for near, far in raw_pair(), reversed(raw_pair()):
             started = trio.current_time()
             transport = TlsTransport(pki.identity("gateway"), handshake_timeout_s=7.0)
@@ -338,7 +338,7 @@ class TestRefused:
         with pytest.raises(HandshakeError):
             await TlsTransport(pki.identity("gateway")).secure(far)
 
-    async def test_a_peer_that_hangs_up(self, pki: Pki) -> None:
+    async def test_a_peer_that_closes_the_connection(self, pki: Pki) -> None:
         near, far = raw_pair()
         await near.close()
         with pytest.raises(HandshakeError, match="closed by the peer"):
@@ -374,7 +374,7 @@ class TestConnection:
             await client.write(bytes(8192))
         assert len(await server.read_some()) > 8192
 
-    async def test_what_was_read_is_not_touched_by_later_reads(self, pki: Pki) -> None:
+    async def test_later_reads_do_not_change_data_that_was_returned(self, pki: Pki) -> None:
         client, server = await connect(pki.identity("a"), pki.identity("b"))
         await client.write(b"first")
         first = await server.read_some()
@@ -447,7 +447,7 @@ class TestReloading:
         crls.write_bytes(pki.crls())
         return TlsTransport(Identity.load(files.cert, files.key, files.trust, crls)), crls
 
-    async def test_a_new_list_refuses_from_then_on(self, pki: Pki, tmp_path: Path) -> None:
+    async def test_a_peer_on_a_new_list_is_refused(self, pki: Pki, tmp_path: Path) -> None:
         gateway, crls = self.gateway(pki, tmp_path)
         worker = pki.node("worker")
         await connect(identity_of(worker), gateway)
@@ -455,7 +455,7 @@ class TestReloading:
         _, server = await meet(identity_of(worker), gateway)
         assert refused(server, "was revoked by")
 
-    async def test_a_new_list_ends_the_connections_of_whom_it_names_and_no_others(
+    async def test_a_new_list_closes_the_connections_of_the_peers_it_names_and_no_others(
         self, pki: Pki, tmp_path: Path
     ) -> None:
         gateway, crls = self.gateway(pki, tmp_path)
@@ -469,7 +469,7 @@ class TestReloading:
         await good.write(b"still here")
         assert bytes(await _theirs.read_some()) == b"still here"
 
-    async def test_a_broken_file_keeps_what_is_in_use_and_says_why(
+    async def test_a_broken_file_keeps_the_old_identity_and_is_logged_with_its_cause(
         self, pki: Pki, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         gateway, crls = self.gateway(pki, tmp_path)
@@ -479,7 +479,7 @@ class TestReloading:
         assert "crls.pem" in caplog.text
         await connect(pki.identity("worker"), gateway)
 
-    async def test_a_file_repaired_later_is_taken(self, pki: Pki, tmp_path: Path) -> None:
+    async def test_a_file_that_is_repaired_later_is_used(self, pki: Pki, tmp_path: Path) -> None:
         gateway, crls = self.gateway(pki, tmp_path)
         worker = pki.node("worker")
         await self.run(gateway, lambda: crls.write_bytes(b""))
@@ -487,7 +487,7 @@ class TestReloading:
         _, server = await meet(identity_of(worker), gateway)
         assert refused(server, "was revoked by")
 
-    async def test_another_peers_identity_is_not_taken(
+    async def test_the_identity_of_another_peer_is_not_used(
         self, pki: Pki, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         gateway, _ = self.gateway(pki, tmp_path)

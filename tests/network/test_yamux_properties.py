@@ -176,7 +176,7 @@ TestTwoSessions.settings = settings(max_examples=60, stateful_step_count=40, dea
 
 
 @given(data=st.binary(max_size=2000), sizes=st.lists(st.integers(1, 50), min_size=1))
-def test_garbage_is_taken_or_refused_but_never_anything_else(data: bytes, sizes: list[int]) -> None:
+def test_garbage_is_processed_or_raises_a_protocol_error(data: bytes, sizes: list[int]) -> None:
     check_robust(data, sizes)
 
 
@@ -191,7 +191,7 @@ frames = st.builds(
 
 
 @given(data=st.lists(frames, max_size=40).map(b"".join), sizes=st.lists(st.integers(1, 50), min_size=1))
-def test_any_sequence_of_frames_is_taken_or_refused_within_bounds(data: bytes, sizes: list[int]) -> None:
+def test_any_sequence_of_frames_is_processed_or_refused_within_bounds(data: bytes, sizes: list[int]) -> None:
     check_robust(data, sizes)
 
 
@@ -216,7 +216,7 @@ def check_robust(data: bytes, sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[1], [11], [12], [13], [1000], [1, 7, 30_000]])
-def test_the_cut_of_the_bytes_makes_no_difference(sizes: list[int]) -> None:
+def test_the_size_of_the_received_pieces_makes_no_difference(sizes: list[int]) -> None:
     sender, receiver = session(is_initiator=True), session()
     for size in (0, 1, 70_000):
         stream = sender.open()

@@ -57,7 +57,7 @@ def test_a_stream_is_acknowledged_once_it_is_accepted() -> None:
     assert output(side) == []
 
 
-def test_credit_in_the_announcing_frame_counts() -> None:
+def test_credit_in_the_first_frame_of_a_stream_counts() -> None:
     side = session()
     side.receive(frame(WINDOW_UPDATE, SYN, 1, 1000))
     assert side.accept().send_window == INITIAL_WINDOW + 1000
@@ -366,7 +366,7 @@ def test_a_million_frames_of_one_byte_cost_little_memory() -> None:
     assert peak < 2 * INITIAL_WINDOW
 
 
-def test_a_core_takes_bytes_one_by_one() -> None:
+def test_bytes_that_arrive_one_by_one_are_parsed() -> None:
     side = session()
     for byte in frame(DATA, SYN, 1, body=b"hello") + frame(DATA, FIN, 1, body=b" world") + frame(PING, SYN, 0, 7):
         side.receive(bytes([byte]))
@@ -376,7 +376,7 @@ def test_a_core_takes_bytes_one_by_one() -> None:
     assert (PING, ACK, 0, 7, b"") in output(side)
 
 
-def test_two_cores_forget_streams_that_are_closed() -> None:
+def test_both_sessions_release_streams_that_are_closed() -> None:
     dialling: YamuxSession = session(is_initiator=True)
     listening: YamuxSession = session()
     for _ in range(1000):

@@ -31,7 +31,7 @@ def issued(**fields: Any) -> dict[str, Any]:
     return {"identity": {"issuerRef": {"name": "ca"}, **fields}}
 
 
-def test_the_definitions_are_established_without_complaint(objects, api_server: ApiServer):
+def test_the_api_server_establishes_the_definitions_without_warnings(objects, api_server: ApiServer):
     with api_server.client() as client:
         listed = client.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions").json()["items"]
     ours = [item for item in listed if item["spec"]["group"] == "hypha.space"]
@@ -110,7 +110,7 @@ def test_a_worker_stays_exactly_as_it_was_written(objects, namespace):
         ({"resorces": {}}, "field not declared in schema"),
     ],
 )
-def test_a_worker_that_cannot_work_is_refused_with_the_field_or_the_reason(objects, namespace, spec, message):
+def test_an_invalid_worker_is_refused_with_the_field_or_the_reason(objects, namespace, spec, message):
     answer = objects.apply(worker_manifest(namespace, **spec))
     assert answer.get("kind") == "Status"
     assert message in answer["message"]
@@ -138,18 +138,18 @@ def test_a_worker_that_cannot_work_is_refused_with_the_field_or_the_reason(objec
         {"suspend": True},
     ],
 )
-def test_a_worker_that_makes_sense_is_taken(objects, namespace, spec):
+def test_a_valid_worker_is_accepted(objects, namespace, spec):
     assert objects.apply(worker_manifest(namespace, **spec)).get("kind") == "HyphaWorker"
 
 
 @pytest.mark.parametrize("name", ["a" * 49, "1st", "a.b"])
-def test_a_worker_whose_name_no_service_could_have_is_refused(objects, namespace, name):
+def test_a_worker_with_a_name_that_no_service_can_have_is_refused(objects, namespace, name):
     answer = objects.apply(worker_manifest(namespace, name, identity={"secretName": "identity"}))
     assert "metadata.name: at most 48 characters" in answer["message"]
 
 
 class TestHyphaJob:
-    def test_only_the_controller_the_deadline_and_cancel_change(self, objects, namespace):
+    def test_the_controller_the_deadline_and_cancel_can_change(self, objects, namespace):
         job = job_manifest(namespace, worker_manifest(namespace), controller=str(uuid4()))
         objects.apply(copy.deepcopy(job))
         job["spec"]["controller"] = str(uuid4())
@@ -173,7 +173,7 @@ class TestHyphaJob:
             ("lease", {"id": "00000000-0000-4000-8000-000000000000", "deadline": "2036-01-01T00:00:00Z"}),
         ],
     )
-    def test_what_it_is_never_changes(self, objects, namespace, field, value):
+    def test_the_other_fields_never_change(self, objects, namespace, field, value):
         job = job_manifest(namespace, worker_manifest(namespace))
         objects.apply(copy.deepcopy(job))
         job["spec"][field] = value
@@ -182,7 +182,7 @@ class TestHyphaJob:
         answer = objects.apply(job)
         assert "never changes" in answer["message"]
 
-    def test_it_stays_cancelled(self, objects, namespace):
+    def test_a_cancellation_cannot_be_withdrawn(self, objects, namespace):
         job = job_manifest(namespace, worker_manifest(namespace), cancel={"reason": "the lease lapsed"})
         objects.apply(copy.deepcopy(job))
         del job["spec"]["cancel"]
@@ -201,7 +201,7 @@ class TestHyphaJob:
             "",
         ],
     )
-    def test_a_deadline_that_is_no_moment_is_refused(self, objects, namespace, deadline):
+    def test_a_deadline_that_is_not_a_time_is_refused(self, objects, namespace, deadline):
         lease = {"id": str(uuid4()), "deadline": deadline}
         answer = objects.apply(job_manifest(namespace, worker_manifest(namespace), lease=lease))
         assert "spec.lease.deadline" in answer["message"]
@@ -209,17 +209,17 @@ class TestHyphaJob:
     @pytest.mark.parametrize(
         "deadline", ["2036-01-01T00:00:00Z", "9999-12-31T23:59:59.999999999-23:59", "1000-01-01T00:00:00+23:59"]
     )
-    def test_a_deadline_that_is_taken_can_be_compared(self, objects, namespace, deadline):
+    def test_an_accepted_deadline_can_be_compared(self, objects, namespace, deadline):
         lease = {"id": str(uuid4()), "deadline": deadline}
         taken = objects.apply(job_manifest(namespace, worker_manifest(namespace), lease=lease))
         assert HyphaJobSpec.model_validate(taken["spec"]).lease.deadline - datetime.now(UTC)
 
-    def test_it_is_named_after_its_task(self, objects, namespace):
+    def test_a_job_is_named_after_its_task(self, objects, namespace):
         job = job_manifest(namespace, worker_manifest(namespace))
         job["metadata"]["name"] = "mine"
         assert "must be hypha-<spec.taskId>" in objects.apply(job)["message"]
 
-    def test_node_and_operator_each_have_conditions_of_their_own(self, objects, namespace):
+    def test_node_and_operator_apply_their_own_conditions(self, objects, namespace):
         job = job_manifest(namespace, worker_manifest(namespace))
         objects.apply(copy.deepcopy(job))
 
@@ -239,7 +239,7 @@ class TestHyphaJob:
         assert {condition["type"] for condition in both["status"]["conditions"]} == {"Ready", "Reported"}
 
 
-def test_kubectl_shows_what_people_look_for(objects, namespace, api_server: ApiServer):
+def test_kubectl_shows_the_columns(objects, namespace, api_server: ApiServer):
     worker = worker_manifest(namespace)
     objects.apply(copy.deepcopy(worker))
     job = job_manifest(namespace, worker)

@@ -26,10 +26,10 @@ CHART = ROOT / "charts/hypha-worker/templates/crds"
 
 @pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.kind)
 class TestGeneratedFiles:
-    def test_they_are_what_make_crds_writes(self, resource: Resource):
+    def test_the_definitions_in_the_repository_are_current(self, resource: Resource):
         assert (ROOT / "crds" / f"{resource.plural}.yaml").read_text() == plain(resource), "run make crds"
 
-    def test_the_chart_has_the_same_wrapped_in_a_switch_and_kept(self, resource: Resource):
+    def test_the_chart_has_the_same_definitions_behind_a_switch(self, resource: Resource):
         text = templated(resource)
         inner = re.fullmatch(r"#.*\n\{\{- if \.Values\.crds\.install \}\}\n(.*)\{\{- end \}\}\n", text, re.DOTALL)
         assert inner
@@ -80,12 +80,12 @@ def _is_unbounded(part: dict[str, Any]) -> bool:
         (".5", 0.5),
     ],
 )
-def test_a_quantity_is_worth_what_kubernetes_says(text, value):
+def test_a_quantity_has_the_value_that_kubernetes_defines(text, value):
     assert parse_quantity(text) == value
 
 
 @pytest.mark.parametrize("text", ["", "1 Gi", "Gi", "-1", "1KB", "0x10", "1e", "1e9999", "nan"])
-def test_what_is_no_quantity_is_refused(text):
+def test_text_that_is_not_a_quantity_is_refused(text):
     with pytest.raises(ValueError, match="quantity"):
         parse_quantity(text)
 
@@ -97,7 +97,7 @@ def test_an_amount_that_kubernetes_cannot_count_is_refused(amount):
 
 
 @given(st.text(alphabet="0123456789.eE+-KMGTPimunk", max_size=12))
-def test_any_text_is_a_quantity_or_refused(text):
+def test_any_text_parses_as_a_quantity_or_is_refused(text):
     if re.fullmatch(QUANTITY_PATTERN, text) and "e" not in text.lower():
         assert parse_quantity(text) >= 0
     else:
@@ -106,7 +106,7 @@ def test_any_text_is_a_quantity_or_refused(text):
 
 
 @given(gpu_gb=st.floats(0.001, 10_000), memory_gib=st.integers(1, 192))
-def test_enough_devices_are_taken_and_not_one_more(gpu_gb, memory_gib):
+def test_the_least_number_of_devices_that_suffices_is_used(gpu_gb, memory_gib):
     devices = devices_needed(gpu_gb, Gpu(count=8, memory=f"{memory_gib}Gi").memory_gb)
     per_device_gb = memory_gib * 2**30 / 1e9
     assert devices * per_device_gb >= gpu_gb * (1 - 1e-8)
@@ -120,7 +120,7 @@ def test_a_job_with_all_the_memory_of_a_worker_gets_all_its_devices(count, memor
     assert devices_needed(capacity.gpu, gpu.memory_gb) == count
 
 
-def test_capacity_is_said_in_the_units_of_the_network():
+def test_capacity_is_in_the_units_of_the_network():
     spec = HyphaWorkerSpec.model_validate(worker_manifest("ns")["spec"])
     capacity = spec.resources.capacity
     assert (capacity.cpu, capacity.memory) == (32, 137.438953472)
@@ -130,7 +130,7 @@ def test_capacity_is_said_in_the_units_of_the_network():
 @pytest.mark.parametrize(
     ("offer", "floor"), [({}, 100), ({"price": 10}, 10), ({"price": 200}, 100), ({"price": 200, "floor": 150}, 150)]
 )
-def test_who_pays_the_price_is_answered(offer, floor):
+def test_the_default_floor_is_at_most_the_price(offer, floor):
     assert Offer.model_validate(offer).floor == floor
 
 
