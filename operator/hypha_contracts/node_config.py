@@ -118,26 +118,20 @@ class SelectionConfig(Section):
         default="profit",
         description="profit: highest bid per resource; utilization: fills free capacity best; affinity: by preference.",
     )
-    schedulers: dict[PeerId, Weight] = Field(
-        default={}, description="Affinity: peer id of a scheduler = preference (may be negative)."
-    )
-    executors: dict[str, Weight] = Field(
-        default={}, description='Affinity: "class/name" or "class" of an executor = preference.'
-    )
+    schedulers: dict[PeerId, Weight] = Field(default={}, description="Affinity: peer id = preference.")
+    executors: dict[str, Weight] = Field(default={}, description="Affinity: class/name or class = preference.")
 
 
 class LeasesConfig(Section):
     """How long resources are reserved."""
 
     temporary_ms: PositiveMs = Field(
-        default=500, description="How long a scheduler may take to renew the lease of an offer."
+        default=500, description="How long an offer waits for the scheduler to renew its lease."
     )
     duration_s: PositiveS = Field(default=10, description="Lease duration, counted from each renewal.")
     prune_ms: PositiveMs = Field(default=250, description="How often the node removes expired leases.")
     max_live: Annotated[int, Field(gt=0)] = Field(default=1024, description="Maximum number of leases.")
-    ended_s: PositiveS = Field(
-        default=60, description="How long the node still renews the lease of a finished job, which reserves nothing."
-    )
+    ended_s: PositiveS = Field(default=60, description="How long the node still renews the lease of a finished job.")
 
 
 class ArbiterConfig(Section):
@@ -170,9 +164,7 @@ class JobsConfig(Section):
         default=4 * 1024 * 1024, description="Maximum size of the kept output of a job, in bytes."
     )
     termination_grace_s: PositiveS = Field(default=5, description="Time between SIGTERM and SIGKILL.")
-    report_s: PositiveS = Field(
-        default=120, description="How long the node tries to report the end of a job to its scheduler."
-    )
+    report_s: PositiveS = Field(default=120, description="How long the node tries to report the end of a job.")
 
 
 class ExecutorConfig(Section):

@@ -3,16 +3,16 @@
 from typing import Final
 
 LEASE_GRACE_S: Final = 60.0
-"""How long a job survives its lease's deadline while nothing hears from its node."""
+"""How long a job continues after the deadline of its lease while its node is unreachable."""
 
 DRAIN_S: Final = 120
-"""How long the bridge may still send results after the executor has ended well, unless the worker says otherwise."""
+"""How long the bridge may send results after the executor has succeeded, unless the HyphaWorker sets another time."""
 
 STOP_S: Final = 30
-"""How long a job's pod lives beyond `DRAIN_S`: time for the executor and the bridge to end."""
+"""How long after `DRAIN_S` the pod of a job may take to end its executor and bridge."""
 
 KEEP_ENDED_S: Final = 3600
-"""How long an ended HyphaJob is kept, unless the worker says otherwise."""
+"""How long an ended HyphaJob is kept, unless the HyphaWorker sets another time."""
 
 
 def connector_deadline_s(lease_s: float) -> float:
