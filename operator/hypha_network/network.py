@@ -75,7 +75,7 @@ class Network:
         self._config = config
         self._host = host
         self._external = _parse_all(config.external_addresses)
-        self._excluded = addresses.parse_cidrs(config.exclude_cidr)
+        excluded = addresses.parse_cidrs(config.exclude_cidr)
         gateways = _parse_all(config.gateways)
         if config.gateways and not gateways:
             raise NetworkError("none of the gateway addresses is a TCP address; add one, as in /ip4/192.0.2.1/tcp/4001")
@@ -84,7 +84,7 @@ class Network:
         self._requests = Requests(host)
         self._gateways = Gateways(host, gateways, self._on_gateway)
         self._pubsub = PubSub(host, Signer(identity.seed, identity.peer_id))
-        self._kademlia = Kademlia(host, self._usable)
+        self._kademlia = Kademlia(host, lambda address: not addresses.excluded(address, excluded))
         self._identify = Identify(host, public_key, agent, self._own_addresses, self._kademlia.learn)
         self._relays = Relays(host, self._identify.push)
         host.register(self._pubsub.handlers, self._pubsub.serve)
@@ -232,9 +232,6 @@ class Network:
         found = [*self._kademlia.addresses_of(peer_id), *await self._kademlia.find_peer(peer_id)]
         gateways = self._gateways.connected.items()
         return [*found, *(address.behind(relay, peer_id) for address, relay in gateways if relay != peer_id)]
-
-    def _usable(self, address: Address) -> bool:
-        return not addresses.excluded(address, self._excluded)
 
     async def _on_gateway(self, connection: Connection) -> None:
         async with trio.open_nursery() as nursery:

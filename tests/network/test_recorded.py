@@ -62,7 +62,7 @@ def test_a_gateways_confirmation_of_our_record_is_parsed() -> None:
     assert message.record == StoredRecord(b"mine", Record(b'{"num_slices":1}', None))
 
 
-def test_a_record_is_published_in_the_same_bytes_as_by_a_data_node() -> None:
+def test_a_record_is_published_with_the_fields_that_a_data_node_sends() -> None:
     message = decode(recorded.PUT_VALUE)
     assert message == Message(
         Kind.PUT_VALUE, b"digits", StoredRecord(b"digits", Record(b'{"num_slices":3}', DATA_NODE), 172799)
@@ -72,7 +72,7 @@ def test_a_record_is_published_in_the_same_bytes_as_by_a_data_node() -> None:
         assert part in ours
 
 
-def test_a_lookup_of_a_peer_is_sent_in_the_same_bytes() -> None:
+def test_a_lookup_of_a_peer_is_sent_with_the_same_fields() -> None:
     message = decode(recorded.FIND_NODE)
     assert message == Message(Kind.FIND_NODE, key=message.key)
     assert sorted(encode(message)) == sorted(recorded.FIND_NODE)  # the same fields, in another order

@@ -116,18 +116,14 @@ class Relays:
             message = await receive(stream, circuit_pb2.StopMessage)
             if connection.peer_id not in self.reservations:
                 await send(stream, _status(PERMISSION_DENIED))
-                raise RemoteRefused(
-                    f"{connection.peer_id} relays a connection to this node, which has no reservation there"
-                )
+                raise RemoteRefused(f"{connection.peer_id} relays a connection without a reservation of this node")
             source = peer_of(message)
             await send(stream, _status(OK))
         raw = RawConnection(stream, connection.address.behind(connection.peer_id, source), is_initiator=False)
         relayed = await self._host.upgrade(raw, None)
         if relayed.peer_id != source:
             relayed.close()
-            raise RemoteRefused(
-                f"{connection.peer_id} announced a connection from {source}, but {relayed.peer_id} connected"
-            )
+            raise RemoteRefused(f"{connection.peer_id} announced {source}, but {relayed.peer_id} connected")
         await relayed.closed.wait()
 
     async def dial(self, address: Address) -> RawConnection:

@@ -48,12 +48,8 @@ class Requests:
                     if not statistics.borrowed_tokens and not statistics.tasks_waiting:
                         self._limits.pop(connection.peer_id, None)
             if scope.cancelled_caught:
-                _refusal_log.warning(
-                    connection.peer_id,
-                    "reset a request of %s that was not sent and answered within %g s",
-                    protocol.id,
-                    REQUEST_TIMEOUT_S,
-                )
+                message = "reset a request of %s that was not sent and answered within %g s"
+                _refusal_log.warning(connection.peer_id, message, protocol.id, REQUEST_TIMEOUT_S)
                 stream.reset()
 
         return serve

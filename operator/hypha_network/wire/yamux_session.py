@@ -65,7 +65,7 @@ class YamuxSession:
 
     @property
     def unread_bytes(self) -> int:
-        """How many bytes have arrived that no reader has taken, or that wait for the rest of their message."""
+        """The number of received bytes that are unread, or that wait for the rest of their message."""
         return sum(len(stream.received) + stream.collected_bytes for stream in self.streams.values())
 
     @property
