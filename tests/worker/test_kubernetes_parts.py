@@ -16,8 +16,8 @@ from hypha_messages.job import JobSpec
 from hypha_messages.progress import Metrics, Progress, Status
 from hypha_resources.job import Progress as JobProgress
 from hypha_worker.job import Failed, Finished
+from hypha_worker.progress import ProgressTally, interval_s
 from hypha_worker.runtimes.kubernetes.objects import end_of, hypha_job, job_secret, parse
-from hypha_worker.runtimes.kubernetes.progress import ProgressTally, interval_s
 from hypha_worker.runtimes.kubernetes.throttle import Throttle
 from hypha_worker.runtimes.kubernetes.tokens import TokenReviewer
 from support import jobs

@@ -31,7 +31,6 @@ from hypha_contracts.connector_api import (
 from hypha_contracts.connector_api import PUSH as PUSH_CALL
 from hypha_messages.api import API, DataAssignment, RequestData
 from hypha_messages.job import PeersReference, SchedulerReference
-from hypha_messages.progress import PROGRESS, Progress, ProgressResponse, ReportProgress
 from hypha_messages.streams import PULL, PUSH, encode_pull_header
 from hypha_messages.types import Message
 from hypha_messages.validation import describe
@@ -49,6 +48,7 @@ from hypha_worker.connector.http_server import Exchange, HttpError
 from hypha_worker.connector.loopback import LoopbackStream, loopback
 from hypha_worker.connector.pushes import PushRouter, PushStream
 from hypha_worker.job import Job
+from hypha_worker.progress import Report, scheduler_request
 from hypha_worker.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class Connector:
         telemetry: Telemetry | None = None,
         *,
         authenticate: Authenticate,
-        record_progress: Callable[[UUID, Progress], None],
+        record_progress: Callable[[UUID, Report], None],
     ) -> None:
         self._network = network
         self._pushes = pushes
@@ -331,11 +331,10 @@ class Connector:
             await exchange.answer_empty()
 
     async def _progress(self, session: _Session, exchange: Exchange) -> None:
-        progress = _validate(Progress, await exchange.read_json())
-        report = ReportProgress(job_id=session.job.spec.job_id, progress=progress)
+        report = _validate(Report, await exchange.read_json())
         async with exchange.until_disconnected():
-            answer = await self._ask(session.job.scheduler, PROGRESS, report, ProgressResponse)
-        self._record_progress(session.job.task_id, progress)
+            answer = await self._ask(session.job.scheduler, *scheduler_request(session.job.spec.job_id, report))
+        self._record_progress(session.job.task_id, report)
         await exchange.answer_json(answer.model_dump(mode="json"))
 
     async def _ask(self, peer: str, protocol: Any, message: Message, expected: type[_T]) -> _T:

@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 from uuid import UUID
 
-from hypha_messages.progress import Progress
 from hypha_network.identity import Identity
 from hypha_network.network import Network
 from hypha_worker.connector.http_server import Handler
 from hypha_worker.job import AdoptedJob, Job, JobEvent
 from hypha_worker.market.ledger import Ledger, LedgerStore
 from hypha_worker.market.request_tally import RequestTally
+from hypha_worker.progress import Report
 from hypha_worker.telemetry import Telemetry
 
 Serve = Callable[[Handler], Awaitable[None]]
@@ -46,7 +46,7 @@ class Runtime(Protocol):
             HttpError: (503) the token cannot be checked right now.
         """
 
-    def record_progress(self, task_id: UUID, progress: Progress) -> None:
+    def record_progress(self, task_id: UUID, report: Report) -> None:
         """Record what the job has reported to its scheduler. No-op if unknown."""
 
     def record_reported(self, task_id: UUID) -> None:

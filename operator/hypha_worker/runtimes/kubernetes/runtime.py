@@ -20,15 +20,14 @@ import trio
 from hypha_contracts.kubernetes_errors import ApiError, Forbidden, NotFound, Refused, Unavailable
 from hypha_contracts.names import job_user
 from hypha_contracts.node_config import KubernetesConfig
-from hypha_messages.progress import Progress
 from hypha_network.rate_limited_log import RateLimitedLogger
-from hypha_resources.job import Progress as JobProgress
+from hypha_resources.job import Progress
 from hypha_worker.errors import NodeError
 from hypha_worker.job import AdoptedJob, Failed, Finished, Job, JobEvent, LaunchError, Started
+from hypha_worker.progress import ProgressTally, Report, interval_s
 from hypha_worker.runtimes.kubernetes.api import KubernetesApi, Object, retry_until_done
 from hypha_worker.runtimes.kubernetes.jobs import HyphaJobs, TakenOverError
 from hypha_worker.runtimes.kubernetes.objects import ObservedJob, end_of, parse
-from hypha_worker.runtimes.kubernetes.progress import ProgressTally, interval_s
 from hypha_worker.runtimes.kubernetes.throttle import Throttle
 from hypha_worker.runtimes.kubernetes.tokens import Pod, TokenReviewer
 
@@ -151,10 +150,10 @@ class KubernetesRuntime:
         self._nursery.start_soon(self._follow, version)
         return adopted
 
-    def record_progress(self, task_id: UUID, progress: Progress) -> None:
+    def record_progress(self, task_id: UUID, report: Report) -> None:
         """Record the progress in the HyphaJob."""
         if tracked := self._jobs.get(task_id):
-            tracked.tally.add(progress)
+            tracked.tally.add(report)
             tracked.progress.want()
 
     def record_reported(self, task_id: UUID) -> None:
@@ -170,7 +169,7 @@ class KubernetesRuntime:
             return None
         return next((t.task_id for t in self._jobs.values() if t.pod == pod and not t.ended.is_set()), None)
 
-    def _track(self, job: Job, progress: JobProgress | None = None) -> _Tracked:
+    def _track(self, job: Job, progress: Progress | None = None) -> _Tracked:
         return _Tracked(
             job.task_id,
             job.deadline,

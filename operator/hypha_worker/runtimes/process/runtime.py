@@ -15,10 +15,10 @@ from uuid import UUID
 
 import trio
 
-from hypha_messages.progress import Progress
 from hypha_worker.errors import NodeError
 from hypha_worker.files import replace_file
 from hypha_worker.job import AdoptedJob, Job, JobEvent, LaunchError, Started
+from hypha_worker.progress import Report
 from hypha_worker.runtimes.process import launch, supervisor
 from hypha_worker.runtimes.process.control import ControlDirectories, ProcessConfig, Supervised
 
@@ -85,7 +85,7 @@ class ProcessRuntime:
                 _signal(self._running[task_id], signal.SIGKILL)
             await ended.wait()
 
-    def record_progress(self, task_id: UUID, progress: Progress) -> None:
+    def record_progress(self, task_id: UUID, report: Report) -> None:
         """Record nothing, because only the scheduler follows the progress of a job on a host."""
 
     def record_reported(self, task_id: UUID) -> None:

@@ -1,15 +1,27 @@
-"""Sums up the progress of a job from its reports to the scheduler."""
+"""The node's side of the protocol by which a job reports its progress and its scheduler controls it.
+
+Only this module knows the messages of `/hypha-progress/0.0.1`. Another control protocol would be a module like it.
+"""
 
 import math
-from typing import Final
+from typing import Any, Final
+from uuid import UUID
 
-from hypha_messages.progress import Progress as Report
-from hypha_resources.job import Progress
+from hypha_messages.progress import PROGRESS, Progress, ProgressResponse, ReportProgress
+from hypha_resources.job import Progress as JobProgress
+
+Report = Progress
+"""What a job reports to its scheduler."""
 
 _MAX_METRICS: Final = 32
 _MAX_NAME_CHARS: Final = 63
 _INTERVAL_S: Final = 5.0
 _MAX_WRITES_PER_S: Final = 10.0
+
+
+def scheduler_request(job_id: UUID, report: Report) -> tuple[Any, ReportProgress, type[ProgressResponse]]:
+    """Return the protocol, the request that passes a job's report on to its scheduler, and the type of the answer."""
+    return PROGRESS, ReportProgress(job_id=job_id, progress=report), ProgressResponse
 
 
 def interval_s(jobs: int) -> float:
@@ -20,20 +32,16 @@ def interval_s(jobs: int) -> float:
 class ProgressTally:
     """Sums up the reports of one job. Times are monotonic seconds."""
 
-    def __init__(self, now: float, earlier: Progress | None = None) -> None:
-        self._progress = earlier or Progress()
+    def __init__(self, now: float, earlier: JobProgress | None = None) -> None:
+        self._progress = earlier or JobProgress()
         self._rated_at = now
         self._rated_samples = self._progress.samples
 
     def add(self, report: Report) -> None:
-        """Add a report. Of its metrics, whose names the job chooses, a limited number with short names is kept."""
+        """Add a report. The job chooses the names of its metrics, so only a limited number with short names is kept."""
         if report.status is not None:
-            self._progress = self._progress.model_copy(
-                update={
-                    "batches": self._progress.batches + 1,
-                    "samples": self._progress.samples + report.status.batch_size,
-                }
-            )
+            batches, samples = self._progress.batches + 1, self._progress.samples + report.status.batch_size
+            self._progress = self._progress.model_copy(update={"batches": batches, "samples": samples})
         if report.metrics is not None:
             fitting = {
                 name: float(f"{value:.4g}")  # kubectl prints them in a column
@@ -43,7 +51,7 @@ class ProgressTally:
             metrics = dict(list((self._progress.metrics | fitting).items())[:_MAX_METRICS])
             self._progress = self._progress.model_copy(update={"round": report.metrics.round, "metrics": metrics})
 
-    def sum_up(self, now: float) -> Progress:
+    def sum_up(self, now: float) -> JobProgress:
         """Return the progress, with the rate since the last call."""
         if now > self._rated_at:
             rate = (self._progress.samples - self._rated_samples) / (now - self._rated_at)
