@@ -9,8 +9,7 @@ from uuid import UUID, uuid4
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Resources
 from hypha_worker.job import Job
-from hypha_worker.runtimes.process.control import ProcessConfig
-from hypha_worker.runtimes.process.launch import ExecutorCommand
+from hypha_worker.runtimes.process.launch import ExecutorCommand, ProcessConfig
 
 SCHEDULER = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
 PARAMETER_SERVER = "12D3KooWJWoaqZhDaoEFshF7Rh1bpY9ohihFhzcW6d69Lr2NASuq"

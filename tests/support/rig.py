@@ -10,7 +10,7 @@ import trio
 from hypha_network.changes import Changes
 from hypha_worker.job import Failed, Finished, Job, JobEvent, Started
 from hypha_worker.runtimes.process import processes, supervisor
-from hypha_worker.runtimes.process.control import ProcessConfig
+from hypha_worker.runtimes.process.launch import ProcessConfig
 from hypha_worker.runtimes.process.runtime import ProcessRuntime, open_process_runtime
 
 PATIENCE_S = 20

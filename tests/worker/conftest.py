@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hypha_worker.runtimes.process import control, supervisor
+from hypha_worker.runtimes.process import control, supervised, supervisor
 from support import jobs
 
 
@@ -21,7 +21,7 @@ def work_dir() -> Iterator[Path]:
     yield path
     directories = control.ControlDirectories(jobs.config(path, ""))
     for job in filter(Path.is_dir, (path / "jobs").iterdir()):
-        while control._is_locked(job / supervisor.LOCK_FILE):
+        while supervised.is_locked(job / supervisor.LOCK_FILE):
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int((job / supervisor.PID_FILE).read_text()), signal.SIGKILL)
         directories.remove(directories.paths(job.name))

@@ -106,15 +106,10 @@ def test_a_work_directory_too_long_for_a_socket_is_refused() -> None:
 
 
 def test_the_bridge_configuration_names_the_paths_and_settings_of_the_job() -> None:
-    config = launch.bridge_config(
-        PATHS,
-        Path("/srv/connector.sock"),
-        5_000_000,
-        deadline_s=80,
-        drain_s=60,
-        read_ahead=3,
-        allow_private_addresses=True,
+    process = launch.ProcessConfig(
+        Path("/srv"), {}, connector_deadline_s=80, drain_s=60, read_ahead=3, allow_private_addresses=True
     )
+    config = launch.bridge_config(PATHS, process, 5_000_000)
     assert config.connector.uds == Path("/srv/connector.sock")
     assert (config.connector.token_file, config.connector.deadline_s) == (Path("/srv/jobs/7/token"), 80)
     assert (config.socket, config.work_dir, config.job_file) == (PATHS.socket, PATHS.work, PATHS.job_file)

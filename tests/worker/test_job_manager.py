@@ -29,7 +29,7 @@ from hypha_worker.job import Failed, Finished, JobEvent, LaunchError, Started
 from hypha_worker.job_manager import JobManager, open_job_manager
 from hypha_worker.market.ledger import Lease
 from hypha_worker.runtimes.process import launch
-from hypha_worker.runtimes.process.control import ProcessConfig
+from hypha_worker.runtimes.process.launch import ProcessConfig
 from hypha_worker.runtimes.process.runtime import open_process_runtime
 from hypha_worker.runtimes.protocol import Serve
 from hypha_worker.telemetry import Telemetry

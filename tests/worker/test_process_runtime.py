@@ -9,7 +9,7 @@ import trio.testing
 
 from hypha_worker.errors import NodeError
 from hypha_worker.job import Failed, Finished, LaunchError, Started
-from hypha_worker.runtimes.process.control import ProcessConfig
+from hypha_worker.runtimes.process.launch import ProcessConfig
 from hypha_worker.runtimes.process.runtime import open_process_runtime
 from support import jobs
 from support.rig import PATIENCE_S, left_behind, open_rig, output_of

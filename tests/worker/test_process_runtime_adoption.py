@@ -16,7 +16,7 @@ import trio
 
 from hypha_worker import files
 from hypha_worker.job import AdoptedJob, Failed, Finished, Job, LaunchError
-from hypha_worker.runtimes.process import control, limits, processes, supervisor
+from hypha_worker.runtimes.process import control, directories, limits, processes, supervised, supervisor
 from hypha_worker.runtimes.process.control import ControlDirectories
 from support import jobs
 from support.rig import left_behind, open_rig, output_of
@@ -267,7 +267,7 @@ async def test_what_the_node_left_of_no_job_is_removed(work_dir: Path) -> None:
     torn.mkdir(parents=True)
     (torn / "job.json").write_text('{"task_id": ')
     for directory in (stray, torn):
-        (directory / control._MARKER).touch()
+        (directory / directories._MARKER).touch()
     unmarked.mkdir()
     async with open_rig(jobs.config(work_dir, WAITS)) as rig:
         assert await rig.runtime.adopt() == []
@@ -351,5 +351,5 @@ async def test_a_node_killed_at_random_moments_loses_no_job_and_leaves_nothing(w
 
 async def supervisor_gone(work_dir: Path, task: str) -> None:
     with trio.fail_after(20):
-        while control._is_locked(work_dir / "jobs" / task / supervisor.LOCK_FILE):  # noqa: ASYNC110
+        while supervised.is_locked(work_dir / "jobs" / task / supervisor.LOCK_FILE):  # noqa: ASYNC110
             await trio.sleep(0.01)

@@ -10,85 +10,31 @@ the directory shows the state of the job at any moment:
 
 The node may be killed between any two steps, and the next node continues from there. These functions block, so the
 runtime calls them in threads.
-
-A work directory may also hold files of its owner. The node removes only directories whose name holds a task id and that
-contain the node's marker.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
-import shutil
-import stat
-import subprocess
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from hypha_contracts.times import DRAIN_S
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Message, PeerId, Resources, Uuid
 from hypha_worker.files import replace_file
 from hypha_worker.job import Failed, Finished, Job, LaunchError
-from hypha_worker.runtimes.process import launch, limits, processes, supervisor
-from hypha_worker.runtimes.process.launch import ExecutorCommand, JobPaths
+from hypha_worker.runtimes.process import directories, launch, limits, processes, supervised, supervisor
+from hypha_worker.runtimes.process.launch import JobPaths, ProcessConfig
+from hypha_worker.runtimes.process.supervised import Supervised
 
 logger = logging.getLogger(__name__)
 
-_SUPERVISOR_START_S: Final = 10.0
 _KILL_FOR_S: Final = 10.0
 _LAST_LINES: Final = 20
-_MARKER: Final = ".hypha-worker"
-_MARKER_TEXT: Final = "The Hypha worker made this directory for a job and removes it after the job.\n"
 _WORK_PREFIX: Final = "hypha-"
-
-
-@dataclass(frozen=True)
-class ProcessConfig:
-    """The configuration of the process runtime.
-
-    Attributes:
-        work_dir: holds the connector's socket and everything of the jobs.
-        executors: how each executor is started, by descriptor (`class/name`).
-        bridge: the bridge's program; `--config FILE` is added.
-        read_ahead: how many slices the bridge fetches before the executor asks for them.
-        allow_private_addresses: whether jobs may download from private, local and metadata addresses.
-        connector_deadline_s: how long the bridge retries while the node does not answer.
-        start_s: how long the bridge may take until it listens.
-        grace_s: how long a job may outlive its lease while the node is gone.
-        kill_after_s: how long a job has from SIGTERM to SIGKILL.
-        drain_s: how long sends in flight may take once the executor has ended well.
-        log_bytes: size of each of the two files of a job's output.
-        limits: whether jobs are held to what their leases reserve.
-    """
-
-    work_dir: Path
-    executors: Mapping[str, ExecutorCommand]
-    bridge: tuple[str, ...] = launch.BRIDGE
-    read_ahead: int = 1
-    allow_private_addresses: bool = False
-    connector_deadline_s: float = 60.0
-    start_s: float = 60.0
-    grace_s: float = 5.0
-    kill_after_s: float = 5.0
-    drain_s: float = DRAIN_S
-    log_bytes: int = 4 * 1024 * 1024
-    limits: bool = True
-
-    @property
-    def connector_socket(self) -> Path:
-        """Where the node's connector API listens."""
-        return self.work_dir / "connector.sock"
-
-    @property
-    def jobs_dir(self) -> Path:
-        """Holds the control directories of all jobs."""
-        return self.work_dir / "jobs"
 
 
 class JobRecord(Message):
@@ -106,28 +52,12 @@ class JobRecord(Message):
         return Job(self.task_id, self.lease_id, self.scheduler, self.spec, self.resources, deadline)
 
 
-@dataclass
-class Supervised:
-    """A job whose supervisor runs.
-
-    Attributes:
-        pidfd: readable once the supervisor has ended.
-        process: the supervisor, if this process started it.
-        notify_fd: says once that the executor runs, if this process started the supervisor.
-    """
-
-    paths: JobPaths
-    pidfd: int
-    process: subprocess.Popen[bytes] | None = None
-    notify_fd: int | None = None
-
-
 @dataclass(frozen=True)
 class FoundJob:
     """A job of an earlier node.
 
     Attributes:
-        token: What its bridge presents to the connector API.
+        token: what its bridge presents to the connector API.
         supervised: None if it has ended.
     """
 
@@ -153,11 +83,11 @@ class ControlDirectories:
         """Record the job and start its supervisor. LaunchError if that fails, in which case nothing of it is left."""
         paths = self.paths(job.task_id)
         try:
-            _make_marked(paths.control)
+            directories.make_marked(paths.control)
         except OSError as error:
             raise LaunchError(f"task {job.task_id} cannot be recorded: {error}") from error
         try:
-            _refuse_foreign(paths.work)
+            directories.refuse_foreign(paths.work)
             record = JobRecord(**vars(job), token=token)
             replace_file(paths.control / supervisor.DEADLINE_FILE, repr(job.deadline))
             replace_file(paths.record, record.model_dump_json())
@@ -171,13 +101,13 @@ class ControlDirectories:
 
     def adopt(self) -> list[FoundJob]:
         """Find the jobs of an earlier node, and remove its directories that belong to no job."""
-        controls = [path for path in sorted(self._jobs_dir.iterdir()) if _is_of_node(path)]
+        controls = [path for path in sorted(self._jobs_dir.iterdir()) if directories.is_of_node(path)]
         found = [adopted for control in controls if (adopted := self._adopt(control))]
         for path in self._config.work_dir.glob(f"{_WORK_PREFIX}*"):
             task_id = path.name.removeprefix(_WORK_PREFIX)
-            if _is_of_node(path, _WORK_PREFIX) and not self.paths(task_id).control.exists():
+            if directories.is_of_node(path, _WORK_PREFIX) and not self.paths(task_id).control.exists():
                 logger.info("removing %s, which belongs to no job", path)
-                remove_tree(path)
+                directories.remove_tree(path)
         return found
 
     def conclude(self, task_id: UUID) -> Finished | Failed:
@@ -196,7 +126,7 @@ class ControlDirectories:
         """Remove everything of a job."""
         self._clear(paths)
         paths.record.unlink(missing_ok=True)
-        remove_tree(paths.control)
+        directories.remove_tree(paths.control)
 
     def _clear(self, paths: JobPaths) -> None:
         """Kill and remove everything of a job except its control directory."""
@@ -210,31 +140,24 @@ class ControlDirectories:
         if left:
             logger.warning("processes of %s cannot be killed: %s", paths.work, sorted(left))
         limits.remove_groups([Path(group) for group in groups])
-        if paths.record.exists() or _is_of_node(paths.work, _WORK_PREFIX):  # a job may have removed the marker
-            remove_tree(paths.work)
+        # The job may have removed the marker.
+        if paths.record.exists() or directories.is_of_node(paths.work, _WORK_PREFIX):
+            directories.remove_tree(paths.work)
 
     def _start(self, record: JobRecord, paths: JobPaths) -> Supervised:
         """Make what the processes need and start the supervisor; also again, after a launch that was interrupted."""
         applied = self._apply_limits(record)
-        remove_tree(paths.work)
-        _make_marked(paths.work)
+        directories.remove_tree(paths.work)
+        directories.make_marked(paths.work)
         (paths.work / launch.TEMPORARY).mkdir(mode=0o700)
         job_json = record.spec.model_dump_json()
         replace_file(paths.job_file, job_json, durable=False)
         replace_file(paths.token_file, record.token, durable=False)
-        bridge = launch.bridge_config(
-            paths,
-            self._config.connector_socket,
-            applied.storage_bytes,
-            deadline_s=self._config.connector_deadline_s,
-            drain_s=self._config.drain_s,
-            read_ahead=self._config.read_ahead,
-            allow_private_addresses=self._config.allow_private_addresses,
-        )
+        bridge = launch.bridge_config(paths, self._config, applied.storage_bytes)
         replace_file(paths.bridge_config, bridge.to_json(), durable=False)
         plan = self._plan(record, paths, applied, job_json)
         replace_file(paths.control / supervisor.PLAN_FILE, plan.to_json(), durable=False)
-        return _start_supervisor(paths)
+        return supervised.start(paths)
 
     def _apply_limits(self, record: JobRecord) -> limits.Limits:
         if not self._config.limits:
@@ -297,7 +220,7 @@ class ControlDirectories:
 
     def _resume(self, record: JobRecord, paths: JobPaths, deadline: float) -> Supervised | None:
         """Find the supervisor of a recorded job, or start it if the launch was interrupted. None if the job ended."""
-        if running := _find_supervisor(paths):
+        if running := supervised.find(paths):
             return running
         started = (paths.control / supervisor.PID_FILE).exists()
         if started or (paths.control / supervisor.STOP_FILE).exists() or time.time() > deadline:
@@ -308,55 +231,6 @@ class ControlDirectories:
         except (OSError, LaunchError) as error:
             logger.warning("job %s cannot be launched: %s", record.task_id, error)
             return None
-
-
-def _start_supervisor(paths: JobPaths) -> Supervised:
-    lock_fd = os.open(paths.control / supervisor.LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    notify_fd, notify_end = os.pipe()
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with (paths.control / "supervisor.log").open("ab") as log:
-            process = subprocess.Popen(
-                supervisor.command(paths.control / supervisor.PLAN_FILE, lock_fd, notify_end),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
-                start_new_session=True,
-                pass_fds=(lock_fd, notify_end),
-            )
-        return Supervised(paths, os.pidfd_open(process.pid), process, notify_fd)
-    except OSError:
-        os.close(notify_fd)
-        raise
-    finally:
-        os.close(lock_fd)
-        os.close(notify_end)
-
-
-def _find_supervisor(paths: JobPaths) -> Supervised | None:
-    """Return the supervisor that holds the lock, or None. One that was just started may not have written its id yet."""
-    until = time.monotonic() + _SUPERVISOR_START_S
-    while _is_locked(paths.control / supervisor.LOCK_FILE) and time.monotonic() < until:
-        with contextlib.suppress(OSError, ValueError):
-            pidfd = os.pidfd_open(int((paths.control / supervisor.PID_FILE).read_text()))
-            if _is_locked(paths.control / supervisor.LOCK_FILE):  # so it was alive when its id was read
-                return Supervised(paths, pidfd)
-            os.close(pidfd)
-        time.sleep(0.02)
-    return None
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def _reason_without_exit(paths: JobPaths) -> str:
@@ -372,41 +246,3 @@ def _last_lines(path: Path) -> tuple[str, ...]:
         return tuple(path.read_text(errors="replace").splitlines()[-_LAST_LINES:])
     except OSError:
         return ()
-
-
-def _make_marked(directory: Path) -> None:
-    directory.mkdir(mode=0o700)
-    (directory / _MARKER).write_text(_MARKER_TEXT)
-
-
-def _refuse_foreign(work: Path) -> None:
-    """Refuse a job whose work directory exists, because beside a record the node would treat it as its own."""
-    if os.path.lexists(work):
-        raise LaunchError(f"{work} exists already and the node did not make it. Move it elsewhere.")
-
-
-def _is_of_node(path: Path, prefix: str = "") -> bool:
-    """Whether a node made this directory for a job. It is empty if the node died before it wrote the marker."""
-    name = path.name.removeprefix(prefix)
-    try:
-        return (
-            path.name == f"{prefix}{UUID(name)}"
-            and stat.S_ISDIR(path.lstat().st_mode)
-            and ((path / _MARKER).exists() or not any(path.iterdir()))
-        )
-    except (ValueError, OSError):
-        return False
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a directory whatever its contents. Logs a directory that cannot be removed."""
-    for _ in range(2):
-        try:
-            shutil.rmtree(path)
-        except FileNotFoundError:
-            return
-        except (OSError, RecursionError):  # missing permissions, or too deep for a path or the stack
-            subprocess.run(["chmod", "-R", "u+rwX", "--", str(path)], check=False, stderr=subprocess.DEVNULL)
-            subprocess.run(["rm", "-rf", "--", str(path)], check=False, stderr=subprocess.DEVNULL)
-    if path.exists():
-        logger.warning("%s cannot be removed", path)

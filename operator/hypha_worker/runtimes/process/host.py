@@ -19,8 +19,7 @@ from hypha_worker.market.ledger import Ledger
 from hypha_worker.market.ledger_file import LedgerFile
 from hypha_worker.market.request_tally import RequestTally
 from hypha_worker.runtimes.process import launch, usage
-from hypha_worker.runtimes.process.control import ProcessConfig
-from hypha_worker.runtimes.process.launch import ExecutorCommand
+from hypha_worker.runtimes.process.launch import ExecutorCommand, ProcessConfig
 from hypha_worker.runtimes.process.runtime import ProcessRuntime, open_process_runtime
 from hypha_worker.runtimes.protocol import Serve
 from hypha_worker.startup import LEDGER_FILE, load_identity, prepare_state_dir

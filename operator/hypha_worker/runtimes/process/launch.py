@@ -1,4 +1,4 @@
-"""Commands, environments and configuration of a job's processes. Pure functions."""
+"""Configuration, commands and environments of a job's processes. Pure functions."""
 
 import re
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from hypha_contracts.bridge_config import BridgeConfig, ConnectorConfig
+from hypha_contracts.times import DRAIN_S
 from hypha_worker.errors import NodeError
 from hypha_worker.job import LaunchError
 
@@ -23,12 +24,8 @@ TEMPORARY: Final = "tmp"
 BRIDGE: Final = (sys.executable, "-m", "hypha_bridge")
 
 _MAX_SOCKET_PATH_BYTES: Final = 107  # sun_path, without its closing zero
-_MAX_TMPDIR_BYTES: Final = _MAX_SOCKET_PATH_BYTES - len(
-    "/pymp-12345678/listener-12345678"
-)  # where multiprocessing has its sockets
-_MAX_VARIABLE_BYTES: Final = (
-    128 * 1024 - 1
-)  # one argument or variable of a program (MAX_ARG_STRLEN), without its closing zero
+_MAX_TMPDIR_BYTES: Final = _MAX_SOCKET_PATH_BYTES - len("/pymp-12345678/listener-12345678")  # of multiprocessing
+_MAX_VARIABLE_BYTES: Final = 128 * 1024 - 1  # one argument or variable (MAX_ARG_STRLEN), without its closing zero
 _PASSED_ON: Final = re.compile(
     r"PATH|LANG|LANGUAGE|LC_\w+|TZ|TERM|TMPDIR|LD_LIBRARY_PATH|SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE"
     r"|XDG_CACHE_HOME|PYTHON(UNBUFFERED|UTF8|NOUSERSITE|WARNINGS)"
@@ -94,6 +91,49 @@ class ExecutorCommand:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ProcessConfig:
+    """The configuration of the process runtime.
+
+    Attributes:
+        work_dir: holds the connector's socket and everything of the jobs.
+        executors: how each executor is started, by descriptor (`class/name`).
+        bridge: the bridge's program; `--config FILE` is added.
+        read_ahead: how many slices the bridge fetches before the executor asks for them.
+        allow_private_addresses: whether jobs may download from private, local and metadata addresses.
+        connector_deadline_s: how long the bridge retries while the node does not answer.
+        start_s: how long the bridge may take until it listens.
+        grace_s: how long a job may outlive its lease while the node is gone.
+        kill_after_s: how long a job has from SIGTERM to SIGKILL.
+        drain_s: how long sends in flight may take once the executor has ended well.
+        log_bytes: size of each of the two files of a job's output.
+        limits: whether jobs are held to what their leases reserve.
+    """
+
+    work_dir: Path
+    executors: Mapping[str, ExecutorCommand]
+    bridge: tuple[str, ...] = BRIDGE
+    read_ahead: int = 1
+    allow_private_addresses: bool = False
+    connector_deadline_s: float = 60.0
+    start_s: float = 60.0
+    grace_s: float = 5.0
+    kill_after_s: float = 5.0
+    drain_s: float = DRAIN_S
+    log_bytes: int = 4 * 1024 * 1024
+    limits: bool = True
+
+    @property
+    def connector_socket(self) -> Path:
+        """Where the node's connector API listens."""
+        return self.work_dir / "connector.sock"
+
+    @property
+    def jobs_dir(self) -> Path:
+        """Holds the control directories of all jobs."""
+        return self.work_dir / "jobs"
+
+
 def check_work_dir(work_dir: Path) -> None:
     """Refuse a work directory that makes the paths of sockets too long. NodeError."""
     room = _MAX_SOCKET_PATH_BYTES - len("/hypha-12345678-1234-1234-1234-123456789012/bridge.sock")
@@ -156,25 +196,18 @@ def _passed_on(host: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in host.items() if _PASSED_ON.fullmatch(k) and not _SECRET.search(k)}
 
 
-def bridge_config(
-    paths: JobPaths,
-    connector: Path,
-    storage_bytes: int | None,
-    *,
-    deadline_s: float,
-    drain_s: float,
-    read_ahead: int,
-    allow_private_addresses: bool,
-) -> BridgeConfig:
+def bridge_config(paths: JobPaths, config: ProcessConfig, storage_bytes: int | None) -> BridgeConfig:
     """Return the configuration of a job's bridge."""
     return BridgeConfig(
         job_file=paths.job_file,
         work_dir=paths.work,
         socket=paths.socket,
-        connector=ConnectorConfig(uds=connector, token_file=paths.token_file, deadline_s=deadline_s),
+        connector=ConnectorConfig(
+            uds=config.connector_socket, token_file=paths.token_file, deadline_s=config.connector_deadline_s
+        ),
         state_dir=paths.bridge_state,
         storage_bytes=storage_bytes,
-        read_ahead=read_ahead,
-        allow_private_addresses=allow_private_addresses,
-        drain_s=drain_s,
+        read_ahead=config.read_ahead,
+        allow_private_addresses=config.allow_private_addresses,
+        drain_s=config.drain_s,
     )

@@ -20,7 +20,9 @@ from hypha_worker.files import replace_file
 from hypha_worker.job import AdoptedJob, Job, JobEvent, LaunchError, Started
 from hypha_worker.progress import Report
 from hypha_worker.runtimes.process import launch, supervisor
-from hypha_worker.runtimes.process.control import ControlDirectories, ProcessConfig, Supervised
+from hypha_worker.runtimes.process.control import ControlDirectories
+from hypha_worker.runtimes.process.launch import ProcessConfig
+from hypha_worker.runtimes.process.supervised import Supervised
 
 logger = logging.getLogger(__name__)
 
