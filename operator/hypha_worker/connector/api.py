@@ -184,15 +184,11 @@ class Connector:
         call = self._calls.get((exchange.method, exchange.path))
         if call is None:
             known = ", ".join(map(str, self._calls))
-            raise HttpError(
-                HTTPStatus.NOT_FOUND,
-                ErrorCode.NO_SUCH_CALL,
-                f"no call {exchange.method} {exchange.path}; known are {known}",
-            )
+            raise HttpError(ErrorCode.NO_SUCH_CALL, f"no call {exchange.method} {exchange.path}; known are {known}")
         if session.calls >= _MAX_CALLS_PER_JOB:
-            raise _unavailable(f"the job has {_MAX_CALLS_PER_JOB} calls under way")
+            raise HttpError(ErrorCode.UNAVAILABLE, f"the job has {_MAX_CALLS_PER_JOB} calls under way")
         if self._stopping:
-            raise _unavailable("the node is about to stop")
+            raise HttpError(ErrorCode.UNAVAILABLE, "the node is about to stop")
         asks = call in (self._next_slice, self._progress)
         session.calls += 1
         self._asking += asks
@@ -208,22 +204,20 @@ class Connector:
         task_id = await self._identify(token.strip()) if scheme.lower() == "bearer" else None
         session = self._sessions.get(task_id) if task_id else None
         if session is None:
-            raise HttpError(
-                HTTPStatus.UNAUTHORIZED, ErrorCode.UNAUTHORIZED, "the token belongs to no job that runs here"
-            )
+            raise HttpError(ErrorCode.UNAUTHORIZED, "the token belongs to no job that runs here")
         return session
 
     async def _next_slice(self, session: _Session, exchange: Exchange) -> None:
         wanted = _validate(NextSlice, await exchange.read_json())
         if wanted.scheduler not in session.schedulers:
-            raise _forbidden(f"{wanted.scheduler} is not this job's scheduler")
+            raise HttpError(ErrorCode.FORBIDDEN, f"{wanted.scheduler} is not this job's scheduler")
         async with exchange.until_disconnected():
             request = RequestData(dataset=wanted.dataset)
             answer = await self._ask(wanted.scheduler, API, request, DataAssignment)
         if answer.error is not None:
-            raise _peer_failed(f"the scheduler has no slice of {wanted.dataset!r}: {answer.error}")
+            raise HttpError(ErrorCode.PEER_FAILED, f"the scheduler has no slice of {wanted.dataset!r}: {answer.error}")
         if answer.data_provider is None or answer.index is None:
-            raise _not_found(f"the scheduler knows no dataset {wanted.dataset!r}")
+            raise HttpError(ErrorCode.NOT_FOUND, f"the scheduler knows no dataset {wanted.dataset!r}")
         session.assign(_slice_of(answer.data_provider, wanted.dataset, answer.index))
         await exchange.answer_json(
             AssignedSlice(provider=answer.data_provider, index=answer.index).model_dump(mode="json")
@@ -232,8 +226,9 @@ class Connector:
     async def _pull(self, session: _Session, exchange: Exchange) -> None:
         wanted = _validate(PullSlice, await exchange.read_json())
         if not session.may_pull(wanted):
-            raise _forbidden(
-                f"slice {wanted.index} of {wanted.dataset!r} at {wanted.provider} is not assigned to this job"
+            raise HttpError(
+                ErrorCode.FORBIDDEN,
+                f"slice {wanted.index} of {wanted.dataset!r} at {wanted.provider} is not assigned to this job",
             )
         async with exchange.until_disconnected():
             with _peer_errors(wanted.provider):
@@ -247,7 +242,7 @@ class Connector:
     async def _relay_slice(self, wanted: PullSlice, stream: Stream, exchange: Exchange) -> None:
         data = await _within(_STALL_TIMEOUT_S, stream.receive_some())
         if not data:
-            raise _not_found(f"{wanted.provider} has no slice {wanted.index} of {wanted.dataset!r}")
+            raise HttpError(ErrorCode.NOT_FOUND, f"{wanted.provider} has no slice {wanted.index} of {wanted.dataset!r}")
         await exchange.start_stream({})
         size = 0
         # The reference data node ends a slice with a reset. The bridge checks whether the slice is complete.
@@ -263,7 +258,7 @@ class Connector:
     async def _push(self, session: _Session, exchange: Exchange) -> None:
         peer = exchange.query.get(RECEIVER_PARAMETER, "")
         if peer not in session.job.spec.receivers:
-            raise _forbidden(f"this job does not push to peer {peer!r}")
+            raise HttpError(ErrorCode.FORBIDDEN, f"this job does not push to peer {peer!r}")
         with _peer_errors(peer):
             stream = await self._open_push(peer)
             delivered = False
@@ -341,7 +336,9 @@ class Connector:
         with _peer_errors(peer):
             answer = await self._network.request(peer, protocol, message, timeout_s=_REQUEST_TIMEOUT_S)
         if not isinstance(answer, expected):
-            raise _peer_failed(f"{peer} answered with {type(answer).__name__}, expected {expected.__name__}")
+            raise HttpError(
+                ErrorCode.PEER_FAILED, f"{peer} answered with {type(answer).__name__}, expected {expected.__name__}"
+            )
         return answer
 
 
@@ -356,35 +353,19 @@ def _peer_errors(peer: str) -> Iterator[None]:
     try:
         yield
     except (PeerUnreachable, NetworkClosed) as error:
-        raise _unavailable(f"{peer}: {error}") from error
+        raise HttpError(ErrorCode.UNAVAILABLE, f"{peer}: {error}") from error
     except NetworkError as error:
-        raise _peer_failed(f"{peer}: {error}") from error
+        raise HttpError(ErrorCode.PEER_FAILED, f"{peer}: {error}") from error
     except trio.TooSlowError as error:
-        raise _peer_failed(f"{peer} was silent for too long") from error
+        raise HttpError(ErrorCode.PEER_FAILED, f"{peer} was silent for too long") from error
 
 
 def _validate(model: type[_M], value: Any) -> _M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, ErrorCode.INVALID, describe(error, "body")) from error
+        raise HttpError(ErrorCode.INVALID, describe(error, "body"), HTTPStatus.UNPROCESSABLE_ENTITY) from error
 
 
 def _slice_of(provider: str, dataset: str, index: int) -> PullSlice:
     return PullSlice(provider=provider, dataset=dataset, index=index)
-
-
-def _forbidden(detail: str) -> HttpError:
-    return HttpError(HTTPStatus.FORBIDDEN, ErrorCode.FORBIDDEN, detail)
-
-
-def _not_found(detail: str) -> HttpError:
-    return HttpError(HTTPStatus.NOT_FOUND, ErrorCode.NOT_FOUND, detail)
-
-
-def _unavailable(detail: str) -> HttpError:
-    return HttpError(HTTPStatus.SERVICE_UNAVAILABLE, ErrorCode.UNAVAILABLE, detail)
-
-
-def _peer_failed(detail: str) -> HttpError:
-    return HttpError(HTTPStatus.BAD_GATEWAY, ErrorCode.PEER_FAILED, detail)

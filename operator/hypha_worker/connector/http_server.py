@@ -24,11 +24,11 @@ import trio
 
 from hypha_contracts.connector_api import STALL_TIMEOUT_S, ErrorBody, ErrorCode
 from hypha_network.identity import Identity
+from hypha_network.wire.streams import Buffer
 from hypha_network.wire.tls_server import ServerTlsStream
 
 logger = logging.getLogger(__name__)
 
-Buffer = bytes | bytearray | memoryview
 Handler = Callable[["Exchange"], Awaitable[None]]
 
 _READ_BYTES: Final = 512 * 1024
@@ -37,13 +37,26 @@ _HANDSHAKE_TIMEOUT_S: Final = 5.0
 _HEAD_TIMEOUT_S: Final = 5.0
 
 
-class HttpError(Exception):
-    """Refuses a request with a status, a code for programs and a text for people."""
+_STATUS: Final = {
+    ErrorCode.INVALID: HTTPStatus.BAD_REQUEST,
+    ErrorCode.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    ErrorCode.UNAUTHORIZED: HTTPStatus.UNAUTHORIZED,
+    ErrorCode.FORBIDDEN: HTTPStatus.FORBIDDEN,
+    ErrorCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
+    ErrorCode.NO_SUCH_CALL: HTTPStatus.NOT_FOUND,
+    ErrorCode.PEER_FAILED: HTTPStatus.BAD_GATEWAY,
+    ErrorCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorCode.NOT_READY: HTTPStatus.SERVICE_UNAVAILABLE,
+}
 
-    def __init__(self, status: HTTPStatus, code: ErrorCode, detail: str) -> None:
+
+class HttpError(Exception):
+    """Refuses a request with a code for programs, a text for people and a status, by default that of the code."""
+
+    def __init__(self, code: ErrorCode, detail: str, status: HTTPStatus | None = None) -> None:
         super().__init__(detail)
-        self.status = status
         self.code = code
+        self.status = status or _STATUS[code]
 
 
 class Disconnected(Exception):  # noqa: N818 - what the client did
@@ -115,7 +128,7 @@ class Exchange:
     async def read_nothing(self) -> None:
         """Receive a body that must be empty. HttpError if it is not."""
         async for _ in self.pieces():
-            raise HttpError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID, f"{self.method} {self.path} takes no body")
+            raise HttpError(ErrorCode.INVALID, f"{self.method} {self.path} takes no body")
 
     async def read_json(self, max_bytes: int = 1024 * 1024) -> Any:
         """Receive a JSON body. HttpError if it is invalid or too long."""
@@ -123,15 +136,11 @@ class Exchange:
         async for piece in self.pieces():
             body += piece
             if len(body) > max_bytes:
-                raise HttpError(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                    ErrorCode.TOO_LARGE,
-                    f"the body is longer than {max_bytes} bytes",
-                )
+                raise HttpError(ErrorCode.TOO_LARGE, f"the body is longer than {max_bytes} bytes")
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise HttpError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID, f"the body is not JSON: {error}") from error
+            raise HttpError(ErrorCode.INVALID, f"the body is not JSON: {error}") from error
 
     async def answer_json(self, value: Any, status: HTTPStatus = HTTPStatus.OK) -> None:
         """Answer with a JSON value."""
@@ -231,11 +240,7 @@ class _ConnectionLimiter:
         def mark_authenticated() -> None:
             nonlocal authenticated
             if self._authenticated >= self._max_authenticated:
-                raise HttpError(
-                    HTTPStatus.SERVICE_UNAVAILABLE,
-                    ErrorCode.UNAVAILABLE,
-                    f"the node serves {self._max_authenticated} calls",
-                )
+                raise HttpError(ErrorCode.UNAVAILABLE, f"the node serves {self._max_authenticated} calls already")
             if not authenticated:
                 authenticated = True
                 self._authenticated += 1

@@ -3,8 +3,7 @@
 import trio
 
 from hypha_network.errors import StreamReset
-
-Buffer = bytes | bytearray | memoryview
+from hypha_network.wire.streams import Buffer
 
 _MAX_PIECES = 4
 

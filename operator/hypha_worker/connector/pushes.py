@@ -18,10 +18,9 @@ import trio
 
 from hypha_network.errors import NetworkError
 from hypha_network.rate_limited_log import RateLimitedLogger
+from hypha_network.wire.streams import Buffer
 
 logger = logging.getLogger(__name__)
-
-Buffer = bytes | bytearray | memoryview
 
 _HEADER_LENGTH: Final = struct.Struct("<Q")
 _MAX_HEADER_BYTES: Final = 2 * 1024 * 1024

@@ -5,7 +5,6 @@ import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any, ClassVar
 
 import trio
@@ -113,7 +112,7 @@ def _with_probes(network: Network, handler: Handler) -> Handler:
     async def handle(exchange: Exchange) -> None:
         call = exchange.method, exchange.path
         if call == ("GET", "/readyz") and (reason := why_not_ready(network.status())):
-            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, ErrorCode.NOT_READY, reason)
+            raise HttpError(ErrorCode.NOT_READY, reason)
         if call in (("GET", "/healthz"), ("GET", "/readyz")):
             await exchange.answer_json({"status": "ok"})
         else:

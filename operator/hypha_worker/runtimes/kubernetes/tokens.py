@@ -4,7 +4,6 @@ import hashlib
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any, Final
 
 import trio
@@ -32,7 +31,7 @@ _POD_UID: Final = "authentication.kubernetes.io/pod-uid"
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod, for which a token was made."""
+    """The pod that a token was made for."""
 
     name: str
     uid: str
@@ -43,8 +42,8 @@ class TokenReviewer:
 
     Args:
         api: the API server.
-        user: who the tokens must be of, `system:serviceaccount:<namespace>:<name>`.
-        audience: for whom they must have been made.
+        user: the service account that the tokens must belong to, `system:serviceaccount:<namespace>:<name>`.
+        audience: the audience that the tokens must be made for.
     """
 
     def __init__(self, api: KubernetesApi, user: str, audience: str) -> None:
@@ -76,18 +75,16 @@ class TokenReviewer:
             "spec": {"token": token, "audiences": [self._audience]},
         }
         try:
-            with trio.fail_after(2 * _DEADLINE_S):  # with as much again to wait for its turn
+            with trio.fail_after(2 * _DEADLINE_S):  # up to one deadline to wait for its turn
                 async with self._reviews:
                     answer = await self._api.create(_PATH, review, deadline_s=_DEADLINE_S)
         except (ApiError, trio.TooSlowError) as error:
             reason = str(error) or "too many tokens are being reviewed"
-            remedy = "; is there a ClusterRoleBinding that lets it?" if isinstance(error, Refused) else ""
-            _rate_limited_log.warning("TokenReview", "cannot have a token reviewed: %s%s", reason, remedy)
-            raise HttpError(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                ErrorCode.UNAVAILABLE,
-                f"the token cannot be reviewed just now: {reason}",
-            ) from error
+            remedy = (
+                ". Check that the ClusterRoleBinding for token reviews exists." if isinstance(error, Refused) else ""
+            )
+            _rate_limited_log.warning("TokenReview", "the API server cannot review a token: %s%s", reason, remedy)
+            raise HttpError(ErrorCode.UNAVAILABLE, f"the token cannot be reviewed right now: {reason}") from error
         return dict(answer.get("status") or {})
 
     def _judge(self, status: dict[str, Any]) -> Pod | None:
@@ -101,7 +98,7 @@ class TokenReviewer:
             and len(names) == len(uids) == 1
         )
         if not good:
-            reason = status.get("error") or f"it is of {user.get('username') or 'nobody'}"
+            reason = status.get("error") or f"it belongs to {user.get('username') or 'nobody'}"
             _rate_limited_log.info("TokenReview", "refused a token: %s", reason)
             return None
         return Pod(names[0], uids[0])
