@@ -1,4 +1,4 @@
-"""Reads the configuration: a TOML file, over it the environment, over that the command line."""
+"""Reads the configuration from a TOML file. The environment overrides the file, and the command line overrides both."""
 
 import difflib
 import re
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from hypha_contracts.node_config import NodeConfig
 from hypha_network.wire.addresses import parse_supported
@@ -26,12 +27,12 @@ _OTEL_KEYS: Final = {
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; one line that names the place, the key and the remedy."""
+    """The configuration cannot be used. The message is one line with the place, the key and what to do."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A configuration, and what its owner should know about it."""
+    """A configuration and the warnings about it."""
 
     config: NodeConfig
     warnings: tuple[str, ...]
@@ -41,12 +42,12 @@ def load(path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any] | 
     """Read a configuration.
 
     Args:
-        path: the TOML file; relative paths in it start at its directory.
-        environ: `HYPHA_<KEY>` (in tables `HYPHA_<TABLE>__<KEY>`) and OpenTelemetry's `OTEL_*` replace the file.
-        overrides: by key, replaces both.
+        path: the TOML file. Relative paths in it start at its directory.
+        environ: variables `HYPHA_<KEY>`, `HYPHA_<TABLE>__<KEY>` and OpenTelemetry's `OTEL_*`, which override the file.
+        overrides: values by key, which override both.
 
     Raises:
-        ConfigError: the file cannot be read or something in it is wrong.
+        ConfigError: the file cannot be read or a value is invalid.
     """
     text = _read(path)
     try:
@@ -62,15 +63,14 @@ def load(path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any] | 
         _set(values, (name,), value)
         sources[name] = f"--{name.replace('_', '-')}"
     try:
-        context = {"directory": path.absolute().parent, "is_supported": _is_supported}
+        context = {
+            "directory": path.absolute().parent,
+            "is_supported": lambda address: parse_supported(address) is not None,
+        }
         config = NodeConfig.model_validate(values, context=context)
     except ValidationError as error:
         raise ConfigError(_describe(error, path, text, sources)) from error
     return Loaded(config, tuple(warnings))
-
-
-def _is_supported(address: str) -> bool:
-    return parse_supported(address) is not None
 
 
 def _read(path: Path) -> str:
@@ -78,44 +78,49 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
         if len(data) > _MAX_FILE_BYTES:
-            raise ConfigError(f"{path}: larger than {_MAX_FILE_BYTES} bytes; is this the configuration?")
+            raise ConfigError(f"{path}: larger than {_MAX_FILE_BYTES} bytes. Check that this is the configuration.")
         return data.decode()
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; `hypha-worker init` writes one, --config names another") from error
+        raise ConfigError(
+            f"{path}: no such file. Write one with `hypha-worker init` or name another with --config."
+        ) from error
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; check the path and its permissions") from error
+        raise ConfigError(f"{path}: {error.strerror}. Check the path and its permissions.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
 def _hoist(values: dict[str, Any]) -> list[str]:
-    """Move keys of the document that TOML reads as part of the table above them to where they were meant to be.
+    """Move top-level keys that stand below a table header, and so are part of that table, to the top level.
 
-    The worker guide's own example has `work_dir` below `[resources]` and `telemetry_endpoint` below `[[executors]]`.
+    The example of the worker guide has `work_dir` below `[resources]` and `telemetry_endpoint` below `[[executors]]`.
+
+    Returns:
+        A warning for each of them.
     """
-    tables = {name: values[name] for name in _tables() if isinstance(values.get(name), dict)}
+    present = {name: values[name] for name in tables() if isinstance(values.get(name), dict)}
     executors = values.get("executors")
     if isinstance(executors, list):
-        tables |= {f"executors[{i}]": table for i, table in enumerate(executors) if isinstance(table, dict)}
+        present |= {f"executors[{i}]": table for i, table in enumerate(executors) if isinstance(table, dict)}
     warnings = []
-    for table_name, table in tables.items():
-        own = _keys(_tables()[table_name.partition("[")[0]])
+    for table_name, table in present.items():
+        own = _keys(tables()[table_name.partition("[")[0]])
         for key in [key for key in table if key in _keys(NodeConfig) and key not in own and key not in values]:
             values[key] = table.pop(key)
             warnings.append(
-                f"{key} stands below [{table_name}], where TOML takes it as that table's; "
-                "it is read as a key of the top level, move it above the first table"
+                f"{key} is below [{table_name}], which makes it a key of that table in TOML. "
+                "It is read as a top-level key. Move it above the first table."
             )
     return warnings
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[tuple[str, ...], tuple[str, Any]]:
-    """Return by key the variable that sets it and the value; variables of other programs are passed over."""
+    """Return the variable and the value of each key that the environment sets. Ignores other variables."""
     found: dict[tuple[str, ...], tuple[str, Any]] = {}
     for variable, text in environ.items():
         if variable.startswith(_PREFIX) and text:
             key = tuple(re.split(r"__|\.", variable.removeprefix(_PREFIX).lower(), maxsplit=1))
-            table = _tables().get(key[0]) if len(key) > 1 else NodeConfig
+            table = tables().get(key[0]) if len(key) > 1 else NodeConfig
             if table is not None and key[-1] in _keys(table):
                 found[key] = (variable, _parse_value(text))
     found |= {(key,): (variable, environ[variable]) for variable, key in _OTEL_KEYS.items() if environ.get(variable)}
@@ -123,7 +128,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[tuple[str, ...], tuple
 
 
 def _parse_value(text: str) -> Any:
-    """Read a value as TOML (numbers, lists, tables); what is none, or a list of bare words, is text."""
+    """Parse a TOML value. A list may also hold words without quotes, and any other text is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -133,61 +138,54 @@ def _parse_value(text: str) -> Any:
 
 
 def _set(values: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
-    for alias in _spellings(key[0]) if len(key) == 1 else ():
-        values.pop(alias, None)
     if len(key) == 1:
+        field = NodeConfig.model_fields.get(key[0])
+        for alias in _aliases(key[0], field) if field else ():
+            values.pop(alias, None)
         values[key[0]] = value
     elif isinstance(table := values.setdefault(key[0], {}), dict):
         table[key[1]] = value
 
 
-def _tables() -> dict[str, type[BaseModel]]:
-    """The tables of the configuration and their models."""
-    found: dict[str, type[BaseModel]] = {}
-    for name, field in NodeConfig.model_fields.items():
-        for candidate in (field.annotation, *get_args(field.annotation)):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                found[name] = candidate
-    return found
+def tables() -> dict[str, type[BaseModel]]:
+    """Return the tables of the configuration and their models."""
+    return {
+        name: candidate
+        for name, field in NodeConfig.model_fields.items()
+        for candidate in (field.annotation, *get_args(field.annotation))
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel)
+    }
 
 
 def _keys(model: type[BaseModel]) -> set[str]:
-    keys: set[str] = set()
-    for name, field in model.model_fields.items():
-        alias = field.validation_alias
-        keys |= set(map(str, alias.choices)) if isinstance(alias, AliasChoices) else {str(alias or name)}
-    return keys
+    return {alias for name, field in model.model_fields.items() for alias in _aliases(name, field)}
 
 
-def _spellings(key: str) -> list[str]:
-    alias = NodeConfig.model_fields[key].validation_alias if key in NodeConfig.model_fields else None
-    return list(map(str, alias.choices)) if isinstance(alias, AliasChoices) else [key]
+def _aliases(name: str, field: FieldInfo) -> list[str]:
+    alias = field.validation_alias
+    return list(map(str, alias.choices)) if isinstance(alias, AliasChoices) else [str(alias or name)]
 
 
 def _describe(error: ValidationError, path: Path, text: str, sources: Mapping[str, str]) -> str:
-    """Say in one line what is wrong first, and how much more there is."""
+    """Describe the first error in one line, and count the others."""
     details = error.errors(include_url=False, include_input=False)
-    first = min(details, key=lambda detail: detail["type"] != "extra_forbidden")  # why another key is missing
+    first = min(details, key=lambda detail: detail["type"] != "extra_forbidden")  # it explains a missing one
     location = tuple(part for part in first["loc"] if not (isinstance(part, str) and part.endswith("()")))
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     message = str(first["msg"]).removeprefix("Value error, ")
-    model = _model_at(location)
+    model = tables().get(str(location[0]), NodeConfig) if len(location) > 1 else NodeConfig
     if first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(location[-1]), _keys(model), n=1)
-        message = "unknown key; " + (f"did you mean {close[0]}?" if close else "remove it, or see `hypha-worker init`")
+        message = f"unknown key. {f'Did you mean {close[0]}?' if close else 'Remove it or see `hypha-worker init`.'}"
     elif first["type"] == "missing":
         needed = next((f for n, f in model.model_fields.items() if location[-1] in (n, f.alias)), None)
         purpose = f" ({needed.description.rstrip('.')})" if needed is not None and needed.description else ""
-        message = f"missing; add it{purpose}"
+        message = f"missing. Add it{purpose}."
     source = sources.get(str(location[0])) if location else None
     line = None if source else _find_line(text, location)
     place = source or (f"{path}:{line}" if line else str(path))
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return ": ".join(part for part in (place, key, message) if part) + more
-
-
-def _model_at(location: tuple[Any, ...]) -> type[BaseModel]:
-    return _tables().get(str(location[0]), NodeConfig) if len(location) > 1 else NodeConfig
 
 
 def _find_line(text: str, location: tuple[Any, ...]) -> int | None:

@@ -1,25 +1,25 @@
-"""The configuration that `hypha-worker init` writes: every key with its meaning and default, made from the models."""
+"""The configuration that `hypha-worker init` writes. Keys, meanings and defaults come from the models."""
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from hypha_contracts.node_config import NodeConfig
+from hypha_worker.config_file import tables
 
 _HEADER: Final = """\
-# Configuration of a Hypha worker. A key behind a single # has the value that it has without being set.
-# Relative paths start at this file's directory. In the environment HYPHA_<KEY> replaces a key, HYPHA_<TABLE>__<KEY> one
-# in a table.
+# Configuration of a Hypha worker. Lines such as "#key = value" show the defaults.
+# Relative paths start at this file's directory. The environment variable HYPHA_<KEY> overrides a key, and
+# HYPHA_<TABLE>__<KEY> overrides a key of a table.
 """
 _LEFT_OUT: Final = ("executors", "kubernetes")
-"""What `render` writes itself, and what an operator writes."""
+"""`_EXECUTORS` has the first, and the operator writes the second."""
 _EXECUTORS: Final = """\
-# What this worker can run; schedulers ask for an executor by class and name. Placeholders in args:
-# {SOCKET_PATH} of the job bridge, {WORK_DIR} of the job, {JOB_FILE} (or {JOB_JSON}) with its specification.
+# The programs that this worker can run. Schedulers ask for an executor by class and name. Placeholders in args:
+# {SOCKET_PATH} of the job's bridge, {WORK_DIR} of the job, {JOB_FILE} (or {JOB_JSON}) with its specification.
 [[executors]]
 class = "train"
 name = "diloco-transformer"
@@ -38,7 +38,7 @@ runtime = "parameter-server"
 
 
 def render(name: str, values: Mapping[str, Any]) -> str:
-    """Return the file's text for a worker of this name; `values` are set instead of defaults."""
+    """Return the text of the file for a worker of this name. `values` are set, and other keys show their defaults."""
     placeholders = {
         "cert_pem": f"{name}-cert.pem",
         "key_pem": f"{name}-key.pem",
@@ -46,21 +46,13 @@ def render(name: str, values: Mapping[str, Any]) -> str:
         "gateway_addresses": ["/ip4/203.0.113.50/tcp/4001"],
         "work_dir": f"{name}-work",
     }
-    fields = NodeConfig.model_fields
-    top = {key: field for key, field in fields.items() if key not in _tables() and key not in _LEFT_OUT}
+    top = {key: field for key, field in NodeConfig.model_fields.items() if key not in tables()}
     lines = [_HEADER, *_entries(top, placeholders | dict(values))]
     examples = {"resources": {"cpu": 4, "memory": 16, "storage": 100, "gpu": 0}}
-    for table, model in _tables().items():
-        lines += [f"[{table}]", *_entries(model.model_fields, examples.get(table, {}))]
+    for table, model in tables().items():
+        if table not in _LEFT_OUT:
+            lines += [f"[{table}]", *_entries(model.model_fields, examples.get(table, {}))]
     return "\n".join([*lines, _EXECUTORS])
-
-
-def _tables() -> dict[str, type[BaseModel]]:
-    return {
-        name: field.annotation
-        for name, field in NodeConfig.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-    }
 
 
 def _entries(fields: Mapping[str, FieldInfo], values: Mapping[str, Any]) -> Iterator[str]:

@@ -78,7 +78,7 @@ def test_a_wrong_configuration_is_one_line_and_exit_code_2(tmp_path: Path, comma
     (tmp_path / "worker.toml").write_text("gateways = []")
     result = worker(*command, cwd=tmp_path)
     assert result.returncode == 2
-    assert "worker.toml:1: gateways: unknown key; did you mean gateway_addresses?" in one_line(result.stderr)
+    assert "worker.toml:1: gateways: unknown key. Did you mean gateway_addresses?" in one_line(result.stderr)
 
 
 def test_a_certificate_that_is_not_there_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

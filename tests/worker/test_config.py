@@ -209,8 +209,8 @@ def test_secrets_do_not_show(file: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "parts"),
     [
-        ('work_dir = "work"', 'work_dri = "work"', 5, ["work_dri", "did you mean work_dir?"]),
-        ("cpu = 16", "cpus = 16", 8, ["resources.cpus", "did you mean cpu?"]),
+        ('work_dir = "work"', 'work_dri = "work"', 5, ["work_dri", "Did you mean work_dir?"]),
+        ("cpu = 16", "cpus = 16", 8, ["resources.cpus", "Did you mean cpu?"]),
         ("cpu = 16", "cpu = -1", 8, ["resources.cpu", "greater than or equal to 0"]),
         ("cpu = 16", "cpu = nan", 8, ["resources.cpu", "finite"]),
         ("/tcp/4001", "/4001", 4, ["gateway_addresses", "/ip4/203.0.113.50/tcp/4001"]),
@@ -225,7 +225,7 @@ def test_secrets_do_not_show(file: Path) -> None:
             20,
             ["executors[1]", "takes no cmd"],
         ),
-        ('"parameter-server"\nruntime', '"ps"\nrunntime', 23, ["executors[1].runntime", "did you mean runtime?"]),
+        ('"parameter-server"\nruntime', '"ps"\nrunntime', 23, ["executors[1].runntime", "Did you mean runtime?"]),
         ('class = "aggregate"', 'class = "train"', 20, ["executors[1]", "aggregate"]),
     ],
 )
@@ -239,7 +239,7 @@ def test_errors_name_file_line_key_and_remedy(file: Path, old: str, new: str, li
 
 def test_a_missing_key_is_named_with_its_purpose(file: Path) -> None:
     error = refused(file, MINIMAL.replace('cert_pem = "cert.pem"\n', ""))
-    assert "cert_pem: missing; add it (The node's certificate chain" in error
+    assert "cert_pem: missing. Add it (The node's certificate chain" in error
 
 
 def test_a_repeated_executor_is_refused(file: Path) -> None:
@@ -257,7 +257,7 @@ def test_what_is_not_toml_is_refused_with_its_line(file: Path) -> None:
 
 
 def test_a_file_that_is_not_there_names_the_way_to_one(file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no such file; `hypha-worker init` writes one"):
+    with pytest.raises(ConfigError, match=r"no such file. Write one with `hypha-worker init`"):
         load(file, {})
 
 

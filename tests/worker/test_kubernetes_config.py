@@ -66,7 +66,7 @@ def test_the_environment_sets_its_keys(file: Path) -> None:
     ("old", "new", "parts"),
     [
         ('runtime = "kubernetes"', 'runtime = "process"\ncmd = "uv"', ["train/diloco", 'write runtime = "kubernetes"']),
-        ("[kubernetes]", "[offer]\nprice = 1\n[kubernete]", ["kubernete", "did you mean kubernetes?"]),
+        ("[kubernetes]", "[offer]\nprice = 1\n[kubernete]", ["kubernete", "Did you mean kubernetes?"]),
         ('runtime = "kubernetes"', 'runtime = "kubernetes"\ncmd = "uv"', ["takes no cmd", "HyphaWorker"]),
         ('namespace = "ns"', 'namespace = "Not a name"', ["kubernetes.namespace"]),
         ('worker_uid = "1-2-3"', "", ["worker_uid", "missing", "Uid of the HyphaWorker"]),

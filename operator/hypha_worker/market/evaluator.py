@@ -1,4 +1,4 @@
-"""Which requests this worker wants, and in which order. Pure."""
+"""Decides which requests may get an offer and ranks them. Pure functions."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,16 +11,16 @@ from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.types import Resources
 
 GPU_WEIGHT, CPU_WEIGHT, MEMORY_WEIGHT, STORAGE_WEIGHT = 25.0, 1.0, 0.1, 0.01
-"""What a GB of video memory, a core, a GB of memory and a GB of storage count."""
+"""The weight of a GB of video memory, a core, a GB of memory and a GB of storage, the same on all nodes."""
 
 _LEAST_WEIGHT = 1e-9
 
 Score = tuple[float, float]
-"""Larger is better; the second part decides between equals."""
+"""Larger is better. The second part decides between equal first parts."""
 
 
 class Refusal(NamedTuple):
-    """Why the node never answers a request: a reason for programs and a message for people."""
+    """The reason for which a request never gets an offer, for programs, and a message for people."""
 
     reason: WorkerReason
     message: str
@@ -28,7 +28,7 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True)
 class Preferences:
-    """For the strategy affinity: what a scheduler (by peer id) or an executor ("class/name" or "class") is worth."""
+    """Scores of the strategy affinity for schedulers (by peer id) and executors (by "class/name" or "class")."""
 
     schedulers: Mapping[str, float] = field(default_factory=dict)
     executors: Mapping[str, float] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Preferences:
 
 @dataclass(frozen=True)
 class Policy:
-    """What the worker supports, asks for and prefers; of devices with `gpu_device` GB no two leases have the same."""
+    """The worker's capacity, executors, prices and preferences. If `gpu_device` (GB) is set, leases share no GPU."""
 
     capacity: Resources
     executors: frozenset[ExecutorDescriptor]
@@ -48,7 +48,7 @@ class Policy:
     gpu_device: float = 0.0
 
     def refusal(self, request: RequestWorker, now: float) -> Refusal | None:
-        """Say why a request is never answered; None if it may be, once there is room."""
+        """Return why a request never gets an offer, or None if it may get one once it fits into the free capacity."""
         unsupported = [executor for executor in request.spec.executor if executor not in self.executors]
         if unsupported:
             return Refusal(WorkerReason.EXECUTOR_UNSUPPORTED, f"executor {unsupported[0]} is not supported")
@@ -57,36 +57,36 @@ class Policy:
         if request.bid < self.floor:
             return Refusal(WorkerReason.BID_BELOW_FLOOR, f"the bid {request.bid:g} is below the floor {self.floor:g}")
         wanted = request.spec.resources
-        if not (wanted.fits_into(self.capacity) and self._with_whole_devices(wanted).fits_into(self.capacity)):
+        if not (wanted.fits_into(self.capacity) and self._rounded_to_devices(wanted).fits_into(self.capacity)):
             return Refusal(WorkerReason.MORE_THAN_CAPACITY, "it asks for more than this worker has")
         if request.timeout.timestamp <= now:
             return Refusal(WorkerReason.REQUEST_EXPIRED, "it has expired")
         return None
 
     def terms(self, request: RequestWorker) -> tuple[Resources, float]:
-        """Return the resources and the price that an offer for this request names."""
+        """Return the resources and the price of an offer for this request."""
         if self.offer == "flexible":
-            return self._with_whole_devices(request.spec.resources), request.bid
+            return self._rounded_to_devices(request.spec.resources), request.bid
         return self.capacity, max(self.price, request.bid)
 
     def score(self, scheduler: str, request: RequestWorker, free: Resources) -> Score:
-        """Rate a request by the selection strategy, given what is free."""
-        wanted = self._with_whole_devices(request.spec.resources)
+        """Rate a request by the selection strategy. `free` is the free capacity."""
+        wanted = self._rounded_to_devices(request.spec.resources)
         profit = request.bid / max(weigh(wanted), _LEAST_WEIGHT)
         if self.selection == "utilization":
-            return self._fill(wanted, free), profit
+            return self._used_share(wanted, free), profit
         if self.selection == "affinity":
             return self._affinity(scheduler, request.spec.executor), profit
         return profit, 0.0
 
-    def _with_whole_devices(self, wanted: Resources) -> Resources:
+    def _rounded_to_devices(self, wanted: Resources) -> Resources:
         if not self.gpu_device:
             return wanted
         gpu = devices_needed(wanted.gpu, self.gpu_device) * self.gpu_device
         return wanted.model_copy(update={"gpu": max(gpu, wanted.gpu)})
 
-    def _fill(self, wanted: Resources, free: Resources) -> float:
-        """The mean share of what is free that a request would use; what does not fit comes last."""
+    def _used_share(self, wanted: Resources, free: Resources) -> float:
+        """Return the mean share of the free capacity that a request would use, or -1 if it does not fit."""
         if not wanted.fits_into(free):
             return -1.0
         shares = [getattr(wanted, name) / getattr(free, name) for name in RESOURCES if getattr(free, name) > 0]
@@ -99,7 +99,7 @@ class Policy:
 
 
 def weigh(resources: Resources) -> float:
-    """Return one figure for resources, by the network's common weights."""
+    """Return the weighted sum of resources."""
     return (
         GPU_WEIGHT * resources.gpu
         + CPU_WEIGHT * resources.cpu
