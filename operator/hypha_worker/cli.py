@@ -166,7 +166,7 @@ def init(
     )
     text = render(name, values)
     try:
-        with output.open("w" if force else "x") as file:
+        with output.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
         _fail(f"{output} exists. Use --force to overwrite it.", 2)

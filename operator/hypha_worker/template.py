@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from pydantic.fields import FieldInfo
@@ -68,7 +67,5 @@ def _entries(fields: Mapping[str, FieldInfo], values: Mapping[str, Any]) -> Iter
 
 
 def _toml(value: Any) -> str:
-    """Write a value as TOML, which for these types is JSON."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
-    return json.dumps(str(value) if isinstance(value, Path) else value)
+    """Write text, a number, a list or an empty table as TOML, which for these is JSON without surrogate pairs."""
+    return json.dumps(value, default=str, ensure_ascii=False)

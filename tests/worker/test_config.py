@@ -322,6 +322,11 @@ def test_the_template_loads_and_says_every_key(file: Path) -> None:
         assert key in text
 
 
+def test_the_template_keeps_characters_of_every_plane(file: Path) -> None:
+    name = "tr\u00e4iner-\U0001f680"
+    assert read(file, render(name, {})).config.work_dir == file.parent / f"{name}-work"
+
+
 def test_every_default_that_the_template_shows_is_the_real_one(file: Path) -> None:
     text = render("trainer", {})
     shown = "\n".join(line.removeprefix("#") if line[1:2].isalpha() else line for line in text.split("\n"))
