@@ -27,15 +27,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_OVERRIDES = (
+    *("gateway_addresses", "listen_addresses", "external_addresses"),
+    *("relay_circuit", "work_dir", "exclude_cidr"),
+)
 DEFAULT_CONFIGS = (Path("worker.toml"), Path("config.toml"))
 
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="Configuration; default worker.toml, otherwise config.toml."),
+    typer.Option("--config", "-c", metavar="FILE", help="Configuration. Default: worker.toml or else config.toml."),
 ]
 LevelOption = Annotated[
-    logs.LogLevel, typer.Option("--log-level", envvar="HYPHA_LOG_LEVEL", help="Lowest level that is logged.")
+    logs.LogLevel, typer.Option("--log-level", envvar="HYPHA_LOG_LEVEL", help="Lowest level to log.")
 ]
 FormatOption = Annotated[
     logs.LogFormatOrAuto,
@@ -53,7 +57,7 @@ ListenOption = Annotated[
 ]
 ExternalOption = Annotated[
     list[str] | None,
-    typer.Option("--external", metavar="ADDRESS", help="Other peers reach this node here. Repeatable."),
+    typer.Option("--external", metavar="ADDRESS", help="Address at which other peers reach this node. Repeatable."),
 ]
 RelayOption = Annotated[
     bool | None, typer.Option("--relay-circuit/--no-relay-circuit", help="Accept connections through the gateways.")
@@ -117,19 +121,12 @@ def run(
     exclude_cidr: CidrOption = None,
 ) -> None:
     """Join the network, offer resources and run jobs until SIGTERM or SIGINT."""
-    import trio  # noqa: PLC0415 - --help and --version need none of the node
+    import trio  # noqa: PLC0415 - --help and --version do not need the node
 
     from hypha_worker.node import run_node  # noqa: PLC0415
 
     logs.configure(log_level, log_format)
-    overrides = _overrides(
-        gateway_addresses=gateway,
-        listen_addresses=listen,
-        external_addresses=external,
-        relay_circuit=relay_circuit,
-        work_dir=work_dir and work_dir.absolute(),
-        exclude_cidr=exclude_cidr,
-    )
+    overrides = _overrides(gateway, listen, external, relay_circuit, work_dir and work_dir.absolute(), exclude_cidr)
     loaded = _load(config, overrides)
     for warning in loaded.warnings:
         logging.getLogger(__name__).warning("%s", warning)
@@ -156,18 +153,10 @@ def init(
     """Write a commented configuration."""
     from hypha_worker.template import render  # noqa: PLC0415
 
-    values = _overrides(
-        gateway_addresses=gateway,
-        listen_addresses=listen,
-        external_addresses=external,
-        relay_circuit=relay_circuit,
-        work_dir=work_dir,
-        exclude_cidr=exclude_cidr,
-    )
-    text = render(name, values)
+    values = _overrides(gateway, listen, external, relay_circuit, work_dir, exclude_cidr)
     try:
         with output.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
+            file.write(render(name, values))
     except FileExistsError:
         _fail(f"{output} exists. Use --force to overwrite it.", 2)
     except OSError as error:
@@ -194,7 +183,7 @@ def probe(
 ) -> None:
     """Ask a node whether it is healthy. Exit 0 if it is, otherwise 1.
 
-    Use another certificate than that of the node.
+    Use a certificate other than the node's own.
     """
     import trio  # noqa: PLC0415
 
@@ -241,9 +230,9 @@ def _load(path: Path | None, overrides: dict[str, Any]) -> "Loaded":
     return load(found, os.environ, overrides)
 
 
-def _overrides(**options: Any) -> dict[str, Any]:
-    """Return the options that the command line sets."""
-    return {key: value for key, value in options.items() if value is not None and value != []}
+def _overrides(*options: Any) -> dict[str, Any]:
+    """Return the options that the command line sets, by key of the configuration."""
+    return {key: value for key, value in zip(_OVERRIDES, options, strict=True) if value not in (None, [])}
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:

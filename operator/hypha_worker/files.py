@@ -5,13 +5,7 @@ from pathlib import Path
 
 
 def replace_file(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write a private file so that a reader finds the old or the new text, complete.
-
-    Args:
-        path: The file.
-        text: What it shall hold.
-        durable: Whether the new text must survive a power cut.
-    """
+    """Write a private file. A reader finds the complete old or new text. `durable` text survives a power cut."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(text)

@@ -1,6 +1,8 @@
-"""A job as the node knows it, and the events of its life."""
+"""A job of the node, its events, and the operations on running jobs."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Protocol
 from uuid import UUID
 
 from hypha_messages.job import JobSpec
@@ -12,12 +14,10 @@ class Job:
     """A task that a scheduler dispatched, and the lease it runs under.
 
     Attributes:
-        task_id: The id of the dispatch, by which the node knows the job.
-        lease_id: The lease whose end ends the job.
-        scheduler: The peer id of the scheduler that dispatched it.
-        spec: The specification that the scheduler sent.
-        resources: What the lease reserves: GB of video memory, memory and storage, cores.
-        deadline: When the lease ends unless it is renewed, in seconds since the epoch.
+        task_id: the id of the dispatch, which identifies the job.
+        scheduler: the peer id of the scheduler that dispatched it.
+        resources: the amounts that the lease reserves.
+        deadline: when the lease ends unless it is renewed, in seconds since the epoch.
     """
 
     task_id: UUID
@@ -32,8 +32,7 @@ class Job:
 class AdoptedJob:
     """A job that outlived the node.
 
-    Attributes:
-        running: Whether it still runs. If not, its end follows as an event, like that of any other job.
+    If it no longer runs, its end follows as an event.
     """
 
     job: Job
@@ -49,7 +48,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Finished:
-    """The executor ended well. Nothing of the job is left."""
+    """The executor succeeded. Nothing of the job is left."""
 
     task_id: UUID
 
@@ -64,6 +63,26 @@ class Failed:
 
 
 JobEvent = Started | Finished | Failed
+
+
+class RunningJobs(Protocol):
+    """The operations on jobs that have been launched or adopted."""
+
+    @property
+    def events(self) -> AsyncIterator[JobEvent]:
+        """The events of all jobs.
+
+        Asking for the next event confirms that the previous one is recorded. Until then a restarted node gets it again.
+        """
+
+    async def extend(self, task_id: UUID, deadline: float) -> None:
+        """Let the job run until `deadline` (seconds since the epoch), for its lease was renewed. No-op if unknown."""
+
+    async def terminate(self, task_id: UUID, reason: str) -> None:
+        """Stop the job and return once nothing of it is left. No-op if unknown."""
+
+    def record_reported(self, task_id: UUID) -> None:
+        """Record that the scheduler knows how the job ended, or never will. No-op if unknown."""
 
 
 class LaunchError(Exception):

@@ -1,17 +1,14 @@
-"""Starts the jobs of this node under leases, lets a runtime run them, and connects them by the connector API."""
+"""Manages the jobs of this node: a runtime runs them, and the connector API connects them to the network."""
 
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Protocol
 from uuid import UUID
 
 import trio
 
 from hypha_messages.job import JobSpec
 from hypha_messages.streams import PUSH
-from hypha_network.wire.streams import Stream
-from hypha_worker.connector import api as connector
+from hypha_network.network import Network
 from hypha_worker.connector.api import Connector
 from hypha_worker.connector.http_server import Exchange
 from hypha_worker.connector.pushes import PushRouter
@@ -20,15 +17,6 @@ from hypha_worker.market.ledger import Lease
 from hypha_worker.runtimes.protocol import Runtime, Serve
 from hypha_worker.telemetry import Telemetry
 
-logger = logging.getLogger(__name__)
-
-
-class JobNetwork(connector.Peers, Protocol):
-    """The part of the network that jobs use."""
-
-    def handle_stream(self, protocol: str, handler: Callable[[str, Stream], Awaitable[None]]) -> None:
-        """Serve streams of a protocol."""
-
 
 class JobManager:
     """Starts, watches and ends jobs. `open_job_manager` makes one."""
@@ -36,12 +24,13 @@ class JobManager:
     def __init__(
         self,
         runtime: Runtime,
-        network: JobNetwork,
+        network: Network,
         serve: Serve,
         telemetry: Telemetry,
         nursery: trio.Nursery,
     ) -> None:
         self._runtime = runtime
+        self.extend, self.terminate, self.record_reported = runtime.extend, runtime.terminate, runtime.record_reported
         self._network = network
         self._adopted = trio.Event()
         self._pushes = PushRouter()
@@ -70,20 +59,8 @@ class JobManager:
             self._connector.remove(task_id)
             raise
 
-    async def extend(self, task_id: UUID, deadline: float) -> None:
-        """Let the job run until `deadline` (seconds since the epoch), for its lease was renewed."""
-        await self._runtime.extend(task_id, deadline)
-
-    async def terminate(self, task_id: UUID, reason: str) -> None:
-        """End a job and return once nothing of it is left."""
-        await self._runtime.terminate(task_id, reason)
-
-    def record_reported(self, task_id: UUID) -> None:
-        """Record that the scheduler knows how the job ended, or never will."""
-        self._runtime.record_reported(task_id)
-
     async def stop_calls(self) -> None:
-        """Refuse new calls of bridges, and return once they have the answers of schedulers that they wait for."""
+        """Refuse new calls of bridges, and return once bridges have received the pending answers of schedulers."""
         await self._connector.stop()
 
     async def adopt(self) -> list[AdoptedJob]:
@@ -97,7 +74,7 @@ class JobManager:
         return adopted
 
     async def _handle(self, exchange: Exchange) -> None:
-        await self._adopted.wait()  # before, the job that calls may be unknown
+        await self._adopted.wait()  # until then the job of a bridge may be unknown
         await self._connector.handle(exchange)
 
     async def _events(self) -> AsyncIterator[JobEvent]:
@@ -110,18 +87,11 @@ class JobManager:
 @asynccontextmanager
 async def open_job_manager(
     runtime: Runtime,
-    network: JobNetwork,
+    network: Network,
     serve: Serve,
     telemetry: Telemetry,
 ) -> AsyncIterator[JobManager]:
-    """Manage the jobs of a runtime. At the end running jobs go on, and their bridges wait for the next node.
-
-    Args:
-        runtime: runs the jobs.
-        network: reaches the peers.
-        serve: serves the connector API where bridges find it.
-        telemetry: counts slices and bytes.
-    """
+    """Manage the jobs of a runtime. At the end running jobs go on, and their bridges wait for the next node."""
     async with trio.open_nursery() as nursery:
         try:
             yield JobManager(runtime, network, serve, telemetry, nursery)

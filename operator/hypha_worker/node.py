@@ -1,4 +1,4 @@
-"""The composition root. It puts the parts of a worker together and runs them until a signal ends it."""
+"""The composition root. It assembles the parts of a worker and runs them until a signal arrives."""
 
 import logging
 import signal
@@ -28,7 +28,7 @@ from hypha_worker.telemetry import Telemetry, open_telemetry
 logger = logging.getLogger(__name__)
 
 _FAREWELL_S: Final = 5.0
-"""How long the node waits for schedulers to take the reports of their jobs' ends when it stops."""
+"""How long a stopping node waits for schedulers to accept the reports of ended jobs."""
 
 
 async def run_node(config: NodeConfig) -> None:
@@ -55,7 +55,7 @@ async def run_node(config: NodeConfig) -> None:
 
 
 class _Node:
-    """A worker whose parts are open. It answers schedulers until a signal comes."""
+    """A worker whose parts are open. It answers schedulers until a signal arrives."""
 
     def __init__(
         self, config: NodeConfig, platform: Platform, network: Network, jobs: JobManager, telemetry: Telemetry
@@ -64,14 +64,22 @@ class _Node:
         self._network = network
         self._jobs = jobs
         self._resumed = trio.Event()
-        self._ledger = ledger_of(config)
         leases, arbiter = config.leases, config.arbiter
+        self._ledger = Ledger(
+            config.capacity,
+            time.time,
+            temporary_s=leases.temporary_ms / 1000,
+            duration_s=leases.duration_s,
+            ended_s=leases.ended_s,
+            max_live=leases.max_live,
+        )
+        waiting = WaitingRequests(arbiter.max_waiting, arbiter.window_ms / 1000, arbiter.window_messages)
         self._arbiter = Arbiter(
             network,
             self._ledger,
             policy(config),
             telemetry,
-            waiting=WaitingRequests(arbiter.max_waiting, arbiter.window_ms / 1000, arbiter.window_messages),
+            waiting=waiting,
             rate_limit=RateLimit(arbiter.requests_per_s),
             wall_clock=time.time,
             offer_timeout_s=leases.temporary_ms / 1000,
@@ -82,7 +90,7 @@ class _Node:
             platform.ledger_store,
             jobs,
             telemetry,
-            on_offer_accepted=self._arbiter.on_offer_accepted,
+            on_offer_accepted=waiting.record_accepted,
             on_offer_lapsed=self._arbiter.on_offer_lapsed,
             on_capacity_freed=self._arbiter.on_capacity_freed,
             prune_s=leases.prune_ms / 1000,
@@ -91,9 +99,9 @@ class _Node:
         self._observe(telemetry)
 
     async def run(self, signals: AsyncIterator[int]) -> None:
-        """Work until the first signal; the second one ends the wait for jobs and schedulers."""
+        """Run until the first signal. A second signal ends the wait for jobs and schedulers."""
         if not self._platform.accepts_offers:
-            logger.info("no offers are made; leases and jobs go on")
+            logger.info("the worker is suspended: it makes no offers, and leases and jobs go on")
             self._arbiter.stop_offering()
         outlive = self._platform.jobs_outlive_node
         async with trio.open_nursery() as nursery:
@@ -127,7 +135,7 @@ class _Node:
 
             async def hurry() -> None:
                 await anext(signals)
-                logger.warning("second signal: no longer waiting for the jobs; their supervisors end them")
+                logger.warning("second signal: stopping without waiting for the jobs, which their supervisors end")
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(hurry)
@@ -160,21 +168,8 @@ class _Node:
         telemetry.observe("hypha.worker.resources.free", "1", "Resources that no lease reserves (GB, cores)", free)
 
 
-def ledger_of(config: NodeConfig) -> Ledger:
-    """Return an empty ledger."""
-    leases = config.leases
-    return Ledger(
-        config.capacity,
-        time.time,
-        temporary_s=leases.temporary_ms / 1000,
-        duration_s=leases.duration_s,
-        ended_s=leases.ended_s,
-        max_live=leases.max_live,
-    )
-
-
 def policy(config: NodeConfig) -> Policy:
-    """Return the part of the configuration that concerns which requests get offers."""
+    """Return the policy by which requests get offers."""
     return Policy(
         capacity=config.capacity,
         executors=frozenset(executor.descriptor for executor in config.executors),
@@ -188,7 +183,7 @@ def policy(config: NodeConfig) -> Policy:
 
 
 def network_config(config: NodeConfig) -> NetworkConfig:
-    """Return the part of the configuration that concerns the network."""
+    """Return the configuration of the network."""
     return NetworkConfig(
         gateways=tuple(config.gateway_addresses),
         listen_addresses=tuple(config.listen_addresses),

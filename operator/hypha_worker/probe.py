@@ -10,7 +10,6 @@ from hypha_network.network import NetworkConfig, open_network
 
 async def probe(identity: Identity, address: str, timeout_s: float) -> str | None:
     """Return None if the node at this address reports that it is healthy, otherwise the reason."""
-    reason = f"no answer within {timeout_s:g} s"
     with trio.move_on_after(timeout_s):
         async with open_network(identity, NetworkConfig(listen_addresses=())) as network:
             try:
@@ -19,4 +18,4 @@ async def probe(identity: Identity, address: str, timeout_s: float) -> str | Non
             except NetworkError as error:
                 return str(error)
             return None if answer.healthy else "not healthy: it does not listen or has not joined the network"
-    return reason
+    return f"no answer within {timeout_s:g} s"

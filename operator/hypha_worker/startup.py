@@ -1,4 +1,4 @@
-"""What a worker needs before it can run, on any platform: its identity and a private directory."""
+"""Loads the identity of a worker and prepares its private directory, on any platform."""
 
 import logging
 import os
@@ -19,11 +19,7 @@ LEDGER_FILE: Final = "leases.json"
 
 
 def load_identity(config: NodeConfig, *, crls_optional: bool = False) -> Identity:
-    """Load the configured identity and log its peer id.
-
-    Args:
-        config: Names the files.
-        crls_optional: Whether the file of revocation lists may be missing and appear later.
+    """Load the configured identity and log its peer id. `crls_optional` lets the revocation lists appear later.
 
     Raises:
         IdentityError: the certificate, key, trust bundle or revocation lists cannot be used.
@@ -38,7 +34,7 @@ def load_identity(config: NodeConfig, *, crls_optional: bool = False) -> Identit
 
 
 def prepare_state_dir(work_dir: Path, peer_id: str) -> Path:
-    """Return the directory for jobs and state, made private. NodeError if it cannot be used.
+    """Make and return the private directory for jobs and state. NodeError if it cannot be used.
 
     In a directory that every user may write to, such as /tmp, the node uses a private directory of its own.
     """
@@ -51,8 +47,8 @@ def prepare_state_dir(work_dir: Path, peer_id: str) -> Path:
         found = private.lstat()
     except OSError as error:
         raise NodeError(
-            f"work_dir {work_dir}: {error.strerror}; choose a directory that this user may write to"
+            f"work_dir {work_dir}: {error.strerror}. Choose a directory that this user may write to."
         ) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise NodeError(f"{private}: not a private directory of this user; remove it or choose another work_dir")
+        raise NodeError(f"{private}: not a private directory of this user. Remove it or choose another work_dir.")
     return private

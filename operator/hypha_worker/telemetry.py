@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from opentelemetry.metrics import CallbackOptions, Meter, NoOpMeter, Observation
+from opentelemetry.metrics import Meter, NoOpMeter, Observation
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from hypha_contracts.node_config import NodeConfig
@@ -23,9 +23,9 @@ class Telemetry:
         self._meter = meter
         self.tracer = tracer or NoOpTracer()
         self.requests = meter.create_counter(
-            "hypha.worker.requests", "{request}", "Requests of schedulers, by what was decided"
+            "hypha.worker.requests", "{request}", "Requests of schedulers, by decision"
         )
-        self.offers = meter.create_counter("hypha.worker.offers", "{offer}", "Offers, by what became of them")
+        self.offers = meter.create_counter("hypha.worker.offers", "{offer}", "Offers, by outcome")
         self.offer_latency = meter.create_histogram(
             "hypha.worker.offer.latency", "s", "From a request's arrival to the scheduler's receipt of the offer"
         )
@@ -39,18 +39,14 @@ class Telemetry:
 
     def observe(self, name: str, unit: str, description: str, read: Callable[[], Iterable[Observation]]) -> None:
         """Export the result of `read` whenever metrics are collected. It runs in another thread."""
-
-        def collect(_options: CallbackOptions) -> Iterable[Observation]:
-            return read()
-
-        self._meter.create_observable_gauge(name, [collect], unit, description)
+        self._meter.create_observable_gauge(name, [lambda _options: read()], unit, description)
 
 
 @contextmanager
 def open_telemetry(config: NodeConfig, peer_id: str, version: str) -> Iterator[Telemetry]:
-    """Export to the configured endpoint while inside. At the end, the rest is sent within a deadline."""
+    """Export to the configured endpoint. At the end, send the remaining data within a deadline."""
     if config.telemetry_endpoint is not None and config.telemetry_protocol == "http/protobuf":
-        from hypha_worker.telemetry_export import Exporters  # noqa: PLC0415 - only who exports pays for the SDK
+        from hypha_worker.telemetry_export import Exporters  # noqa: PLC0415 - the SDK is slow to import
 
         exporters = Exporters(config, SCOPE, peer_id, version)
         try:
@@ -60,8 +56,8 @@ def open_telemetry(config: NodeConfig, peer_id: str, version: str) -> Iterator[T
         return
     if config.telemetry_endpoint is not None:
         logger.warning(
-            'telemetry_protocol = "%s" is not supported, nothing is exported; use "http/protobuf", which collectors '
-            "serve on port 4318",
+            'telemetry_protocol = "%s" is not supported, so nothing is exported. Use "http/protobuf", which collectors '
+            "serve on port 4318.",
             config.telemetry_protocol,
         )
     yield Telemetry()

@@ -43,7 +43,7 @@ class Exporters:
         self.tracer = self._traces.get_tracer(scope, version)
 
     def shutdown(self) -> None:
-        """Send the rest. The wait for the collector ends after a deadline."""
+        """Send the remaining data. Waits at most 5 s for the collector."""
         threads = [
             Thread(target=self._meters.shutdown, args=[_SHUTDOWN_S * 1000], daemon=True),
             Thread(target=self._traces.shutdown, daemon=True),
@@ -55,14 +55,11 @@ class Exporters:
 
 
 def make_sampler(config: NodeConfig) -> Sampler:
-    """Return the configured sampler, by default that of all traces."""
+    """Return the configured sampler. The default samples all traces."""
     ratio = config.telemetry_sample_ratio
-    match config.telemetry_sampler:
-        case "always_off":
-            return ALWAYS_OFF
-        case "traceidratio":
-            return TraceIdRatioBased(ratio)
-        case "parentbased_traceidratio":
-            return ParentBasedTraceIdRatio(ratio)
-        case _:
-            return ALWAYS_ON
+    samplers: dict[str, Sampler] = {
+        "always_off": ALWAYS_OFF,
+        "traceidratio": TraceIdRatioBased(ratio),
+        "parentbased_traceidratio": ParentBasedTraceIdRatio(ratio),
+    }
+    return samplers.get(config.telemetry_sampler or "", ALWAYS_ON)

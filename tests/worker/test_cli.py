@@ -43,17 +43,17 @@ def test_every_command_explains_itself(command: list[str]) -> None:
     assert "--config" in result.stdout
 
 
-def test_nothing_to_do_is_wrong_usage() -> None:
+def test_a_call_without_arguments_exits_with_2() -> None:
     assert worker().returncode == 2
 
 
-def test_an_unknown_option_is_wrong_usage_without_a_traceback() -> None:
+def test_an_unknown_option_exits_with_2_and_no_traceback() -> None:
     result = worker("run", "--configg", "x")
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
 
 
-def test_init_does_not_overwrite_unless_told_to(tmp_path: Path) -> None:
+def test_init_overwrites_a_file_only_with_force(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("mine")
     result = worker("init", "--config", file)
@@ -81,27 +81,27 @@ def test_a_wrong_configuration_is_one_line_and_exit_code_2(tmp_path: Path, comma
     assert "worker.toml:1: gateways: unknown key. Did you mean gateway_addresses?" in one_line(result.stderr)
 
 
-def test_a_certificate_that_is_not_there_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+def test_a_missing_certificate_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     assert worker("init", cwd=tmp_path).returncode == 0
     result = worker("identity", cwd=tmp_path)
     assert result.returncode == 1
     assert "worker-cert.pem: No such file" in one_line(result.stderr)
 
 
-def test_a_work_dir_that_cannot_be_used_is_one_line_and_exit_code_1(directory: Path, tmp_path: Path) -> None:
+def test_an_unusable_work_dir_is_one_line_and_exit_code_1(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = worker("run", "--work-dir", tmp_path / "file" / "work", "--log-level", "error", cwd=directory)
     assert result.returncode == 1
-    assert "choose a directory" in one_line(result.stderr)
+    assert "Choose a directory" in one_line(result.stderr)
 
 
-def test_a_probe_of_nobody_fails_with_a_reason(directory: Path) -> None:
+def test_a_probe_without_an_answer_fails_with_a_reason(directory: Path) -> None:
     result = worker("probe", "/ip4/127.0.0.1/tcp/1", cwd=directory)
     assert result.returncode == 1
     assert "/ip4/127.0.0.1/tcp/1" in one_line(result.stderr)
 
 
-def test_colour_is_for_terminals_only(directory: Path) -> None:
+def test_errors_are_coloured_only_on_a_terminal(directory: Path) -> None:
     assert "\x1b" not in worker("probe", "/ip4/127.0.0.1/tcp/1", cwd=directory).stderr
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "hypha_worker", "identity", "--config", "missing.toml"]
@@ -111,12 +111,12 @@ def test_colour_is_for_terminals_only(directory: Path) -> None:
     os.close(theirs)
 
 
-def test_a_private_work_dir_is_used_itself(tmp_path: Path) -> None:
+def test_a_private_work_dir_is_the_state_dir(tmp_path: Path) -> None:
     assert prepare_state_dir(tmp_path / "a/b", "12D3KooWabcdefgh") == tmp_path / "a/b"
     assert (tmp_path / "a/b").stat().st_mode & 0o777 == 0o700
 
 
-def test_in_a_work_dir_that_everyone_may_write_to_the_node_has_a_private_one(tmp_path: Path) -> None:
+def test_a_world_writable_work_dir_gets_a_private_state_dir(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     private = prepare_state_dir(tmp_path, "12D3KooWabcdefgh")
     assert private == tmp_path / "hypha-worker-abcdefgh"
@@ -125,7 +125,7 @@ def test_in_a_work_dir_that_everyone_may_write_to_the_node_has_a_private_one(tmp
     assert prepare_state_dir(tmp_path, "12D3KooWabcdefgh") == private
 
 
-def test_a_directory_that_someone_else_prepared_is_not_used(tmp_path: Path) -> None:
+def test_a_state_dir_of_another_user_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     (tmp_path / "hypha-worker-abcdefgh").symlink_to(tmp_path / "elsewhere")

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import trio
@@ -43,6 +43,7 @@ from hypha_network.errors import (
     RemoteRefused,
     StreamReset,
 )
+from hypha_network.network import Network
 from hypha_network.wire.streams import Stream
 from hypha_worker.connector.http_server import Exchange, HttpError
 from hypha_worker.connector.loopback import LoopbackStream, loopback
@@ -66,24 +67,11 @@ _MAX_CALLS_PER_JOB: Final = 64
 _MAX_ASSIGNMENTS: Final = 4096
 
 
-class Peers(Protocol):
-    """The part of the network that the connector uses."""
-
-    peer_id: str
-
-    async def request(self, peer_id: str, protocol: Any, message: Any, timeout_s: float = ...) -> Any:
-        """Ask a peer."""
-
-    async def open_stream(self, peer_id: str, protocol: str) -> Stream:
-        """Open a stream to a peer."""
-
-
 @dataclass
 class _Session:
     """A job that may call the API.
 
     Attributes:
-        job: the job.
         remembers: whether all assigned slices are known. False for adopted jobs.
         assigned: the slices that it may pull.
         calls: how many of its calls are under way.
@@ -101,9 +89,9 @@ class _Session:
             if isinstance(reference, SchedulerReference):
                 self.schedulers.add(reference.peer)
                 self.datasets.add(reference.dataset)
-            elif isinstance(reference, PeersReference) and reference.resource:
+            elif isinstance(reference, PeersReference) and (wanted := reference.resource):
                 for peer in reference.peers:
-                    self.assigned[_slice_of(peer, reference.resource.dataset, reference.resource.index)] = None
+                    self.assigned[PullSlice(provider=peer, dataset=wanted.dataset, index=wanted.index)] = None
 
     def assign(self, slice_: PullSlice) -> None:
         self.assigned[slice_] = None
@@ -122,17 +110,14 @@ class Connector:
     """Serves the bridges of this node's jobs. `handle` is the handler for `http_server.serve`.
 
     Args:
-        network: reaches the peers.
-        pushes: routes the pushes of peers to jobs.
         nursery: serves pushes from one job of this node to another.
-        telemetry: counts slices and bytes.
         authenticate: finds the task whose bridge presented a token.
-        record_progress: called with what a job has reported to its scheduler.
+        record_progress: called with each report of a job after its scheduler has received it.
     """
 
     def __init__(
         self,
-        network: Peers,
+        network: Network,
         pushes: PushRouter,
         nursery: trio.Nursery,
         telemetry: Telemetry | None = None,
@@ -218,7 +203,7 @@ class Connector:
             raise HttpError(ErrorCode.PEER_FAILED, f"the scheduler has no slice of {wanted.dataset!r}: {answer.error}")
         if answer.data_provider is None or answer.index is None:
             raise HttpError(ErrorCode.NOT_FOUND, f"the scheduler knows no dataset {wanted.dataset!r}")
-        session.assign(_slice_of(answer.data_provider, wanted.dataset, answer.index))
+        session.assign(PullSlice(provider=answer.data_provider, dataset=wanted.dataset, index=answer.index))
         await exchange.answer_json(
             AssignedSlice(provider=answer.data_provider, index=answer.index).model_dump(mode="json")
         )
@@ -278,7 +263,7 @@ class Connector:
         self._telemetry.transferred.add(size, {"direction": "out", "of": "push"})
         await exchange.answer_empty()
 
-    async def _open_push(self, peer: str) -> Stream | LoopbackStream:
+    async def _open_push(self, peer: str) -> PushStream:
         if peer != self._network.peer_id:
             return await _within(_OPEN_TIMEOUT_S, self._network.open_stream(peer, PUSH))
         near, far = loopback()
@@ -293,7 +278,7 @@ class Connector:
             logger.debug("a push from one job of this worker to another: %s", error)
             stream.reset()
 
-    async def _await_delivery(self, peer: str, stream: Stream | LoopbackStream) -> None:
+    async def _await_delivery(self, peer: str, stream: PushStream) -> None:
         """Return once the peer has read everything and closed its side, by a reset in the reference implementation.
 
         A peer that has not taken everything sends a byte before it resets the stream, or loses the connection.
@@ -365,7 +350,3 @@ def _validate(model: type[_M], value: Any) -> _M:
         return model.model_validate(value)
     except ValidationError as error:
         raise HttpError(ErrorCode.INVALID, describe(error, "body"), HTTPStatus.UNPROCESSABLE_ENTITY) from error
-
-
-def _slice_of(provider: str, dataset: str, index: int) -> PullSlice:
-    return PullSlice(provider=provider, dataset=dataset, index=index)

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 from urllib.parse import parse_qsl, urlsplit
 
 import h11
@@ -63,22 +63,8 @@ class Disconnected(Exception):  # noqa: N818 - what the client did
     """The client has gone or violates the protocol."""
 
 
-class ByteStream(Protocol):
-    """A connection that carries a request."""
-
-    @property
-    def socket(self) -> trio.socket.SocketType:
-        """The underlying socket."""
-
-    async def receive_some(self, max_bytes: int | None = None, /) -> Buffer:
-        """Return the data that has arrived. Empty at the end."""
-
-    async def send_all(self, data: bytes, /) -> None:
-        """Send all data."""
-
-    async def aclose(self) -> None:
-        """Close."""
-
+ByteStream = trio.SocketStream | ServerTlsStream
+"""A connection that carries a request."""
 
 Open = Callable[[trio.SocketStream], Awaitable[ByteStream]]
 """Prepares an accepted connection for a request, for example by a TLS handshake."""
@@ -230,7 +216,7 @@ class _ConnectionLimiter:
 
     @contextmanager
     def connection(self) -> Iterator[Callable[[], None]]:
-        """Count a connection while inside. Yield what marks it as authenticated."""
+        """Count a connection while inside. Yield a function that marks it as authenticated."""
         if len(self._unauthenticated) >= _MAX_UNAUTHENTICATED:
             oldest = next(iter(self._unauthenticated))
             del self._unauthenticated[oldest]

@@ -11,14 +11,15 @@ import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from uuid import UUID
 
 import trio
 
 from hypha_network.errors import NetworkError
 from hypha_network.rate_limited_log import RateLimitedLogger
-from hypha_network.wire.streams import Buffer
+from hypha_network.wire.streams import Stream
+from hypha_worker.connector.loopback import LoopbackStream
 
 logger = logging.getLogger(__name__)
 
@@ -36,21 +37,8 @@ read push with a reset alone."""
 _REFUSAL_TIMEOUT_S: Final = 5.0
 
 
-class PushStream(Protocol):
-    """The stream of a push."""
-
-    async def receive_some(self, max_bytes: int | None = None, /) -> Buffer:
-        """Return the data that has arrived. Empty at the end."""
-
-    def push_back(self, data: Buffer, /) -> None:
-        """Return data to the stream, to be received again."""
-
-    async def send_all(self, data: bytes, /) -> None:
-        """Send an answer. NetworkError if the sender has gone."""
-
-    def reset(self) -> None:
-        """Reset the stream."""
-
+PushStream = Stream | LoopbackStream
+"""The stream of a push."""
 
 Deliver = Callable[[str, PushStream], Awaitable[None]]
 

@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
@@ -17,10 +17,10 @@ from hypha_messages.advertisement import TOPIC, RequestWorker, decode
 from hypha_messages.api import API, WorkerOffer
 from hypha_messages.types import SystemTime
 from hypha_network.errors import NetworkError
+from hypha_network.network import Network
 from hypha_network.rate_limited_log import RateLimitedLogger
-from hypha_network.services.gossip_messages import Gossip, Message
+from hypha_network.services.gossip_messages import Gossip
 from hypha_worker.market.evaluator import Policy
-from hypha_worker.market.lease_service import Peers
 from hypha_worker.market.ledger import Lease, Ledger
 from hypha_worker.market.request_tally import RequestTally
 from hypha_worker.market.waiting import RateLimit, Waiting, WaitingRequests
@@ -35,21 +35,12 @@ _MAX_SENDING: Final = 32
 """Offers under way to one scheduler, so that a slow scheduler blocks only a part of the worker."""
 
 
-class Market(Peers, Protocol):
-    """The part of the network that the arbiter uses."""
-
-    def subscribe(
-        self, topic: str, decode: Callable[[bytes], Message], limit: int
-    ) -> trio.MemoryReceiveChannel[Gossip[Message]]:
-        """Receive what is published on a topic."""
-
-
 class Arbiter:
     """Decides which requests get offers, and sends the offers."""
 
     def __init__(
         self,
-        market: Market,
+        network: Network,
         ledger: Ledger,
         policy: Policy,
         telemetry: Telemetry,
@@ -59,7 +50,7 @@ class Arbiter:
         wall_clock: Callable[[], float],
         offer_timeout_s: float = 0.5,
     ) -> None:
-        self._market = market
+        self._network = network
         self._ledger = ledger
         self._policy = policy
         self._waiting = waiting
@@ -93,16 +84,12 @@ class Arbiter:
         self._capacity_freed = True
         self._wake.set()
 
-    def on_offer_accepted(self, scheduler: str) -> None:
-        """Record that a scheduler renewed a lease."""
-        self._waiting.record_accepted(scheduler)
-
     def on_offer_lapsed(self, scheduler: str) -> None:
         """Record that a scheduler let an offer lapse."""
         self._waiting.record_lapsed(scheduler, trio.current_time())
 
     async def _listen(self) -> None:
-        with self._market.subscribe(TOPIC, decode, _BACKLOG) as channel:
+        with self._network.subscribe(TOPIC, decode, _BACKLOG) as channel:
             async for gossip in channel:
                 self._take(gossip)
                 with suppress(trio.WouldBlock):
@@ -184,7 +171,7 @@ class Arbiter:
         )
         try:
             with self._telemetry.tracer.start_as_current_span("offer", attributes={"request": str(lease.request_id)}):
-                await self._market.request(lease.scheduler, API, offer, timeout_s=self._offer_timeout_s)
+                await self._network.request(lease.scheduler, API, offer, timeout_s=self._offer_timeout_s)
         except NetworkError as error:
             self._telemetry.offers.add(1, {"outcome": "failed"})
             if self._ledger.withdraw(lease.id):

@@ -1,10 +1,10 @@
 """Serves leases: renewals, dispatches, expiry, and reports of ended jobs to their schedulers."""
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import UUID
 
 import trio
@@ -24,8 +24,9 @@ from hypha_messages.job import JobSpec
 from hypha_messages.types import Message, SystemTime
 from hypha_network.changes import Changes
 from hypha_network.errors import NetworkError, RemoteRefused
+from hypha_network.network import Network
 from hypha_network.rate_limited_log import RateLimitedLogger
-from hypha_worker.job import AdoptedJob, Failed, Finished, JobEvent, LaunchError, Started
+from hypha_worker.job import AdoptedJob, Failed, Finished, JobEvent, LaunchError, RunningJobs, Started
 from hypha_worker.market.ledger import EndedJob, Lease, Ledger, LedgerError, LedgerStore
 from hypha_worker.telemetry import Telemetry
 
@@ -35,60 +36,35 @@ _REPORT_TIMEOUT_S = 10.0
 _REPORT_BACKOFF = Backoff(first_s=0.5, max_s=15.0)
 
 
-class Peers(Protocol):
-    """The part of the network that asks peers."""
-
-    async def request(self, peer_id: str, protocol: Any, message: Any, timeout_s: float) -> Any:
-        """Ask a peer and return its answer. NetworkError if there is none."""
-
-
-class Jobs(Protocol):
-    """The part of the job manager that runs jobs under leases."""
-
-    @property
-    def events(self) -> AsyncIterator[JobEvent]:
-        """The events of all jobs. Asking for the next event confirms that the previous one is recorded."""
+class Jobs(RunningJobs, Protocol):
+    """Runs jobs under leases."""
 
     async def start(self, lease: Lease, task_id: UUID, spec: JobSpec, scheduler: str) -> None:
         """Start a job under a lease. LaunchError if it cannot run here."""
 
-    async def extend(self, task_id: UUID, deadline: float) -> None:
-        """Let the job run until `deadline` (seconds since the epoch), for its lease was renewed."""
-
-    async def terminate(self, task_id: UUID, reason: str) -> None:
-        """End a job and return once nothing of it is left."""
-
-    def record_reported(self, task_id: UUID) -> None:
-        """Record that the scheduler knows how the job ended, or never will."""
-
 
 @dataclass(frozen=True)
 class _Run:
-    """A running job. `began` is when this node started or adopted it, in monotonic seconds."""
+    """A running job. This node started or adopted it at `began`, in monotonic seconds."""
 
     began: float
     span: Span
 
 
 class LeaseService:
-    """Serves the holders of leases.
+    """Serves renewals and dispatches, expires leases and reports ended jobs.
 
     Args:
-        peers: Asks schedulers.
-        ledger: The leases.
-        store: Keeps the ledger across restarts.
-        jobs: Runs jobs under leases.
-        telemetry: Counts renewals, expirations and jobs.
-        on_offer_accepted: Called with the scheduler of each renewal.
-        on_offer_lapsed: Called with the scheduler of each offer that it let lapse.
-        on_capacity_freed: Called whenever leases have ended.
-        prune_s: How often expired leases are removed.
-        report_s: How long the node repeats its report of the end of a job.
+        on_offer_accepted: called with the scheduler of each renewal.
+        on_offer_lapsed: called with the scheduler of each offer that expired without a renewal.
+        on_capacity_freed: called whenever leases have ended.
+        prune_s: interval between two removals of expired leases.
+        report_s: how long the node repeats its report of the end of a job.
     """
 
     def __init__(
         self,
-        peers: Peers,
+        network: Network,
         ledger: Ledger,
         store: LedgerStore,
         jobs: Jobs,
@@ -100,7 +76,7 @@ class LeaseService:
         prune_s: float = 0.25,
         report_s: float = 120,
     ) -> None:
-        self._peers = peers
+        self._network = network
         self._ledger = ledger
         self._store = store
         self._jobs = jobs
@@ -110,7 +86,7 @@ class LeaseService:
         self._starting: dict[UUID, trio.Event] = {}
         self._runs: dict[UUID, _Run] = {}
         self._reporting: set[UUID] = set()
-        self._progress = Changes()
+        self._reported = Changes()
         self._nursery: trio.Nursery | None = None
         self._refusal_log = RateLimitedLogger(logger)
         self._on_offer_accepted = on_offer_accepted
@@ -176,7 +152,7 @@ class LeaseService:
                 if lease.task_id is not None:
                     nursery.start_soon(self._jobs.terminate, lease.task_id, reason)
         with trio.move_on_after(report_within_s):
-            await self._progress.until(
+            await self._reported.until(
                 lambda: not self._reporting and all(lease.task_id is None for lease in self._ledger.leases)
             )
 
@@ -241,7 +217,7 @@ class LeaseService:
             await self._expire()
 
     async def _expire(self) -> None:
-        assert self._nursery is not None  # noqa: S101 - `run` is what calls this
+        assert self._nursery is not None  # noqa: S101 - `run` calls this
         expired = self._ledger.expire()
         for lease in expired:
             self._telemetry.expirations.add(1, {"state": lease.state})
@@ -294,7 +270,7 @@ class LeaseService:
         await self._store.save(self._ledger.state())
 
     def _report_soon(self, ended: EndedJob) -> None:
-        assert self._nursery is not None  # noqa: S101 - `run` is what calls this
+        assert self._nursery is not None  # noqa: S101 - `run` calls this
         self._reporting.add(ended.task_id)
         self._nursery.start_soon(self._report, ended)
 
@@ -304,7 +280,7 @@ class LeaseService:
         with trio.move_on_after(self._report_s) as scope:
             for pause_s in _REPORT_BACKOFF.pauses():
                 try:
-                    await self._peers.request(ended.scheduler, API, report, timeout_s=_REPORT_TIMEOUT_S)
+                    await self._network.request(ended.scheduler, API, report, timeout_s=_REPORT_TIMEOUT_S)
                     break
                 except RemoteRefused as error:  # the scheduler is reachable and takes no reports
                     logger.info("%s refused the report that task %s ended: %s", ended.scheduler, ended.task_id, error)
@@ -325,4 +301,4 @@ class LeaseService:
         await self._save()
         self._jobs.record_reported(ended.task_id)
         self._reporting.discard(ended.task_id)
-        self._progress.notify()
+        self._reported.notify()

@@ -1,4 +1,4 @@
-"""Who holds which part of the worker, and until when. Pure: no I/O, and the caller provides the clock.
+"""Records which scheduler has leased which part of the worker, and until when. Pure: the caller provides the clock.
 
 A lease is *offered* until the scheduler first renews it, or it lapses. It is then *held* for as long as the scheduler
 renews it. It may run one job. A lease that lapses while its job runs is *ending*: its scheduler cannot renew it, and it
@@ -57,7 +57,7 @@ class LedgerStore(Protocol):
         """Return the state that an earlier node saved, or None if there is none."""
 
     async def save(self, state: LedgerState) -> None:
-        """Return once this state or a later one is kept. A failure is logged, and the leases stand."""
+        """Return once this state or a later one is kept. A failure is logged, and the leases stay valid."""
 
 
 class LedgerError(Exception):
@@ -203,7 +203,7 @@ class Ledger:
             self._ended[task_id] = self._ended[task_id].model_copy(update={"reported": True})
 
     def expire(self) -> list[Lease]:
-        """Drop the leases that have lapsed and return them. One with a job becomes *ending* and stays until `end`."""
+        """Return the leases that have lapsed. Leases without a job are dropped, the others are *ending* until `end`."""
         now = self._clock()
         expired = [lease for lease in self._leases.values() if lease.state != "ending" and now >= lease.deadline]
         for lease in expired:

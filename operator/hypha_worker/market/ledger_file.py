@@ -1,4 +1,4 @@
-"""Keeps the ledger in a file, which is written before the node answers a scheduler."""
+"""Keeps the ledger in a file, which the node writes before it answers a scheduler."""
 
 import logging
 from pathlib import Path
@@ -26,7 +26,7 @@ class LedgerFile:
     async def load(self) -> LedgerState | None:
         """Return the saved state, or None.
 
-        An unreadable file is moved aside, because the records of the jobs hold what is needed of their leases.
+        An unreadable file is moved aside, because the records of the jobs also contain their leases.
         """
         await trio.lowlevel.checkpoint()
         try:
@@ -41,7 +41,7 @@ class LedgerFile:
             return None
 
     async def save(self, state: LedgerState) -> None:
-        """Return once this state or a later one is on the disk. A full disk is logged, and the leases stand."""
+        """Return once this state or a later one is on the disk. If the disk is full, the leases stay valid."""
         self._latest = state
         self._wanted += 1
         mine = self._wanted

@@ -1,13 +1,13 @@
-"""What the node asks of the platform it runs on, and of the runtime that runs its jobs there."""
+"""The interfaces of the platform that the node runs on and of the runtime that runs its jobs."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 from uuid import UUID
 
 from hypha_network.identity import Identity
 from hypha_network.network import Network
 from hypha_worker.connector.http_server import Handler
-from hypha_worker.job import AdoptedJob, Job, JobEvent
+from hypha_worker.job import AdoptedJob, Job, RunningJobs
 from hypha_worker.market.ledger import Ledger, LedgerStore
 from hypha_worker.market.request_tally import RequestTally
 from hypha_worker.progress import Report
@@ -17,24 +17,11 @@ Serve = Callable[[Handler], Awaitable[None]]
 """Serves the connector API with a handler until cancelled."""
 
 
-class Runtime(Protocol):
+class Runtime(RunningJobs, Protocol):
     """Runs jobs. Every launched or adopted job sends exactly one Finished or Failed."""
-
-    @property
-    def events(self) -> AsyncIterator[JobEvent]:
-        """The events of all jobs.
-
-        Asking for the next event confirms that the previous one is recorded. Until then a restarted node gets it again.
-        """
 
     async def launch(self, job: Job) -> None:
         """Start the job and return once its processes are on their way. LaunchError if it cannot run here."""
-
-    async def extend(self, task_id: UUID, deadline: float) -> None:
-        """Let the job run until `deadline` (seconds since the epoch), for its lease was renewed. No-op if unknown."""
-
-    async def terminate(self, task_id: UUID, reason: str) -> None:
-        """Stop the job and return once nothing of it is left. No-op if unknown."""
 
     async def adopt(self) -> list[AdoptedJob]:
         """Find the jobs that outlived the node, and remove the remains of dead ones. Called once, before any launch."""
@@ -47,14 +34,11 @@ class Runtime(Protocol):
         """
 
     def record_progress(self, task_id: UUID, report: Report) -> None:
-        """Record what the job has reported to its scheduler. No-op if unknown."""
-
-    def record_reported(self, task_id: UUID) -> None:
-        """Record that the scheduler knows how the job ended, or never will. No-op if unknown."""
+        """Record a report of the job to its scheduler. No-op if unknown."""
 
 
 class Platform(Protocol):
-    """Where a worker runs, opened: a host or a cluster."""
+    """An open host or cluster on which a worker runs."""
 
     @property
     def identity(self) -> Identity:
@@ -77,10 +61,10 @@ class Platform(Protocol):
         """Whether jobs go on when the node stops, for another node to adopt. Otherwise the node ends them."""
 
     async def listen(self, network: Network) -> Serve:
-        """Listen for bridges from now on, and return what serves them. NodeError if that is impossible."""
+        """Listen for bridges from now on, and return the function that serves them. NodeError if listening fails."""
 
     async def report_status(self, network: Network, ledger: Ledger, requests: RequestTally) -> None:
         """Report the state of the node to the owner of the worker until cancelled."""
 
     def observe_jobs(self, telemetry: Telemetry) -> None:
-        """Export what the jobs use."""
+        """Export the resource usage of the jobs."""
