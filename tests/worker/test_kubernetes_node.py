@@ -144,7 +144,7 @@ async def test_a_job_from_its_request_to_its_end(cluster: Cluster, tmp_path: Pat
         await s.scheduler.lease()
 
 
-async def test_the_hypha_worker_says_how_its_node_is(cluster: Cluster) -> None:
+async def test_the_hypha_worker_shows_the_state_of_its_node(cluster: Cluster) -> None:
     async with stage(cluster) as s:
         await s.ready()
         _, task_id = await s.running_job()
@@ -189,7 +189,7 @@ async def test_a_node_that_lives_beside_its_successor_ends_and_its_job_goes_on(c
             assert (await s.scheduler.status()).status.type == "Finished"
 
 
-async def test_a_new_pod_knows_the_leases_that_no_job_has_taken_and_no_others(cluster: Cluster) -> None:
+async def test_a_new_pod_knows_exactly_the_leases_without_a_job(cluster: Cluster) -> None:
     def kept() -> list[str]:
         return [lease["id"] for lease in cluster.worker()["status"]["node"]["leases"]]
 
@@ -209,7 +209,7 @@ async def test_a_new_pod_knows_the_leases_that_no_job_has_taken_and_no_others(cl
         assert cluster.job(task_id)["spec"]["lease"]["id"] == str(lease.id)
 
 
-async def test_sigterm_leaves_the_jobs_alone(cluster: Cluster) -> None:
+async def test_jobs_go_on_after_sigterm(cluster: Cluster) -> None:
     async with stage(cluster) as s:
         lease, task_id = await s.running_job()
         before = time.monotonic()
@@ -222,7 +222,7 @@ async def test_sigterm_leaves_the_jobs_alone(cluster: Cluster) -> None:
         await renewed(s, lease)
 
 
-async def test_the_end_of_a_job_while_no_node_was_there_is_reported(cluster: Cluster) -> None:
+async def test_a_job_that_ended_without_a_node_is_reported(cluster: Cluster) -> None:
     async with stage(cluster) as s:
         lease, task_id = await s.running_job()
         s.node.signal(signal.SIGKILL)
@@ -235,7 +235,7 @@ async def test_the_end_of_a_job_while_no_node_was_there_is_reported(cluster: Clu
         await renewed(s, lease)  # as the reference scheduler does for a while
 
 
-async def test_a_suspended_node_makes_no_offers_and_keeps_its_promises(cluster: Cluster) -> None:
+async def test_a_suspended_node_makes_no_offers_and_keeps_its_leases(cluster: Cluster) -> None:
     async with stage(cluster) as s:
         lease, task_id = await s.running_job()
         s.node.config.write_text(
@@ -267,7 +267,7 @@ async def test_another_identity_than_the_workers_own_is_refused(cluster: Cluster
     async with stage(cluster, peer_id=STRANGER) as s:
         assert await s.node.ended() == 1
         problem = cluster.worker()["status"]["node"]["problem"]
-        assert f"that of {s.peer_id}, and this worker is {STRANGER}" in problem
+        assert f"belongs to {s.peer_id}, but this worker is {STRANGER}" in problem
         assert "allowPeerIdChange" in problem
         assert "error: " in s.node.log
 

@@ -29,7 +29,7 @@ def supervisor_of(work_dir: Path, job: object) -> int:
     return int((work_dir / "jobs" / str(job) / supervisor.PID_FILE).read_text())
 
 
-def test_it_imports_nothing_but_the_standard_library() -> None:
+def test_the_supervisor_imports_only_the_standard_library() -> None:
     command = supervisor.command(Path("plan.json"), 3, 4)
     program = command[command.index("-c") + 1].replace("main(sys.argv[1:])", "print('\\n'.join(sys.modules))")
     modules = subprocess.run([*command[:3], "-c", program], capture_output=True, text=True, check=True).stdout.split()
@@ -38,7 +38,7 @@ def test_it_imports_nothing_but_the_standard_library() -> None:
     assert "asyncio" not in tops
 
 
-async def test_it_is_small_and_idle_while_its_job_runs(work_dir: Path) -> None:
+async def test_the_supervisor_is_small_and_idle_while_its_job_runs(work_dir: Path) -> None:
     silent = "import os, time; print('ready', flush=True); os.close(1); os.close(2); time.sleep(600)"
     async with open_rig(jobs.config(work_dir, silent)) as rig:
         job = jobs.job()
@@ -94,7 +94,7 @@ def command_of(pid: int) -> str:
         return ""
 
 
-async def test_a_fork_bomb_is_put_out(work_dir: Path) -> None:
+async def test_a_fork_bomb_is_killed(work_dir: Path) -> None:
     bomb = """
 import os, time
 print("ready", flush=True)
@@ -115,7 +115,7 @@ while True:
         assert left_behind(work_dir) == []
 
 
-async def test_a_signal_from_elsewhere_ends_the_job_in_order(work_dir: Path) -> None:
+async def test_a_signal_from_another_process_ends_the_job_cleanly(work_dir: Path) -> None:
     async with open_rig(jobs.config(work_dir, SLEEP)) as rig:
         job = jobs.job()
         await rig.runtime.launch(job)
@@ -125,7 +125,7 @@ async def test_a_signal_from_elsewhere_ends_the_job_in_order(work_dir: Path) -> 
         assert await rig.end_of(job.task_id) == Failed(job.task_id, reason, ("ready",))
 
 
-async def test_what_a_job_leaves_in_its_directory_cannot_keep_it(work_dir: Path) -> None:
+async def test_a_directory_that_is_hard_to_delete_is_deleted(work_dir: Path) -> None:
     executor = """
 import os
 os.makedirs("sealed/inside"); os.chmod("sealed", 0)
@@ -138,7 +138,7 @@ for _ in range(1500):
         assert left_behind(work_dir) == []
 
 
-async def test_the_executor_is_what_the_kernel_kills_first(work_dir: Path) -> None:
+async def test_the_kernel_kills_the_executor_first(work_dir: Path) -> None:
     async with open_rig(jobs.config(work_dir, SLEEP)) as rig:
         job = jobs.job()
         await rig.runtime.launch(job)
@@ -160,7 +160,7 @@ class TestDeadline:
     def path(self, tmp_path: Path) -> Path:
         return tmp_path / "deadline"
 
-    def test_it_passes_a_grace_later(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_deadline_passes_after_the_grace_period(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_text(repr(time.time() + 10))
         deadline = Deadline(path, grace_s=5)
         assert not deadline.passed()
@@ -170,7 +170,7 @@ class TestDeadline:
         monkeypatch.setattr(time, "monotonic", lambda: now + 16)
         assert deadline.passed()
 
-    def test_a_renewal_puts_it_off(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_renewal_extends_the_deadline(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_text(repr(time.time() + 10))
         deadline = Deadline(path, grace_s=5)
         assert not deadline.passed()
@@ -181,7 +181,7 @@ class TestDeadline:
         assert not deadline.passed()
 
     @pytest.mark.parametrize("step_s", [-86_400, 86_400])
-    def test_a_step_of_the_wall_clock_changes_nothing(
+    def test_a_step_of_the_wall_clock_does_not_move_the_deadline(
         self, path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float
     ) -> None:
         path.write_text(repr(time.time() + 10))
@@ -194,7 +194,7 @@ class TestDeadline:
         monkeypatch.setattr(time, "monotonic", lambda: monotonic + 16)
         assert deadline.passed()
 
-    def test_a_file_that_is_missing_or_nonsense_leaves_it_as_it_was(self, path: Path) -> None:
+    def test_a_missing_or_invalid_file_keeps_the_last_deadline(self, path: Path) -> None:
         deadline = Deadline(path, grace_s=5)
         assert not deadline.passed()
         path.write_text("soon")
@@ -202,7 +202,9 @@ class TestDeadline:
 
 
 @given(st.lists(st.binary(max_size=300), max_size=50))
-def test_a_log_keeps_its_bound_and_its_end(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]) -> None:
+def test_a_log_stays_within_its_limit_and_keeps_the_last_bytes(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]
+) -> None:
     path = tmp_path_factory.mktemp("log") / "output.log"
     log = BoundedLog(path, 1000)
     for piece in pieces:
@@ -229,9 +231,7 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("number", ["SIGSTOP", "SIGKILL"])
-async def test_a_job_that_stops_or_kills_its_supervisor_ends_all_the_same_with_its_daemons(
-    work_dir: Path, number: str
-) -> None:
+async def test_a_job_that_stops_or_kills_its_supervisor_ends_with_its_daemons(work_dir: Path, number: str) -> None:
     if number == "SIGKILL" and not limits.find_hierarchies():
         pytest.skip("without control groups nothing tells such a daemon from other programs")
     mark = f"hostile-{work_dir.name}"
@@ -251,6 +251,6 @@ async def test_a_job_that_stops_or_kills_its_supervisor_ends_all_the_same_with_i
 
 def state_of(pid: int) -> str:
     try:
-        return processes._stat_fields(pid)[0]
+        return Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except OSError:
         return ""

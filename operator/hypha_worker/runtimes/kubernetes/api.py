@@ -93,23 +93,20 @@ class KubernetesApi:
 
     async def create(self, path: str, body: Object, *, deadline_s: float = DEADLINE_S) -> Object:
         """Create an object. Conflict if the name exists, perhaps because an attempt of this call created it."""
-        query = {"fieldManager": FIELD_MANAGER}
-        return await self._call("POST", path, body=body, query=query, deadline_s=deadline_s)
+        return await self._call("POST", path, body=body, deadline_s=deadline_s)
 
     async def apply(self, path: str, body: Object, *, deadline_s: float = DEADLINE_S) -> Object:
         """Apply the node's part of an object or its status, and return the object. ApiError."""
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        query = {"force": "true"}
         return await self._call("PATCH", path, body=body, query=query, content=_APPLY_PATCH, deadline_s=deadline_s)
 
     async def merge(self, path: str, body: Object, *, deadline_s: float = DEADLINE_S) -> Object:
         """Change fields of an existing object, and return the object. ApiError."""
-        query = {"fieldManager": FIELD_MANAGER}
-        return await self._call("PATCH", path, body=body, query=query, content=_MERGE_PATCH, deadline_s=deadline_s)
+        return await self._call("PATCH", path, body=body, content=_MERGE_PATCH, deadline_s=deadline_s)
 
     async def patch(self, path: str, operations: Sequence[Object]) -> Object:
         """Apply a JSON patch to an existing object, and return the object. Invalid if a test fails."""
-        query = {"fieldManager": FIELD_MANAGER}
-        return await self._call("PATCH", path, body=operations, query=query, content=_JSON_PATCH)
+        return await self._call("PATCH", path, body=operations, content=_JSON_PATCH)
 
     async def watch(self, path: str, selector: str, version: str, record: Callable[[str, Object], None]) -> str:
         """Call `record` with each change (ADDED, MODIFIED, DELETED) since a version, until the server ends the watch.
@@ -159,13 +156,14 @@ class KubernetesApi:
     ) -> Object:
         """Make a request, repeatedly if necessary. Unavailable if no answer came before the deadline."""
         data = json.dumps(body).encode() if body is not None else None
+        parameters = {**({"fieldManager": FIELD_MANAGER} if data else {}), **(query or {})}
         call, problem = f"{method} {path}", "no answer"
         with trio.move_on_after(deadline_s):
             for pause_s in _BACKOFF.pauses():
                 try:
                     headers = self._headers() | ({"Content-Type": content} if data else {})
                     response = await self._client.request(
-                        method, path, params=query, content=data, headers=headers, timeout=_ATTEMPT_S
+                        method, path, params=parameters, content=data, headers=headers, timeout=_ATTEMPT_S
                     )
                     if response.is_success:
                         answer: Object = response.json()

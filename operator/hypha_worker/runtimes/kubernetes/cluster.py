@@ -90,8 +90,8 @@ def check_pinned(identity: Identity, cluster: KubernetesConfig) -> None:
     """Refuse an identity that is not the HyphaWorker's. NodeError."""
     if cluster.peer_id not in (None, identity.peer_id):
         raise NodeError(
-            f"the key in the identity's Secret is that of {identity.peer_id}, and this worker is {cluster.peer_id}: "
-            "restore the key, or set spec.identity.allowPeerIdChange to become another peer"
+            f"the key in the identity's Secret belongs to {identity.peer_id}, but this worker is {cluster.peer_id}. "
+            "Restore the key, or set spec.identity.allowPeerIdChange to become another peer."
         )
 
 

@@ -30,8 +30,7 @@ from hypha_worker.runtimes.kubernetes.objects import (
     timestamp,
 )
 
-logger = logging.getLogger(__name__)
-_rate_limited_log = RateLimitedLogger(logger)
+_rate_limited_log = RateLimitedLogger(logging.getLogger(__name__))
 
 _LAUNCH_S: Final = 4.0
 """The deadline of each of the two writes of a launch, because the scheduler waits for the answer."""

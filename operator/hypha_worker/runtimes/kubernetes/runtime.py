@@ -43,12 +43,8 @@ class _Tracked:
 
     Attributes:
         deadline: of its lease, in seconds since the epoch.
-        tally: sums up its progress.
-        deadlines: writes its deadline.
-        progress: writes its progress.
         uid: of its HyphaJob, or None while that is being created.
         early: its HyphaJob as observed before its uid was known.
-        pod: its pod, once there is one.
         ours: whether its HyphaJob has named this node. If it names another node later, that node has claimed it.
         claimed: set once this node has claimed it, or its launch has failed.
         ended: set once it is terminal or gone.
@@ -359,12 +355,7 @@ async def open_kubernetes_runtime(
 ) -> AsyncIterator[KubernetesRuntime]:
     """Run the jobs of a HyphaWorker. At the end they go on, for the next node to adopt.
 
-    Args:
-        api: the API server.
-        config: names the HyphaWorker.
-        peer_id: the peer id of this node.
-        lease_s: duration of a lease, counted from each renewal.
-        ended_s: how long the lease of a finished job can still be renewed.
+    A lease lasts for `lease_s` from each renewal. The lease of a finished job can be renewed for `ended_s`.
     """
     async with trio.open_nursery() as nursery:
         yield KubernetesRuntime(api, config, nursery, peer_id=peer_id, lease_s=lease_s, ended_s=ended_s)

@@ -24,8 +24,8 @@ from hypha_worker.runtimes.kubernetes.api import KubernetesApi
 logger = logging.getLogger(__name__)
 _write_log = RateLimitedLogger(logger)
 
-_LOOK_S: Final = 2.0
-_REPEAT_S: Final = 60.0
+_CHECK_EVERY_S: Final = 2.0
+_REPEAT_EVERY_S: Final = 60.0
 
 
 class StatusReporter:
@@ -45,7 +45,7 @@ class StatusReporter:
             try:
                 await self._write(NodeStatus(problem=str(error), pod_name=self._pod_name))
             except ApiError as silence:
-                logger.warning("cannot say so in the HyphaWorker: %s", silence)
+                logger.warning("cannot report this in the HyphaWorker: %s", silence)
             raise
 
     async def run(self, network: Network, ledger: Ledger, requests: RequestTally) -> None:
@@ -61,10 +61,10 @@ class StatusReporter:
             if changed or trio.current_time() >= repeat_at:
                 try:
                     await self._write(status)
-                    written, repeat_at = status, trio.current_time() + _REPEAT_S
+                    written, repeat_at = status, trio.current_time() + _REPEAT_EVERY_S
                 except ApiError as error:
                     _write_log.warning("HyphaWorker", "cannot write its status: %s", error)
-            await trio.sleep(_LOOK_S)
+            await trio.sleep(_CHECK_EVERY_S)
 
     async def _write(self, status: NodeStatus) -> None:
         node = status.model_dump(mode="json", exclude_none=True)

@@ -14,8 +14,7 @@ from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_worker.connector.http_server import HttpError
 from hypha_worker.runtimes.kubernetes.api import KubernetesApi
 
-logger = logging.getLogger(__name__)
-_rate_limited_log = RateLimitedLogger(logger)
+_rate_limited_log = RateLimitedLogger(logging.getLogger(__name__))
 
 _PATH: Final = "/apis/authentication.k8s.io/v1/tokenreviews"
 _DEADLINE_S: Final = 4.0
@@ -41,7 +40,6 @@ class TokenReviewer:
     """Lets the API server review tokens and caches the answers for a while.
 
     Args:
-        api: the API server.
         user: the service account that the tokens must belong to, `system:serviceaccount:<namespace>:<name>`.
         audience: the audience that the tokens must be made for.
     """

@@ -38,7 +38,7 @@ _WORK_PREFIX: Final = "hypha-"
 
 
 class JobRecord(Message):
-    """The record of a job in its control directory."""
+    """The record of a job in its control directory. The deadline is in a file beside it."""
 
     task_id: Uuid
     lease_id: Uuid
@@ -47,19 +47,10 @@ class JobRecord(Message):
     resources: Resources
     token: str
 
-    def job(self, deadline: float) -> Job:
-        """Return the job with its deadline, which is in a file beside the record."""
-        return Job(self.task_id, self.lease_id, self.scheduler, self.spec, self.resources, deadline)
-
 
 @dataclass(frozen=True)
 class FoundJob:
-    """A job of an earlier node.
-
-    Attributes:
-        token: what its bridge presents to the connector API.
-        supervised: None if it has ended.
-    """
+    """A job of an earlier node. `supervised` is None if it has ended."""
 
     job: Job
     token: str = field(repr=False)
@@ -67,7 +58,7 @@ class FoundJob:
 
 
 class ControlDirectories:
-    """All jobs below one work directory."""
+    """The control directories of all jobs below one work directory."""
 
     def __init__(self, config: ProcessConfig) -> None:
         self._config = config
@@ -76,18 +67,19 @@ class ControlDirectories:
         self._hierarchies = limits.find_hierarchies() if config.limits else ()
 
     def paths(self, task_id: UUID | str) -> JobPaths:
-        """Return where the parts of a job are."""
+        """Return the paths of a job."""
         return JobPaths(self._jobs_dir / str(task_id), self._config.work_dir / f"{_WORK_PREFIX}{task_id}")
 
     def launch(self, job: Job, token: str) -> Supervised:
         """Record the job and start its supervisor. LaunchError if that fails, in which case nothing of it is left."""
         paths = self.paths(job.task_id)
+        if os.path.lexists(paths.work):  # beside a record the node would treat it as its own
+            raise LaunchError(f"{paths.work} exists already and the node did not make it. Move it elsewhere.")
         try:
             directories.make_marked(paths.control)
         except OSError as error:
             raise LaunchError(f"task {job.task_id} cannot be recorded: {error}") from error
         try:
-            directories.refuse_foreign(paths.work)
             record = JobRecord(**vars(job), token=token)
             replace_file(paths.control / supervisor.DEADLINE_FILE, repr(job.deadline))
             replace_file(paths.record, record.model_dump_json())
@@ -111,7 +103,7 @@ class ControlDirectories:
         return found
 
     def conclude(self, task_id: UUID) -> Finished | Failed:
-        """Kill and remove all of a job whose supervisor is gone except its record, and return how the job ended."""
+        """Kill and remove everything but the record of a job whose supervisor is gone. Return how the job ended."""
         paths = self.paths(task_id)
         self._clear(paths)
         try:
@@ -131,7 +123,7 @@ class ControlDirectories:
     def _clear(self, paths: JobPaths) -> None:
         """Kill and remove everything of a job except its control directory."""
         groups = {str(hierarchy.group(paths.control.name)) for hierarchy in self._hierarchies}
-        with contextlib.suppress(OSError, ValueError, TypeError):  # there is none yet, or no more
+        with contextlib.suppress(OSError, ValueError, TypeError):  # there may be no plan yet, or no longer
             groups.update(supervisor.Plan.from_json((paths.control / supervisor.PLAN_FILE).read_text()).groups)
         until = time.monotonic() + _KILL_FOR_S
         while (left := processes.strays(str(paths.work)) | processes.members(groups)) and time.monotonic() < until:
@@ -145,7 +137,7 @@ class ControlDirectories:
             directories.remove_tree(paths.work)
 
     def _start(self, record: JobRecord, paths: JobPaths) -> Supervised:
-        """Make what the processes need and start the supervisor; also again, after a launch that was interrupted."""
+        """Prepare the directories and start the supervisor. Continues an interrupted launch, too."""
         applied = self._apply_limits(record)
         directories.remove_tree(paths.work)
         directories.make_marked(paths.work)
@@ -180,7 +172,7 @@ class ControlDirectories:
         values = launch.variables(paths, job_json)
         if any("{JOB_JSON}" in arg for arg in executor.args):
             logger.warning(
-                "the args of executor %s hold {JOB_JSON}: tokens in it show in the process list; {JOB_FILE} hides them",
+                "the args of executor %s hold {JOB_JSON}: tokens in it show in the process list. Use {JOB_FILE}.",
                 record.spec.descriptor,
             )
         return supervisor.Plan(
@@ -202,7 +194,7 @@ class ControlDirectories:
             start_s=self._config.start_s,
             grace_s=self._config.grace_s,
             kill_after_s=self._config.kill_after_s,
-            drain_s=self._config.drain_s + self._config.kill_after_s,  # the bridge gives up by itself before
+            drain_s=self._config.drain_s + self._config.kill_after_s,  # longer than the bridge's own limit
             log_bytes=self._config.log_bytes,
         )
 
@@ -216,7 +208,8 @@ class ControlDirectories:
             logger.info("removing %s, which has no readable record: %s", control, error)
             self.remove(paths)
             return None
-        return FoundJob(record.job(deadline), record.token, self._resume(record, paths, deadline))
+        job = Job(record.task_id, record.lease_id, record.scheduler, record.spec, record.resources, deadline)
+        return FoundJob(job, record.token, self._resume(record, paths, deadline))
 
     def _resume(self, record: JobRecord, paths: JobPaths, deadline: float) -> Supervised | None:
         """Find the supervisor of a recorded job, or start it if the launch was interrupted. None if the job ended."""

@@ -4,15 +4,12 @@ The node removes only directories whose name holds a task id and that contain th
 """
 
 import logging
-import os
 import shutil
 import stat
 import subprocess
 from pathlib import Path
 from typing import Final
 from uuid import UUID
-
-from hypha_worker.job import LaunchError
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +21,6 @@ def make_marked(directory: Path) -> None:
     """Make a private directory with the marker. OSError if it exists or cannot be made."""
     directory.mkdir(mode=0o700)
     (directory / _MARKER).write_text(_MARKER_TEXT)
-
-
-def refuse_foreign(work: Path) -> None:
-    """Refuse a job whose work directory exists, because beside a record the node would treat it as its own."""
-    if os.path.lexists(work):
-        raise LaunchError(f"{work} exists already and the node did not make it. Move it elsewhere.")
 
 
 def is_of_node(path: Path, prefix: str = "") -> bool:

@@ -37,7 +37,7 @@ _SECRET: Final = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|PRIVATE|API_?KEY|
 
 @dataclass(frozen=True)
 class JobPaths:
-    """Where the parts of a job are.
+    """The files and directories of a job.
 
     Attributes:
         control: the control directory, which the job never sees.
@@ -49,7 +49,7 @@ class JobPaths:
 
     @property
     def socket(self) -> Path:
-        """Where the bridge listens."""
+        """The socket of the bridge."""
         return self.work / "bridge.sock"
 
     @property
@@ -74,7 +74,7 @@ class JobPaths:
 
     @property
     def bridge_state(self) -> Path:
-        """Where the bridge stages files."""
+        """The directory in which the bridge stages files."""
         return self.control / "bridge"
 
 
@@ -96,18 +96,18 @@ class ProcessConfig:
     """The configuration of the process runtime.
 
     Attributes:
-        work_dir: holds the connector's socket and everything of the jobs.
-        executors: how each executor is started, by descriptor (`class/name`).
-        bridge: the bridge's program; `--config FILE` is added.
-        read_ahead: how many slices the bridge fetches before the executor asks for them.
+        work_dir: contains the connector's socket and all files of the jobs.
+        executors: commands by descriptor (`class/name`).
+        bridge: the bridge's command without its option `--config FILE`.
+        read_ahead: number of slices that the bridge fetches before the executor asks for them.
         allow_private_addresses: whether jobs may download from private, local and metadata addresses.
         connector_deadline_s: how long the bridge retries while the node does not answer.
         start_s: how long the bridge may take until it listens.
         grace_s: how long a job may outlive its lease while the node is gone.
-        kill_after_s: how long a job has from SIGTERM to SIGKILL.
-        drain_s: how long sends in flight may take once the executor has ended well.
+        kill_after_s: time from SIGTERM to SIGKILL.
+        drain_s: how long sends in flight may take after the executor has succeeded.
         log_bytes: size of each of the two files of a job's output.
-        limits: whether jobs are held to what their leases reserve.
+        limits: whether jobs are limited to the resources of their leases.
     """
 
     work_dir: Path
@@ -125,12 +125,12 @@ class ProcessConfig:
 
     @property
     def connector_socket(self) -> Path:
-        """Where the node's connector API listens."""
+        """The socket of the connector API."""
         return self.work_dir / "connector.sock"
 
     @property
     def jobs_dir(self) -> Path:
-        """Holds the control directories of all jobs."""
+        """The directory of all control directories."""
         return self.work_dir / "jobs"
 
 
@@ -168,7 +168,7 @@ def executor_args(template: Sequence[str], values: Mapping[str, str]) -> list[st
 def executor_environment(
     host: Mapping[str, str], values: Mapping[str, str], threads: int | None, extra: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the executor's environment: what it needs of the host's without secrets, and the placeholders."""
+    """Return the executor's environment: the host's variables that it needs, without secrets, and the placeholders."""
     work_dir = values["WORK_DIR"]
     temporary = f"{work_dir}/{TEMPORARY}"
     environment = _passed_on(host)

@@ -1,7 +1,7 @@
-"""Holds a job to its lease, by control groups (version 2 or 1) if the host permits them, otherwise by resource limits.
+"""Limits a job to its lease, by control groups (version 2 or 1) if the host permits them, else by resource limits.
 
 `plan_limits` decides from the result of `find_hierarchies`. `create_groups` and `remove_groups` act. Only the executor
-and its descendants are in the groups, so that the bridge and the supervisor survive the executor's excesses.
+and its descendants are in the groups, so that the bridge and the supervisor survive an executor that exceeds them.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ CONTROLLERS: Final[tuple[Controller, ...]] = ("memory", "cpu", "pids")
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """A directory of the control group file system in which groups for jobs can be made."""
+    """A directory of the control group file system in which the node can make groups for jobs."""
 
     version: Literal[1, 2]
     base: Path
     controllers: frozenset[str]
 
     def group(self, name: str) -> Path:
-        """Return where the group of a job is. `name` is its task id."""
+        """Return the directory of a job's group. `name` is the task id."""
         return self.base / f"hypha-{name}"
 
 
@@ -58,9 +58,9 @@ class Limits:
         groups: control groups to make.
         rlimits: resource limits by their names in the module `resource`.
         oom_counter: the file that counts the processes that the kernel killed for memory.
-        storage_bytes: what the work directory may hold; None when the lease names no storage.
-        threads: how many threads a numerical library should use; None when the lease names no cores.
-        unlimited: what the lease limits but this host cannot.
+        storage_bytes: maximum size of the job's directories. None if the lease names no storage.
+        threads: number of threads for numerical libraries. None if the lease names no cores.
+        unlimited: the resources that the lease names and this host cannot limit.
     """
 
     groups: tuple[Group, ...] = ()
@@ -164,7 +164,7 @@ def remove_groups(paths: list[Path]) -> None:
                 path.rmdir()
             except FileNotFoundError:
                 break
-            except OSError as error:  # busy until the kernel has let go of its last process
+            except OSError as error:  # busy until the kernel has released its last process
                 if time.monotonic() > until:
                     logger.warning("the control group %s cannot be removed: %s", path, error)
                     break
@@ -172,7 +172,7 @@ def remove_groups(paths: list[Path]) -> None:
 
 
 def find_hierarchies(proc: Path = Path("/proc/self")) -> tuple[Hierarchy, ...]:
-    """Return the hierarchies in which this process may make groups. Logs why it may not in others."""
+    """Return the hierarchies in which this process may make groups, and log why it cannot use the others."""
     try:
         own = parse_own_groups((proc / "cgroup").read_text())
         mounts = parse_mounts((proc / "mountinfo").read_text())
@@ -188,7 +188,9 @@ def find_hierarchies(proc: Path = Path("/proc/self")) -> tuple[Hierarchy, ...]:
         if base is None or not wanted:
             continue
         try:
-            hierarchy = _open_v1(base, wanted) if controllers else _open_v2(base)
+            if controllers:
+                _probe(base)
+            hierarchy = Hierarchy(1, base, wanted) if controllers else _open_v2(base)
         except OSError as error:
             logger.info("no control groups for jobs below %s: %s", base, error)
             continue
@@ -224,7 +226,7 @@ def parse_mounts(text: str) -> list[tuple[frozenset[str], str, Path]]:
 
 
 def _below(path: str, root: str, point: Path) -> Path | None:
-    """Return where a group is in the file system, or None if this mount does not contain it."""
+    """Return the directory of a group, or None if this mount does not contain it."""
     if ".." in path.split("/"):
         return None
     if root == "/":
@@ -234,13 +236,8 @@ def _below(path: str, root: str, point: Path) -> Path | None:
     return None
 
 
-def _open_v1(base: Path, controllers: frozenset[str]) -> Hierarchy:
-    _probe(base)
-    return Hierarchy(1, base, controllers)
-
-
 def _open_v2(base: Path) -> Hierarchy:
-    """Enable the controllers for groups below this process's. The kernel permits no processes in such a group."""
+    """Enable the controllers below the group of this process. The kernel requires that it then holds no processes."""
     if base.name == _NODE_GROUP:
         base = base.parent
     wanted = frozenset(CONTROLLERS) & frozenset((base / "cgroup.controllers").read_text().split())
@@ -249,7 +246,7 @@ def _open_v2(base: Path) -> Hierarchy:
         return Hierarchy(2, base, wanted)
     if wanted - enabled:
         _probe(base)
-        if (base / "cgroup.type").exists():  # all but the host's root group
+        if (base / "cgroup.type").exists():  # not the host's root group
             node_group = base / _NODE_GROUP
             node_group.mkdir(exist_ok=True)
             for pid in (base / "cgroup.procs").read_text().split():
@@ -261,7 +258,7 @@ def _open_v2(base: Path) -> Hierarchy:
 
 
 def _probe(base: Path) -> None:
-    """Make and remove a group. OSError if this process may not."""
+    """Check that this process may make groups. OSError if it may not."""
     probe = base / f"hypha-probe-{os.getpid()}"
     probe.mkdir()
     probe.rmdir()

@@ -1,7 +1,4 @@
-"""Finds and ends processes, by descent and by control group.
-
-Uses only the standard library, like the supervisor of a job.
-"""
+"""Starts, finds and kills processes. Uses only the standard library, like the supervisor of a job."""
 
 import contextlib
 import ctypes
@@ -25,7 +22,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class BoundedLog:
-    """Two files of a fixed size that are written in turns, and the last bytes in memory."""
+    """A log of two files with a maximum size, written in turns. The last bytes are also in memory."""
 
     def __init__(self, path: Path, file_bytes: int) -> None:
         self._path = path
@@ -34,7 +31,7 @@ class BoundedLog:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def write(self, data: bytes) -> None:
-        """Append data. On a full disk the files lose it."""
+        """Append data. A full disk loses data of the files."""
         self._tail = (self._tail + data)[-_TAIL_BYTES:]
         with contextlib.suppress(OSError):
             if os.fstat(self._file).st_size + len(data) > self._file_bytes:
@@ -90,9 +87,9 @@ class Child:
             os.killpg(self.pid, number)
 
     def read_output(self) -> None:
-        """Move what the program has written to its log."""
+        """Move the pending output of the program to its log."""
         with contextlib.suppress(BlockingIOError):
-            for _ in range(64):  # a program that never stops writing must not keep its reader here
+            for _ in range(64):  # bounded, because a program may never stop writing
                 if self.output is None:
                     return
                 data = os.read(self.output, 64 * 1024)
@@ -118,7 +115,9 @@ def descendants(root: int, without: int | None = None) -> set[int]:
     children: dict[int, list[int]] = {}
     for pid in _processes():
         with contextlib.suppress(OSError, ValueError):
-            state, parent = _stat_fields(pid)[:2]
+            # The name, in parentheses, may contain anything, so the fields are counted from the last parenthesis.
+            stat_text = Path("/proc", str(pid), "stat").read_text(errors="replace")
+            state, parent = stat_text.rpartition(")")[2].split()[:2]
             if state != "Z":
                 children.setdefault(int(parent), []).append(pid)
     found: set[int] = set()
@@ -164,11 +163,7 @@ def kill(pids: Iterable[int]) -> None:
 
 
 def oom_kills(counter: str | None) -> int:
-    """Return how many processes of a control group the kernel killed for memory.
-
-    Args:
-        counter: its `memory.events` (version 2) or `memory.oom_control` (version 1), if there is one.
-    """
+    """Return how many processes of a control group the kernel killed for memory, from `Limits.oom_counter`."""
     if counter is None:
         return 0
     with contextlib.suppress(OSError):
@@ -176,11 +171,6 @@ def oom_kills(counter: str | None) -> int:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
-
-
-def _stat_fields(pid: int) -> list[str]:
-    # The name, in parentheses, may hold anything: what follows it counts from the last parenthesis.
-    return Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 def describe(status: int | None) -> str:
@@ -198,7 +188,7 @@ def describe(status: int | None) -> str:
 def directory_bytes(path: str) -> int:
     """Return the disk space of a directory's files. Files that vanish meanwhile do not count.
 
-    A tree too deep to be named counts as larger than anything: nothing may hide there.
+    A tree too deep for a path counts as infinitely large, so that a job cannot hide files there.
     """
     total = 0
     ahead = [path]

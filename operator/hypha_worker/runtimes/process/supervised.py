@@ -22,7 +22,7 @@ class Supervised:
     Attributes:
         pidfd: readable once the supervisor has ended.
         process: the supervisor, if this process started it.
-        notify_fd: says once that the executor runs, if this process started the supervisor.
+        notify_fd: readable once the executor runs, if this process started the supervisor.
     """
 
     paths: JobPaths
@@ -58,7 +58,7 @@ def start(paths: JobPaths) -> Supervised:
 
 
 def find(paths: JobPaths) -> Supervised | None:
-    """Return the supervisor that holds the lock, or None. One that was just started may not have written its id yet."""
+    """Return the supervisor that holds the lock, or None. A new supervisor may need a moment to write its id."""
     until = time.monotonic() + _SUPERVISOR_START_S
     while is_locked(paths.control / supervisor.LOCK_FILE) and time.monotonic() < until:
         with contextlib.suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The parent of one job's processes. It starts the bridge and the executor, watches both and records how they ended.
+"""The parent of one job's processes. It starts and watches the bridge and the executor and records how they ended.
 
 It runs as a process of its own (see `command`) with only the standard library, in its own session, so that it outlives
 a killed node. It holds the lock it was started with as long as it lives. While it runs it reads two files of the
@@ -137,7 +137,7 @@ class Deadline:
 
 
 class StorageLimit:
-    """How much a job's directories may hold together. They are scanned periodically."""
+    """The limit on the total size of a job's directories, which are scanned periodically."""
 
     def __init__(self, paths: list[str], limit_bytes: int | None) -> None:
         self._paths = paths
@@ -145,7 +145,7 @@ class StorageLimit:
         self._next_scan = time.monotonic() + _STORAGE_SCAN_EVERY_S
 
     def exceeded(self) -> bool:
-        """Whether they held too much in a scan now. Without a scan, False."""
+        """Scan if a scan is due, and return whether it found too much."""
         start = time.monotonic()
         if self._limit_bytes is None or start < self._next_scan:
             return False
@@ -232,7 +232,7 @@ class Supervisor:
             raise Stopped(f"the bridge ended while the executor was running: {describe(bridge.status)}", bridge.log)
 
     def _drain(self, executor: Child, bridge: Child) -> bool:
-        """Let the bridge finish the files that the executor gave it. False if it did not. A stop ends the wait."""
+        """Let the bridge send the remaining files. False if it failed or was too slow. A stop ends the wait."""
         self._kill_all(spare=bridge)
         bridge.signal_group(signal.SIGTERM)
         timeout_s = self._plan.drain_s if executor.status == 0 else self._plan.kill_after_s
@@ -310,7 +310,7 @@ class Supervisor:
         self._terminated = True
 
     def _enter_limits(self) -> None:
-        """Apply limits between fork and exec of the executor, which it cannot remove."""
+        """Apply limits between fork and exec of the executor, so that it cannot remove them."""
         die_with_parent()
         Path("/proc/self/oom_score_adj").write_text(str(_EXECUTOR_OOM_SCORE))
         for group in self._plan.groups:
@@ -334,7 +334,7 @@ def _accepts(path: str) -> bool:
 
 
 def main(arguments: list[str]) -> None:
-    """Supervise the job whose plan is the first argument. The plan's directory is the control directory."""
+    """Supervise the job whose plan is the first argument. Its directory is the control directory."""
     plan_file, lock_fd, notify_fd = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     for inherited in (lock_fd, notify_fd):
         os.set_inheritable(inherited, False)

@@ -1,7 +1,8 @@
-"""Measures what the jobs of this host use. The functions block, so telemetry calls them in its own thread."""
+"""Measures the resource usage of the jobs of this host. The functions block, so telemetry calls them in its thread."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -13,7 +14,7 @@ from hypha_worker.telemetry import Telemetry
 
 @dataclass(frozen=True)
 class Usage:
-    """What one job uses: CPU time since its start, resident memory, and bytes read from and written to disks."""
+    """CPU time of one job since its start, its resident memory, and the bytes it read from and wrote to disks."""
 
     task_id: str
     cpu_s: float
@@ -22,7 +23,7 @@ class Usage:
 
 
 def measure(jobs_dir: Path) -> Iterator[Usage]:
-    """Yield what each job uses now. A job that ends meanwhile is left out."""
+    """Yield the current usage of each job. Jobs that end meanwhile are skipped."""
     for pid_file in jobs_dir.glob(f"*/{PID_FILE}"):
         try:
             supervisor = psutil.Process(int(pid_file.read_text()))
@@ -40,17 +41,14 @@ def measure(jobs_dir: Path) -> Iterator[Usage]:
 
 
 def observe(telemetry: Telemetry, jobs_dir: Path) -> None:
-    """Export what each job uses whenever metrics are collected."""
+    """Export the usage of each job whenever metrics are collected."""
 
-    def cpu() -> Iterable[Observation]:
-        return [Observation(usage.cpu_s, {"task": usage.task_id}) for usage in measure(jobs_dir)]
+    def read(field: str) -> Iterable[Observation]:
+        return [Observation(getattr(usage, field), {"task": usage.task_id}) for usage in measure(jobs_dir)]
 
-    def memory() -> Iterable[Observation]:
-        return [Observation(usage.memory_bytes, {"task": usage.task_id}) for usage in measure(jobs_dir)]
-
-    def disk() -> Iterable[Observation]:
-        return [Observation(usage.disk_bytes, {"task": usage.task_id}) for usage in measure(jobs_dir)]
-
-    telemetry.observe("hypha.worker.job.cpu_time", "s", "CPU time of a job's processes", cpu)
-    telemetry.observe("hypha.worker.job.memory", "By", "Resident memory of a job's processes", memory)
-    telemetry.observe("hypha.worker.job.disk_io", "By", "What a job's processes read and wrote on disks", disk)
+    for name, unit, description, field in (
+        ("cpu_time", "s", "CPU time of a job's processes", "cpu_s"),
+        ("memory", "By", "Resident memory of a job's processes", "memory_bytes"),
+        ("disk_io", "By", "Bytes that a job's processes read from and wrote to disks", "disk_bytes"),
+    ):
+        telemetry.observe(f"hypha.worker.job.{name}", unit, description, partial(read, field))
