@@ -67,7 +67,7 @@ async def ignore_refusals(send: Callable[..., Awaitable[None]], *args: object) -
         await send(*args)
 
 
-async def test_an_honest_health_request_is_answered_at_once_while_bombs_of_every_kind_arrive() -> None:
+async def test_health_requests_are_answered_at_once_while_bombs_of_every_kind_arrive() -> None:
     pki = Pki()
     async with (
         gateway(pki) as entry,

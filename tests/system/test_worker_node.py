@@ -61,7 +61,7 @@ async def test_a_job_that_ends_well_is_reported_and_nothing_of_it_is_left(pki: P
         await s.scheduler.lease()
 
 
-async def test_a_crash_is_reported_with_its_last_words_in_the_log(pki: Pki) -> None:
+async def test_a_crash_is_reported_and_its_last_lines_are_logged(pki: Pki) -> None:
     async with gateway(pki) as entry, stage(pki, entry, "crash") as s:
         await running_job(s)
         assert (await s.scheduler.status()).status.type == "Failed"
@@ -77,7 +77,7 @@ async def test_a_lease_that_is_not_renewed_ends_its_job(pki: Pki) -> None:
         await until_nothing_is_left(s.node)
 
 
-async def test_sigterm_ends_jobs_tells_their_schedulers_and_exits_0(pki: Pki) -> None:
+async def test_sigterm_ends_jobs_reports_their_ends_and_exits_0(pki: Pki) -> None:
     async with gateway(pki) as entry, stage(pki, entry, "run") as s:
         _, task_id = await running_job(s)
         await until_logged(s.node, "the executor of task")
@@ -88,7 +88,7 @@ async def test_sigterm_ends_jobs_tells_their_schedulers_and_exits_0(pki: Pki) ->
         assert left_over(s.node) == []
 
 
-async def test_a_killed_node_comes_back_to_its_job_and_lease(pki: Pki) -> None:
+async def test_a_restarted_node_adopts_its_job_and_lease(pki: Pki) -> None:
     async with gateway(pki) as entry, stage(pki, entry, "run", leases={"duration_s": 30.0}) as s:
         lease, task_id = await running_job(s)
         await until_logged(s.node, "the executor of task")
@@ -107,7 +107,7 @@ async def test_a_killed_node_comes_back_to_its_job_and_lease(pki: Pki) -> None:
         assert left_over(s.node) == []
 
 
-async def test_a_node_that_stays_away_longer_than_its_leases_finds_and_leaves_nothing(pki: Pki) -> None:
+async def test_a_node_that_restarts_after_its_leases_expired_finds_no_jobs(pki: Pki) -> None:
     async with gateway(pki) as entry, stage(pki, entry, "run", leases={"duration_s": 1.0}) as s:
         await running_job(s)
         s.node.signal(signal.SIGKILL)
@@ -120,7 +120,7 @@ async def test_a_node_that_stays_away_longer_than_its_leases_finds_and_leaves_no
 
 
 @pytest.mark.timeout(240)
-async def test_killed_at_twenty_random_moments_it_loses_no_job_and_books_nothing_twice(pki: Pki) -> None:
+async def test_a_node_killed_at_twenty_random_moments_loses_no_job_and_books_nothing_twice(pki: Pki) -> None:
     moments = random.Random(20)
     async with (
         gateway(pki) as entry,
@@ -170,7 +170,7 @@ async def test_killed_at_twenty_random_moments_it_loses_no_job_and_books_nothing
         assert left_over(s.node) == []
 
 
-async def test_a_file_of_the_owner_where_the_socket_would_be_is_kept_and_named(pki: Pki) -> None:
+async def test_an_owners_file_at_the_sockets_path_is_kept_and_named_in_the_error(pki: Pki) -> None:
     async with gateway(pki) as entry, stage(pki, entry, "run") as s:
         await s.scheduler.lease()
         s.node.signal(signal.SIGTERM)

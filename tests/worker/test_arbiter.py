@@ -72,7 +72,7 @@ async def test_a_lone_request_is_answered_without_waiting_for_others() -> None:
     assert offer.timeout.timestamp == pytest.approx(setting.market.offered_at[wanted.id] + 0.5, abs=0.002)
 
 
-async def test_requests_that_come_together_compete_and_the_best_wins() -> None:
+async def test_requests_that_arrive_together_compete_and_the_best_wins() -> None:
     async with arbiter(WHOLE_WORKER) as setting:
         setting.market.advertise(ALICE, request(bid=90))
         setting.market.advertise(BOB, request(bid=95))
@@ -81,7 +81,7 @@ async def test_requests_that_come_together_compete_and_the_best_wins() -> None:
         assert len(setting.market.offers[BOB]) == 1
 
 
-async def test_all_that_there_is_room_for_are_answered_at_once() -> None:
+async def test_all_requests_that_fit_together_get_offers_at_once() -> None:
     async with arbiter(FLEXIBLE) as setting:
         setting.market.advertise(ALICE, request(HALF))
         await trio.sleep(0.01)
@@ -98,7 +98,7 @@ async def test_each_gpu_is_offered_once_however_little_of_it_is_asked_for() -> N
         assert [offer.resources for offer in setting.market.offers[ALICE]] == [Resources(cpu=1, gpu=80)] * 2
 
 
-async def test_those_who_compete_while_an_offer_is_out_are_collected_for_a_window() -> None:
+async def test_requests_that_compete_with_an_outstanding_offer_are_collected_for_a_window() -> None:
     async with arbiter(FLEXIBLE) as setting:
         setting.market.advertise(ALICE, request(HALF))
         await trio.sleep(0.01)
@@ -113,7 +113,7 @@ async def test_those_who_compete_while_an_offer_is_out_are_collected_for_a_windo
         assert len(setting.market.offers[ALICE]) == 1
 
 
-async def test_who_finds_no_room_gets_it_when_an_offer_lapses() -> None:
+async def test_a_request_that_did_not_fit_gets_an_offer_when_another_lapses() -> None:
     async with arbiter(WHOLE_WORKER) as setting:
         setting.market.advertise(ALICE, request())
         await trio.sleep(0.01)
@@ -124,7 +124,7 @@ async def test_who_finds_no_room_gets_it_when_an_offer_lapses() -> None:
         assert len(setting.market.offers[BOB]) == 1
 
 
-async def test_an_offer_that_cannot_be_sent_makes_room_for_the_next_at_once() -> None:
+async def test_an_undeliverable_offer_frees_its_resources_at_once() -> None:
     async with arbiter(WHOLE_WORKER) as setting:
         setting.market.unreachable.add(ALICE)
         setting.market.advertise(ALICE, request(bid=200))
@@ -153,7 +153,7 @@ async def test_after_its_offer_lapsed_a_request_may_be_published_again() -> None
         assert len(setting.market.offers[ALICE]) == 2
 
 
-async def test_a_scheduler_that_floods_and_takes_nothing_does_not_starve_another() -> None:
+async def test_a_scheduler_that_floods_and_accepts_nothing_does_not_starve_another() -> None:
     async with arbiter(WHOLE_WORKER) as setting:
         setting.market.advertise(ALICE, *[request(bid=1000) for _ in range(500)])
         await trio.sleep(0.01)
@@ -191,7 +191,7 @@ async def test_unwanted_requests_leave_the_arbiter_working() -> None:
         assert (setting.arbiter.requests.considered, setting.arbiter.requests.refused) == (1, 3)
 
 
-async def test_a_node_that_stops_offers_nothing_more() -> None:
+async def test_a_stopping_node_makes_no_offers() -> None:
     async with arbiter(WHOLE_WORKER) as setting:
         setting.arbiter.stop_offering()
         setting.market.advertise(ALICE, request())
@@ -200,7 +200,7 @@ async def test_a_node_that_stops_offers_nothing_more() -> None:
         assert not setting.ledger.leases
 
 
-async def test_five_hundred_requests_a_second_are_all_answered_where_there_is_room() -> None:
+async def test_five_hundred_requests_a_second_that_fit_all_get_offers() -> None:
     async with arbiter(FLEXIBLE) as setting:
         for number in range(1000):
             setting.market.advertise([ALICE, BOB][number % 2], request(Resources(cpu=0.001), request_id=uuid4()))

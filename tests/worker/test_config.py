@@ -156,12 +156,12 @@ def test_paths_start_at_the_files_directory(file: Path) -> None:
     assert config.work_dir == file.parent / "work"
 
 
-def test_a_price_below_the_usual_floor_is_one_that_may_be_paid(file: Path) -> None:
+def test_a_price_below_the_default_floor_lowers_the_floor(file: Path) -> None:
     assert read(file, MINIMAL + "\n[offer]\nprice = 10\n").config.offer.floor == 10
     assert read(file, MINIMAL + "\n[offer]\nprice = 200\n").config.offer.floor == 100
 
 
-def test_what_is_not_said_is_as_in_the_reference_implementation(file: Path) -> None:
+def test_defaults_are_those_of_the_reference_implementation(file: Path) -> None:
     config = read(file, MINIMAL).config
     assert (config.offer.price, config.offer.floor, config.offer.strategy) == (100, 100, "whole")
     assert config.relay_circuit
@@ -173,14 +173,14 @@ def test_what_is_not_said_is_as_in_the_reference_implementation(file: Path) -> N
 
 
 @pytest.mark.parametrize("lease_s", [1, 3600])
-def test_bridges_wait_for_a_node_that_is_away_longer_than_the_lease_can_live(file: Path, lease_s: float) -> None:
+def test_bridges_wait_for_an_absent_node_longer_than_the_lease_can_last(file: Path, lease_s: float) -> None:
     config = read(file, MINIMAL + f"[leases]\nduration_s = {lease_s}\n").config
     made = process_config(config, Path("/work"))
     runs_out_s, granted_once_more_s = lease_s + made.grace_s, lease_s
     assert made.connector_deadline_s >= runs_out_s + granted_once_more_s
 
 
-def test_the_guides_own_example_means_what_its_author_meant(file: Path) -> None:
+def test_misplaced_keys_of_the_guides_example_are_read_as_top_level_keys(file: Path) -> None:
     loaded = read(file, GUIDE)
     assert loaded.config.work_dir == Path("/var/hypha/work")
     assert loaded.config.telemetry_endpoint == "http://otel-collector:4318"
@@ -247,16 +247,16 @@ def test_a_repeated_executor_is_refused(file: Path) -> None:
     assert "train/diloco-transformer is configured twice" in refused(file, MINIMAL + repeated)
 
 
-def test_how_many_more_mistakes_there_are_is_said(file: Path) -> None:
+def test_an_error_counts_the_other_errors(file: Path) -> None:
     text = MINIMAL.replace("cpu = 16", "cpu = -1").replace("gpu = 24", 'gpu = "many"')
     assert refused(file, text).endswith("(and 1 more)")
 
 
-def test_what_is_not_toml_is_refused_with_its_line(file: Path) -> None:
+def test_invalid_toml_is_refused_with_its_line(file: Path) -> None:
     assert "line 2" in refused(file, 'cert_pem = "cert.pem"\nkey_pem = \n')
 
 
-def test_a_file_that_is_not_there_names_the_way_to_one(file: Path) -> None:
+def test_a_missing_file_is_refused_and_the_error_names_init(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such file. Write one with `hypha-worker init`"):
         load(file, {})
 
@@ -296,25 +296,25 @@ def test_an_error_in_the_environment_names_the_variable(file: Path) -> None:
     assert refused(file, MINIMAL, {"HYPHA_RELAY_CIRCUIT": "perhaps"}).startswith("HYPHA_RELAY_CIRCUIT: relay_circuit")
 
 
-def test_variables_that_a_cluster_sets_for_services_are_passed_over(file: Path) -> None:
+def test_variables_that_a_cluster_sets_for_services_are_ignored(file: Path) -> None:
     environ = {"HYPHA_GATEWAY_SERVICE_HOST": "10.0.0.1", "HYPHA_GATEWAY_PORT": "tcp://10.0.0.1:4001", "HYPHA_": "x"}
     assert read(file, MINIMAL, environ).config == read(file, MINIMAL).config
 
 
-def test_telemetry_keys_of_both_spellings_are_one_key(file: Path) -> None:
+def test_both_names_of_a_telemetry_key_are_one_key(file: Path) -> None:
     text = 'exporter_otlp_endpoint = "http://file:4318"\n' + MINIMAL
     assert read(file, text).config.telemetry_endpoint == "http://file:4318"
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://environment:4318"}
     assert read(file, text, environ).config.telemetry_endpoint == "http://environment:4318"
 
 
-def test_commands_are_names_to_be_found_or_paths_from_the_file(file: Path) -> None:
+def test_a_command_is_a_name_in_path_or_a_path_relative_to_the_file(file: Path) -> None:
     config = read(file, MINIMAL.replace('cmd = "uv"', 'cmd = "./bin/train"')).config
     assert config.executors[0].cmd == str(file.parent / "bin/train")
     assert read(file, MINIMAL).config.executors[0].cmd == "uv"
 
 
-def test_the_template_loads_and_says_every_key(file: Path) -> None:
+def test_the_template_loads_and_has_every_key(file: Path) -> None:
     text = render("trainer", {"relay_circuit": False, "work_dir": Path("/srv/work")})
     config = read(file, text).config
     assert (config.relay_circuit, config.work_dir) == (False, Path("/srv/work"))
@@ -343,7 +343,7 @@ def test_every_default_that_the_template_shows_is_the_real_one(file: Path) -> No
     ),
     st.sampled_from([*NodeConfig.model_fields]),
 )
-def test_whatever_stands_for_a_value_is_taken_or_refused_in_one_line(file: Path, value: object, key: str) -> None:
+def test_any_value_is_accepted_or_refused_in_one_line(file: Path, value: object, key: str) -> None:
     file.write_text(MINIMAL)
     try:
         load(file, {}, {key: value})

@@ -161,7 +161,7 @@ async def test_a_slice_is_assigned_by_the_scheduler_and_pulled_from_its_provider
         assert the.peer.asked == [RequestData(dataset="digits")]
 
 
-async def test_a_slice_that_ends_with_a_reset_is_whole(work_dir: Path) -> None:
+async def test_a_slice_that_ends_with_a_reset_is_complete(work_dir: Path) -> None:
     async with world(work_dir) as the:
         await assign(the, 7, BIG)
         the.peer.end_slice = lambda stream: stream.reset()
@@ -217,7 +217,9 @@ async def test_a_slice_that_the_provider_does_not_have_is_not_found(work_dir: Pa
     ("answer", "status", "code"),
     [(DataAssignment(), 404, "not_found"), (DataAssignment(error="no more"), 502, "peer_failed")],
 )
-async def test_a_scheduler_without_a_slice(work_dir: Path, answer: DataAssignment, status: int, code: str) -> None:
+async def test_a_scheduler_without_a_slice_is_an_error(
+    work_dir: Path, answer: DataAssignment, status: int, code: str
+) -> None:
     async with world(work_dir) as the:
         the.peer.answer = answer
         refusal = await the.refusal(the.client.next_slice, the.peer.network.peer_id, "digits")
@@ -237,7 +239,7 @@ async def test_a_peer_that_cannot_be_reached_is_worth_another_attempt(work_dir: 
         assert (refusal.status, refusal.code, refusal.retryable) == (503, "unavailable", True)
 
 
-async def test_a_push_is_delivered_once_the_peer_has_read_all(work_dir: Path) -> None:
+async def test_a_push_is_delivered_when_the_peer_has_read_it_completely(work_dir: Path) -> None:
     async with world(work_dir) as the:
         may_read = trio.Event()
 
@@ -261,13 +263,13 @@ async def test_a_push_is_delivered_once_the_peer_has_read_all(work_dir: Path) ->
         assert the.peer.received == [b"update"]
 
 
-async def test_a_large_push_arrives_whole(work_dir: Path) -> None:
+async def test_a_large_push_arrives_completely(work_dir: Path) -> None:
     async with world(work_dir) as the:
         await the.call(the.client.push, the.peer.network.peer_id, file_of(work_dir, BIG))
         assert the.peer.received == [BIG]
 
 
-async def test_a_push_that_the_peer_breaks_off_failed(work_dir: Path) -> None:
+async def test_a_push_that_the_peer_resets_early_fails(work_dir: Path) -> None:
     async with world(work_dir) as the:
 
         async def refuse(stream: Stream) -> None:
@@ -279,7 +281,7 @@ async def test_a_push_that_the_peer_breaks_off_failed(work_dir: Path) -> None:
         assert (refusal.status, refusal.code) == (502, "peer_failed")
 
 
-async def test_a_push_that_the_peer_resets_once_it_has_read_all_is_delivered_as_the_reference_has_it(
+async def test_a_push_that_the_peer_resets_after_reading_it_is_delivered(
     work_dir: Path,
 ) -> None:
     async with world(work_dir) as the:
@@ -293,7 +295,7 @@ async def test_a_push_that_the_peer_resets_once_it_has_read_all_is_delivered_as_
         assert the.peer.received == [b"update"]
 
 
-async def test_a_push_that_no_job_of_the_peer_takes_failed_however_small_it_is(work_dir: Path) -> None:
+async def test_even_a_small_push_that_no_job_of_the_peer_takes_fails(work_dir: Path) -> None:
     async with world(work_dir) as the:
         the.peer.take_push = partial(PushRouter().handle, the.worker.peer_id)
         refusal = await the.refusal(the.client.push, the.peer.network.peer_id, file_of(work_dir, b"update"))
@@ -304,7 +306,9 @@ async def test_a_push_that_no_job_of_the_peer_takes_failed_however_small_it_is(w
 
 @pytest.mark.parametrize("end", ["killed", "stopped"])
 @pytest.mark.parametrize("_again", range(4))  # whether the end of the connection or of the stream is seen first is luck
-async def test_a_push_failed_whose_peer_ends_before_a_job_has_it(work_dir: Path, end: str, _again: int) -> None:
+async def test_a_push_fails_if_the_peer_stops_before_a_job_has_received_it(
+    work_dir: Path, end: str, _again: int
+) -> None:
     async with world(work_dir) as the:
         arrived = trio.Event()
 
@@ -328,7 +332,7 @@ async def test_a_push_failed_whose_peer_ends_before_a_job_has_it(work_dir: Path,
         assert refusal.retryable
 
 
-async def test_a_job_that_breaks_off_a_push_to_another_job_of_its_worker_ends_nothing_else(work_dir: Path) -> None:
+async def test_a_broken_push_between_two_jobs_of_a_worker_affects_nothing_else(work_dir: Path) -> None:
     async with world(work_dir) as the:
         own = {"type": "peers", "peers": [the.worker.peer_id], "strategy": {"type": "All"}}
         the.connector.add(replace(the.job, spec=spec_for(the.peer.network.peer_id, updates=own, results=own)))
@@ -346,7 +350,7 @@ async def test_a_push_to_a_peer_that_the_job_does_not_name_is_refused(work_dir: 
         assert (refusal.status, refusal.code) == (403, "forbidden")
 
 
-async def test_a_large_push_that_is_refused_is_answered_all_the_same(work_dir: Path) -> None:
+async def test_a_refused_large_push_gets_an_answer(work_dir: Path) -> None:
     async with world(work_dir) as the:
         refusal = await the.refusal(the.client.push, jobs.STRANGER, file_of(work_dir, BIG))
         assert (refusal.status, refusal.code) == (403, "forbidden")
@@ -370,7 +374,7 @@ async def test_a_job_pushes_to_another_job_of_the_same_worker(work_dir: Path) ->
         assert delivered
 
 
-async def test_a_push_to_the_same_worker_that_no_job_there_wants_failed(work_dir: Path) -> None:
+async def test_a_push_to_the_same_worker_that_no_job_takes_fails(work_dir: Path) -> None:
     async with world(work_dir) as the:
         own = {"type": "peers", "peers": [the.worker.peer_id], "strategy": {"type": "All"}}
         the.connector.add(replace(the.job, spec=spec_for(the.peer.network.peer_id, updates=own)))
@@ -378,7 +382,7 @@ async def test_a_push_to_the_same_worker_that_no_job_there_wants_failed(work_dir
         assert (refusal.status, refusal.code) == (502, "peer_failed")
 
 
-async def test_what_a_peer_pushes_reaches_the_job(work_dir: Path) -> None:
+async def test_a_push_of_a_peer_reaches_the_job(work_dir: Path) -> None:
     async with world(work_dir) as the:
         sink = io.BytesIO()
 
@@ -396,7 +400,7 @@ async def test_what_a_peer_pushes_reaches_the_job(work_dir: Path) -> None:
         assert sink.getvalue() == BIG
 
 
-async def test_a_push_that_breaks_off_breaks_off_for_the_bridge(work_dir: Path) -> None:
+async def test_a_broken_push_breaks_the_bridges_call(work_dir: Path) -> None:
     async with world(work_dir) as the:
 
         async def push() -> None:
@@ -448,7 +452,7 @@ async def test_progress_goes_to_the_scheduler_and_its_answer_comes_back(work_dir
         assert report.progress.status.batch_size == 8
 
 
-async def test_a_node_that_stops_passes_on_what_the_scheduler_answers_and_takes_no_more_calls(work_dir: Path) -> None:
+async def test_a_stopping_node_passes_on_pending_answers_and_refuses_new_calls(work_dir: Path) -> None:
     async with world(work_dir) as the, trio.open_nursery() as nursery:
         the.peer.progress_answer = ProgressResponse(type="ScheduleUpdate", counter=2)
         asked, decided, stopped, answers = trio.Event(), trio.Event(), trio.Event(), list[Any]()
@@ -476,7 +480,7 @@ async def test_a_node_that_stops_passes_on_what_the_scheduler_answers_and_takes_
     assert answers == [{"type": "ScheduleUpdate", "counter": 2}]
 
 
-async def test_progress_that_is_repeated_since_the_scheduler_did_not_answer_counts_once(work_dir: Path) -> None:
+async def test_progress_repeated_without_an_answer_counts_once(work_dir: Path) -> None:
     async with world(work_dir) as the:
         the.peer.progress_answer = None
         refusal = await the.refusal(the.client.progress, "update")
@@ -487,7 +491,7 @@ async def test_progress_that_is_repeated_since_the_scheduler_did_not_answer_coun
 
 
 @pytest.mark.parametrize("progress", [{"status": {"batch_size": -1}}, "no such stage", [], {}, 12])
-async def test_progress_that_is_none_is_refused(work_dir: Path, progress: Any) -> None:
+async def test_invalid_progress_is_refused(work_dir: Path, progress: Any) -> None:
     async with world(work_dir) as the:
         refusal = await the.refusal(the.client.progress, progress)
         assert (refusal.status, refusal.code, refusal.retryable) == (422, "invalid", False)
@@ -519,7 +523,7 @@ async def test_the_token_of_a_job_that_ended_is_refused(work_dir: Path) -> None:
         ("GET /pushes HTTP/1.1\r\nHost: n\r\n\r\n", 401),
     ],
 )
-async def test_nonsense_is_refused_with_its_reason(work_dir: Path, request_text: str, status: int) -> None:
+async def test_an_invalid_request_is_refused_with_its_reason(work_dir: Path, request_text: str, status: int) -> None:
     async with world(work_dir) as the:
         stream = await trio.open_unix_socket(the.socket)
         text = request_text.format(token=TOKEN).encode()
@@ -532,7 +536,7 @@ async def test_nonsense_is_refused_with_its_reason(work_dir: Path, request_text:
         assert json.loads(body).keys() == {"error", "detail"}
 
 
-async def test_one_jobs_calls_are_bounded_and_leave_room_for_those_of_others(work_dir: Path) -> None:
+async def test_the_calls_of_one_job_are_limited_and_do_not_block_other_jobs(work_dir: Path) -> None:
     async with world(work_dir) as the:
         other = replace(the.job, task_id=uuid4())
         the.tokens["other"] = other.task_id
@@ -549,7 +553,7 @@ async def test_one_jobs_calls_are_bounded_and_leave_room_for_those_of_others(wor
             await stream.aclose()
 
 
-async def test_garbage_ends_the_connection_and_nothing_else(work_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_invalid_bytes_end_only_their_connection(work_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with world(work_dir) as the:
         for garbage in (
             b"\0" * 100,
@@ -567,7 +571,7 @@ async def test_garbage_ends_the_connection_and_nothing_else(work_dir: Path, capl
         assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-async def test_the_socket_is_its_owners_alone_and_goes_with_the_node(work_dir: Path) -> None:
+async def test_only_the_owner_may_use_the_socket_and_it_is_removed_with_the_node(work_dir: Path) -> None:
     async with world(work_dir) as the:
         assert the.socket.stat().st_mode & 0o777 == 0o600
     assert not (work_dir / "connector.sock").exists()

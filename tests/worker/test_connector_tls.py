@@ -150,7 +150,7 @@ def file_of(directory: Path, data: bytes) -> Any:
     return path.open("rb")
 
 
-async def test_a_slice_and_a_push_arrive_whole(tmp_path: Path) -> None:
+async def test_a_slice_and_a_push_arrive_completely(tmp_path: Path) -> None:
     async with world(tmp_path) as the:
         sink = io.BytesIO()
         await the.call(the.client.pull, the.peer.peer_id, "digits", 0, sink)
@@ -168,7 +168,9 @@ async def test_another_token_is_refused_and_worth_another_attempt(tmp_path: Path
         assert (refusal.status, refusal.retryable) == (401, True)
 
 
-async def test_a_node_with_another_key_is_told_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bridge_sends_nothing_to_a_node_with_another_key(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with world(tmp_path) as the:
         heard = []
 
@@ -187,7 +189,7 @@ async def test_a_node_with_another_key_is_told_nothing(tmp_path: Path, caplog: p
         assert heard == []
 
 
-async def test_an_early_refusal_of_a_large_push_is_heard(tmp_path: Path) -> None:
+async def test_a_bridge_receives_an_early_refusal_of_a_large_push(tmp_path: Path) -> None:
     async with world(tmp_path) as the:
         with file_of(tmp_path, BIG) as file:
             refusal = await the.refusal(the.client.push, jobs.STRANGER, file)
@@ -266,7 +268,7 @@ async def test_older_tls_is_refused(tmp_path: Path, version: ssl.TLSVersion) -> 
         await the.call(the.client.progress, "update")
 
 
-async def test_who_says_nothing_cannot_keep_a_bridge_out(tmp_path: Path) -> None:
+async def test_silent_connections_cannot_block_a_bridge(tmp_path: Path) -> None:
     async with world(tmp_path) as the:
         silent = [socket.create_connection(("localhost", the.port)) for _ in range(200)]
         for _ in range(20):
@@ -275,7 +277,7 @@ async def test_who_says_nothing_cannot_keep_a_bridge_out(tmp_path: Path) -> None
             connection.close()
 
 
-async def test_garbage_ends_its_connection_and_nothing_else(tmp_path: Path) -> None:
+async def test_invalid_bytes_end_only_their_connection(tmp_path: Path) -> None:
     async with world(tmp_path) as the:
         for garbage in (b"\0" * 100, b"GET / HTTP/1.1\r\n\r\n", os.urandom(100_000), b"\x16\x03\x01\x40\x00"):
             with socket.create_connection(("localhost", the.port)) as connection:
@@ -307,7 +309,7 @@ async def test_a_node_without_a_gateway_lives_and_is_not_ready(tmp_path: Path) -
         ({"reservations": ()}, "no gateway has granted it a relay"),
     ],
 )
-def test_what_keeps_a_node_from_being_ready_is_named(lack: dict[str, Any], reason: str) -> None:
+def test_the_reason_why_a_node_is_not_ready_is_named(lack: dict[str, Any], reason: str) -> None:
     status = NetworkStatus(("/ip4/10.0.0.1/tcp/4001",), ("gateway",), ("gateway",), bootstrapped=True, healthy=True)
     assert why_not_ready(status) is None
     assert why_not_ready(replace(status, healthy=False, **lack)) == reason

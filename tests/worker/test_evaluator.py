@@ -24,18 +24,20 @@ POLICY = Policy(capacity=WHOLE, executors=frozenset([TRAIN]), price=150, floor=8
         (request(timeout=100), "RequestExpired", "expired"),
     ],
 )
-def test_what_is_never_answered_is_refused_with_a_reason(wanted: RequestWorker, reason: str, words: str) -> None:
+def test_a_request_that_never_gets_an_offer_is_refused_with_a_reason(
+    wanted: RequestWorker, reason: str, words: str
+) -> None:
     refusal = POLICY.refusal(wanted, now=100)
     assert refusal is not None
     assert refusal.reason == reason
     assert words in refusal.message
 
 
-def test_a_request_at_the_floor_for_all_of_the_worker_is_wanted() -> None:
+def test_a_request_at_the_floor_for_the_complete_worker_may_get_an_offer() -> None:
     assert POLICY.refusal(request(WHOLE, bid=80), now=100) is None
 
 
-def test_flexible_offers_what_was_asked_at_the_bid() -> None:
+def test_flexible_offers_the_requested_resources_at_the_bid() -> None:
     assert replace(POLICY, offer="flexible").terms(request(HALF, bid=90)) == (HALF, 90)
 
 
@@ -43,11 +45,11 @@ DEVICES = replace(POLICY, offer="flexible", capacity=Resources(cpu=4, gpu=160), 
 
 
 @pytest.mark.parametrize(("asked", "offered"), [(0, 0), (10, 80), (80, 80), (80.1, 160), (160, 160)])
-def test_of_gpus_that_cannot_be_shared_whole_ones_are_offered(asked: float, offered: float) -> None:
+def test_offers_are_rounded_up_to_whole_gpus_that_leases_cannot_share(asked: float, offered: float) -> None:
     assert DEVICES.terms(request(Resources(cpu=1, gpu=asked))) == (Resources(cpu=1, gpu=offered), 100)
 
 
-def test_what_needs_more_devices_than_there_are_is_refused() -> None:
+def test_a_request_for_more_gpus_than_the_worker_has_is_refused() -> None:
     assert DEVICES.refusal(request(Resources(gpu=160)), now=100) is None
     odd = replace(DEVICES, capacity=Resources(gpu=100))
     for policy, asked in ((DEVICES, 161), (odd, 90), (replace(DEVICES, gpu_device=0.1), 1e308)):
@@ -56,7 +58,7 @@ def test_what_needs_more_devices_than_there_are_is_refused() -> None:
         assert refusal.reason == "MoreThanCapacity"
 
 
-def test_devices_that_a_request_takes_whole_count_whole_in_its_score() -> None:
+def test_the_score_counts_whole_gpus() -> None:
     little, much = request(Resources(gpu=10), bid=100), request(Resources(gpu=80), bid=101)
     for selection in ("profit", "utilization"):
         policy = replace(DEVICES, selection=selection)
@@ -73,7 +75,7 @@ def test_profit_weighs_the_bid_by_the_resources_as_the_network_does() -> None:
     assert score[0] == pytest.approx(160 / (2 * 25 + 10 * 1 + 100 * 0.1 + 1000 * 0.01))
 
 
-def test_utilization_prefers_what_fills_the_gap_over_what_pays_more() -> None:
+def test_utilization_prefers_the_request_that_uses_more_free_capacity() -> None:
     policy = replace(POLICY, selection="utilization")
     filling, small, large = request(HALF), request(Resources(cpu=1), bid=900), request(WHOLE, bid=900)
     ranked = sorted([small, large, filling], key=lambda r: policy.score(ALICE, r, HALF), reverse=True)
@@ -97,7 +99,7 @@ def test_affinity_prefers_schedulers_and_executors_and_then_profit() -> None:
     st.lists(st.tuples(*[st.floats(min_value=0, max_value=1e308)] * 5), min_size=2, max_size=5),
     st.tuples(*[st.floats(min_value=0, max_value=1e308)] * 4),
 )
-def test_no_request_whatever_it_asks_for_has_a_score_that_cannot_be_compared(
+def test_every_request_has_a_comparable_score(
     selection: str, wanted: list[tuple[float, ...]], free: tuple[float, ...]
 ) -> None:
     policy = replace(POLICY, selection=selection)

@@ -70,7 +70,7 @@ async def test_authenticated_connections_leave_half_of_the_descriptors_to_the_no
         assert await status(await ask(path)) == 204
 
 
-def test_a_node_in_a_cluster_takes_all_descriptors_that_it_may_have(descriptors: int) -> None:
+def test_a_node_in_a_cluster_raises_its_descriptor_limit_to_the_maximum(descriptors: int) -> None:
     raise_descriptor_limit()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert soft == hard

@@ -30,7 +30,7 @@ def test_other_braces_stay_as_they_are() -> None:
     assert launch.executor_args(("{OTHER}", "{", "{}", '{"a": 1}'), VALUES) == ["{OTHER}", "{", "{}", '{"a": 1}']
 
 
-def test_a_job_too_long_for_an_argument_is_refused_with_the_remedy() -> None:
+def test_a_job_too_long_for_an_argument_is_refused_and_the_error_names_the_remedy() -> None:
     values = VALUES | {"JOB_JSON": "x" * 200_000}
     with pytest.raises(LaunchError, match=r"use \{JOB_FILE\} instead of \{JOB_JSON\}"):
         launch.executor_args(("{JOB_JSON}",), values)
@@ -52,7 +52,7 @@ SECRETS = (
 )
 
 
-def test_the_environment_has_what_is_needed_and_no_secret() -> None:
+def test_the_environment_has_the_necessary_variables_and_no_secret() -> None:
     host = dict.fromkeys(SECRETS, "s3cret") | {
         "PATH": "/bin",
         "LANG": "C.UTF-8",
@@ -85,14 +85,14 @@ def test_the_configured_environment_wins_but_not_over_the_jobs_own() -> None:
     assert environment["WORK_DIR"] == "/srv/hypha-7"
 
 
-def test_only_the_bridge_is_told_of_proxies() -> None:
+def test_only_the_bridge_gets_the_proxies() -> None:
     host = {"https_proxy": "http://proxy", "HF_TOKEN": "s3cret", "PATH": "/bin"}
     assert launch.bridge_environment(host, PATHS.work)["https_proxy"] == "http://proxy"
     assert "HF_TOKEN" not in launch.bridge_environment(host, PATHS.work)
     assert "https_proxy" not in launch.executor_environment(host, VALUES, None, {})
 
 
-def test_temporary_files_go_to_the_job_unless_its_name_is_too_long_for_sockets() -> None:
+def test_temporary_files_are_in_the_work_dir_unless_its_path_is_too_long_for_sockets() -> None:
     assert launch.executor_environment({}, VALUES, None, {})["TMPDIR"] == "/srv/hypha-7/tmp"
     deep = launch.variables(JobPaths(Path("/c"), Path("/" + "d" * 80)), "{}")
     assert "TMPDIR" not in launch.executor_environment({}, deep, None, {})
@@ -118,7 +118,7 @@ def test_the_bridge_configuration_names_the_paths_and_settings_of_the_job() -> N
 
 
 @given(st.text(), st.text(), st.lists(st.text() | st.sampled_from(["{JOB_JSON}", "{WORK_DIR}", "{{WORK_DIR}}"])))
-def test_what_is_put_in_is_not_replaced_again(work_dir: str, job_json: str, template: list[str]) -> None:
+def test_placeholders_in_inserted_values_are_not_replaced(work_dir: str, job_json: str, template: list[str]) -> None:
     values = {"WORK_DIR": work_dir, "JOB_JSON": job_json}
     for before, after in zip(template, launch.executor_args(template, values), strict=True):
         if before == "{JOB_JSON}":

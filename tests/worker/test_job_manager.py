@@ -225,7 +225,7 @@ async def test_a_job_that_cannot_be_launched_gets_no_pushes(work_dir: Path, capl
             assert f"{peer.peer_id}: refused a push: no job of this worker names it" in caplog.text
 
 
-async def test_a_crash_says_what_the_executor_said(work_dir: Path) -> None:
+async def test_a_crash_is_reported_with_the_executors_output(work_dir: Path) -> None:
     pki = Pki()
     with trio.fail_after(PATIENCE_S):
         async with worker(pki, "worker", config(work_dir, "raise SystemExit('no such model')")) as made:

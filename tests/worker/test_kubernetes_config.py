@@ -74,7 +74,7 @@ def test_the_environment_sets_its_keys(file: Path) -> None:
         ("accept_offers = false", "connector_port = 0", ["kubernetes.connector_port"]),
     ],
 )
-def test_mistakes_are_named_with_their_remedy(file: Path, old: str, new: str, parts: list[str]) -> None:
+def test_an_error_names_the_key_and_the_remedy(file: Path, old: str, new: str, parts: list[str]) -> None:
     assert old in CONFIG
     with pytest.raises(ConfigError) as caught:
         read(file, CONFIG.replace(old, new))
@@ -88,7 +88,7 @@ def test_an_executor_for_a_cluster_needs_the_table(file: Path) -> None:
         read(file, head + executors[executors.index("[[") :])
 
 
-def test_who_writes_a_configuration_by_hand_hears_nothing_of_clusters() -> None:
+def test_the_template_does_not_mention_clusters() -> None:
     assert "kubernetes" not in render("worker", {})
 
 
@@ -105,6 +105,6 @@ def test_a_pod_finds_its_api_server() -> None:
         ({"HYPHA_KUBE_URL": "https://localhost:1"}, "HYPHA_KUBE_TOKEN_FILE is not. Set all three"),
     ],
 )
-def test_outside_of_a_cluster_the_remedy_is_said(environ: dict[str, str], remedy: str) -> None:
+def test_outside_of_a_cluster_the_error_names_the_remedy(environ: dict[str, str], remedy: str) -> None:
     with pytest.raises(NodeError, match=remedy):
         ApiAccess.find(environ)

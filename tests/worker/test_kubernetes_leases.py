@@ -103,7 +103,7 @@ def disk(tmp_path: Path) -> Path:
     return directory
 
 
-async def test_a_lease_is_in_the_worker_once_its_first_renewal_is_saved_and_later_ones_cost_nothing(
+async def test_the_first_renewal_of_a_lease_writes_the_worker_and_later_ones_do_not(
     tmp_path: Path,
 ) -> None:
     worker = Worker()
@@ -119,7 +119,7 @@ async def test_a_lease_is_in_the_worker_once_its_first_renewal_is_saved_and_late
         assert worker.writes == before + 1
 
 
-async def test_the_next_pod_has_it_for_its_full_duration(tmp_path: Path) -> None:
+async def test_the_next_pod_has_the_lease_for_its_full_duration(tmp_path: Path) -> None:
     worker = Worker()
     async with open_pod(worker, disk(tmp_path)) as pod:
         lease = held(pod)
@@ -133,7 +133,7 @@ async def test_the_next_pod_has_it_for_its_full_duration(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("end", ["a job takes it", "it lapses"])
-async def test_it_does_not_come_back_once(end: str, tmp_path: Path) -> None:
+async def test_a_lease_that_has_ended_does_not_come_back(end: str, tmp_path: Path) -> None:
     worker = Worker()
     async with open_pod(worker, disk(tmp_path)) as pod:
         held(pod)
@@ -149,7 +149,7 @@ async def test_it_does_not_come_back_once(end: str, tmp_path: Path) -> None:
         assert not pod.ledger.leases
 
 
-async def test_a_pod_that_is_restarted_believes_its_own_disk(tmp_path: Path) -> None:
+async def test_a_restarted_container_uses_its_own_file(tmp_path: Path) -> None:
     worker, directory = Worker(), disk(tmp_path)
     async with open_pod(worker, directory) as pod:
         held(pod)
@@ -181,7 +181,7 @@ async def test_without_an_api_server_a_first_renewal_waits_a_moment_and_is_writt
         assert [kept["id"] for kept in worker.node["leases"]] == [str(lease.id)]
 
 
-async def test_many_leases_at_once_share_their_writes(tmp_path: Path) -> None:
+async def test_many_leases_at_once_share_writes(tmp_path: Path) -> None:
     worker = Worker()
     async with open_pod(worker, tmp_path) as pod, trio.open_nursery() as nursery:
         before = worker.writes

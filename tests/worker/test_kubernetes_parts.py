@@ -62,7 +62,7 @@ def test_an_address_of_any_form_keeps_its_secrets(address: str) -> None:
 @pytest.mark.parametrize(
     "damage", [{}, {"metadata": {}}, {"metadata": {"uid": "1"}}, {"metadata": {"uid": "1"}, "spec": {}}]
 )
-def test_what_is_no_hypha_job_is_refused(damage: dict[str, Any]) -> None:
+def test_an_invalid_hypha_job_is_refused(damage: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"missing|required"):
         parse(damage)
 
@@ -87,12 +87,12 @@ def test_progress_adds_up(batches: list[int], earlier: int) -> None:
 
 
 @given(st.integers(1, 10_000))
-def test_many_jobs_together_are_shown_ten_times_a_second_at_most(count: int) -> None:
+def test_all_jobs_together_write_progress_ten_times_a_second_at_most(count: int) -> None:
     assert interval_s(count) >= 5
     assert count / interval_s(count) <= 10
 
 
-def test_of_many_metrics_a_few_short_and_finite_ones_are_shown() -> None:
+def test_only_a_limited_number_of_short_and_finite_metrics_is_kept() -> None:
     tally = ProgressTally(0.0)
     metrics = {"loss": 0.5, "nan": math.nan, "inf": math.inf, "x" * 64: 1.0} | {f"m{i}": 1.0 for i in range(100)}
     tally.add(Progress(metrics=Metrics(round=3, metrics=metrics)))
@@ -142,7 +142,7 @@ class TestThrottle:
             await throttle.run()
         assert written == [0, 1, 3, 6, 10]
 
-    async def test_what_was_being_written_when_it_was_cancelled_can_still_be_flushed(self) -> None:
+    async def test_a_cancelled_write_can_still_be_flushed(self) -> None:
         attempts = []
 
         async def write() -> None:
@@ -160,7 +160,7 @@ class TestThrottle:
 
 
 @pytest.mark.anyio
-async def test_of_many_strange_tokens_few_are_reviewed_at_once() -> None:
+async def test_only_a_few_unknown_tokens_are_reviewed_at_once() -> None:
     under_way, most = 0, 0
 
     class BusyApi:
@@ -179,7 +179,7 @@ async def test_of_many_strange_tokens_few_are_reviewed_at_once() -> None:
     assert most == 8
 
 
-def test_names_tell_one_task_from_another() -> None:
+def test_tasks_have_distinct_names() -> None:
     first, second = (
         hypha_job(jobs.job(jobs.train_spec(uuid4())), CONFIG, jobs.DATA_NODE, CONTROLLER) for _ in range(2)
     )

@@ -77,7 +77,7 @@ async def test_jobs_outlast_an_api_server_that_is_away(private_api_server: Priva
         assert set((await rig.heard(4))[2:]) == {Failed(ended.task_id, "Cancelled"), Finished(kept.task_id)}
 
 
-async def test_what_happened_while_nobody_watched_is_seen_afterwards(
+async def test_changes_during_a_broken_watch_are_observed_afterwards(
     private_api_server: PrivateApiServer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The API server answers nothing for a while, without closing a connection."""
@@ -96,9 +96,7 @@ async def test_what_happened_while_nobody_watched_is_seen_afterwards(
         assert set(await rig.heard(2)) == {Started(job.task_id), Failed(deleted.task_id, "its HyphaJob was deleted")}
 
 
-async def test_a_launch_of_which_nobody_knows_whether_it_succeeded_is_taken_back(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_launch_with_an_unknown_outcome_is_cancelled(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer to the launch comes too late."""
     async with open_rig(cluster) as rig:
         await rig.runtime.adopt()
@@ -118,7 +116,7 @@ async def test_a_launch_of_which_nobody_knows_whether_it_succeeded_is_taken_back
         assert rig.events == []
 
 
-async def test_a_launch_that_arrives_after_it_was_given_up_is_taken_back(
+async def test_a_launch_that_arrives_after_it_was_abandoned_is_cancelled(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_rig(cluster) as rig:
@@ -165,7 +163,7 @@ async def test_a_node_that_starts_without_an_api_server_waits_for_it(
         assert found[0].job.task_id == job.task_id
 
 
-async def test_rights_that_are_taken_away_and_given_back_cost_no_job(cluster: Cluster) -> None:
+async def test_jobs_survive_the_temporary_loss_of_the_nodes_rights(cluster: Cluster) -> None:
     rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{cluster.namespace}/rolebindings"
     async with open_rig(cluster) as rig:
         await rig.runtime.adopt()

@@ -52,7 +52,7 @@ class Written:
         self.nodes.append(NodeStatus.model_validate(body["status"]["node"]))
 
 
-async def test_requests_that_keep_coming_are_told_once_a_minute() -> None:
+async def test_counts_of_requests_are_written_once_a_minute() -> None:
     written, requests = Written(), RequestTally()
     cluster = KubernetesConfig(namespace="ns", worker="gpu", worker_uid="uid")
     reporter = StatusReporter(cast("KubernetesApi", written), cluster)

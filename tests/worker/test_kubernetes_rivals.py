@@ -40,7 +40,7 @@ def answers_for(rig: Rig, job: Job) -> bool:
     return bool(rig.cluster.job(job.task_id)["spec"]["controller"] == str(rig.runtime._hypha_jobs.controller))
 
 
-async def test_a_node_whose_jobs_another_one_adopts_ends_and_says_nothing_of_them(cluster: Cluster) -> None:
+async def test_a_node_whose_jobs_another_one_adopts_ends_without_reports(cluster: Cluster) -> None:
     job = jobs.job()
     async with open_rig(cluster) as new:
         with ended_by(TAKEN_OVER):
@@ -61,7 +61,7 @@ async def test_a_node_whose_jobs_another_one_adopts_ends_and_says_nothing_of_the
 
 
 @pytest.mark.parametrize("what", ["cancels", "renews"])
-async def test_what_a_node_changes_that_missed_its_successor_is_refused(cluster: Cluster, what: str) -> None:
+async def test_changes_of_a_replaced_node_are_refused(cluster: Cluster, what: str) -> None:
     job = jobs.job()
     async with open_rig(cluster) as new:
         with ended_by(TAKEN_OVER):
@@ -79,9 +79,7 @@ async def test_what_a_node_changes_that_missed_its_successor_is_refused(cluster:
         assert cluster.job(job.task_id)["spec"] == before
 
 
-async def test_a_node_that_was_replaced_while_its_watch_was_broken_learns_of_it(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_node_replaced_during_a_broken_watch_ends(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     job = jobs.job()
     async with open_rig(cluster) as new:
         with ended_by(TAKEN_OVER):
@@ -107,7 +105,7 @@ async def test_a_node_that_was_replaced_while_its_watch_was_broken_learns_of_it(
         assert await new.heard(1) == [Failed(job.task_id, "OutOfMemory")]
 
 
-async def test_what_the_former_node_did_before_the_claim_does_not_end_the_new_one(
+async def test_earlier_changes_of_the_former_node_do_not_end_the_new_one(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = jobs.job()
@@ -136,7 +134,7 @@ async def test_what_the_former_node_did_before_the_claim_does_not_end_the_new_on
         assert await new.heard(2) == [Started(job.task_id), Failed(job.task_id, "Cancelled")]
 
 
-async def test_what_another_node_launched_is_left_alone(cluster: Cluster) -> None:
+async def test_jobs_that_another_node_launched_are_ignored(cluster: Cluster) -> None:
     strays, own = [jobs.job() for _ in range(2)], jobs.job()
     async with open_rig(cluster) as old, open_rig(cluster) as new:
         await new.runtime.adopt()
@@ -152,7 +150,7 @@ async def test_what_another_node_launched_is_left_alone(cluster: Cluster) -> Non
         assert "cancel" not in cluster.job(strays[1].task_id)["spec"]
 
 
-async def test_a_launch_that_was_given_up_and_that_another_node_adopted_goes_on(
+async def test_an_abandoned_launch_that_another_node_adopted_goes_on(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, tried = jobs.job(), trio.Event()
@@ -196,7 +194,7 @@ async def test_jobs_that_ended_are_reported_by_the_next_node_without_being_claim
         assert cluster.job(job.task_id)["spec"] == before
 
 
-async def test_definitions_that_drop_the_controller_are_named(
+async def test_definitions_without_the_controller_field_are_named_in_the_error(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = jobs.job()

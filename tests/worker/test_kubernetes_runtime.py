@@ -76,7 +76,7 @@ async def test_a_failure_says_why_and_brings_the_last_lines(cluster: Cluster) ->
         assert await rig.heard(1) == [Failed(job.task_id, "OutOfMemory: it used more than 4 GB", ("loading", "Killed"))]
 
 
-async def test_a_job_ends_when_it_is_told_to(cluster: Cluster) -> None:
+async def test_a_terminated_job_ends(cluster: Cluster) -> None:
     async with open_rig(cluster) as rig, trio.open_nursery() as nursery:
         await rig.runtime.adopt()
         job = jobs.job()
@@ -109,7 +109,7 @@ async def test_a_hypha_job_that_is_deleted_has_failed(cluster: Cluster, how: str
         await until(lambda: not rig.runtime._jobs)
 
 
-async def test_renewals_are_written_now_and_then_and_the_last_one_always(cluster: Cluster) -> None:
+async def test_renewals_are_written_at_intervals_and_the_last_one_always(cluster: Cluster) -> None:
     async with open_rig(cluster) as rig:
         await rig.runtime.adopt()
         job = jobs.job()
@@ -146,7 +146,7 @@ async def test_progress_shows_in_the_status(cluster: Cluster) -> None:
         assert status["phase"] == "Succeeded"
 
 
-async def test_what_outlived_the_node_is_adopted(cluster: Cluster) -> None:
+async def test_jobs_that_outlived_the_node_are_adopted(cluster: Cluster) -> None:
     running, ended, told, old = (jobs.job(lease_s=-100) for _ in range(4))
     async with open_rig(cluster) as rig:
         await rig.runtime.adopt()
@@ -180,7 +180,7 @@ async def test_what_outlived_the_node_is_adopted(cluster: Cluster) -> None:
         assert (await rig.heard(3))[2] == Finished(running.task_id)
 
 
-async def test_jobs_of_an_earlier_worker_of_the_same_name_are_left_alone(cluster: Cluster) -> None:
+async def test_jobs_of_an_earlier_worker_of_the_same_name_are_ignored(cluster: Cluster) -> None:
     async with open_rig(cluster) as rig:
         job = jobs.job()
         await rig.runtime.launch(job)
@@ -214,7 +214,7 @@ async def test_a_task_of_another_worker_is_not_taken_over(cluster: Cluster) -> N
         assert "cancel" not in cluster.job(job.task_id)["spec"]
 
 
-async def test_a_quota_that_is_used_up_is_said_with_its_remedy(cluster: Cluster) -> None:
+async def test_an_exhausted_quota_is_reported_with_its_remedy(cluster: Cluster) -> None:
     quota = {"metadata": {"name": "none"}, "spec": {"hard": {"count/hyphajobs.hypha.space": "0"}}}
     made = cluster.call("POST", f"/api/v1/namespaces/{cluster.namespace}/resourcequotas", quota)
     used = {"status": {"hard": made["spec"]["hard"], "used": {"count/hyphajobs.hypha.space": "0"}}}
@@ -226,7 +226,7 @@ async def test_a_quota_that_is_used_up_is_said_with_its_remedy(cluster: Cluster)
     assert cluster.jobs() == []
 
 
-async def test_a_node_without_its_role_says_so_and_leaves_nothing(cluster: Cluster) -> None:
+async def test_a_launch_without_the_role_is_refused_and_leaves_nothing(cluster: Cluster) -> None:
     rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{cluster.namespace}"
     rules: list[dict[str, Any]] = [{"apiGroups": ["hypha.space"], "resources": ["hyphajobs"], "verbs": ["*"]}]
     cluster.call("PUT", f"{rbac}/roles/node", {"metadata": {"name": "node"}, "rules": rules})
@@ -238,7 +238,7 @@ async def test_a_node_without_its_role_says_so_and_leaves_nothing(cluster: Clust
         await until(lambda: "cancel" in cluster.job(job.task_id)["spec"])
 
 
-async def test_a_token_is_good_for_the_job_whose_pod_it_was_made_for(cluster: Cluster) -> None:
+async def test_a_token_authenticates_the_job_of_its_pod(cluster: Cluster) -> None:
     async with open_rig(cluster) as rig:
         await rig.runtime.adopt()
         mine, other = jobs.job(), jobs.job()
@@ -279,7 +279,7 @@ async def test_any_other_token_is_refused(cluster: Cluster, what: str) -> None:
         assert await rig.runtime.authenticate(token) is None
 
 
-async def test_without_its_right_to_review_nobody_is_refused_for_good(cluster: Cluster) -> None:
+async def test_without_the_right_to_review_bridges_may_try_again(cluster: Cluster) -> None:
     async with open_rig(cluster) as rig:
         await rig.runtime.adopt()
         binding = f"/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/reviewer-{cluster.namespace}"

@@ -95,7 +95,7 @@ async def test_a_renewal_is_on_the_disk_before_it_is_answered(tmp_path: Path) ->
         assert [kept.id for kept in setting.on_disk()] == [lease.id]
 
 
-async def test_a_stranger_cannot_renew(tmp_path: Path) -> None:
+async def test_another_scheduler_cannot_renew_the_lease(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
         lease = setting.offer()
         assert (await setting.renew(lease, BOB)).failed
@@ -120,7 +120,7 @@ async def test_a_dispatch_without_a_lease_is_refused(tmp_path: Path, caplog: pyt
         assert not setting.jobs.running
 
 
-async def test_a_repeated_dispatch_starts_nothing_twice_not_even_after_the_end(tmp_path: Path) -> None:
+async def test_a_repeated_dispatch_starts_the_task_once_even_after_its_end(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
         task_id = uuid4()
         setting.offer()
@@ -134,7 +134,7 @@ async def test_a_repeated_dispatch_starts_nothing_twice_not_even_after_the_end(t
         assert not setting.jobs.running
 
 
-async def test_a_start_that_takes_long_does_not_hold_up_that_of_another_task(tmp_path: Path) -> None:
+async def test_a_slow_start_does_not_delay_other_tasks(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
         slow, quick = uuid4(), uuid4()
         setting.jobs.start_s[slow] = 8
@@ -151,9 +151,7 @@ async def test_a_start_that_takes_long_does_not_hold_up_that_of_another_task(tmp
 
 
 @pytest.mark.parametrize("broken", [False, True])
-async def test_a_dispatch_that_is_repeated_while_it_is_under_way_gets_the_same_answer(
-    tmp_path: Path, *, broken: bool
-) -> None:
+async def test_a_dispatch_repeated_during_the_start_gets_the_same_answer(tmp_path: Path, *, broken: bool) -> None:
     async with service(tmp_path) as setting:
         task_id = uuid4()
         setting.jobs.broken, setting.jobs.start_s[task_id] = broken, 5
@@ -172,7 +170,7 @@ async def test_a_dispatch_that_is_repeated_while_it_is_under_way_gets_the_same_a
         assert setting.jobs.starts == [task_id]
 
 
-async def test_a_lease_that_lapses_while_its_job_starts_ends_the_job_once_it_has(tmp_path: Path) -> None:
+async def test_a_lease_that_lapses_during_the_start_ends_the_job_after_the_start(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
         task_id = uuid4()
         setting.jobs.start_s[task_id] = 3
@@ -183,7 +181,7 @@ async def test_a_lease_that_lapses_while_its_job_starts_ends_the_job_once_it_has
         assert setting.ledger.free() == WHOLE
 
 
-async def test_a_lease_that_lapses_while_its_job_fails_to_start_is_released(tmp_path: Path) -> None:
+async def test_a_lease_that_lapses_during_a_failing_start_is_released(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
         task_id = uuid4()
         setting.jobs.broken, setting.jobs.start_s[task_id] = True, 3
@@ -195,7 +193,7 @@ async def test_a_lease_that_lapses_while_its_job_fails_to_start_is_released(tmp_
         assert setting.ledger.free() == WHOLE
 
 
-async def test_a_job_that_cannot_start_leaves_the_lease_to_the_scheduler(
+async def test_a_scheduler_keeps_its_lease_when_the_job_cannot_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with service(tmp_path) as setting:
@@ -216,7 +214,7 @@ async def test_a_renewal_extends_the_job(tmp_path: Path) -> None:
         assert setting.jobs.deadlines[task_id] == pytest.approx(answer.timeout.timestamp)
 
 
-async def test_an_expired_lease_ends_its_job_and_the_scheduler_is_told(tmp_path: Path) -> None:
+async def test_an_expired_lease_ends_its_job_and_the_scheduler_gets_a_report(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
         lease, task_id = setting.offer(), uuid4()
         await setting.renew(lease)
@@ -228,7 +226,7 @@ async def test_an_expired_lease_ends_its_job_and_the_scheduler_is_told(tmp_path:
         assert setting.on_disk() == []
 
 
-async def test_a_finished_job_releases_its_lease_and_tells_who_waits_for_room(tmp_path: Path) -> None:
+async def test_a_finished_job_releases_its_lease_and_notifies_the_arbiter(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
         task_id = uuid4()
         setting.offer()
@@ -256,7 +254,9 @@ async def test_an_end_is_reported_until_the_scheduler_can_be_reached(tmp_path: P
         assert len(setting.market.statuses[ALICE]) == 1
 
 
-async def test_who_never_answers_is_given_up_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_reports_to_a_silent_scheduler_end_after_report_s(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with service(tmp_path) as setting:
         task_id = uuid4()
         setting.offer()
@@ -269,7 +269,7 @@ async def test_who_never_answers_is_given_up_on(tmp_path: Path, caplog: pytest.L
         assert setting.on_disk() == []
 
 
-async def test_a_scheduler_that_takes_no_reports_is_not_asked_again(tmp_path: Path) -> None:
+async def test_a_scheduler_that_refuses_a_report_gets_no_second_one(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
         task_id = uuid4()
         setting.offer()
@@ -280,7 +280,7 @@ async def test_a_scheduler_that_takes_no_reports_is_not_asked_again(tmp_path: Pa
         assert setting.ledger.unreported == ()
 
 
-async def test_a_stopping_node_ends_its_jobs_and_says_so_before_it_goes(tmp_path: Path) -> None:
+async def test_a_stopping_node_ends_its_jobs_and_reports_the_ends(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
         setting.offer()
         task_id = uuid4()
@@ -303,7 +303,7 @@ async def test_a_stopping_node_does_not_wait_long_for_a_dead_scheduler(tmp_path:
         assert not setting.jobs.running
 
 
-async def test_what_workers_are_not_asked_is_refused(tmp_path: Path) -> None:
+async def test_requests_that_workers_do_not_serve_are_refused(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
         assert await setting.service.answer(ALICE, RequestData(dataset="digits")) is None
 
@@ -347,7 +347,7 @@ async def test_a_jobs_own_record_may_grant_its_lease_more_time_than_the_ledger(t
         nursery.cancel_scope.cancel()
 
 
-async def test_a_job_that_was_being_ended_is_told_so_again(tmp_path: Path) -> None:
+async def test_a_restarted_node_terminates_a_job_that_was_ending(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
         lease, task_id = setting.offer(), uuid4()
         await setting.renew(lease)
@@ -364,7 +364,7 @@ async def test_a_job_that_was_being_ended_is_told_so_again(tmp_path: Path) -> No
         nursery.cancel_scope.cancel()
 
 
-async def test_whoever_runs_jobs_hears_when_a_scheduler_knows_of_an_end(tmp_path: Path) -> None:
+async def test_the_job_manager_is_notified_of_a_reported_end(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
         lease, task_id = setting.offer(), uuid4()
         await setting.dispatch(task_id)
@@ -387,7 +387,7 @@ async def test_whoever_runs_jobs_hears_when_a_scheduler_knows_of_an_end(tmp_path
         nursery.cancel_scope.cancel()
 
 
-async def test_a_job_of_which_nothing_is_left_is_reported_as_unknown(tmp_path: Path) -> None:
+async def test_a_lost_job_is_reported_as_unknown(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
         task_id = uuid4()
         setting.offer()
@@ -401,7 +401,7 @@ async def test_a_job_of_which_nothing_is_left_is_reported_as_unknown(tmp_path: P
         nursery.cancel_scope.cancel()
 
 
-async def test_an_end_that_was_not_reported_yet_is_reported_by_the_next_node(tmp_path: Path) -> None:
+async def test_the_next_node_reports_an_unreported_end(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
         task_id = uuid4()
         setting.offer()
@@ -418,7 +418,7 @@ async def test_an_end_that_was_not_reported_yet_is_reported_by_the_next_node(tmp
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"version": 2}', b'{"leases": [{}]}', b"\xff"])
-async def test_a_damaged_file_is_put_aside_and_jobs_keep_their_leases(
+async def test_a_damaged_file_is_moved_aside_and_jobs_keep_their_leases(
     tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "leases.json").write_bytes(damage)

@@ -47,12 +47,12 @@ def test_an_offer_stands_for_half_a_second_and_a_renewal_for_ten(ledger: Ledger,
     assert ledger.renew(lease.id, ALICE) == clock.now + 10
 
 
-def test_what_is_reserved_cannot_be_offered_again(ledger: Ledger) -> None:
+def test_reserved_resources_are_not_offered_again(ledger: Ledger) -> None:
     offered(ledger, resources=WHOLE)
     assert ledger.offer(BOB, uuid4(), [TRAIN], Resources(cpu=0.1)) is None
 
 
-def test_amounts_that_only_floating_point_makes_exceed_the_capacity_fit() -> None:
+def test_amounts_that_exceed_the_capacity_by_a_rounding_error_fit() -> None:
     ledger = Ledger(Resources(cpu=1), Clock())
     for share in (0.1, 0.1, 0.1, 0.7):
         assert ledger.offer(ALICE, uuid4(), [TRAIN], Resources(cpu=share))
@@ -68,7 +68,7 @@ def test_all_devices_of_a_worker_can_be_leased_in_any_parts(devices: int, parts:
     assert not ledger.fits([Resources(gpu=1e-3)])
 
 
-def test_an_expired_offer_frees_its_room(ledger: Ledger, clock: Clock) -> None:
+def test_an_expired_offer_frees_its_resources(ledger: Ledger, clock: Clock) -> None:
     lease = offered(ledger, resources=WHOLE)
     clock.now += 0.5
     assert ledger.expire() == [lease]
@@ -103,7 +103,7 @@ def test_a_dispatch_takes_the_lease_of_its_own_request(ledger: Ledger) -> None:
     assert ledger.assign(ALICE, TRAIN, uuid4()).id == train.id
 
 
-def test_a_dispatch_without_a_lease_says_which_is_missing(ledger: Ledger) -> None:
+def test_a_dispatch_without_a_lease_names_the_missing_lease(ledger: Ledger) -> None:
     held(ledger)
     with pytest.raises(LedgerError, match="no live lease"):
         ledger.assign(BOB, TRAIN, uuid4())
@@ -162,7 +162,7 @@ def test_the_lease_of_a_failed_job_is_gone(ledger: Ledger) -> None:
         ledger.renew(lease.id, ALICE)
 
 
-def test_an_end_is_remembered_until_the_scheduler_knows_of_it(ledger: Ledger, clock: Clock) -> None:
+def test_an_ended_job_is_kept_until_its_end_is_reported(ledger: Ledger, clock: Clock) -> None:
     held(ledger)
     task_id = uuid4()
     ledger.assign(ALICE, TRAIN, task_id)
@@ -175,7 +175,7 @@ def test_an_end_is_remembered_until_the_scheduler_knows_of_it(ledger: Ledger, cl
     assert ledger.find(task_id, ALICE) is None
 
 
-def test_leases_and_jobs_survive_a_restart_and_mere_offers_do_not(ledger: Ledger, clock: Clock) -> None:
+def test_leases_and_jobs_survive_a_restart_and_offers_do_not(ledger: Ledger, clock: Clock) -> None:
     kept, task_id, ended = held(ledger), uuid4(), uuid4()
     ledger.assign(ALICE, TRAIN, task_id)
     held(ledger, BOB)
@@ -190,7 +190,7 @@ def test_leases_and_jobs_survive_a_restart_and_mere_offers_do_not(ledger: Ledger
     assert again.renew(kept.id, ALICE) == clock.now + 10
 
 
-def test_the_number_of_leases_is_bounded_even_if_they_ask_for_nothing(clock: Clock) -> None:
+def test_the_number_of_leases_is_limited_even_if_they_reserve_nothing(clock: Clock) -> None:
     ledger = Ledger(WHOLE, clock, max_live=3)
     leases = [ledger.offer(ALICE, uuid4(), [TRAIN], Resources()) for _ in range(4)]
     assert [lease is not None for lease in leases] == [True, True, True, False]

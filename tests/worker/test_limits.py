@@ -76,7 +76,7 @@ resources = st.builds(Resources, gpu=amounts, cpu=amounts, memory=amounts, stora
 
 
 @given(resources, st.sampled_from([(), (V2,), V1]))
-def test_every_limit_is_one_that_the_kernel_takes(resources: Resources, hierarchies: tuple[Hierarchy, ...]) -> None:
+def test_the_kernel_accepts_every_limit(resources: Resources, hierarchies: tuple[Hierarchy, ...]) -> None:
     planned = plan_limits(resources, TASK, hierarchies)
     texts = [text for group in planned.groups for name, text in group.settings if name not in limits._OPTIONAL]
     numbers = [int(number) for text in texts for number in text.split()]
@@ -161,7 +161,7 @@ def test_no_control_groups_is_no_error(tmp_path: Path) -> None:
     assert limits.find_hierarchies(tmp_path) == ()
 
 
-def test_groups_that_cannot_be_made_leave_nothing(tmp_path: Path) -> None:
+def test_a_failed_creation_of_groups_leaves_nothing(tmp_path: Path) -> None:
     good = limits.Group(tmp_path / "good", ())
     bad = limits.Group(tmp_path / "bad", (("no/such/file", "1"),))
     with pytest.raises(OSError, match="writing '1'"):
@@ -183,7 +183,7 @@ async def test_an_executor_that_takes_too_much_memory_is_killed_and_the_bridge_i
 
 @pytest.mark.anyio
 @pytest.mark.skipif(not usable("cpu"), reason="this host gives us no CPU control group")
-async def test_an_executor_gets_no_more_cpu_than_its_lease_names(work_dir: Path) -> None:
+async def test_an_executor_gets_no_more_cpu_than_its_lease(work_dir: Path) -> None:
     used = work_dir / "used"
     busy = f"""
 import time
@@ -239,7 +239,7 @@ def test_many_small_files_count_as_well(tmp_path: Path, monkeypatch: pytest.Monk
     assert limit.exceeded()
 
 
-def test_nothing_hides_in_a_tree_too_deep_to_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_too_deep_for_a_path_exceeds_the_storage_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "_STORAGE_SCAN_EVERY_S", 0)
     here = os.open(tmp_path, os.O_RDONLY)
     for _ in range(25):

@@ -38,7 +38,7 @@ async def test_a_crash_is_reported_with_its_last_lines(work_dir: Path) -> None:
         assert left_behind(work_dir) == []
 
 
-async def test_what_the_executor_gets(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_executor_gets_its_arguments_and_environment(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
     monkeypatch.setenv("HF_TOKEN", "s3cret")
     monkeypatch.setenv("HF_ENDPOINT", "http://hub")
@@ -85,7 +85,7 @@ time.sleep(600)
         assert left_behind(work_dir) == []
 
 
-async def test_an_executor_deaf_to_sigterm_is_killed(work_dir: Path) -> None:
+async def test_an_executor_that_ignores_sigterm_is_killed(work_dir: Path) -> None:
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP
     async with open_rig(jobs.config(work_dir, deaf, kill_after_s=0.2)) as rig:
         job = jobs.job()
@@ -115,7 +115,7 @@ async def test_the_bridge_finishes_its_sends_before_the_job_is_finished(work_dir
         assert marker.exists()
 
 
-async def test_a_bridge_that_cannot_finish_its_sends_is_said_in_the_log(
+async def test_a_bridge_that_cannot_finish_its_sends_is_logged(
     work_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stuck = jobs.BRIDGE.replace("lambda *_: sys.exit(0)", "signal.SIG_IGN")

@@ -79,7 +79,7 @@ def the_task(work_dir: Path) -> str:
     return control_dir.name
 
 
-async def test_a_running_job_is_adopted_with_all_that_was_known_of_it(work_dir: Path) -> None:
+async def test_a_running_job_is_adopted_with_its_complete_record(work_dir: Path) -> None:
     killed_node(work_dir, WAITS)
     task = the_task(work_dir)
     record = json.loads((work_dir / "jobs" / task / "job.json").read_text())
@@ -108,7 +108,7 @@ async def test_an_adopted_job_can_be_extended_and_terminated(work_dir: Path) -> 
         assert left_behind(work_dir) == []
 
 
-async def test_a_job_that_ended_while_no_node_was_there_is_reported(work_dir: Path) -> None:
+async def test_a_job_that_ended_without_a_node_is_reported(work_dir: Path) -> None:
     killed_node(work_dir, WAITS)
     task = the_task(work_dir)
     (work_dir / f"hypha-{task}" / "go").touch()
@@ -120,7 +120,7 @@ async def test_a_job_that_ended_while_no_node_was_there_is_reported(work_dir: Pa
         assert left_behind(work_dir) == []
 
 
-async def test_a_job_whose_lease_ran_out_while_no_node_was_there_has_ended(work_dir: Path) -> None:
+async def test_a_job_whose_lease_expired_without_a_node_has_ended(work_dir: Path) -> None:
     killed_node(work_dir, WAITS)
     task = the_task(work_dir)
     await output_of(work_dir, task, "ready")
@@ -134,7 +134,7 @@ async def test_a_job_whose_lease_ran_out_while_no_node_was_there_has_ended(work_
         assert left_behind(work_dir) == []
 
 
-async def test_a_job_whose_supervisor_was_killed_too_is_cleared_away(work_dir: Path) -> None:
+async def test_a_job_whose_supervisor_was_killed_with_the_node_is_removed(work_dir: Path) -> None:
     orphan = """
     import subprocess, sys, time
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
@@ -164,7 +164,7 @@ async def test_a_supervisor_killed_under_a_living_node_fails_the_job(work_dir: P
         assert left_behind(work_dir) == []
 
 
-async def test_a_process_that_got_a_dead_supervisors_id_is_left_alone(work_dir: Path) -> None:
+async def test_a_process_that_reuses_the_id_of_a_dead_supervisor_is_not_killed(work_dir: Path) -> None:
     bystander = subprocess.Popen(["sleep", "600"])  # noqa: ASYNC220
     try:
         job = interrupted_launch(work_dir, after="write plan.json")
@@ -236,7 +236,7 @@ async def test_a_launch_interrupted_at_any_step_is_completed_or_undone(work_dir:
         assert left_behind(work_dir) == []
 
 
-async def test_an_interrupted_launch_whose_lease_ran_out_is_undone(work_dir: Path) -> None:
+async def test_an_interrupted_launch_whose_lease_expired_is_undone(work_dir: Path) -> None:
     job = interrupted_launch(work_dir, "write token")
     files.replace_file(work_dir / "jobs" / str(job.task_id) / "deadline", repr(time.time() - 1))
     async with open_rig(jobs.config(work_dir, "print('done')")) as rig:
@@ -260,7 +260,7 @@ async def test_an_end_that_was_not_recorded_is_reported_again(work_dir: Path) ->
         assert left_behind(work_dir) == []
 
 
-async def test_what_the_node_left_of_no_job_is_removed(work_dir: Path) -> None:
+async def test_directories_of_the_node_without_a_job_are_removed(work_dir: Path) -> None:
     stray = work_dir / f"hypha-{uuid4()}"
     (stray / "deep").mkdir(parents=True)
     torn, unmarked = (work_dir / "jobs" / str(uuid4()) for _ in range(2))
@@ -298,7 +298,7 @@ def make_files_of_the_owner(work_dir: Path) -> None:
     (work_dir / f"hypha-{uuid4()}").symlink_to(work_dir / "elsewhere")
 
 
-async def test_a_start_leaves_the_owners_files_alone(work_dir: Path) -> None:
+async def test_the_owners_files_survive_a_start(work_dir: Path) -> None:
     make_files_of_the_owner(work_dir)
     before = contents(work_dir)
     async with open_rig(jobs.config(work_dir, "print('done')")) as rig:
@@ -307,7 +307,7 @@ async def test_a_start_leaves_the_owners_files_alone(work_dir: Path) -> None:
     assert contents(work_dir) == before
 
 
-async def test_a_job_whose_directory_is_the_owners_already_is_refused_and_the_directory_kept(work_dir: Path) -> None:
+async def test_a_job_whose_directory_belongs_to_the_owner_is_refused_and_the_directory_kept(work_dir: Path) -> None:
     job = jobs.job()
     directory = work_dir / f"hypha-{job.task_id}"
     directory.mkdir(parents=True)
@@ -319,7 +319,7 @@ async def test_a_job_whose_directory_is_the_owners_already_is_refused_and_the_di
         assert list((work_dir / "jobs").iterdir()) == []
 
 
-async def test_a_job_that_removed_the_nodes_marker_is_cleared_away_all_the_same(work_dir: Path) -> None:
+async def test_a_job_that_removed_the_nodes_marker_is_removed(work_dir: Path) -> None:
     remover = """
     import os, sys
     os.unlink(os.path.join(sys.argv[2], ".hypha-worker"))

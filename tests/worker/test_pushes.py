@@ -93,7 +93,7 @@ async def push(made: PushRouter, peer: str, data: bytes) -> Pushed:
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"no header at all", labelled("other"), b"\xff" * 8, labelled(1)[:-20]])
-async def test_the_only_job_that_names_the_sender_gets_what_is_not_labelled_otherwise(data: bytes) -> None:
+async def test_the_only_job_that_names_the_sender_gets_a_push_without_another_label(data: bytes) -> None:
     made, tasks = router(job=(UUID(int=1), {ALICE}))
     inbox = Inbox()
     async with trio.open_nursery() as nursery:
@@ -118,7 +118,7 @@ async def test_refusals_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.parametrize("mine", ["first", "second"])
-async def test_of_several_jobs_the_labelled_one_gets_the_push(mine: str) -> None:
+async def test_the_label_selects_one_of_several_jobs(mine: str) -> None:
     jobs = {"first": uuid4(), "second": uuid4()}
     made, tasks = router(**{name: (label, {ALICE}) for name, label in jobs.items()})
     inboxes = {name: Inbox() for name in jobs}
@@ -135,7 +135,7 @@ async def test_a_push_labelled_for_a_job_that_has_ended_is_refused() -> None:
     assert (await push(made, ALICE, labelled(uuid4()))).reset_seen
 
 
-async def test_of_several_jobs_the_one_that_has_waited_longest_gets_an_unlabelled_push() -> None:
+async def test_the_job_that_has_waited_longest_gets_an_unlabelled_push() -> None:
     made, tasks = router(first=(uuid4(), {ALICE}), second=(uuid4(), {ALICE}))
     first, second = Inbox(), Inbox()
     async with trio.open_nursery() as nursery:
@@ -162,7 +162,7 @@ async def test_a_job_that_waits_with_several_calls_does_not_get_the_next_push_be
     assert (first.pushes, second.pushes) == ([(ALICE, b"one")], [(ALICE, b"two")])
 
 
-async def test_polling_anew_keeps_a_jobs_place_in_the_queue() -> None:
+async def test_a_repeated_poll_keeps_the_jobs_place_in_the_queue() -> None:
     made, tasks = router(first=(uuid4(), {ALICE}), second=(uuid4(), {ALICE}))
     first, second = Inbox(), Inbox()
     assert not await made.take(tasks["first"], first.deliver, 1)
@@ -176,7 +176,7 @@ async def test_polling_anew_keeps_a_jobs_place_in_the_queue() -> None:
         await push(made, ALICE, b"two")
 
 
-async def test_a_push_waits_all_but_its_header_unread_until_it_is_taken() -> None:
+async def test_only_the_header_of_a_waiting_push_is_read() -> None:
     made, tasks = router(job=(UUID(int=1), {ALICE}))
     header = labelled(UUID(int=1), b"")
     stream = Pushed(header, b"x" * 1000)
@@ -190,7 +190,7 @@ async def test_a_push_waits_all_but_its_header_unread_until_it_is_taken() -> Non
     assert (stream.told, stream.reset_seen) == (b"", False)
 
 
-async def test_pushes_are_taken_in_the_order_in_which_they_came() -> None:
+async def test_pushes_are_taken_in_order_of_arrival() -> None:
     made, tasks = router(job=(uuid4(), {ALICE, BOB}))
     inbox = Inbox()
     async with trio.open_nursery() as nursery:
@@ -202,7 +202,7 @@ async def test_pushes_are_taken_in_the_order_in_which_they_came() -> None:
     assert [peer for peer, _ in inbox.pushes] == [BOB, ALICE, BOB]
 
 
-async def test_no_more_than_a_bound_of_one_peers_pushes_wait() -> None:
+async def test_a_limited_number_of_one_peers_pushes_waits() -> None:
     made, tasks = router(job=(uuid4(), {ALICE, BOB}))
     inbox = Inbox()
     async with trio.open_nursery() as nursery:
@@ -218,7 +218,7 @@ async def test_no_more_than_a_bound_of_one_peers_pushes_wait() -> None:
     assert made._held == {}
 
 
-async def test_a_peer_whose_pushes_stop_in_the_middle_holds_up_no_other_peers() -> None:
+async def test_a_peer_whose_pushes_stall_blocks_no_other_peer() -> None:
     made, tasks = router(job=(uuid4(), {ALICE, BOB}))
     inbox = Inbox()
     async with trio.open_nursery() as nursery:
@@ -233,7 +233,7 @@ async def test_a_peer_whose_pushes_stop_in_the_middle_holds_up_no_other_peers() 
         nursery.cancel_scope.cancel()
 
 
-async def test_pushes_that_broke_off_make_room_for_the_next_of_the_same_peer() -> None:
+async def test_after_broken_pushes_the_next_one_of_the_same_peer_is_taken() -> None:
     made, tasks = router(job=(uuid4(), {ALICE}))
     inbox = Inbox()
 
@@ -251,20 +251,20 @@ async def test_pushes_that_broke_off_make_room_for_the_next_of_the_same_peer() -
         assert await made.take(tasks["job"], inbox.deliver, 1)
 
 
-async def test_a_push_that_nobody_takes_is_refused_in_the_end() -> None:
+async def test_a_push_that_no_job_takes_is_refused_after_the_timeout() -> None:
     made, _ = router(job=(uuid4(), {ALICE}))
     assert (await push(made, ALICE, b"data")).reset_seen
     assert trio.current_time() > 800
 
 
-async def test_a_push_whose_header_does_not_come_is_refused() -> None:
+async def test_a_push_without_a_header_is_refused_after_the_timeout() -> None:
     made, _ = router(job=(uuid4(), {ALICE}))
     stream = Pushed(b"abc", None)
     await made.handle(ALICE, stream)
     assert stream.reset_seen
 
 
-async def test_the_end_of_a_job_ends_what_waits_for_it() -> None:
+async def test_the_end_of_a_job_refuses_its_waiting_pushes() -> None:
     made, tasks = router(job=(uuid4(), {ALICE}))
     stream = Pushed(b"data")
     async with trio.open_nursery() as nursery:
@@ -275,7 +275,7 @@ async def test_the_end_of_a_job_ends_what_waits_for_it() -> None:
     assert not await made.take(tasks["job"], Inbox().deliver, 1)
 
 
-async def test_a_delivery_that_fails_breaks_the_push_off() -> None:
+async def test_a_failed_delivery_resets_the_push() -> None:
     made, tasks = router(job=(uuid4(), {ALICE}))
     stream = Pushed(b"data")
 
@@ -289,7 +289,7 @@ async def test_a_delivery_that_fails_breaks_the_push_off() -> None:
     assert (stream.told, stream.reset_seen) == (b"\0", True)
 
 
-async def test_a_push_whose_connection_ends_is_told_nothing() -> None:
+async def test_a_push_whose_connection_ends_gets_no_answer() -> None:
     made, _ = router(job=(uuid4(), {ALICE}))
     stream = Pushed(b"data")
     async with trio.open_nursery() as connection:
@@ -299,7 +299,7 @@ async def test_a_push_whose_connection_ends_is_told_nothing() -> None:
     assert (stream.told, stream.reset_seen) == (b"", False)
 
 
-async def test_a_taker_that_is_cancelled_loses_no_push() -> None:
+async def test_a_cancelled_call_loses_no_push() -> None:
     made, tasks = router(job=(uuid4(), {ALICE}))
     inbox = Inbox()
     async with trio.open_nursery() as nursery:
@@ -314,7 +314,7 @@ async def test_a_taker_that_is_cancelled_loses_no_push() -> None:
 
 
 @pytest.mark.parametrize("order", ["cancel first", "push first"])
-async def test_a_push_that_comes_as_its_taker_is_cancelled_goes_to_the_next(order: str) -> None:
+async def test_a_push_matched_with_a_cancelled_call_goes_to_the_next_call(order: str) -> None:
     made, tasks = router(job=(uuid4(), {ALICE}))
     inbox = Inbox()
 
@@ -336,7 +336,7 @@ async def test_a_push_that_comes_as_its_taker_is_cancelled_goes_to_the_next(orde
     assert waiting.done.is_set()
 
 
-async def test_a_sender_waits_on_for_the_next_taker_when_the_first_was_just_cancelled(
+async def test_a_sender_keeps_waiting_after_its_call_was_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made, tasks = router(job=(uuid4(), {ALICE}))
@@ -358,7 +358,7 @@ async def test_a_sender_waits_on_for_the_next_taker_when_the_first_was_just_canc
 
 
 @given(st.binary(max_size=64), st.integers(1, 16))
-def test_what_is_read_to_find_the_label_is_given_back(data: bytes, piece: int) -> None:
+def test_the_bytes_read_to_find_the_label_are_returned_to_the_stream(data: bytes, piece: int) -> None:
     async def check() -> None:
         stream = Pushed(*(data[i : i + piece] for i in range(0, len(data), piece)))
         await pushes._read_label(stream)

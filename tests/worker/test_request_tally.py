@@ -12,7 +12,7 @@ def test_only_the_last_hundred_requests_count() -> None:
     assert (tally.considered, tally.refused, tally.last_refusal) == (0, 100, ("NoExecutor", "it names no executor"))
 
 
-def test_what_strangers_wrote_is_short_and_cannot_move_the_cursor() -> None:
+def test_messages_of_peers_are_shortened_and_printable() -> None:
     tally = RequestTally()
     tally.record(Refusal("ExecutorUnsupported", "executor train/\x1b[2J\n" + 10_000 * "x"))
     assert tally.last_refusal is not None

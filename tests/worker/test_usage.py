@@ -17,7 +17,7 @@ input()
 """
 
 
-def test_what_a_job_uses_is_that_of_all_its_processes(tmp_path: Path) -> None:
+def test_the_usage_of_a_job_includes_all_its_processes(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
@@ -30,7 +30,7 @@ def test_what_a_job_uses_is_that_of_all_its_processes(tmp_path: Path) -> None:
     assert usage.memory_bytes > 64 * 1024 * 1024
 
 
-def test_jobs_that_have_ended_are_left_out(tmp_path: Path) -> None:
+def test_ended_jobs_have_no_usage(tmp_path: Path) -> None:
     for name, pid in (("gone", str(2**22 + 1)), ("damaged", "x"), ("empty", "")):
         (tmp_path / name).mkdir()
         (tmp_path / name / PID_FILE).write_text(pid)

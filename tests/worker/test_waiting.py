@@ -37,7 +37,7 @@ def test_a_full_window_is_due_at_once() -> None:
     assert requests.due_in(1.0) == 0
 
 
-def test_what_was_passed_over_is_not_new_any_more_but_still_waits() -> None:
+def test_a_request_that_was_passed_over_is_no_longer_fresh_but_waits() -> None:
     requests = WaitingRequests(100, 0.2, 100)
     requests.add(waiting())
     requests.pass_over()
@@ -45,13 +45,13 @@ def test_what_was_passed_over_is_not_new_any_more_but_still_waits() -> None:
     assert len(requests.all) == 1
 
 
-def test_a_scheduler_that_floods_leaves_room_for_others() -> None:
+def test_a_scheduler_that_floods_gets_a_quarter_of_the_places() -> None:
     requests = WaitingRequests(100, 0.2, 100)
     assert sum(requests.add(waiting(ALICE)) for _ in range(1000)) == 25
     assert requests.add(waiting(BOB))
 
 
-def test_a_full_house_forgets_its_oldest() -> None:
+def test_at_the_limit_the_oldest_request_is_removed() -> None:
     requests = WaitingRequests(4, 0.2, 100)
     peers = [f"peer{number}" for number in range(5)]
     for peer in peers:
@@ -59,7 +59,7 @@ def test_a_full_house_forgets_its_oldest() -> None:
     assert [w.scheduler for w in requests.all] == peers[1:]
 
 
-def test_requests_whose_time_is_over_are_forgotten() -> None:
+def test_expired_requests_are_removed() -> None:
     requests = WaitingRequests(100, 0.2, 100)
     requests.add(waiting(since=0.0, timeout=50))
     requests.add(waiting(since=0.0, timeout=1e6))
@@ -70,7 +70,7 @@ def test_requests_whose_time_is_over_are_forgotten() -> None:
     assert requests.add(waiting())
 
 
-def test_a_scheduler_that_lets_an_offer_lapse_stands_back_for_a_moment_or_until_it_takes_one() -> None:
+def test_a_scheduler_that_lets_an_offer_lapse_stands_back_until_it_accepts_one_or_time_passes() -> None:
     requests = WaitingRequests(100, 0.2, 100)
     requests.record_lapsed(ALICE, 1.0)
     assert requests.stands_back(ALICE, 2.9)
