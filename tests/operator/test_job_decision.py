@@ -140,6 +140,16 @@ def test_the_observed_state_determines_the_decision(observed: ObservedJob, expec
     assert {name: decided[name] for name in nothing | expected} == nothing | expected
 
 
+def test_a_job_whose_worker_is_invalid_fails_with_a_message_of_one_line() -> None:
+    worker = worker_manifest()
+    worker["spec"]["jobs"] = {"readAhead": "many"}
+    status = decide(replace(NEW, worker=worker), SETTINGS).status or {}
+    ready = next(found for found in status["conditions"] if found["type"] == "Ready")
+    assert ready["message"].startswith("the HyphaWorker's spec.jobs.readAhead: ")
+    assert "\n" not in ready["message"]
+    assert "pydantic" not in ready["message"]
+
+
 @pytest.mark.parametrize(("reported", "kept_s"), [(True, 600), (False, 600 + 86_400)])
 def test_a_job_whose_end_was_not_reported_is_kept_a_day_longer(reported: bool, kept_s: float) -> None:
     conditions = [condition("Reported", reported)]

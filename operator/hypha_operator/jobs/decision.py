@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from hypha_contracts.reasons import JobReason
+from hypha_messages.validation import describe
 from hypha_operator.jobs.children import job_children, network_policy
 from hypha_operator.jobs.phase import POD_TIMEOUT, ObservedJob, State, classify, differs, status_of
 from hypha_operator.machinery.drift import is_applied, marked
@@ -68,7 +69,9 @@ def decide(observed: ObservedJob, settings: Settings) -> Decision:
             children, create_job = _missing_children(observed, observed.worker, settings)
         except (UnbuildableJobError, OverlayError, ValidationError) as error:
             if observed.job is None:  # a Job that exists goes on as it was created
-                state = classify(replace(observed, invalid=Finding(JobReason.INVALID_TEMPLATE, str(error))))
+                where = "the HyphaWorker's spec"
+                message = describe(error, where, f"{where}.") if isinstance(error, ValidationError) else str(error)
+                state = classify(replace(observed, invalid=Finding(JobReason.INVALID_TEMPLATE, message)))
     status = status_of(observed, state)
     changed = differs(observed.status, status)
     return Decision(
