@@ -1,4 +1,4 @@
-"""Every reason of a condition or event, and of a refused request, with what people do about it.
+"""Every reason of a condition, an event or a refused request, with its remedy.
 
 `python -m hypha_contracts.reasons docs/kubernetes.md` writes the tables of that page.
 """
@@ -10,12 +10,12 @@ from typing import Self
 
 
 class Reason(StrEnum):
-    """A reason, as programs compare it.
+    """A reason for programs, with its documentation for people.
 
     Attributes:
-        conditions: the types of the conditions that give this reason. Events about the same resource give it too.
-        look_at: where people find out more, in Markdown; `w` is the worker and `ns` its namespace.
-        remedy: what people do about it, in Markdown: full sentences, which messages may quote.
+        conditions: the types of the conditions that have this reason. Events about the same resource have it too.
+        look_at: where to find more information, in Markdown. `w` is the worker and `ns` its namespace.
+        remedy: what to do, as full sentences in Markdown. Messages may quote it.
     """
 
     conditions: str
@@ -37,15 +37,15 @@ class WorkerReason(Reason):
     SUSPENDED = "Suspended", "Ready", "", "Unset `spec.suspend` to make offers again."
     STARTING = (
         *("Starting", "Ready", "`kubectl get pods -n ns -l hypha.space/worker=w`"),
-        "Wait. If it stays so, read the events of the pod.",
+        "Wait. If this persists, read the events of the pod.",
     )
     DRAINING = (
         *("Draining", "Ready", "`kubectl get hyphajobs -n ns -l hypha.space/worker=w`"),
-        "Wait while its jobs end and the node notifies their schedulers. The message says until when at most.",
+        "Wait while its jobs end and the node notifies their schedulers. The message gives the deadline.",
     )
     APPLY_FAILED = (
         *("ApplyFailed", "Ready", "the message"),
-        "The operator tries again. If it stays so, fix what the message names, such as a webhook that does not answer.",
+        "The operator tries again. If this persists, fix what the message names, such as an unreachable webhook.",
     )
     SECRET_MISSING = (
         *("SecretMissing", "Ready", "`kubectl get secret -n ns`"),
@@ -85,7 +85,7 @@ class WorkerReason(Reason):
     )
     NO_RELAY = (
         *("NoRelay", "Connected", "the gateways"),
-        "If it stays so, add a gateway that relays, or set `spec.network.expose` and `relayCircuit: false`.",
+        "If this persists, add a gateway that relays, or set `spec.network.expose` and `relayCircuit: false`.",
     )
     CONNECTED = "Connected", "Connected", "", "All is well."
     NOT_REPORTED = (
@@ -98,20 +98,20 @@ class WorkerReason(Reason):
         "Provide an Ed25519 key in PKCS#8 and its certificate, issued by an authority in `ca.crt` and not revoked.",
     )
     PEER_ID_CHANGED = (
-        *("PeerIdChanged", "IdentityValid, Stalled", "who changed the Secret"),
+        *("PeerIdChanged", "IdentityValid, Stalled", "recent changes of the Secret"),
         "Put the old key back, or set `spec.identity.allowPeerIdChange` to become another peer.",
     )
     CERTIFICATE_EXPIRED = (
         *("CertificateExpired", "IdentityValid, Stalled", "the Secret"),
-        "Put a new certificate for the same key there. The node needs no restart.",
+        "Put a new certificate for the same key into the Secret. The node needs no restart.",
     )
     CERTIFICATE_EXPIRES_SOON = (
         *("CertificateExpiresSoon", "IdentityValid", "the Secret"),
-        "Put a new certificate for the same key there in time. The node needs no restart.",
+        "Put a new certificate for the same key into the Secret before then. The node needs no restart.",
     )
     ANSWERED = (
         *("Answered", "RequestsAnswered", "`status.node.allocated`, `spec.offer`"),
-        "If no jobs come all the same, lower the price, or wait until other leases free capacity.",
+        "If no jobs arrive nevertheless, lower the price, or wait until other leases free capacity.",
     )
     NO_REQUESTS = (
         *("NoRequests", "RequestsAnswered", "the schedulers"),
@@ -123,7 +123,7 @@ class WorkerReason(Reason):
     )
     EXECUTOR_UNSUPPORTED = (
         *("ExecutorUnsupported", "RequestsAnswered", "`spec.executors`"),
-        "Add the executor to `spec.executors`, or have schedulers ask for one of those.",
+        "Add the executor to `spec.executors`, or have schedulers request one that is listed there.",
     )
     NO_EXECUTOR = (
         *("NoExecutor", "RequestsAnswered", "`spec.executors`"),
@@ -131,11 +131,11 @@ class WorkerReason(Reason):
     )
     MORE_THAN_CAPACITY = (
         *("MoreThanCapacity", "RequestsAnswered", "`status.capacity`"),
-        "Raise `spec.resources` if the cluster has more, or have schedulers ask for less.",
+        "Raise `spec.resources` if the cluster has more, or have schedulers request less.",
     )
     REQUEST_EXPIRED = (
         *("RequestExpired", "RequestsAnswered", "the clocks of schedulers and nodes"),
-        "Set the clocks of the schedulers and of the cluster's nodes right.",
+        "Correct the clocks of the schedulers and of the cluster's nodes.",
     )
     INVALID_SPEC = (
         *("InvalidSpec", "Ready, Stalled", "the message, which names the field"),
@@ -168,7 +168,7 @@ class WorkerReason(Reason):
         "Install cert-manager, or name a Secret in `identity.secretName` in place of `identity.issuerRef`.",
     )
     SETTLED = "Settled", "Reconciling", "", "Nothing is in progress."
-    NOT_STALLED = "NotStalled", "Stalled", "", "Nothing waits for people."
+    NOT_STALLED = "NotStalled", "Stalled", "", "No action is needed."
 
 
 class JobReason(Reason):
@@ -181,10 +181,10 @@ class JobReason(Reason):
     COMPLETED = "Completed", "Ready", "", "All is well."
     QUEUED = (
         *("Queued", "Ready", "`kubectl get workloads -n ns`"),
-        "Kueue has not admitted the job. Give the queue as much as the worker offers.",
+        "Kueue has not admitted the job. Give the queue as much quota as the worker offers.",
     )
     ENDING = "Ending", "Reconciling", "the reason of `Ready`", "Wait: the operator ends the job's pod."
-    ENDED = "Ended", "Reconciling", "the reason of `Ready`", "Nothing of the job runs."
+    ENDED = "Ended", "Reconciling", "the reason of `Ready`", "No part of the job runs any more."
     END_REPORTED = "EndReported", "Reported", "", "The controller has recorded the end of the job."
     CANCELLED = (
         *("Cancelled", "Ready", "the message"),
@@ -200,7 +200,7 @@ class JobReason(Reason):
     )
     STORAGE_EXCEEDED = (
         *("StorageExceeded", "Ready", "the lease's storage in `spec.resources`"),
-        "Request more storage, or keep less.",
+        "Request more storage, or store less.",
     )
     RESULTS_UNDELIVERED = (
         *("ResultsUndelivered", "Ready", "`kubectl logs` of the pod, container `bridge`"),
@@ -219,7 +219,7 @@ class JobReason(Reason):
         "Correct the image's name, or name credentials in `spec.imagePullSecrets`.",
     )
     UNSCHEDULABLE = (
-        *("Unschedulable", "Ready", "`kubectl describe pod`; what the nodes have left"),
+        *("Unschedulable", "Ready", "`kubectl describe pod`, the free capacity of the nodes"),
         "Add nodes, offer less in `spec.resources`, or give an autoscaler time with `jobs.startPatienceSeconds`.",
     )
     QUOTA_EXCEEDED = (
@@ -253,7 +253,7 @@ class JobReason(Reason):
     )
     WORKER_GONE = "WorkerGone", "Ready", "", "Somebody deleted the job's HyphaWorker."
     JOB_DELETED = (
-        *("JobDeleted", "Ready", "who deleted its Job or pod"),
+        *("JobDeleted", "Ready", "the audit log: which client deleted its Job or pod"),
         "To end a HyphaJob, set its `spec.cancel: {reason: ...}`.",
     )
 
