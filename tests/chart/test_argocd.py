@@ -38,7 +38,7 @@ def test_health(check: Path, input_path: str, expected: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.parent.name)
-def test_each_state_of_health_has_a_case_and_each_case_data(check: Path) -> None:
+def test_every_state_of_health_has_a_case_with_data(check: Path) -> None:
     cases = [(path, expected) for of, path, expected in (case.values for case in CASES) if of == check]
     assert {f"testdata/{path.name}" for path in (check.parent / "testdata").iterdir()} == {path for path, _ in cases}
     states = {"Healthy", "Progressing", "Degraded"} | ({"Suspended"} if check.parent.name == "HyphaWorker" else set())
@@ -46,7 +46,7 @@ def test_each_state_of_health_has_a_case_and_each_case_data(check: Path) -> None
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.parent.name)
-def test_test_data_are_objects_that_the_api_server_takes(check: Path, definitions: ApiServer, namespace: str) -> None:
+def test_the_api_server_accepts_the_test_data(check: Path, definitions: ApiServer, namespace: str) -> None:
     models = {"HyphaWorker": HyphaWorkerStatus, "HyphaJob": HyphaJobStatus}
     for path in (check.parent / "testdata").iterdir():
         manifest = yaml.safe_load(path.read_text())
@@ -61,7 +61,7 @@ def test_test_data_are_objects_that_the_api_server_takes(check: Path, definition
             definitions.kubectl("apply", "--server-side", "--subresource=status", "-f-", stdin=text)
 
 
-def test_the_application_installs_this_chart_with_values_that_it_takes() -> None:
+def test_the_application_installs_this_chart_with_valid_values() -> None:
     application = yaml.safe_load((ARGOCD / "application.yaml").read_text())
     source = application["spec"]["source"]
     assert ROOT / source["path"] == CHART

@@ -22,7 +22,7 @@ def test_an_example_applied_twice_changes_nothing(example: Path, definitions: Ap
 
 
 @examples
-def test_an_example_is_kept_as_it_is_written(example: Path, definitions: ApiServer, namespace: str) -> None:
+def test_the_api_server_stores_an_example_unchanged(example: Path, definitions: ApiServer, namespace: str) -> None:
     for manifest, live in zip(written := _read(example, namespace), _apply(definitions, written), strict=True):
         if manifest["kind"] == "HyphaWorker":
             assert live["spec"] == manifest["spec"]
@@ -41,7 +41,7 @@ def test_every_example_is_listed() -> None:
     assert [path.name for path in EXAMPLES if f"({path.name})" not in text] == []
 
 
-def test_quantities_that_others_would_normalise_stay_as_they_are(definitions: ApiServer, namespace: str) -> None:
+def test_quantities_stay_as_they_are_written(definitions: ApiServer, namespace: str) -> None:
     (worker,) = _read(ROOT / "examples" / "hyphaworker.yaml", namespace)
     worker["spec"]["resources"] = {"cpu": "1000m", "memory": "1024Mi", "storage": "0.5Ti"}
     (live,) = _apply(definitions, [worker])

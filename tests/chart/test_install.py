@@ -11,9 +11,7 @@ from support.waiting import until
 
 
 @pytest.mark.parametrize("which", HELMS)
-def test_a_release_is_installed_gets_a_worker_by_an_upgrade_and_leaves_it_behind(
-    which: str, private_api_server: PrivateApiServer
-) -> None:
+def test_a_worker_created_by_an_upgrade_outlives_the_release(which: str, private_api_server: PrivateApiServer) -> None:
     api = private_api_server.api
 
     def run(*arguments: str, values: Manifest | None = None) -> str:

@@ -49,12 +49,14 @@ def get(api: ApiServer, namespace: str, name: str) -> Manifest:
     return dict(yaml.safe_load(api.kubectl("get", f"-n{namespace}", name, *arguments)) or {})
 
 
-def test_confined_to_a_namespace_it_makes_a_controller_and_takes_it_away_again(confined: Confined) -> None:
+def test_an_operator_of_one_namespace_creates_and_removes_a_controller(confined: Confined) -> None:
     _make_and_take_away(confined.api, confined.namespace)
     confined.assert_it_lacked_no_right()
 
 
-def test_for_the_whole_cluster_it_does_so_anywhere(private_api_server: PrivateApiServer, tmp_path: Path) -> None:
+def test_an_operator_of_the_cluster_creates_and_removes_controllers_in_any_namespace(
+    private_api_server: PrivateApiServer, tmp_path: Path
+) -> None:
     api = private_api_server.api
     api.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
     with running(api, {}, tmp_path) as operator:
@@ -74,7 +76,7 @@ def _make_and_take_away(api: ApiServer, namespace: str) -> None:
     assert not get(api, namespace, binding)
 
 
-def test_it_makes_a_job_of_a_hyphajob_and_ends_it(confined: Confined) -> None:
+def test_a_hyphajob_gets_a_job_that_ends_when_it_is_cancelled(confined: Confined) -> None:
     """With a claim of devices, a NetworkPolicy, and the HyphaJob's status; what nobody collects here stays marked."""
     api, namespace = confined.api, confined.namespace
     worker, job = yaml.safe_load(DRA_WORKER.read_text()), yaml.safe_load(JOB.read_text())
@@ -123,7 +125,7 @@ def test_no_example_is_changed_by_the_operator(confined: Confined) -> None:
     confined.assert_it_lacked_no_right()
 
 
-def test_the_dashboard_asks_for_metrics_that_the_operator_has(confined: Confined) -> None:
+def test_the_dashboard_queries_only_metrics_of_the_operator(confined: Confined) -> None:
     dashboard = json.loads((CHART / "dashboards" / "hypha-operator.json").read_text())
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     asked = {metric for expression in expressions for metric in re.findall(r"\b(?:hypha|process)_\w+", expression)}
@@ -161,11 +163,11 @@ class HelmTest:
         return done.returncode, done.stdout + done.stderr
 
 
-def test_the_helm_test_needs_no_rights_and_tells_what_is_wrong(confined: Confined, tmp_path: Path) -> None:
+def test_the_helm_test_needs_no_permissions_and_reports_problems(confined: Confined, tmp_path: Path) -> None:
     helm_test = HelmTest.of(confined.api, confined.namespace, tmp_path)
     passed = "HyphaWorkers and HyphaJobs are served, and the operator is healthy\n"
     assert helm_test.run(confined.process.address) == (0, passed)
-    assert "look at its log" in helm_test.run("127.0.0.1:9")[1]
+    assert "Look at its log" in helm_test.run("127.0.0.1:9")[1]
     (tmp_path / "token").write_text("nobody's")
     assert "401 Unauthorized" in helm_test.run(confined.process.address)[1]
 

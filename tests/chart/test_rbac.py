@@ -127,15 +127,15 @@ def confined(definitions: ApiServer, namespace: str) -> Iterator[Operator]:
     yield from installed(definitions, {"watchNamespace": namespace})
 
 
-def test_it_may_do_what_it_has_to_everywhere(operator: Operator) -> None:
+def test_the_operator_has_its_permissions_in_every_namespace(operator: Operator) -> None:
     assert operator.allowed(NEEDED | NEEDED_IN_CLUSTER, None) == listed(NEEDED | NEEDED_IN_CLUSTER)
 
 
-def test_it_may_do_nothing_that_it_should_not(operator: Operator) -> None:
+def test_the_operator_has_no_other_permissions(operator: Operator) -> None:
     assert operator.allowed(NEVER, None) == set()
 
 
-def test_confined_it_may_do_what_it_has_to_in_its_namespace_only(
+def test_an_operator_of_one_namespace_has_permissions_only_there(
     confined: Operator, namespace: str, api_server: ApiServer
 ) -> None:
     assert confined.allowed(NEEDED, namespace) == listed(NEEDED)
@@ -157,7 +157,7 @@ def test_the_lists_above_name_every_rule_of_the_chart() -> None:
     assert granted == listed(NEEDED | NEEDED_IN_CLUSTER)
 
 
-def test_it_can_hand_out_the_token_reviewer_and_no_other_role(
+def test_the_operator_can_bind_the_token_reviewer_and_no_other_role(
     operator: Operator, namespace: str, api_server: ApiServer
 ) -> None:
     def bind(role: str) -> httpx.Response:
@@ -181,7 +181,7 @@ def test_it_can_hand_out_the_token_reviewer_and_no_other_role(
 
 
 @pytest.mark.parametrize("mode", ["operator", "confined"])
-def test_it_can_grant_a_controller_what_it_needs_and_no_more(
+def test_the_operator_can_grant_a_controller_its_permissions_and_no_more(
     mode: str, namespace: str, request: pytest.FixtureRequest
 ) -> None:
     operator: Operator = request.getfixturevalue(mode)
@@ -223,7 +223,7 @@ def test_the_clusters_own_roles_include_workers() -> None:
 
 
 @pytest.mark.parametrize("mode", ["operator", "confined"])
-def test_it_makes_all_that_a_job_needs(mode: str, namespace: str, request: pytest.FixtureRequest) -> None:
+def test_the_operator_creates_every_child_of_a_job(mode: str, namespace: str, request: pytest.FixtureRequest) -> None:
     operator: Operator = request.getfixturevalue(mode)
     worker = HyphaWorkerSpec.model_validate(yaml.safe_load(DRA_WORKER.read_text())["spec"])
     job = yaml.safe_load(JOB.read_text())

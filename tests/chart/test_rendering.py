@@ -42,7 +42,7 @@ def test_both_helms_render_the_same(values: Manifest) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 @helms
-def test_a_value_that_means_nothing_is_refused(which: str, values: Manifest, complaint: str) -> None:
+def test_an_invalid_value_is_refused(which: str, values: Manifest, complaint: str) -> None:
     with pytest.raises(subprocess.CalledProcessError) as refused:
         render(which, values)
     assert complaint in refused.value.stderr
@@ -96,7 +96,7 @@ def test_log_formats_are_those_that_the_operator_knows() -> None:
     assert logging["format"]["enum"] == list(get_args(LogFormat))
 
 
-def test_definitions_are_those_of_crds_and_stay_when_the_release_goes() -> None:
+def test_definitions_equal_those_in_crds_and_stay_after_an_uninstall() -> None:
     rendered = of_kind(render(), "CustomResourceDefinition")
     for definition in rendered:
         assert definition["metadata"].pop("annotations").pop("helm.sh/resource-policy") == "keep"

@@ -1,4 +1,4 @@
-"""The program of `helm test`: check that the API server serves both resources, and that the operator is healthy."""
+"""The program of `helm test`: check that the API server serves both resources and that the operator is healthy."""
 
 import json
 import os
@@ -14,7 +14,7 @@ DEADLINE_S = 10
 
 
 def missing() -> set[str]:
-    """Return those of the needed resources that the API server does not serve."""
+    """Return the needed resources that the API server does not serve."""
     tls = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], int(os.environ["KUBERNETES_SERVICE_PORT"])
     server = HTTPSConnection(host, port, timeout=DEADLINE_S, context=tls)
@@ -41,15 +41,15 @@ def main() -> str | None:
     try:
         if lacking := missing():
             return (
-                f"the API server lacks {', '.join(sorted(lacking))}: "
-                "install this version's definitions with crds.install=true"
+                f"the API server lacks {', '.join(sorted(lacking))}. "
+                "Install this version's definitions with crds.install=true."
             )
     except (OSError, HTTPException) as error:
         return f"the API server: {error}"
     try:
         check_health()
     except (OSError, HTTPException) as error:
-        return f"the operator at {os.environ['OPERATOR']}: {error}; look at its log"
+        return f"the operator at {os.environ['OPERATOR']}: {error}. Look at its log."
     print("HyphaWorkers and HyphaJobs are served, and the operator is healthy")
     return None
 
