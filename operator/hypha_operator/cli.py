@@ -24,18 +24,18 @@ app = typer.Typer(
 
 @app.callback()
 def _root() -> None:
-    """Run the controllers of Hypha workers, and their jobs as pods, on Kubernetes."""
+    """Run Hypha workers and their jobs on Kubernetes."""
 
 
 @app.command("run")
 def run_command(
-    namespace: Annotated[list[str] | None, typer.Option(help="Serve this namespace; repeat for more.")] = None,
-    all_namespaces: Annotated[bool, typer.Option("--all-namespaces", help="Serve the complete cluster.")] = False,
+    namespace: Annotated[list[str] | None, typer.Option(help="Serve this namespace. May be repeated.")] = None,
+    all_namespaces: Annotated[bool, typer.Option("--all-namespaces", help="Serve all namespaces.")] = False,
     port: Annotated[int, typer.Option(help="Serve /healthz and /metrics on this port.")] = 8080,
-    log_level: Annotated[logs.LogLevel, typer.Option(envvar="HYPHA_LOG_LEVEL", help="The least to log.")] = "info",
-    log_format: Annotated[logs.LogFormat, typer.Option(envvar="HYPHA_LOG_FORMAT", help="How to log it.")] = "human",
+    log_level: Annotated[logs.LogLevel, typer.Option(envvar="HYPHA_LOG_LEVEL", help="Lowest level to log.")] = "info",
+    log_format: Annotated[logs.LogFormat, typer.Option(envvar="HYPHA_LOG_FORMAT", help="Log format.")] = "human",
 ) -> None:
-    """Serve HyphaWorkers and HyphaJobs, with the pod's service account or with KUBECONFIG."""
+    """Reconcile HyphaWorkers and HyphaJobs, with the pod's service account or with KUBECONFIG."""
     if bool(namespace) == all_namespaces:
         raise typer.BadParameter("set either --namespace NAME (once or more) or --all-namespaces")
     logs.configure(log_level, log_format)

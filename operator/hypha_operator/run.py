@@ -2,20 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from typing import Final
 
 import kopf
+from kubernetes.aio.client import ApiClient
 
 from hypha_contracts.kubernetes_errors import ApiError
 from hypha_operator.jobs.reconciler import JobReconciler
 from hypha_operator.machinery.audit import Audit
-from hypha_operator.machinery.clock import Clock, SystemClock
-from hypha_operator.machinery.cluster import Cluster, load_configuration, open_cluster
+from hypha_operator.machinery.clock import Clock
+from hypha_operator.machinery.cluster import Cluster, load_configuration
 from hypha_operator.machinery.health import Metrics, problem, serving
-from hypha_operator.machinery.kinds import HYPHA_JOB, WORKER, Key, Kind, Manifest
-from hypha_operator.machinery.queue import WorkQueue
-from hypha_operator.machinery.reconciler import Reconciler
+from hypha_operator.machinery.kinds import HYPHA_JOB, WORKER, Kind, Manifest
+from hypha_operator.machinery.queue import Reconcile, WorkQueue
 from hypha_operator.machinery.store import Store
 from hypha_operator.machinery.watches import WATCHED, NoMemories, Watches, kopf_registry, kopf_settings, prime
 from hypha_operator.settings import Settings
@@ -26,17 +25,6 @@ _PRIMING_RETRY_S: Final = 5.0
 _log = logging.getLogger(__name__)
 
 
-class KindReconciler:
-    """Passes each key to the reconciler of its kind."""
-
-    def __init__(self, reconcilers: Mapping[Kind, Reconciler]) -> None:
-        self._reconcilers = reconcilers
-
-    async def reconcile(self, key: Key) -> float | None:
-        """Reconcile a key."""
-        return await self._reconcilers[key.kind].reconcile(key)
-
-
 async def run(settings: Settings, namespaces: tuple[str, ...], port: int) -> None:
     """Serve namespaces until SIGTERM, or until a watch fails permanently.
 
@@ -45,24 +33,26 @@ async def run(settings: Settings, namespaces: tuple[str, ...], port: int) -> Non
         namespaces: the namespaces to serve; empty for the complete cluster.
         port: the port of health and metrics.
     """
-    clock, store, metrics = SystemClock(), Store(), Metrics()
+    clock, store, metrics = Clock(), Store(), Metrics()
+    listed = namespaces or (None,)
 
     def on_write(kind: Kind, manifest: Manifest) -> None:
         if kind in WATCHED:
             watches.record_write(kind, manifest)
 
     configuration = await load_configuration()
-    async with open_cluster(configuration, clock, on_write, metrics.on_call) as cluster:
-        reconcilers: dict[Kind, Reconciler] = {
-            WORKER: WorkerReconciler(store, cluster, clock, settings),
-            HYPHA_JOB: JobReconciler(store, cluster, clock, settings),
+    async with ApiClient(configuration) as client:
+        cluster = Cluster(client, clock, on_write, metrics.on_call)
+        reconcile: dict[Kind, Reconcile] = {
+            WORKER: WorkerReconciler(store, cluster, clock, settings).reconcile,
+            HYPHA_JOB: JobReconciler(store, cluster, clock, settings).reconcile,
         }
-        queue = WorkQueue(KindReconciler(reconcilers), clock, on_reconcile=metrics.on_reconcile)
+        queue = WorkQueue(lambda key: reconcile[key.kind](key), clock, metrics.on_reconcile)
         watches = Watches(store, queue)
-        audit = Audit(store, watches, cluster, clock, namespaces or (None,))
+        audit = Audit(store, watches, cluster, clock, listed)
         metrics.track(store, queue, audit)
         async with serving(port, metrics, lambda: problem(queue, audit)):
-            await _primed(watches, cluster, clock, namespaces or (None,))
+            await _prime(watches, cluster, clock, listed)
             _log.info("serving %s", ", ".join(namespaces) or "all namespaces")
             background = [asyncio.create_task(queue.run()), asyncio.create_task(audit.run())]
             watching = kopf.operator(
@@ -85,11 +75,11 @@ async def _first_ends(*tasks: asyncio.Task[None]) -> None:
             raise outcome
 
 
-async def _primed(watches: Watches, cluster: Cluster, clock: Clock, namespaces: tuple[str | None, ...]) -> None:
-    """Return once all objects are known. This waits for the chart's definitions and roles."""
+async def _prime(watches: Watches, cluster: Cluster, clock: Clock, namespaces: tuple[str | None, ...]) -> None:
+    """Fill the store with all objects. Retry until the chart's definitions and roles exist."""
     while True:
         try:
             return await prime(watches, cluster, namespaces)
         except ApiError as error:
-            _log.warning("%s; install the chart's CustomResourceDefinitions and roles", error)
+            _log.warning("%s. Install the chart's CustomResourceDefinitions and roles.", error)
             await clock.sleep(_PRIMING_RETRY_S)

@@ -1,16 +1,16 @@
-"""The operator's own settings, from the environment that the chart writes."""
+"""The operator's settings, from the environment variables that the chart sets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 
 class SettingsError(Exception):
-    """A variable of the environment is missing; the message names it."""
+    """A required environment variable is not set."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Images and names that every worker shares."""
+    """Images and names for all workers."""
 
     worker_image: str
     bridge_image: str

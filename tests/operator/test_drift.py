@@ -42,7 +42,7 @@ def test_fields_added_by_others_and_equal_quantities_are_no_drift(observed, desi
         (None, {"a": 1}),
     ],
 )
-def test_a_change_or_a_loss_is_drift(observed, desired):
+def test_a_changed_or_missing_field_is_drift(observed, desired):
     assert not covers(observed, desired)
 
 

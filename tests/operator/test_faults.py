@@ -11,7 +11,7 @@ import pytest
 
 from hypha_contracts.kubernetes_errors import ApiError
 from hypha_operator.machinery.audit import Audit
-from hypha_operator.machinery.clock import SystemClock
+from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.kinds import HYPHA_JOB, WORKER, Key, Kind, Manifest
 from hypha_operator.machinery.watches import WATCHED
 from support.api_server import ApiServer
@@ -102,7 +102,7 @@ WRITES = 32
 
 
 @pytest.mark.parametrize("number", range(1, WRITES + 1))
-async def test_killed_at_any_write_it_ends_with_the_same_objects(served, namespace, user, undisturbed, number):
+async def test_an_operator_killed_at_any_write_ends_with_the_same_objects(served, namespace, user, undisturbed, number):
     """Before each write, which for the API server is after the one before it."""
     *after_each_step, writes = undisturbed
     assert writes == WRITES, "another number of writes: change WRITES"
@@ -147,7 +147,7 @@ async def test_a_child_that_is_edited_by_hand_is_restored(served, namespace, use
 
 
 @pytest.mark.parametrize("manifest", CHILDREN, ids=path_kind)
-async def test_a_child_that_is_deleted_by_hand_comes_back(served, namespace, user, undisturbed, manifest):
+async def test_a_child_that_is_deleted_by_hand_is_recreated(served, namespace, user, undisturbed, manifest):
     async with operating(served.kubeconfig, namespace) as operator:
         await appear(operator, user)
         user.delete(manifest)
@@ -156,7 +156,7 @@ async def test_a_child_that_is_deleted_by_hand_comes_back(served, namespace, use
 
 
 @pytest.mark.parametrize("manifest", CHILDREN, ids=path_kind)
-async def test_a_child_that_lost_its_label_is_known_again(served, namespace, user, undisturbed, manifest):
+async def test_a_child_that_lost_its_label_is_labelled_again(served, namespace, user, undisturbed, manifest):
     async with operating(served.kubeconfig, namespace) as operator:
         await appear(operator, user)
         user.merge(manifest, {"metadata": {"labels": {"hypha.space/worker": None}}})
@@ -182,7 +182,7 @@ async def test_a_deleted_network_policy_is_restored_and_an_ended_job_is_not(serv
         assert f"Job {name}" not in await operator.objects()
 
 
-async def test_events_that_come_late_twice_and_in_disorder_cause_nothing(served, namespace, user):
+async def test_events_that_arrive_late_or_twice_or_out_of_order_cause_no_writes(served, namespace, user):
     async with operating(served.kubeconfig, namespace) as operator:
         heard: list[tuple[Kind, Manifest]] = []
         see = operator.watches.record
@@ -226,7 +226,7 @@ async def test_an_operator_with_an_empty_cache_duplicates_nothing(served, namesp
         assert_same(await stale.objects(), undisturbed[1])
 
 
-async def test_two_operators_at_once_come_to_the_same(served, namespace, user, undisturbed):
+async def test_two_operators_at_once_reach_the_same_state(served, namespace, user, undisturbed):
     kubeconfig = served.kubeconfig
     async with operating(kubeconfig, namespace) as one, operating(kubeconfig, namespace) as other:
         user.apply(worker_manifest(namespace))
@@ -241,7 +241,7 @@ async def test_the_audit_finds_a_deletion_that_no_watch_showed(served, namespace
     async with operating(served.kubeconfig, namespace) as operator:
         await appear(operator, user)
         user.delete(child("apps/v1", "Deployment", "gpu-controller"))
-        audit = Audit(operator.store, operator.watches, operator.cluster, SystemClock(), (namespace,))
+        audit = Audit(operator.store, operator.watches, operator.cluster, Clock(), (namespace,))
         for kind in WATCHED:
             await audit.check(kind, namespace)
         assert list(operator.pending.keys) == [Key(WORKER, namespace, "gpu")]
@@ -249,7 +249,7 @@ async def test_the_audit_finds_a_deletion_that_no_watch_showed(served, namespace
         assert_same(await operator.objects(), undisturbed[0])
 
 
-async def test_a_silent_watch_shows_until_it_speaks_again(served, namespace, user):
+async def test_a_silent_watch_raises_the_lag_until_it_shows_events_again(served, namespace, user):
     async with operating(served.kubeconfig, namespace) as operator:
         user.apply(worker_manifest(namespace))
         await operator.look()
@@ -265,7 +265,7 @@ async def test_a_silent_watch_shows_until_it_speaks_again(served, namespace, use
         assert audit.lag_s() == 0
 
 
-async def test_a_watch_that_shows_nothing_of_an_object_but_its_end_is_not_silent(served, namespace, user):
+async def test_a_watch_that_shows_only_the_deletion_of_an_object_has_no_lag(served, namespace, user):
     async with operating(served.kubeconfig, namespace) as operator:
         clock = ManualClock()
         audit = Audit(operator.store, operator.watches, operator.cluster, clock, (namespace,))

@@ -49,7 +49,7 @@ def mounts(container: dict[str, Any]) -> dict[str, tuple[str, str | None]]:
     return {m["mountPath"]: (m["name"], m.get("subPath")) for m in container["volumeMounts"]}
 
 
-def test_every_child_is_the_job_s_by_name_owner_and_label() -> None:
+def test_every_child_has_the_name_owner_and_labels_of_its_job() -> None:
     job = hypha_job()
     for child in built(job).values():
         metadata = child["metadata"]
@@ -59,7 +59,7 @@ def test_every_child_is_the_job_s_by_name_owner_and_label() -> None:
         assert metadata["labels"]["hypha.space/worker"] == WORKER
 
 
-def test_the_policy_stands_before_the_job_it_isolates() -> None:
+def test_the_network_policy_precedes_the_job_that_it_isolates() -> None:
     assert list(built()) == ["NetworkPolicy", "Job"]
 
 
@@ -119,7 +119,7 @@ def test_devices_may_be_claimed_by_class() -> None:
     assert "nvidia.com/gpu" not in resources["limits"]
 
 
-def test_a_job_without_devices_sees_none() -> None:
+def test_a_job_without_devices_cannot_use_the_devices_of_the_node() -> None:
     assert environment(executor(built()))["NVIDIA_VISIBLE_DEVICES"] == "void"
     with_gpu = executor(built(resources=LEASE | {"gpu": 1.0}))
     assert "NVIDIA_VISIBLE_DEVICES" not in environment(with_gpu)
@@ -132,7 +132,7 @@ def test_the_bridge_is_a_sidecar_that_is_up_before_the_executor_starts() -> None
     assert "command" not in sidecar
 
 
-def test_the_bridge_gets_its_configuration_and_no_secret() -> None:
+def test_the_bridge_has_its_configuration_and_no_secret() -> None:
     worker = worker_manifest(jobs={"readAhead": 3, "terminationGraceSeconds": 60, "hubEndpoint": "http://hub:8080"})
     children = built(worker=worker)
     config = json.loads(environment(bridge(children))["HYPHA_BRIDGE_CONFIG"])
@@ -157,14 +157,14 @@ def test_the_bridge_gets_its_configuration_and_no_secret() -> None:
 
 
 @pytest.mark.parametrize("lease_s", [5, 3600])
-def test_the_bridge_waits_for_a_controller_that_is_away_longer_than_the_lease_can_live(lease_s: int) -> None:
+def test_the_bridge_waits_for_an_absent_controller_longer_than_the_lease_can_last(lease_s: int) -> None:
     children = built(worker=worker_manifest(leases={"durationSeconds": lease_s}))
     connector = json.loads(environment(bridge(children))["HYPHA_BRIDGE_CONFIG"])["connector"]
     runs_out_s, granted_once_more_s = lease_s + LEASE_GRACE_S, lease_s
     assert connector["deadline_s"] >= runs_out_s + granted_once_more_s
 
 
-def test_only_the_bridge_has_a_token_and_the_whole_volume() -> None:
+def test_only_the_bridge_has_a_token_and_the_complete_volume() -> None:
     children = built()
     assert mounts(bridge(children)) == {
         "/job": ("job", None),
@@ -183,12 +183,12 @@ def test_only_the_bridge_has_a_token_and_the_whole_volume() -> None:
     assert token == {"audience": "hypha-connector", "expirationSeconds": 3600, "path": "token"}
 
 
-def test_of_its_secret_a_pod_sees_the_job_alone():
+def test_a_pod_mounts_only_the_job_file_of_its_secret():
     volume = next(volume for volume in pod(built())["volumes"] if volume["name"] == "spec")
     assert volume["secret"]["items"] == [{"key": "job.json", "path": "job.json"}]
 
 
-def test_a_trainer_is_started_by_accelerate_as_the_worker_says() -> None:
+def test_a_trainer_is_launched_by_accelerate_with_the_settings_of_the_worker() -> None:
     worker = worker_manifest(
         executor={"accelerate": {"mixedPrecision": "bf16"}, "trustRemoteCode": True, "args": ["--output-dir", "/keep"]}
     )
@@ -202,7 +202,7 @@ def test_a_trainer_is_started_by_accelerate_as_the_worker_says() -> None:
     assert container["image"] == "trainer:1"
 
 
-def test_several_devices_are_as_many_processes_that_share_the_cores() -> None:
+def test_each_device_has_a_process_and_the_processes_share_the_cores() -> None:
     container = executor(built(resources=LEASE | {"cpu": 9.0, "gpu": 200.0}))
     command = " ".join(container["command"])
     assert "--num_processes 4 " in command
@@ -216,7 +216,7 @@ def test_a_parameter_server_is_started_by_its_module() -> None:
     assert container["image"] == "parameter-server:1"
 
 
-def test_a_command_of_one_s_own_has_its_placeholders_replaced() -> None:
+def test_placeholders_of_a_custom_command_are_replaced() -> None:
     worker = worker_manifest(
         executor={
             "image": "mine:1",
@@ -252,14 +252,14 @@ def test_queue_runtime_class_and_pull_secrets_pass_through() -> None:
     assert pod(children)["imagePullSecrets"] == [{"name": "registry"}]
 
 
-def test_a_job_of_an_executor_that_is_gone_is_refused_with_a_remedy() -> None:
-    with pytest.raises(UnbuildableJobError, match=r"no executor train/other any more; add it to spec\.executors"):
+def test_a_job_whose_executor_was_removed_is_refused_with_a_remedy() -> None:
+    with pytest.raises(UnbuildableJobError, match=r"no longer has the executor train/other\. Add it"):
         built(executor={"class": "train", "name": "other"})
 
 
-def test_a_lease_of_gpus_that_are_gone_is_refused_with_a_remedy() -> None:
+def test_a_lease_of_removed_gpus_is_refused_with_a_remedy() -> None:
     worker = worker_manifest(resources=ROOM)
-    with pytest.raises(UnbuildableJobError, match=r"no GPUs any more; set spec\.resources\.gpu"):
+    with pytest.raises(UnbuildableJobError, match=r"no longer has GPUs .* Set spec\.resources\.gpu"):
         built(worker=worker, job=hypha_job(resources=LEASE | {"gpu": 1.0}))
 
 
@@ -269,7 +269,7 @@ def test_a_template_that_weakens_the_pod_is_refused() -> None:
 
 
 @pytest.mark.parametrize("identity", [{"issuerRef": {"name": "ca"}}, {"secretName": "x", "trustSecretName": "ca"}])
-def test_no_template_mounts_the_worker_s_identity_wherever_it_is(identity: dict[str, Any]) -> None:
+def test_no_template_mounts_a_secret_with_the_identity_of_the_worker(identity: dict[str, Any]) -> None:
     secret = "gpu-worker-identity" if "issuerRef" in identity else "ca"
     template = {"spec": {"volumes": [{"name": "x", "secret": {"secretName": secret}}]}}
     worker = worker_manifest(executor={"template": template, "allowPrivilegedTemplate": True}, identity=identity)
@@ -348,7 +348,7 @@ WORKERS = {
 
 
 @pytest.mark.parametrize("worker", WORKERS.values(), ids=WORKERS)
-def test_the_api_server_takes_the_children_and_a_restricted_namespace_the_pod(
+def test_the_api_server_accepts_the_children_and_a_restricted_namespace_the_pod(
     api_server: ApiServer, worker: dict[str, Any]
 ) -> None:
     namespace = api_server.namespace(**{"pod-security.kubernetes.io/enforce": "restricted"})

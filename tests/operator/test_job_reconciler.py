@@ -91,7 +91,7 @@ async def test_an_ended_job_is_never_created_again(world: JobWorld) -> None:
     assert world.items(JOB) == []
 
 
-async def test_the_policy_is_there_before_the_job(world: JobWorld) -> None:
+async def test_the_network_policy_is_created_before_the_job(world: JobWorld) -> None:
     world.make_job()
     await world.step()
     assert world.writes == ["PATCH networkpolicies", "POST jobs", "PATCH hyphajobs"]
@@ -108,7 +108,7 @@ async def test_nothing_is_written_while_nothing_changes(world: JobWorld) -> None
     assert world.writes[written:] == []
 
 
-async def test_a_cancelled_job_is_over_when_its_pod_is_gone(world: JobWorld) -> None:
+async def test_a_cancelled_job_ends_when_its_pod_is_gone(world: JobWorld) -> None:
     world.make_job()
     await world.until_phase("Running")
     world.cancel("the scheduler said so")
@@ -119,7 +119,7 @@ async def test_a_cancelled_job_is_over_when_its_pod_is_gone(world: JobWorld) -> 
     assert ("Normal", "Cancelled") in world.events()
 
 
-async def test_a_job_that_is_cancelled_before_anything_was_made_makes_nothing(world: JobWorld) -> None:
+async def test_a_job_that_is_cancelled_before_anything_was_created_creates_nothing(world: JobWorld) -> None:
     world.make_job(cancel={"reason": "never mind"})
     await world.step()
     assert (world.status["phase"], world.status["reason"]) == ("Failed", "Cancelled")
@@ -137,7 +137,7 @@ async def test_a_job_that_fits_on_no_node_ends_after_a_minute(world: JobWorld) -
     assert world.pods == []
 
 
-async def test_a_job_waits_for_a_node_that_is_made_on_demand_as_long_as_the_worker_says(world: JobWorld) -> None:
+async def test_a_job_waits_for_an_autoscaled_node_for_the_start_timeout_of_the_worker(world: JobWorld) -> None:
     patience = {"spec": {"jobs": {"startPatienceSeconds": 600}}}
     world.call("PATCH", world.path(WORKER, WORKER_NAME), patience)
     world.make_job(resources=LEASE | {"gpu": 200.0})
@@ -264,7 +264,7 @@ async def test_an_evicted_pod_ends_the_job(world: JobWorld) -> None:
     assert world.status["reason"] == "Evicted"
 
 
-async def test_a_job_outlives_its_deadline_until_the_api_server_confirmed_it_twice(world: JobWorld) -> None:
+async def test_a_job_outlives_its_deadline_until_the_api_server_has_confirmed_it_twice(world: JobWorld) -> None:
     world.make_job(lease_s=10)
     await world.until_phase("Running")
     world.clock.ahead_s += 41
@@ -275,7 +275,7 @@ async def test_a_job_outlives_its_deadline_until_the_api_server_confirmed_it_twi
     assert (world.status["reason"], world.pods) == ("LeaseLost", [])
 
 
-async def test_a_renewal_that_the_watch_did_not_show_saves_the_job(world: JobWorld) -> None:
+async def test_a_renewal_that_no_watch_showed_keeps_the_job(world: JobWorld) -> None:
     world.make_job(lease_s=10)
     await world.until_phase("Running")
     world.clock.ahead_s += 41
@@ -287,7 +287,7 @@ async def test_a_renewal_that_the_watch_did_not_show_saves_the_job(world: JobWor
     assert world.status["phase"] == "Running"
 
 
-async def test_a_new_operator_gives_the_controller_time_to_come_back(world: JobWorld) -> None:
+async def test_a_restarted_operator_gives_the_controller_time_to_return(world: JobWorld) -> None:
     world.make_job(lease_s=-3600)
     await world.until_phase("Running")
     await world.restart()

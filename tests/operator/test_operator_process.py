@@ -93,7 +93,9 @@ def reason(user: User, worker: Manifest) -> str:
     return next((condition["reason"] for condition in conditions if condition["type"] == "Ready"), "")
 
 
-def test_while_its_rights_are_gone_nothing_is_lost(served: ApiServer, namespace: str, user: User, tmp_path: Path):
+def test_an_operator_without_permissions_loses_nothing_and_continues_once_it_has_them(
+    served: ApiServer, namespace: str, user: User, tmp_path: Path
+):
     with supervised(served, namespace, tmp_path) as operator:
         worker = user.apply(worker_manifest(namespace))
         operator.until(lambda: reason(user, worker) == "Starting")
@@ -108,7 +110,7 @@ def test_while_its_rights_are_gone_nothing_is_lost(served: ApiServer, namespace:
         operator.until(lambda: "price = 100" in config(user, "second"))
 
 
-def test_killed_at_random_moments_it_leaves_every_worker_whole(
+def test_an_operator_killed_at_random_moments_completes_every_worker(
     served: ApiServer, namespace: str, user: User, tmp_path: Path
 ):
     names = [f"worker-{number}" for number in range(12)]
@@ -129,7 +131,9 @@ def test_killed_at_random_moments_it_leaves_every_worker_whole(
     assert f"hypha-{namespace}-worker-" not in bindings
 
 
-def test_definitions_may_come_late_and_be_upgraded_under_it(private_api_server: PrivateApiServer, tmp_path: Path):
+def test_an_operator_waits_for_late_definitions_and_survives_their_upgrade(
+    private_api_server: PrivateApiServer, tmp_path: Path
+):
     api = private_api_server.api
     namespace = api.namespace()
     user = User(api, namespace)
@@ -147,7 +151,9 @@ def test_definitions_may_come_late_and_be_upgraded_under_it(private_api_server: 
 
 
 @pytest.mark.parametrize("fault", ["stopped", "frozen"])
-def test_an_api_server_that_is_away_is_waited_for(private_api_server: PrivateApiServer, tmp_path: Path, fault: str):
+def test_an_operator_waits_for_an_unavailable_api_server(
+    private_api_server: PrivateApiServer, tmp_path: Path, fault: str
+):
     api, processes = private_api_server.api, private_api_server.processes
     install_definitions(api)
     namespace = api.namespace()

@@ -32,7 +32,7 @@ def test_an_empty_overlay_changes_nothing() -> None:
     assert merge({}) == BASE
 
 
-def test_what_places_a_pod_passes_through() -> None:
+def test_scheduling_fields_pass_through() -> None:
     placed = {
         "metadata": {"labels": {"env": "prod"}, "annotations": {"example.org/team": "a"}},
         "spec": {
@@ -77,14 +77,14 @@ def test_lists_are_merged_by_key_and_never_by_position() -> None:
     assert container(merged, "bridge")["env"][0] == container(BASE, "bridge")["env"][0]
 
 
-def test_a_container_that_a_template_adds_is_confined_as_ours() -> None:
+def test_a_container_that_a_template_adds_is_confined_like_the_operators() -> None:
     merged = merge(
         {"spec": {"containers": [{"name": "logs", "image": "x", "resources": {"limits": {"memory": "1Gi"}}}]}}
     )
     assert container(merged, "logs")["securityContext"] == container(BASE, "executor")["securityContext"]
 
 
-def test_more_resources_may_be_asked_for_but_the_lease_s_stay() -> None:
+def test_a_template_may_add_resources_but_not_change_those_of_the_lease() -> None:
     more = {"name": "executor", "resources": {"limits": {"rdma/hca": "1"}, "requests": {"rdma/hca": "1"}}}
     assert container(merge({"spec": {"containers": [more]}}), "executor")["resources"]["limits"] == (
         container(BASE, "executor")["resources"]["limits"] | {"rdma/hca": "1"}
@@ -200,7 +200,7 @@ def test_the_option_permits_weaker_isolation(overlay: dict[str, Any], named: str
 
 
 @pytest.mark.parametrize(("overlay", "named"), BREAKING, ids=str)
-def test_the_option_permits_no_broken_pod(overlay: dict[str, Any], named: str) -> None:
+def test_the_option_does_not_permit_a_broken_pod(overlay: dict[str, Any], named: str) -> None:
     with pytest.raises(OverlayError, match=r"template\."):
         merge(overlay, allow=True)
 
@@ -221,7 +221,7 @@ def test_the_option_permits_no_broken_pod(overlay: dict[str, Any], named: str) -
     ],
     ids=str,
 )
-def test_a_malformed_template_is_refused_by_its_path(malformed: dict[str, Any]) -> None:
+def test_a_malformed_template_is_refused_with_its_path(malformed: dict[str, Any]) -> None:
     with pytest.raises(OverlayError, match=r"template\.(spec|metadata)"):
         merge(malformed)
 

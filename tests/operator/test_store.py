@@ -41,7 +41,7 @@ def test_an_event_about_a_deleted_object_is_ignored():
     assert store.put(CONFIG_MAP, thing(version=3, uid="another"))
 
 
-def test_an_object_that_comes_back_is_there_again():
+def test_an_object_that_regains_its_label_is_stored_again():
     """A watch says that it is gone when it loses its label."""
     store = Store()
     store.put(CONFIG_MAP, thing(version=1))
@@ -53,7 +53,7 @@ def test_an_object_that_comes_back_is_there_again():
     assert store.get(CONFIG_MAP, "ns", "a")
 
 
-def test_the_end_of_an_object_is_not_the_end_of_its_successor():
+def test_the_deletion_of_an_object_keeps_its_successor_of_the_same_name():
     store = Store()
     store.put(CONFIG_MAP, thing(version=1, uid="first"))
     store.put(CONFIG_MAP, thing(version=2, uid="second"))
@@ -61,7 +61,7 @@ def test_the_end_of_an_object_is_not_the_end_of_its_successor():
     assert store.get(CONFIG_MAP, "ns", "a")
 
 
-def test_children_are_found_by_their_labels_as_they_are_now():
+def test_children_are_found_by_their_current_labels():
     store = Store()
     store.put(CONFIG_MAP, thing("a", 1, "ua", **of()))
     store.put(CONFIG_MAP, thing("b", 2, "ub", **of(job="j")))
@@ -102,7 +102,9 @@ changes = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["w", "v", 
 
 
 @given(changes, st.randoms(use_true_random=False))
-def test_any_order_and_repetition_of_changes_ends_the_same(history: list[tuple[str, str | None, bool]], random: Any):
+def test_any_order_and_repetition_of_changes_gives_the_same_store(
+    history: list[tuple[str, str | None, bool]], random: Any
+):
     events = []
     for version, (name, worker, _) in enumerate(history, start=1):
         events.append(thing(name, version, f"uid-{name}", **(of(worker) if worker else {})))
@@ -119,7 +121,7 @@ def test_any_order_and_repetition_of_changes_ends_the_same(history: list[tuple[s
 
 
 @given(st.lists(st.text(max_size=40_000), min_size=1, max_size=8))
-def test_objects_of_any_size_are_given_back_as_they_were(texts: list[str]) -> None:
+def test_objects_of_any_size_are_returned_unchanged(texts: list[str]) -> None:
     store = Store()
     things = [thing(str(number), uid=str(number)) | {"data": {"text": text}} for number, text in enumerate(texts)]
     for made in things:

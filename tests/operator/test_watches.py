@@ -44,7 +44,7 @@ def test_a_nodes_status_that_a_write_returns_enqueues_the_key(watches: Watches, 
 
 
 @pytest.mark.parametrize("kind", [WORKER, HYPHA_JOB])
-def test_a_status_that_was_written_is_nothing_new(watches: Watches, pending: Pending, kind: Kind):
+def test_a_status_write_of_the_operator_enqueues_nothing(watches: Watches, pending: Pending, kind: Kind):
     watches.record(kind, thing(kind, 1))
     pending.keys.clear()
     watches.record_write(kind, thing(kind, 2, phase="Running"))

@@ -34,7 +34,13 @@ class Recorded:
 async def running(concurrency: int = 2) -> AsyncIterator[tuple[WorkQueue, Recorded, ManualClock]]:
     clock = ManualClock()
     recorded = Recorded(clock)
-    queue = WorkQueue(recorded, clock, concurrency=concurrency, backoff=Backoff(first_s=1.0, max_s=300.0, jitter=0))
+    queue = WorkQueue(
+        recorded.reconcile,
+        clock,
+        lambda *_: None,
+        concurrency=concurrency,
+        backoff=Backoff(first_s=1.0, max_s=300.0, jitter=0),
+    )
     task = asyncio.create_task(queue.run())
     await settle()
     try:
@@ -75,7 +81,7 @@ async def test_a_key_added_while_it_runs_runs_once_more_and_never_twice_at_once(
         assert len(recorded.runs) == 2
 
 
-async def test_no_more_run_at_once_than_allowed_and_none_is_forgotten():
+async def test_no_more_keys_than_allowed_run_at_once_and_every_key_runs():
     async with running(concurrency=2) as (queue, recorded, _):
         gate = asyncio.Event()
         recorded.does = lambda _: gate.wait()  # type: ignore[assignment,return-value]
@@ -130,7 +136,7 @@ async def test_a_reconcile_determines_when_its_key_runs_again():
 
 
 @pytest.mark.parametrize("error", [Unavailable("GET /x", 503, "", "busy"), ValueError("a bug")])
-async def test_failures_are_tried_again_ever_later_and_forgiven_by_success(error: Exception):
+async def test_pauses_after_failures_grow_until_a_success(error: Exception):
     async with running() as (queue, recorded, clock):
         failing = True
 
@@ -155,7 +161,7 @@ async def test_failures_are_tried_again_ever_later_and_forgiven_by_success(error
         assert len(recorded.runs) == 2
 
 
-async def test_a_key_that_keeps_changing_while_it_fails_still_waits_its_turn():
+async def test_a_key_that_changes_while_it_fails_still_waits_for_its_pause():
     async with running() as (queue, recorded, clock):
 
         async def fail(key: Key) -> None:
@@ -170,7 +176,7 @@ async def test_a_key_that_keeps_changing_while_it_fails_still_waits_its_turn():
         assert len(recorded.runs) == 2
 
 
-async def test_one_key_that_hangs_keeps_no_other_waiting_and_shows():
+async def test_a_key_that_hangs_blocks_no_other_key_and_is_measured():
     async with running(concurrency=2) as (queue, recorded, clock):
         never = asyncio.Event()
 

@@ -70,14 +70,14 @@ class TestConfiguration:
             },
         ],
     )
-    def test_the_node_accepts_it(self, spec):
+    def test_the_node_accepts_the_configuration(self, spec):
         values = configured(peer_id=PEER, **spec)
         config = NodeConfig.model_validate(values, context={"directory": Path("/")})
         assert config.kubernetes is not None
         assert config.kubernetes.peer_id == PEER
         assert config.kubernetes.worker_uid == "uid-1"
 
-    def test_it_has_the_settings_of_the_worker(self):
+    def test_the_configuration_has_the_settings_of_the_worker(self):
         values = configured(offer={"price": 7, "floor": 5, "strategy": "flexible"}, jobs={"readAhead": 3})
         assert values["offer"] == {"price": 7, "floor": 5, "strategy": "flexible"}
         assert values["resources"]["cpu"] == 32
@@ -91,12 +91,12 @@ class TestConfiguration:
         assert "exclude_cidr" not in configured()
         assert configured(network=network(excludeCidr=[]))["exclude_cidr"] == []
 
-    def test_a_worker_without_offers_has_a_node_without_offers(self):
+    def test_a_worker_that_accepts_no_offers_has_a_node_that_makes_none(self):
         assert configured(accept_offers=False)["kubernetes"]["accept_offers"] is False
 
 
 class TestDeployment:
-    def test_it_is_restricted_and_mounts_only_what_the_node_reads(self):
+    def test_the_pod_is_restricted_and_mounts_only_what_the_node_reads(self):
         spec = pod(deployed())
         container = spec["containers"][0]
         assert spec["securityContext"]["runAsNonRoot"]
@@ -106,7 +106,7 @@ class TestDeployment:
         assert mounts == {"/etc/hypha/config", "/etc/hypha/identity", "/etc/hypha/trust", "/var/lib/hypha", "/tmp"}
         assert spec["enableServiceLinks"] is False
 
-    def test_the_node_knows_its_pod_whatever_the_template_makes_of_its_host(self, tmp_path):
+    def test_the_node_knows_its_pod_even_if_the_template_changes_the_hostname(self, tmp_path):
         more = {"name": "worker", "env": [{"name": "A", "value": "b"}]}
         template = {"spec": {"hostname": "worker", "containers": [more]}}
         container = pod(deployed(controller={"template": template}))["containers"][0]
@@ -117,7 +117,7 @@ class TestDeployment:
         assert config.kubernetes is not None
         assert config.kubernetes.pod_name == "gpu-controller-1-2"
 
-    def test_there_is_never_a_second_one(self):
+    def test_a_rollout_never_runs_two_controllers(self):
         manifest = deployed()
         assert manifest["spec"]["replicas"] == 1
         assert manifest["spec"]["strategy"]["type"] == "Recreate"
@@ -131,17 +131,17 @@ class TestDeployment:
             {"identity": {"secretName": "gpu-identity", "allowPeerIdChange": True}},
         ],
     )
-    def test_what_the_node_must_know_replaces_its_pod(self, changed):
+    def test_a_change_that_concerns_the_node_replaces_its_pod(self, changed):
         assert config_hash(deployed()) != config_hash(deployed(**changed))
 
-    def test_what_only_jobs_or_the_operator_must_know_does_not(self):
+    def test_a_change_that_concerns_only_jobs_or_the_operator_replaces_no_pod(self):
         executors = [
             {"class": "train", "name": "diloco-transformer", "image": "mine:2", "template": {"spec": {}}},
             {"class": "aggregate", "name": "parameter-server", "env": {"A": "b"}},
         ]
         assert config_hash(deployed()) == config_hash(deployed(executors=executors))
 
-    def test_that_the_peer_id_became_known_replaces_no_pod_but_is_told_to_the_next(self):
+    def test_a_new_peer_id_replaces_no_pod_but_configures_the_next_one(self):
         first = config_map(*worker(), [], accept_offers=True, peer_id=None)
         later = config_map(*worker(), [], accept_offers=True, peer_id=PEER)
         assert PEER in later["data"]["worker.toml"]
@@ -150,7 +150,7 @@ class TestDeployment:
         changing = config_map(*worker(identity=allowed), [], accept_offers=True, peer_id=PEER)
         assert PEER not in changing["data"]["worker.toml"]
 
-    def test_the_trust_may_come_from_another_secret_and_lists_are_optional(self):
+    def test_the_authorities_may_be_in_another_secret_and_revocation_lists_are_optional(self):
         spec = pod(deployed(identity={"secretName": "mine", "trustSecretName": "network"}))
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         assert volumes["identity"]["secret"]["secretName"] == "mine"
@@ -158,7 +158,7 @@ class TestDeployment:
         assert (required["name"], required["items"][0]["key"]) == ("network", "ca.crt")
         assert (optional["optional"], optional["items"][0]["key"]) == (True, "crl.pem")
 
-    def test_it_leaves_a_lost_node_in_time_for_its_jobs_and_a_template_may_say_otherwise(self):
+    def test_the_pod_leaves_a_lost_node_before_leases_expire_unless_a_template_sets_another_time(self):
         def patience(manifest: dict[str, Any]) -> dict[str, int]:
             return {item["key"]: item.get("tolerationSeconds") for item in pod(manifest)["tolerations"]}
 
@@ -168,7 +168,7 @@ class TestDeployment:
         template = {"spec": {"tolerations": [longer, {"key": "gpu", "operator": "Exists"}]}}
         assert patience(deployed(controller={"template": template})) == {lost: 60, starting: 10, "gpu": None}
 
-    def test_a_template_is_laid_over_it_by_key(self):
+    def test_a_template_is_merged_by_key(self):
         template = {"spec": {"nodeSelector": {"zone": "a"}, "containers": [{"name": "worker", "image": "mine:1"}]}}
         spec = pod(deployed(controller={"template": template}))
         assert spec["nodeSelector"] == {"zone": "a"}
@@ -176,7 +176,7 @@ class TestDeployment:
         assert spec["containers"][0]["command"][0] == "hypha-worker"
 
     @pytest.mark.parametrize("resources", [{"requests": {"cpu": "2"}}, {"limits": None}, {"limits": {"cpu": "2"}}])
-    def test_whose_resources_are_given_may_use_what_memory_there_is(self, resources):
+    def test_resources_of_the_spec_replace_the_default_limits(self, resources):
         assert pod(deployed(controller={"resources": resources}))["containers"][0]["resources"] == resources
 
     @pytest.mark.parametrize(
@@ -187,12 +187,12 @@ class TestDeployment:
             {"containers": [{"name": "another", "image": "x"}]},
         ],
     )
-    def test_a_template_cannot_weaken_it_and_nobody_is_told_of_a_way_that_only_executors_have(self, weakening):
-        with pytest.raises(OverlayError, match=r"remove it$") as refused:
+    def test_a_template_that_weakens_the_controller_is_refused_without_mention_of_the_executors_option(self, weakening):
+        with pytest.raises(OverlayError, match=r"(remove it|set one)$") as refused:
             deployed(controller={"template": {"spec": weakening}})
         assert "executor" not in str(refused.value)
 
-    def test_building_changes_nothing_of_its_input(self):
+    def test_building_does_not_modify_its_input(self):
         manifest, spec = worker()
         before = copy.deepcopy(manifest)
         deployment(manifest, spec, [], SETTINGS, accept_offers=True)
@@ -201,11 +201,11 @@ class TestDeployment:
 
 
 class TestAddresses:
-    def test_those_that_are_named_are_taken(self):
+    def test_external_addresses_of_the_spec_take_precedence(self):
         _, spec = worker(network=network(externalAddresses=["/dns/w.example/tcp/1"], expose={"type": "NodePort"}))
         assert external_addresses(spec, None) == ["/dns/w.example/tcp/1"]
 
-    def test_a_node_port_is_told_once_the_cluster_has_chosen_it(self):
+    def test_a_node_port_is_an_address_once_the_cluster_has_allocated_it(self):
         manifest, spec = worker(network=network(expose={"type": "NodePort"}))
         service = p2p_service(manifest, spec)
         assert external_addresses(spec, service) == []
@@ -215,7 +215,7 @@ class TestAddresses:
         assert with_host_ip(addresses, None) == []
         assert with_host_ip(addresses, "192.0.2.1") == ["/ip4/192.0.2.1/tcp/30401"]
 
-    def test_a_load_balancer_is_told_by_address_or_by_name(self):
+    def test_a_load_balancer_is_an_address_by_ip_or_by_hostname(self):
         manifest, spec = worker(network=network(expose={"type": "LoadBalancer", "port": 443}))
         service = p2p_service(manifest, spec)
         assert service is not None
@@ -228,7 +228,7 @@ class TestAddresses:
         ]
         assert service["spec"]["ports"][0]["targetPort"] == 4001
 
-    def test_a_host_port_is_completed_by_the_node_the_pod_gets_to(self):
+    def test_the_node_of_the_pod_completes_the_address_of_a_host_port(self):
         manifest, spec = worker(network=network(expose={"type": "HostPort", "port": 4100}))
         assert p2p_service(manifest, spec) is None
         addresses = external_addresses(spec, None)
@@ -238,7 +238,7 @@ class TestAddresses:
         assert json.loads(told["value"]) == ["/ip4/$(HOST_IP)/tcp/4100"]
         assert {"containerPort": 4001, "hostPort": 4100}.items() <= container["ports"][1].items()
 
-    def test_the_pod_is_not_replaced_by_where_it_runs(self):
+    def test_the_host_ip_of_the_pod_does_not_replace_the_pod(self):
         exposed = {"network": network(expose={"type": "HostPort"})}
         _, spec = worker(**exposed)
         addresses = tuple(external_addresses(spec, None))
@@ -246,7 +246,7 @@ class TestAddresses:
 
 
 class TestAccess:
-    def test_the_controller_may_do_what_it_needs_in_its_namespace_and_reads_no_secret(self):
+    def test_the_controller_has_the_permissions_it_needs_and_reads_no_secret(self):
         manifest, _ = worker()
         role = next(item for item in access(manifest) if item["kind"] == "Role")
         verbs = {(rule["apiGroups"][0], rule["resources"][0]): set(rule["verbs"]) for rule in role["rules"]}
@@ -255,21 +255,21 @@ class TestAccess:
         of_workers = [rule for rule in role["rules"] if "hyphaworkers" in rule["resources"][0]]
         assert all(rule["resourceNames"] == ["gpu"] for rule in of_workers)
 
-    def test_jobs_have_a_name_and_nothing_else(self):
+    def test_the_service_account_of_jobs_has_no_token_and_no_permissions(self):
         manifest, _ = worker()
         accounts = {item["metadata"]["name"]: item for item in access(manifest) if item["kind"] == "ServiceAccount"}
         assert accounts["gpu-job"]["automountServiceAccountToken"] is False
         binding = next(item for item in access(manifest) if item["kind"] == "RoleBinding")
         assert [subject["name"] for subject in binding["subjects"]] == ["gpu-controller"]
 
-    def test_the_reviewers_binding_names_its_worker_whatever_the_namespace(self):
+    def test_the_reviewer_binding_names_the_worker_and_its_namespace(self):
         manifest, _ = worker()
         binding = token_reviewer(manifest, "reviewers")
         assert binding["metadata"]["name"] == "hypha-ns.gpu-token-reviewer"
         assert binding["roleRef"]["name"] == "reviewers"
         assert "ownerReferences" not in binding["metadata"]
 
-    def test_no_two_workers_share_a_reviewers_binding(self):
+    def test_different_workers_have_different_reviewer_bindings(self):
         assert reviewer_binding("a-b", "c") != reviewer_binding("a", "b-c")
 
     def test_only_jobs_of_this_worker_reach_the_connector(self):
@@ -279,7 +279,7 @@ class TestAccess:
         assert jobs["ports"][0]["port"] == 8443
 
 
-def test_a_certificate_keeps_its_key_for_ever():
+def test_a_renewed_certificate_keeps_its_key():
     identity = {"issuerRef": {"name": "ca", "kind": "ClusterIssuer"}, "trustSecretName": "network"}
     issued = certificate(*worker(identity=identity))
     assert issued is not None
@@ -289,7 +289,7 @@ def test_a_certificate_keeps_its_key_for_ever():
     assert certificate(*worker()) is None
 
 
-def test_settings_name_the_variable_that_is_missing():
+def test_a_missing_variable_of_the_settings_is_named_in_the_error():
     environ = {f"HYPHA_{part}_IMAGE": "x" for part in ("WORKER", "BRIDGE", "TRAINER")}
     with pytest.raises(SettingsError, match="HYPHA_PARAMETER_SERVER_IMAGE"):
         Settings.from_environment(environ)

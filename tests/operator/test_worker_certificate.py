@@ -79,9 +79,7 @@ async def test_a_certificate_is_created_restored_and_deleted_with_its_issuer_ref
     assert user.get(PLACE) is None
 
 
-async def test_one_of_the_users_own_is_left_alone_whatever_happens_to_the_worker(
-    served: ApiServer, namespace: str, user: User
-):
+async def test_a_certificate_of_the_user_is_never_changed(served: ApiServer, namespace: str, user: User):
     """It fills the Secret that `identity.secretName` names."""
     theirs = user.apply(THEIRS)
     user.apply(worker_manifest(namespace))

@@ -74,13 +74,13 @@ def test_a_worker_that_serves_is_ready_and_settled():
     }
 
 
-def test_a_suspended_worker_is_as_its_owner_wants_it():
+def test_a_suspended_worker_is_ready():
     ready = conditions_of(replace(HEALTHY, spec=spec(suspend=True)))["Ready"]
     assert (ready.status, ready.reason) == (True, "Suspended")
     assert "spec.suspend" in ready.message
 
 
-def test_from_the_first_moment_it_says_that_it_is_not_ready_yet():
+def test_a_new_worker_is_not_ready():
     conditions = conditions_of(replace(HEALTHY, deployment=None, pod=None, node=NodeStatus(), pinned_peer_id=None))
     assert (conditions["Ready"].status, conditions["Ready"].reason) == (False, "Starting")
     assert conditions["Reconciling"].status is True
@@ -199,7 +199,7 @@ def test_the_report_of_an_earlier_pod_does_not_count():
     assert conditions["Connected"].status is None
 
 
-def test_another_peer_id_is_fine_once_it_is_allowed():
+def test_another_peer_id_is_valid_once_it_is_allowed():
     allowed = spec(identity={"secretName": "i", "allowPeerIdChange": True})
     observed = replace(HEALTHY, spec=allowed, node=NODE.model_copy(update={"peer_id": OTHER_PEER}))
     assert conditions_of(observed)["Ready"].status is True
@@ -240,10 +240,12 @@ def test_a_worker_that_refuses_every_request_reports_the_remedy(observed, status
     assert conditions_of(observed)["Ready"].status is bool(observed.node.peer_id)
 
 
-def test_a_condition_keeps_its_time_until_it_turns():
-    first = merged([], [Condition("Ready", False, "Starting")], 1, NOW)
-    same = merged(first, [Condition("Ready", False, "NoGateway", "why")], 2, NOW + timedelta(hours=1))
-    turned = merged(same, [Condition("Ready", True, "Serving")], 2, NOW + timedelta(hours=2))
+def test_a_condition_keeps_its_transition_time_until_its_status_changes():
+    first = merged({}, [Condition("Ready", False, "Starting")], 1, NOW)
+    unready = [Condition("Ready", False, "NoGateway", "why")]
+    same = merged({"status": {"conditions": first}}, unready, 2, NOW + timedelta(hours=1))
+    ready = [Condition("Ready", True, "Serving")]
+    turned = merged({"status": {"conditions": same}}, ready, 2, NOW + timedelta(hours=2))
     assert same[0]["lastTransitionTime"] == first[0]["lastTransitionTime"] == "2026-06-01T12:00:00Z"
     assert turned[0]["lastTransitionTime"] == "2026-06-01T14:00:00Z"
     assert (same[0]["reason"], same[0]["observedGeneration"]) == ("NoGateway", 2)

@@ -9,7 +9,7 @@ import pytest
 
 from hypha_contracts.kubernetes_errors import Unavailable
 from hypha_contracts.names import DRAIN_FINALIZER
-from hypha_operator.machinery.clock import SystemClock
+from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.kinds import (
     CLUSTER_ROLE_BINDING,
     CONFIG_MAP,
@@ -35,7 +35,7 @@ def conditions(worker: Manifest | None) -> dict[str, tuple[str, str]]:
     return {c["type"]: (c["status"], c["reason"]) for c in worker["status"]["conditions"]}
 
 
-async def test_a_worker_becomes_a_controller_that_starts(served, namespace, user):
+async def test_a_new_worker_gets_a_controller_that_starts(served, namespace, user):
     user.apply(worker_manifest(namespace))
     async with operating(served.kubeconfig, namespace) as operator:
         await operator.settle()
@@ -129,7 +129,7 @@ async def test_one_event_reports_that_all_requests_are_refused(served, namespace
         assert conditions(user.get(worker))["RequestsAnswered"] == ("True", "Answered")
 
 
-async def test_a_settled_worker_costs_no_writes(served, namespace, user):
+async def test_a_settled_worker_causes_no_writes(served, namespace, user):
     worker = user.apply(worker_manifest(namespace))
     async with operating(served.kubeconfig, namespace) as operator:
         await started(operator, user, worker)
@@ -168,7 +168,7 @@ async def test_no_field_of_the_user_ever_changes(served, namespace, user):
     assert after["metadata"]["generation"] == 1
 
 
-async def test_a_change_of_the_spec_rolls_out_by_itself(served, namespace, user):
+async def test_a_change_of_the_spec_is_rolled_out(served, namespace, user):
     user.apply(worker_manifest(namespace))
     async with operating(served.kubeconfig, namespace) as operator:
         await operator.settle()
@@ -209,7 +209,7 @@ async def test_a_node_port_is_known_before_the_first_pod(served, namespace, user
         assert "externalAddresses" not in shown["status"]
 
 
-async def test_a_load_balancer_is_asked_for_as_the_cluster_s_makers_of_them_want(served, namespace, user):
+async def test_the_service_of_a_load_balancer_has_the_class_and_annotations_of_the_spec(served, namespace, user):
     def exposed(**expose: Any) -> dict[str, Any]:
         return worker_manifest(namespace, network={"gateways": [GATEWAY], "expose": expose})
 
@@ -280,7 +280,7 @@ async def test_a_worker_that_its_node_would_refuse_leaves_the_node_unchanged(ser
     assert "spec.network.gateways.0" in ready["message"]
 
 
-async def test_a_binding_to_the_role_of_another_release_is_made_anew(served, namespace, user):
+async def test_a_binding_to_the_role_of_another_release_is_recreated(served, namespace, user):
     name = f"hypha-{namespace}.gpu-token-reviewer"
     group = "rbac.authorization.k8s.io"
     old = {"apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name}}
@@ -306,7 +306,7 @@ async def test_an_object_of_another_owner_is_not_taken_over(served, namespace, u
     assert kept["data"] == {"worker.toml": "mine"}
 
 
-class Later(SystemClock):
+class Later(Clock):
     """A clock that is ahead, by which nobody waits."""
 
     ahead = timedelta()
@@ -340,7 +340,7 @@ async def test_a_failed_apply_is_reported_and_does_not_block_a_deletion(served, 
 
 
 class TestDeletion:
-    async def test_jobs_are_cancelled_and_reported_before_the_worker_goes(self, served, namespace, user):
+    async def test_jobs_are_cancelled_and_reported_before_the_worker_is_deleted(self, served, namespace, user):
         worker = user.apply(worker_manifest(namespace))
         async with operating(served.kubeconfig, namespace) as operator:
             await operator.settle()
@@ -367,7 +367,7 @@ class TestDeletion:
             binding = f"hypha-{namespace}.gpu-token-reviewer"
             assert await operator.cluster.get(CLUSTER_ROLE_BINDING, None, binding) is None
 
-    async def test_a_worker_that_never_was_valid_goes_at_once(self, served, namespace, user):
+    async def test_a_worker_that_was_never_valid_is_deleted_immediately(self, served, namespace, user):
         worker = user.apply(worker_manifest(namespace, controller={"template": {"spec": {"hostPID": True}}}))
         async with operating(served.kubeconfig, namespace) as operator:
             await operator.settle()
@@ -375,7 +375,7 @@ class TestDeletion:
             await operator.settle()
         assert user.get(worker) is None
 
-    async def test_what_the_garbage_collector_takes_along_is_not_made_again(self, served, namespace, user):
+    async def test_children_that_the_garbage_collector_deletes_are_not_recreated(self, served, namespace, user):
         """As in a foreground deletion, which passes the draining by."""
         worker = user.apply(worker_manifest(namespace))
         async with operating(served.kubeconfig, namespace) as operator:
@@ -394,7 +394,7 @@ class TestDeletion:
         event = user.events()["Draining"]
         assert "foreground" in event["message"]
 
-    async def test_a_finalizer_that_is_somebody_elses_too_goes_and_others_stay(self, served, namespace, user):
+    async def test_a_shared_finalizer_is_removed_and_other_finalizers_stay(self, served, namespace, user):
         """As of a worker that was made anew from what an export of it says."""
         manifest = worker_manifest(namespace)
         manifest["metadata"]["finalizers"] = ["example.org/kept", DRAIN_FINALIZER]
@@ -407,7 +407,7 @@ class TestDeletion:
         assert left is not None
         assert left["metadata"]["finalizers"] == ["example.org/kept"]
 
-    async def test_a_worker_that_changes_as_it_goes_is_looked_at_again(self, served, namespace, user):
+    async def test_a_worker_that_changes_during_its_deletion_is_reconciled_again(self, served, namespace, user):
         worker = user.apply(worker_manifest(namespace))
         async with operating(served.kubeconfig, namespace) as operator:
             await operator.settle()
@@ -419,7 +419,7 @@ class TestDeletion:
             await operator.settle()
         assert user.get(worker) is None
 
-    async def test_it_waits_no_longer_than_the_jobs_grace_and_a_minute(self, served, namespace, user):
+    async def test_a_deletion_waits_no_longer_than_the_grace_period_of_jobs_and_a_minute(self, served, namespace, user):
         clock = Later()
         worker = user.apply(worker_manifest(namespace, jobs={"terminationGraceSeconds": 30}))
         async with operating(served.kubeconfig, namespace, clock) as operator:

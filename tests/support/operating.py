@@ -11,10 +11,9 @@ from kubernetes.aio.config import load_kube_config
 
 from hypha_contracts.names import WORKER_LABEL
 from hypha_operator.jobs.reconciler import JobReconciler
-from hypha_operator.machinery.clock import Clock, SystemClock
+from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.kinds import CLUSTER_ROLE_BINDING, HYPHA_JOB, WORKER, Key, Kind, Manifest
-from hypha_operator.machinery.reconciler import Reconciler
 from hypha_operator.machinery.store import Store
 from hypha_operator.machinery.watches import CHILDREN, WATCHED, Watches
 from hypha_operator.settings import Settings
@@ -69,7 +68,7 @@ class Operating:
         self.cluster, self.store, self.namespace = cluster, store, namespace
         self.pending = Pending()
         self.watches = Watches(store, self.pending)  # type: ignore[arg-type]
-        self.reconcilers: dict[Kind, Reconciler] = {
+        self.reconcilers: dict[Kind, WorkerReconciler | JobReconciler] = {
             WORKER: WorkerReconciler(store, cluster, clock, SETTINGS),
             HYPHA_JOB: JobReconciler(store, cluster, clock, SETTINGS),
         }
@@ -142,7 +141,7 @@ async def operating(
     kubeconfig: Path, namespace: str, clock: Clock | None = None, *, knows: Callable[[Kind], bool] = lambda _: True
 ) -> AsyncIterator[Operating]:
     """A new life of the operator, which knows nothing yet; `knows` says of which kinds it hears what it wrote."""
-    clock = clock or SystemClock()
+    clock = clock or Clock()
     configuration = Configuration()
     await load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)  # type: ignore[no-untyped-call]
     store = Store()

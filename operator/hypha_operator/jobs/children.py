@@ -2,18 +2,9 @@
 
 from typing import Any, Final
 
-from hypha_contracts.names import (
-    BRIDGE,
-    CONNECTOR_PORT,
-    EXECUTOR,
-    JOB_KIND,
-    JOB_LABEL,
-    controller_selector,
-    identity_secret,
-    job_labels,
-    owner_reference,
-)
-from hypha_operator.machinery.kinds import Manifest
+from hypha_contracts.names import BRIDGE, CONNECTOR_PORT, EXECUTOR, JOB_LABEL, controller_selector, identity_secret
+from hypha_operator.machinery.kinds import JOB, NETWORK_POLICY, RESOURCE_CLAIM_TEMPLATE, Manifest
+from hypha_operator.machinery.manifests import child
 from hypha_operator.pods.executor import CLAIM, devices_of, executor_of
 from hypha_operator.pods.overlay import merge_pod_template
 from hypha_operator.pods.pod import pod_template
@@ -34,24 +25,23 @@ _PUBLIC: Final = (
     ),
     ("2000::/3", ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")),
 )
-"""The public Internet: networks, each with the parts of it that are not public."""
+"""The public Internet: address blocks, each with the reserved blocks that it excludes."""
 _ANYWHERE: Final = (("0.0.0.0/0", ()), ("::/0", ()))
 
 
 def job_children(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) -> list[Manifest]:
-    """Return a HyphaJob's children in the order of creation: NetworkPolicy, claim template if any, Job.
+    """Return a HyphaJob's children in the order of creation: NetworkPolicy, ResourceClaimTemplate if any, Job.
 
     Raises:
         UnbuildableJobError: the worker lacks the executor or GPUs.
         OverlayError: the executor's template is not acceptable.
     """
-    claims = claim_template(hypha_job, job, worker)
-    manifest = job_manifest(hypha_job, job, worker, settings)
-    return [network_policy(hypha_job, job, worker), *([claims] if claims else []), manifest]
+    manifest = _job_manifest(hypha_job, job, worker, settings)
+    return [network_policy(hypha_job, job, worker), *_claim_templates(hypha_job, job, worker), manifest]
 
 
-def job_manifest(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) -> Manifest:
-    """Return the Job, which runs one pod once. Raises the errors of `job_children`."""
+def _job_manifest(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) -> Manifest:
+    """Return the Job, which runs one pod once."""
     executor, metadata = executor_of(job, worker), hypha_job["metadata"]
     identity = worker.identity.secret_name or identity_secret(job.worker_ref.name)
     template = merge_pod_template(
@@ -61,7 +51,7 @@ def job_manifest(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec
         leased=(EXECUTOR,),
         keys={identity, worker.identity.trust_secret_name or identity},
     )
-    spec = {
+    spec: dict[str, Any] = {
         "backoffLimit": 0,
         "completions": 1,
         "parallelism": 1,
@@ -79,7 +69,7 @@ def job_manifest(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec
         },
         "template": template,
     }
-    manifest = _child(hypha_job, job, "batch/v1", "Job", spec)
+    manifest = child(hypha_job, JOB, metadata["name"], spec=spec)
     if executor.queue_name:
         manifest["metadata"]["labels"][QUEUE_LABEL] = executor.queue_name
         spec["suspend"] = True  # until Kueue admits it
@@ -87,11 +77,12 @@ def job_manifest(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec
 
 
 def network_policy(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec) -> Manifest:
-    """Return the NetworkPolicy: the pod reaches DNS, its connector and what it may fetch; nothing reaches the pod."""
+    """Return the NetworkPolicy: the pod reaches DNS, its connector and the networks that jobs may fetch from."""
     networks = _ANYWHERE if worker.jobs.allow_private_addresses else _PUBLIC
     connector = controller_selector(job.worker_ref.name)
+    name = hypha_job["metadata"]["name"]
     spec = {
-        "podSelector": {"matchLabels": {JOB_LABEL: hypha_job["metadata"]["name"]}},
+        "podSelector": {"matchLabels": {JOB_LABEL: name}},
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [],
         "egress": [
@@ -109,30 +100,14 @@ def network_policy(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSp
             },
         ],
     }
-    return _child(hypha_job, job, "networking.k8s.io/v1", "NetworkPolicy", spec)
+    return child(hypha_job, NETWORK_POLICY, name, spec=spec)
 
 
-def claim_template(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec) -> Manifest | None:
+def _claim_templates(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec) -> list[Manifest]:
     """Return the ResourceClaimTemplate for the pod's devices if the worker uses DRA."""
     gpu, devices = worker.resources.gpu, devices_of(job, worker)
     if not (gpu and gpu.device_class_name and devices):
-        return None
+        return []
     exactly = {"deviceClassName": gpu.device_class_name, "allocationMode": "ExactCount", "count": devices}
     spec = {"spec": {"devices": {"requests": [{"name": CLAIM, "exactly": exactly}]}}}
-    return _child(hypha_job, job, "resource.k8s.io/v1", "ResourceClaimTemplate", spec)
-
-
-def _child(hypha_job: Manifest, job: HyphaJobSpec, api_version: str, kind: str, spec: dict[str, Any]) -> Manifest:
-    metadata = hypha_job["metadata"]
-    owner = owner_reference(JOB_KIND, metadata["name"], metadata["uid"], block_deletion=True)
-    return {
-        "apiVersion": api_version,
-        "kind": kind,
-        "metadata": {
-            "name": metadata["name"],
-            "namespace": metadata["namespace"],
-            "labels": job_labels(job.worker_ref.name, metadata["name"]),
-            "ownerReferences": [owner],
-        },
-        "spec": spec,
-    }
+    return [child(hypha_job, RESOURCE_CLAIM_TEMPLATE, hypha_job["metadata"]["name"], spec=spec)]

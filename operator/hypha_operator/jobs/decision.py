@@ -1,4 +1,4 @@
-"""Decide what to do about a HyphaJob, from everything observed about it. Pure."""
+"""Decide what to do about a HyphaJob from everything observed about it. Performs no I/O."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from hypha_contracts.reasons import JobReason
 from hypha_messages.validation import describe
 from hypha_operator.jobs.children import job_children, network_policy
-from hypha_operator.jobs.phase import POD_TIMEOUT, ObservedJob, State, classify, differs, status_of
+from hypha_operator.jobs.phase import FIELDS, POD_TIMEOUT, ObservedJob, State, classify, status_of
+from hypha_operator.machinery.conditions import differs, is_true
 from hypha_operator.machinery.drift import is_applied, marked
 from hypha_operator.machinery.kinds import Manifest
 from hypha_operator.pods.executor import UnbuildableJobError
@@ -29,7 +30,7 @@ _WITHOUT_EVENT: Final = frozenset({JobReason.POD_PENDING, JobReason.POD_STARTS, 
 
 @dataclass(frozen=True)
 class Event:
-    """A Kubernetes Event to emit about a HyphaJob."""
+    """A Kubernetes Event to post about a HyphaJob."""
 
     type: Literal["Normal", "Warning"]
     reason: JobReason
@@ -44,9 +45,9 @@ class Decision:
         state: the job's state.
         children: objects to apply, in this order, before the Job.
         create_job: the Job to create.
-        end_job: the Job to delete, once the status that says why is written.
+        end_job: the Job to delete after the status with the reason is written.
         status: the status to write, or None if it has not changed.
-        event: the Event to emit.
+        event: the Event to post.
         next_s: seconds until the next reconcile.
     """
 
@@ -73,7 +74,7 @@ def decide(observed: ObservedJob, settings: Settings) -> Decision:
                 message = describe(error, where, f"{where}.") if isinstance(error, ValidationError) else str(error)
                 state = classify(replace(observed, invalid=Finding(JobReason.INVALID_TEMPLATE, message)))
     status = status_of(observed, state)
-    changed = differs(observed.status, status)
+    changed = differs(observed.hypha_job, status, FIELDS)
     return Decision(
         state,
         children,
@@ -88,17 +89,15 @@ def decide(observed: ObservedJob, settings: Settings) -> Decision:
 def retention_left(hypha_job: Manifest, now: datetime) -> timedelta:
     """Return how much longer to keep a HyphaJob that has ended."""
     status = hypha_job["status"]
-    conditions = status.get("conditions") or ()
-    reported = any(found["type"] == REPORTED and found["status"] == "True" for found in conditions)
     ended = datetime.fromisoformat(status.get("completionTime") or hypha_job["metadata"]["creationTimestamp"])
     kept = timedelta(seconds=hypha_job["spec"].get("ttlSecondsAfterFinished", 0))
-    return ended + kept + (timedelta(0) if reported else _UNREPORTED_RETENTION) - now
+    return ended + kept + (timedelta(0) if is_true(hypha_job, REPORTED) else _UNREPORTED_RETENTION) - now
 
 
 def _missing_children(
     observed: ObservedJob, worker: Manifest, settings: Settings
 ) -> tuple[tuple[Manifest, ...], Manifest | None]:
-    """Return the children to apply and the Job to create; the operator restores the NetworkPolicy of a running job."""
+    """Return the children to apply and the Job to create. If the Job exists, only restore the NetworkPolicy."""
     spec = HyphaWorkerSpec.model_validate(worker["spec"])
     claims: list[Manifest] = []
     job = None
@@ -120,12 +119,12 @@ def _event(observed: ObservedJob, state: State) -> Event | None:
 
 def _next_s(observed: ObservedJob, state: State) -> float:
     if state.terminal:
-        return 0.0  # to plan its removal
+        return 0.0  # schedules the removal
     if state.ending or state.stalled:
         return _BLOCKED_S
     delays = [observed.lease_left_s]
     if state.phase == "Starting":
         delays.append(_STARTING_S)
     if state.finding.reason == JobReason.POD_PENDING and observed.job and not observed.pods:
-        delays.append(max(POD_TIMEOUT, observed.job_age).total_seconds())  # ask less and less often
+        delays.append(max(POD_TIMEOUT, observed.job_age).total_seconds())  # query its Events less often as it ages
     return min(delays)

@@ -1,4 +1,4 @@
-"""Derive a HyphaJob's phase, conditions and status from everything observed about it. Pure."""
+"""Derive a HyphaJob's phase, conditions and status from everything observed about it. Performs no I/O."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,27 +9,16 @@ from pydantic import ValidationError
 
 from hypha_contracts.names import EXECUTOR, controller_name
 from hypha_contracts.reasons import JobReason
-from hypha_operator.machinery.conditions import Condition, merged, timestamp
+from hypha_operator.machinery.conditions import Condition, find_condition, is_true, merged, timestamp
 from hypha_operator.machinery.kinds import Manifest
-from hypha_operator.pods.state import (
-    Finding,
-    condition,
-    container_state,
-    end_of_job,
-    end_of_pod,
-    is_over,
-    obstacle_of,
-)
+from hypha_operator.pods.state import Finding, container_state, end_of_job, end_of_pod, is_over, obstacle_of
 from hypha_resources.job import TERMINAL, HyphaJobSpec, Phase
 from hypha_resources.worker import Jobs
 
 POD_TIMEOUT: Final = timedelta(seconds=10)
 """How long a Job may have no pod before the operator reads the Job's Events to find out why."""
-_FIELDS: Final = frozenset(
-    {"phase", "reason", "podName", "podUid", "nodeName", "startTime", "completionTime", "lastLines"}
-)
-"""Fields of the status, besides conditions, that the operator writes; the node writes the others."""
-_CONDITIONS: Final = frozenset({"Ready", "Reconciling", "Stalled"})
+FIELDS: Final = ("phase", "reason", "podName", "podUid", "nodeName", "startTime", "completionTime", "lastLines")
+"""Fields of the status, besides conditions, that the operator writes. The node writes the others."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +29,14 @@ class ObservedJob:
         hypha_job: the manifest of the HyphaJob.
         spec: its specification.
         now: the time of the observation.
-        worker: the manifest of its HyphaWorker, or None if that is gone.
+        worker: the manifest of its HyphaWorker, or None if the worker was deleted.
         job: its Job, if there is one.
         pods: the Job's pods, the newest last.
         network_policy: its NetworkPolicy, if there is one.
         lease_lost: whether the controller failed to renew the lease in time.
         lease_left_s: seconds until the operator has to check the lease again.
-        invalid: why no Job can be created for it.
-        refused: why the API server refuses its Job or pod for now.
+        invalid: why its Job cannot be created.
+        refused: why the API server currently refuses its Job or pod.
     """
 
     hypha_job: Manifest
@@ -74,7 +63,7 @@ class ObservedJob:
 
     @property
     def job_age(self) -> timedelta:
-        """How long ago the Job was created; zero without a Job."""
+        """The age of the Job; zero without a Job."""
         return self.now - datetime.fromisoformat(self.job["metadata"]["creationTimestamp"]) if self.job else timedelta()
 
     @property
@@ -84,7 +73,7 @@ class ObservedJob:
 
     @property
     def is_job_suspended(self) -> bool:
-        """Whether a queue keeps the Job from creating its pod."""
+        """Whether a queue has suspended the Job, so that it creates no pod."""
         return bool(self.job and (self.job.get("spec") or {}).get("suspend"))
 
     @property
@@ -104,7 +93,7 @@ class State:
     Attributes:
         phase: Pending, Starting, Running, Succeeded or Failed.
         finding: the reason for the phase.
-        stalled: whether it is blocked; the operator ends it if that lasts.
+        stalled: whether an obstacle blocks the job. The operator ends a job that stays blocked.
         ending: whether its Job has to be deleted.
     """
 
@@ -115,7 +104,7 @@ class State:
 
     @property
     def terminal(self) -> bool:
-        """Whether it has ended and nothing of it runs."""
+        """Whether the job has ended and none of its processes runs."""
         return self.phase in TERMINAL
 
 
@@ -126,7 +115,7 @@ def classify(observed: ObservedJob) -> State:
         return State("Succeeded" if end.reason == JobReason.COMPLETED else "Failed", end)
     if stop_reason := recorded or _stop_reason(observed):
         return _stopped(stop_reason, observed, phase)
-    if end:  # record it now if the pod is being deleted, because the pod takes the evidence with it
+    if end:  # if the pod is being deleted, record the end now, because the pod's status disappears with it
         return State(phase, end, ending=any("deletionTimestamp" in pod["metadata"] for pod in observed.pods))
     obstacle = obstacle_of(observed.pod, observed.now) if observed.pod else observed.refused
     since = _stalled_since(observed)
@@ -136,7 +125,7 @@ def classify(observed: ObservedJob) -> State:
 
 
 def lacks_pod(observed: ObservedJob) -> bool:
-    """Whether its Job should have created a pod by now."""
+    """Whether the HyphaJob's Job should have created a pod by now."""
     if observed.job is None or observed.pods or observed.is_job_suspended or observed.job_age < POD_TIMEOUT:
         return False
     state = classify(observed)
@@ -146,8 +135,8 @@ def lacks_pod(observed: ObservedJob) -> bool:
 def status_of(observed: ObservedJob, state: State) -> dict[str, Any]:
     """Return the fields of the status that the operator writes.
 
-    There is no observed generation. Each renewal of the lease makes a new generation, so a client that waits for the
-    status to catch up would wait forever.
+    There is no observed generation. Each renewal of the lease makes a new generation, so a client that waits until the
+    observed generation is current would wait forever.
     """
     before, pod = observed.status, observed.pod
     running = container_state(pod, EXECUTOR, "running") if pod else None
@@ -155,7 +144,7 @@ def status_of(observed: ObservedJob, state: State) -> dict[str, Any]:
     status = {
         "phase": state.phase,
         "reason": state.finding.reason,
-        "conditions": merged(before.get("conditions") or [], _conditions(state), None, observed.now),
+        "conditions": merged(observed.hypha_job, _conditions(state), None, observed.now),
         "podName": pod["metadata"]["name"] if pod else before.get("podName"),
         "podUid": pod["metadata"]["uid"] if pod else before.get("podUid"),
         "nodeName": ((pod.get("spec") or {}).get("nodeName") if pod else None) or before.get("nodeName"),
@@ -164,21 +153,6 @@ def status_of(observed: ObservedJob, state: State) -> dict[str, Any]:
         "lastLines": list(state.finding.last_lines) or None,
     }
     return {name: value for name, value in status.items() if value is not None}
-
-
-def differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether the operator's part of the status changed."""
-    return _comparable(before) != _comparable(after)
-
-
-def _comparable(status: Mapping[str, Any]) -> dict[str, Any]:
-    part = {name: value for name, value in status.items() if name in _FIELDS}
-    part["conditions"] = {
-        found["type"]: (found["status"], found["reason"], found.get("message", ""))
-        for found in status.get("conditions") or ()
-        if found["type"] in _CONDITIONS
-    }
-    return part
 
 
 def _conditions(state: State) -> list[Condition]:
@@ -199,24 +173,23 @@ def _conditions(state: State) -> list[Condition]:
 
 
 def _recorded_stop_reason(observed: ObservedJob) -> Finding | None:
-    """Return the stop reason that an earlier reconcile recorded; it holds whatever the cluster shows by now."""
-    known = {found["type"]: found for found in observed.status.get("conditions") or ()}
-    if known.get("Reconciling", {}).get("reason") != JobReason.ENDING or "Ready" not in known:
+    """Return the stop reason that an earlier reconcile recorded. It stays valid whatever the cluster shows later."""
+    ready = find_condition(observed.hypha_job, "Ready")
+    if find_condition(observed.hypha_job, "Reconciling").get("reason") != JobReason.ENDING or not ready:
         return None
-    lines = tuple(observed.status.get("lastLines") or ())
-    return Finding(known["Ready"]["reason"], known["Ready"].get("message", ""), lines)
+    return Finding(ready["reason"], ready.get("message", ""), tuple(observed.status.get("lastLines") or ()))
 
 
 def _stop_reason(observed: ObservedJob) -> Finding | None:
     """Return why the job must not continue."""
     spec, namespace = observed.spec, observed.hypha_job["metadata"]["namespace"]
     if observed.worker is None:
-        return Finding(JobReason.WORKER_GONE, f"its HyphaWorker {spec.worker_ref.name} was deleted")
+        return Finding(JobReason.WORKER_GONE, f"the job's HyphaWorker {spec.worker_ref.name} was deleted")
     if observed.lease_lost:
         return Finding(
             JobReason.LEASE_LOST,
-            "the controller did not come back to renew the lease, which ran out at "
-            f"{spec.lease.deadline:%H:%M:%S} UTC. See kubectl logs -n {namespace} "
+            f"the controller did not renew the lease, which expired at {spec.lease.deadline:%H:%M:%S} UTC. "
+            f"See kubectl logs -n {namespace} "
             f"deploy/{controller_name(spec.worker_ref.name)}",
         )
     if observed.invalid:
@@ -225,20 +198,20 @@ def _stop_reason(observed: ObservedJob) -> Finding | None:
 
 
 def _lost_job(observed: ObservedJob) -> Finding | None:
-    """Return what another client did to a Job that once had a pod."""
+    """Return why a Job that had a pod cannot finish: another client deleted or suspended the Job."""
     had_pod = "podUid" in observed.status
     if had_pod and (observed.job is None or observed.is_job_deleted):
         return Finding(JobReason.JOB_DELETED, f"another client deleted the job's Job. {JobReason.JOB_DELETED.remedy}")
     if had_pod and observed.is_job_suspended:
-        return Finding(JobReason.PREEMPTED, "the queue suspended the job's Job to make room for another one")
+        return Finding(JobReason.PREEMPTED, "the queue suspended the job's Job to free capacity for another job")
     return None
 
 
 def _stopped(stop_reason: Finding, observed: ObservedJob, phase: Phase) -> State:
     job = observed.job
-    no_more_pods = job is None or bool(condition(job, "Complete") or condition(job, "Failed"))
+    no_more_pods = job is None or is_true(job, "Complete") or is_true(job, "Failed")
     if not no_more_pods and observed.is_job_deleted:
-        no_more_pods = bool(observed.pods)  # a Job that is being deleted waits for its pod, even for a lost one
+        no_more_pods = bool(observed.pods)  # a Job that is being deleted waits for its pod, even on a lost node
     if no_more_pods and _is_over(observed):
         return State("Failed", stop_reason)
     return State(phase, stop_reason, ending=True)
@@ -249,15 +222,15 @@ def _is_over(observed: ObservedJob) -> bool:
 
 
 def _end(observed: ObservedJob) -> Finding | None:
-    """Return how the job ended by itself, or through what the cluster did to its pod."""
+    """Return how the job ended by itself, or because the cluster ended its pod."""
     if observed.pod:
         return end_of_pod(observed.pod, observed.spec.resources.memory, observed.spec.resources.storage)
     return end_of_job(observed.job) if observed.job else None
 
 
 def _stalled_since(observed: ObservedJob) -> datetime | None:
-    known = (found for found in observed.status.get("conditions") or () if found["type"] == "Stalled")
-    return next((datetime.fromisoformat(c["lastTransitionTime"]) for c in known if c["status"] == "True"), None)
+    stalled = find_condition(observed.hypha_job, "Stalled")
+    return datetime.fromisoformat(stalled["lastTransitionTime"]) if stalled.get("status") == "True" else None
 
 
 def _phase(observed: ObservedJob) -> Phase:
@@ -270,7 +243,7 @@ def _phase(observed: ObservedJob) -> Phase:
 def _progress(observed: ObservedJob, phase: Phase) -> Finding:
     if phase == "Running":
         if observed.pod and container_state(observed.pod, EXECUTOR, "terminated"):
-            return Finding(JobReason.DELIVERING_RESULTS, "The executor has ended; the bridge still sends results.")
+            return Finding(JobReason.DELIVERING_RESULTS, "The executor has ended. The bridge still sends results.")
         return Finding(JobReason.EXECUTOR_RUNS, "The executor runs.")
     if phase == "Starting":
         return Finding(JobReason.POD_STARTS, "The node pulls images and starts the bridge.")

@@ -1,4 +1,4 @@
-"""Reconcile a HyphaJob: observe, decide, apply the children, write the status once, emit events."""
+"""Reconcile a HyphaJob: observe, decide, apply the children, write the status once, post Events."""
 
 import re
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from hypha_operator.machinery.kinds import (
     Key,
     Manifest,
 )
+from hypha_operator.machinery.manifests import identity_of
 from hypha_operator.machinery.store import Store
 from hypha_operator.pods.lease import LeaseWatch
 from hypha_operator.pods.state import Finding
@@ -54,20 +55,20 @@ class JobReconciler:
         decision = decide(observed, self._settings)
         if decision.children or decision.create_job:
             observed = await self._apply(decision, observed)
-            decision = decide(observed, self._settings)  # the status says what the API server answered
+            decision = decide(observed, self._settings)  # so that the status includes the API server's answer
         if decision.state.terminal and not observed.pods:  # the cache may be stale, so confirm absence
             observed = await self._observe_uncached(observed)
             decision = decide(observed, self._settings)
         await self._report(hypha_job, decision)
         if decision.end_job:
-            metadata = decision.end_job["metadata"]  # in the foreground: the Job stays until its pod is gone
+            metadata = decision.end_job["metadata"]  # a foreground deletion keeps the Job until its pod is gone
             await self._cluster.delete(
                 JOB, metadata["namespace"], metadata["name"], propagation="Foreground", uid=metadata["uid"]
             )
         return decision.next_s
 
     async def _observe(self, hypha_job: Manifest) -> ObservedJob:
-        """Return the HyphaJob and its objects, from the store where that is certain enough."""
+        """Return the HyphaJob and its objects, from the store unless absence has to be confirmed."""
         namespace, name = hypha_job["metadata"]["namespace"], hypha_job["metadata"]["name"]
         job = self._store.get(JOB, namespace, name)
         job = job if job and is_owned(job, hypha_job) else None
@@ -89,7 +90,7 @@ class JobReconciler:
         return observed
 
     async def _observe_uncached(self, observed: ObservedJob) -> ObservedJob:
-        """Return the Job and its pods as the API server has them now."""
+        """Return the observation with the API server's current Job and pods."""
         namespace, name = observed.hypha_job["metadata"]["namespace"], observed.hypha_job["metadata"]["name"]
         job = await self._cluster.get(JOB, namespace, name)
         pods = await self._cluster.find(POD, namespace, label_selector=f"{JOB_LABEL}={name}")
@@ -97,7 +98,7 @@ class JobReconciler:
         return replace(observed, job=job, pods=_pods_of(job, pods))
 
     async def _worker(self, observed: ObservedJob) -> Manifest | None:
-        """Return the job's worker; None if it is gone, even if another worker has its name."""
+        """Return the job's worker, or None if it was deleted, even if another worker has its name."""
         namespace, wanted = observed.hypha_job["metadata"]["namespace"], observed.spec.worker_ref
         worker = self._store.get(WORKER, namespace, wanted.name)
         if worker is None or worker["metadata"]["uid"] != wanted.uid:
@@ -105,7 +106,7 @@ class JobReconciler:
         return worker if worker and worker["metadata"]["uid"] == wanted.uid else None
 
     async def _is_lease_lost(self, observed: ObservedJob) -> bool:
-        """Whether the API server has confirmed twice that nobody renewed the lease."""
+        """Whether the API server has confirmed twice that the controller did not renew the lease."""
         metadata = observed.hypha_job["metadata"]
         if self._lease_s(observed) > 0:
             return False
@@ -126,14 +127,14 @@ class JobReconciler:
         return self._leases.remaining_s(uid, deadline, self._clock.now(), self._clock.monotonic())
 
     async def _refused_pod(self, job: Manifest) -> Finding | None:
-        """Return why a Job has no pod, which only the Job's Events say."""
+        """Return why a Job has no pod. Only the Job's Events give the reason."""
         metadata = job["metadata"]
         selector = f"involvedObject.uid={metadata['uid']},reason=FailedCreate"
         events = await self._cluster.find(EVENT, metadata["namespace"], field_selector=selector)
         return _refusal(max(events, key=lambda event: str(event.get("lastTimestamp")))["message"]) if events else None
 
     async def _apply(self, decision: Decision, observed: ObservedJob) -> ObservedJob:
-        """Apply children and create the Job; return the observation with the API server's answer."""
+        """Apply the children, create the Job, and return the observation with the API server's answer."""
         job = decision.create_job
         try:
             for child in decision.children:
@@ -145,7 +146,7 @@ class JobReconciler:
             return await self._with_answer(observed, decision, error)
 
     async def _with_answer(self, observed: ObservedJob, decision: Decision, error: ApiError) -> ObservedJob:
-        """Return the observation with what an error says about the Job; raise the error if it is not about the Job."""
+        """Return the observation with the reason why the Job was refused. Raises errors that do not concern the Job."""
         if isinstance(error, Conflict):
             metadata = observed.hypha_job["metadata"]
             job = await self._cluster.get(JOB, metadata["namespace"], metadata["name"])
@@ -158,23 +159,21 @@ class JobReconciler:
             return replace(observed, invalid=Finding(JobReason.INVALID_TEMPLATE, message))
         claims = any(child["kind"] == RESOURCE_CLAIM_TEMPLATE.name for child in decision.children)
         if isinstance(error, NotFound) and claims:
-            message = "this cluster serves no ResourceClaimTemplates (Kubernetes 1.34); use gpu.resourceName"
+            message = "this cluster serves no ResourceClaimTemplates (Kubernetes 1.34). Use gpu.resourceName."
             return replace(observed, invalid=Finding(JobReason.INVALID_TEMPLATE, message))
         if _is_admission(error):
             return replace(observed, refused=_refusal(error.message))
         raise error
 
     async def _report(self, hypha_job: Manifest, decision: Decision) -> None:
-        """Write the status if it changed, then emit the event."""
+        """Write the status if it changed, then post the Event."""
         if decision.status is not None:
-            metadata = {name: hypha_job["metadata"][name] for name in ("name", "namespace", "uid")}
-            manifest = {"apiVersion": HYPHA_JOB.api_version, "kind": HYPHA_JOB.name, "metadata": metadata}
-            await self._cluster.apply_status({**manifest, "status": decision.status})
+            await self._cluster.apply_status({**identity_of(hypha_job), "status": decision.status})
         if event := decision.event:
             await self._cluster.event(hypha_job, event.type, event.reason, event.message)
 
     async def _expire(self, hypha_job: Manifest) -> float | None:
-        """Delete a HyphaJob that ended long enough ago; return seconds until then."""
+        """Delete a HyphaJob whose retention is over, or return the seconds that are left."""
         metadata = hypha_job["metadata"]
         self._leases.release(metadata["uid"])
         left_s = retention_left(hypha_job, self._clock.now()).total_seconds()
@@ -191,7 +190,7 @@ def _pods_of(job: Manifest | None, pods: Sequence[Manifest]) -> tuple[Manifest, 
 
 
 def _is_admission(error: ApiError) -> bool:
-    """Whether admission refused, and neither does the operator lack a right nor is the server busy."""
+    """Whether admission refused the object, rather than RBAC or an overloaded API server."""
     if isinstance(error, Unavailable):
         return "failed calling webhook" in error.message
     return isinstance(error, Forbidden) and not _LACKS_RIGHT.search(error.message)

@@ -7,7 +7,7 @@ from typing import Final
 from hypha_contracts.kubernetes_errors import ApiError
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.kinds import Kind, Manifest
+from hypha_operator.machinery.kinds import Kind
 from hypha_operator.machinery.store import Store
 from hypha_operator.machinery.watches import SELECTORS, WATCHED, Watches
 
@@ -19,9 +19,9 @@ _log = logging.getLogger(__name__)
 
 
 class Audit:
-    """Lists the versions of all objects regularly, and compares them with what the watches have shown.
+    """Lists the versions of all objects regularly, and compares them with the versions that the watches have shown.
 
-    Only this detects a watch that ended silently, and a deletion that happened while a watch was interrupted.
+    Only the audit detects a watch that ended silently, and a deletion that happened while a watch was interrupted.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Audit:
         self._late: dict[tuple[Kind, str | None, str], tuple[str, int, float]] = {}
 
     def lag_s(self) -> float:
-        """Return for how many seconds the oldest listed version has not been shown by the watches."""
+        """Return the age in seconds of the oldest listed version that the watches have not shown."""
         oldest_s = self._clock.monotonic()
         for place, (uid, version, since_s) in list(self._late.items()):
             if (self._store.version(*place) or 0) >= version or self._store.is_deleted(uid, version):
@@ -42,7 +42,7 @@ class Audit:
         return self._clock.monotonic() - oldest_s
 
     async def run(self) -> None:
-        """Check until cancelled. A failed list says nothing about the watches."""
+        """Check all kinds regularly until cancelled. A failed list is only logged."""
         while True:
             await self._clock.sleep(PERIOD_S)
             for kind in WATCHED:
@@ -50,10 +50,13 @@ class Audit:
                     try:
                         await self.check(kind, namespace)
                     except ApiError as error:
-                        _log.info("cannot check the watch of %s: %s", kind.plural, error)
+                        _log.info("cannot list %s to check their watch: %s", kind.plural, error)
 
     async def check(self, kind: Kind, namespace: str | None) -> None:
-        """Compare one kind. Objects that are not listed are deleted; the watch must show newer versions in time."""
+        """Compare the store with a list of one kind.
+
+        Objects that the list lacks are deleted. The lag counts versions that are newer than the store's.
+        """
         before = list(self._store.places(kind))
         listed: set[str] = set()
         late: dict[tuple[Kind, str | None, str], tuple[str, int]] = {}
@@ -72,7 +75,7 @@ class Audit:
                 self._remove(kind, its_namespace, name, uid)
 
     def _remove(self, kind: Kind, namespace: str | None, name: str, uid: str) -> None:
-        manifest: Manifest | None = self._store.get(kind, namespace, name)
+        manifest = self._store.get(kind, namespace, name)
         if manifest is not None and manifest["metadata"]["uid"] == uid:
             _log.info("%s %s/%s is gone; no watch has shown its deletion", kind.name, namespace, name)
             self._watches.record_deletion(kind, manifest)

@@ -3,26 +3,9 @@
 import asyncio
 import time
 from datetime import UTC, datetime
-from typing import Protocol
 
 
-class Clock(Protocol):
-    """A source of time."""
-
-    def now(self) -> datetime:
-        """Return the wall-clock time, in UTC."""
-        ...
-
-    def monotonic(self) -> float:
-        """Return the monotonic time in seconds."""
-        ...
-
-    async def sleep(self, seconds: float) -> None:
-        """Return once the seconds have passed."""
-        ...
-
-
-class SystemClock:
+class Clock:
     """The machine's clock."""
 
     def now(self) -> datetime:

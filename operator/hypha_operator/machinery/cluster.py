@@ -5,7 +5,6 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import datetime
 from hashlib import sha256
 from itertools import islice
@@ -19,6 +18,7 @@ from kubernetes.aio.config import ConfigException, load_incluster_config, load_k
 from hypha_contracts.backoff import Backoff
 from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound, Unavailable, from_answer
 from hypha_operator.machinery.clock import Clock
+from hypha_operator.machinery.conditions import timestamp
 from hypha_operator.machinery.kinds import EVENT, Kind, Manifest, kind_of
 
 FIELD_MANAGER: Final = "hypha-operator"
@@ -44,8 +44,8 @@ class Cluster:
     Args:
         client: an authenticated client.
         clock: the source of time for retries.
-        on_write: receives every object that a write returned, so that the operator knows its own writes at once.
-        on_call: receives method and status (0: no answer) of every call.
+        on_write: receives every object that a write returned, so that the operator knows its own writes immediately.
+        on_call: receives method and status of every call. The status is 0 if there was no answer.
     """
 
     def __init__(
@@ -55,10 +55,7 @@ class Cluster:
         on_write: Callable[[Kind, Manifest], object],
         on_call: Callable[[str, int], object] = lambda _method, _status: None,
     ) -> None:
-        self._client = client
-        self._clock = clock
-        self._on_write = on_write
-        self._on_call = on_call
+        self._client, self._clock, self._on_write, self._on_call = client, clock, on_write, on_call
         self._events: OrderedDict[str, tuple[int, float, datetime]] = OrderedDict()
 
     async def get(self, kind: Kind, namespace: str | None, name: str) -> Manifest | None:
@@ -71,7 +68,7 @@ class Cluster:
     async def find(
         self, kind: Kind, namespace: str | None, *, label_selector: str = "", field_selector: str = ""
     ) -> list[Manifest]:
-        """Return the current versions of all objects of a namespace, or of the cluster if it is None."""
+        """Return the current versions of all objects of a namespace, or of the cluster if the namespace is None."""
         selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
         return [item async for page in self.pages(kind, namespace, selectors) for item in page]
 
@@ -89,34 +86,36 @@ class Cluster:
             query["continue"] = token
 
     async def create(self, manifest: Manifest) -> Manifest:
-        """Create an object; raises `Conflict` if the name is taken, and `Invalid` also for an unknown field."""
+        """Create an object. Raises `Conflict` if the name is taken, and `Invalid` also for an unknown field."""
         kind, metadata = kind_of(manifest), manifest["metadata"]
         query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
         return await self._write("POST", kind.path(metadata.get("namespace")), query, manifest)
 
     async def apply(self, manifest: Manifest, *, force: bool = True) -> Manifest:
-        """Create an object or set its fields to the manifest's; other fields stay as they are.
+        """Create an object, or set the manifest's fields of an existing object and keep the others (server-side apply).
 
-        Raises `Conflict` if the manifest has a `metadata.uid` and the object another one. Without force, it also raises
-        `Conflict` if another field manager has set one of the fields to another value.
+        Raises `Conflict` if the manifest has a `metadata.uid` that differs from the object's. Without force, it also
+        raises `Conflict` if another field manager has set one of the fields to another value.
         """
-        return await self._apply(manifest, None, force=force)
+        return await self._patch(manifest, _APPLY, force=str(force).lower())
 
     async def apply_status(self, manifest: Manifest) -> Manifest:
-        """Do the same for the fields of `status`."""
-        return await self._apply(manifest, "status")
+        """Apply the fields of an object's `status`, with force."""
+        return await self._patch(manifest, _APPLY, "status", force="true")
 
     async def merge(self, manifest: Manifest) -> Manifest:
-        """Replace fields whoever owns them; with `metadata.resourceVersion`, only in that version of the object."""
-        kind, metadata = kind_of(manifest), manifest["metadata"]
-        path = kind.path(metadata.get("namespace"), metadata["name"])
-        return await self._write("PATCH", path, {"fieldManager": FIELD_MANAGER}, manifest, _MERGE)
+        """Replace fields of any field manager (merge patch).
 
-    async def _apply(self, manifest: Manifest, subresource: str | None, *, force: bool = True) -> Manifest:
+        Raises `Conflict` if the manifest has a `metadata.resourceVersion` that differs from the object's.
+        """
+        return await self._patch(manifest, _MERGE)
+
+    async def _patch(
+        self, manifest: Manifest, content_type: str, subresource: str | None = None, **query: str
+    ) -> Manifest:
         kind, metadata = kind_of(manifest), manifest["metadata"]
         path = kind.path(metadata.get("namespace"), metadata["name"], subresource)
-        query = {"fieldManager": FIELD_MANAGER, "force": str(force).lower()}
-        return await self._write("PATCH", path, query, manifest, _APPLY)
+        return await self._write("PATCH", path, {"fieldManager": FIELD_MANAGER, **query}, manifest, content_type)
 
     async def delete(
         self,
@@ -127,7 +126,7 @@ class Cluster:
         propagation: Literal["Background", "Foreground", "Orphan"] = "Background",
         uid: str | None = None,
     ) -> bool:
-        """Delete an object, with a uid only the object of that uid; return False if there is none."""
+        """Delete an object, and return False if it does not exist. With a uid, delete only the object with that uid."""
         body: dict[str, Any] = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation}
         if uid is not None:
             body["preconditions"] = {"uid": uid}
@@ -138,11 +137,11 @@ class Cluster:
         except Conflict:
             if uid is None:
                 raise
-            return False  # another object has the name by now
+            return False  # another object has the name now
         return True
 
     async def event(self, about: Manifest, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        """Post a Kubernetes Event; a repeated one raises its count, at most once a minute. A failure is only logged."""
+        """Post an Event. A repeated Event raises its count, at most once a minute. A failure is only logged."""
         metadata = about["metadata"]
         digest = sha256(f"{metadata['uid']}/{reason}/{message}".encode()).hexdigest()[:16]
         count, last_s, first = self._events.pop(digest, (0, float("-inf"), self._clock.now()))
@@ -167,8 +166,8 @@ class Cluster:
             "source": {"component": FIELD_MANAGER},
             "reportingComponent": FIELD_MANAGER,
             "reportingInstance": FIELD_MANAGER,
-            "firstTimestamp": _time(first),
-            "lastTimestamp": _time(self._clock.now()),
+            "firstTimestamp": timestamp(first),
+            "lastTimestamp": timestamp(self._clock.now()),
             "count": count + 1,
         }
         try:
@@ -201,7 +200,7 @@ class Cluster:
             try:
                 return await self._once(method, path, query, body, headers)
             except Unavailable as error:
-                _log.info("%s; trying again in %.1f s", error, pause_s)
+                _log.info("%s; the next attempt is in %.1f s", error, pause_s)
                 await self._clock.sleep(pause_s)
         return await self._once(method, path, query, body, headers)
 
@@ -235,12 +234,8 @@ class Cluster:
         return answer
 
 
-def _time(moment: datetime) -> str:
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
 class NoClusterError(Exception):
-    """No API server is configured; the message says where the operator looked for one."""
+    """Neither a service account nor a kubeconfig names an API server."""
 
 
 async def load_configuration() -> Configuration:
@@ -257,18 +252,6 @@ async def load_configuration() -> Configuration:
             await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     except (ConfigException, OSError) as error:
         raise NoClusterError(
-            f"no API server is configured: {error}; run in a pod with a service account, or set KUBECONFIG"
+            f"no API server is configured: {error}. Run in a pod with a service account, or set KUBECONFIG."
         ) from error
     return configuration
-
-
-@asynccontextmanager
-async def open_cluster(
-    configuration: Configuration,
-    clock: Clock,
-    on_write: Callable[[Kind, Manifest], object],
-    on_call: Callable[[str, int], object],
-) -> AsyncIterator[Cluster]:
-    """Connect to the API server; see `Cluster` for the arguments."""
-    async with ApiClient(configuration) as client:
-        yield Cluster(client, clock, on_write, on_call)

@@ -1,9 +1,11 @@
-"""Conditions as kstatus reads them."""
+"""Parts of an object's status: conditions, as kstatus reads them, and the statuses of a pod's containers."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+from hypha_operator.machinery.kinds import Manifest
 
 _MAX_MESSAGE = 4096
 
@@ -18,31 +20,57 @@ class Condition:
     message: str = ""
 
 
+def find_condition(manifest: Manifest | None, type_: str) -> Mapping[str, Any]:
+    """Return an object's condition of one type, or an empty mapping."""
+    conditions = ((manifest or {}).get("status") or {}).get("conditions") or ()
+    return next((condition for condition in conditions if condition["type"] == type_), {})
+
+
+def is_true(manifest: Manifest | None, type_: str) -> bool:
+    """Whether an object has a condition of this type, with status True."""
+    return bool(find_condition(manifest, type_).get("status") == "True")
+
+
 def merged(
-    before: Sequence[dict[str, Any]], now: Sequence[Condition], generation: int | None, time: datetime
+    manifest: Manifest, conditions: Sequence[Condition], generation: int | None, time: datetime
 ) -> list[dict[str, Any]]:
-    """Return the conditions to write. A condition whose status is unchanged keeps its time of transition.
+    """Return the conditions to write to an object. A condition whose status is unchanged keeps its time of transition.
 
     Without a generation, the conditions do not name the generation that the operator observed.
     """
-    old = {condition["type"]: condition for condition in before}
-    return [_written(condition, old.get(condition.type), generation, time) for condition in now]
+    observed = {} if generation is None else {"observedGeneration": generation}
+    return [_written(condition, find_condition(manifest, condition.type), time) | observed for condition in conditions]
 
 
-def _written(
-    condition: Condition, before: dict[str, Any] | None, generation: int | None, time: datetime
-) -> dict[str, Any]:
+def _written(condition: Condition, before: Mapping[str, Any], time: datetime) -> dict[str, Any]:
     status = "Unknown" if condition.status is None else str(condition.status)
-    same = before is not None and before["status"] == status
-    since = before["lastTransitionTime"] if before and same else timestamp(time)
-    written = {
+    return {
         "type": condition.type,
         "status": status,
         "reason": condition.reason,
         "message": condition.message[:_MAX_MESSAGE],
-        "lastTransitionTime": since,
+        "lastTransitionTime": before["lastTransitionTime"] if before.get("status") == status else timestamp(time),
     }
-    return written if generation is None else written | {"observedGeneration": generation}
+
+
+def differs(manifest: Manifest, status: Mapping[str, Any], fields: Collection[str]) -> bool:
+    """Whether the operator has to write an object's status. Fields and conditions of other writers do not count.
+
+    Args:
+        manifest: the object with its current status.
+        status: the status to write.
+        fields: the fields, besides conditions, that the operator writes.
+    """
+    before = manifest.get("status") or {}
+    return any(before.get(field) != status.get(field) for field in fields) or any(
+        find_condition(manifest, condition["type"]) != condition for condition in status["conditions"]
+    )
+
+
+def container_statuses(pod: Manifest) -> Sequence[Mapping[str, Any]]:
+    """Return the statuses of a pod's containers, init containers first."""
+    status = pod.get("status") or {}
+    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
 
 
 def timestamp(time: datetime) -> str:

@@ -10,11 +10,11 @@ from hypha_contracts.units import parse_quantity
 from hypha_operator.machinery.kinds import Manifest
 
 _ATOMIC: Final = frozenset({"selector", "podSelector", "nodeSelector"})
-"""Objects that must match completely: an additional entry in a selector makes it select less."""
+"""Fields that must match completely, because an additional entry in a selector makes it select less."""
 
 
 def marked(desired: Manifest) -> Manifest:
-    """Return a manifest with the annotation."""
+    """Return a manifest with its digest as an annotation."""
     digest = sha256(json.dumps(desired, sort_keys=True).encode()).hexdigest()[:16]
     metadata = desired["metadata"]
     annotations = {**(metadata.get("annotations") or {}), APPLIED_ANNOTATION: digest}
@@ -22,18 +22,18 @@ def marked(desired: Manifest) -> Manifest:
 
 
 def is_owned(manifest: Manifest, owner: Manifest) -> bool:
-    """Whether an object belongs to this owner, by uid."""
+    """Whether one of an object's owner references has the uid of this owner."""
     owners: Sequence[Mapping[str, Any]] = manifest["metadata"].get("ownerReferences") or ()
     return any(reference["uid"] == owner["metadata"]["uid"] for reference in owners)
 
 
 def is_applied(observed: Manifest | None, desired: Manifest) -> bool:
-    """Whether an object matches a marked manifest; fields by other clients or by the API server may be added."""
+    """Whether an object matches a marked manifest. Other clients or the API server may have added fields."""
     return observed is not None and covers(observed, desired)
 
 
 def covers(observed: Any, desired: Any) -> bool:
-    """Whether an observed value has everything that is desired.
+    """Whether an observed value contains a desired one.
 
     Empty values may be missing, lists of named items may have more items, and equal quantities may be written
     differently (1000m is 1).
@@ -58,7 +58,7 @@ def _covers_list(observed: list[Any], desired: list[Any]) -> bool:
 
 
 def _by_name(items: list[Any]) -> dict[str, Any] | None:
-    """Return items by name, or None unless each has a name of its own."""
+    """Return items by name, or None unless every item has a unique name."""
     named = {item["name"]: item for item in items if isinstance(item, Mapping) and isinstance(item.get("name"), str)}
     return named if len(named) == len(items) else None
 

@@ -15,12 +15,12 @@ from hypha_operator.machinery.queue import WorkQueue
 from hypha_operator.machinery.store import Store
 
 _STUCK_S: Final = 300.0
-"""A reconcile makes a few dozen calls, and each call ends, so one that takes longer than this is stuck."""
+"""A reconcile makes a few dozen calls, each with a deadline, so a reconcile that takes longer than this is stuck."""
 _BUCKETS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
 
 class PortTakenError(Exception):
-    """The server cannot use its port; the message says why and what to do."""
+    """The server cannot listen on its port."""
 
 
 class Metrics:
@@ -32,37 +32,37 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         self._seconds = Histogram(
             "hypha_operator_reconcile_seconds",
-            "How long reconciles took.",
+            "Duration of reconciles.",
             ["kind", "outcome"],
             registry=self.registry,
             buckets=_BUCKETS,
         )
         self._calls = Counter(
-            "hypha_operator_api_calls", "Calls of the API server.", ["method", "status"], registry=self.registry
+            "hypha_operator_api_calls", "Calls to the API server.", ["method", "status"], registry=self.registry
         )
 
-    def on_reconcile(self, key: Key, seconds: float, *, failed: bool) -> None:
-        """Count a reconcile."""
+    def on_reconcile(self, key: Key, seconds: float, failed: bool) -> None:
+        """Record the duration of a reconcile."""
         self._seconds.labels(key.kind.name, "failed" if failed else "done").observe(seconds)
 
     def on_call(self, method: str, status: int) -> None:
-        """Count a call of the API server."""
+        """Count a call to the API server."""
         self._calls.labels(method, str(status)).inc()
 
     def track(self, store: Store, queue: WorkQueue, audit: Audit) -> None:
         """Read these components at every scrape."""
-        objects = Gauge("hypha_operator_objects", "Objects known.", ["kind"], registry=self.registry)
+        objects = Gauge("hypha_operator_objects", "HyphaWorkers and HyphaJobs.", ["kind"], registry=self.registry)
         for kind in (WORKER, HYPHA_JOB):
             objects.labels(kind.name).set_function(partial(store.count, kind))
-        self._gauge("hypha_operator_queue", "Objects that wait to be reconciled.", lambda: queue.waiting)
-        self._gauge("hypha_operator_watch_lag_seconds", "How long a change has not been shown.", audit.lag_s)
+        self._gauge("hypha_operator_queue", "Objects that are ready to be reconciled.", lambda: queue.waiting)
+        self._gauge("hypha_operator_watch_lag_seconds", "Age of the oldest change without an event.", audit.lag_s)
 
     def _gauge(self, name: str, description: str, read: Callable[[], float]) -> None:
         Gauge(name, description, registry=self.registry).set_function(read)
 
 
 def problem(queue: WorkQueue, audit: Audit) -> str | None:
-    """Return the problem that a restart of the operator would remove, if any."""
+    """Return a problem that a restart of the operator would solve, or None."""
     if (late_s := audit.lag_s()) > LATE_S:
         return f"the watch has not shown a change that was listed {late_s:.0f} s ago"
     if (stuck_s := queue.longest_s()) > _STUCK_S:
@@ -93,7 +93,7 @@ async def serving(port: int, metrics: Metrics, find_problem: Callable[[], str | 
         try:
             await web.TCPSite(runner, None, port).start()
         except OSError as error:
-            raise PortTakenError(f"port {port}: {error.strerror}; choose another with --port") from error
+            raise PortTakenError(f"port {port}: {error.strerror}. Choose another port with --port.") from error
         yield
     finally:
         await runner.cleanup()

@@ -48,26 +48,7 @@ CLUSTER_ROLE_BINDING: Final = Kind(
 RESOURCE_CLAIM_TEMPLATE: Final = Kind("resource.k8s.io/v1", "ResourceClaimTemplate", "resourceclaimtemplates")
 CERTIFICATE: Final = Kind("cert-manager.io/v1", "Certificate", "certificates")
 
-KINDS: Final = (
-    WORKER,
-    HYPHA_JOB,
-    CONFIG_MAP,
-    POD,
-    NODE,
-    SERVICE,
-    SERVICE_ACCOUNT,
-    DEPLOYMENT,
-    JOB,
-    EVENT,
-    NETWORK_POLICY,
-    POD_DISRUPTION_BUDGET,
-    ROLE,
-    ROLE_BINDING,
-    CLUSTER_ROLE_BINDING,
-    RESOURCE_CLAIM_TEMPLATE,
-    CERTIFICATE,
-)
-_BY_NAME: Final = {(kind.api_version, kind.name): kind for kind in KINDS}
+_BY_NAME: Final = {(kind.api_version, kind.name): kind for kind in tuple(vars().values()) if isinstance(kind, Kind)}
 
 
 class Key(NamedTuple):

@@ -1,23 +1,48 @@
-"""Parts that several manifests share: the metadata of a worker's children, and tolerations."""
+"""Parts that several manifests share: identity and metadata, security contexts, and tolerations."""
 
-from typing import Any
+from typing import Any, Final
 
-from hypha_contracts.names import WORKER_KIND, controller_labels, owner_reference
+from hypha_contracts.names import USER_ID, WORKER_KIND, controller_labels, job_labels, owner_reference
 from hypha_operator.machinery.kinds import Kind, Manifest
 
+POD_SECURITY: Final = {
+    "runAsNonRoot": True,
+    "runAsUser": USER_ID,
+    "runAsGroup": USER_ID,
+    "fsGroup": USER_ID,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+CONTAINER_SECURITY: Final = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+    "runAsNonRoot": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
 
-def child(hypha_worker: Manifest, kind: Kind, name: str, **content: Any) -> Manifest:
-    """Return an object in the worker's namespace that the worker owns."""
-    metadata = hypha_worker["metadata"]
-    owner = owner_reference(WORKER_KIND, metadata["name"], metadata["uid"], block_deletion=True)
+
+def identity_of(manifest: Manifest) -> Manifest:
+    """Return the part of a manifest that identifies the object. Its uid prevents writes to a successor of the name."""
+    metadata = {key: manifest["metadata"][key] for key in ("name", "namespace", "uid")}
+    return {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], "metadata": metadata}
+
+
+def child(owner: Manifest, kind: Kind, name: str, **content: Any) -> Manifest:
+    """Return an object that a HyphaWorker or a HyphaJob owns, in the owner's namespace."""
+    metadata = owner["metadata"]
+    if owner["kind"] == WORKER_KIND:
+        labels = controller_labels(metadata["name"])
+    else:
+        labels = job_labels(owner["spec"]["workerRef"]["name"], metadata["name"])
+    reference = owner_reference(owner["kind"], metadata["name"], metadata["uid"], block_deletion=True)
     return {
         "apiVersion": kind.api_version,
         "kind": kind.name,
         "metadata": {
             "name": name,
             "namespace": metadata["namespace"],
-            "labels": controller_labels(metadata["name"]),
-            "ownerReferences": [owner],
+            "labels": labels,
+            "ownerReferences": [reference],
         },
         **content,
     }

@@ -1,57 +1,52 @@
-"""The queue of keys to reconcile: each at most once at a time, at once after a change, later after a failure."""
+"""The queue of keys to reconcile: immediately after a change, with growing pauses after failures."""
 
 import asyncio
 import heapq
 import logging
-from collections.abc import Iterator
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final, TypeAlias
 
 from hypha_contracts.backoff import Backoff
 from hypha_contracts.kubernetes_errors import ApiError
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.kinds import Key
-from hypha_operator.machinery.reconciler import Reconciler
 
+Reconcile: TypeAlias = Callable[[Key], Awaitable[float | None]]
+"""Brings the children of a key's object in line with the object's specification.
+
+Returns seconds until the next reconcile, unless one of the objects changes before. None: no further reconcile.
+"""
 _BACKOFF: Final = Backoff(first_s=1.0, max_s=300.0)
 
 _log = logging.getLogger(__name__)
 
 
-class Observer(Protocol):
-    """Receives the duration in seconds of every reconcile, and whether it failed."""
-
-    def __call__(self, key: Key, seconds: float, *, failed: bool) -> object:
-        """Record one reconcile."""
-        ...
-
-
 class WorkQueue:
-    """Keys that are ready, keys that are due later, and keys that run.
+    """Keys that are ready, keys that are due later, and keys whose reconcile is running.
 
-    Adding a key that waits changes nothing. Adding a key that runs makes it run once more.
+    Adding a key that is ready changes nothing. Adding a key whose reconcile is running makes it run once more.
 
     Args:
-        reconciler: reconciles a key.
+        reconcile: reconciles a key. The queue may call it at any time, but never twice at once for one key. It may be
+            cancelled or die at any await, because the next call starts from the state that it then finds. If it
+            raises, the queue logs the error and tries the key again later.
         clock: the source of time.
-        concurrency: how many keys run at once.
-        on_reconcile: receives every reconcile.
-        backoff: the pauses after failures of one key in a row.
+        on_reconcile: receives the duration in seconds of every reconcile, and whether it failed.
+        concurrency: the maximum number of reconciles that run at once.
+        backoff: the pauses after consecutive failures of one key.
     """
 
     def __init__(
         self,
-        reconciler: Reconciler,
+        reconcile: Reconcile,
         clock: Clock,
+        on_reconcile: Callable[[Key, float, bool], object],
         *,
         concurrency: int = 16,
-        on_reconcile: Observer = lambda *_, **__: None,
         backoff: Backoff = _BACKOFF,
     ) -> None:
-        self._reconciler = reconciler
-        self._clock = clock
-        self._free = concurrency
-        self._on_reconcile = on_reconcile
-        self._backoff = backoff
+        self._reconcile_key, self._clock, self._on_reconcile = reconcile, clock, on_reconcile
+        self._free, self._backoff = concurrency, backoff
         self._ready: dict[Key, None] = {}
         self._due_s: dict[Key, float] = {}
         self._timers: list[tuple[float, Key]] = []
@@ -61,7 +56,7 @@ class WorkQueue:
         self._changed = asyncio.Event()
 
     def add(self, key: Key, after_s: float = 0.0) -> None:
-        """Reconcile a key, now or after a time in seconds. The earliest of several times counts."""
+        """Reconcile a key as soon as possible, or after a time in seconds. The earliest of several times counts."""
         if after_s <= 0:
             if key in self._running:
                 self._again.add(key)
@@ -78,7 +73,7 @@ class WorkQueue:
 
     @property
     def waiting(self) -> int:
-        """How many keys are ready to run."""
+        """The number of keys that are ready."""
         return len(self._ready)
 
     def longest_s(self) -> float:
@@ -122,7 +117,7 @@ class WorkQueue:
     async def _reconcile(self, key: Key) -> None:
         started_s, failed, after_s = self._clock.monotonic(), True, None
         try:
-            after_s = await self._reconciler.reconcile(key)
+            after_s = await self._reconcile_key(key)
             failed = False
         except ApiError as error:
             _log.warning("%s: %s", key, error)
@@ -132,7 +127,7 @@ class WorkQueue:
             del self._running[key]
             self._free += 1
             self._changed.set()
-        self._on_reconcile(key, self._clock.monotonic() - started_s, failed=failed)
+        self._on_reconcile(key, self._clock.monotonic() - started_s, failed)
         if failed:
             after_s = next(self._pauses.setdefault(key, self._backoff.pauses()))
         else:

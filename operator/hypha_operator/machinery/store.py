@@ -1,4 +1,4 @@
-"""A cache of the objects that the watches have shown. It may be stale, so never delete anything because of it."""
+"""A cache of the objects that the watches have shown. It may be stale, so ask the API server before you delete."""
 
 import json
 import zlib
@@ -13,7 +13,7 @@ from hypha_operator.machinery.kinds import DEPLOYMENT, HYPHA_JOB, JOB, POD, Kind
 _MAX_DELETED: Final = 10_000
 _WINDOW: Final = -13  # raw deflate with 8 KiB, about the size of most trimmed objects
 _SAMPLE_GROWTH: Final = 1.25
-"""How much longer than the sample of its kind a text must be to replace it."""
+"""A text replaces the sample of its kind if it is longer by this factor."""
 _Place: TypeAlias = tuple[str | None, str]  # namespace, name
 
 
@@ -34,7 +34,7 @@ class _Entry:
 class Store:
     """Objects by kind, namespace and name.
 
-    The store drops fields that no decision needs, and compresses objects with another object of their kind as the
+    The store drops fields that no decision needs, and compresses each object with another object of its kind as the
     dictionary, so tens of thousands fit into memory. Each call returns a new copy. The store ignores a change that is
     older than the known version, so events may come late, twice or in any order.
     """
@@ -66,7 +66,7 @@ class Store:
         return True
 
     def _pack(self, kind: Kind, text: bytes) -> tuple[bytes, bytes]:
-        """Return a compressed text, and the sample that was its dictionary: the longest text of its kind so far."""
+        """Return a compressed text and its dictionary, which is about the longest text of its kind so far."""
         if len(text) > len(self._samples[kind]) * _SAMPLE_GROWTH:
             self._samples[kind] = text
         sample = self._samples[kind]
@@ -74,7 +74,7 @@ class Store:
         return packer.compress(text) + packer.flush(), sample
 
     def remove(self, kind: Kind, manifest: Manifest) -> bool:
-        """Record that an object was deleted, or lost the label that the watch selects.
+        """Record that an object was deleted, or lost the label that its watch selects.
 
         Returns False if the object is unknown, or if the store has a newer version or an object with another uid.
         """
@@ -105,11 +105,11 @@ class Store:
         return None if entry is None else entry.manifest
 
     def of_worker(self, kind: Kind, namespace: str | None, worker: str) -> list[Manifest]:
-        """Return the objects with this worker's label, which includes the children of its jobs, by name."""
+        """Return the objects with this worker's label, ordered by name. They include the children of its jobs."""
         return self._labelled(kind, WORKER_LABEL, namespace, worker)
 
     def of_job(self, kind: Kind, namespace: str, job: str) -> list[Manifest]:
-        """Return the objects with this HyphaJob's label, by name."""
+        """Return the objects with this HyphaJob's label, ordered by name."""
         return self._labelled(kind, JOB_LABEL, namespace, job)
 
     def _labelled(self, kind: Kind, label: str, namespace: str | None, value: str) -> list[Manifest]:

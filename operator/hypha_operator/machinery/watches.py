@@ -1,4 +1,4 @@
-"""The watches: kopf runs them. Each change goes into the store, and the affected keys go into the queue."""
+"""The watches, which kopf runs. Each change goes into the store, and the affected keys go into the queue."""
 
 import asyncio
 from collections.abc import Iterable, Mapping
@@ -44,7 +44,7 @@ CHILDREN: Final = (
     JOB,
     POD,
 )
-"""Kinds that the operator watches only where the objects have the label of a worker."""
+"""Kinds of which the operator watches only the objects that have a worker's label."""
 WATCHED: Final = (WORKER, HYPHA_JOB, *CHILDREN)
 SELECTORS: Final[Mapping[Kind, dict[str, str]]] = {
     kind: {"labelSelector": WORKER_LABEL} if kind in CHILDREN else {} for kind in WATCHED
@@ -71,9 +71,10 @@ class Watches:
         """
         metadata = manifest["metadata"]
         known = self._store.get(kind, metadata.get("namespace"), metadata["name"])
-        changed = kind in (WORKER, HYPHA_JOB) and _by_others(known) != _by_others(manifest)
-        if self._store.put(kind, manifest) and changed:
-            self._enqueue(kind, manifest, spec_changed=_generation(known) != _generation(manifest))
+        if kind in (WORKER, HYPHA_JOB) and _by_others(known) != _by_others(manifest):
+            self.record(kind, manifest)
+        else:
+            self._store.put(kind, manifest)
 
     def record_deletion(self, kind: Kind, manifest: Manifest) -> None:
         """Record that an object was deleted, or lost the label that its watch selects."""
@@ -117,12 +118,12 @@ def _generation(manifest: Manifest | None) -> tuple[Any, Any]:
 
 
 def _by_others(manifest: Manifest | None) -> tuple[Any, Any]:
-    """Return the parts that the operator's writes of a status do not change: the generation and the node's status."""
+    """Return the parts that the operator's status writes do not change: the generation and the node's status."""
     return _generation(manifest), ((manifest or {}).get("status") or {}).get("node")
 
 
 async def prime(watches: Watches, cluster: Cluster, namespaces: Iterable[str | None]) -> None:
-    """List all objects, so that no decision rests on a part of them.
+    """List all objects before the first reconcile, so that no decision rests on an incomplete store.
 
     Raises:
         ApiError: a list failed, for example because the definitions or the operator's roles are missing.
@@ -169,15 +170,15 @@ def _handler(watches: Watches, kind: Kind) -> Any:
 
 
 class NoMemories(ResourceMemories):
-    """Keeps no memory of objects in kopf, because handlers of events need none."""
+    """Prevents kopf from keeping memory of each object. Handlers of events need none."""
 
     async def recall(self, *_: Any, **__: Any) -> ResourceMemory:
-        """Return the memory of an unknown object."""
+        """Return a new, empty memory."""
         return ResourceMemory()
 
 
 class _NoDiffs(kopf.DiffBaseStorage):
-    """Avoids a copy of each object in kopf, because no handler asks what has changed."""
+    """Prevents kopf from keeping a copy of each object. No handler compares versions."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence({})
@@ -186,7 +187,7 @@ class _NoDiffs(kopf.DiffBaseStorage):
         return None
 
     def store(self, **_: Any) -> None:
-        raise NotImplementedError("no handler of kopf stores anything")
+        raise NotImplementedError("handlers of events store nothing")
 
 
 def kopf_settings() -> kopf.OperatorSettings:
@@ -199,10 +200,10 @@ def kopf_settings() -> kopf.OperatorSettings:
     chosen.watching.client_timeout = 300
     chosen.watching.connect_timeout = 10
     chosen.watching.inactivity_timeout = 75
-    chosen.watching.chunk_size = 100  # for each kind at the same time
+    chosen.watching.chunk_size = 100  # kopf lists all kinds at the same time
     chosen.networking.request_timeout = 60
     chosen.networking.connect_timeout = 10
-    chosen.queueing.idle_timeout = 0.01  # each object has a task that keeps the object in memory
+    chosen.queueing.idle_timeout = 0.01  # until then, a task keeps the object in memory
     chosen.persistence.diffbase_storage = _NoDiffs()
     chosen.process.ultimate_exiting_timeout = 20
     for kind in CHILDREN:

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from hypha_contracts.names import JOB_FILE_KEY
 from hypha_contracts.units import BYTES_PER_GB, devices_needed
-from hypha_operator.settings import Settings
 from hypha_resources.job import Amounts, HyphaJobSpec
 from hypha_resources.worker import Executor, HyphaWorkerSpec
 
@@ -18,47 +17,47 @@ CLAIM: Final = "gpu"
 """The name of the pod's claim on devices (DRA)."""
 
 _DEFAULTS: Final = Amounts(cpu=0.1, memory=0.25, storage=1.0)
-"""The amounts of resources that a lease does not name, because a pod needs a limit for each."""
+"""Amounts for resources that the lease does not name. A pod needs a limit for each."""
 _VARIABLES: Final = {"SOCKET_PATH": SOCKET, "WORK_DIR": WORK_DIR, "JOB_FILE": JOB_FILE}
 _PLACEHOLDER: Final = re.compile("|".join(f"{{{name}}}" for name in _VARIABLES))
 _OPTIONS: Final = ("--socket", SOCKET, "--work-dir", WORK_DIR, "--job-file", JOB_FILE)
 
 
 class UnbuildableJobError(ValueError):
-    """The worker's specification does not fit the job; the text says what to change."""
+    """The worker's specification does not fit the job."""
 
 
 def executor_of(job: HyphaJobSpec, worker: HyphaWorkerSpec) -> Executor:
-    """Return the worker's entry for the job's executor; raises UnbuildableJobError if there is none."""
+    """Return the worker's entry for the job's executor. Raises UnbuildableJobError if the worker has none."""
     executor = worker.executor(job.executor.class_, job.executor.name)
     if executor is None:
         raise UnbuildableJobError(
-            f"worker {job.worker_ref.name} has no executor {job.executor.class_}/{job.executor.name} any more;"
-            " add it to spec.executors for the next job"
+            f"worker {job.worker_ref.name} no longer has the executor {job.executor.class_}/{job.executor.name}."
+            " Add it to spec.executors for the next job."
         )
     return executor
 
 
 def devices_of(job: HyphaJobSpec, worker: HyphaWorkerSpec) -> int:
-    """Return how many devices hold the lease's video memory; raises UnbuildableJobError if the worker has none."""
+    """Return how many devices hold the lease's GPU memory. Raises UnbuildableJobError if the worker has no devices."""
     if job.resources.gpu <= 0:
         return 0
     if worker.resources.gpu is None:
         raise UnbuildableJobError(
-            f"the lease has {job.resources.gpu:g} GB of GPU memory but worker {job.worker_ref.name} no GPUs any more;"
-            " set spec.resources.gpu for the next job"
+            f"worker {job.worker_ref.name} no longer has GPUs for the lease of {job.resources.gpu:g} GB of GPU memory."
+            " Set spec.resources.gpu for the next job."
         )
     # a lease of the complete worker is a sum of floats, which may slightly exceed the devices' memory
     return min(devices_needed(job.resources.gpu, worker.resources.gpu.memory_gb), worker.resources.gpu.count)
 
 
 def storage_bytes(job: HyphaJobSpec) -> int:
-    """Return how much the job may write to disk."""
+    """Return how many bytes the job may write to disk."""
     return _bytes(job.resources.storage or _DEFAULTS.storage)
 
 
 def memory_bytes(job: HyphaJobSpec) -> int:
-    """Return how much memory the executor may use, including /dev/shm."""
+    """Return how many bytes of memory the executor may use, including /dev/shm."""
     return _bytes(job.resources.memory or _DEFAULTS.memory)
 
 
@@ -98,19 +97,13 @@ def executor_environment(job: HyphaJobSpec, executor: Executor, devices: int) ->
         "OMP_NUM_THREADS": str(max(_millicores(job) // 1000 // max(devices, 1), 1)),
         "PYTHONUNBUFFERED": "1",
     }
-    if not devices:  # otherwise the runtime gives images for GPUs all devices of the node
+    if not devices:  # otherwise the NVIDIA runtime gives CUDA images all GPUs of the node
         defaults["NVIDIA_VISIBLE_DEVICES"] = "void"
     return to_env(defaults | executor.env | _VARIABLES)
 
 
-def executor_image(executor: Executor, settings: Settings) -> str:
-    """Return the image that the container runs."""
-    default = settings.trainer_image if executor.class_ == "train" else settings.parameter_server_image
-    return executor.image or default
-
-
 def to_env(variables: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return variables as a container's `env`, with every $ taken literally."""
+    """Return variables as a container's `env`. References such as $(HOME) are escaped."""
     return [{"name": name, "value": value.replace("$(", "$$(")} for name, value in variables.items()]
 
 

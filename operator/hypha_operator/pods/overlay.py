@@ -1,4 +1,4 @@
-"""Merge a user's pod template into the operator's, and reject what weakens the pod's isolation. Pure."""
+"""Merge a user's pod template into the operator's, and reject changes that weaken the pod's isolation."""
 
 import copy
 from collections.abc import Collection, Iterator, Mapping
@@ -24,7 +24,7 @@ _KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "readinessGates": ("conditionType",),
     "schedulingGates": ("name",),
 }
-"""Lists that are merged item by item, and the fields that identify an item. The overlay replaces any other list."""
+"""Lists that are merged item by item, with the fields that identify an item. The overlay replaces all other lists."""
 _DEFAULTS: Final = {"protocol": "TCP"}
 _OPTIONAL: Final = frozenset({"protocol", "key", "operator", "value", "effect", "request"})
 
@@ -56,7 +56,7 @@ _UNSAFE_ANNOTATIONS: Final = (
     "container.apparmor.security.beta.kubernetes.io/",
     "container.seccomp.security.alpha.kubernetes.io/",
     "seccomp.security.alpha.kubernetes.io/",
-    # Networks to which the NetworkPolicy does not apply.
+    # Additional networks, to which the NetworkPolicy does not apply.
     "k8s.v1.cni.cncf.io/",
     "v1.multus-cni.io/",
     # Settings of container runtimes: sandboxes, devices, handlers.
@@ -67,22 +67,23 @@ _UNSAFE_ANNOTATIONS: Final = (
     "run.oci.",
 )
 _SECRET_REFERENCES: Final = frozenset({"secret", "secretRef", "secretKeyRef", "nodePublishSecretRef"})
-_OPT_IN: Final = "remove it, or set allowPrivilegedTemplate on the executor if the job's code is as trusted as the node"
+_OPT_IN: Final = ", or set allowPrivilegedTemplate on the executor if the job's code is as trusted as the node"
 
 
 class OverlayError(ValueError):
-    """A template is not acceptable; the text names the path in it and the remedy."""
+    """A template is not acceptable. The message names the path in the template and the remedy."""
 
 
 @dataclass(frozen=True)
 class _Violation:
     path: str
     problem: str
+    remedy: str
     isolation: bool
-    """Whether allowPrivilegedTemplate permits it."""
+    """Whether the problem only weakens isolation, so that allowPrivilegedTemplate permits it."""
 
     def message(self, *, opt_in: bool) -> str:
-        return f"template.{self.path}: {self.problem}; {_OPT_IN if opt_in and self.isolation else 'remove it'}"
+        return f"template.{self.path}: {self.problem}; {self.remedy}{_OPT_IN if opt_in and self.isolation else ''}"
 
 
 def merge_pod_template(
@@ -96,9 +97,9 @@ def merge_pod_template(
     """Merge a user's pod template into the operator's.
 
     Args:
-        base: the operator's pod template (metadata, spec). Its containers, volumes and labels stay as they are.
-        overlay: the user's template. It merges objects and keyed lists, replaces other values, and removes with null.
-        allow_privileged: whether the template may weaken the pod's isolation; None if there is no such option.
+        base: the operator's pod template (metadata, spec). The overlay cannot remove its containers, volumes or labels.
+        overlay: the user's template. Objects and keyed lists are merged, other values replaced, and nulls removed.
+        allow_privileged: whether the template may weaken the pod's isolation. None if the user has no such option.
         leased: containers whose resources come from a lease, so that a template cannot change them.
         keys: Secrets with the worker's identity, which no template may mount.
 
@@ -110,16 +111,12 @@ def merge_pod_template(
     for field in ("initContainers", "containers"):
         ours = _by_name(base["spec"], field)
         for name, container in _by_name(_mapping(merged.get("spec"), "spec"), field).items():
-            if name not in ours:  # a container that the template adds is confined like the operator's own
+            if name not in ours:  # confine a container that the template adds like the operator's own
                 container["securityContext"] = _merge(
                     context, container.get("securityContext", {}), f"spec.{field}[{name}]"
                 )
-    violations = [
-        violation
-        for violation in _violations(base, merged, leased, keys)
-        if not (allow_privileged and violation.isolation)
-    ]
-    if violations:
+    found = _violations(base, merged, leased, keys)
+    if violations := [violation for violation in found if not (allow_privileged and violation.isolation)]:
         opt_in = allow_privileged is not None
         raise OverlayError("; ".join(violation.message(opt_in=opt_in) for violation in violations[:3]))
     return merged
@@ -127,7 +124,7 @@ def merge_pod_template(
 
 def _merge(base: Mapping[str, Any], overlay: Any, path: str) -> dict[str, Any]:
     if not isinstance(overlay, Mapping):
-        raise OverlayError(f"template.{path or 'metadata'}: must be an object; write fields below it")
+        raise OverlayError(f"template.{path or 'metadata'}: must be an object, so write fields below it")
     merged = copy.deepcopy(dict(base))
     for name, value in overlay.items():
         here = f"{path}.{name}" if path else str(name)
@@ -153,7 +150,7 @@ def _merge_list(base: list[Any], overlay: Any, keys: tuple[str, ...], path: str)
     for item in overlay:
         identity = _identity(item, keys, path)
         if identity in named:
-            raise OverlayError(f"template.{path}[{_joined(identity)}]: appears twice; keep one of them")
+            raise OverlayError(f"template.{path}[{_joined(identity)}]: appears twice. Keep one of them.")
         named.add(identity)
         merged[identity] = _merge(merged.get(identity, {}), item, f"{path}[{_joined(identity)}]")
     return list(merged.values())
@@ -164,7 +161,7 @@ def _identity(item: Any, keys: tuple[str, ...], path: str) -> tuple[str, ...]:
         raise OverlayError(f"template.{path}: every item must be an object")
     missing = [key for key in keys if key not in _OPTIONAL and item.get(key) is None]
     if missing:
-        raise OverlayError(f"template.{path}: an item has no {missing[0]}, which identifies items; add it")
+        raise OverlayError(f"template.{path}: an item has no {missing[0]}, which identifies items. Add it.")
     return tuple(str(item.get(key) or _DEFAULTS.get(key, "")) for key in keys)
 
 
@@ -183,12 +180,14 @@ def _by_name(holder: Mapping[str, Any], field: str) -> dict[str, dict[str, Any]]
     return {item["name"]: item for item in _items(holder, field)}
 
 
-def _reserved(path: str, what: str = "is set by the operator and cannot be changed") -> _Violation:
-    return _Violation(path, what, isolation=False)
+def _reserved(
+    path: str, problem: str = "is set by the operator and cannot be changed", remedy: str = "remove it"
+) -> _Violation:
+    return _Violation(path, problem, remedy, isolation=False)
 
 
-def _unsafe(path: str, problem: str) -> _Violation:
-    return _Violation(path, problem, isolation=True)
+def _unsafe(path: str, problem: str, remedy: str = "remove it") -> _Violation:
+    return _Violation(path, problem, remedy, isolation=True)
 
 
 def _violations(
@@ -202,7 +201,7 @@ def _violations(
     for field in ("initContainers", "containers"):
         before, after = _by_name(ours, field), _by_name(spec, field)
         yield from (
-            _reserved(f"spec.{field}", f"lacks {name}, which the operator needs")
+            _reserved(f"spec.{field}", f"lacks {name}, which the operator needs", "add it")
             for name in before
             if name not in after
         )
@@ -233,7 +232,7 @@ def _sequence(value: Any, path: str) -> list[Any]:
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    """Return the names of values that changed or are gone."""
+    """Return the names of values that changed or were removed."""
     return (name for name, value in before.items() if after.get(name) != value)
 
 
@@ -246,7 +245,7 @@ def _of_metadata(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
     ours, labels = before.get("labels", {}), _mapping(after.get("labels", {}), "metadata.labels")
     for name in {*ours, *labels}:
         if ours.get(name) != labels.get(name) and (name in ours or str(name).startswith(_RESERVED_LABELS)):
-            yield _reserved(f"metadata.labels[{name}]", "decides what may reach the pod")
+            yield _reserved(f"metadata.labels[{name}]", "selects the policies that protect the pod")
     for name in _mapping(after.get("annotations", {}), "metadata.annotations"):
         if str(name).startswith(_UNSAFE_ANNOTATIONS):
             yield _unsafe(f"metadata.annotations[{name}]", "changes the confinement of the pod")
@@ -263,9 +262,8 @@ def _of_spec(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[_V
             continue
         if field == "terminationGracePeriodSeconds":
             if not isinstance(new, int) or (isinstance(old, int) and new < old):
-                yield _reserved(
-                    path, f"must be at least {old}, or results are lost (jobs.terminationGraceSeconds + {STOP_S})"
-                )
+                minimum = f"must be at least {old} (jobs.terminationGraceSeconds + {STOP_S}), or results are lost"
+                yield _reserved(path, minimum, "raise it")
         elif field == "restartPolicy":
             yield _reserved(path)
         elif field == "resourceClaims":
@@ -300,9 +298,8 @@ def _of_volumes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator
             elif kind not in _VOLUMES and kind != "name":
                 yield _unsafe(f"{path}.{kind}", "is a kind of volume that reaches outside the pod")
             elif kind == "emptyDir" and not _mapping(source, path).get("sizeLimit"):
-                yield _unsafe(
-                    f"{path}.emptyDir", "has no sizeLimit, so it escapes the lease's limit of storage; set one"
-                )
+                problem = "has no sizeLimit, so it escapes the lease's storage limit"
+                yield _unsafe(f"{path}.emptyDir", problem, "set one")
 
 
 def _of_our_container(
@@ -343,10 +340,8 @@ def _of_any_container(
     ours: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], path: str
 ) -> Iterator[_Violation]:
     if not _memory_limit(after, path) and (not before or _memory_limit(before, path)):
-        yield _unsafe(
-            f"{path}.resources.limits.memory",
-            "is missing, so the container escapes the lease's limit of memory; set one",
-        )
+        problem = "is missing, so the container escapes the lease's memory limit"
+        yield _unsafe(f"{path}.resources.limits.memory", problem, "set one")
     for port in _items(after, "ports"):
         if port.get("hostPort") or port.get("hostIP"):
             yield _unsafe(f"{path}.ports[{port['containerPort']}].hostPort", "opens a port of the node")

@@ -1,4 +1,4 @@
-"""Build the pod of a job: the bridge as a sidecar, the executor, and the volumes of each."""
+"""Build the pod of a job: the bridge as a sidecar, the executor, and their volumes."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -10,13 +10,12 @@ from hypha_contracts.names import (
     EXECUTOR,
     JOB_FILE_KEY,
     TOKEN_AUDIENCE,
-    USER_ID,
     connector_service_name,
     job_account,
     job_labels,
 )
 from hypha_contracts.times import STOP_S, connector_deadline_s
-from hypha_operator.machinery.manifests import lost_node_tolerations
+from hypha_operator.machinery.manifests import CONTAINER_SECURITY, POD_SECURITY, lost_node_tolerations
 from hypha_operator.pods.executor import (
     CLAIM,
     JOB_FILE,
@@ -25,7 +24,6 @@ from hypha_operator.pods.executor import (
     devices_of,
     executor_command,
     executor_environment,
-    executor_image,
     executor_of,
     executor_resources,
     memory_bytes,
@@ -42,13 +40,7 @@ _TOKEN_LIFETIME_S: Final = 3600
 _LOST_NODE_S: Final = 60
 """How long a pod stays on a node that does not answer."""
 _BRIDGE_RESOURCES: Final = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}}
-_CONFINED: Final = {
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-    "readOnlyRootFilesystem": True,
-    "runAsNonRoot": True,
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
+_SPEC_MOUNT: Final = {"name": "spec", "mountPath": JOB_FILE.rpartition("/")[0], "readOnly": True}
 
 
 def pod_template(
@@ -66,13 +58,7 @@ def pod_template(
         "enableServiceLinks": False,
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": worker.jobs.termination_grace_seconds + STOP_S,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "fsGroup": USER_ID,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": POD_SECURITY,
         "tolerations": lost_node_tolerations(_LOST_NODE_S),
         "initContainers": [_bridge(namespace, job, worker, settings)],
         "containers": [_executor(job, worker, settings)],
@@ -114,10 +100,10 @@ def _bridge(namespace: str, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings
         "startupProbe": {"exec": {"command": ["test", "-S", SOCKET]}, "periodSeconds": 1, "failureThreshold": 120},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "resources": _BRIDGE_RESOURCES,
-        "securityContext": _CONFINED,
+        "securityContext": CONTAINER_SECURITY,
         "volumeMounts": [
             {"name": "job", "mountPath": _JOB_DIR},
-            _spec_mount(),
+            _SPEC_MOUNT,
             {"name": "token", "mountPath": _TOKEN_DIR, "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of this pod alone
         ],
@@ -127,9 +113,10 @@ def _bridge(namespace: str, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings
 def _executor(job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) -> dict[str, Any]:
     executor, devices = executor_of(job, worker), devices_of(job, worker)
     command, args = executor_command(executor, devices)
+    default_image = settings.trainer_image if executor.class_ == "train" else settings.parameter_server_image
     return {
         "name": EXECUTOR,
-        "image": executor_image(executor, settings),
+        "image": executor.image or default_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": command,
         "args": args,
@@ -137,26 +124,22 @@ def _executor(job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) ->
         "env": executor_environment(job, executor, devices),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "resources": executor_resources(job, worker),
-        "securityContext": _CONFINED,
+        "securityContext": CONTAINER_SECURITY,
         "volumeMounts": [
             {"name": "job", "mountPath": WORK_DIR, "subPath": "work"},
             {"name": "job", "mountPath": "/tmp", "subPath": "work/tmp"},  # noqa: S108 - part of the lease's storage
-            _spec_mount(),
+            _SPEC_MOUNT,
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - the workers of PyTorch share tensors there
         ],
     }
-
-
-def _spec_mount() -> dict[str, Any]:
-    return {"name": "spec", "mountPath": JOB_FILE.rpartition("/")[0], "readOnly": True}
 
 
 def _volumes(name: str, job: HyphaJobSpec) -> list[dict[str, Any]]:
     token = {"audience": TOKEN_AUDIENCE, "expirationSeconds": _TOKEN_LIFETIME_S, "path": "token"}
     return [
         {"name": "job", "emptyDir": {"sizeLimit": str(storage_bytes(job))}},
-        # Mount only this key. The controller chooses the Secret's type, and the cluster adds a service account's token
-        # to Secrets of one type.
+        # Mount only this key. The controller may choose the Secret's type, and to Secrets of type
+        # kubernetes.io/service-account-token, the cluster adds a token.
         {"name": "spec", "secret": {"secretName": name, "items": [{"key": JOB_FILE_KEY, "path": JOB_FILE_KEY}]}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": str(memory_bytes(job) // 2)}},
         {"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}},

@@ -1,4 +1,4 @@
-"""Derive the state of a job from its pods and its Job, as the kubelet and the controllers report them. Pure."""
+"""Derive the state of a job from the statuses of its pods and its Job. Performs no I/O."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,10 +8,11 @@ from typing import Any, Final
 
 from hypha_contracts.names import BRIDGE, EXECUTOR
 from hypha_contracts.reasons import JobReason
+from hypha_operator.machinery.conditions import container_statuses, find_condition, is_true
 from hypha_operator.machinery.kinds import Manifest
 
 _LOST_AFTER: Final = timedelta(seconds=60)
-"""How long after its deletion was due a pod counts as lost with its node."""
+"""A pod that still exists this long after its deletion was due counts as lost with its node."""
 _PREPARATION_TIMEOUT: Final = timedelta(seconds=60)
 """How long a pod's volumes and network may take."""
 _MAX_LINES: Final = 20
@@ -22,19 +23,22 @@ _NOT_STARTED: Final = frozenset({"CreateContainerConfigError", "CreateContainerE
 _NO_PROGRAM: Final = frozenset({"StartError", "ContainerCannotRun"})
 _OWN_STORAGE: Final = re.compile("exceeds the limit|exceeded its local ephemeral storage|exceeds the total limit")
 _DISRUPTIONS: Final = {
-    "PreemptionByScheduler": (JobReason.PREEMPTED, "a pod of higher priority took its place; raise priorityClassName"),
+    "PreemptionByScheduler": (
+        JobReason.PREEMPTED,
+        "a pod of higher priority took its place; raise priorityClassName",
+    ),
     "DeletionByTaintManager": (JobReason.NODE_LOST, "its node does not answer, or no longer tolerates the pod"),
     "DeletionByPodGC": (JobReason.NODE_LOST, "its node is gone"),
     "EvictionByEvictionAPI": (JobReason.EVICTED, "its node was drained, or another client evicted the pod"),
     "TerminationByKubelet": (JobReason.EVICTED, "its node was short of resources or shut down"),
 }
-"""The reason of a pod's condition DisruptionTarget: the job's reason, and its meaning."""
+"""The reason of the pod's condition DisruptionTarget: the reason and the message for the job."""
 _COMPLETED_MESSAGE: Final = "The executor has ended and the bridge has delivered its results."
 
 
 @dataclass(frozen=True)
 class Finding:
-    """How a job ended or what blocks it, and what to do about it."""
+    """How a job ended, or what blocks it, with a remedy."""
 
     reason: JobReason
     message: str
@@ -42,56 +46,51 @@ class Finding:
 
 
 def is_over(pod: Manifest, now: datetime) -> bool:
-    """Whether nothing of a pod runs any more, or its node is lost."""
+    """Whether no container of the pod runs any more, or its node is lost."""
     return _status(pod).get("phase") in ("Succeeded", "Failed") or _is_lost(pod, now)
 
 
-def condition(holder: Manifest, type_: str) -> Mapping[str, Any] | None:
-    """Return a condition of a pod or Job, if it is True."""
-    found = _condition(holder, type_)
-    return found if found and found["status"] == "True" else None
-
-
 def container_state(pod: Manifest, name: str, state: str) -> Mapping[str, Any] | None:
-    """Return the details of a container's state (waiting, running, terminated), if it is in that state."""
-    found: Mapping[str, Any] | None = (_container(pod, name).get("state") or {}).get(state)
+    """Return the details of a container's state (waiting, running, terminated), or None if it is in another state."""
+    container = next((container for container in container_statuses(pod) if container["name"] == name), {})
+    found: Mapping[str, Any] | None = (container.get("state") or {}).get(state)
     return found
 
 
 def end_of_pod(pod: Manifest, memory_gb: float, storage_gb: float) -> Finding | None:
-    """Return how the job ended, as soon as its pod shows it. The reason is Completed if it succeeded."""
+    """Return how the job ended according to its pod, or None while it runs. The reason is Completed if it succeeded."""
     if _status(pod).get("phase") == "Succeeded":
         return _delivered(pod)
     return _disruption(pod, storage_gb) or _failure(pod, memory_gb) or _rejection(pod) or _deletion(pod)
 
 
 def end_of_job(job: Manifest) -> Finding | None:
-    """Return how the job ended, from its Job alone, for a pod whose end the operator did not observe."""
-    if condition(job, "Complete"):
+    """Return how the job ended according to its Job, for a pod whose end the operator did not observe."""
+    if is_true(job, "Complete"):
         return Finding(JobReason.COMPLETED, _COMPLETED_MESSAGE)
-    failed = condition(job, "Failed") or condition(job, "FailureTarget")
-    if not failed:
+    type_ = next((type_ for type_ in ("Failed", "FailureTarget") if is_true(job, type_)), None)
+    if type_ is None:
         return None
+    failed = find_condition(job, type_)
     message = failed.get("message", "")
     if "DisruptionTarget" in message:
-        return Finding(JobReason.EVICTED, f"the cluster ended its pod, which is gone: {message}")
-    return Finding(JobReason.EXECUTOR_FAILED, f"its pod failed and is gone: {message or failed.get('reason')}")
+        return Finding(JobReason.EVICTED, f"the cluster ended the job's pod, which is gone: {message}")
+    return Finding(JobReason.EXECUTOR_FAILED, f"the job's pod failed and is gone: {message or failed.get('reason')}")
 
 
 def obstacle_of(pod: Manifest, now: datetime) -> Finding | None:
-    """Return what keeps a pod from running its executor, unless waiting alone helps."""
-    scheduled = _condition(pod, "PodScheduled")
-    if scheduled and scheduled["status"] == "False":
+    """Return what blocks a pod's executor, or None if it is only a matter of time."""
+    scheduled = find_condition(pod, "PodScheduled")
+    if scheduled.get("status") == "False":
         if scheduled.get("reason") != "Unschedulable":
             return None
-        message = f"no node has room for its pod: {scheduled.get('message', '')} {JobReason.UNSCHEDULABLE.remedy}"
+        message = f"no node has room for the job's pod: {scheduled.get('message', '')} {JobReason.UNSCHEDULABLE.remedy}"
         return Finding(JobReason.UNSCHEDULABLE, message)
     return next(filter(None, (*_container_obstacles(pod), _preparation_obstacle(pod, now))), None)
 
 
 def _container_obstacles(pod: Manifest) -> Iterator[Finding | None]:
-    statuses = _status(pod)
-    for container in (*statuses.get("initContainerStatuses", ()), *statuses.get("containerStatuses", ())):
+    for container in container_statuses(pod):
         name, state = container["name"], container.get("state") or {}
         waiting, crashes = state.get("waiting") or {}, not container.get("started") and "terminated" not in state
         reason, message = waiting.get("reason"), waiting.get("message", "")
@@ -117,15 +116,15 @@ def _container_obstacles(pod: Manifest) -> Iterator[Finding | None]:
 
 
 def _preparation_obstacle(pod: Manifest, now: datetime) -> Finding | None:
-    scheduled, prepared = condition(pod, "PodScheduled"), _condition(pod, "PodReadyToStartContainers")
-    if not scheduled or not prepared or prepared["status"] == "True" or condition(pod, "Initialized"):
+    scheduled, prepared = find_condition(pod, "PodScheduled"), find_condition(pod, "PodReadyToStartContainers")
+    if scheduled.get("status") != "True" or prepared.get("status", "True") == "True" or is_true(pod, "Initialized"):
         return None
-    if now - _time(scheduled["lastTransitionTime"]) < _PREPARATION_TIMEOUT:
+    if now - datetime.fromisoformat(scheduled["lastTransitionTime"]) < _PREPARATION_TIMEOUT:
         return None
     name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
     return Finding(
         JobReason.START_FAILED,
-        f"node {_node(pod)} cannot make the pod's volumes or network. See kubectl describe pod -n {namespace} {name}",
+        f"node {_node(pod)} cannot set up the pod's volumes or network. See kubectl describe pod -n {namespace} {name}",
     )
 
 
@@ -144,14 +143,15 @@ def _delivered(pod: Manifest) -> Finding:
 
 
 def _disruption(pod: Manifest, storage_gb: float) -> Finding | None:
-    """Return what the cluster did to a pod that did not end by itself."""
+    """Return why the cluster ended a pod, or None if the cluster did not end it."""
     status = _status(pod)
     detail = status.get("message", "").strip()
     if status.get("reason") == "Evicted" and _OWN_STORAGE.search(detail):
         remedy = JobReason.STORAGE_EXCEEDED.remedy
         message = f"the job wrote more than its lease's {storage_gb:g} GB: {detail} {remedy}"
         return Finding(JobReason.STORAGE_EXCEEDED, message, _last_lines(container_state(pod, EXECUTOR, "terminated")))
-    if found := condition(pod, "DisruptionTarget"):
+    if is_true(pod, "DisruptionTarget"):
+        found = find_condition(pod, "DisruptionTarget")
         unknown = JobReason.EVICTED, "the cluster ended its pod"
         reason, meaning = _DISRUPTIONS.get(found.get("reason", ""), unknown)
         detail = detail or found.get("message") or found.get("reason")
@@ -162,7 +162,7 @@ def _disruption(pod: Manifest, storage_gb: float) -> Finding | None:
 
 
 def _failure(pod: Manifest, memory_gb: float) -> Finding | None:
-    """Return how the executor failed."""
+    """Return how the executor failed, if it did."""
     executor = container_state(pod, EXECUTOR, "terminated")
     if not executor or executor["exitCode"] == 0:
         return None
@@ -180,7 +180,7 @@ def _failure(pod: Manifest, memory_gb: float) -> Finding | None:
 
 
 def _rejection(pod: Manifest) -> Finding | None:
-    """Return why a node did not accept a pod that was bound to it, or abandoned it."""
+    """Return why a node rejected or abandoned a pod that was bound to it."""
     status = _status(pod)
     if status.get("phase") != "Failed":
         return None
@@ -212,30 +212,20 @@ def _last_lines(terminated: Mapping[str, Any] | None) -> tuple[str, ...]:
 def _is_lost(pod: Manifest, now: datetime) -> bool:
     """Whether the node of a pod that is being deleted is lost.
 
-    Its node did not answer before the deletion, or the pod is still there long after the deletion was due.
+    The node did not answer before the deletion, or the pod still exists long after the deletion was due.
     """
     metadata = pod["metadata"]
     if "deletionTimestamp" not in metadata:
         return False
-    due = _time(metadata["deletionTimestamp"])
+    due = datetime.fromisoformat(metadata["deletionTimestamp"])
     if now > due + _LOST_AFTER:
         return True
-    disruption, ready = condition(pod, "DisruptionTarget"), _condition(pod, "Ready")
-    if not disruption or disruption.get("reason") != "DeletionByTaintManager" or not ready:
+    disruption, ready = find_condition(pod, "DisruptionTarget"), find_condition(pod, "Ready")
+    if (disruption.get("status"), disruption.get("reason")) != ("True", "DeletionByTaintManager"):
         return False
     deleted = due - timedelta(seconds=metadata.get("deletionGracePeriodSeconds", 0))
-    return bool(ready["status"] != "True") and _time(ready["lastTransitionTime"]) < deleted
-
-
-def _condition(holder: Manifest, type_: str) -> Mapping[str, Any] | None:
-    conditions = _status(holder).get("conditions") or ()
-    return next((found for found in conditions if found["type"] == type_), None)
-
-
-def _container(pod: Manifest, name: str) -> Mapping[str, Any]:
-    statuses = _status(pod)
-    found = (*statuses.get("initContainerStatuses", ()), *statuses.get("containerStatuses", ()))
-    return next((container for container in found if container["name"] == name), {})
+    silent = ready.get("status", "True") != "True"
+    return silent and datetime.fromisoformat(ready["lastTransitionTime"]) < deleted
 
 
 def _node(pod: Manifest) -> str:
@@ -244,7 +234,3 @@ def _node(pod: Manifest) -> str:
 
 def _status(holder: Manifest) -> Mapping[str, Any]:
     return holder.get("status") or {}
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)

@@ -1,4 +1,4 @@
-"""Build the service accounts of controller and jobs, and their rights."""
+"""Build the service accounts of the controller and of the jobs, and the controller's permissions."""
 
 from hypha_contracts.names import (
     GROUP,
@@ -17,9 +17,8 @@ _RBAC = "rbac.authorization.k8s.io"
 
 
 def access(hypha_worker: Manifest) -> list[Manifest]:
-    """Return the service accounts, the controller's Role in its namespace, and the RoleBinding."""
-    metadata = hypha_worker["metadata"]
-    worker = metadata["name"]
+    """Return the service accounts, the controller's Role and its RoleBinding."""
+    namespace, worker = hypha_worker["metadata"]["namespace"], hypha_worker["metadata"]["name"]
     name = controller_name(worker)
     rules = [
         {"apiGroups": [GROUP], "resources": [JOBS], "verbs": ["get", "list", "watch", "create", "patch"]},
@@ -37,13 +36,13 @@ def access(hypha_worker: Manifest) -> list[Manifest]:
             ROLE_BINDING,
             name,
             roleRef={"apiGroup": _RBAC, "kind": "Role", "name": name},
-            subjects=[{"kind": "ServiceAccount", "name": name, "namespace": metadata["namespace"]}],
+            subjects=[{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
         ),
     ]
 
 
 def token_reviewer(hypha_worker: Manifest, role: str) -> Manifest:
-    """Return the ClusterRoleBinding for token reviews. It has no namespace, and therefore no owner."""
+    """Return the ClusterRoleBinding for token reviews. It has no owner, because it is cluster-scoped."""
     namespace, worker = hypha_worker["metadata"]["namespace"], hypha_worker["metadata"]["name"]
     return {
         "apiVersion": CLUSTER_ROLE_BINDING.api_version,

@@ -7,7 +7,7 @@ from hypha_resources.worker import HyphaWorkerSpec
 
 
 def certificate(hypha_worker: Manifest, spec: HyphaWorkerSpec) -> Manifest | None:
-    """Return the Certificate. Its Ed25519 key stays the same at every renewal, because the key is the peer id."""
+    """Return the Certificate, if the spec names an issuer. Renewals keep the key, because it determines the peer id."""
     issuer = spec.identity.issuer_ref
     if issuer is None:
         return None

@@ -1,4 +1,4 @@
-"""Apply the children of a HyphaWorker that differ from what the watches have shown."""
+"""Apply the children of a HyphaWorker that differ from the objects in the store."""
 
 from typing import Final
 
@@ -29,7 +29,7 @@ _UNWATCHED_S: Final = 600.0
 
 
 class RefusedError(Exception):
-    """A child cannot be applied until people change something; `reason` is the condition's."""
+    """A child cannot be applied until somebody changes the spec or the cluster. `reason` goes into the condition."""
 
     def __init__(self, reason: WorkerReason, message: str) -> None:
         super().__init__(message)
@@ -41,20 +41,20 @@ class WorkerChildren:
 
     def __init__(self, store: Store, cluster: Cluster, clock: Clock, settings: Settings) -> None:
         self._store, self._cluster, self._clock, self._settings = store, cluster, clock, settings
-        self._bound_s: dict[str, float] = {}
-        self._uncertified: dict[str, int] = {}  # by uid: the generation that certainly has no Certificate
+        self._bound_s: dict[str, float] = {}  # by uid: the time of the last apply of the token reviewer's binding
+        self._uncertified: dict[str, int] = {}  # by uid: the generation for which no Certificate is left to delete
 
     def release(self, uid: str) -> None:
-        """Release the memory about a worker that is gone."""
+        """Release what is remembered about a deleted worker."""
         self._bound_s.pop(uid, None)
         self._uncertified.pop(uid, None)
 
     async def apply(self, worker: Manifest, spec: HyphaWorkerSpec, *, accept_offers: bool) -> list[str]:
-        """Apply all children; return the addresses for peers outside, as `external_addresses` does.
+        """Apply all children. Return the addresses for peers outside the cluster, as `external_addresses` does.
 
         Raises:
-            RefusedError: the API server refused a child, and only a change by people helps.
-            ApiError: the API server did not answer, or refused for a reason that may pass.
+            RefusedError: the API server refused a child, and will refuse it until somebody changes something.
+            ApiError: the API server did not answer, or refused for a reason that may be temporary.
         """
         try:
             return await self._apply_all(worker, spec, accept_offers=accept_offers)
@@ -66,19 +66,12 @@ class WorkerChildren:
             raise RefusedError(WorkerReason.REFUSED, f"{error}. {WorkerReason.REFUSED.remedy}") from error
 
     async def _apply_all(self, worker: Manifest, spec: HyphaWorkerSpec, *, accept_offers: bool) -> list[str]:
-        metadata = worker["metadata"]
-        for manifest in (
-            *access(worker),
-            connector_service(worker),
-            network_policy(worker, spec),
-            disruption_budget(worker),
-        ):
+        network = connector_service(worker), network_policy(worker, spec), disruption_budget(worker)
+        for manifest in (*access(worker), *network):
             await self._apply(manifest)
         await self._bind(worker)
         await self._apply_certificate(worker, spec)
-        await self._apply_p2p_service(worker, spec)
-        service = self._store.get(SERVICE, metadata["namespace"], p2p_service_name(metadata["name"]))
-        addresses = external_addresses(spec, service)
+        addresses = external_addresses(spec, await self._apply_p2p_service(worker, spec))
         pinned = (worker.get("status") or {}).get("peerId")
         await self._apply(config_map(worker, spec, addresses, accept_offers=accept_offers, peer_id=pinned))
         await self._apply(deployment(worker, spec, addresses, self._settings, accept_offers=accept_offers))
@@ -99,24 +92,23 @@ class WorkerChildren:
 
     async def _bind(self, worker: Manifest) -> None:
         uid, now_s = worker["metadata"]["uid"], self._clock.monotonic()
-        if now_s - self._bound_s.get(uid, float("-inf")) >= _UNWATCHED_S:
-            role = self._settings.token_reviewer_role
-            try:
-                await self._apply_binding(token_reviewer(worker, role))
-            except NotFound as error:
-                raise RefusedError(
-                    WorkerReason.ROLE_MISSING,
-                    f"ClusterRole {role}, which lets the controller review its jobs' tokens, does not exist. "
-                    f"{WorkerReason.ROLE_MISSING.remedy}",
-                ) from error
-            self._bound_s[uid] = now_s
-
-    async def _apply_binding(self, binding: Manifest) -> None:
+        if now_s - self._bound_s.get(uid, float("-inf")) < _UNWATCHED_S:
+            return
+        role = self._settings.token_reviewer_role
+        binding = token_reviewer(worker, role)
         try:
-            await self._cluster.apply(binding)
-        except Invalid:  # another release made it for its own role, and the role of a binding cannot change
-            await self._cluster.delete(CLUSTER_ROLE_BINDING, None, binding["metadata"]["name"])
-            await self._cluster.apply(binding)
+            try:
+                await self._cluster.apply(binding)
+            except Invalid:  # another release created it for its own role, and the role of a binding is immutable
+                await self._cluster.delete(CLUSTER_ROLE_BINDING, None, binding["metadata"]["name"])
+                await self._cluster.apply(binding)
+        except NotFound as error:
+            raise RefusedError(
+                WorkerReason.ROLE_MISSING,
+                f"ClusterRole {role}, which lets the controller review its jobs' tokens, does not exist. "
+                f"{WorkerReason.ROLE_MISSING.remedy}",
+            ) from error
+        self._bound_s[uid] = now_s
 
     async def _apply_certificate(self, worker: Manifest, spec: HyphaWorkerSpec) -> None:
         metadata = worker["metadata"]
@@ -141,16 +133,17 @@ class WorkerChildren:
                 f"This cluster does not have cert-manager. {WorkerReason.CERT_MANAGER_MISSING.remedy}",
             ) from error
 
-    async def _apply_p2p_service(self, worker: Manifest, spec: HyphaWorkerSpec) -> None:
-        metadata = worker["metadata"]
-        name = p2p_service_name(metadata["name"])
+    async def _apply_p2p_service(self, worker: Manifest, spec: HyphaWorkerSpec) -> Manifest | None:
+        """Apply or delete the Service for peers. Return it as it is in the store."""
+        namespace, name = worker["metadata"]["namespace"], p2p_service_name(worker["metadata"]["name"])
         if desired := p2p_service(worker, spec):
             await self._apply(desired)
-        elif known := self._store.get(SERVICE, metadata["namespace"], name):
-            await self._cluster.delete(SERVICE, metadata["namespace"], name, uid=known["metadata"]["uid"])
+        elif known := self._store.get(SERVICE, namespace, name):
+            await self._cluster.delete(SERVICE, namespace, name, uid=known["metadata"]["uid"])
+        return self._store.get(SERVICE, namespace, name)
 
 
 def _name_taken(desired: Manifest, why: str) -> RefusedError:
     name = f"{desired['kind']} {desired['metadata']['name']}"
-    message = f"{name} exists and belongs to somebody else: {why}. {WorkerReason.NAME_TAKEN.remedy}"
+    message = f"{name} exists and has another owner: {why}. {WorkerReason.NAME_TAKEN.remedy}"
     return RefusedError(WorkerReason.NAME_TAKEN, message)

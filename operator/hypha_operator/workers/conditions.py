@@ -1,13 +1,13 @@
 """Derive the conditions of a HyphaWorker from everything observed about it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from hypha_contracts.names import controller_name
 from hypha_contracts.reasons import WorkerReason
-from hypha_operator.machinery.conditions import Condition
+from hypha_operator.machinery.conditions import Condition, container_statuses, find_condition, is_true
 from hypha_operator.machinery.kinds import Manifest
 from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
 
@@ -23,13 +23,13 @@ class ObservedWorker:
     """A worker and its objects at one moment.
 
     Attributes:
-        spec: the specification, or None if it is invalid; `refusal` then says why.
-        refusal: the reason and message of an error that only a change by people removes.
-        failure: the API server's error while the children were applied; the operator tries again.
+        spec: the specification, or None if it is invalid. `refusal` then says why.
+        refusal: the reason and message of an error that persists until somebody changes something.
+        failure: the API server's error while the children were applied. The operator tries again.
         secrets: the Secrets that the controller mounts: the identity's and the network's.
         certificate: the cert-manager Certificate, if the spec asks for one.
         pinned_peer_id: the peer id that the node reported first.
-        draining: what the deletion still waits for, or None if the worker is not being deleted.
+        draining: a message about what the deletion waits for, or None if the worker is not being deleted.
     """
 
     name: str
@@ -49,7 +49,7 @@ class ObservedWorker:
 
 @dataclass(frozen=True)
 class _Finding:
-    """Why a worker is not ready. A stalled worker stays so until people change something."""
+    """Why a worker is not ready. A stalled worker stays so until somebody changes something."""
 
     reason: str
     message: str
@@ -64,10 +64,8 @@ def classify(observed: ObservedWorker) -> list[Condition]:
     progressing = finding is not None and not stalled
     return [
         Condition("Ready", ready, reason, message),
-        Condition(
-            "Reconciling", progressing, reason if progressing else WorkerReason.SETTLED, message if progressing else ""
-        ),
-        Condition("Stalled", stalled, reason if stalled else WorkerReason.NOT_STALLED, message if stalled else ""),
+        Condition("Reconciling", progressing, *((reason, message) if progressing else (WorkerReason.SETTLED,))),
+        Condition("Stalled", stalled, *((reason, message) if stalled else (WorkerReason.NOT_STALLED,))),
         _connected(observed),
         _identity_valid(observed),
         _requests_answered(observed),
@@ -86,7 +84,7 @@ def _readiness(observed: ObservedWorker, finding: _Finding | None) -> tuple[bool
 
 
 def _findings(observed: ObservedWorker) -> Iterator[_Finding]:
-    """Yield why the worker is not ready, each cause before its consequences."""
+    """Yield the reasons why the worker is not ready, causes before their consequences."""
     if observed.draining is not None:
         yield _Finding(WorkerReason.DRAINING, observed.draining)
     if observed.refusal is not None:
@@ -98,7 +96,7 @@ def _findings(observed: ObservedWorker) -> Iterator[_Finding]:
         )
     yield from _of_certificate(observed)
     identity = _identity_valid(observed)
-    if identity.status is False:  # before the pod, which ends because of it
+    if identity.status is False:  # before the pod, because the node exits for this reason
         yield _Finding(identity.reason, identity.message, stalled=True)
     yield from _of_deployment(observed)
     if observed.pod is not None:
@@ -110,9 +108,8 @@ def _of_certificate(observed: ObservedWorker) -> Iterator[_Finding]:
     if observed.spec is None or observed.spec.identity.issuer_ref is None:
         return
     issuer = observed.spec.identity.issuer_ref
-    ready = _condition(observed.certificate, "Ready")
-    if ready.get("status") != "True":
-        detail = ready.get("message") or "cert-manager has not reported yet"
+    if not is_true(observed.certificate, "Ready"):
+        detail = find_condition(observed.certificate, "Ready").get("message") or "cert-manager has not reported yet"
         yield _Finding(
             WorkerReason.CERTIFICATE_PENDING,
             f"{issuer.kind} {issuer.name} has not issued the certificate: {detail}. See kubectl describe certificate "
@@ -121,29 +118,29 @@ def _of_certificate(observed: ObservedWorker) -> Iterator[_Finding]:
 
 
 def _of_deployment(observed: ObservedWorker) -> Iterator[_Finding]:
-    failure = _condition(observed.deployment, "ReplicaFailure")
-    if failure.get("status") == "True":
+    if is_true(observed.deployment, "ReplicaFailure"):
+        detail = find_condition(observed.deployment, "ReplicaFailure").get("message", "")
         yield _Finding(
             WorkerReason.POD_REFUSED,
-            f"The API server refused the controller's pod: {failure.get('message', '')}. "
-            f"{WorkerReason.POD_REFUSED.remedy}",
+            f"The API server refused the controller's pod: {detail}. {WorkerReason.POD_REFUSED.remedy}",
         )
     if observed.pod is None:
         yield _Finding(WorkerReason.STARTING, "The cluster creates the controller's pod.")
 
 
 def _of_pod(observed: ObservedWorker, pod: Manifest) -> Iterator[_Finding]:
-    scheduled = _condition(pod, "PodScheduled")
+    scheduled = find_condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         yield _Finding(
             WorkerReason.UNSCHEDULABLE,
             f"No node has room for the controller's pod: {scheduled.get('message', '')}. "
             f"{WorkerReason.UNSCHEDULABLE.remedy}",
         )
-    for container in _containers(pod):
+    for container in container_statuses(pod):
         yield from _of_container(observed, container)
-    started = _condition(pod, "PodReadyToStartContainers")
-    if started.get("status") == "False" and _age(scheduled, observed.now) > VOLUMES_TIMEOUT:
+    since = scheduled.get("lastTransitionTime")
+    late = since is not None and observed.now - datetime.fromisoformat(since) > VOLUMES_TIMEOUT
+    if late and find_condition(pod, "PodReadyToStartContainers").get("status") == "False":
         yield _Finding(
             WorkerReason.SECRET_MISSING,
             f"The controller's pod waits for its volumes: {_wanted_secrets(observed)}. See kubectl describe pod -n "
@@ -154,7 +151,6 @@ def _of_pod(observed: ObservedWorker, pod: Manifest) -> Iterator[_Finding]:
 def _of_container(observed: ObservedWorker, container: Mapping[str, Any]) -> Iterator[_Finding]:
     waiting = container.get("state", {}).get("waiting") or {}
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
-    logs = _logs(observed)
     if reason in _IMAGE_REASONS:
         yield _Finding(
             WorkerReason.IMAGE_PULL,
@@ -170,20 +166,18 @@ def _of_container(observed: ObservedWorker, container: Mapping[str, Any]) -> Ite
     if ended:
         lines = (ended.get("message") or "").strip().splitlines()
         last = lines[-1] if lines else f"exit code {ended.get('exitCode')} ({ended.get('reason', '')})"
-        yield _Finding(WorkerReason.CONTROLLER_CRASHING, f"The controller ended: {last}. See {logs} --previous.")
+        message = f"The controller ended: {last}. See {_logs(observed)} --previous."
+        yield _Finding(WorkerReason.CONTROLLER_CRASHING, message)
 
 
 def _of_node(observed: ObservedWorker) -> Iterator[_Finding]:
     if not _reports(observed):
-        yield _Finding(WorkerReason.STARTING, "The controller starts; it has not reported yet.")
+        yield _Finding(WorkerReason.STARTING, "The controller is starting and has not reported yet.")
     connected = _connected(observed)
     if connected.status is False:
         yield _Finding(connected.reason, connected.message)
-    if _condition(observed.pod, "Ready").get("status") != "True":
-        yield _Finding(
-            WorkerReason.NOT_HEALTHY,
-            f"The controller's probe fails. See {_logs(observed)}.",
-        )
+    if not is_true(observed.pod, "Ready"):
+        yield _Finding(WorkerReason.NOT_HEALTHY, f"The controller's probe fails. See {_logs(observed)}.")
 
 
 def _connected(observed: ObservedWorker) -> Condition:
@@ -195,7 +189,7 @@ def _connected(observed: ObservedWorker) -> Condition:
             "Connected",
             False,
             WorkerReason.NO_GATEWAY,
-            f"None of the gateways answers ({', '.join(spec.network.gateways)}). {WorkerReason.NO_GATEWAY.remedy} "
+            f"No gateway answers ({', '.join(spec.network.gateways)}). {WorkerReason.NO_GATEWAY.remedy} "
             f"The authorities are in Secret {observed.secrets[1]}.",
         )
     if spec.network.relay_circuit and not node.circuits:
@@ -228,7 +222,7 @@ def _identity_valid(observed: ObservedWorker) -> Condition:
             False,
             WorkerReason.IDENTITY_REFUSED,
             f"{node.problem}. Secret {secret} needs tls.crt and tls.key (Ed25519, PKCS#8), issued by an authority in "
-            f"ca.crt of Secret {observed.secrets[1]}. With spec.identity.allowPeerIdChange the key may be another one.",
+            f"ca.crt of Secret {observed.secrets[1]}. To use another key, set spec.identity.allowPeerIdChange.",
         )
     if not node.peer_id:
         return Condition("IdentityValid", None, WorkerReason.NOT_REPORTED, _NOT_REPORTED)
@@ -267,17 +261,17 @@ def _requests_answered(observed: ObservedWorker) -> Condition:
     if not requests.last_refusal:
         return Condition("RequestsAnswered", None, WorkerReason.NO_REQUESTS, "No scheduler has requested a worker yet.")
     reason, message = requests.last_refusal.reason, requests.last_refusal.message
-    remedy = next((known.remedy for known in WorkerReason if known == reason), "")  # the node may be a newer one
+    remedy = next((known.remedy for known in WorkerReason if known == reason), "")  # a newer node may have more reasons
     return Condition(
         "RequestsAnswered",
         False,
         reason,
-        f"The node refused all of the last requests, the last one because {message}. {remedy}",
+        f"The node refused all recent requests, the last one because {message}. {remedy}",
     )
 
 
 def _reports(observed: ObservedWorker) -> bool:
-    """Whether the node's status comes from the pod that runs now."""
+    """Whether the node's status comes from the current pod."""
     pod = observed.pod
     return pod is not None and observed.node.pod_name == pod["metadata"]["name"]
 
@@ -286,21 +280,6 @@ def _wanted_secrets(observed: ObservedWorker) -> str:
     identity, trust = observed.secrets
     where = f"Secret {identity} must exist in {observed.namespace} with tls.crt and tls.key"
     return f"{where}, and ca.crt" if trust == identity else f"{where}, and Secret {trust} with ca.crt"
-
-
-def _containers(pod: Manifest) -> Sequence[Mapping[str, Any]]:
-    status = pod.get("status") or {}
-    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
-
-
-def _condition(manifest: Manifest | None, type_: str) -> Mapping[str, Any]:
-    conditions = ((manifest or {}).get("status") or {}).get("conditions") or []
-    return next((condition for condition in conditions if condition["type"] == type_), {})
-
-
-def _age(condition: Mapping[str, Any], now: datetime) -> timedelta:
-    since = condition.get("lastTransitionTime")
-    return now - datetime.fromisoformat(since) if since else timedelta()
 
 
 def _logs(observed: ObservedWorker) -> str:

@@ -8,14 +8,13 @@ from hypha_contracts.names import (
     CONFIG_ANNOTATION,
     CONNECTOR_PORT,
     CONTROLLER,
-    USER_ID,
     controller_labels,
     controller_name,
     controller_selector,
     identity_secret,
 )
 from hypha_operator.machinery.kinds import CONFIG_MAP, DEPLOYMENT, Manifest
-from hypha_operator.machinery.manifests import child, lost_node_tolerations
+from hypha_operator.machinery.manifests import CONTAINER_SECURITY, POD_SECURITY, child, lost_node_tolerations
 from hypha_operator.pods.overlay import merge_pod_template
 from hypha_operator.settings import Settings
 from hypha_operator.workers.network import HOST_IP, p2p_ports
@@ -26,7 +25,7 @@ _CONFIG_DIR: Final = "/etc/hypha/config"
 _CONFIG_KEY: Final = "worker.toml"
 _GRACE_S: Final = 20
 _LOST_NODE_S: Final = 10
-"""How long the pod stays on a node that does not answer; its successor must start before the jobs' leases expire."""
+"""How long the pod stays on a node that does not answer. Its successor must start before the jobs' leases expire."""
 _RESOURCES: Final = {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
 
 
@@ -81,7 +80,7 @@ def deployment(
 
 
 def _with_host_port(template: dict[str, Any], spec: HyphaWorkerSpec) -> dict[str, Any]:
-    """Add the host port that the spec asks for, which a template must not set."""
+    """Add the host port that the spec asks for. Templates cannot set host ports, so it is added after merging."""
     expose = spec.network.expose
     if expose is not None and expose.type == "HostPort":
         container = next(item for item in template["spec"]["containers"] if item["name"] == CONTROLLER)
@@ -103,13 +102,7 @@ def _pod_spec(worker: str, spec: HyphaWorkerSpec, addresses: list[str], settings
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": _GRACE_S,
         "imagePullSecrets": [{"name": name} for name in spec.image_pull_secrets],
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "fsGroup": USER_ID,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": POD_SECURITY,
         "tolerations": lost_node_tolerations(_LOST_NODE_S),
         "containers": [_container(spec, addresses, settings)],
         "volumes": [
@@ -120,13 +113,7 @@ def _pod_spec(worker: str, spec: HyphaWorkerSpec, addresses: list[str], settings
                 "projected": {
                     "sources": [
                         {"secret": {"name": trust, "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
-                        {
-                            "secret": {
-                                "name": trust,
-                                "optional": True,
-                                "items": [{"key": "crl.pem", "path": "crl.pem"}],
-                            }
-                        },
+                        {"secret": {"name": trust, "items": [{"key": "crl.pem", "path": "crl.pem"}], "optional": True}},
                     ]
                 },
             },
@@ -151,13 +138,7 @@ def _container(spec: HyphaWorkerSpec, addresses: list[str], settings: Settings) 
         "readinessProbe": _probe("/readyz", period_s=5, failures=2),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "resources": spec.controller.resources or _RESOURCES,
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-            "runAsNonRoot": True,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": CONTAINER_SECURITY,
         "volumeMounts": [
             {"name": "config", "mountPath": _CONFIG_DIR, "readOnly": True},
             {"name": "identity", "mountPath": IDENTITY_DIR, "readOnly": True},
@@ -169,7 +150,7 @@ def _container(spec: HyphaWorkerSpec, addresses: list[str], settings: Settings) 
 
 
 def _environment(addresses: list[str]) -> list[dict[str, Any]]:
-    """Return settings that depend on the pod or its node; the environment takes precedence over the file."""
+    """Return the settings that depend on the pod or its node. They take precedence over the configuration file."""
     environment: list[dict[str, Any]] = [_from_pod("HYPHA_KUBERNETES__POD_NAME", "metadata.name")]
     if any(HOST_IP in address for address in addresses):
         environment += [

@@ -1,4 +1,4 @@
-"""Build what makes a controller reachable: Services, NetworkPolicy, external addresses, disruption budget."""
+"""Build the objects that make a controller reachable, and derive its external addresses."""
 
 from ipaddress import ip_address
 from typing import Any, Final
@@ -16,7 +16,7 @@ from hypha_operator.machinery.manifests import child
 from hypha_resources.worker import HyphaWorkerSpec
 
 HOST_IP: Final = "$(HOST_IP)"
-"""A placeholder for the IP address of the pod's node; the kubelet replaces it in the pod's environment."""
+"""A placeholder for the IP address of the pod's node. The kubelet replaces it in the pod's environment."""
 
 
 def p2p_ports(spec: HyphaWorkerSpec) -> list[int]:
@@ -27,7 +27,7 @@ def p2p_ports(spec: HyphaWorkerSpec) -> list[int]:
 def connector_service(hypha_worker: Manifest) -> Manifest:
     """Return the Service of the connector.
 
-    It includes controllers that are not ready: one that has lost its gateways still serves its running jobs.
+    It includes controllers that are not ready, because a controller without gateways still serves its running jobs.
     """
     worker = hypha_worker["metadata"]["name"]
     spec = {
@@ -67,11 +67,11 @@ def _port(name: str, port: int) -> dict[str, Any]:
 
 
 def external_addresses(spec: HyphaWorkerSpec, service: Manifest | None) -> list[str]:
-    """Return the addresses for peers outside that are known so far; they may contain `HOST_IP`.
+    """Return the known addresses for peers outside the cluster. They may contain `HOST_IP`.
 
     Args:
-        spec: the worker's specification; its own external addresses take precedence.
-        service: the Service for peers, as the API server has it.
+        spec: the worker's specification, whose external addresses take precedence.
+        service: the current Service for peers, if it exists.
     """
     network, expose = spec.network, spec.network.expose
     if network.external_addresses or expose is None:
@@ -97,7 +97,7 @@ def _host(ingress: dict[str, str]) -> str:
 
 
 def network_policy(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Manifest:
-    """Return the NetworkPolicy: anyone reaches the peer-to-peer ports, and the worker's jobs reach the connector."""
+    """Return the NetworkPolicy: peers reach the peer-to-peer ports, and the worker's jobs reach the connector."""
     worker = hypha_worker["metadata"]["name"]
     spec = {
         "podSelector": {"matchLabels": controller_selector(worker)},
@@ -114,7 +114,7 @@ def network_policy(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Mani
 
 
 def disruption_budget(hypha_worker: Manifest) -> Manifest:
-    """Return the PodDisruptionBudget: anyone may evict the controller at any time, because its jobs outlive it."""
+    """Return the PodDisruptionBudget. It allows every eviction of the controller, because the jobs outlive it."""
     worker = hypha_worker["metadata"]["name"]
     spec = {
         "maxUnavailable": 1,
@@ -125,6 +125,6 @@ def disruption_budget(hypha_worker: Manifest) -> Manifest:
 
 
 def with_host_ip(addresses: list[str], host_ip: str | None) -> list[str]:
-    """Return the addresses with the node's IP address in them, without those whose host is not known yet."""
+    """Return the addresses with `HOST_IP` replaced, without those that need a host IP that is not known yet."""
     known = [address for address in addresses if host_ip or HOST_IP not in address]
     return [address.replace(HOST_IP, host_ip or "") for address in known]

@@ -40,25 +40,11 @@ def config_toml(
         spec: its specification.
         external_addresses: the addresses for peers outside the cluster.
         accept_offers: False while the worker is suspended or being deleted.
-        peer_id: the only peer id that the node may have; None permits any.
+        peer_id: the only peer id that the node may have. None permits any peer id.
     """
-    config = _node_config(
-        hypha_worker["metadata"], spec, external_addresses, accept_offers=accept_offers, peer_id=peer_id
-    )
-    values = config.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
-    return tomlkit.dumps(values)
-
-
-def _node_config(
-    metadata: Mapping[str, Any],
-    spec: HyphaWorkerSpec,
-    external_addresses: list[str],
-    *,
-    accept_offers: bool,
-    peer_id: str | None,
-) -> NodeConfig:
+    metadata = hypha_worker["metadata"]
     gpu, network = spec.resources.gpu, spec.network
-    return NodeConfig(
+    config = NodeConfig(
         cert_pem=Path(IDENTITY_DIR, "tls.crt"),
         key_pem=Path(IDENTITY_DIR, "tls.key"),
         trust_pem=Path(TRUST_DIR, "ca.crt"),
@@ -92,11 +78,11 @@ def _node_config(
             for executor in spec.executors
         ],
     )
+    return tomlkit.dumps(config.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True))
 
 
 def _telemetry(spec: HyphaWorkerSpec, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    telemetry = spec.telemetry
-    if telemetry is None:
+    if (telemetry := spec.telemetry) is None:
         return {}
     attributes = {
         "k8s.namespace.name": metadata["namespace"],

@@ -1,4 +1,4 @@
-"""Reconcile a HyphaWorker: apply its children, observe, classify, write the status once, emit events."""
+"""Reconcile a HyphaWorker: apply its children, observe, classify, write the status once, post Events."""
 
 import logging
 from collections.abc import Sequence
@@ -14,8 +14,9 @@ from hypha_contracts.times import DRAIN_S
 from hypha_messages.validation import describe
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.conditions import Condition, merged
+from hypha_operator.machinery.conditions import Condition, differs, find_condition, merged
 from hypha_operator.machinery.kinds import CERTIFICATE, DEPLOYMENT, POD, WORKER, Key, Manifest
+from hypha_operator.machinery.manifests import identity_of
 from hypha_operator.machinery.store import Store
 from hypha_operator.settings import Settings
 from hypha_operator.workers.children import RefusedError, WorkerChildren
@@ -28,11 +29,11 @@ from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
 _SETTLED_S: Final = 600.0
 _SETTLING_S: Final = 30.0
 _DRAINING_S: Final = 2.0
-_PLAIN_FIELDS: Final = ("observedGeneration", "peerId", "capacity", "externalAddresses")
-"""Fields of the status, besides conditions, that the operator writes; the node writes the others."""
+_FIELDS: Final = ("observedGeneration", "peerId", "capacity", "externalAddresses")
+"""Fields of the status, besides conditions, that the operator writes. The node writes the others."""
 _WITHOUT_EVENT: Final = frozenset({WorkerReason.NOT_REPORTED, WorkerReason.NO_REQUESTS})
 _NORMAL: Final = frozenset({WorkerReason.STARTING, WorkerReason.DRAINING})
-"""Reasons of conditions that are not True and yet no cause for a warning."""
+"""Reasons of conditions that are not True but do not deserve a warning."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +44,8 @@ class _Applied:
 
     Attributes:
         spec: the specification, or None if it is invalid.
-        addresses: the addresses for peers outside.
-        refusal: the reason and message of an error that only a change by people removes.
+        addresses: the addresses for peers outside the cluster.
+        refusal: the reason and message of an error that persists until somebody changes something.
         failure: an error after which the operator tries again.
     """
 
@@ -78,7 +79,7 @@ class WorkerReconciler:
         draining = None
         if deleting:
             if applied.failure:
-                _log.warning("%s: draining without its children up to date: %s", key, applied.failure)
+                _log.warning("%s: draining although its children could not be updated: %s", key, applied.failure)
             if is_foreground(worker):
                 await self._cluster.event(worker, "Warning", WorkerReason.DRAINING, NOT_DRAINED)
             grace_s = applied.spec.jobs.termination_grace_seconds if applied.spec else DRAIN_S
@@ -92,15 +93,15 @@ class WorkerReconciler:
         return left_s
 
     async def _add_finalizer(self, worker: Manifest) -> None:
-        """Keep a worker until it is drained."""
+        """Add the finalizer that keeps a deleted worker until it is drained."""
         if DRAIN_FINALIZER not in worker["metadata"].get("finalizers", []):
-            held = _identity(worker)
+            held = identity_of(worker)
             held["metadata"]["finalizers"] = [DRAIN_FINALIZER]
             await self._cluster.apply(held)
 
     async def _remove_finalizer(self, worker: Manifest) -> float | None:
-        """Release the worker, whichever field manager set the finalizer; return seconds until the next try, if any."""
-        released = _identity(worker)
+        """Remove the finalizer, whichever field manager set it. Return seconds until the next attempt, if it failed."""
+        released = identity_of(worker)
         released["metadata"]["resourceVersion"] = worker["metadata"]["resourceVersion"]
         released["metadata"]["finalizers"] = [
             name for name in worker["metadata"]["finalizers"] if name != DRAIN_FINALIZER
@@ -108,9 +109,9 @@ class WorkerReconciler:
         try:
             await self._cluster.merge(released)
         except Conflict:
-            return _DRAINING_S  # another client changed it meanwhile
+            return _DRAINING_S  # another client changed the worker in the meantime
         except NotFound:
-            return None
+            pass
         return None
 
     async def _apply_children(self, worker: Manifest, *, accept_offers: bool) -> _Applied:
@@ -121,7 +122,7 @@ class WorkerReconciler:
             return _Applied(None, refusal=(WorkerReason.INVALID_SPEC, message))
         known = (worker.get("status") or {}).get("externalAddresses") or []
         if is_foreground(worker):
-            return _Applied(spec, known)  # the garbage collector would delete what is created now
+            return _Applied(spec, known)  # the garbage collector would delete new children
         try:
             addresses = await self._children.apply(worker, spec, accept_offers=accept_offers and not spec.suspend)
         except RefusedError as error:
@@ -162,57 +163,41 @@ class WorkerReconciler:
 
     async def _report(self, worker: Manifest, observed: ObservedWorker, addresses: list[str]) -> float:
         """Write the status if it changed; return seconds until the next reconcile."""
-        before: dict[str, Any] = worker.get("status") or {}
         conditions = classify(observed)
-        after = _status(worker, observed, conditions, addresses)
-        if any(before.get(field) != after.get(field) for field in _PLAIN_FIELDS) or _differ(
-            before.get("conditions") or [], after["conditions"]
-        ):
-            await self._cluster.apply_status({**_identity(worker), "status": after})
-            await self._emit_events(worker, before.get("conditions") or [], conditions)
-        if after.get("peerId") != before.get("peerId"):
+        status = _status(worker, observed, conditions, addresses)
+        if differs(worker, status, _FIELDS):
+            await self._cluster.apply_status({**identity_of(worker), "status": status})
+            await self._post_events(worker, conditions)
+        if status.get("peerId") != observed.pinned_peer_id:
             return 0.0  # put the peer id into the node's configuration
         if observed.draining is not None:
             return _DRAINING_S
         return _SETTLED_S if conditions[0].status else _SETTLING_S
 
-    async def _emit_events(self, worker: Manifest, before: Sequence[dict[str, Any]], now: Sequence[Condition]) -> None:
-        """Post an Event for each condition whose reason changed, and one only if several share a reason."""
-        known = {condition["type"]: condition["reason"] for condition in before}
-        emitted: set[str] = set(_WITHOUT_EVENT)
-        for condition in now:
-            changed = known.get(condition.type) != condition.reason and condition.reason not in emitted
-            if condition.type in {"Reconciling", "Stalled"} or not changed:
+    async def _post_events(self, worker: Manifest, conditions: Sequence[Condition]) -> None:
+        """Post an Event for each condition whose reason changed. Conditions with the same reason share one Event."""
+        posted: set[str] = set(_WITHOUT_EVENT)
+        for condition in conditions:
+            changed = find_condition(worker, condition.type).get("reason") != condition.reason
+            if condition.type in {"Reconciling", "Stalled"} or not changed or condition.reason in posted:
                 continue
-            emitted.add(condition.reason)
+            posted.add(condition.reason)
             soon = condition.reason == WorkerReason.CERTIFICATE_EXPIRES_SOON
             normal = condition.reason in _NORMAL or (condition.status and not soon)
             await self._cluster.event(worker, "Normal" if normal else "Warning", condition.reason, condition.message)
 
 
-def _identity(worker: Manifest) -> Manifest:
-    metadata = {key: worker["metadata"][key] for key in ("name", "namespace", "uid")}
-    return {"apiVersion": worker["apiVersion"], "kind": worker["kind"], "metadata": metadata}
-
-
 def _status(
     worker: Manifest, observed: ObservedWorker, conditions: Sequence[Condition], addresses: list[str]
 ) -> dict[str, Any]:
-    before = worker.get("status") or {}
     generation = worker["metadata"]["generation"]
     identity = next(condition for condition in conditions if condition.type == "IdentityValid")
     host_ip = ((observed.pod or {}).get("status") or {}).get("hostIP")
     status = {
         "observedGeneration": generation,
-        "conditions": merged(before.get("conditions") or [], conditions, generation, observed.now),
+        "conditions": merged(worker, conditions, generation, observed.now),
         "peerId": observed.node.peer_id if identity.status else observed.pinned_peer_id,
         "capacity": observed.spec.resources.capacity.model_dump() if observed.spec else None,
         "externalAddresses": with_host_ip(addresses, host_ip) or None,
     }
     return {key: value for key, value in status.items() if value is not None}
-
-
-def _differ(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> bool:
-    """Whether the operator's conditions changed; other writers may have conditions of their own among them."""
-    known = {condition["type"]: condition for condition in before}
-    return any(known.get(condition["type"]) != condition for condition in after)
