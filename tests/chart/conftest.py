@@ -1,4 +1,4 @@
-"""What the chart's tests share."""
+"""Fixtures of the chart's tests."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ FOREIGN = Path(__file__).parent / "foreign_crds.yaml"
 
 @pytest.fixture(scope="session")
 def definitions(api_server: ApiServer) -> ApiServer:
-    """The API server of the run, serving our resources and those of others that examples use."""
+    """The API server of the test run, with the definitions of this project and the foreign ones that examples use."""
     for path in (ROOT / "crds", FOREIGN):
         api_server.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(path))
     api_server.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")

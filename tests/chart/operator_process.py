@@ -1,4 +1,4 @@
-"""The operator as the chart runs it: its account's rights, its arguments and its environment, but on this machine."""
+"""Run the operator as a local process with the chart's permissions, arguments and environment."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def grant(api: ApiServer, manifests: list[Manifest]) -> None:
 
 @contextmanager
 def running(api: ApiServer, values: Manifest, directory: Path) -> Iterator[OperatorProcess]:
-    """Install a release but for its Deployment, and run what that would."""
+    """Install a release without its Deployment, and run the Deployment's command as a process."""
     home = api.namespace()
     manifests = render(values=values, namespace=home)
     grant(api, manifests)

@@ -57,7 +57,7 @@ VARIANTS: Mapping[str, Manifest] = {
 
 
 def helm(which: str, *arguments: str, values: Manifest | None = None, kubeconfig: Path | None = None) -> str:
-    """What Helm answers; CalledProcessError, with its words in stderr, if it fails."""
+    """Return Helm's output. Raises CalledProcessError, with Helm's message in stderr."""
     command = [tool(which), *arguments]
     if values is not None:
         command += ["--values", "-"]
@@ -68,17 +68,17 @@ def helm(which: str, *arguments: str, values: Manifest | None = None, kubeconfig
 
 
 def render(which: str = "helm", values: Manifest | None = None, *, namespace: str = NAMESPACE) -> list[Manifest]:
-    """The objects of a release, as `helm template` gives them."""
+    """Return the objects of a release, as `helm template` renders them."""
     text = helm(which, "template", RELEASE, str(CHART), "--namespace", namespace, values=values or {})
     return [manifest for manifest in yaml.safe_load_all(text) if manifest]
 
 
 def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
-    """Those of one kind."""
+    """Return the objects of one kind."""
     return [manifest for manifest in manifests if manifest["kind"] == kind]
 
 
 def one(manifests: list[Manifest], kind: str, name: str | None = None) -> Manifest:
-    """The only one of a kind (and a name)."""
+    """Return the only object of a kind, or of a kind and a name."""
     (found,) = [m for m in of_kind(manifests, kind) if name in (None, m["metadata"]["name"])]
     return found

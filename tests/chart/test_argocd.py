@@ -1,4 +1,4 @@
-"""ArgoCD's health checks, run by a Lua of the version that ArgoCD's is (5.1), and the example Application."""
+"""ArgoCD's health checks, run by ArgoCD's version of Lua (5.1), and the example Application."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ CASES = [
 
 
 def health(check: Path, obj: Any) -> dict[str, str]:
-    """What a check says of an object, run as ArgoCD runs it: `obj` is global, no library but base, table and string."""
+    """Return the result of a health check. As in ArgoCD, `obj` is global, with the libraries base, table and string."""
     lua = lua51.LuaRuntime(unpack_returned_tuples=True)
     lua.execute("io, os, package, require, dofile, loadfile, debug, python = nil")
     lua.globals().obj = lua.table_from(obj, recursive=True)

@@ -1,4 +1,4 @@
-"""docs/kubernetes.md says of every field what it is, and its commands do what it says."""
+"""docs/kubernetes.md explains every field, and its commands work."""
 
 import os
 import re
@@ -17,7 +17,7 @@ TEXT = (ROOT / "docs" / "kubernetes.md").read_text()
 
 
 def fields(schema: dict[str, Any], path: str = "") -> Iterator[str]:
-    """The dotted paths of a schema's leaves; of lists those of their items."""
+    """Yield the dotted paths of a schema's leaves. Items of a list have the path of the list."""
     schema = schema.get("items", schema)
     if "properties" not in schema:
         yield path
@@ -40,7 +40,7 @@ def test_the_tables_of_reasons_are_up_to_date() -> None:
 
 
 def test_the_command_for_argocd_adds_the_health_checks(api_server: ApiServer) -> None:
-    """ArgoCD's ConfigMap keeps what else is in it."""
+    """The other keys of ArgoCD's ConfigMap stay."""
     (block,) = re.findall(r"```sh\n(checks=.*?)```", TEXT, re.DOTALL)
     for manifest in (
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "argocd"}},

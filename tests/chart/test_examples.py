@@ -1,4 +1,4 @@
-"""What Git holds is what the API server keeps: nothing is defaulted, normalised or dropped."""
+"""The API server stores manifests as they are in Git: it defaults, normalises and drops nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def test_quantities_stay_as_they_are_written(definitions: ApiServer, namespace: 
 
 
 def test_a_release_synced_twice_changes_nothing(definitions: ApiServer, namespace: str) -> None:
-    """As ArgoCD does it: each object by server-side apply, then what is written against what is there."""
+    """Like ArgoCD, apply each object server-side, then compare the manifest with the stored object."""
     values = {**EVERYTHING, "crds": {"install": False}}
     skipped = ("ServiceMonitor", "Pod")  # of a foreign kind; a hook
     manifests = [m for m in render(values=values, namespace=namespace) if m["kind"] not in skipped]
@@ -70,14 +70,14 @@ def _read(path: Path, namespace: str) -> list[Manifest]:
 
 
 def _apply(api: ApiServer, manifests: list[Manifest], manager: str = "kubectl") -> list[Manifest]:
-    """Apply and return the objects as the API server has them then."""
+    """Apply the objects, and return them as the API server stores them."""
     arguments = ("apply", "--server-side", f"--field-manager={manager}", "-ojson", "-f-")
     answers = [yaml.safe_load(api.kubectl(*arguments, stdin=yaml.safe_dump(manifest))) for manifest in manifests]
     return [dict(answer) for answer in answers]
 
 
 def _assert_within(written: Any, live: Any, path: str) -> None:
-    """All that is written is there, as it is written."""
+    """Assert that the stored object contains every written field unchanged."""
     if isinstance(written, dict):
         for key, value in written.items():
             assert key in live, f"{path}.{key} was dropped"

@@ -1,4 +1,4 @@
-"""The operator with exactly the arguments, environment and rights that the chart gives it, on a real API server."""
+"""The operator with the chart's arguments, environment and permissions, on a real API server."""
 
 import json
 import os
@@ -26,7 +26,7 @@ JOB = ROOT / "charts/argocd/resource_customizations/hypha.space/HyphaJob/testdat
 
 @dataclass(frozen=True)
 class Confined:
-    """A running operator that serves one namespace of the run's API server."""
+    """A running operator that serves one namespace of the test run's API server."""
 
     api: ApiServer
     namespace: str
@@ -77,7 +77,7 @@ def _make_and_take_away(api: ApiServer, namespace: str) -> None:
 
 
 def test_a_hyphajob_gets_a_job_that_ends_when_it_is_cancelled(confined: Confined) -> None:
-    """With a claim of devices, a NetworkPolicy, and the HyphaJob's status; what nobody collects here stays marked."""
+    """The job claims devices. No garbage collector runs here, so deleted objects keep their deletion timestamp."""
     api, namespace = confined.api, confined.namespace
     worker, job = yaml.safe_load(DRA_WORKER.read_text()), yaml.safe_load(JOB.read_text())
     worker["metadata"] = {"name": "job-worker", "namespace": namespace}
@@ -100,7 +100,7 @@ def test_a_hyphajob_gets_a_job_that_ends_when_it_is_cancelled(confined: Confined
 
 
 def test_no_example_is_changed_by_the_operator(confined: Confined) -> None:
-    """Neither in what is written nor in who owns it; all but the one without cert-manager get their controller."""
+    """Fields and managers stay. Every worker gets a controller, except the one that needs cert-manager."""
     api, namespace = confined.api, confined.namespace
     workers = [
         {**manifest, "metadata": {**manifest["metadata"], "namespace": namespace}}
@@ -136,7 +136,7 @@ def test_the_dashboard_queries_only_metrics_of_the_operator(confined: Confined) 
 
 @dataclass(frozen=True)
 class HelmTest:
-    """The pod of `helm test`, as a process: its account has no rights."""
+    """The pod of `helm test`, as a process whose account has no permissions."""
 
     api: ApiServer
     account: Path
@@ -148,7 +148,7 @@ class HelmTest:
         return cls(api, directory)
 
     def run(self, operator: str) -> tuple[int, str]:
-        """The exit code and the output, with the operator at an address."""
+        """Return the exit code and the output for an operator at an address."""
         (pod,) = of_kind(render(), "Pod")
         (container,) = pod["spec"]["containers"]
         server = urlsplit(self.api.url)

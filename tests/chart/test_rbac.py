@@ -1,4 +1,4 @@
-"""What the operator may do, with the chart's roles on a real API server: all that it needs, and no more."""
+"""The chart's roles grant the operator exactly the permissions it needs, on a real API server."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ NEVER = {
 
 @dataclass(frozen=True)
 class Operator:
-    """The service account of an installed release, and what its pod is configured with."""
+    """The service account of an installed release, and the settings of its pod."""
 
     client: httpx.Client
     settings: Settings
@@ -117,13 +117,13 @@ def installed(api: ApiServer, values: Manifest) -> Iterator[Operator]:
 
 @pytest.fixture
 def operator(definitions: ApiServer) -> Iterator[Operator]:
-    """Of a release that serves all namespaces."""
+    """The operator of a release that serves all namespaces."""
     yield from installed(definitions, {})
 
 
 @pytest.fixture
 def confined(definitions: ApiServer, namespace: str) -> Iterator[Operator]:
-    """Of a release that serves the test's namespace."""
+    """The operator of a release that serves the test's namespace."""
     yield from installed(definitions, {"watchNamespace": namespace})
 
 
@@ -145,7 +145,7 @@ def test_an_operator_of_one_namespace_has_permissions_only_there(
 
 
 def test_the_lists_above_name_every_rule_of_the_chart() -> None:
-    """So that a rule that is added is asked about here, too."""
+    """A new rule of the chart must be added to the lists of this module."""
     granted = set()
     for role in of_kind(render(values={"watchNamespace": "n"}), "Role") + of_kind(render(), "ClusterRole"):
         if role["metadata"]["name"].endswith(("-edit", "-view", "-token-reviewer")):
@@ -212,7 +212,7 @@ def test_the_operator_can_grant_a_controller_its_permissions_and_no_more(
 
 
 def test_the_clusters_own_roles_include_workers() -> None:
-    """The controller manager adds rules of roles so labelled to view, edit and admin."""
+    """The controller manager adds the rules of roles with these labels to view, edit and admin."""
     roles = {m["metadata"]["name"]: m for m in of_kind(render(), "ClusterRole")}
     (edit,) = (role for name, role in roles.items() if name.endswith("-edit"))
     (view,) = (role for name, role in roles.items() if name.endswith("-view"))

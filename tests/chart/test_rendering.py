@@ -1,4 +1,4 @@
-"""What Helm 3 and Helm 4 make of the chart."""
+"""The chart, as Helm 3 and Helm 4 render it."""
 
 import json
 import subprocess

@@ -13,12 +13,12 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def served(api_server: ApiServer) -> ApiServer:
-    """The API server, which knows HyphaWorkers and HyphaJobs."""
+    """The API server, which serves HyphaWorkers and HyphaJobs."""
     install_definitions(api_server)
     return api_server
 
 
 @pytest.fixture
 def user(served: ApiServer, namespace: str) -> User:
-    """Who writes objects of the test's namespace."""
+    """A user who writes objects of the test's namespace."""
     return User(served, namespace)

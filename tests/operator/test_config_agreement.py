@@ -45,7 +45,7 @@ tables = st.fixed_dictionaries(
 
 
 def accepted(directory: Path, **fields: Any) -> bool:
-    """Return whether a HyphaWorker accepts these fields; if so, its node must accept the file that the operator writes.
+    """Return whether a HyphaWorker accepts these fields. If so, assert that the node accepts the operator's file.
 
     Raises:
         ConfigError: the node refuses the file.

@@ -1,4 +1,4 @@
-"""Whether what is there is what was asked for."""
+"""Comparison of observed objects with desired ones."""
 
 import copy
 from typing import Any

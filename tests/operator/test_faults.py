@@ -1,4 +1,4 @@
-"""Whatever happens to the operator, and whenever: it ends with the same objects, none doubled or orphaned."""
+"""Whatever fault hits the operator, it ends with the same objects, without duplicates or orphans."""
 
 import asyncio
 import copy
@@ -27,7 +27,7 @@ DESIRED = {"offer": {"price": 7, "floor": 7}}
 
 
 async def appear(operator: Operating, user: User) -> None:
-    """A worker is made; its node reports."""
+    """Create a worker, whose node reports."""
     worker = user.apply(worker_manifest(operator.namespace))
     await operator.settle()
     if user.get({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "gpu-pod"}}) is None:
@@ -37,7 +37,7 @@ async def appear(operator: Operating, user: User) -> None:
 
 
 async def change(operator: Operating, user: User) -> None:
-    """It is given a job, other terms, and a way in."""
+    """Give the worker a job, another offer and an exposed port."""
     network = worker_manifest("")["spec"]["network"] | {"expose": {"type": "NodePort"}}
     worker = user.apply(worker_manifest(operator.namespace, **DESIRED, network=network))
     job = job_manifest(operator.namespace, worker, TASK)
@@ -47,7 +47,7 @@ async def change(operator: Operating, user: User) -> None:
 
 
 async def go(operator: Operating, user: User) -> None:
-    """It is deleted, with a job that its node ends and reports."""
+    """Delete the worker. Its node ends its job and reports the end."""
     worker = worker_manifest(operator.namespace)
     if (user.get(worker) or {"metadata": {"deletionTimestamp": ""}})["metadata"].get("deletionTimestamp") is None:
         user.delete(worker)
@@ -67,7 +67,7 @@ STEPS = (appear, change, go)
 
 
 async def live(server: ApiServer, namespace: str, user: User, dies: int | None = None) -> list[Any]:
-    """Go through all steps; an operator that is killed is followed by another, which starts that step anew.
+    """Perform all steps. A killed operator gets a successor, which repeats the step.
 
     Returns what there was after each step, and last the number of writes of the first operator.
     """
@@ -92,7 +92,7 @@ async def live(server: ApiServer, namespace: str, user: User, dies: int | None =
 
 @pytest.fixture(scope="module")
 def undisturbed(api_server: ApiServer) -> list[Any]:
-    """What there is after each step if nothing happens to the operator."""
+    """The objects after each step without any fault."""
     install_definitions(api_server)
     namespace = api_server.namespace()
     return asyncio.run(live(api_server, namespace, User(api_server, namespace)))
@@ -103,7 +103,7 @@ WRITES = 32
 
 @pytest.mark.parametrize("number", range(1, WRITES + 1))
 async def test_an_operator_killed_at_any_write_ends_with_the_same_objects(served, namespace, user, undisturbed, number):
-    """Before each write, which for the API server is after the one before it."""
+    """Kill the operator before each write."""
     *after_each_step, writes = undisturbed
     assert writes == WRITES, "another number of writes: change WRITES"
     *found, _ = await live(served, namespace, user, dies=number)

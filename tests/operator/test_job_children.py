@@ -1,4 +1,4 @@
-"""What a HyphaJob becomes: a Job with its pod, a NetworkPolicy, a claim for devices."""
+"""The children of a HyphaJob: a Job with its pod, a NetworkPolicy, a claim for devices."""
 
 import ipaddress
 import json
@@ -21,7 +21,7 @@ from support.pod_security import breaches_of_isolation, breaches_of_restricted
 def built(
     job: dict[str, Any] | None = None, worker: dict[str, Any] | None = None, **changes: Any
 ) -> dict[str, dict[str, Any]]:
-    """The children by kind; `changes` are of the job's specification."""
+    """Return the children by kind. `changes` replace fields of the job's specification."""
     manifest = job or hypha_job(**changes)
     spec = HyphaJobSpec.model_validate(manifest["spec"])
     hypha_worker = HyphaWorkerSpec.model_validate((worker or worker_manifest())["spec"])

@@ -1,4 +1,4 @@
-"""What the operator decides to do about a HyphaJob, from what it observed."""
+"""The operator's decisions about a HyphaJob, from its observations."""
 
 from dataclasses import replace
 from datetime import timedelta

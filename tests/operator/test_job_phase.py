@@ -1,4 +1,4 @@
-"""What a HyphaJob is said to be, from what the cluster shows of its Job and its pod."""
+"""The phase and conditions of a HyphaJob, derived from its Job and its pod."""
 
 import re
 from datetime import timedelta
@@ -45,7 +45,7 @@ def observe(
 
 
 def then(observed: ObservedJob, state: State, *pods: dict[str, Any], after_s: float, **more: Any) -> ObservedJob:
-    """The next look, with what the one before wrote."""
+    """Return the next observation, with the status that the previous one led to."""
     return observe(*pods, after_s=after_s, status=status_of(observed, state), **more)
 
 

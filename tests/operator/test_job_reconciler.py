@@ -1,4 +1,4 @@
-"""HyphaJobs on a real control plane whose nodes run pods in name only."""
+"""HyphaJobs on a real control plane with simulated nodes."""
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ LEASE = {"cpu": 1.0, "memory": 1.0, "storage": 1.0, "gpu": 0.0}
 
 @pytest.fixture(scope="module")
 def placement(control_plane: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """A pod template that leads to nodes of this module's own."""
+    """A pod template that selects the nodes of this module."""
     install_definitions(control_plane)
     with kwok(control_plane, tmp_path_factory.mktemp("kwok"), nodes=2, gpus=2) as nodes:
         yield {"spec": pod_placement(nodes)}
@@ -214,7 +214,7 @@ async def test_a_template_that_the_api_server_refuses_ends_the_job_with_its_mess
 async def test_a_cluster_without_claims_of_devices_ends_the_job_with_a_remedy(
     control_plane: ApiServer, placement: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As those before Kubernetes 1.34: here under a version that no cluster serves."""
+    """Simulate a cluster before Kubernetes 1.34 with an API version that no cluster serves."""
     unserved = RESOURCE_CLAIM_TEMPLATE._replace(api_version="resource.k8s.io/v0")
     monkeypatch.setitem(kinds._BY_NAME, RESOURCE_CLAIM_TEMPLATE[:2], unserved)
     gpu = {"deviceClassName": "gpu.example.org", "count": 2, "memory": "48Gi"}
@@ -333,7 +333,7 @@ async def test_a_job_that_the_store_does_not_know_is_neither_duplicated_nor_refu
 
 
 async def _until_phase(world: JobWorld, phase: str) -> int:
-    """Wait for a phase; an operator that is killed is followed by another one. Returns how many were killed."""
+    """Wait for a phase. A killed operator gets a successor. Return how many operators were killed."""
     killed = 0
     while world.status.get("phase") != phase:
         try:
@@ -345,7 +345,7 @@ async def _until_phase(world: JobWorld, phase: str) -> int:
 
 
 WRITES = 9
-"""Policy and Job, a status while the pod is made, then status and Event thrice (running, ending, ended), a deletion."""
+"""Policy, Job, a status during the pod's creation, status and Event thrice (running, ending, ended), a deletion."""
 
 
 @pytest.mark.parametrize("write", range(1, WRITES + 1))

@@ -1,4 +1,4 @@
-"""The operator's process, with the chart's rights, restarted when it ends as the kubelet would: what befalls it."""
+"""Faults of the operator's process, which has the chart's permissions and is restarted as by the kubelet."""
 
 import os
 import random
@@ -24,7 +24,7 @@ from support.resources import install_definitions, worker_manifest
 
 
 class Supervised:
-    """An operator of one namespace that is started again whenever it ends."""
+    """An operator of one namespace that is restarted whenever it ends."""
 
     def __init__(self, api: ApiServer, namespace: str, directory: Path) -> None:
         self._home = api.namespace()

@@ -1,4 +1,4 @@
-"""Users' pod templates over ours."""
+"""Merging of users' pod templates into the operator's."""
 
 import copy
 from typing import Any

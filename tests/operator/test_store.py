@@ -1,4 +1,4 @@
-"""The store: late, doubled and disordered events leave it right."""
+"""The store stays correct if events arrive late, twice or out of order."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def test_an_event_about_a_deleted_object_is_ignored():
 
 
 def test_an_object_that_regains_its_label_is_stored_again():
-    """A watch says that it is gone when it loses its label."""
+    """A watch reports an object that loses its label as deleted."""
     store = Store()
     store.put(CONFIG_MAP, thing(version=1))
     store.remove(CONFIG_MAP, thing(version=2))

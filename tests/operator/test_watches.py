@@ -1,4 +1,4 @@
-"""The watches: whom it concerns what is seen, and what comes back from the operator's own writes."""
+"""The keys that a change enqueues, whether a watch showed it or a write returned it."""
 
 from typing import Any
 

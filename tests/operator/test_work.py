@@ -1,4 +1,4 @@
-"""The queue, with time in the test's hands."""
+"""The queue, with a clock that the tests control."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,7 +18,7 @@ A, B = (Key(WORKER, "ns", name) for name in "ab")
 
 
 class Recorded:
-    """Does what a test says for a key, and remembers when."""
+    """Reconciles keys as a test says, and records the times."""
 
     def __init__(self, clock: ManualClock) -> None:
         self._clock = clock

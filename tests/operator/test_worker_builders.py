@@ -1,4 +1,4 @@
-"""The children of a HyphaWorker, as the pure functions make them."""
+"""The children of a HyphaWorker, as the pure functions build them."""
 
 import copy
 import json

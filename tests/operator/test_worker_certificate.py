@@ -1,4 +1,4 @@
-"""The Certificate of a HyphaWorker, where there is cert-manager: only its own is made, changed or deleted."""
+"""The Certificate of a HyphaWorker: the operator changes no other Certificate."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -44,7 +44,7 @@ THEIRS = {**PLACE, "spec": {"secretName": "gpu-identity", "issuerRef": {"name": 
 
 @pytest.fixture(scope="module")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """An API server of this module's own, that knows Certificates."""
+    """An API server for this module, which serves Certificates."""
     with PrivateApiServer(tmp_path_factory.mktemp("cert-manager") / "api-server") as server:
         install_definitions(server.api)
         with server.api.client() as client:
@@ -80,7 +80,7 @@ async def test_a_certificate_is_created_restored_and_deleted_with_its_issuer_ref
 
 
 async def test_a_certificate_of_the_user_is_never_changed(served: ApiServer, namespace: str, user: User):
-    """It fills the Secret that `identity.secretName` names."""
+    """The user's Certificate fills the Secret that `identity.secretName` names."""
     theirs = user.apply(THEIRS)
     user.apply(worker_manifest(namespace))
     async with operating(served.kubeconfig, namespace) as operator:

@@ -1,4 +1,4 @@
-"""What is said of a worker in each of its states, and what to do."""
+"""The conditions and remedies of a worker in each of its states."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

@@ -62,7 +62,7 @@ async def test_a_new_worker_gets_a_controller_that_starts(served, namespace, use
 
 
 async def started(operator, user, worker):
-    """The worker's controller runs, its node has reported, and the operator has seen both."""
+    """Run the worker's controller, let its node report, and let the operator observe both."""
     await operator.settle()
     user.run_pod(operator)
     report(user, worker)
@@ -149,7 +149,7 @@ async def test_a_new_operator_writes_only_objects_that_it_cannot_watch(served, n
 
 
 async def test_no_field_of_the_user_ever_changes(served, namespace, user):
-    """Reconciled again and again, with the same file applied in between."""
+    """Reconcile repeatedly, and apply the same file in between."""
     manifest = worker_manifest(namespace)
     before = user.apply(copy.deepcopy(manifest))
     owned = [entry for entry in before["metadata"]["managedFields"] if entry["manager"] == "user"]
@@ -307,7 +307,7 @@ async def test_an_object_of_another_owner_is_not_taken_over(served, namespace, u
 
 
 class Later(Clock):
-    """A clock that is ahead, by which nobody waits."""
+    """A clock that is ahead, and on which nothing waits."""
 
     ahead = timedelta()
 
@@ -376,7 +376,7 @@ class TestDeletion:
         assert user.get(worker) is None
 
     async def test_children_that_the_garbage_collector_deletes_are_not_recreated(self, served, namespace, user):
-        """As in a foreground deletion, which passes the draining by."""
+        """A foreground deletion bypasses the draining."""
         worker = user.apply(worker_manifest(namespace))
         async with operating(served.kubeconfig, namespace) as operator:
             await operator.settle()
@@ -395,7 +395,7 @@ class TestDeletion:
         assert "foreground" in event["message"]
 
     async def test_a_shared_finalizer_is_removed_and_other_finalizers_stay(self, served, namespace, user):
-        """As of a worker that was made anew from what an export of it says."""
+        """For example, a worker that was recreated from an export has such a finalizer."""
         manifest = worker_manifest(namespace)
         manifest["metadata"]["finalizers"] = ["example.org/kept", DRAIN_FINALIZER]
         user.apply(manifest)

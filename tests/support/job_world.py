@@ -1,4 +1,4 @@
-"""One HyphaJob on a real control plane, reconciled step by step by an operator whose clock is ours."""
+"""One HyphaJob on a real control plane, reconciled step by step by an operator whose clock the tests control."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from support.operator_objects import hypha_job, worker_manifest
 
 
 class Clock:
-    """The machine's clock, set forward at will; nobody really sleeps for long."""
+    """The machine's clock, which tests can advance. Sleeps are short."""
 
     def __init__(self) -> None:
         self.ahead_s = 0.0
@@ -42,27 +42,27 @@ class JobWorld:
         self._lives = lives
 
     async def restart(self) -> None:
-        """Begin with a new operator that knows nothing."""
+        """Start a new operator with an empty store."""
         await self._lives.aclose()
         life = operating(self.server.kubeconfig, self.namespace, self.clock)
         self.operating = await self._lives.enter_async_context(life)
 
     @property
     def writes(self) -> list[str]:
-        """Method and kind of what this operator has written, without Events."""
+        """Method and kind of this operator's writes, without Events."""
         calls = [write.split() for write in self.operating.cluster.writes]
         kinds = [(method, path.partition(f"/namespaces/{self.namespace}/")[2].split("/")[0]) for method, path in calls]
         return [f"{method} {kind}" for method, kind in kinds if kind != "events"]
 
     def make_worker(self, **changes: Any) -> None:
-        """Make the worker, and what belongs to it that jobs need."""
+        """Create the worker, and the service account that its jobs need."""
         self.server.token(self.namespace, f"{WORKER_NAME}-job")
         manifest = worker_manifest(self.namespace, **changes)
         del manifest["metadata"]["uid"]
         self.call("POST", self.path(WORKER), manifest)
 
     def make_job(self, **spec: Any) -> None:
-        """Make the HyphaJob, as a node does."""
+        """Create the HyphaJob, as a node does."""
         worker = self.call("GET", self.path(WORKER, WORKER_NAME))
         spec.setdefault("lease_s", 3600)
         lease = {"id": "44444444-4444-4444-4444-444444444444", "deadline": self.deadline(spec.pop("lease_s"))}
@@ -73,14 +73,14 @@ class JobWorld:
         self.call("POST", self.path(HYPHA_JOB), manifest)
 
     def deadline(self, seconds: float) -> str:
-        """A deadline, so many seconds from now."""
+        """Return a deadline this many seconds from now."""
         return (self.clock.now() + timedelta(seconds=seconds)).isoformat(timespec="seconds")
 
     def path(self, kind: Kind, name: str | None = None, subresource: str | None = None) -> str:
         return kind.path(self.namespace, name, subresource)
 
     def call(self, method: str, path: str, body: Any = None, *, patch: str = "merge-patch") -> dict[str, Any]:
-        """Ask the API server as its administrator."""
+        """Call the API server as its administrator."""
         content = f"application/{patch}+json" if method == "PATCH" else "application/json"
         with self.server.client() as client:
             answer = client.request(method, path, content=json.dumps(body), headers={"Content-Type": content})
@@ -92,7 +92,7 @@ class JobWorld:
 
     @property
     def status(self) -> dict[str, Any]:
-        """The HyphaJob's."""
+        """The HyphaJob's status."""
         return dict(self.call("GET", self.path(HYPHA_JOB, self.name)).get("status") or {})
 
     @property
@@ -109,7 +109,7 @@ class JobWorld:
         self.call("PATCH", self.path(HYPHA_JOB, self.name), {"spec": {"cancel": {"reason": reason}}})
 
     def end_pod(self, exit_code: int = 0, **terminated: Any) -> None:
-        """Let the pod end, as a kubelet writes it."""
+        """Write the end of the pod, as a kubelet does."""
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         pod = self.pods[0]
         common = {"image": "x", "imageID": "", "ready": False, "restartCount": 0}
@@ -124,13 +124,13 @@ class JobWorld:
         self.call("PATCH", self.path(POD, pod["metadata"]["name"], "status"), {"status": status})
 
     async def step(self, *, look: bool = True) -> float | None:
-        """Look at everything, or not, and reconcile once."""
+        """List all objects, unless `look` is False, and reconcile once."""
         if look:
             await self.operating.look()
         return await self.operating.reconcile(Key(HYPHA_JOB, self.namespace, self.name))
 
     async def until(self, condition: Callable[[], object], timeout_s: float = 30) -> None:
-        """Reconcile again and again until a condition holds."""
+        """Reconcile repeatedly until a condition holds."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {self.status} {self.writes}"
@@ -144,7 +144,7 @@ class JobWorld:
 
 @asynccontextmanager
 async def open_job_world(server: ApiServer, **worker: Any) -> AsyncIterator[JobWorld]:
-    """A namespace of its own with a HyphaWorker, and an operator that works when told to."""
+    """A new namespace with a HyphaWorker, and an operator that the test drives."""
     async with AsyncExitStack() as lives:
         world = JobWorld(server, server.namespace(), lives)
         world.make_worker(**worker)

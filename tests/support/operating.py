@@ -1,4 +1,4 @@
-"""The operator's reconcilers on a real API server, driven step by step: nothing happens but when a test says so."""
+"""The operator's reconcilers on a real API server, driven step by step by a test."""
 
 import re
 from collections.abc import AsyncIterator, Callable
@@ -25,11 +25,11 @@ _SELECTORS = {kind: {"label_selector": WORKER_LABEL} if kind in CHILDREN else {}
 
 
 class KilledError(BaseException):
-    """The operator's process ends here."""
+    """The operator's process is killed here."""
 
 
 class RecordingCluster(Cluster):
-    """A `Cluster` that counts what it writes, and dies when it is told to.
+    """A `Cluster` that records its writes, and can kill the operator at a write.
 
     Attributes:
         writes: method and path of each write so far.
@@ -51,7 +51,7 @@ class RecordingCluster(Cluster):
 
 
 class Pending:
-    """Stands where the queue is: keeps keys until a test has them reconciled."""
+    """Replaces the queue: keeps keys until a test reconciles them."""
 
     def __init__(self) -> None:
         self.keys: dict[Key, None] = {}
@@ -62,7 +62,7 @@ class Pending:
 
 
 class Operating:
-    """One life of the operator's process in one namespace."""
+    """One process of the operator in one namespace."""
 
     def __init__(self, cluster: RecordingCluster, store: Store, namespace: str, clock: Clock) -> None:
         self.cluster, self.store, self.namespace = cluster, store, namespace
@@ -74,7 +74,7 @@ class Operating:
         }
 
     async def look(self) -> None:
-        """See what there is, and what is gone."""
+        """List all objects, and record changes and deletions."""
         for kind in WATCHED:
             found = await self.cluster.find(kind, self.namespace, **_SELECTORS[kind])
             for manifest in found:
@@ -89,7 +89,7 @@ class Operating:
         return await self.reconcilers[key.kind].reconcile(key)
 
     async def settle(self) -> int:
-        """Look and reconcile until there is nothing more to do; return how much was written."""
+        """List and reconcile until no key is pending. Return the number of writes."""
         before = len(self.cluster.writes)
         for _ in range(MOST_ROUNDS):
             await self.look()
@@ -99,17 +99,17 @@ class Operating:
             for key in keys:
                 after_s = await self.reconcile(key)
                 self.pending.add(key, 1 if after_s is None else after_s)
-        raise AssertionError(f"it does not come to rest: {self.cluster.writes[-10:]}")
+        raise AssertionError(f"it does not settle: {self.cluster.writes[-10:]}")
 
     async def look_at_all(self) -> int:
-        """Reconcile every object as if something had happened, then settle; return how much was written."""
+        """Reconcile every object once, then settle. Return the number of writes."""
         for kind in (WORKER, HYPHA_JOB):
             for namespace, name, _ in self.store.places(kind):
                 self.pending.add(Key(kind, namespace or "", name))
         return await self.settle()
 
     async def objects(self) -> dict[str, Any]:
-        """Everything in the namespace that is the operator's doing, without what differs from run to run."""
+        """Return all objects of the operator in the namespace, without fields that differ from run to run."""
         found = {}
         for kind in (*WATCHED, CLUSTER_ROLE_BINDING):
             for manifest in await self.cluster.find(kind, self.namespace, label_selector="hypha.space/worker"):
@@ -122,7 +122,7 @@ class Operating:
 
 
 def _lasting(manifest: Any, namespace: str) -> Any:
-    """Return what two runs have in common: no times, uids, versions and addresses."""
+    """Return a value without the fields that differ from run to run, such as times and uids."""
     if isinstance(manifest, dict):
         fleeting = {"creationTimestamp", "lastTransitionTime", "managedFields", "resourceVersion", "uid", "deadline"}
         fleeting |= {"clusterIP", "clusterIPs", "startTime", "completionTime", "deletionTimestamp", "generation"}
@@ -140,7 +140,7 @@ def _lasting(manifest: Any, namespace: str) -> Any:
 async def operating(
     kubeconfig: Path, namespace: str, clock: Clock | None = None, *, knows: Callable[[Kind], bool] = lambda _: True
 ) -> AsyncIterator[Operating]:
-    """A new life of the operator, which knows nothing yet; `knows` says of which kinds it hears what it wrote."""
+    """Start an operator with an empty store. `knows` selects the kinds whose writes it records immediately."""
     clock = clock or Clock()
     configuration = Configuration()
     await load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)  # type: ignore[no-untyped-call]
