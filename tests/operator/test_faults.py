@@ -26,7 +26,7 @@ TASK = UUID("00000000-0000-4000-8000-000000000001")
 DESIRED = {"offer": {"price": 7, "floor": 7}}
 
 
-async def appear(operator: Operating, user: User) -> None:
+async def create_worker(operator: Operating, user: User) -> None:
     """Create a worker, whose node reports."""
     worker = user.apply(worker_manifest(operator.namespace))
     await operator.settle()
@@ -36,7 +36,7 @@ async def appear(operator: Operating, user: User) -> None:
     await operator.settle()
 
 
-async def change(operator: Operating, user: User) -> None:
+async def change_worker(operator: Operating, user: User) -> None:
     """Give the worker a job, another offer and an exposed port."""
     network = worker_manifest("")["spec"]["network"] | {"expose": {"type": "NodePort"}}
     worker = user.apply(worker_manifest(operator.namespace, **DESIRED, network=network))
@@ -46,12 +46,12 @@ async def change(operator: Operating, user: User) -> None:
     await operator.settle()
 
 
-async def go(operator: Operating, user: User) -> None:
+async def delete_worker(operator: Operating, user: User) -> None:
     """Delete the worker. Its node ends its job and reports the end."""
     worker = worker_manifest(operator.namespace)
     if (user.get(worker) or {"metadata": {"deletionTimestamp": ""}})["metadata"].get("deletionTimestamp") is None:
         user.delete(worker)
-    await operator.look()
+    await operator.observe()
     await operator.reconcile(Key(WORKER, operator.namespace, "gpu"))
     job = user.get(job_manifest(operator.namespace, worker, TASK))
     if job is not None:
@@ -59,14 +59,14 @@ async def go(operator: Operating, user: User) -> None:
         reported = {"type": "Reported", "status": "True", "reason": "Told", "message": ""}
         user.status(job, "hypha-worker", conditions=[reported | {"lastTransitionTime": "2026-01-01T00:00:00Z"}])
         user.status(job, "hypha-operator", phase="Failed")
-    await operator.look()
+    await operator.observe()
     await operator.reconcile(Key(WORKER, operator.namespace, "gpu"))
 
 
-STEPS = (appear, change, go)
+STEPS = (create_worker, change_worker, delete_worker)
 
 
-async def live(server: ApiServer, namespace: str, user: User, dies: int | None = None) -> list[Any]:
+async def run_steps(server: ApiServer, namespace: str, user: User, kill_at: int | None = None) -> list[Any]:
     """Perform all steps. A killed operator gets a successor, which repeats the step.
 
     Returns what there was after each step, and last the number of writes of the first operator.
@@ -76,7 +76,7 @@ async def live(server: ApiServer, namespace: str, user: User, dies: int | None =
     while steps:
         async with operating(server.kubeconfig, namespace) as operator:
             operators += 1
-            operator.cluster.dies = dies if operators == 1 else None
+            operator.cluster.kill_at = kill_at if operators == 1 else None
             try:
                 while steps:
                     await steps[0](operator, user)
@@ -86,7 +86,7 @@ async def live(server: ApiServer, namespace: str, user: User, dies: int | None =
                 writes = len(operator.cluster.writes)
                 continue
             writes = writes or len(operator.cluster.writes)
-    assert operators == (1 if dies is None else 2), f"it makes only {writes} writes"
+    assert operators == (1 if kill_at is None else 2), f"it makes only {writes} writes"
     return [*seen, writes]
 
 
@@ -95,7 +95,7 @@ def undisturbed(api_server: ApiServer) -> list[Any]:
     """The objects after each step without any fault."""
     install_definitions(api_server)
     namespace = api_server.namespace()
-    return asyncio.run(live(api_server, namespace, User(api_server, namespace)))
+    return asyncio.run(run_steps(api_server, namespace, User(api_server, namespace)))
 
 
 WRITES = 32
@@ -106,7 +106,7 @@ async def test_an_operator_killed_at_any_write_ends_with_the_same_objects(served
     """Kill the operator before each write."""
     *after_each_step, writes = undisturbed
     assert writes == WRITES, "another number of writes: change WRITES"
-    *found, _ = await live(served, namespace, user, dies=number)
+    *found, _ = await run_steps(served, namespace, user, kill_at=number)
     for one, other in zip(found, after_each_step, strict=True):
         assert_same(one, other)
 
@@ -140,7 +140,7 @@ def path_kind(manifest: Manifest) -> str:
 @pytest.mark.parametrize("manifest", CHILDREN, ids=path_kind)
 async def test_a_child_that_is_edited_by_hand_is_restored(served, namespace, user, undisturbed, manifest):
     async with operating(served.kubeconfig, namespace) as operator:
-        await appear(operator, user)
+        await create_worker(operator, user)
         user.merge(manifest, {key: value for key, value in manifest.items() if key != "metadata"})
         assert await operator.settle() == 1, operator.cluster.writes[-3:]
         assert_same(await operator.objects(), undisturbed[0])
@@ -149,7 +149,7 @@ async def test_a_child_that_is_edited_by_hand_is_restored(served, namespace, use
 @pytest.mark.parametrize("manifest", CHILDREN, ids=path_kind)
 async def test_a_child_that_is_deleted_by_hand_is_recreated(served, namespace, user, undisturbed, manifest):
     async with operating(served.kubeconfig, namespace) as operator:
-        await appear(operator, user)
+        await create_worker(operator, user)
         user.delete(manifest)
         await operator.settle()
         assert_same(await operator.objects(), undisturbed[0])
@@ -158,7 +158,7 @@ async def test_a_child_that_is_deleted_by_hand_is_recreated(served, namespace, u
 @pytest.mark.parametrize("manifest", CHILDREN, ids=path_kind)
 async def test_a_child_that_lost_its_label_is_labelled_again(served, namespace, user, undisturbed, manifest):
     async with operating(served.kubeconfig, namespace) as operator:
-        await appear(operator, user)
+        await create_worker(operator, user)
         user.merge(manifest, {"metadata": {"labels": {"hypha.space/worker": None}}})
         await operator.settle()
         user.merge(manifest, {key: value for key, value in manifest.items() if key != "metadata"})
@@ -168,8 +168,8 @@ async def test_a_child_that_lost_its_label_is_labelled_again(served, namespace, 
 
 async def test_a_deleted_network_policy_is_restored_and_an_ended_job_is_not(served, namespace, user):
     async with operating(served.kubeconfig, namespace) as operator:
-        await appear(operator, user)
-        await change(operator, user)
+        await create_worker(operator, user)
+        await change_worker(operator, user)
         name = f"hypha-{TASK}"
         user.delete(child("networking.k8s.io/v1", "NetworkPolicy", name))
         await operator.settle()
@@ -178,7 +178,7 @@ async def test_a_deleted_network_policy_is_restored_and_an_ended_job_is_not(serv
         query = {"propagationPolicy": "Background"}
         with served.client() as client:
             client.delete(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}", params=query)
-        await operator.look_at_all()
+        await operator.reconcile_all()
         assert f"Job {name}" not in await operator.objects()
 
 
@@ -192,29 +192,29 @@ async def test_events_that_arrive_late_or_twice_or_out_of_order_cause_no_writes(
             see(kind, manifest)
 
         operator.watches.record = seen  # type: ignore[method-assign]
-        await appear(operator, user)
-        await change(operator, user)
+        await create_worker(operator, user)
+        await change_worker(operator, user)
         disorder = heard * 2
         random.Random(7).shuffle(disorder)
         for kind, manifest in disorder:
             see(kind, manifest)
         assert operator.pending.keys == {}
-        assert await operator.look_at_all() == 0
+        assert await operator.reconcile_all() == 0
 
 
 async def test_an_operator_that_observes_its_own_writes_late_duplicates_nothing(served, namespace, user, undisturbed):
     async with operating(served.kubeconfig, namespace, knows=lambda _: False) as operator:
-        await appear(operator, user)
+        await create_worker(operator, user)
         assert_same(await operator.objects(), undisturbed[0])
-        await change(operator, user)
+        await change_worker(operator, user)
         assert_same(await operator.objects(), undisturbed[1])
-        assert await operator.look_at_all() == 0
+        assert await operator.reconcile_all() == 0
 
 
 async def test_an_operator_with_an_empty_cache_duplicates_nothing(served, namespace, user, undisturbed):
     async with operating(served.kubeconfig, namespace) as operator:
-        await appear(operator, user)
-        await change(operator, user)
+        await create_worker(operator, user)
+        await change_worker(operator, user)
     async with operating(served.kubeconfig, namespace) as stale:
         for kind in (WORKER, HYPHA_JOB):
             for manifest in await stale.cluster.find(kind, namespace):
@@ -231,15 +231,15 @@ async def test_two_operators_at_once_reach_the_same_state(served, namespace, use
     async with operating(kubeconfig, namespace) as one, operating(kubeconfig, namespace) as other:
         user.apply(worker_manifest(namespace))
         await asyncio.gather(one.settle(), other.settle(), return_exceptions=True)
-        await appear(one, user)
-        await asyncio.gather(one.look_at_all(), other.look_at_all(), return_exceptions=True)
+        await create_worker(one, user)
+        await asyncio.gather(one.reconcile_all(), other.reconcile_all(), return_exceptions=True)
         await other.settle()
         assert_same(await one.objects(), undisturbed[0])
 
 
 async def test_the_audit_finds_a_deletion_that_no_watch_showed(served, namespace, user, undisturbed):
     async with operating(served.kubeconfig, namespace) as operator:
-        await appear(operator, user)
+        await create_worker(operator, user)
         user.delete(child("apps/v1", "Deployment", "gpu-controller"))
         audit = Audit(operator.store, operator.watches, operator.cluster, Clock(), (namespace,))
         for kind in WATCHED:
@@ -252,7 +252,7 @@ async def test_the_audit_finds_a_deletion_that_no_watch_showed(served, namespace
 async def test_a_silent_watch_raises_the_lag_until_it_shows_events_again(served, namespace, user):
     async with operating(served.kubeconfig, namespace) as operator:
         user.apply(worker_manifest(namespace))
-        await operator.look()
+        await operator.observe()
         clock = ManualClock()
         audit = Audit(operator.store, operator.watches, operator.cluster, clock, (namespace,))
         user.apply(worker_manifest(namespace, suspend=True))
@@ -261,7 +261,7 @@ async def test_a_silent_watch_raises_the_lag_until_it_shows_events_again(served,
         assert audit.lag_s() == 90
         await audit.check(WORKER, namespace)
         assert audit.lag_s() == 90
-        await operator.look()
+        await operator.observe()
         assert audit.lag_s() == 0
 
 

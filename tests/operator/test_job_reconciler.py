@@ -282,7 +282,7 @@ async def test_a_renewal_that_no_watch_showed_keeps_the_job(world: JobWorld) -> 
     await world.step()
     world.clock.ahead_s += 31
     world.call("PATCH", world.path(HYPHA_JOB, world.name), {"spec": {"lease": {"deadline": world.deadline(60)}}})
-    await world.step(look=False)
+    await world.step(observe=False)
     await world.step()
     assert world.status["phase"] == "Running"
 
@@ -323,11 +323,11 @@ async def test_a_job_that_the_store_does_not_know_is_neither_duplicated_nor_refu
     await world.step()
     made = world.items(JOB)
     await world.restart()
-    await world.operating.look()
+    await world.operating.observe()
     seen = world.operating.store.get(JOB, world.namespace, world.name)
     assert seen
     world.operating.store.remove(JOB, seen)
-    await world.step(look=False)
+    await world.step(observe=False)
     assert [job["metadata"]["uid"] for job in world.items(JOB)] == [job["metadata"]["uid"] for job in made]
     assert world.status["phase"] != "Failed"
 
@@ -349,8 +349,8 @@ WRITES = 9
 
 
 @pytest.mark.parametrize("write", range(1, WRITES + 1))
-async def test_an_operator_that_is_killed_after_any_write_reaches_the_same_end(world: JobWorld, write: int) -> None:
-    world.operating.cluster.dies, world.operating.cluster.dies_after = write, True
+async def test_an_operator_that_is_killed_before_any_write_reaches_the_same_end(world: JobWorld, write: int) -> None:
+    world.operating.cluster.kill_at = write
     world.make_job()
     killed = await _until_phase(world, "Running")
     world.cancel("enough")

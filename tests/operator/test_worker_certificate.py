@@ -70,7 +70,7 @@ async def test_a_certificate_is_created_restored_and_deleted_with_its_issuer_ref
         assert made is not None
         assert made["spec"]["issuerRef"]["name"] == "ca"
         user.merge(PLACE, {"spec": {"issuerRef": {"name": "other"}}})
-        await operator.look_at_all()
+        await operator.reconcile_all()
         restored = user.get(PLACE)
         assert restored is not None
         assert restored["spec"] == made["spec"]

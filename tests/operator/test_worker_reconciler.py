@@ -134,7 +134,7 @@ async def test_a_settled_worker_causes_no_writes(served, namespace, user):
     async with operating(served.kubeconfig, namespace) as operator:
         await started(operator, user, worker)
         for _ in range(10):
-            assert await operator.look_at_all() == 0
+            assert await operator.reconcile_all() == 0
 
 
 async def test_a_new_operator_writes_only_objects_that_it_cannot_watch(served, namespace, user):
@@ -158,7 +158,7 @@ async def test_no_field_of_the_user_ever_changes(served, namespace, user):
         user.run_pod(operator)
         report(user, before)
         for _ in range(5):
-            await operator.look_at_all()
+            await operator.reconcile_all()
             after = user.apply(copy.deepcopy(manifest))
     assert after["spec"] == before["spec"] == manifest["spec"]
     assert after["metadata"].get("annotations") is None
@@ -332,7 +332,7 @@ async def test_a_failed_apply_is_reported_and_does_not_block_a_deletion(served, 
             assert "broken.example.org" in user.events()["ApplyFailed"]["message"]
             user.apply(job_manifest(namespace, worker), manager="hypha-worker")
             user.delete(worker)
-            await operator.look()
+            await operator.observe()
             await operator.reconcile(Key(WORKER, namespace, "gpu"))
             (job,) = await operator.cluster.find(HYPHA_JOB, namespace)
             assert job["spec"]["cancel"]
@@ -345,9 +345,9 @@ class TestDeletion:
         async with operating(served.kubeconfig, namespace) as operator:
             await operator.settle()
             job = user.apply(job_manifest(namespace, worker), manager="hypha-worker")
-            await operator.look()
+            await operator.observe()
             user.delete(worker)
-            await operator.look()
+            await operator.observe()
             await operator.reconcile(Key(WORKER, namespace, "gpu"))
             cancelled = user.get(job)
             assert cancelled is not None
@@ -357,11 +357,11 @@ class TestDeletion:
             assert config is not None
             assert "accept_offers = false" in config["data"]["worker.toml"]
             user.status(job, "hypha-operator", phase="Failed")
-            await operator.look()
+            await operator.observe()
             assert await operator.reconcile(Key(WORKER, namespace, "gpu")) == 2
             reported = {"type": "Reported", "status": "True", "reason": "Told", "message": ""}
             user.status(job, "hypha-worker", conditions=[reported | {"lastTransitionTime": "2026-01-01T00:00:00Z"}])
-            await operator.look()
+            await operator.observe()
             assert await operator.reconcile(Key(WORKER, namespace, "gpu")) is None
             assert user.get(worker) is None
             binding = f"hypha-{namespace}.gpu-token-reviewer"
@@ -381,12 +381,12 @@ class TestDeletion:
         async with operating(served.kubeconfig, namespace) as operator:
             await operator.settle()
             user.apply(job_manifest(namespace, worker), manager="hypha-worker")
-            await operator.look()
+            await operator.observe()
             user.delete(worker, propagation="Foreground")
             user.delete({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "gpu-controller"}})
-            await operator.look()
+            await operator.observe()
             await operator.reconcile(Key(WORKER, namespace, "gpu"))
-            await operator.look()
+            await operator.observe()
             assert operator.store.get(DEPLOYMENT, namespace, "gpu-controller") is None
         shown = user.get(worker)
         assert conditions(shown)["Ready"] == ("False", "Draining")
@@ -412,7 +412,7 @@ class TestDeletion:
         async with operating(served.kubeconfig, namespace) as operator:
             await operator.settle()
             user.delete(worker)
-            await operator.look()
+            await operator.observe()
             user.merge(worker, {"metadata": {"annotations": {"example.org/new": "yes"}}})
             assert await operator.reconcile(Key(WORKER, namespace, "gpu")) == 2
             assert user.get(worker) is not None
@@ -426,14 +426,14 @@ class TestDeletion:
             await operator.settle()
             user.apply(job_manifest(namespace, worker), manager="hypha-worker")
             user.delete(worker)
-            await operator.look()
+            await operator.observe()
             key = Key(WORKER, namespace, "gpu")
             await operator.reconcile(key)
             clock.ahead = timedelta(seconds=80)
-            await operator.look()
+            await operator.observe()
             await operator.reconcile(key)
             assert user.get(worker) is not None
             clock.ahead = timedelta(seconds=95)
-            await operator.look()
+            await operator.observe()
             await operator.reconcile(key)
         assert user.get(worker) is None

@@ -123,10 +123,10 @@ class JobWorld:
         }
         self.call("PATCH", self.path(POD, pod["metadata"]["name"], "status"), {"status": status})
 
-    async def step(self, *, look: bool = True) -> float | None:
-        """List all objects, unless `look` is False, and reconcile once."""
-        if look:
-            await self.operating.look()
+    async def step(self, *, observe: bool = True) -> float | None:
+        """List all objects, unless `observe` is False, and reconcile once."""
+        if observe:
+            await self.operating.observe()
         return await self.operating.reconcile(Key(HYPHA_JOB, self.namespace, self.name))
 
     async def until(self, condition: Callable[[], object], timeout_s: float = 30) -> None:

@@ -20,7 +20,7 @@ from hypha_operator.settings import Settings
 from hypha_operator.workers.reconciler import WorkerReconciler
 
 SETTINGS = Settings("worker:1", "bridge:1", "trainer:1", "parameter-server:1")
-MOST_ROUNDS = 20
+MAX_ROUNDS = 20
 _SELECTORS = {kind: {"label_selector": WORKER_LABEL} if kind in CHILDREN else {} for kind in WATCHED}
 
 
@@ -33,19 +33,19 @@ class RecordingCluster(Cluster):
 
     Attributes:
         writes: method and path of each write so far.
-        dies: the number of the write, the first being 1, before which the operator is killed.
+        kill_at: the number of the write, the first being 1, before which the operator is killed.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.writes: list[str] = []
-        self.dies: int | None = None
+        self.kill_at: int | None = None
 
     async def _once(self, method: str, path: str, *arguments: Any) -> Manifest:
         if method == "GET":
             return await super()._once(method, path, *arguments)
         self.writes.append(f"{method} {path}")
-        if len(self.writes) == self.dies:
+        if len(self.writes) == self.kill_at:
             raise KilledError
         return await super()._once(method, path, *arguments)
 
@@ -73,7 +73,7 @@ class Operating:
             HYPHA_JOB: JobReconciler(store, cluster, clock, SETTINGS),
         }
 
-    async def look(self) -> None:
+    async def observe(self) -> None:
         """List all objects, and record changes and deletions."""
         for kind in WATCHED:
             found = await self.cluster.find(kind, self.namespace, **_SELECTORS[kind])
@@ -91,8 +91,8 @@ class Operating:
     async def settle(self) -> int:
         """List and reconcile until no key is pending. Return the number of writes."""
         before = len(self.cluster.writes)
-        for _ in range(MOST_ROUNDS):
-            await self.look()
+        for _ in range(MAX_ROUNDS):
+            await self.observe()
             keys, self.pending.keys = self.pending.keys, {}
             if not keys:
                 return len(self.cluster.writes) - before
@@ -101,7 +101,7 @@ class Operating:
                 self.pending.add(key, 1 if after_s is None else after_s)
         raise AssertionError(f"it does not settle: {self.cluster.writes[-10:]}")
 
-    async def look_at_all(self) -> int:
+    async def reconcile_all(self) -> int:
         """Reconcile every object once, then settle. Return the number of writes."""
         for kind in (WORKER, HYPHA_JOB):
             for namespace, name, _ in self.store.places(kind):
@@ -118,18 +118,18 @@ class Operating:
                 found[f"{kind.name} {manifest['metadata']['name']}".replace(self.namespace, "NS")] = manifest
         for manifest in await self.cluster.find(WORKER, self.namespace):
             found[f"HyphaWorker {manifest['metadata']['name']}"] = manifest
-        return {name: _lasting(manifest, self.namespace) for name, manifest in found.items()}
+        return {name: _stable(manifest, self.namespace) for name, manifest in found.items()}
 
 
-def _lasting(manifest: Any, namespace: str) -> Any:
+def _stable(manifest: Any, namespace: str) -> Any:
     """Return a value without the fields that differ from run to run, such as times and uids."""
     if isinstance(manifest, dict):
         fleeting = {"creationTimestamp", "lastTransitionTime", "managedFields", "resourceVersion", "uid", "deadline"}
         fleeting |= {"clusterIP", "clusterIPs", "startTime", "completionTime", "deletionTimestamp", "generation"}
         fleeting |= {"observedGeneration", "hypha.space/applied", "hypha.space/config", "jobId", "id", "nodePort"}
-        return {key: _lasting(value, namespace) for key, value in manifest.items() if key not in fleeting}
+        return {key: _stable(value, namespace) for key, value in manifest.items() if key not in fleeting}
     if isinstance(manifest, list):
-        return [_lasting(item, namespace) for item in manifest]
+        return [_stable(item, namespace) for item in manifest]
     if isinstance(manifest, str):
         text = re.sub(r"/tcp/3[0-9]{4}", "/tcp/NODEPORT", manifest.replace(namespace, "NS"))
         return re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", text)
