@@ -56,7 +56,7 @@ async def delete_worker(operator: Operating, user: User) -> None:
     job = user.get(job_manifest(operator.namespace, worker, TASK))
     if job is not None:
         assert job["spec"]["cancel"]
-        reported = {"type": "Reported", "status": "True", "reason": "Told", "message": ""}
+        reported = {"type": "Reported", "status": "True", "reason": "EndReported", "message": ""}
         user.status(job, "hypha-worker", conditions=[reported | {"lastTransitionTime": "2026-01-01T00:00:00Z"}])
         user.status(job, "hypha-operator", phase="Failed")
     await operator.observe()

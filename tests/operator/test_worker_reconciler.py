@@ -359,7 +359,7 @@ class TestDeletion:
             user.status(job, "hypha-operator", phase="Failed")
             await operator.observe()
             assert await operator.reconcile(Key(WORKER, namespace, "gpu")) == 2
-            reported = {"type": "Reported", "status": "True", "reason": "Told", "message": ""}
+            reported = {"type": "Reported", "status": "True", "reason": "EndReported", "message": ""}
             user.status(job, "hypha-worker", conditions=[reported | {"lastTransitionTime": "2026-01-01T00:00:00Z"}])
             await operator.observe()
             assert await operator.reconcile(Key(WORKER, namespace, "gpu")) is None
