@@ -306,6 +306,20 @@ async def test_an_object_of_another_owner_is_not_taken_over(served, namespace, u
     assert kept["data"] == {"worker.toml": "mine"}
 
 
+async def test_a_service_of_the_user_with_the_labels_of_the_worker_is_not_deleted(served, namespace, user):
+    theirs = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "gpu-p2p", "labels": {"hypha.space/worker": "gpu"}},
+        "spec": {"ports": [{"port": 4001}]},
+    }
+    user.apply(theirs)
+    user.apply(worker_manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+    assert user.get(theirs) is not None
+
+
 class Later(Clock):
     """A clock that is ahead, and on which nothing waits."""
 

@@ -138,7 +138,7 @@ class WorkerChildren:
         namespace, name = worker["metadata"]["namespace"], p2p_service_name(worker["metadata"]["name"])
         if desired := p2p_service(worker, spec):
             await self._apply(desired)
-        elif known := self._store.get(SERVICE, namespace, name):
+        elif (known := self._store.get(SERVICE, namespace, name)) and is_owned(known, worker):
             await self._cluster.delete(SERVICE, namespace, name, uid=known["metadata"]["uid"])
         return self._store.get(SERVICE, namespace, name)
 
