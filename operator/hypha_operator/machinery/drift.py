@@ -51,9 +51,9 @@ def covers(observed: Any, desired: Any) -> bool:
 
 
 def _covers_list(observed: list[Any], desired: list[Any]) -> bool:
-    there, wanted = _by_name(observed), _by_name(desired)
-    if there is not None and wanted is not None:
-        return all(covers(there.get(name), item) for name, item in wanted.items())
+    before, after = _by_name(observed), _by_name(desired)
+    if before is not None and after is not None:
+        return all(covers(before.get(name), item) for name, item in after.items())
     return len(observed) == len(desired) and all(map(covers, observed, desired))
 
 

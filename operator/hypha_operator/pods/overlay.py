@@ -98,7 +98,7 @@ def merge_pod_template(
 
     Args:
         base: the operator's pod template (metadata, spec). The overlay cannot remove its containers, volumes or labels.
-        overlay: the user's template. Objects and keyed lists are merged, other values replaced, and nulls removed.
+        overlay: the user's template. It merges objects and keyed lists, replaces other values, and removes with null.
         allow_privileged: whether the template may weaken the pod's isolation. None if the user has no such option.
         leased: containers whose resources come from a lease, so that a template cannot change them.
         keys: Secrets with the worker's identity, which no template may mount.
