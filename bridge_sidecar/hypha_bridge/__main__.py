@@ -8,7 +8,6 @@ import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 
 from hypha_bridge.config import ConfigError, parse, read
 from hypha_bridge.server import BridgeServer
@@ -32,7 +31,7 @@ def main() -> None:
     logs.configure("info")
     os.umask(0o077)
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, _ignore)  # uvicorn raises a caught signal again when it ends
+        signal.signal(signal_number, lambda *_: None)  # uvicorn raises a caught signal again when it ends
     try:
         text = os.environ.get(CONFIG_VARIABLE, "")
         config = read(BridgeConfig, path) if path else parse(BridgeConfig, text, f"${CONFIG_VARIABLE}")
@@ -43,10 +42,6 @@ def main() -> None:
         logging.getLogger(__name__).error("no peer received the last %d files of the job", undelivered)
     logging.shutdown()
     os._exit(undelivered > 0)  # a thread may still wait for a server that never answers
-
-
-def _ignore(_signal: int, _frame: FrameType | None) -> None:
-    pass
 
 
 if __name__ == "__main__":

@@ -2,11 +2,10 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
-import anyio
 import anyio.lowlevel
 from fastapi import Body, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -18,7 +17,7 @@ from hypha_bridge.bridge import Bridge
 from hypha_bridge.compatibility import FetchRequest, ReceiveRequest, SendRequest
 from hypha_bridge.errors import BridgeError
 from hypha_bridge.fetch import FetchedFile
-from hypha_bridge.inbox import Listener, Pointer
+from hypha_bridge.inbox import Emit, Pointer
 from hypha_contracts.connector_api import ErrorBody
 from hypha_messages.progress import Progress, ProgressResponse
 from hypha_messages.validation import describe
@@ -26,7 +25,6 @@ from hypha_messages.validation import describe
 logger = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES: Final = 1024 * 1024
-
 
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     "4XX": {"model": ErrorBody, "description": "the bridge refuses the request as it is"},
@@ -107,7 +105,7 @@ def create_app(bridge: Bridge) -> FastAPI:
         last_event_id: Annotated[int | None, Header()] = None,
     ) -> Response:
         """Stream an event (SSE) for each file that a peer pushes. Last-Event-ID repeats the events after that one."""
-        return EventStream(bridge.inbox.listener(request.receive, request.out_dir, last_event_id))
+        return EventStream(bridge.inbox.listen(request.receive, request.out_dir, last_event_id))
 
     @app.post("/status/send", response_model=ProgressResponse)
     async def status(progress: Annotated[Progress, Body(openapi_examples=_PROGRESS)]) -> Response:
@@ -122,10 +120,10 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, write_events: Callable[[Emit], Awaitable[None]]) -> None:
         super().__init__(headers={"Cache-Control": "no-store"})
         del self.headers["Content-Length"]
-        self._listener = listener
+        self._write_events = write_events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         """Write events until the client disconnects or the bridge closes."""
@@ -143,7 +141,7 @@ class EventStream(Response):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(until_disconnected)
             try:
-                await self._listener.run(emit)
+                await self._write_events(emit)
             except BridgeError as error:  # the next listener gets the push
                 logger.error("ending an event stream: %s", error)  # noqa: TRY400 - not a defect of the bridge
             tasks.cancel_scope.cancel()

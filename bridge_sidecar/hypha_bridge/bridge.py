@@ -85,7 +85,9 @@ def _staging(config: BridgeConfig) -> Path:
     """
     directory = config.state_dir
     if directory.exists() and any(directory.iterdir()) and not (directory / _MARKER).exists():
-        raise ConfigError(f"state_dir {directory} holds files of others. Name a directory for the bridge alone.")
+        raise ConfigError(
+            f"state_dir {directory} holds files that no bridge made. Name a directory for the bridge alone."
+        )
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700, parents=True)
     (directory / _MARKER).touch()

@@ -11,7 +11,6 @@ from pydantic import (
     AliasChoices,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     GetJsonSchemaHandler,
     TypeAdapter,
@@ -38,11 +37,7 @@ def _stock(value: Any) -> Any:
 AnyReference = Annotated[Reference, BeforeValidator(_stock)]
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class FetchRequest(_Request):
+class FetchRequest(BaseModel):
     """Fetch every file that a reference names."""
 
     fetch: AnyReference
@@ -58,14 +53,14 @@ class FetchRequest(_Request):
         return {"fetch": value} if isinstance(value, dict) and "fetch" not in value and "type" in value else value
 
 
-class SendRequest(_Request):
+class SendRequest(BaseModel):
     """Send a file to peers."""
 
     send: Annotated[AnyReference, Field(validation_alias=AliasChoices("send", "resource"))]
     path: str
 
 
-class ReceiveRequest(_Request):
+class ReceiveRequest(BaseModel):
     """Receive the files that peers push."""
 
     receive: Annotated[AnyReference, Field(validation_alias=AliasChoices("receive", "resource"))]

@@ -1,4 +1,4 @@
-"""Receiving: complete pushes wait on disk until the executor listens, and a new listener gets those it has not seen."""
+"""Receiving: complete pushes wait on disk until the executor listens. A new listener gets those that it has missed."""
 
 import asyncio
 import contextlib
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 _REMEMBERED: Final = 1024
 _KEEP_ALIVE_S: Final = 5.0
+
+Emit = Callable[[bytes], Awaitable[None]]
+"""Writes to an event stream (SSE); raises if the client has gone."""
 
 
 class Pointer(BaseModel):
@@ -99,15 +102,18 @@ class Inbox:
                 abandon_on_cancel=True,
             )
         except Exception as error:  # whatever the error, go on with the next push
+            # A node that does not answer is usual, a full disk is not.
+            level = logging.INFO if isinstance(error, ConnectorError) and error.retryable else logging.ERROR
             expected = isinstance(error, BridgeError | OSError)
-            logger.log(_level(error), "receiving a push failed: %s", error, exc_info=not expected)
+            logger.log(level, "receiving a push failed: %s", error, exc_info=not expected)
             await asyncio.sleep(next(self._pauses))
         else:
             self._pauses = BACKOFF.pauses()
         self._calls -= 1
         async with self._changed:
             if waiting is not None:
-                self._add(waiting)
+                self._waiting.append(waiting.model_copy(update={"sequence": self._sequence}))
+                self._sequence += 1
             self._changed.notify_all()
         begun.set()
 
@@ -158,12 +164,13 @@ class Inbox:
             pass  # executors may exchange other files and judge them themselves
         return None
 
-    def _add(self, waiting: _Waiting) -> None:
-        self._waiting.append(waiting.model_copy(update={"sequence": self._sequence}))
-        self._sequence += 1
+    def listen(
+        self, reference: Reference, out_dir: str, last_received: int | None
+    ) -> Callable[[Emit], Awaitable[None]]:
+        """Return the event stream for a client that has the pushes of these peers up to a sequence number; BridgeError.
 
-    def listener(self, reference: Reference, out_dir: str, last_received: int | None) -> "Listener":
-        """Return a listener to these peers that has received all pushes up to a sequence number; BridgeError."""
+        The stream emits the pushes that the client has missed, then each new one, until the bridge closes.
+        """
         if not isinstance(reference, PeersReference):
             raise invalid_request(f"files are received from peers, not from {reference.type!r}")
         wanted = frozenset(reference.peers) or self._senders
@@ -171,16 +178,20 @@ class Inbox:
             raise forbidden(f"the job's specification does not receive from {min(unknown)}")
         directory = paths.parse(out_dir)
         self._files.work_dir.make_directory(directory)
-        return Listener(self, wanted, directory, last_received)
+        after = math.inf if last_received is None else last_received
 
-    def missed(self, wanted: frozenset[str], last_received: int) -> list[Pointer]:
-        """Return the pushes handed out after a sequence number, as far as the inbox remembers them."""
-        return [
-            pointer for pointer in self._delivered if pointer.sequence > last_received and pointer.from_peer in wanted
-        ]
+        async def write_events(emit: Emit) -> None:
+            for pointer in list(self._delivered):
+                if pointer.sequence > after and pointer.from_peer in wanted:
+                    await emit(_event(pointer))
+            while not self.closing:
+                async with self._next(wanted, directory) as pushed:
+                    await emit(b": keepalive\n\n" if pushed is None else _event(pushed))
+
+        return write_events
 
     @contextlib.asynccontextmanager
-    async def next(self, wanted: frozenset[str], directory: tuple[str, ...]) -> AsyncIterator[Pointer | None]:
+    async def _next(self, wanted: frozenset[str], directory: tuple[str, ...]) -> AsyncIterator[Pointer | None]:
         """Hand out the next push and take it back if the context fails. None after some seconds or when closing."""
         waiting = await self._wait(wanted)
         if waiting is None:
@@ -222,31 +233,5 @@ class Inbox:
         )
 
 
-class Listener:
-    """Writes the event stream (SSE) for one listening executor."""
-
-    def __init__(
-        self, inbox: Inbox, wanted: frozenset[str], directory: tuple[str, ...], last_received: int | None
-    ) -> None:
-        self._inbox = inbox
-        self._wanted = wanted
-        self._directory = directory
-        self._last_received = last_received
-
-    async def run(self, emit: Callable[[bytes], Awaitable[None]]) -> None:
-        """Emit the missed pushes, then each new push, until the bridge closes. `emit` raises if the client has gone."""
-        if self._last_received is not None:
-            for missed in self._inbox.missed(self._wanted, self._last_received):
-                await emit(_event(missed))
-        while not self._inbox.closing:
-            async with self._inbox.next(self._wanted, self._directory) as pointer:
-                await emit(b": keepalive\n\n" if pointer is None else _event(pointer))
-
-
 def _event(pointer: Pointer) -> bytes:
     return f"id: {pointer.sequence}\ndata: {pointer.model_dump_json()}\n\n".encode()
-
-
-def _level(error: Exception) -> int:
-    """Return the log level of an error. A node that does not answer is usual, a full disk is not."""
-    return logging.INFO if isinstance(error, ConnectorError) and error.retryable else logging.ERROR

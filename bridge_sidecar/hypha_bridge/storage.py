@@ -40,15 +40,8 @@ class Storage:
         self._used_bytes = 0
         self._measured_at = -_MEASURED_FOR_S
 
-    def grow(self, size_bytes: int) -> None:
-        """Account for bytes about to be written; BridgeError (507) if they do not fit."""
-        self._check(size_bytes, size_bytes)
-
-    def check(self, size_bytes: int) -> None:
-        """Check that bytes would fit; BridgeError (507)."""
-        self._check(size_bytes, 0)
-
-    def _check(self, wanted_bytes: int, counted_bytes: int) -> None:
+    def check(self, wanted_bytes: int, *, reserve: bool = False) -> None:
+        """Check that bytes fit, and with `reserve` count them as used from now on; BridgeError (507)."""
         if self._limit_bytes is None:
             return
         with self._lock:
@@ -61,7 +54,8 @@ class Storage:
                     f"{wanted_bytes} more bytes exceed the job's storage: {self._used_bytes} of {self._limit_bytes} "
                     "bytes are used. Delete files in the work directory, or ask for more storage for the job."
                 )
-            self._used_bytes += counted_bytes
+            if reserve:
+                self._used_bytes += wanted_bytes
 
 
 def _disk_usage(directory: Path) -> int:
@@ -105,7 +99,7 @@ class StagedFile:
             raise storage_exceeded(
                 f"the file exceeds {self._max_bytes:g} bytes. Ask for more storage in the job's resources."
             )
-        self._storage.grow(size)
+        self._storage.check(size, reserve=True)
         self._sha256.update(data)
         with disk_full_is_storage_exceeded():
             written = os.write(self._fd, data)
@@ -165,7 +159,7 @@ def snapshot(source_fd: int, files: JobFiles) -> Path:
     try:
         with disk_full_is_storage_exceeded():
             if not _clone(source_fd, fd):
-                files.storage.grow(size)
+                files.storage.check(size, reserve=True)
                 offset = 0
                 while count := os.sendfile(fd, source_fd, offset, min(_COPY_BYTES, size - offset)):
                     offset += count

@@ -213,6 +213,6 @@ def test_a_state_dir_with_files_of_others_is_refused_and_left_alone(config: Brid
     assert config.state_dir is not None
     config.state_dir.mkdir()
     (config.state_dir / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="holds files of others"):
+    with pytest.raises(ConfigError, match="holds files that no bridge made"):
         Bridge(config)
     assert (config.state_dir / "notes.txt").read_text() == "mine"
