@@ -80,7 +80,7 @@ def update(bridge):
 
 
 def update_of(bridge, number):
-    """The update of a round; one that was handed out just before a kill may come again."""
+    """Return the update of a round. An update that was sent just before a kill may arrive twice."""
     metadata, found, _ = update(bridge)
     while int(metadata["round"]) < number:
         metadata, found, _ = update(bridge)
@@ -121,7 +121,7 @@ def test_the_round_goes_on_without_a_straggler_and_its_late_file_is_dropped(brid
     for peer in (A, B):
         bridge.push_tensors(peer, tensors(1), round=1)
     assert update(bridge)[1]["bias"].tolist() == [1] * 4
-    assert f"Round 1 goes on without {C}" in server.log
+    assert f"Round 1 closes without {C}" in server.log
     bridge.push_tensors(C, tensors(100), round=1)
     server.logs("is late: it is for round 1, and round 2 is being collected")
     for peer in MEMBERS:
@@ -133,7 +133,7 @@ def test_the_round_goes_on_without_a_straggler_and_its_late_file_is_dropped(brid
 def test_below_the_quorum_the_round_waits_past_the_deadline(bridge, start):
     server = start("--deadline-s", "0.05", "--quorum", "0.6", momentum=0.0)
     bridge.push_tensors(A, tensors(1), round=1)
-    server.logs("going on as soon as there are 2")
+    server.logs("the round closes with 2")
     assert bridge.updates.empty()
     bridge.push_tensors(B, tensors(3), round=1)
     assert update(bridge)[1]["bias"].tolist() == [2] * 4
@@ -163,7 +163,7 @@ def truncated(path):
         (lambda path: save_file({**tensors(1), "bias": np.ones(4, np.float32)}, path), "has tensor 'bias' as"),
         (lambda path: save_file(tensors(1), path, {"samples": "-1"}), "which is not a count"),
         (lambda path: save_file(tensors(1), path, {"job_id": "another"}), "is for another job"),
-        (lambda path: path.symlink_to("/etc/passwd"), "can't be opened"),
+        (lambda path: path.symlink_to("/etc/passwd"), "cannot be opened"),
     ],
 )
 def test_an_unusable_file_is_deleted_and_the_round_goes_on(bridge, start, write, reason):
@@ -186,7 +186,7 @@ def test_a_refused_peer_may_send_again(bridge, start):
     for peer in MEMBERS:
         bridge.push_tensors(peer, tensors(1), round=1)
     assert update(bridge)[1]["bias"].tolist() == [1] * 4
-    assert "goes on without" not in server.log
+    assert "closes without" not in server.log
 
 
 def test_a_second_file_of_the_same_round_is_refused(bridge, start):
@@ -203,7 +203,7 @@ def test_a_second_file_of_the_same_round_is_refused(bridge, start):
 def test_a_file_from_a_peer_that_is_not_a_member_is_deleted(bridge, start):
     server = start(momentum=0.0)
     path = bridge.push_tensors("12D3KooWX", tensors(100), round=1)
-    server.logs("'12D3KooWX', which is no member of this job")
+    server.logs("'12D3KooWX', which is not a member of this job")
     for peer in MEMBERS:
         bridge.push_tensors(peer, tensors(1), round=1)
     assert update(bridge)[1]["bias"].tolist() == [1] * 4
@@ -291,7 +291,7 @@ def test_files_already_merged_are_not_merged_again_by_the_next_process(bridge, s
         consumed = json.loads(momentum.metadata()["consumed"])
     for name in consumed:  # as if killed before they were deleted
         save_file(tensors(1), state / name)
-    start().logs("Going on after round 1")
+    start().logs("Resuming after round 1")
     assert contributions(bridge) == []
 
 

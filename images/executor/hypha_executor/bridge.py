@@ -29,7 +29,7 @@ Reference = Mapping[str, Any]
 
 
 class Retries:
-    """Pauses between the tries of one request, up to a total of `limit_s` seconds from the first failure."""
+    """Pauses between the attempts of one request, up to a total of `limit_s` seconds from the first failure."""
 
     def __init__(self, request: str, limit_s: float) -> None:
         self._request = request
@@ -42,7 +42,7 @@ class Retries:
         self._pause_s = _FIRST_PAUSE_S
 
     def failed(self, problem: str, *, final: bool) -> None:
-        """Sleep until the next try is due.
+        """Sleep until the next attempt is due.
 
         Raises:
             BridgeError: The failure is final, or the request has failed for longer than the limit.
@@ -76,12 +76,12 @@ class Bridge:
         self._client = httpx.Client(transport=transport, base_url="http://bridge", timeout=timeout)
 
     def fetch(self, reference: Reference) -> list[Path]:
-        """Make the bridge fetch what a reference names; return the files, which are in the work directory.
+        """Make the bridge fetch the files of a reference into the work directory; return their paths.
 
-        A scheduler's reference gives another slice of its dataset at each call, possibly under the same name.
+        A scheduler's reference returns the next slice of its dataset at each call, possibly under the same name.
 
         Raises:
-            BridgeError: The bridge is gone or cannot fetch it.
+            BridgeError: The bridge is gone or cannot fetch the files.
         """
         entries = self._post("/resources/fetch", reference)
         try:
@@ -111,7 +111,7 @@ class Bridge:
     def events(self, reference: Reference, directory: str, last_event_id: str | None) -> Iterator[tuple[str, str]]:
         """Subscribe once to the pushes of peers; yield the fields of the event stream and their values.
 
-        The first field is empty and says that the subscription is open. Comments have an empty field too.
+        The first field is empty, which means that the subscription is open. Comments have an empty field too.
 
         Raises:
             httpx.HTTPError: The subscription was refused or the stream broke.
@@ -144,7 +144,7 @@ class Bridge:
         return not self._socket.exists()
 
     def retries(self, request: str) -> Retries:
-        """Return the pauses between the tries of a request."""
+        """Return the pauses between the attempts of a request."""
         return Retries(request, self._retry_for_s)
 
     def _post(self, path: str, body: object) -> Any:

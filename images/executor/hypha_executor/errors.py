@@ -1,4 +1,4 @@
-"""What can end an executor.
+"""The errors that end an executor, and its exit codes.
 
 ExecutorError               exit code 1
 ├── JobError                exit code 2: the job or its files cannot be used as they are

@@ -52,13 +52,13 @@ class Incoming:
         """Wait until the subscription is open, so that no push can be missed.
 
         Raises:
-            BridgeError: The bridge opened none in time.
+            BridgeError: The bridge opened no subscription in time.
         """
         if not self._opened.wait(timeout_s):
             raise BridgeError(f"the job bridge opened no /resources/receive within {timeout_s:.0f} s")
 
     def next(self, timeout_s: float | None = None) -> Received | None:
-        """Return the next file, or None if none arrives within `timeout_s` seconds. None waits for as long as it takes.
+        """Return the next file, or None if no file arrives within `timeout_s` seconds. Without a timeout, wait forever.
 
         Raises:
             BridgeError: The bridge is gone for good.

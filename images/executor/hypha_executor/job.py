@@ -13,12 +13,12 @@ class Node:
 
     def __init__(self, value: object, path: str) -> None:
         if not isinstance(value, dict):
-            raise JobError(f"{path} must be an object, it is {type(value).__name__}")
+            raise JobError(f"{path} must be an object, not {type(value).__name__}")
         self.value: dict[str, Any] = value
         self.path = path
 
     def get(self, key: str) -> Any:
-        """Return the value of a field that must be there."""
+        """Return the value of a required field."""
         if key not in self.value:
             raise JobError(f"{self.path}.{key} is missing")
         return self.value[key]
@@ -35,26 +35,26 @@ class Node:
         """Return a text."""
         value = self.get(key)
         if not isinstance(value, str):
-            raise JobError(f"{self.path}.{key} must be text, it is {value!r}")
+            raise JobError(f"{self.path}.{key} must be text, not {value!r}")
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
         """Return a list of texts with at least one element, such as the peers of a reference."""
         value = self.get(key)
         if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
-            raise JobError(f"{self.path}.{key} must be a list of names, it is {value!r}")
+            raise JobError(f"{self.path}.{key} must be a list of names, not {value!r}")
         return tuple(value)
 
     def number(self, key: str, *, low: float) -> float:
         """Return a finite number of at least `low`."""
         value = self.get(key)
         if not is_number(value) or not low <= value < float("inf"):
-            raise JobError(f"{self.path}.{key} must be a number of at least {low}, it is {value!r}")
+            raise JobError(f"{self.path}.{key} must be a number of at least {low}, not {value!r}")
         return float(value)
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value from JSON is a number; true and false are none."""
+    """Return whether a value from JSON is a number; true and false are not numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -90,5 +90,5 @@ def parse_job(text: str, executor_class: str) -> JobSpec:
     try:
         UUID(job_id)
     except ValueError:
-        raise JobError(f"job.job_id must be a UUID, it is {job_id!r}") from None
+        raise JobError(f"job.job_id must be a UUID, not {job_id!r}") from None
     return JobSpec(job_id, executor.node("config"))

@@ -11,7 +11,7 @@ _MAX_COUNT: Final = 2**53
 
 @dataclass(frozen=True)
 class Labels:
-    """What a pseudo-gradient or an update says of itself. The reference implementation's trainers write no labels.
+    """The labels of a pseudo-gradient or an update. The reference implementation's trainers write none.
 
     Attributes:
         job_id: The job's UUID.

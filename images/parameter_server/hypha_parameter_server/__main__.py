@@ -28,12 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         policy = Policy(options.deadline_s, options.quorum, options.clip_factor)
         bridge, store = Bridge(options.socket, options.work_dir), Store(options.work_dir, job.job_id)
         Server(job, bridge, store, policy).run(Incoming(bridge, job.updates))
-    except ExecutorError as error:
+    except (ExecutorError, OSError) as error:
         log.error("%s", error)  # noqa: TRY400 - the text says what to do
-        return error.exit_code
-    except OSError as error:
-        log.error("%s", error)  # noqa: TRY400 - as above
-        return ExecutorError.exit_code
+        return error.exit_code if isinstance(error, ExecutorError) else ExecutorError.exit_code
     return 0
 
 
@@ -42,27 +39,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--deadline-s",
         type=_positive,
-        default=_environment("DEADLINE_S", "600"),
+        default=os.environ.get("HYPHA_PS_DEADLINE_S", "600"),
         help="seconds after a round's first pseudo-gradient until a quorum is enough"
         " (%(default)s; HYPHA_PS_DEADLINE_S)",
     )
     parser.add_argument(
         "--quorum",
         type=_fraction,
-        default=_environment("QUORUM", "0.5"),
-        help="the fraction of the members that is enough then (%(default)s; HYPHA_PS_QUORUM)",
+        default=os.environ.get("HYPHA_PS_QUORUM", "0.5"),
+        help="the fraction of the members that is enough after the deadline (%(default)s; HYPHA_PS_QUORUM)",
     )
     parser.add_argument(
         "--clip-factor",
         type=_positive,
-        default=_environment("CLIP_FACTOR", None),
+        default=os.environ.get("HYPHA_PS_CLIP_FACTOR"),
         help="scale pseudo-gradients down to this multiple of the median length (off; HYPHA_PS_CLIP_FACTOR)",
     )
     return parser
-
-
-def _environment(name: str, default: str | None) -> str | None:
-    return os.environ.get(f"HYPHA_PS_{name}", default)
 
 
 def _positive(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Why a pseudo-gradient is not taken; what ends the parameter server is in `hypha_executor.errors`."""
+"""Why a pseudo-gradient is refused. `hypha_executor.errors` has the errors that end the parameter server."""
 
 from hypha_executor.errors import ExecutorError
 

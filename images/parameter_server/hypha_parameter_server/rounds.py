@@ -48,16 +48,14 @@ class Selection:
 
 
 def check_round(label: int | None, expected: int | None) -> None:
-    """Refuse a pseudo-gradient of another round. Before the first outer step, `expected` is None and any round will do.
+    """Refuse a pseudo-gradient of another round. Before the first outer step, `expected` is None and allows any round.
 
     Raises:
         Untimely: The label is set and differs from the expected round.
     """
-    if label is None or expected is None or label == expected:
-        return
-    if label < expected:
-        raise Untimely(f"is late: it is for round {label}, and round {expected} is being collected")
-    raise Untimely(f"is for round {label}, ahead of round {expected} that is being collected")
+    if label is not None and expected is not None and label != expected:
+        when = "late" if label < expected else "early"
+        raise Untimely(f"is {when}: it is for round {label}, and round {expected} is being collected")
 
 
 def check_job(label: str | None, job_id: str) -> None:

@@ -73,15 +73,13 @@ class Server:
 
     def _receive(self, received: Received) -> None:
         try:
-            if received.peer in self._job.members:
-                claimed = self._store.claim(received.peer, received.path)
-                if claimed is None:
-                    log.warning("The file %.200r from %s is not there", received.path, received.peer)
-                else:
-                    self._take(received.peer, claimed)
-            else:
-                log.warning("Refused: a file from %.100r, which is no member of this job", received.peer)
+            if received.peer not in self._job.members:
+                log.warning("Refused: a file from %.100r, which is not a member of this job", received.peer)
                 self._store.discard(received.path)
+            elif claimed := self._store.claim(received.peer, received.path):
+                self._take(received.peer, claimed)
+            else:
+                log.warning("The file %.200r from %s does not exist", received.path, received.peer)
         except Refused as verdict:
             log.warning("Refused: the file from %.100r %s", received.peer, verdict)
 
@@ -115,7 +113,7 @@ class Server:
         try:
             descriptor, header = open_header(path)
         except OSError as error:  # a symbolic link, for example
-            raise Refused(f"can't be opened: {error.strerror}") from error
+            raise Refused(f"cannot be opened: {error.strerror}") from error
         try:
             labels = parse_labels(header.metadata)
             check_round(labels.round, self._expected)
@@ -150,7 +148,7 @@ class Server:
         if selection is None and waited_s >= self._policy.deadline_s and not self._overdue:
             self._overdue = True
             log.error(
-                "After %.0f s there are %d usable pseudo-gradients of %d; going on as soon as there are %d",
+                "After %.0f s there are %d usable pseudo-gradients of %d; the round closes with %d",
                 waited_s,
                 len(self._pending),
                 members,
@@ -163,10 +161,10 @@ class Server:
         began = time.monotonic()
         missing = self._job.members - {item.peer for item in selection.chosen}
         if missing:
-            log.warning("Round %d goes on without %s", selection.round, ", ".join(sorted(missing)))
+            log.warning("Round %d closes without %s", selection.round, ", ".join(sorted(missing)))
         for item in selection.misfits:
             log.warning(
-                "Refused: the pseudo-gradient from %s does not fit in with the others of round %d",
+                "Refused: the pseudo-gradient from %s does not match the others of round %d",
                 item.peer,
                 selection.round,
             )
@@ -199,7 +197,7 @@ class Server:
         if delivery.done is None:
             answer = self._progress.outer_step_taken()
             if answer.failed:
-                log.warning("The scheduler answered the report of an outer step with an error; going on")
+                log.warning("The scheduler answered the report of an outer step with an error; the job continues")
             delivery = replace(delivery, done=answer.done)
             self._store.record(delivery)
         if not delivery.sent:

@@ -81,13 +81,11 @@ class Store:
             ) from error
         for peer, number in consumed:
             self._contribution(peer, number).unlink(missing_ok=True)
-            self._number = max(
-                self._number, number
-            )  # no name is used twice, or the next process would delete the second file
-        log.info("Going on after round %d", self.last_round)
+            self._number = max(self._number, number)  # a name used twice would make the next process delete a new file
+        log.info("Resuming after round %d", self.last_round)
 
     def claim(self, peer: str, path: str) -> Path | None:
-        """Move a file of the work directory here, so that no later push can replace it. None if there is no such file.
+        """Move a file of the work directory here, so that no later push can replace it. None if it does not exist.
 
         Raises:
             Refused: The path leads out of the work directory.
@@ -153,16 +151,13 @@ class Store:
         )
         new_update.rename(self._update(number))
         new_momentum.rename(self._momentum)
-        self._delete_updates_before(self.last_round)
+        for path in self._own.glob("update-*.safetensors"):
+            if self.last_round is not None and int(path.stem.removeprefix("update-")) < self.last_round:
+                path.unlink()
         for source in sources:
             source.path.unlink(missing_ok=True)
         self.last_round = number
         self.layout = sources[0].header.layout
-
-    def _delete_updates_before(self, number: int | None) -> None:
-        for path in self._own.glob("update-*.safetensors"):
-            if number is not None and int(path.stem.removeprefix("update-")) < number:
-                path.unlink()
 
     def last_update(self) -> Path:
         """Return the file of the last update."""

@@ -83,7 +83,7 @@ def _optimizer(node: Node) -> Optimizer:
     betas = node.value.get("betas")
     if betas is not None:
         if not isinstance(betas, list) or len(betas) != 2 or not all(is_number(b) and 0 <= b < 1 for b in betas):
-            raise JobError(f"{node.path}.betas must be two numbers from 0 to 1, it is {betas!r}")
+            raise JobError(f"{node.path}.betas must be two numbers from 0 to 1, not {betas!r}")
         betas = (float(betas[0]), float(betas[1]))
     epsilon = None if node.value.get("epsilon") is None else node.number("epsilon", low=0)
     return Optimizer(node.number("learning-rate", low=0), betas, epsilon)

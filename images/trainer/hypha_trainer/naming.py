@@ -1,14 +1,14 @@
 """The names and shapes of exchanged tensors: those of the checkpoint, which are equal in all versions of transformers.
 
 transformers 5 renames parameters when it loads them, and splits or joins some; its `save_pretrained` reverts that. This
-module reverts it for pseudo-gradients, so that the trainers of one job may run different versions. To revert moves
-elements and never calculates, so it is a permutation. Applied to the positions of the model's elements, it gives their
-positions in the checkpoint's tensors, and so the way back.
+module reverts it for pseudo-gradients, so that the trainers of one job may run different versions. Reverting only moves
+elements, so it is a permutation. Applied to the positions of the model's elements, it returns their positions in the
+checkpoint's tensors, which define the inverse.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -101,9 +101,13 @@ def _converted(model: PreTrainedModel, shapes: Shapes) -> list[Group]:
     same = {id(tensor): name for name, tensor in checkpoint.items()}
     groups = [Group({name: shapes[name]}, (same[id(given[name])],)) for name in given if id(given[name]) in same]
     rest = [name for name in given if id(given[name]) not in same]
-    for key in (_alone, _by_layer, _together):
-        rest, names = [], rest
-        for part in _partition(names, key):
+    keys: tuple[Callable[[str], str], ...] = (lambda name: name, _layer, lambda _: "")  # alone, by layer, all together
+    for key in keys:
+        parts: dict[str, list[str]] = defaultdict(list)
+        for name in rest:
+            parts[key(name)].append(name)
+        rest = []
+        for part in parts.values():
             group = _group(model, {name: shapes[name] for name in part}, checkpoint)
             if group:
                 groups.append(group)
@@ -126,20 +130,5 @@ def _group(model: PreTrainedModel, shapes: Shapes, checkpoint: Tensors) -> Group
         return None
 
 
-def _partition(names: Iterable[str], key: Callable[[str], str]) -> list[list[str]]:
-    parts: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        parts[key(name)].append(name)
-    return list(parts.values())
-
-
-def _alone(name: str) -> str:
-    return name
-
-
-def _by_layer(name: str) -> str:
+def _layer(name: str) -> str:
     return re.match(r"\D*\d*", name).group()  # type: ignore[union-attr]  # matches anything
-
-
-def _together(_name: str) -> str:
-    return ""

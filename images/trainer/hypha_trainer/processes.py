@@ -45,7 +45,7 @@ class Processes:
         return self._share(decision, self._decisions)
 
     def share_data(self, take: Callable[[], Path]) -> Path:
-        """Do the same as `decide` in the thread that reads the data."""
+        """Act as `decide`, but for the thread that reads the data."""
         return self._share(take, self._data)
 
     def all_have_data(self) -> None:

@@ -37,7 +37,7 @@ class Countdown:
 
     @property
     def over(self) -> bool:
-        """True if the update is due."""
+        """Whether the update is due."""
         return self.left == 0
 
 

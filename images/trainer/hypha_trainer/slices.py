@@ -57,10 +57,10 @@ def read_slice(path: Path, required: tuple[str, ...], optional: tuple[str, ...] 
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            there = set(file.keys())
-            if missing := [name for name in required if name not in there]:
-                raise JobError(f"a slice has no tensors {missing}, only {sorted(there)}; correct the job's input-names")
-            tensors = {name: file.get_tensor(name) for name in (*required, *there.intersection(optional))}
+            names = set(file.keys())
+            if missing := [name for name in required if name not in names]:
+                raise JobError(f"a slice has no tensors {missing}, only {sorted(names)}; correct the job's input-names")
+            tensors = {name: file.get_tensor(name) for name in (*required, *names.intersection(optional))}
     except (SafetensorError, OSError) as error:
         raise ExecutorError(f"a slice is not a complete SafeTensors file ({error})") from None
     lengths = {name: tensor.shape[0] if tensor.dim() else 0 for name, tensor in tensors.items()}
@@ -78,7 +78,7 @@ def cut(slices: Iterator[Tensors], batch_size: int) -> Iterator[Tensors]:
     """
     rest: Tensors = {}
     for tensors in slices:
-        if rest and not _alike(rest, tensors):
+        if rest and not _match(rest, tensors):
             yield rest
             rest = {}
         start, size = 0, _length(tensors)
@@ -98,7 +98,7 @@ def _length(tensors: Tensors) -> int:
     return len(next(iter(tensors.values())))
 
 
-def _alike(one: Tensors, other: Tensors) -> bool:
+def _match(one: Tensors, other: Tensors) -> bool:
     return all(one[name].shape[1:] == other[name].shape[1:] and one[name].dtype == other[name].dtype for name in one)
 
 

@@ -69,8 +69,11 @@ def add_update(weights: Tensors, path: Path) -> None:
     Raises:
         ExecutorError: The update does not fit the weights or is not finite.
     """
-    with _open(path) as file:
-        update = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a handle, not a dict
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            update = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a handle, not a dict
+    except (SafetensorError, OSError) as error:
+        raise ExecutorError(f"{path.name} is not a complete SafeTensors file ({error})") from None
     _check(weights, update)
     with torch.no_grad():
         for name, tensor in update.items():
@@ -99,10 +102,3 @@ def is_finite(tensor: torch.Tensor) -> bool:
         return True
     low, high = torch.aminmax(tensor)
     return bool(torch.isfinite(low) & torch.isfinite(high))
-
-
-def _open(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise ExecutorError(f"{path.name} is not a complete SafeTensors file ({error})") from None
