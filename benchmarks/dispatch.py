@@ -77,13 +77,13 @@ class Observed:
         self.job_s: dict[str, float] = {}
         self.started_s: dict[str, float] = {}
         self.pods: set[str] = set()
-        watch(plane, _JOBS, "", self._see_job)
-        watch(plane, f"/api/v1/namespaces/{NAMESPACE}/pods", _JOB_NAME, self._see_pod)
+        watch(plane, _JOBS, "", self._on_job)
+        watch(plane, f"/api/v1/namespaces/{NAMESPACE}/pods", _JOB_NAME, self._on_pod)
 
-    def _see_job(self, _type: str, manifest: Manifest) -> None:
+    def _on_job(self, _type: str, manifest: Manifest) -> None:
         self.job_s.setdefault(manifest["metadata"]["name"], time.monotonic())
 
-    def _see_pod(self, type_: str, pod: Manifest) -> None:
+    def _on_pod(self, type_: str, pod: Manifest) -> None:
         name = pod["metadata"]["labels"][_JOB_NAME]
         (self.pods.discard if type_ == "DELETED" else self.pods.add)(name)
         for status in pod.get("status", {}).get("containerStatuses", ()):

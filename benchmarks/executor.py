@@ -42,14 +42,14 @@ def post(path: str, body: Any) -> http.client.HTTPResponse:
 
 
 def arrivals(resource: Any) -> Iterator[Path]:
-    """The files that peers push, as they arrive."""
+    """Yield the files that peers push, as they arrive."""
     for line in post("/resources/receive", {"resource": resource, "path": "incoming"}):
         if line.startswith(b"data:"):
             yield Path(os.environ["WORK_DIR"], json.loads(line[5:])["path"])
 
 
 def fetch(config: Any, number: int) -> Iterator[float]:
-    """Return the seconds from the request for a slice to the bridge's answer that it has arrived."""
+    """Yield the seconds from each request for a slice to the bridge's answer."""
     for _ in range(number):
         started = time.monotonic()
         (file,) = json.load(post("/resources/fetch", config["data"]))
@@ -58,7 +58,7 @@ def fetch(config: Any, number: int) -> Iterator[float]:
 
 
 def outer_steps(config: Any, number: int, directory: Path) -> Iterator[tuple[float, float]]:
-    """Return when this sent its pseudo-gradient and when the update arrived, by the clock common to all processes."""
+    """Yield when the pseudo-gradient was sent and when the update arrived, by the clock common to all processes."""
     make_gradient(Path(os.environ["WORK_DIR"], "gradient"), int((directory / "size").read_text()))
     updates = arrivals(config["results"])
     for step in range(number):
@@ -92,7 +92,7 @@ def meet(directory: Path) -> None:
 
 
 def make_gradient(path: Path, size_bytes: int) -> None:
-    """Return tensors of small, different numbers."""
+    """Write a file with tensors of small, different numbers."""
     each = size_bytes // TENSORS // 4 * 4
     header = json.dumps(
         {
@@ -112,9 +112,8 @@ def main() -> None:
     work, report, number, *directory = sys.argv[1:]
     config = json.loads(os.environ["JOB_JSON"])["executor"]["config"]
     times = fetch(config, int(number)) if work == "fetch" else outer_steps(config, int(number), Path(directory[0]))
-    result = json.dumps(list(times))
     partial = Path(f"{report}.part")
-    partial.write_text(result)
+    partial.write_text(json.dumps(list(times)))
     partial.rename(report)
 
 

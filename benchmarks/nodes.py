@@ -92,7 +92,7 @@ class Node:
     log: Path
 
     def check(self) -> None:
-        """Raise BenchmarkError if it has ended."""
+        """Raise BenchmarkError if the process has ended."""
         if self.process.poll() is not None:
             raise BenchmarkError(f"{self.name} ended with status {self.process.returncode}:\n{self.last_lines()}")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.figures import Figure
-from hypha_executor.safetensors import lay_out, open_header
+from hypha_executor.safetensors import lay_out, open_header, read_header
 from hypha_parameter_server.arithmetic import DTYPES, Nesterov, Source, check, outer_step
 
 WORKERS = 4
@@ -93,16 +93,8 @@ def run_check(files: list[Path]) -> None:
 
 def run_step(files: list[Path], directory: Path, *, first: bool) -> None:
     """Run the outer step of a round."""
-    sources = []
-    for path in files:
-        descriptor, header = open_header(path)
-        os.close(descriptor)
-        sources.append(Source(path, header, 1 / len(files)))
-    momentum = None
-    if not first:
-        descriptor, header = open_header(directory / "momentum")
-        os.close(descriptor)
-        momentum = (directory / "momentum", header)
+    sources = [Source(path, read_header(path), 1 / len(files)) for path in files]
+    momentum = None if first else (directory / "momentum", read_header(directory / "momentum"))
     outer_step(sources, Nesterov(0.7, 0.9), momentum, (directory / "momentum.new", {}), (directory / "update", {}))
     (directory / "momentum.new").rename(directory / "momentum")
 

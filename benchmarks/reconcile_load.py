@@ -125,7 +125,7 @@ def create(client: httpx.Client, plural: str, manifest: Manifest) -> Manifest:
     return answer
 
 
-def watch(plane: Plane, path: str, selector: str, see: Callable[[str, Manifest], None]) -> None:
+def watch(plane: Plane, path: str, selector: str, on_event: Callable[[str, Manifest], None]) -> None:
     """Pass on the type (ADDED, MODIFIED, DELETED) and object of every watch event, until this process ends."""
     query = {"watch": "true", "labelSelector": selector}
 
@@ -136,7 +136,7 @@ def watch(plane: Plane, path: str, selector: str, see: Callable[[str, Manifest],
                     for line in answer.raise_for_status().iter_lines():
                         event = json.loads(line)
                         if event["type"] != "ERROR":
-                            see(event["type"], event["object"])
+                            on_event(event["type"], event["object"])
             except httpx.HTTPError:
                 time.sleep(0.5)
 
@@ -155,16 +155,16 @@ class Board:
         self.ready: set[str] = set()
         self.running: set[str] = set()
         self._client = plane.client()
-        watch(plane, f"{ROOT}/hyphaworkers", "", self._see_worker)
-        watch(plane, f"{ROOT}/hyphajobs", "", self._see_job)
+        watch(plane, f"{ROOT}/hyphaworkers", "", self._on_worker)
+        watch(plane, f"{ROOT}/hyphajobs", "", self._on_job)
         watch(plane, "/api/v1/pods", "app.kubernetes.io/component=controller", self._report)
 
-    def _see_worker(self, _type: str, worker: Manifest) -> None:
+    def _on_worker(self, _type: str, worker: Manifest) -> None:
         conditions = (worker.get("status") or {}).get("conditions") or []
-        _note(self.ready, worker, any(c["type"] == "Ready" and c["status"] == "True" for c in conditions))
+        _record(self.ready, worker, any(c["type"] == "Ready" and c["status"] == "True" for c in conditions))
 
-    def _see_job(self, _type: str, hypha_job: Manifest) -> None:
-        _note(self.running, hypha_job, (hypha_job.get("status") or {}).get("phase") == "Running")
+    def _on_job(self, _type: str, hypha_job: Manifest) -> None:
+        _record(self.running, hypha_job, (hypha_job.get("status") or {}).get("phase") == "Running")
 
     def _report(self, _type: str, pod: Manifest) -> None:
         """Report what the node in a controller's pod reports once it has started."""
@@ -180,5 +180,5 @@ class Board:
         self._client.patch(path, params=query, json=manifest, headers=_APPLY).raise_for_status()
 
 
-def _note(names: set[str], manifest: Manifest, holds: bool) -> None:
+def _record(names: set[str], manifest: Manifest, holds: bool) -> None:
     (names.add if holds else names.discard)(manifest["metadata"]["name"])

@@ -91,16 +91,13 @@ class Release:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         environment = {variable["name"]: variable["value"] for variable in self._container["env"]}
-        environment |= {"KUBECONFIG": str(kubeconfig)}
-        program = Path(sys.executable).parent / self._container["command"][0]
-        command = (
-            *("env", *(f"{name}={value}" for name, value in environment.items())),
-            *(str(program), *self._container["args"], f"--port={port}"),
-        )
+        environment["KUBECONFIG"] = str(kubeconfig)
+        program = str(Path(sys.executable).parent / self._container["command"][0])
+        variables = (f"{name}={value}" for name, value in environment.items())
+        command = ("env", *variables, program, *self._container["args"], f"--port={port}")
         address = f"127.0.0.1:{port}"
-        processes = Processes(
-            directory, [Program("operator", command, lambda: _is_healthy(address))], die_with_parent=True
-        )
+        operator = Program("operator", command, lambda: _is_healthy(address))
+        processes = Processes(directory, [operator], die_with_parent=True)
         processes.up()
         try:
             yield Operator(processes.pid("operator") or 0, address)

@@ -1,7 +1,6 @@
 """A control plane with raised client rate limits that logs the operator's requests."""
 
 import json
-import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.reconcile_operator import USER
-from e2e.cluster.control_plane import ControlPlane, Ports
+from e2e.cluster.control_plane import ControlPlane, reserved_ports
 from e2e.cluster.processes import Processes
 
 _QUICK = ("--kube-api-qps=2000", "--kube-api-burst=4000")
@@ -55,24 +54,17 @@ class Audit:
 @contextmanager
 def control_plane(directory: Path, audit: Audit) -> Iterator[ControlPlane]:
     directory.mkdir(mode=0o700)
-    sockets = []
-    for _ in range(4):
-        reserved = socket.socket()
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        reserved.bind(("127.0.0.1", 0))
-        sockets.append(reserved)
-    plane = ControlPlane(directory, ports=Ports(*(reserved.getsockname()[1] for reserved in sockets)))
-    more = {
-        "kube-apiserver": audit.arguments(directory / "audit-policy.yaml"),
-        "kube-controller-manager": _QUICK,
-        "kube-scheduler": _QUICK,
-    }
-    programs = [replace(p, command=(*p.command, *more.get(p.name, ()))) for p in plane.programs()]
-    processes = Processes(directory / "run", programs, die_with_parent=True)
-    try:
-        processes.up()
-        yield plane
-    finally:
-        processes.down()
-        for reserved in sockets:
-            reserved.close()
+    with reserved_ports() as ports:
+        plane = ControlPlane(directory, ports=ports)
+        more = {
+            "kube-apiserver": audit.arguments(directory / "audit-policy.yaml"),
+            "kube-controller-manager": _QUICK,
+            "kube-scheduler": _QUICK,
+        }
+        programs = [replace(p, command=(*p.command, *more.get(p.name, ()))) for p in plane.programs()]
+        processes = Processes(directory / "run", programs, die_with_parent=True)
+        try:
+            processes.up()
+            yield plane
+        finally:
+            processes.down()

@@ -164,9 +164,9 @@ def condition(item: Object | None, type_: str) -> Object:
 
 
 def eventually(what: str, probe: Callable[[], T], timeout_s: float = 60, every_s: float = _POLL_S) -> T:
-    """Ask until the answer is truthy, and return it; AssertionError with the last answer after the timeout.
+    """Poll until the answer is truthy, and return it; AssertionError with the last answer after the timeout.
 
-    It keeps asking while the API server does not answer.
+    It keeps polling while the API server does not answer.
     """
     deadline = time.monotonic() + timeout_s
     while True:

@@ -13,7 +13,6 @@ from e2e.kube import eventually
 from e2e.processes import Process
 from hypha_devnet.demo.settings import SETTINGS, certificate_keys, job_config
 
-NODES: Final = ("gateway", "data", "scheduler")
 DONE: Final = "Job is completed."
 GPU: Final = {"count": 1, "memory": "32G"}
 """The reference scheduler's batch size: how often the GPU memory that a job requests fits into a worker's offer."""

@@ -13,12 +13,11 @@ import trio
 
 from e2e.kube import eventually
 from hypha_devnet.client import Lease, SchedulerClient, Wanted
+from hypha_devnet.roles.node import healthy
 from hypha_messages.advertisement import WorkerSpec
 from hypha_messages.api import ReportJobStatus
-from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_messages.job import ExecutorDescriptor, JobSpec
 from hypha_messages.types import Resources
-from hypha_network.errors import NetworkError
 from hypha_network.identity import Identity
 from hypha_network.network import NetworkConfig, open_network
 
@@ -42,7 +41,7 @@ _OFFER_S: Final = 1.5
 
 @dataclass
 class Task:
-    """A task; `statuses` is what its worker has reported."""
+    """A task; `statuses` are those that its worker has reported."""
 
     id: UUID
     lease: Lease
@@ -55,16 +54,11 @@ class Task:
 
     def ended(self, timeout_s: float = 90) -> str:
         """Wait until its worker reports its end; return Finished or Failed."""
-        said = ("Finished", "Failed")
-        return (
-            eventually(
-                f"a report of the end of {self.name}",
-                lambda: next((status for status in self.statuses if status in said), None),
-                timeout_s,
-                0.1,
-            )
-            or ""
-        )
+
+        def end() -> str:
+            return next((status for status in self.statuses if status in ("Finished", "Failed")), "")
+
+        return eventually(f"the worker has reported the end of {self.name}", end, timeout_s, 0.1)
 
     @property
     def lease_lost(self) -> bool:
@@ -113,18 +107,18 @@ class Tasks:
         executor: str = "program",
         timeout_s: float = 60,
     ) -> Task:
-        """Have a worker (a peer id) run a program; returns once the worker has accepted the task."""
+        """Dispatch a program to a worker (a peer id); return once the worker has accepted the task."""
         spec = self._spec(program, args, executor)
         task: Task = trio.from_thread.run(self._run, worker, spec, resources, timeout_s, trio_token=self._token)
         return task
 
     def offers(self, worker: str, resources: Resources = SMALL, executor: str = "program") -> bool:
         """Advertise once; return whether this worker makes an offer."""
-        return trio.from_thread.run(self._ask, worker, resources, executor, trio_token=self._token)
+        return trio.from_thread.run(self._offers, worker, resources, executor, trio_token=self._token)
 
     def healthy(self, worker: str) -> bool:
         """Ask a node for its health over the network."""
-        return trio.from_thread.run(self._healthy, worker, trio_token=self._token)
+        return trio.from_thread.run(healthy, self._client.network, worker, trio_token=self._token)
 
     def abandon(self, task: Task) -> None:
         """Stop renewing its lease."""
@@ -145,7 +139,7 @@ class Tasks:
             task.statuses.append(report.status.type)
             task.lease.abandoned = task.lease.abandoned or report.status.type != "Running"
 
-    async def _ask(self, worker: str, resources: Resources, executor: str) -> bool:
+    async def _offers(self, worker: str, resources: Resources, executor: str) -> bool:
         offers = await self._client.collect(
             _wanted(resources, executor), lambda offers: [o for o in offers if o.peer_id == worker], within_s=_OFFER_S
         )
@@ -160,13 +154,6 @@ class Tasks:
         accepted = await self._client.dispatch_until_answered(lease, spec, task.id)
         assert accepted, f"{worker} refused the dispatch"
         return task
-
-    async def _healthy(self, worker: str) -> bool:
-        try:
-            answer = await self._client.network.request(worker, HEALTH, HealthRequest(), timeout_s=5)
-        except NetworkError:
-            return False
-        return isinstance(answer, HealthResponse) and answer.healthy
 
     def _spec(self, program: str, args: tuple[str, ...], executor: str) -> JobSpec:
         peers: dict[str, Any] = {

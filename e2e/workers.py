@@ -93,12 +93,8 @@ class Worker:
 
     def controller(self) -> Object | None:
         """Return its controller's pod, unless the pod is being deleted."""
-        pods = self.kube.items(
-            "pods",
-            self.namespace,
-            app_kubernetes_io__instance=self.name,
-            app_kubernetes_io__component="controller",
-        )
+        labels = {"app_kubernetes_io__instance": self.name, "app_kubernetes_io__component": "controller"}
+        pods = self.kube.items("pods", self.namespace, **labels)
         return next((pod for pod in pods if "deletionTimestamp" not in pod["metadata"]), None)
 
     def jobs(self) -> list[Object]:
@@ -116,11 +112,8 @@ class Worker:
     def delete(self) -> None:
         """Delete it, and wait until it is gone."""
         self.kube.delete("hyphaworkers", self.namespace, self.name)
-        eventually(
-            f"{self.name} is gone",
-            lambda: self.kube.get("hyphaworkers", self.namespace, self.name) is None,
-            GONE_S,
-        )
+        gone = "hyphaworkers", self.namespace, self.name
+        eventually(f"{self.name} is gone", lambda: self.kube.get(*gone) is None, GONE_S)
 
 
 def spec(devnet: Devnet, name: str, **more: Any) -> dict[str, Any]:
@@ -135,22 +128,14 @@ def spec(devnet: Devnet, name: str, **more: Any) -> dict[str, Any]:
 
 def trainer_spec(devnet: Devnet, name: str) -> dict[str, Any]:
     """Return the spec of a worker that trains the digits."""
-    return spec(
-        devnet,
-        name,
-        resources=_quantities(NEEDED["trainer"]),
-        executors=[{"class": "train", "name": "diloco-transformer"}],
-    )
+    executors = [{"class": "train", "name": "diloco-transformer"}]
+    return spec(devnet, name, resources=_quantities(NEEDED["trainer"]), executors=executors)
 
 
 def server_spec(devnet: Devnet, name: str) -> dict[str, Any]:
     """Return the spec of a worker that aggregates."""
-    return spec(
-        devnet,
-        name,
-        resources=_quantities(NEEDED["server"]),
-        executors=[{"class": "aggregate", "name": "parameter-server"}],
-    )
+    executors = [{"class": "aggregate", "name": "parameter-server"}]
+    return spec(devnet, name, resources=_quantities(NEEDED["server"]), executors=executors)
 
 
 def program_spec(devnet: Devnet, name: str, image: str, **executors: dict[str, Any]) -> dict[str, Any]:
@@ -167,11 +152,7 @@ def program_spec(devnet: Devnet, name: str, image: str, **executors: dict[str, A
 
 
 def _quantities(needed: dict[str, float]) -> dict[str, str]:
-    return {
-        "cpu": f"{round(needed['cpu'] * 1000)}m",
-        "memory": f"{round(needed['memory'] * 1000)}M",
-        "storage": f"{round(needed['storage'] * 1000)}M",
-    }
+    return {name: f"{round(amount * 1000)}{'m' if name == 'cpu' else 'M'}" for name, amount in needed.items()}
 
 
 def namespace(name: str) -> Object:
@@ -189,9 +170,15 @@ def job_of(kube: Kube, worker: Worker, task: Task) -> Object:
     """Return the HyphaJob of a task."""
     job = kube.get("hyphajobs", worker.namespace, task.name)
     if job is None:
-        raise AssertionError(f"there is no {task.name}")
+        raise AssertionError(f"{task.name} does not exist")
     job.setdefault("status", {})
     return job
+
+
+def runs(kube: Kube, worker: Worker, task: Task) -> Task:
+    """Wait until a task's job runs; return the task."""
+    eventually(f"{task.name} runs", lambda: job_of(kube, worker, task)["status"].get("phase") == "Running")
+    return task
 
 
 def pods_of(kube: Kube, worker: Worker, task: Task) -> list[Object]:

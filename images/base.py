@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -33,7 +34,16 @@ def install_programs() -> None:
     Raises:
         BuildError: They cannot be installed.
     """
-    missing = [package for program, package in _PROGRAMS.items() if not shutil.which(program)]
+    install(package for program, package in _PROGRAMS.items() if not shutil.which(program))
+
+
+def install(packages: Iterable[str]) -> None:
+    """Install packages of the distribution, if there are any.
+
+    Raises:
+        BuildError: They cannot be installed.
+    """
+    missing = list(packages)
     if not missing:
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):

@@ -29,7 +29,7 @@ def test_the_digits_are_trained_by_pods_to_the_accuracy_of_the_demo(
         worker.free()
 
 
-def test_jobs_and_workers_say_how_they_are_to_whoever_asks_kubectl(kube: Kube, farm: list[Worker]) -> None:
+def test_kubectl_get_shows_the_state_of_workers_and_jobs(kube: Kube, farm: list[Worker]) -> None:
     namespace = ("--namespace", farm[0].namespace)
     workers = kube.kubectl("get", "hyphaworkers", *namespace)
     jobs = kube.kubectl("get", "hyphajobs", *namespace)

@@ -34,7 +34,7 @@ def wait_for_a_random_moment(training: Training, chance: random.Random) -> None:
 
 
 @pytest.mark.parametrize("attempt", range(1, load().repeats + 1))
-def test_a_controller_deleted_while_training_loses_no_lease_and_the_training_ends_well(
+def test_a_controller_deleted_while_training_loses_no_lease_and_the_training_succeeds(
     kube: Kube, devnet: Devnet, farm: list[Worker], attempt: int
 ) -> None:
     chance = random.Random(attempt)
@@ -59,7 +59,7 @@ def test_a_controller_deleted_while_training_loses_no_lease_and_the_training_end
         worker.free()
 
 
-def test_an_operator_killed_while_training_neither_orphans_nor_doubles_anything(
+def test_an_operator_killed_while_training_orphans_and_duplicates_no_object(
     kube: Kube, devnet: Devnet, farm: list[Worker]
 ) -> None:
     training = devnet.train(_ROUNDS)

@@ -9,9 +9,9 @@ import pytest
 
 from e2e import installation, open_ports
 from e2e.devnet import Devnet
-from e2e.kube import Kube, eventually
+from e2e.kube import Kube
 from e2e.tasks import Task, Tasks
-from e2e.workers import Worker, failed, job_of, pods_of, restarts, results
+from e2e.workers import Worker, failed, job_of, pods_of, restarts, results, runs
 from hypha_messages.types import Resources
 
 _PROGRAMS = Path(__file__).parents[1] / "programs"
@@ -41,8 +41,7 @@ time.sleep(600)
 @pytest.fixture(scope="module")
 def neighbour(kube: Kube, worker: Worker, tasks: Tasks) -> Iterator[Task]:
     """A harmless job that runs beside all the others."""
-    task = tasks.run(worker.peer_id, NEIGHBOUR, _MARKER)
-    eventually("the neighbour runs", lambda: job_of(kube, worker, task)["status"].get("phase") == "Running")
+    task = runs(kube, worker, tasks.run(worker.peer_id, NEIGHBOUR, _MARKER))
     yield task
     tasks.abandon(task)
 
@@ -67,7 +66,7 @@ def unharmed(kube: Kube, worker: Worker, neighbour: Task) -> Iterator[None]:
         assert pressure["MemoryPressure"] == pressure["DiskPressure"] == "False"
 
 
-def test_a_job_that_eats_memory_is_killed_for_it_alone(kube: Kube, worker: Worker, tasks: Tasks) -> None:
+def test_a_job_that_exhausts_its_memory_loses_only_its_executor(kube: Kube, worker: Worker, tasks: Tasks) -> None:
     task = tasks.run(worker.peer_id, EATER)
     failed(kube, worker, task, "OutOfMemory")
     (pod,) = pods_of(kube, worker, task)
@@ -76,7 +75,7 @@ def test_a_job_that_eats_memory_is_killed_for_it_alone(kube: Kube, worker: Worke
     assert all(c["state"]["terminated"]["reason"] != "OOMKilled" for c in pod["status"]["initContainerStatuses"])
 
 
-def test_a_job_that_fills_its_disk_is_evicted_alone(kube: Kube, worker: Worker, tasks: Tasks) -> None:
+def test_a_job_that_fills_its_disk_is_evicted_and_no_other_job(kube: Kube, worker: Worker, tasks: Tasks) -> None:
     task = tasks.run(worker.peer_id, FILLER)
     failed(kube, worker, task, "StorageExceeded")
 
@@ -110,7 +109,7 @@ def test_a_job_that_scans_every_pod_service_and_node_finds_no_open_port_that_ser
     found = results(kube, job_of(kube, worker, task))
     image = installation.image(kube, "HYPHA_PARAMETER_SERVER_IMAGE")
     needed = open_ports.needed(kube, worker)
-    assert needed <= set(found), f"the scan missed what is there: {needed - set(found)}"
+    assert needed <= set(found), f"the scan missed {needed - set(found)}"
     if open_ports.policies_enforced(kube, worker, image):
         assert set(found) <= needed, set(found) - needed
     else:

@@ -2,15 +2,13 @@
 
 from e2e.kube import Kube, consistently, eventually
 from e2e.tasks import WAITER, Task, Tasks
-from e2e.workers import Worker, job_of
+from e2e.workers import Worker, runs
 
 _LONG_S = "40"
 
 
 def running(kube: Kube, worker: Worker, tasks: Tasks, seconds: str) -> Task:
-    task = tasks.run(worker.peer_id, WAITER, seconds)
-    eventually("the job runs", lambda: job_of(kube, worker, task)["status"].get("phase") == "Running")
-    return task
+    return runs(kube, worker, tasks.run(worker.peer_id, WAITER, seconds))
 
 
 def controller_uid(worker: Worker) -> str | None:
@@ -24,7 +22,7 @@ def test_a_changed_price_rolls_the_controller_out_without_losing_the_running_job
     task = running(kube, worker, tasks, _LONG_S)
     before = controller_uid(worker)
     worker.change(offer={"floor": 42})
-    eventually("a new controller", lambda: controller_uid(worker) not in (None, before))
+    eventually("a new controller runs", lambda: controller_uid(worker) not in (None, before))
     worker.ready()
     assert task.ended() == "Finished"
     assert not task.lease_lost
@@ -38,7 +36,7 @@ def test_a_suspended_worker_offers_nothing_and_its_running_job_finishes(
     before = controller_uid(worker)
     worker.change(suspend=True)
     try:
-        eventually("the controller knows", lambda: controller_uid(worker) not in (None, before))
+        eventually("a new controller runs", lambda: controller_uid(worker) not in (None, before))
         eventually("the node is healthy", lambda: worker.status_of_node().get("healthy"), 60)
         consistently("no offers", lambda: not tasks.offers(worker.peer_id), 10)
         assert task.ended() == "Finished"
@@ -49,7 +47,7 @@ def test_a_suspended_worker_offers_nothing_and_its_running_job_finishes(
     eventually("offers", lambda: tasks.offers(worker.peer_id), 60)
 
 
-def test_a_deleted_worker_tells_its_schedulers_and_leaves_nothing(kube: Kube, worker: Worker, tasks: Tasks) -> None:
+def test_a_deleted_worker_notifies_its_schedulers_and_leaves_nothing(kube: Kube, worker: Worker, tasks: Tasks) -> None:
     task = running(kube, worker, tasks, "3600")
     worker.delete()
     assert task.ended(1) == "Failed"

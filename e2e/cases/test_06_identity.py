@@ -47,8 +47,8 @@ def test_a_renewed_certificate_reaches_the_node_without_a_restart(kube: Kube, de
     expected = renewed.certificate.not_valid_after_utc
 
     def expires() -> bool:
-        said = worker.status_of_node().get("certificateExpires")
-        return said is not None and abs(datetime.fromisoformat(said) - expected) < timedelta(seconds=2)
+        reported = worker.status_of_node().get("certificateExpires")
+        return reported is not None and abs(datetime.fromisoformat(reported) - expected) < timedelta(seconds=2)
 
     eventually("the node has the new certificate", expires, _KUBELET_SYNC_S)
     assert running_since(worker) == before

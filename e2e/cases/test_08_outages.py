@@ -11,7 +11,7 @@ from e2e.devnet import Devnet
 from e2e.kube import Kube, eventually
 from e2e.settings import Settings
 from e2e.tasks import WAITER, Tasks
-from e2e.workers import Worker, job_of
+from e2e.workers import Worker, job_of, runs
 
 _COUNT = 6
 _CHILDREN = {
@@ -32,7 +32,7 @@ def not_ready(worker: Worker) -> bool:
     return bool(worker.condition("Ready").get("status") == "False")
 
 
-def test_an_operator_killed_while_workers_come_and_go_orphans_and_doubles_nothing(
+def test_an_operator_killed_while_workers_come_and_go_orphans_and_duplicates_no_object(
     kube: Kube, devnet: Devnet, namespaces: workers.Namespaces
 ) -> None:
     namespace = namespaces("hypha-e2e-many")
@@ -63,7 +63,7 @@ def test_an_operator_killed_while_workers_come_and_go_orphans_and_doubles_nothin
         expected = sorted(form.format(worker.name) for worker in kept)
         eventually(f"exactly these {kind}: {expected}", partial(equal, partial(children, kind), expected), 120)
     for worker in kept:
-        eventually("it says what is missing", partial(not_ready, worker))
+        eventually(f"{worker.name} is not ready", partial(not_ready, worker))
         worker.delete()
 
 
@@ -71,8 +71,7 @@ def test_an_operator_killed_while_workers_come_and_go_orphans_and_doubles_nothin
 def test_a_controller_away_for_longer_than_its_leases_has_its_jobs_ended_by_the_operator(
     kube: Kube, worker: Worker, tasks: Tasks
 ) -> None:
-    task = tasks.run(worker.peer_id, WAITER, "3600")
-    eventually("the job runs", lambda: job_of(kube, worker, task)["status"].get("phase") == "Running")
+    task = runs(kube, worker, tasks.run(worker.peer_id, WAITER, "3600"))
     worker.change(controller={"image": "registry.invalid/nobody/nothing:0"})
     try:
         eventually(
@@ -93,8 +92,7 @@ def test_an_api_server_away_for_a_minute_does_not_disturb_a_running_job(
 ) -> None:
     if not settings.own_cluster:
         pytest.skip("only the API server of `make cluster` is stopped")
-    task = tasks.run(worker.peer_id, WAITER, "75")
-    eventually("the job runs", lambda: job_of(kube, worker, task)["status"].get("phase") == "Running")
+    task = runs(kube, worker, tasks.run(worker.peer_id, WAITER, "75"))
     with installation.api_server_stopped():
         time.sleep(60)
     assert task.ended(120) == "Finished"

@@ -1,4 +1,4 @@
 """A Kubernetes cluster from its own programs, without virtual machines or containers around it.
 
-`control_plane` is what a test needs of it (etcd and the API server on loopback, as any user); `cluster` adds a node.
+`control_plane` suffices for tests: etcd and the API server on loopback, run by any user. `cluster` adds a node.
 """

@@ -77,7 +77,7 @@ class Cluster:
         return self.directory / "kubeconfig"
 
     def up(self) -> None:
-        """Start the cluster, or repair what is not well.
+        """Start the cluster, or repair its unhealthy programs.
 
         Raises:
             ToolError: If the machine lacks what it needs.
@@ -86,7 +86,7 @@ class Cluster:
         _need_root()
         node.install_packages()
         if not self.network.exists and self.directory.exists():
-            self._end_processes()  # it belongs to a namespace that is gone
+            self._end_processes()  # they belong to a namespace that is gone
         if self.network.exists and not self.directory.exists():
             self._take_network()
         self.network.up()

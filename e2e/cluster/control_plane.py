@@ -1,8 +1,10 @@
 """The control plane: etcd and the API server, and on request the controllers and the scheduler."""
 
+import socket
 import ssl
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
 from functools import cached_property
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -25,6 +27,17 @@ class Ports:
     api_server: int = 6443
     controller_manager: int = 10257
     scheduler: int = 10259
+
+
+@contextmanager
+def reserved_ports() -> Iterator[Ports]:
+    """Reserve free ports of loopback. Only programs that share ports, as a control plane's do, may listen there."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in fields(Ports)]
+        for reserved in sockets:
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reserved.bind(("127.0.0.1", 0))
+        yield Ports(*(reserved.getsockname()[1] for reserved in sockets))
 
 
 @dataclass(frozen=True)

@@ -154,11 +154,17 @@ def pod_placement(nodes: list[str]) -> dict[str, Any]:
 
 
 def _node(name: str, owner: str, gpus: int) -> dict[str, Any]:
-    room = {"cpu": "1000", "memory": "1Ti", "pods": "100000", "ephemeral-storage": "100Ti", "nvidia.com/gpu": str(gpus)}
+    total = {
+        "cpu": "1000",
+        "memory": "1Ti",
+        "pods": "100000",
+        "ephemeral-storage": "100Ti",
+        "nvidia.com/gpu": str(gpus),
+    }
     return {
         "metadata": {"name": name, "labels": {OWNER: owner, "kubernetes.io/hostname": name}},
         "spec": {"taints": [{"key": OWNER, "value": owner, "effect": "NoSchedule"}]},
-        "status": {"capacity": room, "allocatable": room},
+        "status": {"capacity": total, "allocatable": total},
     }
 
 

@@ -17,6 +17,8 @@ from e2e.cluster.network import Network
 from e2e.cluster.pki import write_private
 from e2e.cluster.processes import Program
 from e2e.cluster.tools import ToolError, tool
+from images.base import install
+from images.tool import BuildError
 
 NAME: Final = "node-1"
 CGROUPS: Final = Path("/sys/fs/cgroup")
@@ -43,17 +45,10 @@ def install_packages() -> None:
     missing = [package for program, package in PACKAGES.items() if not shutil.which(program)]
     if not any((directory / "ptp").exists() for directory in PLUGINS):
         missing.append("containernetworking-plugins")
-    if not missing:
-        return
-    apt = shutil.which("apt-get")
-    if not apt:
-        raise ToolError(f"install {' '.join(missing)}: this machine has no apt-get to do it with")
-    print(f"installing {' '.join(missing)}", flush=True)
-    install = [apt, "install", "-y", "-qq", "--no-install-recommends", *missing]
-    command = ["env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", f"{apt} update -qq && {' '.join(install)}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ToolError(f"apt-get could not install {' '.join(missing)}: {done.stderr or done.stdout}")
+    try:
+        install(missing)
+    except BuildError as error:
+        raise ToolError(str(error)) from error
 
 
 @dataclass(frozen=True)

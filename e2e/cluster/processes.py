@@ -27,7 +27,7 @@ class Program:
     Attributes:
         name: Its name among the programs of one directory.
         command: The program and its arguments.
-        healthy: Tells whether it can do its work.
+        healthy: Returns whether it is ready for use.
     """
 
     name: str

@@ -84,7 +84,7 @@ def create_node(
     """Make a node's certificate below an authority.
 
     Args:
-        authority: who issues it.
+        authority: its issuer.
         name: the node's name.
         names: further DNS names or IP addresses of the node.
         key: the node's key; default: a new one.
@@ -235,12 +235,8 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: Ed25519PrivateKey) -> x
 def _name(organisation: str | x509.Name, common_name: str) -> x509.Name:
     if isinstance(organisation, x509.Name):
         organisation = str(organisation.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
-    return x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation),
-            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
-        ]
-    )
+    names = {NameOID.ORGANIZATION_NAME: organisation, NameOID.COMMON_NAME: common_name}
+    return x509.Name([x509.NameAttribute(kind, name) for kind, name in names.items()])
 
 
 def _general_name(name: str) -> x509.GeneralName:

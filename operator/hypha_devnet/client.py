@@ -79,7 +79,7 @@ class Lease:
     """A lease on a worker.
 
     Attributes:
-        offer: The offer that it comes from.
+        offer: The offer that it was made from.
         role: The worker's task, as events name it.
         expires: When it ends, in wall-clock seconds.
         refused: Whether the worker has ever refused to renew it.
@@ -113,7 +113,7 @@ class SchedulerClient:
         events: gets every request, offer and lease.
         assign_slice: takes a worker and a dataset's name, and returns the worker's next slice.
         on_status: takes a worker and its report about a task.
-        on_progress: takes a worker and its job's progress, and returns what the job shall do.
+        on_progress: takes a worker and its job's progress, and returns the answer for the job.
     """
 
     def __init__(
@@ -198,10 +198,10 @@ class SchedulerClient:
         return True
 
     async def keep(self, lease: Lease) -> None:
-        """Renew a lease again and again; returns once it is abandoned or lost."""
+        """Renew a lease repeatedly; return once it is abandoned or lost."""
         renewed = True
         while (left_s := lease.expires - time.time()) > 0:
-            # Where a renewal failed the worker may be restarting; it may be back before the lease ends.
+            # After a failed renewal, retry soon, because a restarting worker may be back before the lease ends.
             await trio.sleep(max(left_s * RENEW_AT, RENEWAL_RETRY_S) if renewed else RENEWAL_RETRY_S)
             if lease.abandoned:
                 return
@@ -210,7 +210,7 @@ class SchedulerClient:
         lease.lost.set()
 
     async def dispatch_until_answered(self, lease: Lease, spec: JobSpec, task_id: uuid.UUID) -> bool:
-        """Dispatch a job, again and again while the lease lasts; False if the worker refuses it.
+        """Dispatch a job, repeatedly while the lease lasts; False if the worker refuses it.
 
         A worker that restarts knows the task by its id. Raises NetworkError if the lease is lost before an answer.
         """

@@ -140,17 +140,17 @@ class Price(BaseModel):
 
 
 class JobResources(BaseModel):
-    """What the job needs of its workers, and what it pays.
+    """The resources that the job needs of its workers, and the prices that it pays.
 
     Attributes:
         num_workers: How many trainers to find.
-        min_workers: The job goes on as long as this many trainers are left; default: all.
+        min_workers: The job continues as long as this many trainers are left; default: all.
         worker: The resources of each trainer.
         parameter_server: The resources of the parameter server.
-        worker_price: What a trainer may cost.
-        parameter_server_price: What the parameter server may cost.
+        worker_price: The price of a trainer.
+        parameter_server_price: The price of the parameter server.
         deadline_s: How long to look for workers.
-        stall_s: The job fails if no worker reports any progress for so long.
+        stall_s: The job fails if no worker reports any progress for this long.
     """
 
     num_workers: Annotated[int, Field(ge=1)]

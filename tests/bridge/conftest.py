@@ -1,4 +1,4 @@
-"""A bridge as it runs in production (uvicorn on a Unix socket), in this process, with a node that can be broken."""
+"""A bridge as in production (uvicorn on a Unix socket), in this process, with a node that fails on demand."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ def anyio_backend() -> str:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that other threads and processes bring about."""
+    """Wait for a condition that other threads or processes change."""
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.005)
@@ -61,7 +61,7 @@ def node(tmp_path: Path) -> Iterator[FakeNode]:
 
 @pytest.fixture
 def config(tmp_path: Path, node: FakeNode) -> BridgeConfig:
-    """Write what a launcher writes; tests change it with model_copy before they ask for a bridge."""
+    """Write the files of a launcher; tests change the configuration with model_copy before they request a bridge."""
     (tmp_path / "job.json").write_text(json.dumps(job()))
     (tmp_path / "token").write_text(TOKEN)
     work_dir = tmp_path / "work"

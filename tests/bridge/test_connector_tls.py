@@ -1,4 +1,4 @@
-"""The bridge in another pod than the node: known by its key alone, configured by its environment."""
+"""The bridge in another pod than its node, which it identifies by its key. Its environment holds its configuration."""
 
 import http.server
 import json
@@ -36,7 +36,7 @@ Key = Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """An HTTPS server that says how it was asked."""
+    """An HTTPS server that records its requests."""
 
     daemon_threads = True
 
@@ -115,7 +115,7 @@ def client(server: Server, expected: str, directory: Path) -> Connector:
 
 
 @pytest.mark.parametrize("valid_days", [1, -1])
-def test_the_node_is_known_by_its_key_whatever_its_certificate_says(tmp_path: Path, valid_days: int) -> None:
+def test_a_node_is_identified_by_its_key_and_not_by_its_certificates_names(tmp_path: Path, valid_days: int) -> None:
     key = Ed25519PrivateKey.generate()
     with serving(Server(key, tmp_path, valid_days=valid_days)) as server:
         assert client(server, peer_id(key), tmp_path).progress("update") == b"{}"
@@ -123,7 +123,7 @@ def test_the_node_is_known_by_its_key_whatever_its_certificate_says(tmp_path: Pa
 
 
 @pytest.mark.parametrize("key", [Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1())])
-def test_nobody_else_hears_the_token(tmp_path: Path, key: Key, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_token_is_not_sent_to_another_node(tmp_path: Path, key: Key, caplog: pytest.LogCaptureFixture) -> None:
     with serving(Server(key, tmp_path)) as server:
         with pytest.raises(ConnectorError, match=f"not the worker {OTHER}") as caught:
             client(server, OTHER, tmp_path).progress("update")
@@ -132,7 +132,7 @@ def test_nobody_else_hears_the_token(tmp_path: Path, key: Key, caplog: pytest.Lo
         assert "sent no request" in caplog.text
 
 
-def test_older_tls_is_not_spoken(tmp_path: Path) -> None:
+def test_a_node_with_older_tls_is_refused(tmp_path: Path) -> None:
     key = Ed25519PrivateKey.generate()
     with serving(Server(key, tmp_path, newest=ssl.TLSVersion.TLSv1_2)) as server:
         with pytest.raises(ConnectorError):
@@ -140,7 +140,7 @@ def test_older_tls_is_not_spoken(tmp_path: Path) -> None:
         assert server.heard == []
 
 
-def test_closing_ends_what_waits(tmp_path: Path) -> None:
+def test_closing_ends_waiting_calls(tmp_path: Path) -> None:
     key = Ed25519PrivateKey.generate()
     server = Server(key, tmp_path)
     connector = client(server, peer_id(key), tmp_path)
@@ -182,7 +182,7 @@ def test_closing_ends_what_waits(tmp_path: Path) -> None:
         {"url": "https://n:1", "peer_id": "12D3"},
     ],
 )
-def test_half_a_way_to_the_node_is_refused(connector: dict[str, str]) -> None:
+def test_a_connector_without_its_peer_id_or_url_is_refused(connector: dict[str, str]) -> None:
     settings = {"job_file": "/j", "work_dir": "/w", "socket": "/s", "state_dir": "/d"}
     settings |= {"connector": connector | {"token_file": "/t"}}
     with pytest.raises(ConfigError, match=r"\$HYPHA_BRIDGE_CONFIG: connector"):
@@ -216,7 +216,7 @@ def _answers(path: Path) -> bool:
         return probe.connect_ex(str(path)) == 0
 
 
-def test_a_bridge_that_is_told_nothing_says_how_to_tell_it() -> None:
+def test_a_bridge_without_a_configuration_explains_how_to_give_one() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "hypha_bridge"], capture_output=True, text=True, timeout=30, check=False
     )

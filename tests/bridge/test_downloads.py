@@ -1,4 +1,4 @@
-"""Downloads over HTTP: resumed where they broke off, never passed off as whole."""
+"""Downloads over HTTP: they resume after a break, and an incomplete file never counts as complete."""
 
 import hashlib
 import http.server
@@ -21,7 +21,7 @@ CONTENT = os.urandom(3_000_000)
 
 
 class Site(http.server.ThreadingHTTPServer):
-    """Serves CONTENT; tests say how often it breaks off and what it supports."""
+    """Serves CONTENT; tests set how often it breaks off and which features it supports."""
 
     daemon_threads = True
 
@@ -123,9 +123,7 @@ async def test_a_redirect_is_followed(bridge: httpx.AsyncClient, site: Site, con
     await assert_whole(await fetch(bridge, f"{site.url}/moved/x"), config)
 
 
-async def test_a_download_that_breaks_off_goes_on_where_it_was(
-    bridge: httpx.AsyncClient, site: Site, config: BridgeConfig
-) -> None:
+async def test_a_download_that_breaks_off_resumes(bridge: httpx.AsyncClient, site: Site, config: BridgeConfig) -> None:
     site.break_after = [2_200_000, 500_000]
     await assert_whole(await fetch(bridge, f"{site.url}/x"), config)
     assert site.asked[0] is None
@@ -134,7 +132,7 @@ async def test_a_download_that_breaks_off_goes_on_where_it_was(
     assert 0 < offsets[0] <= offsets[1] < len(CONTENT)
 
 
-async def test_a_file_that_changed_meanwhile_is_begun_anew(
+async def test_a_file_that_changed_meanwhile_is_downloaded_from_its_start(
     bridge: httpx.AsyncClient, site: Site, config: BridgeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.break_after = [2_200_000]
@@ -151,7 +149,7 @@ async def test_a_file_that_changed_meanwhile_is_begun_anew(
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
-async def test_without_a_strong_entity_tag_it_is_begun_anew(
+async def test_without_a_strong_entity_tag_a_download_restarts_from_its_start(
     bridge: httpx.AsyncClient, site: Site, config: BridgeConfig, etag: str | None
 ) -> None:
     site.etag = etag
@@ -160,14 +158,14 @@ async def test_without_a_strong_entity_tag_it_is_begun_anew(
     assert site.asked == [None, None]
 
 
-async def test_a_server_that_is_busy_is_asked_again(
+async def test_a_download_from_a_busy_server_is_retried(
     bridge: httpx.AsyncClient, site: Site, config: BridgeConfig
 ) -> None:
     site.statuses = [503, 429, 500]
     await assert_whole(await fetch(bridge, f"{site.url}/x"), config)
 
 
-async def test_a_file_of_unknown_length_is_taken_to_its_end(
+async def test_a_file_of_unknown_length_is_read_to_its_end(
     bridge: httpx.AsyncClient, site: Site, config: BridgeConfig
 ) -> None:
     site.lengths = False
@@ -175,7 +173,9 @@ async def test_a_file_of_unknown_length_is_taken_to_its_end(
 
 
 @pytest.mark.parametrize("status", [401, 404, 410])
-async def test_what_a_server_refuses_is_an_error(bridge: httpx.AsyncClient, site: Site, status: int) -> None:
+async def test_a_download_that_the_server_refuses_is_an_error(
+    bridge: httpx.AsyncClient, site: Site, status: int
+) -> None:
     site.statuses = [status]
     answer = await fetch(bridge, f"{site.url}/x?signature=secret")
     assert (answer.status_code, answer.json()["error"]) == (502, "source_failed")
@@ -183,7 +183,7 @@ async def test_what_a_server_refuses_is_an_error(bridge: httpx.AsyncClient, site
     assert "secret" not in answer.json()["detail"]
 
 
-async def test_a_file_too_large_for_the_storage_is_refused_before_it_comes(
+async def test_a_file_too_large_for_the_storage_is_refused_before_its_download(
     bridge: httpx.AsyncClient, site: Site, config: BridgeConfig
 ) -> None:
     site.content = bytes(20_000_000)
@@ -206,13 +206,13 @@ def test_a_name_comes_from_the_path_s_last_segment(uri: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("uri", ["ftp://example.org/x", "//example.org/x", "x", "http:///x", "https://[::1/x", ""])
-def test_what_is_no_http_address_is_refused(uri: str) -> None:
+def test_an_address_that_is_not_http_is_refused(uri: str) -> None:
     with pytest.raises(BridgeError):
         file_name(uri)
 
 
 @pytest.mark.parametrize("last", ["..", "%2e%2e", "..%2f..%2fetc%2fpasswd", "%00", "a%0ab"])
-async def test_a_name_that_would_lead_out_is_refused(
+async def test_a_file_name_that_leads_out_of_the_directory_is_refused(
     bridge: httpx.AsyncClient, site: Site, config: BridgeConfig, tmp_path: Path, last: str
 ) -> None:
     def outside() -> set[Path]:

@@ -1,4 +1,4 @@
-"""Fetching through the bridge: both spellings, and a network that fails in the middle."""
+"""Fetching through the bridge: both forms of a request, and failures of the network."""
 
 import asyncio
 import hashlib
@@ -34,7 +34,7 @@ def assign(node: FakeNode, index: int, size_bytes: int = 1000, dataset: str = "d
         ({"fetch": STOCK, "out_dir": "."}, "3"),
     ],
 )
-async def test_both_spellings_fetch_an_assigned_slice(
+async def test_both_forms_of_a_request_fetch_an_assigned_slice(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, request_body: dict[str, Any], path: str
 ) -> None:
     data = assign(node, 3, 3_000_000)
@@ -62,7 +62,7 @@ async def test_slices_come_in_the_scheduler_s_order_and_the_next_ones_are_read_a
     assert (await bridge.post("/resources/fetch", json=STOCK)).json()[0]["path"] == "artifacts/9"
 
 
-async def test_a_slice_that_is_not_there_ahead_of_time_is_asked_for_again_when_wanted(
+async def test_a_slice_that_could_not_be_read_ahead_is_requested_again_when_needed(
     bridge: httpx.AsyncClient, node: FakeNode
 ) -> None:
     assign(node, 1)
@@ -96,7 +96,7 @@ async def test_slices_of_two_datasets_do_not_overwrite_each_other(
     ],
     ids=["broken off", "short", "empty", "hung up", "unavailable", "not known yet"],
 )
-async def test_a_pull_that_fails_is_begun_anew(
+async def test_a_pull_that_fails_is_retried(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, fault: Any
 ) -> None:
     data = assign(node, 4, 500_000)
@@ -106,7 +106,7 @@ async def test_a_pull_that_fails_is_begun_anew(
     assert (config.work_dir / "artifacts/4").read_bytes() == data
 
 
-async def test_a_node_that_restarts_in_the_middle_of_a_pull_is_asked_again(
+async def test_a_pull_during_which_the_node_restarts_is_retried(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
 ) -> None:
     data = assign(node, 4, 5_000_000)
@@ -193,7 +193,7 @@ async def test_a_body_beyond_the_limit_is_refused(bridge: httpx.AsyncClient) -> 
     assert answer.json()["error"]
 
 
-async def test_what_the_node_refuses_is_passed_on(bridge: httpx.AsyncClient, node: FakeNode) -> None:
+async def test_a_refusal_by_the_node_is_passed_on(bridge: httpx.AsyncClient, node: FakeNode) -> None:
     node.fail_next("POST /slices/next", lambda handler: (handler.body(), handler.refuse(403, "forbidden")))
     answer = await bridge.post("/resources/fetch", json=STOCK)
     assert (answer.status_code, answer.json()["error"]) == (403, "forbidden")
@@ -219,7 +219,7 @@ class TestWithANodeThatStaysAway:
     def config(self, config: BridgeConfig) -> BridgeConfig:
         return config.model_copy(update={"connector": config.connector.model_copy(update={"deadline_s": 0.3})})
 
-    async def test_it_is_given_up_after_the_deadline(self, bridge: httpx.AsyncClient, node: FakeNode) -> None:
+    async def test_a_fetch_fails_after_the_deadline(self, bridge: httpx.AsyncClient, node: FakeNode) -> None:
         node.stop()
         answer = await bridge.post("/resources/fetch", json=STOCK)
         assert (answer.status_code, answer.json()["error"]) == (503, "unavailable")

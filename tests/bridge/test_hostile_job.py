@@ -1,4 +1,4 @@
-"""Job code that is hostile to its own bridge, which goes on serving, stays small and keeps to the work directory."""
+"""Job code that attacks its own bridge, which keeps serving, stays small and writes only to the work directory."""
 
 import asyncio
 import os
@@ -28,14 +28,14 @@ async def connection(path: Path) -> AsyncIterator[socket.socket]:
 
 
 async def answer(client: socket.socket, request: bytes) -> bytes:
-    """What a connection hears first after these bytes."""
+    """Send these bytes and return the first bytes of the answer."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(10):
         await loop.sock_sendall(client, request)
         return await loop.sock_recv(client, 4096)
 
 
-async def test_more_connections_than_the_bridge_serves_are_refused_and_those_it_has_go_on(
+async def test_connections_beyond_the_limit_are_refused_and_the_others_are_served(
     bridge: httpx.AsyncClient, config: BridgeConfig
 ) -> None:
     assert (await bridge.get("/healthz")).status_code == 200  # and is kept open
@@ -63,7 +63,9 @@ async def test_heads_that_never_end_are_cut_off(bridge: httpx.AsyncClient, confi
     assert (await bridge.get("/healthz")).status_code == 200
 
 
-async def test_heads_that_come_byte_by_byte_hold_up_nobody(bridge: httpx.AsyncClient, config: BridgeConfig) -> None:
+async def test_heads_that_arrive_byte_by_byte_delay_no_other_request(
+    bridge: httpx.AsyncClient, config: BridgeConfig
+) -> None:
     async with AsyncExitStack() as stack:
         for _ in range(50):
             client = await stack.enter_async_context(connection(config.socket))
@@ -84,7 +86,7 @@ async def test_a_sparse_file_that_no_disk_could_hold_is_refused_and_nothing_of_i
 
 
 class TestWithStorage:
-    """A job with a limit, as every job has one."""
+    """A job with a storage limit."""
 
     @pytest.fixture
     def config(self, config: BridgeConfig) -> BridgeConfig:

@@ -70,7 +70,7 @@ async def test_files_keep_their_names_and_folders(bridge: httpx.AsyncClient, con
     assert (config.work_dir / model["path"]).stat().st_mode & 0o777 == 0o600
 
 
-async def test_the_documented_spelling_fetches_a_revision(bridge: httpx.AsyncClient, config: BridgeConfig) -> None:
+async def test_the_documented_form_fetches_a_revision(bridge: httpx.AsyncClient, config: BridgeConfig) -> None:
     body = {"fetch": reference("config.json", revision="v2") | {"type": "HuggingFace"}, "out_dir": "models"}
     answer = await bridge.post("/resources/fetch", json=body)
     assert answer.status_code == 200, answer.text
@@ -104,7 +104,7 @@ async def test_a_private_repository_stays_closed_to_the_operator_s_own_token(
         (reference("config.json", repository="a/b/c/d"), 400, "invalid_request"),
     ],
 )
-async def test_what_the_hub_does_not_have_is_an_error_with_a_reason(
+async def test_a_file_that_the_hub_lacks_is_an_error_with_a_reason(
     bridge: httpx.AsyncClient, wanted: dict[str, Any], status: int, code: str
 ) -> None:
     answer = await bridge.post("/resources/fetch", json=wanted)
@@ -121,7 +121,7 @@ async def test_nothing_is_kept_outside_the_work_directory(
 
 
 class _BreakingProxy(socketserver.ThreadingTCPServer):
-    """Passes requests on to the hub and breaks off the first answer that is longer than a megabyte, in its middle."""
+    """Forwards requests to the hub and breaks off the first answer longer than a megabyte in its middle."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -186,7 +186,7 @@ class TestWithLittleStorage:
     def config(self, config: BridgeConfig) -> BridgeConfig:
         return config.model_copy(update={"storage_bytes": 1_000_000})
 
-    async def test_a_file_that_does_not_fit_is_refused_before_it_comes(
+    async def test_a_file_that_does_not_fit_is_refused_before_its_download(
         self, bridge: httpx.AsyncClient, config: BridgeConfig, node: FakeNode
     ) -> None:
         answer = await bridge.post("/resources/fetch", json=reference("onnx/model.onnx"))

@@ -1,4 +1,4 @@
-"""Nothing outside the work directory is read or written, whatever a path says and whatever the job does meanwhile."""
+"""The bridge reads and writes only inside the work directory, for every path and while the job changes directories."""
 
 import contextlib
 import os
@@ -65,7 +65,7 @@ def test_a_relative_path_is_its_names_however_it_is_written(parts: list[str], no
 
 
 @given(st.text(max_size=60))
-def test_what_is_accepted_stays_inside(text: str) -> None:
+def test_an_accepted_path_stays_inside(text: str) -> None:
     try:
         accepted = parse(text)
     except BridgeError:
@@ -137,8 +137,10 @@ def test_a_directory_where_a_file_should_go_is_refused(work_dir: WorkDir, staged
     assert staged.exists()
 
 
-def test_a_job_that_swaps_directories_for_links_gains_nothing(work_dir: WorkDir, tmp_path: Path, outside: Path) -> None:
-    """The race itself: a thread swaps a directory for a link and back while files are placed and read."""
+def test_a_job_that_swaps_directories_for_links_reaches_no_file_outside(
+    work_dir: WorkDir, tmp_path: Path, outside: Path
+) -> None:
+    """A thread swaps a directory for a link and back while the bridge places and reads files."""
     inside = work_dir.path / "d"
     spare = work_dir.path / "spare"
     inside.mkdir()

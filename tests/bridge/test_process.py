@@ -1,4 +1,4 @@
-"""The bridge as a process: what its launcher relies on, driven by a client that does what the stock executor does."""
+"""The bridge as a process, driven by a client with the requests of the stock executor."""
 
 import json
 import signal
@@ -70,7 +70,7 @@ def process(config: BridgeConfig, config_file: Path) -> Iterator[subprocess.Pope
         process.kill()
 
 
-def test_a_round_as_the_stock_executor_goes_through_it(
+def test_a_round_of_the_stock_executor_succeeds(
     process: subprocess.Popen[str], node: FakeNode, config: BridgeConfig
 ) -> None:
     for index in (3, 1):
@@ -111,7 +111,7 @@ def test_only_its_user_may_connect(process: subprocess.Popen[str], config: Bridg
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_sends_what_it_has_accepted_leaves_nothing_and_exits_0(
+def test_a_stopping_bridge_sends_accepted_files_leaves_no_file_and_exits_0(
     process: subprocess.Popen[str], node: FakeNode, config: BridgeConfig, number: signal.Signals
 ) -> None:
     node.push_gate.clear()
@@ -140,7 +140,7 @@ def test_told_to_stop_it_sends_what_it_has_accepted_leaves_nothing_and_exits_0(
 
 
 @pytest.mark.parametrize(("peers_of_last_file", "code"), [([SERVER], 1), ([SERVER, OTHER], 0)])
-def test_a_send_that_a_peer_does_not_take_delays_the_end_no_longer_than_configured_and_is_told_if_nobody_did(
+def test_an_undelivered_file_delays_the_end_only_as_configured_and_sets_the_exit_code(
     config: BridgeConfig,
     config_file: Path,
     node: FakeNode,
@@ -163,7 +163,7 @@ def test_a_send_that_a_peer_does_not_take_delays_the_end_no_longer_than_configur
     assert ("no peer received the last 1 files of the job" in said) == bool(code)
 
 
-def test_a_bridge_replaces_what_a_killed_one_left(
+def test_a_bridge_replaces_the_files_of_a_killed_one(
     process: subprocess.Popen[str], config: BridgeConfig, config_file: Path
 ) -> None:
     process.kill()
@@ -196,7 +196,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         ({"connector": {"uds": "x"}}, "connector.token_file"),
     ],
 )
-def test_a_configuration_that_cannot_be_used_is_named(config_file: Path, change: dict[str, Any], named: str) -> None:
+def test_an_unusable_configuration_is_named(config_file: Path, change: dict[str, Any], named: str) -> None:
     config_file.write_text(json.dumps(json.loads(config_file.read_text()) | change))
     ended = run("--config", config_file)
     assert ended.returncode == 1
@@ -204,12 +204,12 @@ def test_a_configuration_that_cannot_be_used_is_named(config_file: Path, change:
     assert "Traceback" not in ended.stderr
 
 
-def test_it_says_what_it_is() -> None:
+def test_the_version_is_printed() -> None:
     assert run("--version").stdout.startswith("hypha-bridge ")
     assert "--config FILE" in run("--help").stdout
 
 
-def test_a_state_dir_with_files_of_others_is_refused_and_left_alone(config: BridgeConfig) -> None:
+def test_a_state_dir_with_files_that_no_bridge_made_is_refused_and_unchanged(config: BridgeConfig) -> None:
     assert config.state_dir is not None
     config.state_dir.mkdir()
     (config.state_dir / "notes.txt").write_text("mine")

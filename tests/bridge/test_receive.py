@@ -1,4 +1,4 @@
-"""Receiving through the bridge: pushes wait on disk until somebody listens, and reach nobody else."""
+"""Receiving through the bridge: pushes wait on disk until an executor listens, and reach only their listener."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ async def listening(
 
 
 async def spooled(config: BridgeConfig, count: int) -> None:
-    """Wait until so many pushes lie whole in the bridge's own directory."""
+    """Wait until this many complete pushes are in the bridge's own directory."""
     state_dir = config.state_dir
     assert state_dir is not None
     await until(lambda: sum(path.is_file() and path.stat().st_size > 0 for path in state_dir.glob("tmp*")) == count)
@@ -54,7 +54,7 @@ async def spooled(config: BridgeConfig, count: int) -> None:
         ({"receive": {"type": "Peers", "peers": [], "strategy": "All"}}, "incoming"),
     ],
 )
-async def test_both_spellings_receive_what_a_peer_pushes(
+async def test_both_forms_of_a_request_receive_pushes(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, body: dict[str, Any], folder: str
 ) -> None:
     data = safetensors(2_000_000)
@@ -74,7 +74,7 @@ class TestOneAtATime:
     def config(self, config: BridgeConfig) -> BridgeConfig:
         return config.model_copy(update={"push_pollers": 1})
 
-    async def test_pushes_wait_until_somebody_listens_and_come_in_order_each_in_its_own_file(
+    async def test_pushes_wait_for_a_listener_and_arrive_in_order_each_in_its_own_file(
         self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
     ) -> None:
         for number in range(3):
@@ -108,7 +108,7 @@ async def test_one_call_waits_for_the_next_push_while_as_many_as_allowed_are_rec
         go_on.set()
 
 
-async def test_a_listener_that_returns_gets_what_came_meanwhile(
+async def test_a_listener_that_returns_gets_the_pushes_that_arrived_meanwhile(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
 ) -> None:
     async with listening(bridge) as events:
@@ -120,7 +120,7 @@ async def test_a_listener_that_returns_gets_what_came_meanwhile(
         assert (await anext(events))["sequence"] == 1
 
 
-async def test_last_event_id_brings_back_what_got_lost_on_the_way(
+async def test_last_event_id_repeats_lost_events(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
 ) -> None:
     async with listening(bridge) as events:
@@ -133,7 +133,7 @@ async def test_last_event_id_brings_back_what_got_lost_on_the_way(
     assert again[1] == last
 
 
-async def test_each_listener_gets_only_what_is_from_its_peers(bridge: httpx.AsyncClient, node: FakeNode) -> None:
+async def test_each_listener_gets_only_pushes_of_its_peers(bridge: httpx.AsyncClient, node: FakeNode) -> None:
     def only(peer: str) -> dict[str, Any]:
         return {"receive": {"type": "peers", "peers": [peer], "strategy": "All"}}
 
@@ -155,7 +155,7 @@ async def test_each_listener_gets_only_what_is_from_its_peers(bridge: httpx.Asyn
     ],
     ids=["no sender", "nothing", "short", "a stranger's", "broken off"],
 )
-async def test_what_is_not_whole_or_not_for_this_job_is_dropped(
+async def test_an_incomplete_push_or_one_of_another_job_is_dropped(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, fault: Any
 ) -> None:
     node.fail_next("GET /pushes", fault)
@@ -167,7 +167,7 @@ async def test_what_is_not_whole_or_not_for_this_job_is_dropped(
     assert len(list((config.work_dir / "incoming").iterdir())) == 1
 
 
-async def test_whatever_goes_wrong_with_one_push_the_next_one_arrives(
+async def test_after_any_failure_of_a_push_the_next_one_arrives(
     bridge: httpx.AsyncClient, node: FakeNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(_: Path) -> None:
@@ -188,7 +188,7 @@ async def test_files_that_are_not_safetensors_are_passed_on(bridge: httpx.AsyncC
         assert (await anext(events))["size"] == 48
 
 
-async def test_a_listener_hears_that_the_bridge_is_alive(
+async def test_an_idle_event_stream_has_keepalive_comments(
     bridge: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hypha_bridge.inbox._KEEP_ALIVE_S", 0.05)
@@ -253,7 +253,7 @@ class TestWithALittleStorage:
     def config(self, config: BridgeConfig) -> BridgeConfig:
         return config.model_copy(update={"storage_bytes": self.STORAGE_BYTES})
 
-    async def test_pushes_that_nobody_takes_fill_half_of_it(
+    async def test_pushes_without_a_listener_fill_at_most_half_of_the_storage(
         self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
     ) -> None:
         for _ in range(20):
@@ -265,7 +265,7 @@ class TestWithALittleStorage:
             for _ in range(20):
                 (config.work_dir / (await anext(events))["path"]).unlink()
 
-    async def test_a_push_that_alone_takes_more_than_half_is_broken_off_and_the_next_one_arrives(
+    async def test_a_push_larger_than_half_of_the_storage_is_broken_off_and_the_next_one_arrives(
         self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, caplog: pytest.LogCaptureFixture
     ) -> None:
         node.incoming.put((SERVER, safetensors(self.STORAGE_BYTES * 3 // 5)))

@@ -1,4 +1,4 @@
-"""A slice is whole only when its header says so, and headers lie."""
+"""A slice is complete only if its size matches its header, and headers may be hostile."""
 
 import json
 import struct
@@ -30,7 +30,7 @@ files = st.dictionaries(st.text(min_size=1, max_size=8).filter(lambda n: n != "_
 
 
 @given(files, st.data())
-def test_what_the_format_s_own_library_writes_is_whole_and_every_shorter_file_is_not(
+def test_a_file_of_the_formats_own_library_is_complete_and_every_prefix_of_it_is_not(
     tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, tuple[int, ...]], data: st.DataObject
 ) -> None:
     whole = safetensors.numpy.save({name: numpy.zeros(shape, numpy.float32) for name, shape in tensors.items()})
@@ -43,9 +43,7 @@ def test_what_the_format_s_own_library_writes_is_whole_and_every_shorter_file_is
 
 
 @given(st.binary(max_size=200))
-def test_arbitrary_bytes_are_told_apart_without_any_other_error(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes
-) -> None:
+def test_arbitrary_bytes_raise_no_unexpected_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.mktemp("bytes") / "slice"
     path.write_bytes(content)
     try:
@@ -83,7 +81,7 @@ def test_hostile_and_malformed_headers_are_refused(tmp_path: Path, header: Any, 
 
 
 @pytest.mark.parametrize("length", [0, 1, 100_000_001, 2**63, 2**64 - 1])
-def test_headers_too_long_to_be_honest_are_refused_unread(tmp_path: Path, length: int) -> None:
+def test_headers_beyond_the_limit_are_refused_unread(tmp_path: Path, length: int) -> None:
     path = tmp_path / "slice"
     path.write_bytes(struct.pack("<Q", length) + b"{}")
     with pytest.raises(NotSafeTensors):
@@ -96,6 +94,6 @@ def test_too_many_tensors_are_refused(tmp_path: Path) -> None:
         check(write(tmp_path, header))
 
 
-def test_a_header_that_would_swell_in_memory_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+def test_a_header_that_needs_too_much_memory_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
     with pytest.raises(NotSafeTensors, match="JSON values"):
         check(write(tmp_path, b'{"a":{"data_offsets":[' + b"0," * 2_000_001 + b"0]}}"))

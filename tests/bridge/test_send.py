@@ -1,4 +1,4 @@
-"""Sending through the bridge: the executor goes on at once, and the file arrives all the same."""
+"""Sending through the bridge: the executor continues at once, and the file arrives later."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ DOCUMENTED = {"send": {"type": "Peers", "peers": [SERVER], "strategy": "All"}, "
     [stock("out/gradient"), DOCUMENTED],
     ids=["stock", "documented"],
 )
-async def test_both_spellings_send_a_file(
+async def test_both_forms_of_a_request_send_a_file(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, request_body: dict[str, Any]
 ) -> None:
     content = os.urandom(3_000_001)
@@ -60,7 +60,7 @@ async def test_the_file_may_be_overwritten_and_deleted_as_soon_as_the_bridge_has
     assert await received(node, 2) == [(SERVER, b"first" * 100_000), (SERVER, b"second")]
 
 
-async def test_what_is_sent_to_a_peer_arrives_in_order_though_the_first_attempt_fails(
+async def test_files_for_a_peer_arrive_in_order_although_the_first_attempt_fails(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
 ) -> None:
     node.refusing_peers[SERVER] = 1
@@ -70,7 +70,9 @@ async def test_what_is_sent_to_a_peer_arrives_in_order_though_the_first_attempt_
     assert await received(node, 2) == [(SERVER, b"first"), (SERVER, b"second")]
 
 
-async def test_all_means_every_peer_once(bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig) -> None:
+async def test_strategy_all_sends_to_every_peer_once(
+    bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
+) -> None:
     (config.work_dir / "x").write_bytes(b"x")
     await bridge.post("/resources/send", json=stock("x", "All", SERVER, OTHER, SERVER))
     assert sorted(await received(node, 2)) == sorted([(SERVER, b"x"), (OTHER, b"x")])
@@ -78,7 +80,7 @@ async def test_all_means_every_peer_once(bridge: httpx.AsyncClient, node: FakeNo
 
 
 @pytest.mark.parametrize("strategy", ["One", "Random"])
-async def test_one_and_random_mean_one_peer_and_another_if_that_fails(
+async def test_strategies_one_and_random_send_to_another_peer_if_the_first_fails(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, strategy: str
 ) -> None:
     (config.work_dir / "x").write_bytes(b"x")
@@ -88,14 +90,16 @@ async def test_one_and_random_mean_one_peer_and_another_if_that_fails(
     assert node.received.empty()
 
 
-async def test_one_prefers_the_first_peer(bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig) -> None:
+async def test_strategy_one_prefers_the_first_peer(
+    bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
+) -> None:
     (config.work_dir / "x").write_bytes(b"x")
     for _ in range(5):
         await bridge.post("/resources/send", json=stock("x", "One", SERVER, OTHER))
     assert await received(node, 5) == [(SERVER, b"x")] * 5
 
 
-async def test_random_uses_every_peer_in_the_long_run(
+async def test_strategy_random_uses_every_peer_over_time(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
 ) -> None:
     (config.work_dir / "x").write_bytes(b"x")
@@ -105,7 +109,7 @@ async def test_random_uses_every_peer_in_the_long_run(
 
 
 @pytest.mark.parametrize("fault", [break_off, unavailable], ids=["hung up", "unavailable"])
-async def test_a_send_that_fails_is_repeated(
+async def test_a_send_that_fails_is_retried(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, fault: Any
 ) -> None:
     (config.work_dir / "x").write_bytes(b"x" * 1_000_000)
@@ -114,7 +118,7 @@ async def test_a_send_that_fails_is_repeated(
     assert await received(node) == [(SERVER, b"x" * 1_000_000)]
 
 
-async def test_a_refusing_peer_is_asked_again_and_does_not_hold_up_the_others(
+async def test_a_refusing_peer_is_retried_and_does_not_delay_the_others(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
 ) -> None:
     (config.work_dir / "x").write_bytes(b"x")
@@ -123,7 +127,7 @@ async def test_a_refusing_peer_is_asked_again_and_does_not_hold_up_the_others(
     assert await received(node, 2) == [(OTHER, b"x"), (SERVER, b"x")]
 
 
-async def test_what_was_sent_leaves_nothing_in_memory_whatever_the_peers_were(
+async def test_a_delivered_file_leaves_no_state_in_memory(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, server: BridgeServer
 ) -> None:
     (config.work_dir / "x").write_bytes(b"x")
@@ -175,7 +179,7 @@ class TestWithLittlePatienceForPeers:
     def config(self, config: BridgeConfig) -> BridgeConfig:
         return config.model_copy(update={"send_deadline_s": 0.05})
 
-    async def test_a_node_that_is_away_is_waited_for_all_the_same(
+    async def test_a_send_waits_for_a_node_that_does_not_answer(
         self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, caplog: pytest.LogCaptureFixture
     ) -> None:
         (config.work_dir / "x").write_bytes(b"x")
@@ -191,7 +195,7 @@ class TestWithAShortQueue:
     def config(self, config: BridgeConfig) -> BridgeConfig:
         return config.model_copy(update={"pending_sends": 2})
 
-    async def test_more_than_the_queue_holds_is_refused_for_now(
+    async def test_a_send_beyond_the_queues_limit_is_refused_as_unavailable(
         self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
     ) -> None:
         (config.work_dir / "x").write_bytes(b"x")

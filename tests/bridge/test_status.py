@@ -1,4 +1,4 @@
-"""Progress goes to the scheduler and its answer comes back; the API describes itself."""
+"""Progress reaches the scheduler and its answer returns to the executor; the API describes itself."""
 
 import json
 from typing import Any
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
         ({"metrics": {"round": 2, "metrics": {"loss": 0.5}}}, {"metrics": {"round": 2, "metrics": {"loss": 0.5}}}),
     ],
 )
-async def test_progress_is_forwarded_as_the_wire_has_it(
+async def test_progress_is_forwarded_in_its_form_on_the_wire(
     bridge: httpx.AsyncClient, node: FakeNode, progress: Any, forwarded: Any
 ) -> None:
     answer = await bridge.post("/status/send", json=progress)
@@ -30,14 +30,14 @@ async def test_progress_is_forwarded_as_the_wire_has_it(
     assert node.reported == [forwarded]
 
 
-async def test_the_scheduler_s_answer_comes_back(bridge: httpx.AsyncClient, node: FakeNode) -> None:
+async def test_the_schedulers_answer_is_returned(bridge: httpx.AsyncClient, node: FakeNode) -> None:
     node.answers.put({"type": "ScheduleUpdate", "counter": 7})
     answer = await bridge.post("/status/send", json={"status": {"batch_size": 1}})
     assert answer.json() == {"type": "ScheduleUpdate", "counter": 7}
 
 
 @pytest.mark.parametrize("fault", [break_off, unavailable], ids=["hung up", "unavailable"])
-async def test_progress_is_repeated_while_the_node_restarts(
+async def test_progress_is_retried_while_the_node_restarts(
     bridge: httpx.AsyncClient, node: FakeNode, fault: Any
 ) -> None:
     node.fail_next("POST /progress", fault, fault)
@@ -58,7 +58,7 @@ async def test_progress_is_repeated_while_the_node_restarts(
         {"status": {"batch_size": 1}, "b": 2},
     ],
 )
-async def test_progress_that_no_scheduler_would_understand_is_refused(
+async def test_progress_outside_the_protocol_is_refused(
     bridge: httpx.AsyncClient, node: FakeNode, progress: Any
 ) -> None:
     answer = await bridge.post("/status/send", json=progress)
@@ -66,7 +66,7 @@ async def test_progress_that_no_scheduler_would_understand_is_refused(
     assert node.reported == []
 
 
-async def test_what_is_not_json_is_refused(bridge: httpx.AsyncClient) -> None:
+async def test_a_body_that_is_not_json_is_refused(bridge: httpx.AsyncClient) -> None:
     answer = await bridge.post("/status/send", content=b"{", headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
 
@@ -88,7 +88,7 @@ async def test_the_api_describes_every_call_and_its_errors(bridge: httpx.AsyncCl
     assert "text/event-stream" in json.dumps(description["paths"]["/resources/receive"])
 
 
-async def test_it_says_that_it_is_there(bridge: httpx.AsyncClient) -> None:
+async def test_healthz_answers(bridge: httpx.AsyncClient) -> None:
     assert (await bridge.get("/healthz")).json() == {"status": "ok"}
 
 

@@ -1,4 +1,4 @@
-"""Files come whole or not at all, and the job's storage has an end."""
+"""Files appear complete or not at all, and the job's storage is limited."""
 
 import contextlib
 import hashlib
@@ -34,14 +34,14 @@ def test_a_staged_file_is_private_and_hashed_on_the_way(files: JobFiles) -> None
     assert (staged.size_bytes, staged.checksum) == (3, "sha256:" + hashlib.sha256(b"abc").hexdigest())
 
 
-def test_a_staged_file_that_fails_is_gone(files: JobFiles) -> None:
+def test_a_staged_file_is_deleted_after_an_error(files: JobFiles) -> None:
     with contextlib.suppress(RuntimeError), files.stage() as staged:
         staged.write(b"ab")
         raise RuntimeError
     assert list(files.staging.iterdir()) == []
 
 
-def test_a_file_begun_anew_forgets_what_was_written(files: JobFiles) -> None:
+def test_a_restarted_file_discards_the_bytes_written(files: JobFiles) -> None:
     with files.stage() as staged:
         staged.write(b"long ago")
         staged.restart()
@@ -63,7 +63,7 @@ def test_the_limit_counts_what_the_job_wrote_and_what_is_staged(files: JobFiles)
     assert list(files.staging.iterdir()) == []
 
 
-def test_deleting_makes_room_at_once(files: JobFiles) -> None:
+def test_deleted_files_free_storage_at_once(files: JobFiles) -> None:
     own = files.work_dir.path / "own"
     own.write_bytes(bytes(4 * BLOCK))
     with pytest.raises(BridgeError):
@@ -72,12 +72,12 @@ def test_deleting_makes_room_at_once(files: JobFiles) -> None:
     files.storage.check(BLOCK)
 
 
-def test_what_cannot_fit_is_refused_before_it_is_fetched(files: JobFiles) -> None:
+def test_a_file_that_does_not_fit_is_refused_before_its_fetch(files: JobFiles) -> None:
     with pytest.raises(BridgeError, match="storage"):
         files.storage.check(5 * BLOCK)
 
 
-def test_links_in_the_work_directory_do_not_count_what_they_point_to(files: JobFiles, tmp_path: Path) -> None:
+def test_links_in_the_work_directory_do_not_count_their_targets(files: JobFiles, tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(8 * BLOCK))
     (files.work_dir.path / "link").symlink_to(tmp_path / "large")
     (files.work_dir.path / "loop").symlink_to(files.work_dir.path)
@@ -96,7 +96,7 @@ def test_a_snapshot_outlives_overwriting_and_deletion(files: JobFiles) -> None:
     assert copy.read_bytes() == content
 
 
-def test_a_snapshot_beyond_the_limit_is_refused_and_gone(files: JobFiles) -> None:
+def test_a_snapshot_beyond_the_limit_is_refused_and_deleted(files: JobFiles) -> None:
     path = files.work_dir.path / "gradient"
     path.write_bytes(bytes(3 * BLOCK))
     fd = files.work_dir.open_file(("gradient",))

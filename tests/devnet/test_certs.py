@@ -23,7 +23,7 @@ def test_keys_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("*-key.pem")} == {0o600}
 
 
-def test_what_is_there_is_kept(tmp_path: Path) -> None:
+def test_existing_certificates_are_kept(tmp_path: Path) -> None:
     certs.make(tmp_path, "Acme", ["worker"])
     before = identity(tmp_path, "worker").peer_id
     assert certs.make(tmp_path, "Acme", ["worker"]) == []
@@ -47,7 +47,7 @@ def test_revoking_an_unknown_node_is_an_error(tmp_path: Path) -> None:
         certs.make(tmp_path, "Acme", [], revoked=["nobody"])
 
 
-def test_a_node_has_what_rust_nodes_look_for() -> None:
+def test_a_nodes_certificate_has_the_fields_that_rust_nodes_require() -> None:
     node = certs.create_node(certs.create_organisation(certs.create_root(), "Acme"), "worker.acme", names=["192.0.2.1"])
     names = node.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert {str(address) for address in names.get_values_for_type(x509.IPAddress)} == {"0.0.0.0", "192.0.2.1"}

@@ -1,4 +1,4 @@
-"""The nodes as a user starts them: processes of their own, stopped by signals."""
+"""The nodes as a user starts them: as processes, which signals stop."""
 
 import json
 import signal
@@ -65,7 +65,7 @@ def test_a_data_node_joins_through_a_gateway_and_both_end_on_a_signal(tmp_path: 
         (["certs", "DIRECTORY", "--revoke", "nobody"], "nobody-cert.pem"),
     ],
 )
-def test_mistakes_are_one_line_that_says_what_is_wrong(tmp_path: Path, arguments: list[str], reason: str) -> None:
+def test_a_wrong_option_or_file_is_reported_in_one_line(tmp_path: Path, arguments: list[str], reason: str) -> None:
     certs.make(tmp_path, "Acme", ["node"])
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "0").write_bytes(b"")
@@ -90,7 +90,7 @@ resources = { num_workers = 1, worker = {}, parameter_server = {} }
 """
 
 
-def test_a_scheduler_without_a_dataset_says_so_and_fails(tmp_path: Path) -> None:
+def test_a_scheduler_without_a_dataset_fails_with_that_reason(tmp_path: Path) -> None:
     certs.make(tmp_path, "Acme", ["scheduler"])
     file = node_file(tmp_path, "scheduler", JOB)
     with process(

@@ -92,7 +92,7 @@ def test_a_model_may_come_from_a_url(file: Path) -> None:
         ("cert_pem.x=1", "is a value, not a table"),
     ],
 )
-def test_what_is_wrong_is_named(file: Path, override: str, reason: str) -> None:
+def test_a_wrong_value_is_named(file: Path, override: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         load(SchedulerConfig, file, [override])
 

@@ -41,7 +41,7 @@ async def serving(directory: Path) -> AsyncIterator[tuple[Network, str]]:
 
 
 async def pull(network: Network, peer: str, header: bytes) -> bytes:
-    """What arrives until the stream ends, in whatever way."""
+    """Return the bytes that arrive until the stream ends or breaks."""
     stream = await network.open_stream(peer, PULL)
     received = b""
     with trio.fail_after(10):
@@ -60,7 +60,7 @@ def header(dataset: str, index: int) -> bytes:
     return encode_pull_header(DataSlice(dataset=dataset, index=index))
 
 
-async def test_every_slice_arrives_whole_in_the_order_of_the_names(digits: Path) -> None:
+async def test_every_slice_arrives_complete_in_the_order_of_the_names(digits: Path) -> None:
     async with serving(digits) as (network, peer):
         for index, content in enumerate(CONTENTS.values()):
             assert await pull(network, peer, header("digits", index)) == content
@@ -82,13 +82,13 @@ async def test_every_slice_arrives_whole_in_the_order_of_the_names(digits: Path)
         b"",
     ],
 )
-async def test_what_names_no_slice_gets_no_bytes_and_the_next_is_served(digits: Path, bad: bytes) -> None:
+async def test_a_pull_of_an_unknown_slice_gets_no_bytes_and_the_next_is_served(digits: Path, bad: bytes) -> None:
     async with serving(digits) as (network, peer):
         assert await pull(network, peer, bad) == b""
         assert await pull(network, peer, header("digits", 0)) == b"first"
 
 
-async def test_a_peer_that_names_nothing_is_let_go(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_peer_that_sends_no_header_is_disconnected(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_node, "HEADER_TIMEOUT_S", 0.2)
     async with serving(digits) as (network, peer):
         stream = await network.open_stream(peer, PULL)
@@ -110,7 +110,7 @@ async def test_many_pulls_at_once_all_get_their_slice(digits: Path) -> None:
         assert received == [CONTENTS["b.safetensors"]] * 20
 
 
-async def test_datasets_are_announced_once_there_is_somebody_to_keep_the_record(digits: Path) -> None:
+async def test_datasets_are_announced_once_a_peer_can_store_the_record(digits: Path) -> None:
     pki = Pki()
     async with gateway(pki) as entrance, member(pki, "data", entrance) as data, member(pki, "other", entrance) as other:
         await DataNode(find_datasets((digits,)), Events()).announce(data)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(400)
 
 
 class Demo:
-    """A running demo whose lines can be waited for."""
+    """A running demo; tests wait for lines of its output."""
 
     def __init__(self, directory):
         self.output = directory / "demo-output"
@@ -29,7 +29,7 @@ class Demo:
         self.text = ""
 
     def reads(self, pattern):
-        """Reads on until a line has the pattern; the match, None at the end."""
+        """Read until a line matches the pattern; return the match, or None at the end."""
         for line in self.process.stdout:
             self.text += line
             if match := re.search(pattern, line):
@@ -44,7 +44,7 @@ class Demo:
         return next(pid for pid, command in _commands() if all(word in command for word in (str(self.output), *words)))
 
     def left(self):
-        """What it has left behind besides its output: processes and files."""
+        """Return the processes and files that it has left behind besides its output."""
         paths = (str(self.output), str(self._temporary))
         processes = [command for _, command in _commands() if any(path in command for path in paths)]
         return processes + [str(path) for path in self._temporary.iterdir()]
@@ -71,7 +71,7 @@ def demo(tmp_path_factory):
     running.tidy()
 
 
-def test_it_trains_as_well_as_a_single_process_and_shows_where_everything_lies(demo):
+def test_the_demo_trains_as_well_as_a_single_process_and_lists_its_files(demo):
     assert demo.ends() == 0, demo.text
     accuracy = float(re.search(r"Trained over the network +([0-9.]+)%", demo.text)[1])
     alone = float(re.search(r"Trained in one process +([0-9.]+)%", demo.text)[1])
@@ -87,7 +87,7 @@ def test_it_trains_as_well_as_a_single_process_and_shows_where_everything_lies(d
 
 
 @pytest.mark.parametrize("moment", ["== network", "is dispatched to", "round 2 of"])
-def test_interrupted_at_any_moment_it_leaves_nothing_behind(demo, moment):
+def test_a_demo_interrupted_at_any_moment_leaves_no_process_or_file(demo, moment):
     assert demo.reads(moment), demo.text
     demo.process.send_signal(signal.SIGINT)
     assert demo.ends() == 130, demo.text
@@ -95,7 +95,7 @@ def test_interrupted_at_any_moment_it_leaves_nothing_behind(demo, moment):
     assert demo.left() == []
 
 
-def test_a_process_that_dies_is_named_with_its_last_words(demo):
+def test_a_process_that_dies_is_named_with_its_last_lines(demo):
     victim = "trainer-2"
     assert demo.reads("is dispatched to trainer-1"), demo.text
     os.kill(demo.pid_of("hypha_worker run", f"{victim}.toml"), signal.SIGKILL)
@@ -105,7 +105,7 @@ def test_a_process_that_dies_is_named_with_its_last_words(demo):
     assert demo.left() == []
 
 
-def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path):
+def test_a_directory_with_other_files_is_left_unchanged(tmp_path):
     (tmp_path / "precious").write_text("mine")
     result = subprocess.run(
         [sys.executable, "-m", "hypha_devnet", "demo", "--output", tmp_path],

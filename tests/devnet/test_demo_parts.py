@@ -1,4 +1,4 @@
-"""The demo's parts: what it knows, shows, draws and configures."""
+"""The demo's parts: its board, view, plot and configurations."""
 
 import io
 
@@ -54,14 +54,14 @@ def test_a_worker_is_followed_from_its_offer_to_its_losses(board):
     assert worker.lease_until is None
 
 
-def test_a_round_is_noted_with_the_losses_it_ended_with(board):
+def test_a_round_is_shown_with_its_last_losses(board):
     scheduler(board, "metrics", metrics={"loss": 0.5})
     board.take("scheduler", {"event": "round", "round": 3, "of": 20, "seconds": 1.25})
     assert board.rounds == [1.25]
     assert board.recent[-1] == "round 3 of 20 in 1.2 s; loss: trainer-1 0.500"
 
 
-def test_events_that_nobody_asked_for_change_nothing(board):
+def test_unknown_events_do_not_change_the_board(board):
     before = repr(board)
     board.take("gateway", {"event": "listening", "addresses": []})
     board.take("scheduler", {"event": "take"})
@@ -88,13 +88,13 @@ def test_the_board_fits_the_terminal(board, width, phase):
 
 def test_without_a_terminal_each_note_is_printed_once(board):
     output = io.StringIO()
-    with PlainView(Console(file=output, width=80)) as view:
-        for number in range(30):
-            board.note(f"note {number}.")
-            if number % 4 == 0:
-                view.show(board)
-        view.show(board)
-        view.show(board)
+    view = PlainView(Console(file=output, width=80))
+    for number in range(30):
+        board.note(f"note {number}.")
+        if number % 4 == 0:
+            view.show(board)
+    view.show(board)
+    view.show(board)
     lines = [line.split("  ")[-1] for line in output.getvalue().splitlines()]
     assert lines == ["== certificates", *(f"note {number}." for number in range(30))]
 
@@ -106,12 +106,12 @@ def test_sparks_are_tallest_where_the_numbers_are():
     assert len(sparks(range(1000))) <= 12
 
 
-def test_smoothing_takes_neighbours_as_far_as_there_are():
+def test_smoothing_uses_the_neighbours_that_exist():
     assert smoothed([1, 1, 1, 10]) == [1, 3.25, 3.25, 4]
     assert smoothed([]) == []
 
 
-def test_the_picture_is_drawn(board, tmp_path):
+def test_the_plot_is_drawn(board, tmp_path):
     for trainer in TRAINERS:
         for number in range(50):
             scheduler(board, "metrics", trainer, metrics={"loss": 2 / (number + 1), "samples": 32})
@@ -124,7 +124,7 @@ def test_the_picture_is_drawn(board, tmp_path):
     ("network", "alone", "good"),
     [(0.97, 0.975, True), (0.99, 0.95, True), (0.95, 0.95, False), (0.96, 0.99, False), (0.951, 0.96, True)],
 )
-def test_the_verdict(network, alone, good):
+def test_the_verdict_requires_both_accuracy_and_closeness(network, alone, good):
     assert Result(network, alone).good == good
 
 

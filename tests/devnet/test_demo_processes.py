@@ -1,4 +1,4 @@
-"""The demo's processes, in a process of their own: it kills every child that it has left."""
+"""The demo's processes, each test in a process of its own, because the demo kills all remaining children."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def gone(pid):
         return True
 
 
-def test_events_are_handed_on_and_other_lines_are_logged(tmp_path):
+def test_events_are_passed_on_and_other_lines_are_logged(tmp_path):
     output = run(
         tmp_path,
         """
@@ -63,7 +63,7 @@ def test_events_are_handed_on_and_other_lines_are_logged(tmp_path):
     assert sorted((tmp_path / "talker.log").read_text().splitlines()) == ["no event", "warning", '{"event": 1}']
 
 
-def test_a_death_names_the_process_and_its_last_words(tmp_path):
+def test_an_unexpected_end_names_the_process_and_its_last_lines(tmp_path):
     output = run(
         tmp_path,
         """
@@ -84,7 +84,7 @@ def test_a_death_names_the_process_and_its_last_words(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["by the end", "by an error", "in a hurry"])
-def test_nothing_is_left_of_processes_that_will_not_end(tmp_path, how):
+def test_processes_that_ignore_sigterm_are_killed_with_their_children(tmp_path, how):
     began = time.monotonic()
     output = run(
         tmp_path,

@@ -1,4 +1,4 @@
-"""The hub, asked by the real huggingface_hub client."""
+"""The hub, used by the real huggingface_hub client."""
 
 import contextlib
 import http.client
@@ -62,7 +62,7 @@ def test_a_file_is_downloaded(endpoint, tmp_path):
     assert Path(path).read_bytes() == WEIGHTS
 
 
-def test_a_repository_is_downloaded_whole_without_what_is_hidden_or_linked(endpoint, tmp_path):
+def test_a_repository_is_downloaded_without_hidden_files_and_links(endpoint, tmp_path):
     path = Path(snapshot_download("digits/small", endpoint=endpoint, cache_dir=tmp_path, token=False))
     names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
     assert names == ["config.json", "model.safetensors", "onnx/deep/model.onnx"]
@@ -91,7 +91,7 @@ def test_revisions_differ_in_commit_and_content(api, endpoint, tmp_path):
     }
 
 
-def test_the_tree_is_listed_folder_by_folder_or_whole(api):
+def test_the_tree_is_listed_by_folder_or_recursively(api):
     assert {entry.path for entry in api.list_repo_tree("digits/small")} == {
         "config.json",
         "model.safetensors",
@@ -121,7 +121,7 @@ def test_a_private_repository_opens_to_its_token_only(api, endpoint, tmp_path):
             HfApi(endpoint, token=token).model_info("digits/secret")
 
 
-def test_what_is_not_there_is_said_to_be_missing(api, endpoint, tmp_path):
+def test_a_missing_repository_revision_or_file_is_not_found(api, endpoint, tmp_path):
     where = {"endpoint": endpoint, "cache_dir": tmp_path, "token": False}
     with pytest.raises(RepositoryNotFoundError):
         hf_hub_download("digits/none", "config.json", **where)
@@ -147,7 +147,7 @@ def test_what_is_not_there_is_said_to_be_missing(api, endpoint, tmp_path):
         "digits/secret/resolve/main/config.json",
     ],
 )
-def test_no_path_leads_elsewhere(endpoint, path):
+def test_no_path_leads_out_of_the_root(endpoint, path):
     host, port = endpoint.removeprefix("http://").split(":")
     with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=10)) as connection:
         connection.request("GET", f"/{path}")  # as it is: httpx would tidy the dots away

@@ -9,7 +9,7 @@ from hypha_devnet.roles.rounds import Rounds, Slices, State, Trainer
 
 
 def play_round(rounds: Rounds, times: dict[str, float], start: float) -> tuple[float, dict[str, float]]:
-    """Let trainers run batches of these durations as they are told; the time of the last update, and of each one's."""
+    """Simulate trainers with these batch durations; return the time of the last update and of each trainer's."""
     due = [(start + seconds, name) for name, seconds in times.items()]
     heapq.heapify(due)
     left: dict[str, int] = {}
@@ -56,13 +56,13 @@ def test_trainers_of_different_speed_send_their_updates_at_about_the_same_time()
     assert rounds.trainers["fast"].batches > 5 * rounds.trainers["slow"].batches
 
 
-def test_a_trainer_that_never_reports_keeps_nobody_from_sending() -> None:
+def test_a_trainer_that_never_reports_does_not_block_the_others() -> None:
     rounds = Rounds({"honest": Trainer(10), "silent": Trainer(10)}, 100, 1)
     play_round(rounds, {"honest": 1.0}, 0.0)
     assert rounds.trainers["honest"].state is State.UPDATING
 
 
-def test_a_trainer_that_missed_when_to_send_is_told_again_with_its_next_batch() -> None:
+def test_a_trainer_that_missed_its_schedule_gets_it_again_with_its_next_batch() -> None:
     rounds = Rounds({"only": Trainer(10)}, 40, 1)
     answers = [rounds.batch_done("only", 10, now) for now in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)]
     assert answers == [None, 2, 1, 0, 0, 0]
@@ -76,7 +76,7 @@ def test_a_late_trainer_sends_after_its_first_batch() -> None:
     assert rounds.batch_done("late", 10, 9.0) == 0
 
 
-def test_a_step_said_twice_counts_once() -> None:
+def test_a_step_reported_twice_counts_once() -> None:
     rounds = Rounds({"a": Trainer(10)}, 10, 3)
     play_round(rounds, {"a": 1.0}, 0.0)
     assert rounds.updated(2.0)
@@ -88,13 +88,13 @@ def test_a_step_before_any_update_does_not_count() -> None:
     assert not Rounds({"a": Trainer(10)}, 10, 3).updated(1.0)
 
 
-def test_a_lost_trainer_does_not_keep_the_job_from_its_end() -> None:
+def test_a_lost_trainer_does_not_block_the_end_of_the_job() -> None:
     rounds = Rounds({"a": Trainer(10), "lost": Trainer(10)}, 10, 1)
     play_round(rounds, {"a": 0.1, "lost": 0.1}, 0.0)
     rounds.updated(1.0)
     rounds.update_received("a")
     assert not rounds.done
-    rounds.remove("lost")
+    del rounds.trainers["lost"]
     assert rounds.done
 
 

@@ -30,7 +30,7 @@ SLICES = 5
 
 
 class Recorded(Events):
-    """Events kept in a list."""
+    """Events that collect in a list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def job(**changes: Any) -> DilocoJob:
 
 
 class Devnet:
-    """A gateway, a scheduler's node that has also announced a dataset, and volunteers as they are added."""
+    """A gateway, a scheduler's node that has also announced a dataset, and the volunteers that a test adds."""
 
     def __init__(self, pki: Pki, entrance: Network, network: Network, nursery: trio.Nursery) -> None:
         self.pki, self.entrance, self.network, self.nursery = pki, entrance, network, nursery
@@ -145,7 +145,7 @@ async def test_each_worker_gets_its_part_of_the_job() -> None:
             assert spec.executor.config.batch_size == 4
 
 
-async def test_slices_are_shared_out_before_any_comes_again() -> None:
+async def test_every_slice_is_assigned_before_any_is_assigned_again() -> None:
     async with devnet() as net:
         trainers = [await net.volunteer("a"), await net.volunteer("b")]
         await net.volunteer("server", "aggregate")
@@ -155,7 +155,7 @@ async def test_slices_are_shared_out_before_any_comes_again() -> None:
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
-async def test_the_cheapest_workers_are_taken() -> None:
+async def test_the_cheapest_workers_are_hired() -> None:
     async with devnet() as net:
         dear = await net.volunteer("dear", price=90.0)
         cheap = [await net.volunteer("a", price=20.0), await net.volunteer("b", price=10.0)]
@@ -166,7 +166,7 @@ async def test_the_cheapest_workers_are_taken() -> None:
         assert len(net.events.of("offer")) >= 4
 
 
-async def test_a_worker_that_comes_late_is_found() -> None:
+async def test_a_worker_that_joins_late_is_found() -> None:
     async with devnet() as net:
         await net.volunteer("a")
         await net.volunteer("server", "aggregate")
@@ -180,7 +180,7 @@ async def test_a_worker_that_comes_late_is_found() -> None:
         assert net.events.all[-1]["event"] == "finished"
 
 
-async def test_too_few_workers_are_said_to_be_too_few() -> None:
+async def test_too_few_workers_fail_the_job_with_their_number() -> None:
     async with devnet() as net:
         await net.volunteer("a")
         await net.volunteer("too dear", price=101.0)
@@ -188,7 +188,7 @@ async def test_too_few_workers_are_said_to_be_too_few() -> None:
         assert reason == "found 1 of 2 for trainer within 1 s"
 
 
-async def test_a_dataset_that_nobody_has_is_named() -> None:
+async def test_a_dataset_that_no_node_announces_is_named() -> None:
     async with devnet() as net:
         reason = await net.fails(dataset={"dataset": "letters"}, resources={"deadline_s": 1.0})
         assert "'letters'" in reason
@@ -203,7 +203,7 @@ async def test_a_failed_trainer_fails_the_job() -> None:
         assert reason.startswith(f"lost the trainer {bad.network.peer_id}: its job failed")
 
 
-async def test_a_job_that_needs_fewer_goes_on_without_a_failed_trainer() -> None:
+async def test_a_job_that_needs_fewer_trainers_continues_without_a_failed_one() -> None:
     async with devnet() as net:
         await net.volunteer("bad", fail_after_batches=3)
         await net.volunteer("good")
@@ -213,7 +213,7 @@ async def test_a_job_that_needs_fewer_goes_on_without_a_failed_trainer() -> None
         assert net.events.all[-1]["event"] == "finished"
 
 
-async def test_a_worker_that_is_away_for_a_part_of_its_lease_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_is_unreachable_for_part_of_its_lease_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "RENEWAL_RETRY_S", 0.1)
     async with devnet() as net:
         away = await net.volunteer("away", lease_s=1.2, refuse_renewals=range(2, 5), batch_time_s=0.1)
@@ -224,7 +224,7 @@ async def test_a_worker_that_is_away_for_a_part_of_its_lease_is_not_lost(monkeyp
         assert not net.events.of("worker_lost")
 
 
-async def test_workers_that_say_nothing_for_too_long_fail_the_job() -> None:
+async def test_a_job_without_progress_fails_after_the_stall_time() -> None:
     async with devnet() as net:
         await net.volunteer("a", batch_time_s=1000)
         await net.volunteer("b", batch_time_s=1000)
@@ -240,7 +240,7 @@ async def test_a_network_without_its_gateway_is_an_error() -> None:
         assert "no gateway was reached" in str(leaves(group.value)[0])
 
 
-async def test_a_worker_that_is_away_when_its_job_comes_gets_it_later(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_is_unreachable_at_dispatch_gets_its_job_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "DISPATCH_RETRY_S", 0.1)
     async with devnet() as net:
         away = await net.volunteer("away", ignore_dispatches=2)
@@ -250,7 +250,7 @@ async def test_a_worker_that_is_away_when_its_job_comes_gets_it_later(monkeypatc
         assert len(away.specs) == 1
 
 
-async def test_a_worker_that_never_takes_its_job_fails_the_job_when_its_lease_ends(
+async def test_a_worker_that_never_accepts_its_job_fails_the_job_when_its_lease_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(client, "RENEWAL_RETRY_S", 0.1)
@@ -261,7 +261,7 @@ async def test_a_worker_that_never_takes_its_job_fails_the_job_when_its_lease_en
         assert gone.network.peer_id in await net.fails()
 
 
-async def test_a_worker_that_stays_away_is_lost_with_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_stays_unreachable_is_lost_when_its_lease_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "RENEWAL_RETRY_S", 0.1)
     async with devnet() as net:
         await net.volunteer("gone", lease_s=0.6, refuse_renewals=range(2, 1000), batch_time_s=0.1)
@@ -271,7 +271,7 @@ async def test_a_worker_that_stays_away_is_lost_with_its_lease(monkeypatch: pyte
         assert reason.endswith("its lease ended; 2 are needed")
 
 
-async def test_a_parameter_server_that_speaks_after_its_trainers_ends_the_job_all_the_same() -> None:
+async def test_a_parameter_server_that_reports_after_its_trainers_still_ends_the_job() -> None:
     async with devnet() as net:
         trainers = [await net.volunteer("a"), await net.volunteer("b")]
         await net.volunteer("server", "aggregate", says_so_late_s=0.2)
@@ -280,7 +280,7 @@ async def test_a_parameter_server_that_speaks_after_its_trainers_ends_the_job_al
         assert [entry["round"] for entry in net.events.of("round")] == [1, 2, 3]
 
 
-async def test_strangers_get_nothing() -> None:
+async def test_peers_outside_the_job_get_no_slices_and_change_nothing() -> None:
     async with devnet() as net, member(net.pki, "stranger", net.entrance) as stranger:
         net.new_scheduler()
         peer = net.network.peer_id
@@ -316,15 +316,15 @@ def chosen(*offers: Offer, count: int = 9, max_price: float = 100.0, excluded: t
 
 
 class TestChoosing:
-    def test_the_best_price_for_what_is_offered_comes_first(self) -> None:
+    def test_the_lowest_price_per_offered_unit_is_chosen_first(self) -> None:
         assert chosen(offer_of("a", 10), offer_of("b", 30, cpu=4), offer_of("c", 5)) == ["c", "b", "a"]
 
-    def test_no_more_than_wanted_and_one_of_each_peer(self) -> None:
+    def test_at_most_the_wanted_number_and_one_offer_of_each_peer_are_chosen(self) -> None:
         assert chosen(offer_of("a", 10), offer_of("a", 5), offer_of("b", 20), offer_of("c", 30), count=2) == ["a", "b"]
 
-    def test_none_too_dear_expired_or_excluded(self) -> None:
+    def test_expensive_expired_and_excluded_offers_are_not_chosen(self) -> None:
         offers = offer_of("dear", 101), offer_of("late", 1, lasts_s=-0.1), offer_of("used", 1), offer_of("good", 100)
         assert chosen(*offers, excluded=("used",)) == ["good"]
 
-    def test_an_offer_of_nothing_is_the_worst(self) -> None:
+    def test_an_offer_without_resources_is_chosen_last(self) -> None:
         assert chosen(offer_of("nothing", 0, cpu=0), offer_of("dear", 99)) == ["dear", "nothing"]

@@ -1,4 +1,4 @@
-"""How the images are built: the settings in the environment and of pip, and PyTorch without CUDA."""
+"""The build of the images: the settings of the environment and of pip, and PyTorch without CUDA."""
 
 import ctypes
 import shutil

@@ -92,7 +92,7 @@ def test_a_digest_depends_on_names_contents_and_settings(tmp_path: Path) -> None
     assert digest(tmp_path, "a") != first
 
 
-def test_the_images_run_as_nobody_on_a_base_of_choice() -> None:
+def test_the_images_run_as_an_unprivileged_user_on_a_chosen_base() -> None:
     lines = CONTAINERFILE.read_text().splitlines()
     assert "ARG BASE=docker.io/library/python:3.12-slim" in lines
     assert "USER 65532:65532" in lines

@@ -68,7 +68,7 @@ def test_a_label_other_than_the_expected_round_is_untimely():
     check_round(8, None)
     with pytest.raises(Untimely, match="late"):
         check_round(2, 3)
-    with pytest.raises(Untimely, match="ahead"):
+    with pytest.raises(Untimely, match="early"):
         check_round(4, 3)
 
 

@@ -23,7 +23,7 @@ def tensors(value):
 
 
 class Process:
-    """A parameter server whose log can be waited for."""
+    """A parameter server; tests wait for lines of its log."""
 
     def __init__(self, bridge, *options, members=MEMBERS, momentum=0.9):
         bridge.statuses.clear()
@@ -116,7 +116,7 @@ def test_trainers_without_metadata_are_served(bridge, start):
         assert update(bridge)[1]["bias"].tolist() == [value] * 4
 
 
-def test_the_round_goes_on_without_a_straggler_and_its_late_file_is_dropped(bridge, start):
+def test_a_round_closes_without_a_straggler_whose_late_file_is_dropped(bridge, start):
     server = start("--deadline-s", "0.2", "--quorum", "0.6", momentum=0.0)
     for peer in (A, B):
         bridge.push_tensors(peer, tensors(1), round=1)
@@ -166,7 +166,7 @@ def truncated(path):
         (lambda path: path.symlink_to("/etc/passwd"), "cannot be opened"),
     ],
 )
-def test_an_unusable_file_is_deleted_and_the_round_goes_on(bridge, start, write, reason):
+def test_an_unusable_file_is_deleted_and_the_round_continues(bridge, start, write, reason):
     server = start(momentum=0.0)
     for peer in MEMBERS:
         bridge.push_tensors(peer, tensors(1), round=1)
@@ -222,7 +222,7 @@ def test_no_path_leads_out_of_the_work_directory(bridge, start, path, peer):
     outside.unlink()
 
 
-def test_an_outlier_is_clipped_when_asked(bridge, start):
+def test_an_outlier_is_clipped_if_a_clip_factor_is_set(bridge, start):
     start("--clip-factor", "1", momentum=0.0)
     for peer, value in zip(MEMBERS, (1, 1, 1000), strict=True):
         bridge.push_tensors(peer, tensors(value), round=1)
@@ -256,7 +256,7 @@ def test_a_file_that_was_never_announced_is_found_at_the_start(bridge, start):
     assert update(bridge)[1]["bias"].tolist() == [2] * 4
 
 
-def test_a_broken_event_stream_is_taken_up_again(bridge, start):
+def test_a_broken_event_stream_is_resumed(bridge, start):
     server = start(momentum=0.0)
     bridge.push_tensors(A, tensors(1), round=1)
     server.logs("(1 of 3)")

@@ -1,14 +1,14 @@
-"""A real API server (etcd and kube-apiserver on loopback, no root) for tests, one per test run whatever the workers.
+"""A real API server (etcd and kube-apiserver on loopback, no root) for tests, shared by all workers of a test run.
 
 Fixtures:
 
 - `api_server` -> `ApiServer`: etcd and the API server alone. Nothing acts on objects: no garbage is collected, no Job
   gets pods, namespaces have no default ServiceAccount and are never emptied. RBAC is enforced, TokenRequest and
   TokenReview work.
-- `namespace` -> `str`: a namespace of the test's own there.
+- `namespace` -> `str`: a new namespace there.
 - `control_plane` -> `ApiServer`: another one with the controller manager and the scheduler, also one per test run;
-  `control_plane.namespace()` makes namespaces; `e2e.cluster.kwok` gives it nodes whose pods run in name only.
-- `private_api_server` -> `PrivateApiServer`: one of the test's own, whose parts it may stop, start, freeze and kill:
+  `control_plane.namespace()` makes namespaces; `e2e.cluster.kwok` adds nodes that simulate their pods.
+- `private_api_server` -> `PrivateApiServer`: one for a single test, which may stop, start, freeze and kill its parts:
   `private_api_server.processes.stop("kube-apiserver")`, `.start("kube-apiserver")`, `.signal("etcd", signal.SIGSTOP)`.
 
 An `ApiServer` has `url`, `ca`, `kubeconfig` (administrator), `client()` (httpx), `kubectl(...)`, `namespace()`,
@@ -20,12 +20,12 @@ import fcntl
 import os
 import select
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from e2e.cluster.control_plane import ControlPlane, Ports
+from e2e.cluster.control_plane import ControlPlane, reserved_ports
 from e2e.cluster.pki import Authority, write_kubeconfig
 from e2e.cluster.processes import Processes
 from e2e.cluster.tools import ROOT, tool
@@ -58,7 +58,7 @@ class ApiServer:
         return self.directory / "admin.kubeconfig"
 
     def client(self, token: str | None = None) -> httpx.Client:
-        """A client of the administrator, or of who a token is for."""
+        """Return a client with the rights of the administrator, or of the token's user."""
         context = ssl.create_default_context(cafile=str(self.ca))
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         if not token:
@@ -66,7 +66,7 @@ class ApiServer:
         return httpx.Client(base_url=self.url, verify=context, headers=headers, timeout=30, trust_env=False)
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
-        """What kubectl answers to the administrator."""
+        """Run kubectl as the administrator; return its output."""
         command = [tool("kubectl"), f"--kubeconfig={self.kubeconfig}", *arguments]
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
@@ -79,12 +79,12 @@ class ApiServer:
         return name
 
     def user_kubeconfig(self, user: str, groups: Sequence[str] = ()) -> Path:
-        """A kubeconfig for a user, who has no rights but those that RBAC gives."""
+        """Return a kubeconfig for a user, who has only the rights that RBAC grants."""
         path = self.directory / f"user-{uuid4().hex}.kubeconfig"
         return Authority(self.directory / "pki").kubeconfig(path, self.url, user, tuple(groups))
 
     def token(self, namespace: str, service_account: str, audiences: Sequence[str] = ()) -> str:
-        """A token of a service account, which is made if it does not exist."""
+        """Return a token of a service account, and create the account if it does not exist."""
         accounts = f"/api/v1/namespaces/{namespace}/serviceaccounts"
         with self.client() as client:
             client.post(accounts, json={"metadata": {"name": service_account}})
@@ -92,7 +92,7 @@ class ApiServer:
         return str(self._post(f"{accounts}/{service_account}/token", request)["status"]["token"])
 
     def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
-        """A kubeconfig for a service account, which is made if it does not exist."""
+        """Return a kubeconfig for a service account, and create the account if it does not exist."""
         path = self.directory / f"account-{uuid4().hex}.kubeconfig"
         return write_kubeconfig(path, self.url, self.ca, {"token": self.token(namespace, name)}, namespace)
 
@@ -104,12 +104,11 @@ class ApiServer:
 
 
 class PrivateApiServer:
-    """An API server with its processes in the hands of one test."""
+    """An API server whose processes one test controls."""
 
     def __init__(self, directory: Path, *, controllers: bool = False) -> None:
-        self._reserved = [_reserve_port() for _ in range(4)]
-        ports = Ports(*(reserved.getsockname()[1] for reserved in self._reserved))
-        plane = ControlPlane(directory, ports=ports, controllers=controllers)
+        self._stack = ExitStack()
+        plane = ControlPlane(directory, ports=self._stack.enter_context(reserved_ports()), controllers=controllers)
         self.processes = Processes(directory / "run", plane.programs(), die_with_parent=True)
         self.api = ApiServer(directory, plane.url)
         assert plane.kubeconfig == self.api.kubeconfig
@@ -122,21 +121,12 @@ class PrivateApiServer:
         for name in reversed(self.processes.programs):
             self.processes.stop(name, grace_s=0)
         shutil.rmtree(self.api.directory / "etcd")
-        for reserved in self._reserved:
-            reserved.close()
-
-
-def _reserve_port() -> socket.socket:
-    """A bound socket that never listens: nobody else gets its port, but programs that share ports may listen there."""
-    reserved = socket.socket()
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    reserved.bind(("127.0.0.1", 0))
-    return reserved
+        self._stack.close()
 
 
 @pytest.fixture(scope="session")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> ApiServer:
-    """The API server of this test run: nothing acts on its objects."""
+    """The API server of this test run. It has no controllers."""
     return _shared("api-server", tmp_path_factory)
 
 
@@ -148,19 +138,19 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> ApiServer:
 
 @pytest.fixture
 def namespace(api_server: ApiServer) -> str:
-    """A namespace of the test's own."""
+    """A new namespace."""
     return api_server.namespace()
 
 
 @pytest.fixture
 def private_api_server(tmp_path: Path) -> Iterator[PrivateApiServer]:
-    """An API server of the test's own, to be killed and frozen."""
+    """An API server that the test may kill and freeze."""
     with PrivateApiServer(tmp_path / "api-server") as server:
         yield server
 
 
 def _shared(name: str, factory: pytest.TempPathFactory) -> ApiServer:
-    """The API server under a name, started by whichever worker needs it first; it ends when the test run does."""
+    """Return the API server of a name. The first worker that needs it starts it, and it ends with the test run."""
     worker = "PYTEST_XDIST_WORKER" in os.environ
     run = factory.getbasetemp().parent if worker else factory.getbasetemp()
     owner = os.getppid() if worker else os.getpid()

@@ -1,6 +1,6 @@
 """A node's connector API as the bridge sees it, in threads, with faults on demand.
 
-It speaks HTTP/1.1 on a Unix socket as the node does, and can break off, refuse and vanish the way a killed node does.
+It serves HTTP/1.1 on a Unix socket as the node does, and can break off, refuse and end as a killed node does.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ Fault = Callable[["Handler"], None]
 
 
 class FakeNode:
-    """Listens on a socket; what it is asked and given is recorded."""
+    """Listens on a socket, and records requests and files."""
 
     def __init__(self, uds: Path) -> None:
         self.uds = uds
@@ -42,7 +42,7 @@ class FakeNode:
         self.push_gate.set()
         self.poll_s = 0.2
         self.waiting = 0
-        """How many calls wait for a push; `most_waiting`: at once, so far."""
+        """The number of calls that wait for a push; `most_waiting` is its maximum so far."""
         self.most_waiting = 0
         self._lock = threading.Lock()
         self._server: _Server | None = None
@@ -54,7 +54,7 @@ class FakeNode:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
-        """Vanish: refuse connections and break those that are open."""
+        """Refuse connections and break the open ones, as a killed node does."""
         if self._server is not None:
             server, self._server = self._server, None
             self.uds.unlink(missing_ok=True)
@@ -64,7 +64,7 @@ class FakeNode:
 
     @contextlib.contextmanager
     def waiting_for_push(self) -> Iterator[None]:
-        """Count a call that waits."""
+        """Count a waiting call."""
         with self._lock:
             self.waiting += 1
             self.most_waiting = max(self.most_waiting, self.waiting)
@@ -78,7 +78,7 @@ class FakeNode:
         self.assignments[dataset].put((provider, index))
 
     def fail_next(self, call: str, *faults: Fault) -> None:
-        """Have these answer the next calls, as in `GET /pushes`."""
+        """Answer the next calls, such as `GET /pushes`, with these faults."""
         self.faults.setdefault(call, []).extend(faults)
 
 
@@ -100,7 +100,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
                 continue
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # a client that breaks off is what is tested
+        pass  # tests break connections off
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -237,7 +237,7 @@ def unavailable(handler: Handler) -> None:
 
 
 def streaming(data: bytes, *, whole: bool) -> Fault:
-    """Stream these bytes, and end the body properly or not."""
+    """Return a fault that streams these bytes, and ends the body properly or not."""
 
     def fault(handler: Handler) -> None:
         handler.body()
@@ -254,7 +254,7 @@ def safetensors(size_bytes: int, fill: bytes = b"\x07", metadata: dict[str, str]
 
 
 def staged(config: BridgeConfig) -> list[Path]:
-    """The files in the bridge's own directory, less its marker."""
+    """Return the files in the bridge's own directory, without its marker."""
     assert config.state_dir is not None
     files = (path for path in config.state_dir.rglob("*") if path.is_file())
     return [path for path in files if path.name != ".hypha-bridge"]

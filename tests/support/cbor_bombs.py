@@ -1,4 +1,4 @@
-"""Inputs by which a general CBOR decoder computes for hours, fills the memory or returns what no message holds."""
+"""Inputs on which a general CBOR decoder computes for hours, fills the memory or returns values that no message has."""
 
 import cbor2
 

@@ -35,7 +35,7 @@ class Pki:
         return write_node(self.node(name), directory, name)
 
     def crls(self, *revoked: Credential) -> bytes:
-        """Lists of both authorities that revoke these nodes or organisations."""
+        """Return lists of both authorities that revoke these nodes or organisations."""
         serials = [credential.certificate.serial_number for credential in revoked]
         return create_crl(self.root, serials) + create_crl(self.organisation, serials)
 

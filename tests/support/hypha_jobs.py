@@ -1,8 +1,7 @@
-"""HyphaJobs on a real API server: a worker's namespace with the rights that its node has, and an operator by hand."""
+"""HyphaJobs on a real API server, in a namespace with the rights of a worker's node. The test acts as the operator."""
 
 import base64
 import json
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from uuid import UUID
 import httpx
 import trio
 
-from e2e.cluster.tools import ROOT, tool
 from hypha_contracts.names import API_VERSION
 from hypha_contracts.node_config import KubernetesConfig
 from hypha_worker.job import JobEvent
@@ -22,6 +20,7 @@ from hypha_worker.runtimes.kubernetes.api import ApiAccess, open_api
 from hypha_worker.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime
 from support.api_server import ApiServer
 from support.jobs import SCHEDULER
+from support.resources import install_definitions
 
 PATIENCE_S = 90
 LEASE_S = 3.0
@@ -41,7 +40,7 @@ _RULES: list[dict[str, Any]] = [
 
 @dataclass
 class Cluster:
-    """A namespace with a HyphaWorker, whose node has a service account with its rights and no more."""
+    """A namespace with a HyphaWorker, whose node has a service account with only the rights that it needs."""
 
     server: ApiServer
     namespace: str
@@ -74,7 +73,7 @@ class Cluster:
         return dict(self.call("GET", self.path("hyphaworkers", WORKER)))
 
     def say(self, task_id: UUID, phase: str, **status: Any) -> None:
-        """Say of a job what an operator would."""
+        """Write a job's status, as the operator does."""
         if phase in ("Succeeded", "Failed"):
             status.setdefault("completionTime", datetime.now(UTC).isoformat())
         path = self.path("hyphajobs", f"hypha-{task_id}") + "/status?fieldManager=hypha-operator"
@@ -88,7 +87,7 @@ class Cluster:
         return any(c["type"] == "Reported" and c["status"] == "True" for c in conditions)
 
     def pod_token(self, name: str, account: str = f"{WORKER}-job", audience: str = AUDIENCE) -> tuple[str, str]:
-        """Make a pod that never runs; a token that is bound to it, and its uid."""
+        """Make a pod that never runs; return a token that is bound to it, and its uid."""
         container = {"name": "bridge", "image": "none"}
         pod = {
             "metadata": {"name": name},
@@ -103,7 +102,7 @@ class Cluster:
 
 
 def make_cluster(server: ApiServer, directory: Path) -> Cluster:
-    """Make the namespace; the definitions of the resources are installed first."""
+    """Install the CustomResourceDefinitions and make the namespace."""
     install_definitions(server)
     namespace = server.namespace()
     rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
@@ -132,15 +131,6 @@ def make_cluster(server: ApiServer, directory: Path) -> Cluster:
     return Cluster(server, namespace, worker["metadata"]["uid"], ApiAccess(server.url, token_file, server.ca))
 
 
-def install_definitions(server: ApiServer) -> None:
-    """Install the custom resource definitions and wait until they are served."""
-    command = [tool("kubectl"), f"--kubeconfig={server.kubeconfig}"]
-    apply = [*command, "apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds")]
-    subprocess.run(apply, check=True, capture_output=True, timeout=60)
-    wait = [*command, "wait", "--for=condition=Established", "--timeout=30s", "-f", str(ROOT / "crds")]
-    subprocess.run(wait, check=True, capture_output=True, timeout=60)
-
-
 def _worker() -> dict[str, Any]:
     return {
         "apiVersion": API_VERSION,
@@ -157,7 +147,7 @@ def _worker() -> dict[str, Any]:
 
 @dataclass
 class Rig:
-    """A runtime under test, whose events are taken as they come."""
+    """A runtime under test; `events` are those that it has emitted."""
 
     cluster: Cluster
     runtime: KubernetesRuntime
@@ -168,14 +158,14 @@ class Rig:
             self.events.append(event)
 
     async def heard(self, count: int) -> list[JobEvent]:
-        """Wait for so many events; what they are."""
+        """Wait for this many events; return all so far."""
         await until(lambda: len(self.events) >= count)
         return self.events
 
 
 @asynccontextmanager
 async def open_rig(cluster: Cluster, **changes: float) -> AsyncIterator[Rig]:
-    """A node's runtime that has adopted what there is."""
+    """Open a node's runtime, which adopts all existing jobs."""
     options = {"lease_s": LEASE_S, "ended_s": 60.0} | changes
     with trio.fail_after(PATIENCE_S):
         async with (
@@ -190,16 +180,16 @@ async def open_rig(cluster: Cluster, **changes: float) -> AsyncIterator[Rig]:
 
 
 async def until(condition: Callable[[], Any]) -> Any:
-    """Ask again and again until a condition holds, and return its value; the caller's deadline bounds it."""
+    """Poll until a condition holds, and return its value; the caller's deadline bounds it."""
     while True:
         try:
             if value := condition():
                 return value
         except httpx.HTTPError:
-            pass  # the API server is away
+            pass  # the API server does not answer
         await trio.sleep(0.02)
 
 
 def secret_text(secret: dict[str, Any]) -> Any:
-    """The specification that a job's Secret holds."""
+    """Return the specification in a job's Secret."""
     return json.loads(base64.b64decode(secret["data"]["job.json"]))

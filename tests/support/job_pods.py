@@ -8,12 +8,12 @@ NODE = "node-1"
 
 
 def at(seconds: float) -> str:
-    """A time, so many seconds after the pod was made."""
+    """Return the time this many seconds after the pod's creation."""
     return (START + timedelta(seconds=seconds)).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def condition(type_: str, status: bool = True, seconds: float = 0, **rest: str) -> dict[str, Any]:
-    """A condition that is so since then."""
+    """Return a condition that has had its status since this time."""
     return {"type": type_, "status": str(status), "lastTransitionTime": at(seconds), **rest}
 
 
@@ -58,7 +58,7 @@ def pod(
     grace_s: int = 150,
     **status: Any,
 ) -> dict[str, Any]:
-    """A pod; `bridge` and `executor` are states or whole statuses, `deleted` is when its end is due."""
+    """Return a pod; `bridge` and `executor` are states or statuses, `deleted` is the deadline of its deletion."""
     metadata: dict[str, Any] = {
         "name": "hypha-1-abcde",
         "namespace": "gpu",

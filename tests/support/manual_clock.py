@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 
 class ManualClock:
-    """Time passes when a test says so."""
+    """A clock that a test sets forward."""
 
     def __init__(self) -> None:
         self._now_s = 0.0
@@ -23,7 +23,7 @@ class ManualClock:
         await woken.wait()
 
     async def pass_(self, seconds: float) -> None:
-        """Let time pass, and everybody do what is due."""
+        """Set the clock forward and wake the sleepers that are due."""
         self._now_s += seconds
         for due_s, woken in self._sleepers:
             if due_s <= self._now_s:

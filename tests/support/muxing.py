@@ -38,7 +38,7 @@ class MemoryConnection:
 
 @asynccontextmanager
 async def running(*ends: Yamux) -> AsyncIterator[None]:
-    """The connections run, and are closed at the end."""
+    """Run the connections, and close them at the end."""
     async with trio.open_nursery() as nursery:
         for end in ends:
             nursery.start_soon(end.start)
@@ -49,7 +49,7 @@ async def running(*ends: Yamux) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def connected(streams: tuple[Any, Any] | None = None, **options: Any) -> AsyncIterator[tuple[Yamux, Yamux]]:
-    """The dialling end and the other one, both of ours."""
+    """Open a connection; yield the dialling end and the listening end."""
     left, right = streams or memory_stream_pair()
     dialling = Yamux(MemoryConnection(left, is_initiator=True), PEER, **options)
     listening = Yamux(MemoryConnection(right, is_initiator=False), PEER, **options)
@@ -68,7 +68,7 @@ class RawPeer:
         await self.stream.send_all(b"".join(frames))
 
     async def next_frame(self, *, but: Iterable[int] = ()) -> Frame | None:
-        """The next frame of a type that is not left out; None at the end."""
+        """Return the next frame whose type is not in `but`, or None at the end."""
         while True:
             frames, self._unparsed = parse(self._unparsed, at_most=1)
             if frames and frames[0][0] not in but:
@@ -82,7 +82,7 @@ class RawPeer:
 
 @asynccontextmanager
 async def facing_raw_peer(**options: Any) -> AsyncIterator[tuple[RawPeer, Yamux]]:
-    """A peer of raw frames that dialled, and our end."""
+    """Open a connection from a peer that writes raw frames; yield the peer and our end."""
     left, right = memory_stream_pair()
     ours = Yamux(MemoryConnection(right, is_initiator=False), PEER, **options)
     async with running(ours):
@@ -96,7 +96,7 @@ def frame(
 
 
 def parse(data: bytes, at_most: int | None = None) -> tuple[list[Frame], bytes]:
-    """The whole frames at the start of the data, and the rest."""
+    """Return the complete frames at the start of the data, and the rest."""
     frames: list[Frame] = []
     while len(data) >= HEADER_BYTES and (at_most is None or len(frames) < at_most):
         _, kind, flags, stream_id, length = HEADER.unpack_from(data)
@@ -109,7 +109,7 @@ def parse(data: bytes, at_most: int | None = None) -> tuple[list[Frame], bytes]:
 
 
 class Clock:
-    """A clock set by hand."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -123,14 +123,14 @@ def session(*, is_initiator: bool = False, limits: Limits | None = None, clock: 
 
 
 def output(side: YamuxSession) -> list[Frame]:
-    """All that a session has to send."""
+    """Return all frames that a session has to send."""
     frames, rest = parse(b"".join(iter(side.take_output, b"")))
     assert not rest
     return frames
 
 
 def exchange(left: YamuxSession, right: YamuxSession) -> None:
-    """Deliver all that both have to send."""
+    """Deliver all frames that both sessions have to send."""
     while left.has_output or right.has_output:
         right.receive(left.take_output())
         left.receive(right.take_output())

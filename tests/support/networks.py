@@ -17,14 +17,14 @@ DEADLINE_S = 60.0
 
 @asynccontextmanager
 async def node(pki: Pki, name: str, **config: object) -> AsyncIterator[Network]:
-    """Run a node; `config` overrides what makes it one on loopback without a gateway."""
+    """Run a node on loopback without a gateway; `config` overrides its settings."""
     async with open_network(pki.identity(name), replace(LOOPBACK, **config)) as network:
         yield network
 
 
 @asynccontextmanager
 async def gateway(pki: Pki, name: str = "gateway", **config: object) -> AsyncIterator[Network]:
-    """Run a node that does what gateways do."""
+    """Run a gateway."""
     async with node(pki, name, kademlia_server=True, relay_server=True, **config) as network:
         yield network
 
@@ -42,7 +42,7 @@ async def member(pki: Pki, name: str, *gateways: Network, **config: object) -> A
 async def run_node(
     identity: Identity, config: NetworkConfig, task_status: trio.TaskStatus[tuple[Network, trio.Event]]
 ) -> None:
-    """A node as a task of its own, to be started with `nursery.start`: gives it, and the event that stops it."""
+    """Run a node as a task for `nursery.start`, which returns the node and the event that stops it."""
     stop = trio.Event()
     async with open_network(identity, config) as network:
         task_status.started((network, stop))
@@ -50,7 +50,7 @@ async def run_node(
 
 
 def direct_address(network: Network) -> str:
-    """Where the node listens, with its peer id."""
+    """Return the address where the node listens, with its peer id."""
     return network.addresses()[0]
 
 
@@ -61,5 +61,5 @@ async def until(network: Network, condition: Callable[[], bool]) -> None:
 
 
 def messages(records: list[logging.LogRecord]) -> list[str]:
-    """The texts of log records."""
+    """Return the texts of log records."""
     return [record.getMessage() for record in records]

@@ -41,7 +41,7 @@ while True:
 
 
 class NodeProcess:
-    """`hypha-worker run` with a configuration of its own; what it logs is in `log`."""
+    """`hypha-worker run` with a configuration of its own; `log` has its output."""
 
     def __init__(self, pki: Pki, directory: Path, gateway: Network, executor: str, **tables: dict[str, Any]) -> None:
         self.directory = directory
@@ -118,7 +118,7 @@ class NodeProcess:
 
 
 class Scheduler(SchedulerClient):
-    """A scheduler whose requests the tests make one by one; `statuses` gets every report about a task."""
+    """A scheduler whose requests tests make one by one; `statuses` receives every report about a task."""
 
     def __init__(self, network: Network) -> None:
         send, self.statuses = trio.open_memory_channel[ReportJobStatus](math.inf)
@@ -129,7 +129,7 @@ class Scheduler(SchedulerClient):
         return await self.advertise(wanted(resources))
 
     async def lease(self, resources: Resources = CAPACITY, within_s: float = 1.0) -> Lease:
-        """Ask until a worker grants a lease; it must do so in time."""
+        """Advertise until a worker grants a lease; fail after the deadline."""
         with trio.fail_after(DEADLINE_S):
             return await self.hire(wanted(resources), within_s=within_s)
 
@@ -167,7 +167,7 @@ async def stage(pki: Pki, gateway: Network, executor: str, **tables: Any) -> Asy
 
 
 def processes_in(directory: Path) -> list[int]:
-    """The processes whose command line or directory names this one."""
+    """Return the processes whose command line names this directory."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():

@@ -24,7 +24,7 @@ ENVIRONMENT = {
 
 
 class Accelerator(accelerate.Accelerator):
-    """Says that its CPUs are what the way needs."""
+    """Reports its CPUs as the devices that the way needs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Accelerator(accelerate.Accelerator):
 
 
 def main() -> None:
-    """Runs the trainer."""
+    """Run the trainer."""
     os.environ.update(ENVIRONMENT[WAY])
     ParallelismConfig._validate_accelerator = lambda *_: None
     accelerate.Accelerator = Accelerator

@@ -1,4 +1,4 @@
-"""A bridge for the parameter server's tests: the stock spelling of the API on a Unix socket, no network behind it."""
+"""A bridge for the parameter server's tests: the stock form of the API on a Unix socket, without a network."""
 
 import json
 import queue
@@ -30,7 +30,7 @@ class _UnixServer(ThreadingMixIn, UnixStreamServer):
 
 
 class Bridge:
-    """Serves one job. `answers` are what the scheduler says to each 'updated'; the last one is repeated."""
+    """Serves one job. `answers` are the scheduler's answers to each 'updated'; the last one is repeated."""
 
     def __init__(self, work_dir: Path, answers=({"type": "Ok"},)):
         self.socket = work_dir / "bridge.sock"
@@ -50,7 +50,7 @@ class Bridge:
         self._server.server_close()
 
     def push(self, peer: str, write: Callable[[Path], None], announce: bool = True) -> Path:
-        """A peer's file arrives: `write` makes it."""
+        """Push a peer's file, which `write` makes."""
         path = self.work_dir / "incoming" / peer
         write(self.work_dir / "staged")
         (self.work_dir / "staged").rename(path)

@@ -1,4 +1,4 @@
-"""Those beside the operator who write objects: users, nodes, kubelets."""
+"""The other clients that write objects: users, nodes, kubelets."""
 
 import copy
 from typing import Any
@@ -10,7 +10,7 @@ from support.resources import GATEWAY, PEER
 
 
 class User:
-    """Writes objects of one namespace, as whichever field manager."""
+    """Writes objects of one namespace as a chosen field manager."""
 
     def __init__(self, server: ApiServer, namespace: str) -> None:
         self._server, self._namespace = server, namespace
@@ -28,8 +28,13 @@ class User:
 
     def status(self, manifest: Manifest, manager: str, **status: Any) -> Manifest:
         identity = {"name": manifest["metadata"]["name"], "namespace": self._namespace}
-        said = {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], "metadata": identity, "status": status}
-        return self.apply(said, manager, "status")
+        applied = {
+            "apiVersion": manifest["apiVersion"],
+            "kind": manifest["kind"],
+            "metadata": identity,
+            "status": status,
+        }
+        return self.apply(applied, manager, "status")
 
     def merge(self, manifest: Manifest, change: Manifest) -> Manifest:
         headers = {"Content-Type": "application/merge-patch+json"}
@@ -54,7 +59,7 @@ class User:
         return {item["reason"]: item for item in items if item["involvedObject"]["kind"] == kind}
 
     def run_pod(self, operator: Operating, name: str = "gpu-pod") -> None:
-        """A pod of the controller's, which runs in name only."""
+        """Make a pod of the controller, and write its status as if it ran."""
         template = operator.store.get(DEPLOYMENT, self._namespace, "gpu-controller")
         assert template is not None
         spec = copy.deepcopy(template["spec"]["template"])
@@ -65,7 +70,7 @@ class User:
 
 
 def report(user: User, worker: Manifest, **node: Any) -> None:
-    """What a healthy node reports."""
+    """Report the status of a healthy node."""
     healthy = {
         "peerId": PEER,
         "gateways": [GATEWAY],

@@ -1,4 +1,4 @@
-"""What must hold of every pod of a job, written down anew: nothing here is shared with the code that sees to it."""
+"""The rules for every pod of a job, independent of the operator's code that applies them."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ RESTRICTED_VOLUMES = {
 
 
 def breaches_of_restricted(spec: dict[str, Any]) -> list[str]:
-    """Why the Pod Security Standard `restricted` would not admit this pod."""
+    """Return the reasons for which the Pod Security Standard `restricted` refuses this pod."""
     found = [field for field in ("hostNetwork", "hostPID", "hostIPC") if spec.get(field)]
     pod = spec.get("securityContext") or {}
     found += _of_context(pod, "pod")
@@ -64,7 +64,7 @@ def _of_context(context: dict[str, Any], name: str) -> list[str]:
 
 
 def breaches_of_isolation(template: dict[str, Any], *, grace_s: int, identity: set[str]) -> list[str]:
-    """Where a job's pod could get at what is not the job's, or the job's mechanics do not hold."""
+    """Return the ways in which a job's pod could reach other resources or break the job's own mechanics."""
     spec, labels = template["spec"], template["metadata"]["labels"]
     found = [name for name in ("hypha.space/job", "hypha.space/worker") if not labels.get(name)]
     if labels.get("app.kubernetes.io/component") != "job":
@@ -110,6 +110,6 @@ def breaches_of_isolation(template: dict[str, Any], *, grace_s: int, identity: s
 
 
 def named_secrets(spec: dict[str, Any]) -> set[str]:
-    """Every name that a part of a pod could take for a Secret's."""
+    """Return every name in a pod that could be a Secret's."""
     parts = str([spec.get(part) for part in ("volumes", "initContainers", "containers")])
     return set(re.findall(r"'(?:name|secretName)': '([^']+)'", parts))

@@ -1,4 +1,4 @@
-"""What the Rust nodes (hypha 76fe471) sent to ours on loopback, without the lengths before the messages."""
+"""Messages that Rust nodes (hypha 76fe471) sent to ours on loopback, without their length prefixes."""
 
 IDENTIFY = bytes.fromhex(
     "2a152f68797068612d6964656e746966792f302e302e313212727573742d6c69627032702f302e34372e300a24080112204f"

@@ -12,7 +12,7 @@ PEER = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X"
 
 
 def install_definitions(server: ApiServer) -> None:
-    """Apply the CustomResourceDefinitions and wait until objects of them are taken."""
+    """Apply the CustomResourceDefinitions and wait until the API server serves their objects."""
     with server.client() as client:
         for resource in RESOURCES:
             manifest = definition(resource)
@@ -30,7 +30,7 @@ def install_definitions(server: ApiServer) -> None:
 
 
 def worker_manifest(namespace: str, name: str = "gpu", **spec: Any) -> dict[str, Any]:
-    """A HyphaWorker with two GPUs; what is given replaces fields of its specification, None removes them."""
+    """Return a HyphaWorker with two GPUs; `spec` replaces fields of its specification, None removes them."""
     manifest = {
         "apiVersion": "hypha.space/v1alpha1",
         "kind": "HyphaWorker",
@@ -56,7 +56,7 @@ def worker_manifest(namespace: str, name: str = "gpu", **spec: Any) -> dict[str,
 
 
 def job_manifest(namespace: str, worker: dict[str, Any], task_id: UUID | None = None, **spec: Any) -> dict[str, Any]:
-    """A HyphaJob of a HyphaWorker (with its uid); what is given replaces fields of its specification."""
+    """Return a HyphaJob of a HyphaWorker (with its uid); `spec` replaces fields of its specification."""
     task_id = task_id or uuid4()
     metadata = worker["metadata"]
     return {

@@ -1,4 +1,4 @@
-"""A process runtime under test, whose events are taken as they come."""
+"""A process runtime under test, with its events."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +17,7 @@ PATIENCE_S = 20
 
 
 class Rig:
-    """A runtime whose events are taken as they come."""
+    """A runtime; `events` are those that it has emitted."""
 
     def __init__(self, runtime: ProcessRuntime) -> None:
         self.runtime = runtime
@@ -30,7 +30,7 @@ class Rig:
             self._changes.notify()
 
     async def run(self, job: Job) -> JobEvent:
-        """Launch a job; how it ended, once nothing of it is left."""
+        """Launch a job; return its end once its record is removed."""
         await self.runtime.launch(job)
         return await self.end_of(job.task_id)
 

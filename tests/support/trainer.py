@@ -1,4 +1,4 @@
-"""A job around trainers: bridges over Unix sockets with the stock spelling, one scheduler and one parameter server."""
+"""A job around trainers: bridges with the stock form of the API, one scheduler and one parameter server."""
 
 import json
 import queue
@@ -49,7 +49,7 @@ def job_spec(**config: Any) -> dict[str, Any]:
 
 @dataclass
 class Hub:
-    """What the job's trainers share: the model's files, the slices, the scheduler and the parameter server."""
+    """The shared parts of a job: the model's files, the slices, the scheduler and the parameter server."""
 
     model: Path
     slices: list[Path]
@@ -72,13 +72,13 @@ class Hub:
         self.mailboxes: dict[int, queue.Queue[Path | None]] = defaultdict(queue.Queue)
 
     def next_slice(self) -> Path:
-        """The slices in order, round and round."""
+        """Return the next slice, and after the last one the first again."""
         with self._lock:
             self.fetched += 1
             return self.slices[(self.fetched - 1) % len(self.slices)]
 
     def answer(self, trainer: int, progress: Any) -> dict[str, Any]:
-        """What the scheduler answers."""
+        """Return the scheduler's answer."""
         with self._lock:
             self.reports[trainer].append(progress)
             reports = self.reports[trainer]
@@ -90,7 +90,7 @@ class Hub:
         return {"type": "Ok"}
 
     def take_gradient(self, path: Path, bridges: "list[Bridge]") -> None:
-        """The parameter server: a Nesterov step over the mean once every trainer has sent."""
+        """Act as the parameter server: take a Nesterov step over the mean once every trainer has sent."""
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         with self._lock:
@@ -127,9 +127,9 @@ class Bridge:
         self.hub, self.work_dir, self.number = hub, work_dir, number
         self.siblings = [self] if siblings is None else siblings
         self.failures: dict[str, int] = {}
-        """How many requests to a path are yet to be answered with 503."""
+        """The number of requests to a path that are still to be answered with 503."""
         self.drop_events = 0
-        """How many event streams are to be cut right after they were opened."""
+        """The number of event streams that are still to be cut right after they open."""
         self.subscriptions = 0
         work_dir.mkdir(exist_ok=True)
         self.socket = work_dir / "bridge.sock"
@@ -138,17 +138,17 @@ class Bridge:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def close(self) -> None:
-        """Ends the bridge as a worker does at the end of a job: nothing answers and the socket is gone."""
+        """End the bridge and remove its socket, as a worker does at the end of a job."""
         self._server.shutdown()
         self._server.server_close()
         self.socket.unlink(missing_ok=True)
 
     def end_events(self) -> None:
-        """Cuts the event streams that stand."""
+        """Cut the open event streams."""
         self.hub.mailboxes[self.number].put(None)
 
     def fetch(self, reference: dict[str, Any]) -> list[dict[str, Any]]:
-        """Copies what is asked for into artifacts/."""
+        """Copy the files of a reference into artifacts/."""
         if reference["type"] == "scheduler":
             sources = [self.hub.next_slice()]
         else:
@@ -282,7 +282,7 @@ def write_text_slices(folder: Path, count: int = 4, samples: int = 20, length: i
 
 
 def language_job(**config: Any) -> dict[str, Any]:
-    """As `job_spec`, for the language model."""
+    """Return a job as `job_spec` does, for the language model."""
     artifact = {"type": "huggingface", "repository": "tests/llama", "filenames": ["config.json", "model.safetensors"]}
     names = ["input_ids", "labels"]
     return job_spec(model={"task": "causal-lm", "artifact": artifact, "input-names": names}, **config)

@@ -1,4 +1,4 @@
-"""Workers of simple habits on a real network: they offer, renew, and go through the motions of a job."""
+"""Simulated workers on a real network: they offer, renew, and report the progress of a job."""
 
 import time
 import uuid
@@ -30,7 +30,7 @@ LEASE_S = 10.0
 
 @dataclass
 class Rendezvous:
-    """Where the trainers of a job and its parameter server meet instead of pushing files."""
+    """Replaces the pushes between the trainers of a job and its parameter server."""
 
     updates: list[str] = field(default_factory=list)
     changes: Changes = field(default_factory=Changes)
@@ -45,7 +45,7 @@ class Rendezvous:
 
 @dataclass
 class Volunteer:
-    """One such worker; its attributes say how it behaves, `seen` what it was told."""
+    """A simulated worker; its attributes set its behaviour and record the messages that it received."""
 
     network: Network
     class_: str
@@ -64,7 +64,7 @@ class Volunteer:
     answers: list[str] = field(default_factory=list)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve for ever."""
+        """Serve until cancelled."""
         async with trio.open_nursery() as self.nursery:
             self.network.handle(API, self._answer)
             advertisements = self.network.subscribe(TOPIC, decode, 100)

@@ -9,7 +9,7 @@ from support.waiting import until
 
 @contextmanager
 def broken_webhook(server: ApiServer, namespace: str) -> Iterator[None]:
-    """No ConfigMaps and Jobs can be made in a namespace: whom the API server is to ask does not answer."""
+    """Prevent the creation of ConfigMaps and Jobs in a namespace with a webhook that does not answer."""
     rule = {"apiGroups": ["", "batch"], "apiVersions": ["v1"], "resources": ["configmaps", "jobs"]}
     webhook = {
         "name": "broken.example.org",

@@ -1,4 +1,4 @@
-"""Parts of a worker for tests: requests, a market in memory, jobs that end when told to."""
+"""Parts of a worker for tests: requests, a market in memory, jobs that end on request."""
 
 import math
 from collections import defaultdict
@@ -44,7 +44,7 @@ def request(
 
 
 class Market:
-    """A network of schedulers in memory: what is advertised reaches the arbiter, offers and reports are recorded."""
+    """A network of schedulers in memory. It delivers requests to the arbiter, and records offers and reports."""
 
     def __init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[Gossip[RequestWorker]](math.inf)
@@ -66,7 +66,7 @@ class Market:
         return self._receive
 
     async def request(self, peer_id: str, _protocol: Any, message: Any, timeout_s: float) -> Any:
-        """Take what the worker sends to a scheduler."""
+        """Receive a worker's message to a scheduler."""
         await trio.sleep(self.delay_s)
         if peer_id in self.unreachable:
             raise PeerUnreachable(f"{peer_id} is gone")
@@ -87,7 +87,7 @@ class Market:
 
 
 class Jobs:
-    """Jobs that run until they are told to end."""
+    """Jobs that run until a test ends them."""
 
     def __init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[JobEvent](math.inf)
@@ -100,11 +100,11 @@ class Jobs:
 
     @property
     def events(self) -> AsyncIterator[JobEvent]:
-        """What becomes of the jobs."""
+        """The outcomes of the jobs."""
         return self._receive
 
     async def start(self, lease: Lease, task_id: UUID, _spec: JobSpec, _scheduler: str) -> None:
-        """Run a job, after as long as it takes to start."""
+        """Run a job after its configured start time."""
         self.starts.append(task_id)
         await trio.sleep(self.start_s.get(task_id, 0))
         if self.broken:
@@ -113,7 +113,7 @@ class Jobs:
         self.running[task_id] = lease
 
     async def extend(self, task_id: UUID, deadline: float) -> None:
-        """Note a renewal."""
+        """Record a renewal."""
         await trio.lowlevel.checkpoint()
         self.deadlines[task_id] = deadline
 
@@ -124,10 +124,10 @@ class Jobs:
             self._send.send_nowait(Failed(task_id, reason))
 
     def record_reported(self, task_id: UUID) -> None:
-        """Note that a scheduler knows."""
+        """Record that a scheduler was notified."""
         self.reported.append(task_id)
 
     def finish(self, task_id: UUID) -> None:
-        """A job ends well."""
+        """End a job successfully."""
         del self.running[task_id]
         self._send.send_nowait(Finished(task_id))

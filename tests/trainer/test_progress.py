@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 
 class Scheduler:
-    """Answers reports by a function; as a bridge does, over the network."""
+    """Answers reports with the result of a function, after the delay of a network."""
 
     def __init__(self, answer: Callable[[Any], Json]):
         self.answer = answer

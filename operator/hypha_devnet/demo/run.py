@@ -32,12 +32,11 @@ from hypha_devnet.demo.settings import (
     write_config,
 )
 from hypha_devnet.demo.view import LiveView, PlainView, View
-from hypha_devnet.roles.node import leaves
-from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
+from hypha_devnet.roles.node import healthy, leaves
 from hypha_network.changes import Changes
-from hypha_network.errors import HyphaNetworkError, NetworkError
+from hypha_network.errors import HyphaNetworkError
 from hypha_network.identity import Identity
-from hypha_network.network import Network, NetworkConfig, open_network
+from hypha_network.network import NetworkConfig, open_network
 
 _MARKER: Final = ".hypha-demo"
 _READY_S: Final = 90.0
@@ -52,7 +51,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class DemoError(Exception):
-    """The demo cannot go on. The text says why and where to look."""
+    """The demo failed. The text says why and where to look."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def demo(
     problems: list[str] = []
     try:
         files = Files(_fresh(output.absolute()))
-        with tempfile.TemporaryDirectory(prefix="hypha-demo-", dir=_short_directory()) as work_dir, view:
+        with tempfile.TemporaryDirectory(prefix="hypha-demo-", dir=_short_directory()) as work_dir, view.screen():
             result = trio.run(_Demo(files, Path(work_dir), view).run)
     except* (DemoError, ProcessDiedError, HyphaNetworkError, OSError) as group:
         problems = [str(error) for error in leaves(group)]
@@ -114,10 +113,6 @@ def _short_directory() -> str:
     return directory if len(directory) <= _MAX_TEMPORARY_CHARACTERS else "/tmp"  # noqa: S108 - the name below is random
 
 
-def _log_to(path: Path) -> None:
-    logs.configure("info", stream=path.open("a"))
-
-
 class _Demo:
     """One run of the demo."""
 
@@ -134,7 +129,7 @@ class _Demo:
         """Run the demo; None if it was interrupted."""
         files = self._files
         files.logs.mkdir()
-        _log_to(files.logs / "demo.log")
+        logs.configure("info", stream=(files.logs / "demo.log").open("a"))
         result: Result | None = None
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
@@ -216,7 +211,7 @@ class _Demo:
                 await network.wait_ready()
                 while waiting:
                     for name in tuple(waiting):
-                        if await _healthy(network, peers[name]):
+                        if await healthy(network, peers[name]):
                             del waiting[name]
                             self._board.note(f"{name} is ready")
                             if name in WORKERS:
@@ -237,14 +232,6 @@ class _Demo:
                 self._processes.hurry()
             self._board.note(f"{signal.Signals(number).name}: ending all processes")
             scope.cancel()
-
-
-async def _healthy(network: Network, peer: str) -> bool:
-    try:
-        response = await network.request(peer, HEALTH, HealthRequest(), timeout_s=5)
-    except NetworkError:
-        return False
-    return isinstance(response, HealthResponse) and response.healthy
 
 
 def _identity(files: Files, node: str) -> Identity:

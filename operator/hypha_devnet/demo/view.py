@@ -1,9 +1,9 @@
 """The demo's output: a live board on a terminal, plain lines elsewhere."""
 
+import contextlib
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Final, Literal, Protocol, Self
+from typing import Final, Literal, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -23,13 +23,8 @@ _NUMBERS: Final = ("offer", "lease", "renewed", "batches", "loss")
 class View(Protocol):
     """Shows a board."""
 
-    def __enter__(self) -> Self:
-        """Begins."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """End; the last state stays on the screen."""
+    def screen(self) -> contextlib.AbstractContextManager[object]:
+        """Return a context in which the view uses the terminal. The last state stays on the screen."""
 
     def show(self, board: Board) -> None:
         """Show the current state of the board."""
@@ -41,41 +36,29 @@ class LiveView:
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False)
 
-    def __enter__(self) -> Self:
-        """Take over the terminal."""
-        self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Release the terminal."""
-        self._live.stop()
+    def screen(self) -> contextlib.AbstractContextManager[object]:
+        """Return a context in which the view redraws the terminal."""
+        return self._live
 
     def show(self, board: Board) -> None:
-        """Draws."""
+        """Draw the board."""
         self._live.update(draw(board, time.time()), refresh=True)
 
 
 class PlainView:
-    """Prints a line for each news item."""
+    """Prints each new line of the board."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._phase = ""
         self._shown = 0
 
-    def __enter__(self) -> Self:
-        """Begins."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Ends."""
+    def screen(self) -> contextlib.AbstractContextManager[object]:
+        """Return a context that does nothing."""
+        return contextlib.nullcontext()
 
     def show(self, board: Board) -> None:
-        """Print what is new."""
+        """Print the phase and the lines that are new."""
         if board.phase != self._phase:
             self._phase = board.phase
             self._print(board, f"== {board.phase}")
@@ -91,16 +74,9 @@ class PlainView:
 
 def draw(board: Board, now: float) -> Panel:
     """Render the board."""
-    parts: list[RenderableType] = [
-        _phases(board),
-        Text(),
-        _progress(board),
-        Text(),
-        _workers(board, now),
-        Text(),
-        _alone(board),
-        Text(),
-    ]
+    parts: list[RenderableType] = []
+    for part in (_phases(board), _progress(board), _workers(board, now), _alone(board)):
+        parts += [part, Text()]
     recent = Text("\n".join(board.recent), style="dim", overflow="ellipsis", no_wrap=True)
     title = f"[bold]A Hypha network on this machine[/] · {now - board.began:.0f} s"
     return Panel(Group(*parts, recent), title=title, title_align="left", border_style="cyan", padding=(1, 2))

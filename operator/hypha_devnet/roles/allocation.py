@@ -65,6 +65,6 @@ async def _best_offers(client: SchedulerClient, wanted: Wanted, max_price: float
 
 
 def _unit_price(offer: WorkerOffer) -> float:
-    """The price per weighted unit of the offered resources: the lower, the better."""
+    """Return the price per weighted unit of the offered resources."""
     units = sum(weight * getattr(offer.resources, name) for name, weight in _WEIGHTS.items())
     return offer.price / units if units > 0 else math.inf

@@ -18,9 +18,8 @@ async def run_gateway(config: NodeConfig, events: Events) -> int:
     network_config = replace(config.network(), relay_circuit=False, relay_server=True, kademlia_server=True)
     async with join(config, network_config) as network:
         events.emit("listening", peer_id=network.peer_id, addresses=network.addresses())
-        async with network.subscribe(
-            TOPIC, decode
-        ) as advertisements:  # only subscribers of a topic forward its messages
+        # Only subscribers of a topic forward its messages.
+        async with network.subscribe(TOPIC, decode) as advertisements:
             async for advertisement in advertisements:
                 logger.debug("forwarded request %s of %s", advertisement.message.id, advertisement.source)
         await trio.sleep_forever()

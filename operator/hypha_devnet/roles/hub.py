@@ -14,7 +14,7 @@ from fastapi import FastAPI, Header, Request
 from fastapi.responses import FileResponse, JSONResponse
 
 from hypha_devnet.events import Events
-from hypha_devnet.roles.repositories import DEFAULT_REVISION, File, NotFoundError, Repositories, Snapshot, read_tokens
+from hypha_devnet.roles.repositories import DEFAULT_REVISION, NotFoundError, Repositories, Snapshot, read_tokens
 
 Authorization = Annotated[str | None, Header()]
 
@@ -113,14 +113,11 @@ def _tree(snapshot: Snapshot, prefix: str, recursive: bool) -> list[dict[str, An
             if recursive or depth == 1:
                 entries.setdefault(folder, {"type": "directory", "path": folder, "size": 0, "oid": snapshot.commit})
         if recursive or not folders:
-            entries[file.name] = _entry(file)
+            entry = {"type": "file", "path": file.name, "size": file.size_bytes, "oid": file.sha256}
+            entries[file.name] = entry
     if prefix and not entries:
         raise NotFoundError("EntryNotFound", f"{snapshot.repository} has no folder {prefix!a}")
     return list(entries.values())
-
-
-def _entry(file: File) -> dict[str, Any]:
-    return {"type": "file", "path": file.name, "size": file.size_bytes, "oid": file.sha256}
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

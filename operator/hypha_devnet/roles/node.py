@@ -1,4 +1,4 @@
-"""What all nodes of the devnet do: join the network, answer health requests, end on a signal."""
+"""The functions of every node of the devnet: join the network, answer health requests, end on a signal."""
 
 import logging
 import signal
@@ -9,6 +9,7 @@ import trio
 
 from hypha_devnet.config import NodeConfig
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
+from hypha_network.errors import NetworkError
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkConfig, open_network
 
@@ -26,6 +27,15 @@ async def join(config: NodeConfig, network_config: NetworkConfig | None = None) 
 
         network.handle(HEALTH, health)
         yield network
+
+
+async def healthy(network: Network, peer: str) -> bool:
+    """Ask a peer whether it is healthy; False if it does not answer."""
+    try:
+        answer = await network.request(peer, HEALTH, HealthRequest(), timeout_s=5)
+    except NetworkError:
+        return False
+    return isinstance(answer, HealthResponse) and answer.healthy
 
 
 async def until_signal(serve: Callable[[], Awaitable[int]], terminated_code: int = 0) -> int:

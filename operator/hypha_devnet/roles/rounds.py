@@ -63,7 +63,7 @@ class Rounds:
         return self.finished and all(trainer.state is State.DONE for trainer in self.trainers.values())
 
     def batch_done(self, peer_id: str, batch_size: int, now: float) -> int | None:
-        """Count a batch; return how many more this trainer shall run before it sends its update, or None if unplanned.
+        """Count a batch; return how many more this trainer runs before it sends its update, or None if unplanned.
 
         Each later batch returns the number again, because an answer is lost when the trainer's node dies.
         """
@@ -104,10 +104,6 @@ class Rounds:
         trainer.state = State.DONE if self.finished else State.TRAINING
         trainer.last_batch = None
         return self.finished
-
-    def remove(self, peer_id: str) -> None:
-        """Remove a trainer."""
-        del self.trainers[peer_id]
 
     def _plan(self, now: float) -> dict[str, int] | None:
         """Return how many batches each trainer has left in this round; None if any has too many to plan."""

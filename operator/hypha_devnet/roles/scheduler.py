@@ -48,7 +48,7 @@ FINISH_GRACE_S = 15.0
 
 
 class JobFailedError(Exception):
-    """The job cannot go on; the text says why."""
+    """The job failed; the text says why."""
 
 
 @dataclass
@@ -104,8 +104,10 @@ class Scheduler:
         trainers: list[Lease] = []
         servers: list[Lease] = []
         trainer_price, server_price = resources.worker_price, resources.parameter_server_price
-        trainer = WorkerSpec(resources=resources.worker, executor=[_descriptor("train")])
-        server = WorkerSpec(resources=resources.parameter_server, executor=[_descriptor("aggregate")])
+        train = ExecutorDescriptor(class_="train", name=TRAIN_EXECUTOR)
+        aggregate = ExecutorDescriptor(class_="aggregate", name=AGGREGATE_EXECUTOR)
+        trainer = WorkerSpec(resources=resources.worker, executor=[train])
+        server = WorkerSpec(resources=resources.parameter_server, executor=[aggregate])
         wanted_trainers = Wanted(trainer, trainer_price.bid, "trainer", resources.num_workers)
         wanted_server = Wanted(server, server_price.bid, "parameter-server")
 
@@ -170,7 +172,7 @@ class Scheduler:
         self._events.emit("dispatched", peer=lease.peer_id, role=lease.role, task=str(task_id), job=str(self._job_id))
 
     def _batch_size(self, lease: Lease) -> int:
-        """How often the requested GPU memory (for a batch of one) fits; the maximum if the job requests none."""
+        """Return how often the requested GPU memory (for a batch of one) fits; the maximum if the job requests none."""
         wanted_gpu, limit = self._job.resources.worker.gpu, self._job.rounds.max_batch_size or 2**31
         if not wanted_gpu:
             return self._job.rounds.max_batch_size or 1
@@ -207,7 +209,7 @@ class Scheduler:
         self._lose(lease.peer_id, "its lease ended")
 
     def _lose(self, peer_id: str, reason: str) -> None:
-        """Go on without a worker, or record that the job has failed."""
+        """Continue without a worker, or record that the job has failed."""
         if self._rounds.done or not self._takes_part(peer_id):
             return
         for task_id in [task_id for task_id, peer in self._tasks.items() if peer == peer_id]:
@@ -217,7 +219,7 @@ class Scheduler:
         if peer_id == self._parameter_server or not self._rounds.trainers:
             self._failure = f"lost the worker {peer_id}: {reason}"
         elif peer_id in self._rounds.trainers:
-            self._rounds.remove(peer_id)
+            del self._rounds.trainers[peer_id]
             if self._dataset is not None:
                 self._dataset.slices.give_back(peer_id)
             if len(self._rounds.trainers) < needed:
@@ -269,15 +271,15 @@ class Scheduler:
         if (progress.stage == "updated") != (peer_id == self._parameter_server):
             return ProgressResponse(type="Error")
         if progress.status is not None:
-            return self._batch_done(peer_id, progress.status.batch_size)
-        return await self._staged(peer_id, progress.stage)
+            return self._on_batch(peer_id, progress.status.batch_size)
+        return await self._on_stage(peer_id, progress.stage)
 
-    async def _staged(self, peer_id: str, stage: str | None) -> ProgressResponse:
+    async def _on_stage(self, peer_id: str, stage: str | None) -> ProgressResponse:
         match stage:
             case "updated":
-                return self._server_stepped()
+                return self._on_step()
             case "update-received":
-                return await self._update_received(peer_id)
+                return await self._on_update_received(peer_id)
         self._rounds.update_started(peer_id)
         self._events.emit("updating", peer=peer_id, round=self._rounds.round)
         return ProgressResponse(type="Ok")
@@ -285,7 +287,7 @@ class Scheduler:
     def _takes_part(self, peer_id: str) -> bool:
         return peer_id in self._rounds.trainers or peer_id == self._parameter_server
 
-    def _batch_done(self, peer_id: str, batch_size: int) -> ProgressResponse:
+    def _on_batch(self, peer_id: str, batch_size: int) -> ProgressResponse:
         counter = self._rounds.batch_done(peer_id, batch_size, trio.current_time())
         self._events.emit(
             "batch", peer=peer_id, round=self._rounds.round, batch_size=batch_size, samples=self._rounds.samples
@@ -295,7 +297,7 @@ class Scheduler:
         self._events.emit("update_scheduled", peer=peer_id, round=self._rounds.round, batches=counter)
         return ProgressResponse(type="ScheduleUpdate", counter=counter)
 
-    def _server_stepped(self) -> ProgressResponse:
+    def _on_step(self) -> ProgressResponse:
         started_at = self._rounds.started_at
         now = trio.current_time()
         if self._rounds.updated(now):
@@ -305,7 +307,7 @@ class Scheduler:
             self._changes.notify()
         return ProgressResponse(type="Done" if self._rounds.finished else "Ok")
 
-    async def _update_received(self, peer_id: str) -> ProgressResponse:
+    async def _on_update_received(self, peer_id: str) -> ProgressResponse:
         with trio.move_on_after(STEP_WAIT_S):
             await self._changes.until(lambda: not self._rounds.awaits_step(peer_id))
         if peer_id not in self._rounds.trainers:
@@ -331,11 +333,6 @@ async def run_scheduler(config: SchedulerConfig, events: Events) -> int:
                 logger.error("the job failed: %s", reason)
                 events.emit("failed", reason=reason)
     return 1 if reason else 0
-
-
-def _descriptor(class_: str) -> ExecutorDescriptor:
-    name = TRAIN_EXECUTOR if class_ == "train" else AGGREGATE_EXECUTOR
-    return ExecutorDescriptor.model_validate({"class": class_, "name": name})
 
 
 def _peers(peers: list[str]) -> PeersReference:

@@ -71,7 +71,7 @@ def client(**options: Any) -> httpx.Client:
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.1", "2130706433", "0x7f000001", "[::1]", "[::ffff:127.0.0.1]", "0"])
-def test_every_way_to_write_this_machine_is_refused(server: http.server.ThreadingHTTPServer, host: str) -> None:
+def test_every_notation_of_this_machines_address_is_refused(server: http.server.ThreadingHTTPServer, host: str) -> None:
     with client() as guarded, pytest.raises(BridgeError) as refusal:
         guarded.get(f"http://{host}:{server.server_port}/")
     assert refusal.value.status == 403
@@ -84,7 +84,7 @@ def test_private_addresses_can_be_allowed(server: http.server.ThreadingHTTPServe
 
 
 def _resolving(monkeypatch: pytest.MonkeyPatch, answers: list[list[str]]) -> list[str]:
-    """Make names resolve to these answers, one after the other; returns what was asked for."""
+    """Make names resolve to these answers, one after the other; return the names that were resolved."""
     asked: list[str] = []
 
     def getaddrinfo(host: str, port: int | None, **_: Any) -> list[Any]:
@@ -105,7 +105,7 @@ def test_a_name_with_one_private_address_among_public_ones_is_refused(monkeypatc
 def test_the_connection_goes_to_the_address_that_was_checked_and_redirects_are_checked_again(
     monkeypatch: pytest.MonkeyPatch, server: http.server.ThreadingHTTPServer
 ) -> None:
-    """A rebinding name server answers with a public address first and a private one then."""
+    """A rebinding name server answers with a public address first, then with a private one."""
     connected: list[str] = []
     real_connect = socket.create_connection
 
