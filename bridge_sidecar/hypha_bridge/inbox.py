@@ -6,6 +6,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -39,15 +40,12 @@ class Pointer(BaseModel):
     checksum: str = Field(description="sha256:<hex>")
 
 
-class _Waiting(BaseModel):
-    """A push on disk that the executor has not taken."""
+@dataclass(eq=False)
+class _Waiting:
+    """A push that the executor has not taken. Its path is empty until the file is in the work directory."""
 
     staged: Path
-    size: int
-    from_peer: str
-    sequence: int
-    checksum: str
-    pointer: Pointer | None = None  # set once the file is in the work directory
+    pointer: Pointer
 
 
 class Inbox:
@@ -101,7 +99,7 @@ class Inbox:
                 limiter=self._threads,
                 abandon_on_cancel=True,
             )
-        except Exception as error:  # whatever the error, go on with the next push
+        except Exception as error:  # after any error, continue with the next push
             # A node that does not answer is usual, a full disk is not.
             level = logging.INFO if isinstance(error, ConnectorError) and error.retryable else logging.ERROR
             expected = isinstance(error, BridgeError | OSError)
@@ -112,13 +110,14 @@ class Inbox:
         self._calls -= 1
         async with self._changed:
             if waiting is not None:
-                self._waiting.append(waiting.model_copy(update={"sequence": self._sequence}))
+                waiting.pointer.sequence = self._sequence
+                self._waiting.append(waiting)
                 self._sequence += 1
             self._changed.notify_all()
         begun.set()
 
     def _has_capacity(self) -> bool:
-        held_bytes = sum(waiting.size for waiting in self._waiting) + sum(
+        held_bytes = sum(waiting.pointer.size for waiting in self._waiting) + sum(
             staged.size_bytes for staged in list(self._arriving)
         )
         return (
@@ -149,9 +148,8 @@ class Inbox:
             staged.path.unlink()
             return None
         logger.info("received %d bytes from %s", staged.size_bytes, peer)
-        return _Waiting(
-            staged=staged.path, size=staged.size_bytes, from_peer=peer, sequence=-1, checksum=staged.checksum
-        )
+        pointer = Pointer(path="", size=staged.size_bytes, from_peer=peer, sequence=-1, checksum=staged.checksum)
+        return _Waiting(staged.path, pointer)
 
     def _problem(self, peer: str, path: Path) -> str | None:
         if peer not in self._senders:
@@ -199,9 +197,10 @@ class Inbox:
             return
         pointer = waiting.pointer
         try:
-            if pointer is None:
-                pointer = self._place(waiting, directory)
-                waiting = waiting.model_copy(update={"pointer": pointer})
+            if not pointer.path:
+                target = (*directory, f"{pointer.from_peer}.{pointer.sequence}")
+                self._files.work_dir.place(waiting.staged, target)
+                pointer.path = "/".join(target)
             yield pointer
         except BaseException:
             self._waiting.appendleft(waiting)
@@ -212,7 +211,7 @@ class Inbox:
 
     async def _wait(self, wanted: frozenset[str]) -> _Waiting | None:
         def ready() -> _Waiting | bool:
-            return next((waiting for waiting in self._waiting if waiting.from_peer in wanted), self.closing)
+            return next((waiting for waiting in self._waiting if waiting.pointer.from_peer in wanted), self.closing)
 
         async with self._changed:
             try:
@@ -224,13 +223,6 @@ class Inbox:
                 return None
             self._waiting.remove(found)
             return found
-
-    def _place(self, waiting: _Waiting, directory: tuple[str, ...]) -> Pointer:
-        target = (*directory, f"{waiting.from_peer}.{waiting.sequence}")
-        self._files.work_dir.place(waiting.staged, target)
-        return Pointer(
-            path="/".join(target), **waiting.model_dump(include={"size", "from_peer", "sequence", "checksum"})
-        )
 
 
 def _event(pointer: Pointer) -> bytes:

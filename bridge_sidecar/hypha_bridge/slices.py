@@ -68,7 +68,7 @@ class ReadAhead:
         slice_ = await self._take_ahead() or await self._pull()
         while len(self._ahead) < self._depth:
             task = asyncio.create_task(self._pull())
-            # Retrieve the error, because asyncio logs one that nobody retrieves.
+            # Retrieve the error, because asyncio logs unretrieved errors.
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._ahead.append(task)
         return slice_
