@@ -56,10 +56,10 @@ class Credential:
         return (self.issuers or (self.certificate,))[-1].public_bytes(Encoding.PEM)
 
 
-def create_root(name: str = "Hypha Devnet Root CA") -> Credential:
+def create_root() -> Credential:
     """Make the certificate authority of a new network."""
     key = Ed25519PrivateKey.generate()
-    subject = _name("Hypha Devnet", name)
+    subject = _name("Hypha Devnet", "Hypha Devnet Root CA")
     return Credential(_authority(subject, subject, key, key, _ROOT_DAYS, path_length=None), key)
 
 
@@ -76,7 +76,6 @@ def create_node(
     authority: Credential,
     name: str,
     *,
-    names: Sequence[str] = (),
     key: Ed25519PrivateKey | None = None,
     not_before: datetime | None = None,
     not_after: datetime | None = None,
@@ -85,15 +84,14 @@ def create_node(
 
     Args:
         authority: its issuer.
-        name: the node's name.
-        names: further DNS names or IP addresses of the node.
+        name: the node's DNS name or IP address.
         key: the node's key; default: a new one.
         not_before: when it begins to be valid; default: a day ago.
         not_after: when it expires; default: in a year.
     """
     key = key or Ed25519PrivateKey.generate()
     now = datetime.now(UTC)
-    subject_names = [x509.IPAddress(_UNSPECIFIED), *map(_general_name, (name, *names))]  # Rust nodes require 0.0.0.0
+    subject_names = [x509.IPAddress(_UNSPECIFIED), _general_name(name)]  # Rust nodes require 0.0.0.0
     builder = (
         _builder(_name(authority.certificate.subject, name), authority.certificate.subject, key)
         .not_valid_before(not_before or now - _SKEW)

@@ -29,11 +29,10 @@ Reference = Mapping[str, Any]
 
 
 class Retries:
-    """Pauses between the attempts of one request, up to a total of `limit_s` seconds from the first failure."""
+    """Pauses between the attempts of one request, up to `RETRY_FOR_S` seconds from the first failure."""
 
-    def __init__(self, request: str, limit_s: float) -> None:
+    def __init__(self, request: str) -> None:
         self._request = request
-        self._limit_s = limit_s
         self.succeeded()
 
     def succeeded(self) -> None:
@@ -49,7 +48,7 @@ class Retries:
         """
         now = time.monotonic()
         self._failing_since = self._failing_since or now
-        if final or now - self._failing_since > self._limit_s:
+        if final or now - self._failing_since > RETRY_FOR_S:
             raise BridgeError(f"job bridge, {self._request}: {problem}; see the log of the worker")
         log.warning("job bridge, %s: %s; trying again", self._request, problem)
         time.sleep(self._pause_s)
@@ -59,7 +58,7 @@ class Retries:
 class Bridge:
     """Requests to the job bridge. Safe to use from several threads.
 
-    Failures that may pass (no connection, a 5xx answer) are retried for `retry_for_s` seconds, with two exceptions. An
+    Failures that may pass (no connection, a 5xx answer) are retried for `RETRY_FOR_S` seconds, with two exceptions. An
     error answer that took longer than that is final, because the bridge has retried for the executor. A failed
     connection is final if the socket is gone, because the worker removes it at the end of the job.
 
@@ -67,10 +66,9 @@ class Bridge:
         work_dir: The job's work directory, absolute.
     """
 
-    def __init__(self, socket: Path, work_dir: Path, retry_for_s: float = RETRY_FOR_S) -> None:
+    def __init__(self, socket: Path, work_dir: Path) -> None:
         self.work_dir = work_dir.resolve()
         self._socket = socket
-        self._retry_for_s = retry_for_s
         transport = httpx.HTTPTransport(uds=str(socket))
         timeout = httpx.Timeout(_ANSWER_S, connect=5.0)
         self._client = httpx.Client(transport=transport, base_url="http://bridge", timeout=timeout)
@@ -143,12 +141,8 @@ class Bridge:
         """Return whether the socket has been removed, which ends the job."""
         return not self._socket.exists()
 
-    def retries(self, request: str) -> Retries:
-        """Return the pauses between the attempts of a request."""
-        return Retries(request, self._retry_for_s)
-
     def _post(self, path: str, body: object) -> Any:
-        retries = self.retries(f"POST {path}")
+        retries = Retries(f"POST {path}")
         while True:
             started = time.monotonic()
             try:
@@ -156,7 +150,7 @@ class Bridge:
                 if response.is_success:
                     return response.json() if response.content else None
                 problem = _describe(response)
-                final = response.status_code < 500 or time.monotonic() - started > self._retry_for_s
+                final = response.status_code < 500 or time.monotonic() - started > RETRY_FOR_S
             except httpx.HTTPError as error:
                 problem, final = f"{type(error).__name__}: {error}", self.gone()
             except ValueError:

@@ -10,7 +10,7 @@ from typing import Final
 
 import httpx
 
-from hypha_executor.bridge import RETRY_FOR_S, Bridge, Reference
+from hypha_executor.bridge import RETRY_FOR_S, Bridge, Reference, Retries
 from hypha_executor.errors import BridgeError
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Incoming:
         return item
 
     def _follow(self) -> None:
-        retries = self._bridge.retries("POST /resources/receive")
+        retries = Retries("POST /resources/receive")
         last_id = next_id = None
         while True:
             problem = "the stream ended"

@@ -48,6 +48,10 @@ class Span:
     count: int
     offsets: tuple[int, ...]
 
+    def at(self, index: int, first: int, dtype: str) -> int:
+        """Return the offset of the element `first` in the file `index`, whose elements have this dtype."""
+        return self.offsets[index] + first * DTYPES[dtype].itemsize
+
 
 def spans(files: Sequence[Mapping[str, Tensor]]) -> Iterator[Span]:
     """Yield the first file's tensors, in its order. Tensors that are adjacent in every file become one span.
@@ -150,7 +154,7 @@ def _each_chunk(parts: Iterable[Span], process: Callable[[Span, int, _Buffers], 
 
 def _read(buffers: _Buffers, part: Span, first: int, descriptor: int, index: int) -> Array:
     count = min(CHUNK_ELEMENTS, part.count - first)
-    return buffers.read(descriptor, part.offsets[index] + first * DTYPES[part.dtype].itemsize, count, part.dtype)
+    return buffers.read(descriptor, part.at(index, first, part.dtype), count, part.dtype)
 
 
 def check(descriptor: int, header: Header) -> float:
@@ -172,7 +176,7 @@ def check(descriptor: int, header: Header) -> float:
         if not math.isfinite(length):  # also if the squares of large numbers overflow
             unsound = np.flatnonzero(~np.isfinite(values))
             if len(unsound):
-                offset = part.offsets[0] + (first + int(unsound[0])) * raw.dtype.itemsize
+                offset = part.at(0, first + int(unsound[0]), part.dtype)
                 raise Refused(f"has {values[unsound[0]]} in tensor {header.tensor_at(offset)[:100]!r}")
             largest = np.abs(values).max()
             scaled = values / largest
@@ -265,25 +269,17 @@ class _Step:
             if index:
                 np.add(mean, scratch, out=mean)
         mu = kind(self._optimizer.momentum)
-        update_index = len(self._shares)
+        update = len(self._shares)
         if self._has_momentum:
-            old = buffers.read(self._descriptors[-1], self._offset(part, first, update_index + 2, dtype), count, dtype)
+            old = buffers.read(self._descriptors[-1], part.at(update + 2, first, dtype), count, dtype)
             np.multiply(old, mu, out=momentum)
             np.add(momentum, mean, out=momentum)
             np.clip(momentum, *_LIMITS[dtype], out=momentum)
         else:
             momentum[:] = mean
-        buffers.write(
-            self._descriptors[update_index + 1], self._offset(part, first, update_index + 1, dtype), momentum, dtype
-        )
+        buffers.write(self._descriptors[update + 1], part.at(update + 1, first, dtype), momentum, dtype)
         np.multiply(momentum, mu, out=momentum)
         np.add(momentum, mean, out=momentum)
         np.multiply(momentum, kind(self._optimizer.learning_rate), out=momentum)
         np.clip(momentum, *_LIMITS[part.dtype], out=momentum)
-        buffers.write(
-            self._descriptors[update_index], self._offset(part, first, update_index, part.dtype), momentum, part.dtype
-        )
-
-    @staticmethod
-    def _offset(part: Span, first: int, index: int, dtype: str) -> int:
-        return part.offsets[index] + first * DTYPES[dtype].itemsize
+        buffers.write(self._descriptors[update], part.at(update, first, part.dtype), momentum, part.dtype)

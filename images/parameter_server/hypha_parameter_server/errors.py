@@ -4,7 +4,7 @@ from hypha_executor.errors import ExecutorError
 
 
 class Refused(ExecutorError):  # noqa: N818 - a verdict on a file, not a failure of the parameter server
-    """A file does not become part of a round, which goes on without it. The text is a predicate that says why."""
+    """A file does not become part of its round. The text is a predicate that says why."""
 
 
 class Untimely(Refused):

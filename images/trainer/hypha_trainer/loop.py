@@ -104,7 +104,13 @@ class Coordinator:
         """Wait for the round's update and add it to the global weights."""
         deadline = time.monotonic() + self._update_timeout_s
         while True:
-            path = self._next_update(max(0.0, deadline - time.monotonic()))
+            received = self._incoming.next(max(0.0, deadline - time.monotonic()))
+            if received is None:
+                raise BridgeError(
+                    f"no update came within {self._update_timeout_s:.0f} s; is the parameter server alive? "
+                    "(--update-timeout-s waits longer)"
+                )
+            path = self._bridge.inside(received.path)
             update_round = read_header(path).metadata.get("round", "")
             if update_round and update_round == self._merged_round:
                 log(f"an update of round {update_round} arrived again and is ignored")
@@ -113,15 +119,6 @@ class Coordinator:
             add_update(self.weights, path)
             self._merged_round = update_round
             return path.unlink()
-
-    def _next_update(self, timeout_s: float) -> Path:
-        received = self._incoming.next(timeout_s)
-        if received is None:
-            raise BridgeError(
-                f"no update came within {self._update_timeout_s:.0f} s; is the parameter server alive? "
-                "(--update-timeout-s waits longer)"
-            )
-        return self._bridge.inside(received.path)
 
     def next_round(self) -> bool:
         """Report the merged update; return whether training is done."""

@@ -89,7 +89,7 @@ class Reporter:
     def _check(self, answer: Answer) -> Answer:
         self._errors = self._errors + 1 if answer.failed else 0
         if self._errors == 1:
-            log("the scheduler answered a report with an error; training goes on")
+            log("the scheduler answered a report with an error; training continues")
         if self._errors >= MAX_ERRORS:
             raise ExecutorError(
                 f"the scheduler answered {MAX_ERRORS} reports in a row with errors; it dropped this worker"
