@@ -13,10 +13,10 @@ from uuid import UUID, uuid4
 import trio
 
 from benchmarks.figures import Figure
+from benchmarks.nodes import job_of, peers, train_config
 from hypha_bridge.connector import Connector as Client
 from hypha_contracts.bridge_config import ConnectorConfig
 from hypha_devnet.certs import create_node, create_organisation, create_root
-from hypha_messages.job import JobSpec
 from hypha_messages.types import Resources
 from hypha_network.identity import Identity
 from hypha_worker.connector.api import Connector
@@ -87,17 +87,8 @@ class NoNetwork:
 
 
 def job() -> Job:
-    others = {"type": "peers", "peers": [PEER], "strategy": {"type": "All"}}
-    slice_ = others | {"resource": {"dataset": "bulk", "index": 0}}
-    model = {"task": "auto", "artifact": slice_, "input-names": []}
-    optimizer = {"learning-rate": 0.1}
-    config = {"model": model, "data": slice_, "updates": others, "results": others}
-    executor = {
-        "class": "train",
-        "descriptor": {"name": "x"},
-        "config": config | {"optimizer": optimizer, "batch_size": 1},
-    }
-    spec = JobSpec.model_validate({"job_id": str(uuid4()), "executor": executor})
+    data = peers(PEER) | {"resource": {"dataset": "bulk", "index": 0}}
+    spec = job_of(uuid4(), "x", train_config(data, PEER))
     return Job(uuid4(), uuid4(), PEER, spec, Resources(), 0.0)
 
 

@@ -18,9 +18,10 @@ import httpx
 from benchmarks.connector import job
 from benchmarks.figures import Figure, percentile
 from benchmarks.nodes import BenchmarkError
-from benchmarks.reconcile_load import ROOT, Manifest, Plane, create, job_manifest, watch, worker_manifest
+from benchmarks.reconcile_load import ROOT, Manifest, create, job_manifest, watch, worker_manifest
 from benchmarks.reconcile_operator import Release, until
 from e2e.cluster.cluster import Cluster
+from e2e.cluster.control_plane import ControlPlane
 from e2e.cluster.image import BUSYBOX
 from e2e.cluster.network import Network
 from e2e.cluster.processes import StartError
@@ -64,8 +65,8 @@ def run(scale: Scale) -> list[Figure]:
             cluster.load(archive)
             release = Release(cluster.plane, f"--set=images.tag={settings_of(dict(os.environ)).tag}")
             stack.enter_context(release.operator(directory))
-            client = stack.enter_context(cluster.client())
-            return Dispatches(client, cluster).measured(scale)
+            client = stack.enter_context(cluster.plane.client())
+            return Dispatches(client, cluster.plane).measured(scale)
     except (ToolError, StartError) as error:
         raise BenchmarkError(str(error)) from error
 
@@ -73,7 +74,7 @@ def run(scale: Scale) -> list[Figure]:
 class Observed:
     """What the watches have reported: Jobs and starts of their executors, with times, and which Jobs have pods."""
 
-    def __init__(self, plane: Plane) -> None:
+    def __init__(self, plane: ControlPlane) -> None:
         self.job_s: dict[str, float] = {}
         self.started_s: dict[str, float] = {}
         self.pods: set[str] = set()
@@ -94,7 +95,7 @@ class Observed:
 class Dispatches:
     """Runs HyphaJobs and bare Jobs in turn."""
 
-    def __init__(self, client: httpx.Client, plane: Plane) -> None:
+    def __init__(self, client: httpx.Client, plane: ControlPlane) -> None:
         self._client, self._observed = client, Observed(plane)
         client.post("/api/v1/namespaces", json={"metadata": {"name": NAMESPACE}}).raise_for_status()
         manifest = worker_manifest(NAMESPACE, "worker", {}, image=BUSYBOX, command=["sleep", "1"])

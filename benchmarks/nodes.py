@@ -96,10 +96,6 @@ class Node:
         if self.process.poll() is not None:
             raise BenchmarkError(f"{self.name} ended with status {self.process.returncode}:\n{self.last_lines()}")
 
-    def wait(self) -> None:
-        """Wait for its end."""
-        self.process.wait()
-
     def last_lines(self) -> str:
         """Return the end of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
@@ -193,7 +189,7 @@ class Stage:
             node.process.terminate()
         with trio.move_on_after(STOP_S):
             for node in chosen:
-                await trio.to_thread.run_sync(node.wait, abandon_on_cancel=True)  # type: ignore[call-arg] # mypy and variadic generics
+                await trio.to_thread.run_sync(node.process.wait, abandon_on_cancel=True)  # type: ignore[call-arg] # mypy and variadic generics
         for node in chosen:
             with suppress(ProcessLookupError):
                 os.killpg(node.process.pid, signal.SIGKILL)

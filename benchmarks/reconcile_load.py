@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID, uuid5
 
 import httpx
 
 from benchmarks.connector import job
+from e2e.cluster.control_plane import ControlPlane
 from hypha_contracts.names import API_VERSION, WORKER_LABEL, job_name
 from hypha_messages.types import peer_id_from_ed25519
 from hypha_resources.job import redacted
@@ -26,13 +27,6 @@ _NEVER = "2099-01-01T00:00:00Z"
 _AT_ONCE = 4
 ROOT = f"/apis/{API_VERSION}"
 _APPLY = {"Content-Type": "application/apply-patch+yaml"}
-
-
-class Plane(Protocol):
-    """Access to an API server."""
-
-    def client(self) -> httpx.Client:
-        """Return a client with the administrator's rights."""
 
 
 def peer_of(worker: str) -> str:
@@ -85,7 +79,7 @@ def job_manifest(worker: Manifest, task_id: UUID) -> Manifest:
 class Load:
     """Creates HyphaWorkers and their HyphaJobs."""
 
-    def __init__(self, plane: Plane, placement: Manifest) -> None:
+    def __init__(self, plane: ControlPlane, placement: Manifest) -> None:
         self._plane, self._placement = plane, placement
         self._workers: list[Manifest] = []
 
@@ -125,7 +119,7 @@ def create(client: httpx.Client, plural: str, manifest: Manifest) -> Manifest:
     return answer
 
 
-def watch(plane: Plane, path: str, selector: str, on_event: Callable[[str, Manifest], None]) -> None:
+def watch(plane: ControlPlane, path: str, selector: str, on_event: Callable[[str, Manifest], None]) -> None:
     """Pass on the type (ADDED, MODIFIED, DELETED) and object of every watch event, until this process ends."""
     query = {"watch": "true", "labelSelector": selector}
 
@@ -151,7 +145,7 @@ class Board:
         running: Names of the HyphaJobs that run.
     """
 
-    def __init__(self, plane: Plane) -> None:
+    def __init__(self, plane: ControlPlane) -> None:
         self.ready: set[str] = set()
         self.running: set[str] = set()
         self._client = plane.client()

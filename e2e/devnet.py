@@ -12,7 +12,7 @@ import tomlkit
 
 from e2e.processes import Event, Process
 from hypha_devnet import certs
-from hypha_devnet.demo.settings import Files, job_config, node_config
+from hypha_devnet.demo.settings import Files, job_config, load_identity, node_config
 from hypha_network.identity import Identity
 
 _ORGANISATION: Final = "e2e"
@@ -76,9 +76,7 @@ class Devnet:
 
     def identity(self, node: str) -> Identity:
         """Return a node's identity."""
-        directory = self.files.certificates
-        cert, key, trust = (directory / f"{node}-{kind}.pem" for kind in ("cert", "key", "trust"))
-        return Identity.load(cert, key, trust, directory / "crls.pem")
+        return load_identity(self.files, node)
 
     def secret(self, name: str, namespace: str, node: str) -> dict[str, Any]:
         """Return the Secret with a node's identity."""
@@ -149,14 +147,14 @@ class Training:
         """Return the scheduler's events of a name so far."""
         return self.process.of(name)
 
-    def tasks(self, timeout_s: float = 120) -> list[str]:
+    def tasks(self) -> list[str]:
         """Return the ids of the job's three tasks, once they are dispatched."""
-        self.process.until("dispatch three tasks", lambda: len(self.of("dispatched")) == 3, timeout_s)
+        self.process.until("dispatch three tasks", lambda: len(self.of("dispatched")) == 3, 120)
         return [event["task"] for event in self.of("dispatched")]
 
-    def until_round(self, number: int, timeout_s: float = 300) -> None:
+    def until_round(self, number: int) -> None:
         """Wait until this many rounds are complete."""
-        self.process.until(f"complete round {number}", lambda: len(self.of("round")) >= number, timeout_s)
+        self.process.until(f"complete round {number}", lambda: len(self.of("round")) >= number, 300)
 
     def accuracy(self, timeout_s: float) -> float:
         """Wait for the end, which must be successful and without a lost lease; return the model's accuracy."""

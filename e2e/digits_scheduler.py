@@ -17,7 +17,6 @@ from hypha_devnet.roles.scheduler import JobFailedError, Scheduler
 from hypha_messages.job import AggregateExecutor, JobSpec
 from hypha_messages.streams import PUSH
 from hypha_network.changes import Changes
-from hypha_network.network import Network
 from hypha_network.wire.streams import Stream
 
 _MAX_UPDATE_BYTES = 64 * 1024 * 1024
@@ -56,7 +55,7 @@ class Updates:
         self._changes.notify()
 
     async def until(self, count: int) -> None:
-        """Wait until this many have arrived."""
+        """Wait until this many updates have arrived."""
         await self._changes.until(lambda: self.count >= count)
 
 
@@ -66,17 +65,13 @@ async def run(config: SchedulerConfig, directory: Path, events: Events) -> int:
         events.emit("listening", peer_id=network.peer_id, addresses=network.addresses())
         updates = Updates(directory, events)
         network.handle_stream(PUSH, updates.take)
-        return await _run(network, config, updates, events)
-
-
-async def _run(network: Network, config: SchedulerConfig, updates: Updates, events: Events) -> int:
-    reasons: list[str] = []
-    try:
-        await Observer(network, config.scheduler.job, events).run()
-        with trio.fail_after(_LAST_UPDATE_S):
-            await updates.until(config.scheduler.job.rounds.update_rounds)
-    except* (JobFailedError, AllocationError, trio.TooSlowError) as group:
-        reasons = [str(error) or type(error).__name__ for error in leaves(group)]
+        reasons: list[str] = []
+        try:
+            await Observer(network, config.scheduler.job, events).run()
+            with trio.fail_after(_LAST_UPDATE_S):
+                await updates.until(config.scheduler.job.rounds.update_rounds)
+        except* (JobFailedError, AllocationError, trio.TooSlowError) as group:
+            reasons = [str(error) or type(error).__name__ for error in leaves(group)]
     if reasons:
         events.emit("failed", reason="; ".join(reasons))
     return 1 if reasons else 0

@@ -82,7 +82,7 @@ def _helm(kube: Kube, settings: Settings, *arguments: str) -> None:
 
 
 def operator_ready(kube: Kube) -> bool:
-    """Whether the operator's Deployment is as it should be."""
+    """Return whether all pods of the operator's Deployment are ready and current."""
     deployments = kube.items("deployments", NAMESPACE, app_kubernetes_io__instance=RELEASE)
     return bool(deployments) and all(
         item["status"].get("readyReplicas") == item["spec"]["replicas"]
@@ -91,9 +91,10 @@ def operator_ready(kube: Kube) -> bool:
     )
 
 
-def operator_pods(kube: Kube) -> list[str]:
-    """Return the names of the operator's pods."""
-    return [pod["metadata"]["name"] for pod in kube.items("pods", NAMESPACE, app_kubernetes_io__instance=RELEASE)]
+def kill_operator(kube: Kube) -> None:
+    """Delete the operator's pods without a grace period."""
+    for pod in kube.items("pods", NAMESPACE, app_kubernetes_io__instance=RELEASE):
+        kube.delete("pods", NAMESPACE, pod["metadata"]["name"], 0)
 
 
 def image(kube: Kube, variable: str) -> str:

@@ -1,4 +1,4 @@
-"""The services that a job can reach in the cluster, and whether they refuse it."""
+"""The services that a job can reach in the cluster, and whether they refuse its requests."""
 
 import re
 from typing import Final
@@ -35,23 +35,20 @@ def targets(kube: Kube) -> dict[str, list[int]]:
 
 
 def refuses(kube: Kube, where: str, answers: dict[str, str]) -> bool:
-    """Whether a port refuses a job: it requires a TLS certificate, answers with an error, or closes the connection.
+    """Return whether a port refuses a job by requiring a TLS certificate, an error answer, or closing the connection.
 
     Two services may answer: DNS (names, and metrics), and the operator's metrics.
     """
     opened = {what for what, answer in answers.items() if not _REFUSAL.match(answer)}
-    return not opened or (where.rpartition(":")[0] in _meant_to_answer(kube) and opened <= {"plain /metrics"})
+    return not opened or (where.rpartition(":")[0] in _serving_addresses(kube) and opened <= {"plain /metrics"})
 
 
-def _meant_to_answer(kube: Kube) -> set[str]:
-    selectors = ("k8s-app=kube-dns", "app.kubernetes.io/component=operator")
-    pods = [pod["status"].get("podIP", "") for selector in selectors for pod in kube.list_of("pods", None, selector)]
-    services = [ip for selector in selectors for ip in _service_addresses(kube, selector)]
-    return {*pods, *services}
-
-
-def _service_addresses(kube: Kube, selector: str) -> list[str]:
-    return [ip for service in kube.list_of("services", None, selector) for ip in service["spec"].get("clusterIPs", ())]
+def _serving_addresses(kube: Kube) -> set[str]:
+    addresses: set[str] = set()
+    for selector in ("k8s-app=kube-dns", "app.kubernetes.io/component=operator"):
+        addresses |= {pod["status"].get("podIP", "") for pod in kube.list_of("pods", None, selector)}
+        addresses.update(*(item["spec"].get("clusterIPs", ()) for item in kube.list_of("services", None, selector)))
+    return addresses
 
 
 def needed(kube: Kube, worker: Worker) -> set[str]:
@@ -66,7 +63,7 @@ def needed(kube: Kube, worker: Worker) -> set[str]:
 
 
 def policies_enforced(kube: Kube, worker: Worker, image: str) -> bool:
-    """Whether the cluster enforces NetworkPolicies. A pod that may reach nothing tries to reach the API server."""
+    """Return whether a pod without permitted egress fails to reach the API server, so NetworkPolicies are enforced."""
     name, namespace = "policy-probe", worker.namespace
     labels = {"e2e": name}
     policy = {"podSelector": {"matchLabels": labels}, "policyTypes": ["Egress"]}

@@ -6,13 +6,13 @@ Workers have an executor (`RUNNER`) that runs the first of a job's `input-names`
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 from uuid import UUID, uuid4
 
 import trio
 
 from e2e.kube import eventually
-from hypha_devnet.client import Lease, SchedulerClient, Wanted
+from hypha_devnet.client import Lease, Offer, SchedulerClient, Wanted
 from hypha_devnet.roles.node import healthy
 from hypha_messages.advertisement import WorkerSpec
 from hypha_messages.api import ReportJobStatus
@@ -37,6 +37,7 @@ time.sleep(float(args[0]))
 
 SMALL: Final = Resources(cpu=0.1, memory=0.2, storage=0.1)
 _OFFER_S: Final = 1.5
+_HIRE_S: Final = 60
 
 
 @dataclass
@@ -105,16 +106,15 @@ class Tasks:
         *args: str,
         resources: Resources = SMALL,
         executor: str = "program",
-        timeout_s: float = 60,
     ) -> Task:
         """Dispatch a program to a worker (a peer id); return once the worker has accepted the task."""
         spec = self._spec(program, args, executor)
-        task: Task = trio.from_thread.run(self._run, worker, spec, resources, timeout_s, trio_token=self._token)
+        task: Task = trio.from_thread.run(self._run, worker, spec, resources, trio_token=self._token)
         return task
 
-    def offers(self, worker: str, resources: Resources = SMALL, executor: str = "program") -> bool:
+    def offers(self, worker: str) -> bool:
         """Advertise once; return whether this worker makes an offer."""
-        return trio.from_thread.run(self._offers, worker, resources, executor, trio_token=self._token)
+        return trio.from_thread.run(self._offers, worker, trio_token=self._token)
 
     def healthy(self, worker: str) -> bool:
         """Ask a node for its health over the network."""
@@ -139,14 +139,14 @@ class Tasks:
             task.statuses.append(report.status.type)
             task.lease.abandoned = task.lease.abandoned or report.status.type != "Running"
 
-    async def _offers(self, worker: str, resources: Resources, executor: str) -> bool:
-        offers = await self._client.collect(
-            _wanted(resources, executor), lambda offers: [o for o in offers if o.peer_id == worker], within_s=_OFFER_S
-        )
-        return bool(offers)
+    async def _offers(self, worker: str) -> bool:
+        def choose(offers: list[Offer]) -> list[Offer]:
+            return [offer for offer in offers if offer.peer_id == worker]
 
-    async def _run(self, worker: str, spec: JobSpec, resources: Resources, timeout_s: float) -> Task:
-        with trio.fail_after(timeout_s):
+        return bool(await self._client.collect(_wanted(SMALL, "program"), choose, within_s=_OFFER_S))
+
+    async def _run(self, worker: str, spec: JobSpec, resources: Resources) -> Task:
+        with trio.fail_after(_HIRE_S):
             lease = await self._client.hire(_wanted(resources, spec.descriptor.name), worker, within_s=_OFFER_S)
         task = Task(uuid4(), lease)
         self._tasks[task.id] = task
@@ -156,11 +156,7 @@ class Tasks:
         return task
 
     def _spec(self, program: str, args: tuple[str, ...], executor: str) -> JobSpec:
-        peers: dict[str, Any] = {
-            "type": "peers",
-            "peers": [self._identity.peer_id],
-            "strategy": {"type": "All"},
-        }
+        peers = {"type": "peers", "peers": [self._identity.peer_id], "strategy": {"type": "All"}}
         config = {
             "model": {
                 "task": "auto",
@@ -173,12 +169,8 @@ class Tasks:
             "optimizer": {"learning-rate": 0.001},
             "batch_size": 1,
         }
-        return JobSpec.model_validate(
-            {
-                "job_id": str(uuid4()),
-                "executor": {"class": "train", "descriptor": {"name": executor}, "config": config},
-            }
-        )
+        descriptor = {"class": "train", "descriptor": {"name": executor}, "config": config}
+        return JobSpec.model_validate({"job_id": str(uuid4()), "executor": descriptor})
 
 
 def _wanted(resources: Resources, executor: str) -> Wanted:

@@ -80,7 +80,7 @@ class Worker:
         node: dict[str, Any] = self.get().get("status", {}).get("node", {})
         return node
 
-    def ready(self, timeout_s: float = READY_S) -> "Worker":
+    def ready(self) -> "Worker":
         """Wait until it is ready in its current generation."""
 
         def probe() -> bool:
@@ -88,7 +88,7 @@ class Worker:
             observed: bool = item.get("status", {}).get("observedGeneration") == item["metadata"]["generation"]
             return observed and condition(item, "Ready").get("status") == "True"
 
-        eventually(f"{self.name} is ready", probe, timeout_s)
+        eventually(f"{self.name} is ready", probe, READY_S)
         return self
 
     def controller(self) -> Object | None:
@@ -101,13 +101,14 @@ class Worker:
         """Return its HyphaJobs."""
         return self.kube.items("hyphajobs", self.namespace, hypha_space__worker=self.name)
 
-    def free(self, timeout_s: float = 60) -> None:
+    def free(self) -> None:
         """Wait until it has no leases."""
-        eventually(
-            f"{self.name} has no lease",
-            lambda: (node := self.status_of_node()).get("activeLeases") == 0 and node.get("activeJobs") == 0,
-            timeout_s,
-        )
+
+        def idle() -> bool:
+            node = self.status_of_node()
+            return node.get("activeLeases") == node.get("activeJobs") == 0
+
+        eventually(f"{self.name} has no lease", idle)
 
     def delete(self) -> None:
         """Delete it, and wait until it is gone."""

@@ -65,8 +65,7 @@ def test_an_operator_killed_while_training_orphans_and_duplicates_no_object(
     training = devnet.train(_ROUNDS)
     tasks: list[str] = []
     for _ in range(3):
-        for pod in installation.operator_pods(kube):
-            kube.delete("pods", installation.NAMESPACE, pod, 0)
+        installation.kill_operator(kube)
         tasks = training.tasks()
         time.sleep(3)
     accuracy = training.accuracy(_JOB_S)

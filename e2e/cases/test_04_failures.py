@@ -81,30 +81,20 @@ def test_a_program_that_crashes_is_reported_with_its_last_lines(kube: Kube, work
     explains_and_frees(kube, worker, task, "3")
 
 
-def test_an_image_that_is_missing_fails_the_job(kube: Kube, worker: Worker, hopeless: dict[str, Task]) -> None:
-    task = hopeless["image"]
-    failed(kube, worker, task, "ImagePull", _STARTS_NOT_S)
-    explains_and_frees(kube, worker, task, "registry.invalid/nobody/nothing:0")
-
-
-def test_a_job_that_no_node_can_take_fails(kube: Kube, worker: Worker, hopeless: dict[str, Task]) -> None:
-    task = hopeless["node"]
-    failed(kube, worker, task, "Unschedulable", _STARTS_NOT_S)
-    explains_and_frees(kube, worker, task, "node")
-
-
-def test_a_job_that_wants_more_gpus_than_a_node_has_fails(
-    kube: Kube, worker: Worker, hopeless: dict[str, Task]
+@pytest.mark.parametrize(
+    ("name", "reason", "word"),
+    [
+        pytest.param("image", "ImagePull", "registry.invalid/nobody/nothing:0", id="its image does not exist"),
+        pytest.param("node", "Unschedulable", "node", id="no node matches it"),
+        pytest.param("gpus", "Unschedulable", "nvidia.com/gpu", id="it wants more GPUs than a node has"),
+        pytest.param("quota", "QuotaExceeded", "no-more", id="the quota is used up"),
+    ],
+)
+def test_a_job_fails_because(
+    kube: Kube, worker: Worker, hopeless: dict[str, Task], name: str, reason: str, word: str
 ) -> None:
-    task = hopeless["gpus"]
-    failed(kube, worker, task, "Unschedulable", _STARTS_NOT_S)
-    explains_and_frees(kube, worker, task, "nvidia.com/gpu")
-
-
-def test_a_quota_that_is_used_up_fails_the_job(kube: Kube, worker: Worker, hopeless: dict[str, Task]) -> None:
-    task = hopeless["quota"]
-    failed(kube, worker, task, "QuotaExceeded", _STARTS_NOT_S)
-    explains_and_frees(kube, worker, task, "no-more")
+    failed(kube, worker, hopeless[name], reason, _STARTS_NOT_S)
+    explains_and_frees(kube, worker, hopeless[name], word)
 
 
 def delete_pod(kube: Kube, worker: Worker, task: Task) -> None:

@@ -43,15 +43,13 @@ def test_an_operator_killed_while_workers_come_and_go_orphans_and_duplicates_no_
     ]
     for worker in many:
         kube.apply(worker.object)
-        for pod in installation.operator_pods(kube):
-            kube.delete("pods", installation.NAMESPACE, pod, 0)
+        installation.kill_operator(kube)
         time.sleep(1.5)
     gone, kept = many[: _COUNT // 2], many[_COUNT // 2 :]
     for worker in gone:
         kube.delete("hyphaworkers", namespace, worker.name)
         time.sleep(1)
-        for pod in installation.operator_pods(kube):
-            kube.delete("pods", installation.NAMESPACE, pod, 0)
+        installation.kill_operator(kube)
     eventually("the operator is ready", lambda: installation.operator_ready(kube), 180)
 
     def children(kind: str) -> list[str]:

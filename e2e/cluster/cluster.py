@@ -138,7 +138,7 @@ class Cluster:
         return states
 
     def down(self) -> None:
-        """Remove the cluster and all its traces; do nothing if there is none."""
+        """Remove the cluster and all its traces; do nothing if it does not exist."""
         if not self.exists:
             return
         self.processes.stop("kubelet")  # it would start containers again
@@ -155,10 +155,6 @@ class Cluster:
             shutil.rmtree(self.directory)
         for made_from_it in ("plane", "node", "processes"):
             self.__dict__.pop(made_from_it, None)
-
-    def client(self) -> httpx.Client:
-        """Return a client of the API for the administrator."""
-        return self.plane.client()
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
         """Run kubectl as the administrator and return its output.

@@ -1,11 +1,9 @@
 """The cluster's own network namespace, joined to the host by a pair of virtual interfaces."""
 
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True)
 class Network:
     """A namespace and its addresses, all in 10.NUMBER.0.0/16.
 
@@ -13,33 +11,14 @@ class Network:
     beyond it.
     """
 
-    name: str = "hypha"
-    number: int = 97
-
-    @property
-    def host(self) -> str:
-        """The host's address."""
-        return f"10.{self.number}.0.1"
-
-    @property
-    def node(self) -> str:
-        """The node's address."""
-        return f"10.{self.number}.0.2"
-
-    @property
-    def pod_range(self) -> str:
-        """The address range of pods."""
-        return f"10.{self.number}.64.0/18"
-
-    @property
-    def service_range(self) -> str:
-        """The address range of Services."""
-        return f"10.{self.number}.128.0/18"
-
-    @property
-    def dns(self) -> str:
-        """The address of the DNS Service."""
-        return f"10.{self.number}.128.10"
+    def __init__(self, name: str = "hypha", number: int = 97) -> None:
+        self.name = name
+        self.range = f"10.{number}.0.0/16"
+        self.host = f"10.{number}.0.1"
+        self.node = f"10.{number}.0.2"
+        self.pod_range = f"10.{number}.64.0/18"
+        self.service_range = f"10.{number}.128.0/18"
+        self.dns = f"10.{number}.128.10"
 
     @property
     def enter(self) -> tuple[str, ...]:
@@ -71,7 +50,7 @@ class Network:
         _run(*inside, "link", "set", "eth0", "up")
         _run(*inside, "route", "add", "default", "via", self.host)
         _run(*self.enter, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
-        _run("ip", "route", "replace", f"10.{self.number}.0.0/16", "via", self.node)
+        _run("ip", "route", "replace", self.range, "via", self.node)
 
     def down(self) -> None:
         """Remove the namespace; its interfaces and the route go with it."""

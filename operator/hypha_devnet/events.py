@@ -28,5 +28,5 @@ class Events:
             try:
                 self._stream.write(line + "\n")
                 self._stream.flush()
-            except BrokenPipeError:  # the reader is gone; the node goes on
+            except BrokenPipeError:  # the reader is gone, but the node continues
                 self._stream = None

@@ -86,11 +86,11 @@ def test_the_board_fits_the_terminal(board, width, phase):
     assert "…" not in text
 
 
-def test_without_a_terminal_each_note_is_printed_once(board):
+def test_without_a_terminal_each_line_is_printed_once(board):
     output = io.StringIO()
     view = PlainView(Console(file=output, width=80))
     for number in range(30):
-        board.note(f"note {number}.")
+        board.add_line(f"note {number}.")
         if number % 4 == 0:
             view.show(board)
     view.show(board)

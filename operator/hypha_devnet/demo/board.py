@@ -37,17 +37,17 @@ class Board:
     samples: int = 0
     alone: list[tuple[float, float]] = field(default_factory=list)
     alone_accuracy: float | None = None
-    notes: int = 0
+    line_count: int = 0
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
     def name(self, peer: str) -> str:
         """Return the name of a peer."""
         return self.peers.get(peer, peer)
 
-    def note(self, text: str) -> None:
+    def add_line(self, text: str) -> None:
         """Add a line to show."""
         self.recent.append(text)
-        self.notes += 1
+        self.line_count += 1
 
     def take(self, source: str, event: Mapping[str, Any]) -> None:
         """Update the state with an event of a process."""
@@ -59,7 +59,7 @@ class Board:
         return self.workers.setdefault(self.name(event["peer"]), Worker())
 
     def _model_prepared(self, event: Mapping[str, Any]) -> None:
-        self.note(f"{event['train']} digits in {event['slices']} slices to train on, {event['held_out']} held out")
+        self.add_line(f"{event['train']} digits in {event['slices']} slices to train on, {event['held_out']} held out")
 
     def _model_alone(self, event: Mapping[str, Any]) -> None:
         self.alone.append((event["samples"], event["loss"]))
@@ -68,21 +68,21 @@ class Board:
         self.alone_accuracy = event["accuracy"]
 
     def _data_announced(self, event: Mapping[str, Any]) -> None:
-        self.note(f"the data node announces {event['dataset']}: {event['slices']} slices")
+        self.add_line(f"the data node announces {event['dataset']}: {event['slices']} slices")
 
     def _scheduler_request(self, event: Mapping[str, Any]) -> None:
-        self.note(f"the scheduler asks for {event['wanted']} of {event['role']}, bidding {event['bid']:g}")
+        self.add_line(f"the scheduler asks for {event['wanted']} of {event['role']}, bidding {event['bid']:g}")
 
     def _scheduler_offer(self, event: Mapping[str, Any]) -> None:
         worker = self._worker(event)
         worker.offer, worker.state = event["price"], "offers"
-        self.note(f"{self.name(event['peer'])} offers its resources for {event['price']:g}")
+        self.add_line(f"{self.name(event['peer'])} offers its resources for {event['price']:g}")
 
     def _scheduler_lease(self, event: Mapping[str, Any]) -> None:
         worker = self._worker(event)
         if worker.lease_until is None:
             worker.state = "leased"
-            self.note(f"{self.name(event['peer'])} is leased as {event['role']}")
+            self.add_line(f"{self.name(event['peer'])} is leased as {event['role']}")
         else:
             worker.renewals += 1
         worker.role, worker.lease_until = event["role"], event["expires"]
@@ -92,7 +92,7 @@ class Board:
 
     def _scheduler_dispatched(self, event: Mapping[str, Any]) -> None:
         self._worker(event).state = "loads" if event["role"] == "trainer" else "waits"
-        self.note(f"the job is dispatched to {self.name(event['peer'])}")
+        self.add_line(f"the job is dispatched to {self.name(event['peer'])}")
 
     def _scheduler_batch(self, event: Mapping[str, Any]) -> None:
         worker = self._worker(event)
@@ -119,16 +119,16 @@ class Board:
         self.samples = 0
         self.workers[SERVER].state = "waits"
         losses = (f"{name} {self.workers[name].losses[-1][1]:.3f}" for name in self.trainers_with_losses())
-        self.note(f"round {event['round']} of {event['of']} in {event['seconds']:.1f} s; loss: {', '.join(losses)}")
+        self.add_line(f"round {event['round']} of {event['of']} in {event['seconds']:.1f} s; loss: {', '.join(losses)}")
 
     def _scheduler_job_status(self, event: Mapping[str, Any]) -> None:
         self._worker(event).state = event["status"].lower()
 
     def _scheduler_worker_lost(self, event: Mapping[str, Any]) -> None:
-        self.note(f"lost {self.name(event['peer'])}: {event['reason']}")
+        self.add_line(f"lost {self.name(event['peer'])}: {event['reason']}")
 
     def _scheduler_failed(self, event: Mapping[str, Any]) -> None:
-        self.note(f"the job failed: {event['reason']}")
+        self.add_line(f"the job failed: {event['reason']}")
 
     def trainers_with_losses(self) -> list[str]:
         """Return the trainers that have reported a loss."""

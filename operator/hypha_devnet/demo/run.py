@@ -25,8 +25,8 @@ from hypha_devnet.demo.settings import (
     TRAINERS,
     WORKERS,
     Files,
-    certificate_keys,
     job_config,
+    load_identity,
     node_config,
     worker_config,
     write_config,
@@ -35,7 +35,6 @@ from hypha_devnet.demo.view import LiveView, PlainView, View
 from hypha_devnet.roles.node import healthy, leaves
 from hypha_network.changes import Changes
 from hypha_network.errors import HyphaNetworkError
-from hypha_network.identity import Identity
 from hypha_network.network import NetworkConfig, open_network
 
 _MARKER: Final = ".hypha-demo"
@@ -146,7 +145,7 @@ class _Demo:
         files, board, start = self._files, self._board, self._processes.start
         model = await start("model", ["-m", "hypha_devnet.demo.model", files.root], talks=True)
         certs.make(files.certificates, "demo", NODES)
-        board.peers = {_identity(files, node).peer_id: node for node in NODES}
+        board.peers = {load_identity(files, node).peer_id: node for node in NODES}
         board.phase = "network"
         await self._node("gateway", node_config(files, "gateway", None))
         gateway = (await self._event("gateway", "listening"))["addresses"][0]
@@ -207,13 +206,13 @@ class _Demo:
         peers = {name: peer for peer, name in self._board.peers.items()}
         config = NetworkConfig(gateways=(gateway,), listen_addresses=("/ip4/127.0.0.1/tcp/0",), exclude_cidr=())
         with trio.move_on_after(_READY_S):
-            async with open_network(_identity(self._files, "demo"), config) as network:
+            async with open_network(load_identity(self._files, "demo"), config) as network:
                 await network.wait_ready()
                 while waiting:
                     for name in tuple(waiting):
                         if await healthy(network, peers[name]):
                             del waiting[name]
-                            self._board.note(f"{name} is ready")
+                            self._board.add_line(f"{name} is ready")
                             if name in WORKERS:
                                 self._board.workers[name].state = "ready"
                     await trio.sleep(_POLL_S)
@@ -230,13 +229,8 @@ class _Demo:
         async for number in signals:
             if scope.cancel_called:
                 self._processes.hurry()
-            self._board.note(f"{signal.Signals(number).name}: ending all processes")
+            self._board.add_line(f"{signal.Signals(number).name}: ending all processes")
             scope.cancel()
-
-
-def _identity(files: Files, node: str) -> Identity:
-    keys = {key.removesuffix("_pem"): Path(path) for key, path in certificate_keys(files, node).items()}
-    return Identity.load(keys["cert"], keys["key"], keys["trust"], keys["crls"])
 
 
 def _report(console: Console, files: Files, result: Result) -> None:

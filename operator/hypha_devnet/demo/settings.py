@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import tomlkit
 
+from hypha_network.identity import Identity
+
 TRAINERS: Final = ("trainer-1", "trainer-2")
 SERVER: Final = "parameter-server"
 WORKERS: Final = (*TRAINERS, SERVER)
@@ -45,61 +47,46 @@ class Settings:
 SETTINGS: Final = Settings()
 
 
-@dataclass(frozen=True)
 class Files:
-    """The paths in the output directory."""
+    """The paths in the output directory.
 
-    root: Path
+    Attributes:
+        certificates: Certificates, keys and revocation lists.
+        configurations: One TOML file for each node.
+        logs: One file for each process.
+        dataset: The slices; the directory's name is the dataset's.
+        hub: The model hub's repositories.
+        model: The untrained model in the hub.
+        alone: The model that the single process has trained.
+        plot: The plot of the losses.
+    """
 
-    @property
-    def certificates(self) -> Path:
-        """Certificates, keys and revocation lists."""
-        return self.root / "certificates"
-
-    @property
-    def configurations(self) -> Path:
-        """One TOML file for each node."""
-        return self.root / "configurations"
-
-    @property
-    def logs(self) -> Path:
-        """One file for each process."""
-        return self.root / "logs"
-
-    @property
-    def dataset(self) -> Path:
-        """The slices; the directory's name is the dataset's."""
-        return self.root / "data" / "digits"
-
-    @property
-    def hub(self) -> Path:
-        """The model hub's repositories."""
-        return self.root / "hub"
-
-    @property
-    def model(self) -> Path:
-        """The untrained model in the hub."""
-        return self.hub / REPOSITORY
-
-    @property
-    def alone(self) -> Path:
-        """The model that the single process has trained."""
-        return self.root / "models" / "single-process"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.certificates = root / "certificates"
+        self.configurations = root / "configurations"
+        self.logs = root / "logs"
+        self.dataset = root / "data" / "digits"
+        self.hub = root / "hub"
+        self.model = self.hub / REPOSITORY
+        self.alone = root / "models" / "single-process"
+        self.plot = root / "loss.png"
 
     def trained(self, trainer: str) -> Path:
         """Return where a trainer saves its model, in a directory named after the job."""
         return self.root / "models" / trainer
-
-    @property
-    def plot(self) -> Path:
-        """The plot of the losses."""
-        return self.root / "loss.png"
 
 
 def certificate_keys(files: Files, node: str) -> dict[str, str]:
     """Return the keys of a node's configuration that name its certificates."""
     paths = {key: str(files.certificates / f"{node}-{key}.pem") for key in ("cert", "key", "trust")}
     return {f"{key}_pem": path for key, path in paths.items()} | {"crls_pem": str(files.certificates / "crls.pem")}
+
+
+def load_identity(files: Files, node: str) -> Identity:
+    """Load a node's identity."""
+    cert, key, trust, crls = map(Path, certificate_keys(files, node).values())
+    return Identity.load(cert, key, trust, crls)
 
 
 def node_config(files: Files, node: str, gateway: str | None) -> dict[str, Any]:

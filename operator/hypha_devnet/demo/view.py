@@ -62,9 +62,9 @@ class PlainView:
         if board.phase != self._phase:
             self._phase = board.phase
             self._print(board, f"== {board.phase}")
-        for text in list(board.recent)[len(board.recent) - min(board.notes - self._shown, len(board.recent)) :]:
+        for text in list(board.recent)[len(board.recent) - min(board.line_count - self._shown, len(board.recent)) :]:
             self._print(board, text)
-        self._shown = board.notes
+        self._shown = board.line_count
 
     def _print(self, board: Board, text: str) -> None:
         self._console.print(

@@ -9,7 +9,7 @@ from hypha_devnet.config import ConfigError, DataConfig
 from hypha_devnet.events import Events
 from hypha_devnet.roles.node import join
 from hypha_messages.cbor import DecodeError
-from hypha_messages.job import DataRecord, DataSlice
+from hypha_messages.job import DataRecord
 from hypha_messages.streams import PULL, PULL_LENGTH_BYTES, decode_pull_header, decode_pull_length
 from hypha_network.errors import NetworkError
 from hypha_network.network import Network
@@ -32,7 +32,7 @@ class DataNode:
         self._pulls = trio.CapacityLimiter(MAX_PULLS)
 
     async def pull(self, peer_id: str, stream: Stream) -> None:
-        """Serve one pull: read its header and stream the slice, or nothing if there is no such slice."""
+        """Serve one pull: read its header and stream the slice, or nothing if the slice is unknown."""
         try:
             with trio.fail_after(HEADER_TIMEOUT_S):
                 length = decode_pull_length(bytes(await stream.read_exactly(PULL_LENGTH_BYTES)))
@@ -40,17 +40,13 @@ class DataNode:
         except (DecodeError, trio.TooSlowError) as error:
             logger.warning("%s sent no valid pull header: %s", peer_id, error or "timed out")
             return
-        path = self._find(wanted)
-        if path is None:
+        slices = self._datasets.get(wanted.dataset, [])
+        if wanted.index >= len(slices):
             logger.warning("%s asks for slice %d of %r, which is unknown", peer_id, wanted.index, wanted.dataset)
             return
         async with self._pulls:
-            size_bytes = await _send_file(path, stream)
+            size_bytes = await _send_file(slices[wanted.index], stream)
         self._events.emit("pulled", peer=peer_id, dataset=wanted.dataset, index=wanted.index, bytes=size_bytes)
-
-    def _find(self, wanted: DataSlice) -> Path | None:
-        slices = self._datasets.get(wanted.dataset, [])
-        return slices[wanted.index] if wanted.index < len(slices) else None
 
     async def announce(self, network: Network) -> None:
         """Put a record for every dataset into the DHT, as soon as there is a peer that stores it."""
