@@ -75,7 +75,7 @@ class ApiServer:
     def namespace(self, **labels: str) -> str:
         """Make a namespace and return its name."""
         name = f"test-{uuid4().hex[:12]}"
-        self._post("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
+        self.post("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
         return name
 
     def user_kubeconfig(self, user: str, groups: Sequence[str] = ()) -> Path:
@@ -89,14 +89,15 @@ class ApiServer:
         with self.client() as client:
             client.post(accounts, json={"metadata": {"name": service_account}})
         request = {"spec": {"audiences": list(audiences)}}
-        return str(self._post(f"{accounts}/{service_account}/token", request)["status"]["token"])
+        return str(self.post(f"{accounts}/{service_account}/token", request)["status"]["token"])
 
     def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
         """Return a kubeconfig for a service account, and create the account if it does not exist."""
         path = self.directory / f"account-{uuid4().hex}.kubeconfig"
         return write_kubeconfig(path, self.url, self.ca, {"token": self.token(namespace, name)}, namespace)
 
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Create an object as the administrator."""
         with self.client() as client:
             answer = client.post(path, json=body)
         assert answer.is_success, answer.text

@@ -4,11 +4,9 @@ It serves HTTP/1.1 on a Unix socket as the node does, and can break off, refuse 
 """
 
 import contextlib
-import http.server
 import json
 import os
 import queue
-import socketserver
 import struct
 import threading
 from collections import defaultdict
@@ -18,6 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from hypha_contracts.bridge_config import BridgeConfig
+from support.unix_http import JsonHandler, UnixServer
 
 TOKEN = "token-of-this-job"
 
@@ -82,11 +81,7 @@ class FakeNode:
         self.faults.setdefault(call, []).extend(faults)
 
 
-class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-
+class _Server(UnixServer):
     def __init__(self, uds: str, node: FakeNode) -> None:
         super().__init__(uds, Handler)
         self.node = node
@@ -103,8 +98,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         pass  # tests break connections off
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(JsonHandler):
     server: _Server
 
     def setup(self) -> None:
@@ -115,29 +109,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.connections.discard(self.connection)
         super().finish()
 
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def address_string(self) -> str:
-        return "bridge"
-
     @property
     def node(self) -> FakeNode:
         return self.server.node
 
-    def body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length", "0")))
-
-    def answer(self, status: int, body: Any) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
     def refuse(self, status: int, code: str) -> None:
-        self.answer(status, {"error": code, "detail": f"{code} for a reason"})
+        self.reply({"error": code, "detail": f"{code} for a reason"}, status)
 
     def stream(self, data: bytes, *, headers: dict[str, str] | None = None, whole: bool = True) -> None:
         self.send_response(200)
@@ -154,10 +131,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.close_connection = True
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         self.route("GET")
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         self.route("POST")
 
     def route(self, method: str) -> None:
@@ -185,7 +162,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except queue.Empty:
             self.refuse(404, "not_found")
         else:
-            self.answer(200, {"provider": provider, "index": index})
+            self.reply({"provider": provider, "index": index})
 
     def pull(self, request: dict[str, Any]) -> None:
         data = self.node.slices.get((request["dataset"], request["index"]))
@@ -196,7 +173,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def progress(self, request: Any) -> None:
         self.node.reported.append(request)
-        self.answer(200, self.node.answers.get_nowait() if not self.node.answers.empty() else {"type": "Ok"})
+        self.reply(self.node.answers.get_nowait() if not self.node.answers.empty() else {"type": "Ok"})
 
     def hand_over_push(self) -> None:
         with self.node.waiting_for_push():

@@ -20,7 +20,7 @@ from hypha_worker.runtimes.kubernetes.api import ApiAccess, open_api
 from hypha_worker.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime
 from support.api_server import ApiServer
 from support.jobs import SCHEDULER
-from support.resources import install_definitions
+from support.resources import install_definitions, worker_manifest
 
 PATIENCE_S = 90
 LEASE_S = 3.0
@@ -109,40 +109,21 @@ def make_cluster(server: ApiServer, directory: Path) -> Cluster:
     account = {"kind": "ServiceAccount", "name": "w-controller", "namespace": namespace}
     token = server.token(namespace, "w-controller")
     server.token(namespace, f"{WORKER}-job")
-    with server.client() as client:
-
-        def post(path: str, body: Any) -> Any:
-            response = client.post(path, json=body)
-            assert response.is_success, response.text
-            return response.json()
-
-        post(f"{rbac}/roles", {"metadata": {"name": "node"}, "rules": _RULES})
-        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "node"}
-        post(f"{rbac}/rolebindings", {"metadata": {"name": "node"}, "roleRef": role, "subjects": [account]})
-        reviews = {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}
-        reviewer = f"reviewer-{namespace}"
-        cluster = "/apis/rbac.authorization.k8s.io/v1"
-        post(f"{cluster}/clusterroles", {"metadata": {"name": reviewer}, "rules": [reviews]})
-        role = role | {"kind": "ClusterRole", "name": reviewer}
-        post(f"{cluster}/clusterrolebindings", {"metadata": {"name": reviewer}, "roleRef": role, "subjects": [account]})
-        worker = post(f"/apis/{API_VERSION}/namespaces/{namespace}/hyphaworkers", _worker())
+    post = server.post
+    post(f"{rbac}/roles", {"metadata": {"name": "node"}, "rules": _RULES})
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "node"}
+    post(f"{rbac}/rolebindings", {"metadata": {"name": "node"}, "roleRef": role, "subjects": [account]})
+    reviews = {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}
+    reviewer = f"reviewer-{namespace}"
+    cluster = "/apis/rbac.authorization.k8s.io/v1"
+    post(f"{cluster}/clusterroles", {"metadata": {"name": reviewer}, "rules": [reviews]})
+    role = role | {"kind": "ClusterRole", "name": reviewer}
+    post(f"{cluster}/clusterrolebindings", {"metadata": {"name": reviewer}, "roleRef": role, "subjects": [account]})
+    manifest = worker_manifest(namespace, WORKER)
+    worker = post(f"/apis/{API_VERSION}/namespaces/{namespace}/hyphaworkers", manifest)
     token_file = directory / f"{namespace}.token"
     token_file.write_text(token)
     return Cluster(server, namespace, worker["metadata"]["uid"], ApiAccess(server.url, token_file, server.ca))
-
-
-def _worker() -> dict[str, Any]:
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "HyphaWorker",
-        "metadata": {"name": WORKER},
-        "spec": {
-            "identity": {"secretName": "identity"},
-            "network": {"gateways": ["/ip4/203.0.113.50/tcp/4001"]},
-            "resources": {"cpu": "4", "memory": "16Gi", "storage": "100Gi"},
-            "executors": [{"class": "train", "name": "test"}],
-        },
-    }
 
 
 @dataclass

@@ -5,13 +5,13 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from socketserver import ThreadingMixIn, UnixStreamServer
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
+
+from support.unix_http import JsonHandler, UnixServer
 
 JOB_ID = "7b1f8f3e-6a55-4b42-9b0e-0d9d3b1d4c11"
 MEMBERS = ("12D3KooWA", "12D3KooWB", "12D3KooWC")
@@ -23,10 +23,6 @@ def job_json(members=MEMBERS, learning_rate=0.7, momentum=0.9) -> str:
     config = {"updates": peers, "results": peers, "optimizer": optimizer}
     executor = {"class": "aggregate", "descriptor": {"name": "parameter-server"}, "config": config}
     return json.dumps({"job_id": JOB_ID, "executor": executor})
-
-
-class _UnixServer(ThreadingMixIn, UnixStreamServer):
-    daemon_threads = True
 
 
 class Bridge:
@@ -41,7 +37,7 @@ class Bridge:
         self._events: queue.Queue[str | None] = queue.Queue()
         (work_dir / "incoming").mkdir(exist_ok=True)
         self.socket.unlink(missing_ok=True)
-        self._server = _UnixServer(str(self.socket), self._handler())
+        self._server = UnixServer(str(self.socket), self._handler())
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
@@ -76,34 +72,18 @@ class Bridge:
             metadata = json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]
         self.updates.put((metadata, load_file(copy), path))
 
-    def _handler(bridge) -> type[BaseHTTPRequestHandler]:  # noqa: N805
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            routes: ClassVar = {}
-
-            def address_string(self) -> str:
-                return "unix"
-
-            def log_message(self, *_):
-                pass
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+    def _handler(bridge) -> type[JsonHandler]:  # noqa: N805
+        class Handler(JsonHandler):
+            def do_POST(self):  # noqa: N802
+                body = json.loads(self.body())
                 if self.path == "/resources/receive":
                     self._stream()
                 elif self.path == "/resources/send":
                     bridge._send(body)
-                    self._answer(b"")
+                    self.reply(None)
                 else:
                     bridge.statuses.append(body)
-                    answer = bridge.answers.pop(0) if len(bridge.answers) > 1 else bridge.answers[0]
-                    self._answer(json.dumps(answer).encode())
-
-            def _answer(self, body: bytes):
-                self.send_response(200)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                    self.reply(bridge.answers.pop(0) if len(bridge.answers) > 1 else bridge.answers[0])
 
             def _stream(self):
                 self.send_response(200)

@@ -3,11 +3,9 @@
 import json
 import queue
 import shutil
-import socketserver
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from transformers import ConvNextConfig, ConvNextForImageClassification, LlamaConfig, LlamaForCausalLM
+
+from support.unix_http import JsonHandler, UnixServer
 
 PEER = "12D3KooWAYWS7kNsRXmUDsTKdU9eksCh3WPKktS3kqU4mJXP66Xh"
 JOB_ID = "7b0f7b3e-4d0a-4c6b-9e52-0d6b3f7d2a11"
@@ -160,47 +160,30 @@ class Bridge:
         return [{"path": f"artifacts/{s.name}", "size": s.stat().st_size} for s in sources]
 
 
-class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
-    block_on_close = False
+class _Server(UnixServer):
     bridge: Bridge
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(JsonHandler):
     server: _Server
 
-    def address_string(self) -> str:
-        return "trainer"
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         bridge = self.server.bridge
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.body())
         if bridge.failures.get(self.path, 0) > 0:
             bridge.failures[self.path] -= 1
-            self._reply({"error": "unavailable", "detail": "try again"}, status=503)
+            self.reply({"error": "unavailable", "detail": "try again"}, status=503)
         elif self.path == "/resources/fetch":
-            self._reply(bridge.fetch(body))
+            self.reply(bridge.fetch(body))
         elif self.path == "/status/send":
-            self._reply(bridge.hub.answer(bridge.number, body))
+            self.reply(bridge.hub.answer(bridge.number, body))
         elif self.path == "/resources/send":
-            self._reply(None)
+            self.reply(None)
             bridge.hub.take_gradient(bridge.work_dir / body["path"], bridge.siblings)
         elif self.path == "/resources/receive":
             self._events(bridge)
         else:
-            self._reply({"error": "not_found", "detail": self.path}, status=404)
-
-    def _reply(self, value: Any, status: int = 200) -> None:
-        data = b"" if value is None else json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+            self.reply({"error": "not_found", "detail": self.path}, status=404)
 
     def _events(self, bridge: Bridge) -> None:
         bridge.subscriptions += 1
