@@ -1,4 +1,4 @@
-"""An executor that learns the mean of a tensor: one parameter, trained by DiLoCo beside others of its kind.
+"""An executor that learns the mean of a tensor: one parameter, trained by DiLoCo together with other such executors.
 
 The job's data are slices with a float32 tensor of the model's first input name. A round's pseudo-gradient is the mean
 of all values of the round less the current parameter.

@@ -1,7 +1,6 @@
 """Outages of the operator and the API server, and the permanent loss of a controller."""
 
 import time
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -22,10 +21,6 @@ _CHILDREN = {
     "rolebindings": "{}-controller",
     "services": "{}-connector",
 }
-
-
-def equal(probe: Callable[[], list[str]], expected: list[str]) -> bool:
-    return probe() == expected
 
 
 def not_ready(worker: Worker) -> bool:
@@ -52,14 +47,13 @@ def test_an_operator_killed_while_workers_come_and_go_orphans_and_duplicates_no_
         installation.kill_operator(kube)
     eventually("the operator is ready", lambda: installation.operator_ready(kube), 180)
 
-    def children(kind: str) -> list[str]:
+    def children_are(kind: str, expected: set[str]) -> bool:
         found = kube.list_of(kind, namespace, "hypha.space/worker")
-        names = {item["metadata"]["name"] for item in found if not item["metadata"]["name"].endswith("-job")}
-        return sorted(names)
+        return {name for item in found if not (name := item["metadata"]["name"]).endswith("-job")} == expected
 
     for kind, form in _CHILDREN.items():
-        expected = sorted(form.format(worker.name) for worker in kept)
-        eventually(f"exactly these {kind}: {expected}", partial(equal, partial(children, kind), expected), 120)
+        expected = {form.format(worker.name) for worker in kept}
+        eventually(f"exactly these {kind}: {expected}", partial(children_are, kind, expected), 120)
     for worker in kept:
         eventually(f"{worker.name} is not ready", partial(not_ready, worker))
         worker.delete()

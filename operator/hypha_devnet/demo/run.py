@@ -136,12 +136,12 @@ class _Demo:
                 with trio.CancelScope() as scope:
                     nursery.start_soon(self._watch, signals, scope)
                     async with open_processes(files.logs, self._environment(), self._take, WORKERS) as self._processes:
-                        result = await self._choreography()
+                        result = await self._train()
                 nursery.cancel_scope.cancel()
         self._view.show(self._board)
         return result
 
-    async def _choreography(self) -> Result:
+    async def _train(self) -> Result:
         files, board, start = self._files, self._board, self._processes.start
         model = await start("model", ["-m", "hypha_devnet.demo.model", files.root], talks=True)
         certs.make(files.certificates, "demo", NODES)
