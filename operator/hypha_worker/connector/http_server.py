@@ -24,8 +24,8 @@ import trio
 
 from hypha_contracts.connector_api import STALL_TIMEOUT_S, ErrorBody, ErrorCode
 from hypha_network.identity import Identity
-from hypha_network.wire.streams import Buffer
 from hypha_network.wire.tls_server import ServerTlsStream
+from hypha_network.wire.yamux_frames import Buffer
 
 logger = logging.getLogger(__name__)
 

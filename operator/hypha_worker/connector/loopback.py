@@ -3,7 +3,7 @@
 import trio
 
 from hypha_network.errors import StreamReset
-from hypha_network.wire.streams import Buffer
+from hypha_network.wire.yamux_frames import Buffer
 
 _MAX_PIECES = 4
 
