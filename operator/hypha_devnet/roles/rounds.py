@@ -106,13 +106,17 @@ class Rounds:
         return self.finished
 
     def _plan(self, now: float) -> dict[str, int] | None:
-        """Return how many batches each trainer has left in this round; None if any has too many to plan."""
-        left = self.samples_per_round - self.samples
+        """Return how many batches each trainer has left in this round; None if any has too many to plan.
+
+        A trainer that knows its number of batches keeps it, so the others run the batches that are missing.
+        """
+        promised = sum(trainer.batch_size * (trainer.to_go or 0) for trainer in self.trainers.values())
+        left = self.samples_per_round - self.samples - promised
         plan = dict.fromkeys(self.trainers, 0)
         due = {
             peer_id: max(now, (trainer.last_batch or now) + trainer.batch_time_s)
             for peer_id, trainer in self.trainers.items()
-            if trainer.batch_time_s is not None
+            if trainer.state is State.TRAINING and trainer.batch_time_s is not None
         }
         while left > 0:
             if not due:
