@@ -89,5 +89,5 @@ async def test_health_requests_are_answered_at_once_while_bombs_of_every_kind_ar
                 slow[name] = answers_s
         assert slow == {}
         assert "refused gossip" in s.node.log
-        assert "malformed /hypha-api" in s.node.log
+        assert "malformed /hypha-" in s.node.log  # a line for the first of the requests; the others are rate-limited
         assert "Traceback" not in s.node.log

@@ -351,7 +351,7 @@ async def under_attack(s: Stage, hostile: list[Attacker], echo_network: Network,
             await trio.sleep(0.05)
     log = s.node.log
     assert "Traceback" not in log
-    for complaint in ("malformed /hypha-api", "malformed /hypha-health", "malformed gossip", "breaks the muxer"):
+    for complaint in ("malformed /hypha-api", "malformed /hypha-health", "malformed gossip", "violates the muxer"):
         line = next(text for text in log.splitlines() if complaint in text)
         assert any(attacker.network.peer_id in line for attacker in hostile)
     assert len(log.splitlines()) < 100 * PEERS
