@@ -89,6 +89,8 @@ _BYTES_PER_ITEM: Final = 16
 """Messages with many items, such as peer ids or file names, have at least this many bytes per item on average."""
 
 _UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
+_MAX_SHORT_ARGUMENT: Final = 23
+"""The largest argument that stands in the initial byte itself."""
 _INDEFINITE: Final = 31
 _BREAK: Final = b"\xff"
 _ARGUMENTS: Final = {24: struct.Struct(">B"), 25: struct.Struct(">H"), 26: struct.Struct(">L"), 27: struct.Struct(">Q")}
@@ -167,7 +169,7 @@ class _Reader:
         raise self._error(f"simple value {info} is not allowed")
 
     def _argument(self, info: int) -> int:
-        if info < min(_ARGUMENTS):
+        if info <= _MAX_SHORT_ARGUMENT:
             return info
         if info in _ARGUMENTS:
             return int(self._unpack(_ARGUMENTS[info]))

@@ -1,19 +1,16 @@
 """A request/response protocol as a value: its id, and how its two bodies are encoded."""
 
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from hypha_messages import cbor
-from hypha_messages.validation import describe
+from hypha_messages.validation import MAX_PROBLEM_CHARACTERS, describe
 
 M = TypeVar("M", bound=BaseModel)
 Request = TypeVar("Request", bound=BaseModel)
 Response = TypeVar("Response", bound=BaseModel)
-
-_MAX_QUOTED: Final = 200
-"""Maximum number of characters of a peer's text that an error quotes."""
 
 
 class Body(Generic[M]):
@@ -60,7 +57,9 @@ class Tagged(Body[M]):
         """Return the message; DecodeError if the bytes do not encode one."""
         tag, payload = untag(cbor.loads(data))
         if tag not in self.variants:
-            raise cbor.DecodeError(f"unknown variant {tag[:_MAX_QUOTED]!r}, expected one of {', '.join(self.variants)}")
+            raise cbor.DecodeError(
+                f"unknown variant {tag[:MAX_PROBLEM_CHARACTERS]!r}, expected one of {', '.join(self.variants)}"
+            )
         return validate(self.variants[tag], payload)
 
 
