@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 
 import typer
 import uvicorn
-from fastapi import FastAPI, Header, Request
+from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import FileResponse, JSONResponse
 
 from hypha_devnet.events import Events
@@ -40,38 +40,33 @@ def build(repositories: Repositories) -> FastAPI:
     def health() -> dict[str, bool]:
         return {"healthy": True}
 
-    @api.get("/api/models/{repository:path}/tree/{revision}")
-    def tree(repository: str, revision: str, authorization: Authorization = None, recursive: bool = False) -> Any:
-        return _tree(repositories.snapshot(repository, revision, _token(authorization)), "", recursive)
+    def snapshot(repository: str, authorization: Authorization = None, revision: str = DEFAULT_REVISION) -> Snapshot:
+        return repositories.snapshot(repository, revision, _token(authorization))
 
+    Requested = Annotated[Snapshot, Depends(snapshot)]  # noqa: N806 - a type
+
+    @api.get("/api/models/{repository:path}/tree/{revision}")
     @api.get("/api/models/{repository:path}/tree/{revision}/{folder:path}")
-    def subtree(
-        repository: str, revision: str, folder: str, authorization: Authorization = None, recursive: bool = False
-    ) -> Any:
-        return _tree(repositories.snapshot(repository, revision, _token(authorization)), f"{folder}/", recursive)
+    def tree(snapshot: Requested, folder: str = "", recursive: bool = False) -> Any:
+        return _tree(snapshot, folder and f"{folder}/", recursive)
 
     @api.get("/api/models/{repository:path}/refs")
     def refs(repository: str, authorization: Authorization = None) -> Any:
-        token = _token(authorization)
-        commits = {DEFAULT_REVISION: repositories.snapshot(repository, DEFAULT_REVISION, token).commit}
-        for name in repositories.revisions(repository):
-            commits[name] = repositories.snapshot(repository, name, token).commit
+        commits = {
+            name: snapshot(repository, authorization, name).commit for name in repositories.revisions(repository)
+        }
         branches = [
             {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit} for name, commit in commits.items()
         ]
         return {"branches": branches, "tags": [], "converts": []}
 
-    @api.get("/api/models/{repository:path}/revision/{revision}")
-    def model_at(repository: str, revision: str, authorization: Authorization = None) -> Any:
-        return _model(repositories.snapshot(repository, revision, _token(authorization)))
-
     @api.get("/api/models/{repository:path}")
-    def model(repository: str, authorization: Authorization = None) -> Any:
-        return _model(repositories.snapshot(repository, DEFAULT_REVISION, _token(authorization)))
+    @api.get("/api/models/{repository:path}/revision/{revision}")
+    def model(snapshot: Requested) -> Any:
+        return _model(snapshot)
 
     @api.api_route("/{repository:path}/resolve/{revision}/{name:path}", methods=["GET", "HEAD"])
-    def resolve(repository: str, revision: str, name: str, authorization: Authorization = None) -> FileResponse:
-        snapshot = repositories.snapshot(repository, revision, _token(authorization))
+    def resolve(snapshot: Requested, name: str) -> FileResponse:
         file = snapshot.file(name)
         headers = {"ETag": f'"{file.sha256}"', "X-Repo-Commit": snapshot.commit}
         return _File(file.path, headers=headers, filename=file.path.name)
