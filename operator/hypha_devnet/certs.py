@@ -4,7 +4,7 @@ They have the same fields as those of hypha-certutil. For production, use a cert
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, ip_address
@@ -59,17 +59,13 @@ class Credential:
 def create_root() -> Credential:
     """Make the certificate authority of a new network."""
     key = Ed25519PrivateKey.generate()
-    subject = _name("Hypha Devnet", "Hypha Devnet Root CA")
-    return Credential(_authority(subject, subject, key, key, _ROOT_DAYS, path_length=None), key)
+    return _sign(None, _name("Hypha Devnet", "Hypha Devnet Root CA"), key, _authority(key, None), days=_ROOT_DAYS)
 
 
 def create_organisation(root: Credential, name: str) -> Credential:
     """Make an organisation's authority below a root."""
     key = Ed25519PrivateKey.generate()
-    certificate = _authority(
-        _name(name, f"{name} CA"), root.certificate.subject, key, root.key, _ORGANISATION_DAYS, path_length=0
-    )
-    return Credential(certificate, key, (root.certificate, *root.issuers))
+    return _sign(root, _name(name, f"{name} CA"), key, _authority(key, 0), days=_ORGANISATION_DAYS)
 
 
 def create_node(
@@ -89,22 +85,17 @@ def create_node(
         not_before: when it begins to be valid; default: a day ago.
         not_after: when it expires; default: in a year.
     """
+    (organisation,) = authority.certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    extensions = {
+        x509.BasicConstraints(ca=False, path_length=None): True,
+        _key_usage(digital_signature=True, key_agreement=True): True,
+        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]): False,
+        # Rust nodes require 0.0.0.0.
+        x509.SubjectAlternativeName([x509.IPAddress(_UNSPECIFIED), _general_name(name)]): False,
+    }
+    subject = _name(str(organisation.value), name)
     key = key or Ed25519PrivateKey.generate()
-    now = datetime.now(UTC)
-    subject_names = [x509.IPAddress(_UNSPECIFIED), _general_name(name)]  # Rust nodes require 0.0.0.0
-    builder = (
-        _builder(_name(authority.certificate.subject, name), authority.certificate.subject, key)
-        .not_valid_before(not_before or now - _SKEW)
-        .not_valid_after(not_after or now + timedelta(days=_NODE_DAYS))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(digital_signature=True, key_agreement=True), critical=True)
-        .add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
-        )
-        .add_extension(x509.SubjectAlternativeName(subject_names), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)
-    )
-    return Credential(builder.sign(authority.key, None), key, (authority.certificate, *authority.issuers))
+    return _sign(authority, subject, key, extensions, days=_NODE_DAYS, not_before=not_before, not_after=not_after)
 
 
 def create_crl(
@@ -198,41 +189,44 @@ def load_credential(cert: Path, key: Path, issuers: Sequence[Path] = ()) -> Cred
     )
 
 
-def _authority(
+def _authority(key: Ed25519PrivateKey, path_length: int | None) -> dict[x509.ExtensionType, bool]:
+    """Return the extensions of an authority, and whether each is critical."""
+    return {
+        x509.BasicConstraints(ca=True, path_length=path_length): True,
+        _key_usage(digital_signature=True, key_cert_sign=True, crl_sign=True): True,
+        x509.SubjectKeyIdentifier.from_public_key(key.public_key()): False,
+    }
+
+
+def _sign(
+    issuer: Credential | None,
     subject: x509.Name,
-    issuer: x509.Name,
     key: Ed25519PrivateKey,
-    issuer_key: Ed25519PrivateKey,
-    days: int,
+    extensions: Mapping[x509.ExtensionType, bool],
     *,
-    path_length: int | None,
-) -> x509.Certificate:
+    days: int,
+    not_before: datetime | None = None,
+    not_after: datetime | None = None,
+) -> Credential:
+    """Make a certificate; without an issuer, it signs itself."""
+    issuer_key = issuer.key if issuer else key
     now = datetime.now(UTC)
-    return (
-        _builder(subject, issuer, key)
-        .not_valid_before(now - _SKEW)
-        .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-        .add_extension(_key_usage(digital_signature=True, key_cert_sign=True, crl_sign=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
-        .sign(issuer_key, None)
-    )
-
-
-def _builder(subject: x509.Name, issuer: x509.Name, key: Ed25519PrivateKey) -> x509.CertificateBuilder:
-    return (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(issuer)
+        .issuer_name(issuer.certificate.subject if issuer else subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
+        .not_valid_before(not_before or now - _SKEW)
+        .not_valid_after(not_after or now + timedelta(days=days))
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
     )
+    for extension, critical in extensions.items():
+        builder = builder.add_extension(extension, critical)
+    return Credential(builder.sign(issuer_key, None), key, (issuer.certificate, *issuer.issuers) if issuer else ())
 
 
-def _name(organisation: str | x509.Name, common_name: str) -> x509.Name:
-    if isinstance(organisation, x509.Name):
-        organisation = str(organisation.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
+def _name(organisation: str, common_name: str) -> x509.Name:
     names = {NameOID.ORGANIZATION_NAME: organisation, NameOID.COMMON_NAME: common_name}
     return x509.Name([x509.NameAttribute(kind, name) for kind, name in names.items()])
 
