@@ -10,20 +10,8 @@ from weakref import WeakValueDictionary
 import trio
 
 from hypha_devnet.events import Events
+from hypha_messages import api
 from hypha_messages.advertisement import TOPIC, RequestWorker, WorkerSpec, encode
-from hypha_messages.api import (
-    API,
-    DataAssignment,
-    DispatchJob,
-    DispatchJobOutcome,
-    RenewLease,
-    RenewLeaseOutcome,
-    ReportJobStatus,
-    ReportJobStatusReceived,
-    RequestData,
-    WorkerOffer,
-    WorkerOfferAccepted,
-)
 from hypha_messages.job import JobSpec
 from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
 from hypha_messages.types import Message, SystemTime
@@ -62,7 +50,7 @@ class Offer:
     """A worker's offer; `arrived` is in seconds of the monotonic clock."""
 
     peer_id: str
-    message: WorkerOffer
+    message: api.WorkerOffer
     arrived: float = field(default_factory=time.monotonic)
 
 
@@ -121,8 +109,8 @@ class SchedulerClient:
         network: Network,
         events: Events | None = None,
         *,
-        assign_slice: Callable[[str, str], DataAssignment] | None = None,
-        on_status: Callable[[str, ReportJobStatus], None] | None = None,
+        assign_slice: Callable[[str, str], api.DataAssignment] | None = None,
+        on_status: Callable[[str, api.ReportJobStatus], None] | None = None,
         on_progress: Callable[[str, ReportProgress], Awaitable[ProgressResponse]] | None = None,
     ) -> None:
         self.network = network
@@ -131,7 +119,7 @@ class SchedulerClient:
         self._on_status = on_status
         self._requests: WeakValueDictionary[uuid.UUID, Request] = WeakValueDictionary()
         self._offered = Changes()
-        network.handle(API, self._answer)
+        network.handle(api.API, self._answer)
         if on_progress is not None:
             network.handle(PROGRESS, on_progress)
 
@@ -189,8 +177,10 @@ class SchedulerClient:
 
     async def renew(self, lease: Lease) -> bool:
         """Renew a lease once; False if the worker refuses. Raises NetworkError if it does not answer."""
-        outcome = await self.network.request(lease.peer_id, API, RenewLease(id=lease.id), timeout_s=RENEWAL_TIMEOUT_S)
-        if not isinstance(outcome, RenewLeaseOutcome) or outcome.timeout is None:
+        outcome = await self.network.request(
+            lease.peer_id, api.API, api.RenewLease(id=lease.id), timeout_s=RENEWAL_TIMEOUT_S
+        )
+        if not isinstance(outcome, api.RenewLeaseOutcome) or outcome.timeout is None:
             lease.refused = True
             return False
         lease.expires = outcome.timeout.timestamp
@@ -225,9 +215,9 @@ class SchedulerClient:
 
     async def dispatch(self, lease: Lease, spec: JobSpec, task_id: uuid.UUID) -> bool:
         """Dispatch a job; False if the worker refuses it. Raises NetworkError if it does not answer."""
-        request = DispatchJob(id=task_id, spec=spec)
-        outcome = await self.network.request(lease.peer_id, API, request, timeout_s=DISPATCH_TIMEOUT_S)
-        return isinstance(outcome, DispatchJobOutcome) and not outcome.failed
+        request = api.DispatchJob(id=task_id, spec=spec)
+        outcome = await self.network.request(lease.peer_id, api.API, request, timeout_s=DISPATCH_TIMEOUT_S)
+        return isinstance(outcome, api.DispatchJobOutcome) and not outcome.failed
 
     async def _try_to_renew(self, lease: Lease) -> bool:
         try:
@@ -240,18 +230,18 @@ class SchedulerClient:
 
     async def _answer(self, peer_id: str, message: Message) -> Message | None:
         match message:
-            case WorkerOffer():
+            case api.WorkerOffer():
                 self._record_offer(peer_id, message)
-                return WorkerOfferAccepted()
-            case RequestData() if self._assign_slice is not None:
+                return api.WorkerOfferAccepted()
+            case api.RequestData() if self._assign_slice is not None:
                 return self._assign_slice(peer_id, message.dataset)
-            case ReportJobStatus():
+            case api.ReportJobStatus():
                 if self._on_status is not None:
                     self._on_status(peer_id, message)
-                return ReportJobStatusReceived()
+                return api.ReportJobStatusReceived()
         return None
 
-    def _record_offer(self, peer_id: str, message: WorkerOffer) -> None:
+    def _record_offer(self, peer_id: str, message: api.WorkerOffer) -> None:
         request = self._requests.get(message.request_id)
         if request is not None and len(request.offers) < MAX_OFFERS:
             request.offers.append(Offer(peer_id, message))

@@ -13,10 +13,10 @@ from hypha_operator.machinery.audit import Audit
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster, load_configuration
 from hypha_operator.machinery.health import Metrics, problem, serving
-from hypha_operator.machinery.kinds import HYPHA_JOB, WORKER, Kind, Manifest
+from hypha_operator.machinery.kinds import HYPHA_JOB, WATCHED, WORKER, Kind, Manifest
 from hypha_operator.machinery.queue import Reconcile, WorkQueue
 from hypha_operator.machinery.store import Store
-from hypha_operator.machinery.watches import WATCHED, NoMemories, Watches, kopf_registry, kopf_settings, prime
+from hypha_operator.machinery.watches import NoMemories, Watches, kopf_registry, kopf_settings, prime
 from hypha_operator.settings import Settings
 from hypha_operator.workers.reconciler import WorkerReconciler
 

@@ -13,9 +13,18 @@ from hypha_contracts.names import WORKER_LABEL
 from hypha_operator.jobs.reconciler import JobReconciler
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.kinds import CLUSTER_ROLE_BINDING, HYPHA_JOB, WORKER, Key, Kind, Manifest
+from hypha_operator.machinery.kinds import (
+    CHILDREN,
+    CLUSTER_ROLE_BINDING,
+    HYPHA_JOB,
+    WATCHED,
+    WORKER,
+    Key,
+    Kind,
+    Manifest,
+)
 from hypha_operator.machinery.store import Store
-from hypha_operator.machinery.watches import CHILDREN, WATCHED, Watches
+from hypha_operator.machinery.watches import Watches
 from hypha_operator.settings import Settings
 from hypha_operator.workers.reconciler import WorkerReconciler
 

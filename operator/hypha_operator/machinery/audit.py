@@ -7,9 +7,9 @@ from typing import Final
 from hypha_contracts.kubernetes_errors import ApiError
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.kinds import Kind
+from hypha_operator.machinery.kinds import SELECTORS, WATCHED, Kind
 from hypha_operator.machinery.store import Store
-from hypha_operator.machinery.watches import SELECTORS, WATCHED, Watches
+from hypha_operator.machinery.watches import Watches
 
 PERIOD_S: Final = 120.0
 LATE_S: Final = 60.0

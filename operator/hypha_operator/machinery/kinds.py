@@ -1,8 +1,9 @@
 """The kinds of objects that the operator reads or writes, and their names in the API."""
 
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from hypha_contracts.names import API_VERSION, JOB_KIND, JOBS, WORKER_KIND, WORKERS
+from hypha_contracts.names import API_VERSION, JOB_KIND, JOBS, WORKER_KIND, WORKER_LABEL, WORKERS
 
 Manifest: TypeAlias = dict[str, Any]
 """An object as the API server accepts and returns it."""
@@ -47,6 +48,24 @@ CLUSTER_ROLE_BINDING: Final = Kind(
 )
 RESOURCE_CLAIM_TEMPLATE: Final = Kind("resource.k8s.io/v1", "ResourceClaimTemplate", "resourceclaimtemplates")
 CERTIFICATE: Final = Kind("cert-manager.io/v1", "Certificate", "certificates")
+
+CHILDREN: Final = (
+    CONFIG_MAP,
+    SERVICE_ACCOUNT,
+    SERVICE,
+    DEPLOYMENT,
+    NETWORK_POLICY,
+    POD_DISRUPTION_BUDGET,
+    ROLE,
+    ROLE_BINDING,
+    JOB,
+    POD,
+)
+"""Kinds of which the operator watches only the objects that have a worker's label."""
+WATCHED: Final = (WORKER, HYPHA_JOB, *CHILDREN)
+SELECTORS: Final[Mapping[Kind, dict[str, str]]] = {
+    kind: {"labelSelector": WORKER_LABEL} if kind in CHILDREN else {} for kind in WATCHED
+}
 
 _BY_NAME: Final = {(kind.api_version, kind.name): kind for kind in tuple(vars().values()) if isinstance(kind, Kind)}
 

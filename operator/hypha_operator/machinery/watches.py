@@ -1,9 +1,9 @@
 """The watches, which kopf runs. Each change goes into the store, and the affected keys go into the queue."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import product
-from typing import Any, Final
+from typing import Any
 
 import kopf
 from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
@@ -11,44 +11,10 @@ from kubernetes.aio.client import Configuration
 
 from hypha_contracts.names import JOB_LABEL, WORKER_LABEL
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.kinds import (
-    CONFIG_MAP,
-    DEPLOYMENT,
-    HYPHA_JOB,
-    JOB,
-    NETWORK_POLICY,
-    POD,
-    POD_DISRUPTION_BUDGET,
-    ROLE,
-    ROLE_BINDING,
-    SERVICE,
-    SERVICE_ACCOUNT,
-    WORKER,
-    Key,
-    Kind,
-    Manifest,
-)
+from hypha_operator.machinery.kinds import CHILDREN, HYPHA_JOB, SELECTORS, WATCHED, WORKER, Key, Kind, Manifest
 from hypha_operator.machinery.queue import WorkQueue
 from hypha_operator.machinery.store import Store
 from hypha_resources.job import TERMINAL
-
-CHILDREN: Final = (
-    CONFIG_MAP,
-    SERVICE_ACCOUNT,
-    SERVICE,
-    DEPLOYMENT,
-    NETWORK_POLICY,
-    POD_DISRUPTION_BUDGET,
-    ROLE,
-    ROLE_BINDING,
-    JOB,
-    POD,
-)
-"""Kinds of which the operator watches only the objects that have a worker's label."""
-WATCHED: Final = (WORKER, HYPHA_JOB, *CHILDREN)
-SELECTORS: Final[Mapping[Kind, dict[str, str]]] = {
-    kind: {"labelSelector": WORKER_LABEL} if kind in CHILDREN else {} for kind in WATCHED
-}
 
 
 class Watches:

@@ -4,15 +4,7 @@ import json
 from hashlib import sha256
 from typing import Any, Final
 
-from hypha_contracts.names import (
-    CONFIG_ANNOTATION,
-    CONNECTOR_PORT,
-    CONTROLLER,
-    controller_labels,
-    controller_name,
-    controller_selector,
-    identity_secret,
-)
+from hypha_contracts import names
 from hypha_operator.machinery.kinds import CONFIG_MAP, DEPLOYMENT, Manifest
 from hypha_operator.machinery.manifests import CONTAINER_SECURITY, POD_SECURITY, child, lost_node_tolerations
 from hypha_operator.pods.overlay import merge_pod_template
@@ -40,7 +32,9 @@ def config_map(
         accept_offers=accept_offers,
         peer_id=None if spec.identity.allow_peer_id_change else peer_id,
     )
-    return child(hypha_worker, CONFIG_MAP, controller_name(hypha_worker["metadata"]["name"]), data={_CONFIG_KEY: text})
+    return child(
+        hypha_worker, CONFIG_MAP, names.controller_name(hypha_worker["metadata"]["name"]), data={_CONFIG_KEY: text}
+    )
 
 
 def deployment(
@@ -64,8 +58,8 @@ def deployment(
     changes = fixed + str(spec.identity.allow_peer_id_change)
     template = {
         "metadata": {
-            "labels": controller_labels(worker),
-            "annotations": {CONFIG_ANNOTATION: sha256(changes.encode()).hexdigest()[:16]},
+            "labels": names.controller_labels(worker),
+            "annotations": {names.CONFIG_ANNOTATION: sha256(changes.encode()).hexdigest()[:16]},
         },
         "spec": _pod_spec(worker, spec, addresses, settings),
     }
@@ -73,17 +67,17 @@ def deployment(
         "replicas": 1,
         "revisionHistoryLimit": 3,
         "strategy": {"type": "Recreate"},
-        "selector": {"matchLabels": controller_selector(worker)},
+        "selector": {"matchLabels": names.controller_selector(worker)},
         "template": _with_host_port(merge_pod_template(template, spec.controller.template), spec),
     }
-    return child(hypha_worker, DEPLOYMENT, controller_name(worker), spec=content)
+    return child(hypha_worker, DEPLOYMENT, names.controller_name(worker), spec=content)
 
 
 def _with_host_port(template: dict[str, Any], spec: HyphaWorkerSpec) -> dict[str, Any]:
     """Add the host port that the spec asks for. Templates cannot set host ports, so it is added after merging."""
     expose = spec.network.expose
     if expose is not None and expose.type == "HostPort":
-        container = next(item for item in template["spec"]["containers"] if item["name"] == CONTROLLER)
+        container = next(item for item in template["spec"]["containers"] if item["name"] == names.CONTROLLER)
         port = next(item for item in container["ports"] if item["containerPort"] == p2p_ports(spec)[0])
         port["hostPort"] = expose.port or port["containerPort"]
     return template
@@ -91,14 +85,14 @@ def _with_host_port(template: dict[str, Any], spec: HyphaWorkerSpec) -> dict[str
 
 def identity_secrets(worker: str, spec: HyphaWorkerSpec) -> tuple[str, str]:
     """Return the names of the Secret with the certificate and its key, and of the Secret with the authorities."""
-    identity = spec.identity.secret_name or identity_secret(worker)
+    identity = spec.identity.secret_name or names.identity_secret(worker)
     return identity, spec.identity.trust_secret_name or identity
 
 
 def _pod_spec(worker: str, spec: HyphaWorkerSpec, addresses: list[str], settings: Settings) -> dict[str, Any]:
     identity, trust = identity_secrets(worker, spec)
     return {
-        "serviceAccountName": controller_name(worker),
+        "serviceAccountName": names.controller_name(worker),
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": _GRACE_S,
         "imagePullSecrets": [{"name": name} for name in spec.image_pull_secrets],
@@ -106,7 +100,7 @@ def _pod_spec(worker: str, spec: HyphaWorkerSpec, addresses: list[str], settings
         "tolerations": lost_node_tolerations(_LOST_NODE_S),
         "containers": [_container(spec, addresses, settings)],
         "volumes": [
-            {"name": "config", "configMap": {"name": controller_name(worker)}},
+            {"name": "config", "configMap": {"name": names.controller_name(worker)}},
             {"name": "identity", "secret": {"secretName": identity, "defaultMode": 0o440}},
             {
                 "name": "trust",
@@ -124,10 +118,10 @@ def _pod_spec(worker: str, spec: HyphaWorkerSpec, addresses: list[str], settings
 
 
 def _container(spec: HyphaWorkerSpec, addresses: list[str], settings: Settings) -> dict[str, Any]:
-    ports: list[dict[str, Any]] = [{"name": "connector", "containerPort": CONNECTOR_PORT, "protocol": "TCP"}]
+    ports: list[dict[str, Any]] = [{"name": "connector", "containerPort": names.CONNECTOR_PORT, "protocol": "TCP"}]
     ports += [{"name": f"p2p-{port}", "containerPort": port, "protocol": "TCP"} for port in p2p_ports(spec)]
     return {
-        "name": CONTROLLER,
+        "name": names.CONTROLLER,
         "image": spec.controller.image or settings.worker_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["hypha-worker", "run", "--config", f"{_CONFIG_DIR}/{_CONFIG_KEY}"],
@@ -166,7 +160,7 @@ def _from_pod(variable: str, path: str) -> dict[str, Any]:
 
 def _probe(path: str, *, period_s: int, failures: int) -> dict[str, Any]:
     return {
-        "httpGet": {"path": path, "port": CONNECTOR_PORT, "scheme": "HTTPS"},
+        "httpGet": {"path": path, "port": names.CONNECTOR_PORT, "scheme": "HTTPS"},
         "periodSeconds": period_s,
         "timeoutSeconds": 5,
         "failureThreshold": failures,

@@ -7,15 +7,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from hypha_contracts.names import (
-    API_VERSION,
-    JOB_FILE_KEY,
-    JOB_KIND,
-    WORKER_KIND,
-    WORKER_LABEL,
-    job_name,
-    owner_reference,
-)
+from hypha_contracts import names
 from hypha_contracts.node_config import KubernetesConfig
 from hypha_contracts.reasons import JobReason
 from hypha_messages.job import JobSpec
@@ -85,13 +77,15 @@ def hypha_job(job: Job, config: KubernetesConfig, peer_id: str, controller: UUID
         ttl_seconds_after_finished=config.ttl_seconds_after_finished,
     )
     return {
-        "apiVersion": API_VERSION,
-        "kind": JOB_KIND,
+        "apiVersion": names.API_VERSION,
+        "kind": names.JOB_KIND,
         "metadata": {
-            "name": job_name(job.task_id),
+            "name": names.job_name(job.task_id),
             "namespace": config.namespace,
-            "labels": {WORKER_LABEL: config.worker},
-            "ownerReferences": [owner_reference(WORKER_KIND, config.worker, config.worker_uid, block_deletion=False)],
+            "labels": {names.WORKER_LABEL: config.worker},
+            "ownerReferences": [
+                names.owner_reference(names.WORKER_KIND, config.worker, config.worker_uid, block_deletion=False)
+            ],
         },
         "spec": spec.model_dump(mode="json", exclude_none=True),
     }
@@ -99,7 +93,7 @@ def hypha_job(job: Job, config: KubernetesConfig, peer_id: str, controller: UUID
 
 def job_secret(job: Job, config: KubernetesConfig, owner_uid: str) -> Object:
     """Return the Secret with the complete specification, which is deleted with the HyphaJob."""
-    name = job_name(job.task_id)
+    name = names.job_name(job.task_id)
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -108,10 +102,10 @@ def job_secret(job: Job, config: KubernetesConfig, owner_uid: str) -> Object:
         "metadata": {
             "name": name,
             "namespace": config.namespace,
-            "labels": {WORKER_LABEL: config.worker},
-            "ownerReferences": [owner_reference(JOB_KIND, name, owner_uid, block_deletion=False)],
+            "labels": {names.WORKER_LABEL: config.worker},
+            "ownerReferences": [names.owner_reference(names.JOB_KIND, name, owner_uid, block_deletion=False)],
         },
-        "stringData": {JOB_FILE_KEY: job.spec.model_dump_json()},
+        "stringData": {names.JOB_FILE_KEY: job.spec.model_dump_json()},
     }
 
 

@@ -20,18 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from hypha_worker.files import replace_file
-from hypha_worker.runtimes.process.processes import (
-    BoundedLog,
-    Child,
-    become_subreaper,
-    descendants,
-    describe,
-    die_with_parent,
-    directory_bytes,
-    kill,
-    members,
-    oom_kills,
-)
+from hypha_worker.runtimes.process import processes
 
 PLAN_FILE: Final = "plan.json"
 LOCK_FILE: Final = "lock"
@@ -111,7 +100,7 @@ class Exit:
 class Stopped(Exception):  # noqa: N818 - not an error
     """The job must end now. The message says why, and the log holds the last output."""
 
-    def __init__(self, reason: str, log: BoundedLog | None = None) -> None:
+    def __init__(self, reason: str, log: processes.BoundedLog | None = None) -> None:
         super().__init__(reason)
         self.log = log
 
@@ -149,7 +138,7 @@ class StorageLimit:
         start = time.monotonic()
         if self._limit_bytes is None or start < self._next_scan:
             return False
-        size_bytes = sum(map(directory_bytes, self._paths))
+        size_bytes = sum(map(processes.directory_bytes, self._paths))
         now = time.monotonic()
         self._next_scan = now + max(_STORAGE_SCAN_EVERY_S, 20 * (now - start))
         return size_bytes > self._limit_bytes
@@ -161,7 +150,7 @@ class Supervisor:
     def __init__(self, plan: Plan, control_dir: Path) -> None:
         self._plan = plan
         self._control_dir = control_dir
-        self._children: list[Child] = []
+        self._children: list[processes.Child] = []
         self._terminated = False
         self._wakeup, wakeup_end = os.pipe()
         for end in (self._wakeup, wakeup_end):
@@ -176,19 +165,19 @@ class Supervisor:
     def run(self, notify_fd: int) -> Exit:
         """Run the job to its end. In any case, nothing of it is left running."""
         started_at = time.time()
-        executor: Child | None = None
+        executor: processes.Child | None = None
         undelivered = False
         try:
-            bridge = self._start("bridge", self._plan.bridge, BRIDGE_LOG_FILE, die_with_parent)
+            bridge = self._start("bridge", self._plan.bridge, BRIDGE_LOG_FILE, processes.die_with_parent)
             self._await_socket(bridge)
             executor = self._start("executor", self._plan.executor, OUTPUT_FILE, self._enter_limits)
             with contextlib.suppress(OSError):  # the node may be gone
                 os.write(notify_fd, STARTED)
             os.close(notify_fd)
             self._await_executor(executor, bridge)
-            reason = f"the executor ended: {describe(executor.status)}"
+            reason = f"the executor ended: {processes.describe(executor.status)}"
             finished = executor.status == 0
-            log: BoundedLog | None = executor.log
+            log: processes.BoundedLog | None = executor.log
             undelivered = not self._drain(executor, bridge)
         except Stopped as stopped:
             finished, reason = False, str(stopped)
@@ -196,7 +185,7 @@ class Supervisor:
             self._end_children()
         finally:
             self._kill_all(spare=None)
-        kills = 0 if finished else oom_kills(self._plan.oom_counter)
+        kills = 0 if finished else processes.oom_kills(self._plan.oom_counter)
         if kills:
             reason += f" (the kernel killed {kills} of its processes for using more memory than the job was given)"
         return Exit(
@@ -210,28 +199,30 @@ class Supervisor:
             ended_at=time.time(),
         )
 
-    def _start(self, name: str, program: Command, log_file: str, prepare: Callable[[], None]) -> Child:
-        log = BoundedLog(self._control_dir / log_file, self._plan.log_bytes)
+    def _start(self, name: str, program: Command, log_file: str, prepare: Callable[[], None]) -> processes.Child:
+        log = processes.BoundedLog(self._control_dir / log_file, self._plan.log_bytes)
         try:
-            child = Child(program.args, program.env, self._plan.work_dir, log, prepare)
+            child = processes.Child(program.args, program.env, self._plan.work_dir, log, prepare)
         except (OSError, ValueError) as error:
             raise Stopped(f"the {name} {program.args[0]!r} could not be started: {error}", log) from error
         self._children.append(child)
         return child
 
-    def _await_socket(self, bridge: Child) -> None:
+    def _await_socket(self, bridge: processes.Child) -> None:
         ready = self._wait(lambda: bridge.ended or _accepts(self._plan.socket), self._plan.start_s, poll_s=0.02)
         if bridge.ended:
-            raise Stopped(f"the bridge ended before it was ready: {describe(bridge.status)}", bridge.log)
+            raise Stopped(f"the bridge ended before it was ready: {processes.describe(bridge.status)}", bridge.log)
         if not ready:
             raise Stopped(f"the bridge did not open its socket within {self._plan.start_s:g} s", bridge.log)
 
-    def _await_executor(self, executor: Child, bridge: Child) -> None:
+    def _await_executor(self, executor: processes.Child, bridge: processes.Child) -> None:
         self._wait(lambda: executor.ended or bridge.ended, None)
         if not executor.ended:
-            raise Stopped(f"the bridge ended while the executor was running: {describe(bridge.status)}", bridge.log)
+            raise Stopped(
+                f"the bridge ended while the executor was running: {processes.describe(bridge.status)}", bridge.log
+            )
 
-    def _drain(self, executor: Child, bridge: Child) -> bool:
+    def _drain(self, executor: processes.Child, bridge: processes.Child) -> bool:
         """Let the bridge send the remaining files. False if it failed or was too slow. A stop ends the wait."""
         self._kill_all(spare=bridge)
         bridge.signal_group(signal.SIGTERM)
@@ -293,13 +284,15 @@ class Supervisor:
                         child.read_output()
                         child.status = os.waitstatus_to_exitcode(status)
 
-    def _kill_all(self, spare: Child | None) -> None:
+    def _kill_all(self, spare: processes.Child | None) -> None:
         """Kill every descendant and every member of the job's groups, except the spared child and its descendants."""
         until = time.monotonic() + _KILL_FOR_S
         pause_s = 0.002
         while time.monotonic() < until:
-            victims = descendants(os.getpid(), without=spare.pid if spare else None) | members(self._plan.groups)
-            kill(victims)
+            victims = processes.descendants(os.getpid(), without=spare.pid if spare else None) | processes.members(
+                self._plan.groups
+            )
+            processes.kill(victims)
             self._reap()
             if not victims:
                 return
@@ -311,7 +304,7 @@ class Supervisor:
 
     def _enter_limits(self) -> None:
         """Apply limits between fork and exec of the executor, so that it cannot remove them."""
-        die_with_parent()
+        processes.die_with_parent()
         Path("/proc/self/oom_score_adj").write_text(str(_EXECUTOR_OOM_SCORE))
         for group in self._plan.groups:
             try:
@@ -341,6 +334,6 @@ def main(arguments: list[str]) -> None:
     control_dir = plan_file.parent
     supervisor = Supervisor(Plan.from_json(plan_file.read_text()), control_dir)
     replace_file(control_dir / PID_FILE, str(os.getpid()))
-    become_subreaper()
+    processes.become_subreaper()
     ended = supervisor.run(notify_fd)
     replace_file(control_dir / EXIT_FILE, json.dumps(asdict(ended)))
