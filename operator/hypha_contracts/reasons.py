@@ -13,248 +13,297 @@ class Reason(StrEnum):
     """A reason for programs, with its documentation for people.
 
     Attributes:
-        conditions: the types of the conditions that have this reason. Events about the same resource have it too.
-        look_at: where to find more information, in Markdown. `w` is the worker and `ns` its namespace.
         remedy: what to do, as full sentences in Markdown. Messages may quote it.
+        look_at: where to find more information, in Markdown. `w` is the worker and `ns` its namespace.
+        conditions: the types of the conditions that have this reason. Events about the same resource have it too.
     """
 
-    conditions: str
-    look_at: str
     remedy: str
+    look_at: str
+    conditions: str
 
-    def __new__(cls, value: str, conditions: str, look_at: str, remedy: str) -> Self:
+    def __new__(cls, value: str, remedy: str, look_at: str = "", conditions: str = "Ready") -> Self:
         """Return a member that is equal to `value`."""
         member = str.__new__(cls, value)
         member._value_ = value
-        member.conditions, member.look_at, member.remedy = conditions, look_at, remedy
+        member.remedy, member.look_at, member.conditions = remedy, look_at, conditions
         return member
 
 
 class WorkerReason(Reason):
     """The reasons of a HyphaWorker."""
 
-    SERVING = "Serving", "Ready", "", "All is well."
-    SUSPENDED = "Suspended", "Ready", "", "Unset `spec.suspend` to make offers again."
+    SERVING = "Serving", "All is well."
+    SUSPENDED = "Suspended", "Unset `spec.suspend` to make offers again."
     STARTING = (
-        *("Starting", "Ready", "`kubectl get pods -n ns -l hypha.space/worker=w`"),
+        "Starting",
         "Wait. If this persists, read the events of the pod.",
+        "`kubectl get pods -n ns -l hypha.space/worker=w`",
     )
     DRAINING = (
-        *("Draining", "Ready", "`kubectl get hyphajobs -n ns -l hypha.space/worker=w`"),
+        "Draining",
         "Wait while its jobs end and the node notifies their schedulers. The message gives the deadline.",
+        "`kubectl get hyphajobs -n ns -l hypha.space/worker=w`",
     )
     APPLY_FAILED = (
-        *("ApplyFailed", "Ready", "the message"),
+        "ApplyFailed",
         "The operator tries again. If this persists, fix what the message names, such as an unreachable webhook.",
+        "the message",
     )
     SECRET_MISSING = (
-        *("SecretMissing", "Ready", "`kubectl get secret -n ns`"),
+        "SecretMissing",
         "Create the Secrets that the message names. The pod then starts by itself.",
+        "`kubectl get secret -n ns`",
     )
-    CERTIFICATE_PENDING = (
-        *("CertificatePending", "Ready", "`kubectl describe certificate -n ns w-identity`"),
-        "Fix the issuer.",
-    )
+    CERTIFICATE_PENDING = "CertificatePending", "Fix the issuer.", "`kubectl describe certificate -n ns w-identity`"
     IMAGE_PULL = (
-        *("ImagePull", "Ready", "the chart's `images`, `spec.controller.image`"),
+        "ImagePull",
         "Correct the name in `spec.controller.image` or the chart's `images`, or set `spec.imagePullSecrets`.",
+        "the chart's `images`, `spec.controller.image`",
     )
     CONTAINER_REFUSED = (
-        *("ContainerRefused", "Ready", "the message"),
+        "ContainerRefused",
         "Usually a Secret lacks `tls.crt`, `tls.key` or `ca.crt`. Add it.",
+        "the message",
     )
     CONTROLLER_CRASHING = (
-        *("ControllerCrashing", "Ready", "`kubectl logs -n ns deploy/w-controller --previous`"),
+        "ControllerCrashing",
         "Do what the last line of the log says.",
+        "`kubectl logs -n ns deploy/w-controller --previous`",
     )
     UNSCHEDULABLE = (
-        *("Unschedulable", "Ready", "`kubectl describe pod` of the controller"),
+        "Unschedulable",
         "Add nodes, or lower `spec.controller.resources`.",
+        "`kubectl describe pod` of the controller",
     )
     POD_REFUSED = (
-        *("PodRefused", "Ready", "the message"),
+        "PodRefused",
         "Raise the quota, or change `spec.controller.template` or an `expose` of type HostPort to suit admission.",
+        "the message",
     )
     NOT_HEALTHY = (
-        *("NotHealthy", "Ready", "`kubectl logs -n ns deploy/w-controller`"),
+        "NotHealthy",
         "The node runs but its probe fails. Its log says why.",
+        "`kubectl logs -n ns deploy/w-controller`",
     )
     NO_GATEWAY = (
-        *("NoGateway", "Connected", "`spec.network.gateways`, egress of the namespace"),
+        "NoGateway",
         "Check `spec.network.gateways`, that TCP may reach them, and that they trust the authorities in `ca.crt`.",
+        "`spec.network.gateways`, egress of the namespace",
+        "Connected",
     )
     NO_RELAY = (
-        *("NoRelay", "Connected", "the gateways"),
+        "NoRelay",
         "If this persists, add a gateway that relays, or set `spec.network.expose` and `relayCircuit: false`.",
+        "the gateways",
+        "Connected",
     )
-    CONNECTED = "Connected", "Connected", "", "All is well."
+    CONNECTED = "Connected", "All is well.", "", "Connected"
     NOT_REPORTED = (
-        *("NotReported", "Connected, IdentityValid, RequestsAnswered", "the controller's pod"),
+        "NotReported",
         "The controller has not reported yet. `Ready` says why.",
+        "the controller's pod",
+        "Connected, IdentityValid, RequestsAnswered",
     )
-    VALID = "Valid", "IdentityValid", "", "All is well."
+    VALID = "Valid", "All is well.", "", "IdentityValid"
     IDENTITY_REFUSED = (
-        *("IdentityRefused", "IdentityValid, Stalled", "`kubectl get secret -n ns w-identity` and the message"),
+        "IdentityRefused",
         "Provide an Ed25519 key in PKCS#8 and its certificate, issued by an authority in `ca.crt` and not revoked.",
+        "`kubectl get secret -n ns w-identity` and the message",
+        "IdentityValid, Stalled",
     )
     PEER_ID_CHANGED = (
-        *("PeerIdChanged", "IdentityValid, Stalled", "recent changes of the Secret"),
+        "PeerIdChanged",
         "Put the old key back, or set `spec.identity.allowPeerIdChange` to become another peer.",
+        "recent changes of the Secret",
+        "IdentityValid, Stalled",
     )
     CERTIFICATE_EXPIRED = (
-        *("CertificateExpired", "IdentityValid, Stalled", "the Secret"),
+        "CertificateExpired",
         "Put a new certificate for the same key into the Secret. The node needs no restart.",
+        "the Secret",
+        "IdentityValid, Stalled",
     )
     CERTIFICATE_EXPIRES_SOON = (
-        *("CertificateExpiresSoon", "IdentityValid", "the Secret"),
+        "CertificateExpiresSoon",
         "Put a new certificate for the same key into the Secret before then. The node needs no restart.",
+        "the Secret",
+        "IdentityValid",
     )
     ANSWERED = (
-        *("Answered", "RequestsAnswered", "`status.node.allocated`, `spec.offer`"),
+        "Answered",
         "If no jobs arrive nevertheless, lower the price, or wait until other leases free capacity.",
+        "`status.node.allocated`, `spec.offer`",
+        "RequestsAnswered",
     )
     NO_REQUESTS = (
-        *("NoRequests", "RequestsAnswered", "the schedulers"),
+        "NoRequests",
         "Wait. Check that the schedulers are in the network of `spec.network.gateways`.",
+        "the schedulers",
+        "RequestsAnswered",
     )
     BID_BELOW_FLOOR = (
-        *("BidBelowFloor", "RequestsAnswered", "`status.node.requests`"),
+        "BidBelowFloor",
         "Lower `spec.offer.floor` (100 by default) and `price`, or have schedulers bid more.",
+        "`status.node.requests`",
+        "RequestsAnswered",
     )
     EXECUTOR_UNSUPPORTED = (
-        *("ExecutorUnsupported", "RequestsAnswered", "`spec.executors`"),
+        "ExecutorUnsupported",
         "Add the executor to `spec.executors`, or have schedulers request one that is listed there.",
+        "`spec.executors`",
+        "RequestsAnswered",
     )
     NO_EXECUTOR = (
-        *("NoExecutor", "RequestsAnswered", "`spec.executors`"),
+        "NoExecutor",
         "Have schedulers name an executor of `spec.executors`.",
+        "`spec.executors`",
+        "RequestsAnswered",
     )
     MORE_THAN_CAPACITY = (
-        *("MoreThanCapacity", "RequestsAnswered", "`status.capacity`"),
+        "MoreThanCapacity",
         "Raise `spec.resources` if the cluster has more, or have schedulers request less.",
+        "`status.capacity`",
+        "RequestsAnswered",
     )
     REQUEST_EXPIRED = (
-        *("RequestExpired", "RequestsAnswered", "the clocks of schedulers and nodes"),
+        "RequestExpired",
         "Correct the clocks of the schedulers and of the cluster's nodes.",
+        "the clocks of schedulers and nodes",
+        "RequestsAnswered",
     )
     INVALID_SPEC = (
-        *("InvalidSpec", "Ready, Stalled", "the message, which names the field"),
+        "InvalidSpec",
         "Correct the field. If it is correct, upgrade the chart: its definitions differ from the operator's.",
+        "the message, which names the field",
+        "Ready, Stalled",
     )
     INVALID_TEMPLATE = (
-        *("InvalidTemplate", "Ready, Stalled", "`spec.controller.template`"),
+        "InvalidTemplate",
         "Remove what the message names.",
+        "`spec.controller.template`",
+        "Ready, Stalled",
     )
     REFUSED = (
-        *("Refused", "Ready, Stalled", "the message, which names the object and its field"),
+        "Refused",
         "Correct the field of the spec that the value comes from.",
+        "the message, which names the object and its field",
+        "Ready, Stalled",
     )
     FORBIDDEN = (
         "Forbidden",
-        "Ready, Stalled",
-        "`kubectl auth can-i --list --as=system:serviceaccount:hypha-system:hypha-worker -n ns`",
         "Upgrade the chart if the operator's role lacks a permission, or raise the quota that the message names.",
+        "`kubectl auth can-i --list --as=system:serviceaccount:hypha-system:hypha-worker -n ns`",
+        "Ready, Stalled",
     )
     NAME_TAKEN = (
-        *("NameTaken", "Ready, Stalled", "the object that the message names"),
+        "NameTaken",
         "Delete the object, or give the HyphaWorker another name.",
+        "the object that the message names",
+        "Ready, Stalled",
     )
     ROLE_MISSING = (
-        *("RoleMissing", "Ready, Stalled", "the chart's ClusterRole for token reviews"),
+        "RoleMissing",
         "Upgrade the chart, or correct the operator's `HYPHA_TOKEN_REVIEWER_ROLE`.",
+        "the chart's ClusterRole for token reviews",
+        "Ready, Stalled",
     )
     CERT_MANAGER_MISSING = (
-        *("CertManagerMissing", "Ready, Stalled", "`spec.identity`"),
+        "CertManagerMissing",
         "Install cert-manager, or name a Secret in `identity.secretName` in place of `identity.issuerRef`.",
+        "`spec.identity`",
+        "Ready, Stalled",
     )
-    SETTLED = "Settled", "Reconciling", "", "Nothing is in progress."
-    NOT_STALLED = "NotStalled", "Stalled", "", "No action is needed."
+    SETTLED = "Settled", "Nothing is in progress.", "", "Reconciling"
+    NOT_STALLED = "NotStalled", "No action is needed.", "", "Stalled"
 
 
 class JobReason(Reason):
     """The reasons of a HyphaJob."""
 
-    POD_PENDING = "PodPending", "Ready", "", "Wait: the job's pod waits for a node."
-    POD_STARTS = "PodStarts", "Ready", "", "Wait: the node pulls images and starts the bridge."
-    EXECUTOR_RUNS = "ExecutorRuns", "Ready", "", "All is well."
-    DELIVERING_RESULTS = "DeliveringResults", "Ready", "", "Wait: the executor ended and the bridge sends results."
-    COMPLETED = "Completed", "Ready", "", "All is well."
+    POD_PENDING = "PodPending", "Wait: the job's pod waits for a node."
+    POD_STARTS = "PodStarts", "Wait: the node pulls images and starts the bridge."
+    EXECUTOR_RUNS = "ExecutorRuns", "All is well."
+    DELIVERING_RESULTS = "DeliveringResults", "Wait: the executor ended and the bridge sends results."
+    COMPLETED = "Completed", "All is well."
     QUEUED = (
-        *("Queued", "Ready", "`kubectl get workloads -n ns`"),
+        "Queued",
         "Kueue has not admitted the job. Give the queue as much quota as the worker offers.",
+        "`kubectl get workloads -n ns`",
     )
-    ENDING = "Ending", "Reconciling", "the reason of `Ready`", "Wait: the operator ends the job's pod."
-    ENDED = "Ended", "Reconciling", "the reason of `Ready`", "No part of the job runs any more."
-    END_REPORTED = "EndReported", "Reported", "", "The controller has recorded the end of the job."
-    CANCELLED = (
-        *("Cancelled", "Ready", "the message"),
-        "The scheduler ended the job or its lease, or somebody deleted the worker.",
-    )
+    ENDING = "Ending", "Wait: the operator ends the job's pod.", "the reason of `Ready`", "Reconciling"
+    ENDED = "Ended", "No part of the job runs any more.", "the reason of `Ready`", "Reconciling"
+    END_REPORTED = "EndReported", "The controller has recorded the end of the job.", "", "Reported"
+    CANCELLED = "Cancelled", "The scheduler ended the job or its lease, or somebody deleted the worker.", "the message"
     EXECUTOR_FAILED = (
-        *("ExecutorFailed", "Ready", "`status.lastLines`, `kubectl logs` of the pod, container `executor`"),
+        "ExecutorFailed",
         "This is a fault of the job. The node notifies its scheduler.",
+        "`status.lastLines`, `kubectl logs` of the pod, container `executor`",
     )
-    OUT_OF_MEMORY = (
-        *("OutOfMemory", "Ready", "the lease's memory in `spec.resources`"),
-        "Request more memory, or use less.",
-    )
+    OUT_OF_MEMORY = "OutOfMemory", "Request more memory, or use less.", "the lease's memory in `spec.resources`"
     STORAGE_EXCEEDED = (
-        *("StorageExceeded", "Ready", "the lease's storage in `spec.resources`"),
+        "StorageExceeded",
         "Request more storage, or store less.",
+        "the lease's storage in `spec.resources`",
     )
     RESULTS_UNDELIVERED = (
-        *("ResultsUndelivered", "Ready", "`kubectl logs` of the pod, container `bridge`"),
+        "ResultsUndelivered",
         "Check that the peers are reachable. If the bridge ran out of time, raise `jobs.terminationGraceSeconds`.",
+        "`kubectl logs` of the pod, container `bridge`",
     )
     BRIDGE_FAILED = (
-        *("BridgeFailed", "Ready", "`kubectl logs` of the pod, container `bridge`, `--previous`"),
+        "BridgeFailed",
         "Do what the last line of the log says.",
+        "`kubectl logs` of the pod, container `bridge`, `--previous`",
     )
     START_FAILED = (
-        *("StartFailed", "Ready", "`kubectl describe pod`"),
+        "StartFailed",
         "Fix the volume, runtime class or command that the message names.",
+        "`kubectl describe pod`",
     )
     IMAGE_PULL = (
-        *("ImagePull", "Ready", "`executors.image`, the chart's `images`"),
+        "ImagePull",
         "Correct the image's name, or name credentials in `spec.imagePullSecrets`.",
+        "`executors.image`, the chart's `images`",
     )
     UNSCHEDULABLE = (
-        *("Unschedulable", "Ready", "`kubectl describe pod`, the free capacity of the nodes"),
+        "Unschedulable",
         "Add nodes, offer less in `spec.resources`, or give an autoscaler time with `jobs.startPatienceSeconds`.",
+        "`kubectl describe pod`, the free capacity of the nodes",
     )
     QUOTA_EXCEEDED = (
-        *("QuotaExceeded", "Ready", "`kubectl describe resourcequota -n ns`"),
+        "QuotaExceeded",
         "Raise the ResourceQuota, or offer less in `spec.resources`.",
+        "`kubectl describe resourcequota -n ns`",
     )
     ADMISSION_REFUSED = (
-        *("AdmissionRefused", "Ready", "the message"),
+        "AdmissionRefused",
         "Change what a webhook or Pod Security refuses, usually in `executors.template`, or repair the webhook.",
+        "the message",
     )
     INVALID_TEMPLATE = (
-        *("InvalidTemplate", "Ready", "`executors.template`, or what the message names"),
+        "InvalidTemplate",
         "Remove what the message names. Without DRA, set `resources.gpu.resourceName`, not `deviceClassName`.",
+        "`executors.template`, or what the message names",
     )
-    NAME_TAKEN = "NameTaken", "Ready", "the Job of the same name", "Delete that Job."
+    NAME_TAKEN = "NameTaken", "Delete that Job.", "the Job of the same name"
     EVICTED = (
-        *("Evicted", "Ready", "the node"),
+        "Evicted",
         "The node was drained, short of resources or shut down. The scheduler places the job again.",
+        "the node",
     )
-    NODE_LOST = (
-        *("NodeLost", "Ready", "the node"),
-        "The node is gone or does not answer. The scheduler places the job again.",
-    )
-    PREEMPTED = (
-        *("Preempted", "Ready", "priorities, Kueue's queues"),
-        "Raise `priorityClassName` in `executors.template`.",
-    )
+    NODE_LOST = "NodeLost", "The node is gone or does not answer. The scheduler places the job again.", "the node"
+    PREEMPTED = "Preempted", "Raise `priorityClassName` in `executors.template`.", "priorities, Kueue's queues"
     LEASE_LOST = (
-        *("LeaseLost", "Ready", "`kubectl logs -n ns deploy/w-controller`"),
+        "LeaseLost",
         "The controller was away for longer than the lease. Look at the worker, or raise `leases.durationSeconds`.",
+        "`kubectl logs -n ns deploy/w-controller`",
     )
-    WORKER_GONE = "WorkerGone", "Ready", "", "Somebody deleted the job's HyphaWorker."
+    WORKER_GONE = "WorkerGone", "Somebody deleted the job's HyphaWorker."
     JOB_DELETED = (
-        *("JobDeleted", "Ready", "the audit log: which client deleted its Job or pod"),
+        "JobDeleted",
         "To end a HyphaJob, set its `spec.cancel: {reason: ...}`.",
+        "the audit log: which client deleted its Job or pod",
     )
 
 
