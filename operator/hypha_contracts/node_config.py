@@ -92,14 +92,19 @@ class ResourcesConfig(Section):
     )
 
 
-class OfferConfig(Section):
-    """The terms of an offer."""
+class Terms(BaseModel):
+    """The price of the worker, in the node's configuration and in a HyphaWorker."""
 
     price: Amount = Field(default=100.0, description="The lowest price of the complete worker (strategy whole).")
     floor: Amount = Field(
         default_factory=lambda offer: min(100.0, offer.get("price", 100.0)),
         description="The worker does not answer bids below this. Default: 100, or price if that is less.",
     )
+
+
+class OfferConfig(Terms, Section):
+    """The terms of an offer."""
+
     strategy: Literal["flexible", "whole"] = Field(
         default="whole",
         description="whole: offer the complete worker at max(price, bid); flexible: offer the request at the bid.",

@@ -9,11 +9,12 @@ import typer
 
 from hypha_contracts import logs
 from hypha_devnet import certs
-from hypha_devnet.config import Config, ConfigError, DataConfig, NodeConfig, SchedulerConfig, load
+from hypha_devnet.config import Config, DataConfig, NodeConfig, SchedulerConfig, load
 from hypha_devnet.events import Events
 from hypha_devnet.roles.node import leaves, until_signal
 from hypha_network.errors import HyphaNetworkError
 from hypha_network.wire.addresses import AddressError
+from hypha_worker.config_file import ConfigError
 
 app = typer.Typer(
     help="A small Hypha network: gateway, data node, scheduler, model hub, certificates, demo.",

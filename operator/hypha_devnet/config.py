@@ -1,6 +1,5 @@
 """The configuration files of the devnet's nodes, with the same keys as the reference implementation's nodes."""
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,12 +22,9 @@ from hypha_messages.job import (
 from hypha_messages.types import Amount, Resources
 from hypha_messages.validation import describe
 from hypha_network.network import NetworkConfig
+from hypha_worker.config_file import ConfigError, parse_value, read
 
 Config = TypeVar("Config", bound=BaseModel)
-
-
-class ConfigError(Exception):
-    """A configuration cannot be used. The text names the file, the key and the problem."""
 
 
 class NodeConfig(BaseModel):
@@ -191,12 +187,7 @@ class SchedulerConfig(NodeConfig):
 
 def load(model: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file; ConfigError. An override is `key.key=value`; a value that is not TOML is text."""
-    try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
+    _, values = read(path)
     for override in overrides:
         _set(values, override)
     try:
@@ -209,13 +200,9 @@ def _set(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator:
         raise ConfigError(f"--set {override}: write it as key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
     *tables, last = key.strip().split(".")
     for table in tables:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
             raise ConfigError(f"--set {override}: {table} is a value, not a table; name a key of a table")
-    values[last] = value
+    values[last] = parse_value(text)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from hypha_contracts.node_config import ObjectName
 from hypha_contracts.units import QUANTITY_PATTERN, parse_quantity
 
 _MAX_QUANTITY: Final = 2**63 - 1
@@ -52,7 +53,7 @@ Quantity = Annotated[
 ]
 """A Kubernetes quantity above zero. The model keeps its text, so that it does not differ from the text in Git."""
 
-Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+Name = Annotated[ObjectName, Field(min_length=1)]
 """The name of another object in the same namespace."""
 
 KeptSeconds = Annotated[int, Field(ge=0, le=2**31 - 1)]

@@ -5,6 +5,7 @@ from uuid import UUID
 
 from pydantic import ConfigDict, Field
 
+from hypha_contracts.node_config import Terms, Weight
 from hypha_contracts.times import DRAIN_S, KEEP_ENDED_S
 from hypha_contracts.units import gigabytes, parse_quantity
 from hypha_messages.job import ExecutorClass
@@ -12,9 +13,6 @@ from hypha_messages.types import Resources
 from hypha_resources.addresses import PEER_ID_KEYS, Cidr, ExternalAddress, GatewayAddress, ListenAddress, PeerIdKey
 from hypha_resources.common import Conditions, KeptSeconds, Name, Passthrough, PeerIdText, Quantity, Schema, Time, rules
 from hypha_resources.job import Amounts, ExecutorRef
-
-Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class IssuerRef(Schema):
@@ -157,7 +155,7 @@ class ResourcesSpec(Schema):
         )
 
 
-class Offer(Schema):
+class Offer(Terms, Schema):
     """The terms of an offer."""
 
     model_config = ConfigDict(
@@ -172,11 +170,6 @@ class Offer(Schema):
         )
     )
 
-    price: Price = Field(default=100.0, description="The lowest price of the complete worker (strategy whole).")
-    floor: Price = Field(
-        default_factory=lambda offer: min(100.0, offer.get("price", 100.0)),
-        description="The worker does not answer bids below this. Default: 100, or price if that is less.",
-    )
     strategy: Literal["flexible", "whole"] = Field(
         default="whole",
         description="whole: offer the complete worker; flexible: offer the requested resources at the bid.",

@@ -49,11 +49,7 @@ def load(path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any] | 
     Raises:
         ConfigError: the file cannot be read or a value is invalid.
     """
-    text = _read(path)
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
+    text, values = read(path)
     warnings = [f"{path}: {warning}" for warning in _hoist(values)]
     sources: dict[str, str] = {}
     for key, (variable, value) in _from_environment(environ).items():
@@ -73,21 +69,25 @@ def load(path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any] | 
     return Loaded(config, tuple(warnings))
 
 
-def _read(path: Path) -> str:
+def read(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the text and the values of a TOML file; ConfigError if it cannot be read."""
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
         if len(data) > _MAX_FILE_BYTES:
             raise ConfigError(f"{path}: larger than {_MAX_FILE_BYTES} bytes. Check that this is the configuration.")
-        return data.decode()
+        text = data.decode()
+        return text, tomllib.loads(text)
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{path}: no such file. Write one with `hypha-worker init` or name another with --config."
+            f"{path}: no such file. Name another with --config, or write a worker's with `hypha-worker init`."
         ) from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}. Check the path and its permissions.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
 
 
 def _hoist(values: dict[str, Any]) -> list[str]:
@@ -122,12 +122,12 @@ def _from_environment(environ: Mapping[str, str]) -> dict[tuple[str, ...], tuple
             key = tuple(re.split(r"__|\.", variable.removeprefix(_PREFIX).lower(), maxsplit=1))
             table = tables().get(key[0]) if len(key) > 1 else NodeConfig
             if table is not None and key[-1] in _keys(table):
-                found[key] = (variable, _parse_value(text))
+                found[key] = (variable, parse_value(text))
     found |= {(key,): (variable, environ[variable]) for variable, key in _OTEL_KEYS.items() if environ.get(variable)}
     return found
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """Parse a TOML value. A list may also hold words without quotes, and any other text is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]

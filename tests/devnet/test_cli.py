@@ -58,7 +58,7 @@ def test_a_data_node_joins_through_a_gateway_and_both_end_on_a_signal(tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["gateway", "--config", "nowhere.toml"], "nowhere.toml: No such file"),
+        (["gateway", "--config", "nowhere.toml"], "nowhere.toml: no such file"),
         (["data", "--config", "FILE", "--set", "cert_pem=nowhere.pem"], "nowhere.pem: No such file"),
         (["gateway", "--config", "FILE", "--set", 'listen_addresses=["nonsense"]'], "nonsense"),
         (["scheduler", "--config", "FILE"], "scheduler: Field required"),

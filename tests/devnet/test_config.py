@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from hypha_devnet.config import ConfigError, DataConfig, NodeConfig, SchedulerConfig, load
+from hypha_devnet.config import DataConfig, NodeConfig, SchedulerConfig, load
 from hypha_messages.job import HuggingFaceReference, ModelType, UriReference
+from hypha_worker.config_file import ConfigError
 
 NODE = """
 cert_pem = "cert.pem"
@@ -98,7 +99,7 @@ def test_a_wrong_value_is_named(file: Path, override: str, reason: str) -> None:
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.toml: No such file"):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: no such file"):
         load(NodeConfig, tmp_path / "nowhere.toml")
     (tmp_path / "bad.toml").write_text("= 1")
     with pytest.raises(ConfigError, match=r"bad\.toml: not TOML"):

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import trio
 
-from hypha_devnet.config import ConfigError
 from hypha_devnet.events import Events
 from hypha_devnet.roles import data_node
 from hypha_devnet.roles.data_node import DataNode, find_datasets
@@ -14,6 +13,7 @@ from hypha_messages.job import DataSlice
 from hypha_messages.streams import PULL, encode_pull_header
 from hypha_network.errors import StreamReset
 from hypha_network.network import Network
+from hypha_worker.config_file import ConfigError
 from support.certs import Pki
 from support.networks import direct_address, gateway, member, node
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import trio
 
-from hypha_devnet.config import ConfigError, DataConfig
+from hypha_devnet.config import DataConfig
 from hypha_devnet.events import Events
 from hypha_devnet.roles.node import join
 from hypha_messages.cbor import DecodeError
@@ -14,6 +14,7 @@ from hypha_messages.streams import PULL, PULL_LENGTH_BYTES, decode_pull_header, 
 from hypha_network.errors import NetworkError
 from hypha_network.network import Network
 from hypha_network.wire.streams import Stream
+from hypha_worker.config_file import ConfigError
 
 logger = logging.getLogger(__name__)
 
