@@ -37,6 +37,11 @@ def gigabytes(quantity: str) -> float:
     return float(parse_quantity(quantity) / BYTES_PER_GB)
 
 
+def to_bytes(gigabytes: float) -> int:
+    """Return an amount of GB in bytes: at least one, unless the amount is zero."""
+    return max(int(Decimal(str(gigabytes)) * BYTES_PER_GB), 1 if gigabytes else 0)
+
+
 def devices_needed(gpu_gb: float, device_gb: float) -> int:
     """Return how many devices hold this much GPU memory; a billionth more counts as a rounding error."""
     return math.ceil(gpu_gb / device_gb / ROUNDING)

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from hypha_contracts.names import JOB_FILE_KEY
-from hypha_contracts.units import BYTES_PER_GB, devices_needed
+from hypha_contracts.units import devices_needed, to_bytes
 from hypha_resources.job import Amounts, HyphaJobSpec
 from hypha_resources.worker import Executor, HyphaWorkerSpec
 
@@ -53,12 +53,12 @@ def devices_of(job: HyphaJobSpec, worker: HyphaWorkerSpec) -> int:
 
 def storage_bytes(job: HyphaJobSpec) -> int:
     """Return how many bytes the job may write to disk."""
-    return _bytes(job.resources.storage or _DEFAULTS.storage)
+    return to_bytes(job.resources.storage or _DEFAULTS.storage)
 
 
 def memory_bytes(job: HyphaJobSpec) -> int:
     """Return how many bytes of memory the executor may use, including /dev/shm."""
-    return _bytes(job.resources.memory or _DEFAULTS.memory)
+    return to_bytes(job.resources.memory or _DEFAULTS.memory)
 
 
 def executor_resources(job: HyphaJobSpec, worker: HyphaWorkerSpec) -> dict[str, Any]:
@@ -113,7 +113,3 @@ def _replaced(argument: str) -> str:
 
 def _millicores(job: HyphaJobSpec) -> int:
     return max(int(Decimal(str(job.resources.cpu or _DEFAULTS.cpu)) * 1000), 1)
-
-
-def _bytes(gigabytes: float) -> int:
-    return max(int(Decimal(str(gigabytes)) * BYTES_PER_GB), 1)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Literal
 from uuid import UUID
 
-from hypha_contracts.units import BYTES_PER_GB
+from hypha_contracts.units import to_bytes
 from hypha_messages.types import Resources
 
 logger = logging.getLogger(__name__)
@@ -78,8 +78,8 @@ class Limits:
 
 def plan_limits(resources: Resources, task_id: UUID, hierarchies: tuple[Hierarchy, ...]) -> Limits:
     """Decide the limits of a job. An amount of zero in the lease means no limit."""
-    memory_bytes = int(resources.memory * BYTES_PER_GB)
-    storage_bytes = int(resources.storage * BYTES_PER_GB)
+    memory_bytes = to_bytes(resources.memory)
+    storage_bytes = to_bytes(resources.storage)
     groups = []
     limited: set[str] = set()
     oom_counter = None
