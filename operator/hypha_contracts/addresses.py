@@ -1,7 +1,9 @@
-"""IP networks, as node and operator name them in configurations."""
+"""IP networks, as configurations name them, and IPv6 addresses that embed an IPv4 address."""
 
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_network
 from typing import Final
+
+IPAddress = IPv4Address | IPv6Address
 
 RESERVED_CIDRS: Final = (
     "127.0.0.0/8",
@@ -17,6 +19,11 @@ RESERVED_CIDRS: Final = (
 
 WRITE_CIDR: Final = "write a network as 10.0.0.0/8 or fc00::/7"
 
+_MAPPED: Final = IPv6Network("::ffff:0:0/96")
+_TRANSLATED: Final = IPv6Network("::ffff:0:0:0/96")
+_COMPATIBLE: Final = IPv6Network("::/96")
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+
 
 def check_cidr(text: str) -> str:
     """Return the text of an IP network; ValueError for any other text."""
@@ -25,3 +32,15 @@ def check_cidr(text: str) -> str:
     except ValueError as error:
         raise ValueError(f"{error}; {WRITE_CIDR}") from error
     return text
+
+
+def unwrap(address: IPAddress) -> IPAddress:
+    """Return the IPv4 address that an IPv6 address embeds, which is where its packets may arrive, or the address.
+
+    It unwraps mapped, compatible and translated addresses, NAT64 with the well-known prefix, 6to4 and Teredo clients.
+    """
+    if isinstance(address, IPv4Address) or int(address) <= 1:  # :: and ::1 embed nothing
+        return address
+    if any(address in network for network in (_MAPPED, _TRANSLATED, _COMPATIBLE, _NAT64)):
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.sixtofour or (address.teredo or (None, None))[1] or address
