@@ -1,4 +1,4 @@
-"""Downloads over HTTP(S) from public addresses: they resume after a break and compute the checksum on the way."""
+"""Downloads over HTTP(S) from allowed addresses: they resume after a break and compute the checksum on the way."""
 
 import logging
 import threading
@@ -6,10 +6,11 @@ from typing import Final
 
 import httpx
 
-from hypha_bridge.address_policy import PublicTransport
+from hypha_bridge.address_policy import RestrictedTransport
 from hypha_bridge.connector import BACKOFF
 from hypha_bridge.errors import invalid_request, source_failed
 from hypha_bridge.storage import StagedFile, Storage
+from hypha_contracts.addresses import reachable_blocks
 from hypha_contracts.bridge_config import BridgeConfig
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,9 @@ class Downloads:
         self._storage = storage
         self._deadline_s = config.download_deadline_s
         self._stopping = threading.Event()
+        blocks = reachable_blocks(config.exclude_cidr, allow_private_addresses=config.allow_private_addresses)
         self._client = httpx.Client(
-            transport=PublicTransport(allow_private_addresses=config.allow_private_addresses),
+            transport=RestrictedTransport(blocks),
             timeout=_TIMEOUT,
             follow_redirects=True,
             max_redirects=_MAX_REDIRECTS,

@@ -1,9 +1,25 @@
-"""IP networks, as configurations name them, and IPv6 addresses that embed an IPv4 address."""
+"""IP networks: how configurations name them, and which ones are public.
 
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_network
-from typing import Final
+The bridge and the NetworkPolicy of its pod both enforce `reachable_blocks`, so they agree on every address.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    collapse_addresses,
+    ip_address,
+    ip_network,
+)
+from typing import Annotated, Final, NamedTuple, TypeVar
+
+from pydantic import AfterValidator
 
 IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+_Network = TypeVar("_Network", IPv4Network, IPv6Network)
 
 RESERVED_CIDRS: Final = (
     "127.0.0.0/8",
@@ -17,12 +33,29 @@ RESERVED_CIDRS: Final = (
 )
 """Loopback, private and local networks. A node ignores peer addresses in them unless it is configured otherwise."""
 
+SPECIAL_CIDRS: Final = (
+    *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+    *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
+    *("203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+    *("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),
+    "168.63.129.16/32",  # Azure answers there on every machine: metadata, credentials, DNS
+)
+"""Networks within the public blocks that are not public.
+
+They are those of IANA's special-purpose registries that are not globally reachable (with 6to4 and Teredo, whose
+gateways unwrap an IPv4 address), multicast, and the metadata services of clouds. Services at other private addresses,
+such as 169.254.169.254 and fd00:ec2::254, need no entry of their own.
+"""
+
 WRITE_CIDR: Final = "write a network as 10.0.0.0/8 or fc00::/7"
 
 _MAPPED: Final = IPv6Network("::ffff:0:0/96")
 _TRANSLATED: Final = IPv6Network("::ffff:0:0:0/96")
 _COMPATIBLE: Final = IPv6Network("::/96")
 _NAT64: Final = IPv6Network("64:ff9b::/96")
+_ALL_IPV4: Final = IPv4Network("0.0.0.0/0")
+_ALL_IPV6: Final = IPv6Network("::/0")
+_GLOBAL_IPV6: Final = IPv6Network("2000::/3")
 
 
 def check_cidr(text: str) -> str:
@@ -32,6 +65,10 @@ def check_cidr(text: str) -> str:
     except ValueError as error:
         raise ValueError(f"{error}; {WRITE_CIDR}") from error
     return text
+
+
+Cidr = Annotated[str, AfterValidator(check_cidr)]
+"""The text of an IP network."""
 
 
 def unwrap(address: IPAddress) -> IPAddress:
@@ -44,3 +81,48 @@ def unwrap(address: IPAddress) -> IPAddress:
     if any(address in network for network in (_MAPPED, _TRANSLATED, _COMPATIBLE, _NAT64)):
         return IPv4Address(int(address) & 0xFFFFFFFF)
     return address.sixtofour or (address.teredo or (None, None))[1] or address
+
+
+class Block(NamedTuple):
+    """A network, and the disjoint networks within it that do not belong to the block."""
+
+    network: IPNetwork
+    excluded: Sequence[IPNetwork]
+
+
+def reachable_blocks(exclude_cidr: Iterable[str], *, allow_private_addresses: bool) -> list[Block]:
+    """Return the blocks of addresses from which a job may download.
+
+    Args:
+        exclude_cidr: networks that no job may reach, besides the special ones.
+        allow_private_addresses: whether jobs may reach the special ones.
+    """
+    special = () if allow_private_addresses else SPECIAL_CIDRS
+    excluded = [ip_network(text, strict=False) for text in (*special, *exclude_cidr)]
+    excluded_ipv4 = [network for network in excluded if isinstance(network, IPv4Network)]
+    excluded_ipv6 = [network for network in excluded if isinstance(network, IPv6Network)]
+    excluded_ipv6 += map(_behind_nat64, excluded_ipv4)
+    ipv6 = (_ALL_IPV6,) if allow_private_addresses else (_GLOBAL_IPV6, _NAT64)
+    return [
+        *_without(_ALL_IPV4, excluded_ipv4),
+        *(part for block in ipv6 for part in _without(block, excluded_ipv6)),
+    ]
+
+
+def _without(block: _Network, excluded: Iterable[_Network]) -> Iterator[Block]:
+    inside = list(collapse_addresses(network for network in excluded if network.overlaps(block)))
+    if not any(block.subnet_of(network) for network in inside):
+        yield Block(block, inside)
+
+
+def _behind_nat64(network: IPv4Network) -> IPv6Network:
+    first = int(_NAT64.network_address) + int(network.network_address)
+    return IPv6Network((first, _NAT64.prefixlen + network.prefixlen))
+
+
+def is_reachable(address: str, blocks: Iterable[Block]) -> bool:
+    """Return whether an IP address is in one of the blocks. The kernel connects mapped addresses over IPv4."""
+    parsed = ip_address(address)
+    if isinstance(parsed, IPv6Address):
+        parsed = parsed.ipv4_mapped or parsed
+    return any(parsed in block.network and not any(parsed in network for network in block.excluded) for block in blocks)

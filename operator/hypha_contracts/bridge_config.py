@@ -5,6 +5,7 @@ from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hypha_contracts.addresses import Cidr
 from hypha_messages.types import PeerId
 
 CONFIG_VARIABLE: Final = "HYPHA_BRIDGE_CONFIG"
@@ -44,6 +45,7 @@ class BridgeConfig(_Section):
     storage_bytes: Annotated[int, Field(gt=0)] | None = None  # of work_dir and state_dir together; None: unlimited
     read_ahead: Annotated[int, Field(ge=0, le=64)] = 1  # slices fetched before the executor asks for them
     allow_private_addresses: bool = False  # for `uri` references; the configured hub is always allowed
+    exclude_cidr: list[Cidr] = []  # networks that are never allowed for `uri` references
     hub_endpoint: str | None = None  # default: $HF_ENDPOINT, else the public hub
     push_pollers: Annotated[int, Field(ge=1, le=64)] = 4  # pushes received at the same time
     waiting_pushes: Annotated[int, Field(ge=1)] = 64  # pushes that the executor has not taken; at the limit, peers wait

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from hypha_contracts.addresses import RESERVED_CIDRS, check_cidr
+from hypha_contracts.addresses import RESERVED_CIDRS, Cidr
 from hypha_contracts.names import CONNECTOR_PORT, TOKEN_AUDIENCE
 from hypha_contracts.times import KEEP_ENDED_S
 from hypha_messages.job import ExecutorClass, ExecutorDescriptor
@@ -67,7 +67,6 @@ def _check_address(text: str, info: ValidationInfo) -> str:
 
 
 Multiaddr = Annotated[str, AfterValidator(_check_address)]
-Cidr = Annotated[str, AfterValidator(check_cidr)]
 ObjectName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 TextTable = Annotated[dict[str, str], BeforeValidator(_parse_pairs)]
 SecretTable = Annotated[dict[str, SecretStr], BeforeValidator(_parse_pairs)]
@@ -161,6 +160,9 @@ class JobsConfig(Section):
     limits: bool = Field(default=True, description="Limit jobs to the CPU, memory and storage of their lease.")
     allow_private_addresses: bool = Field(
         default=False, description="Let jobs download from private, local and metadata addresses."
+    )
+    exclude_cidr: list[Cidr] = Field(
+        default=[], description="More networks from which jobs may not download, such as your own public addresses."
     )
     read_ahead: Annotated[int, Field(ge=0, le=64)] = Field(
         default=1, description="Slices fetched before the executor asks for them."

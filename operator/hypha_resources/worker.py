@@ -204,6 +204,10 @@ class Jobs(Schema):
     allow_private_addresses: bool = Field(
         default=False, description="Let jobs download from private, local and metadata addresses."
     )
+    exclude_cidr: Annotated[list[Cidr], Field(max_length=64)] = Field(
+        default=[],
+        description="More networks that jobs may not reach: name pod, service and node networks with public addresses.",
+    )
     hub_endpoint: Annotated[str, Field(max_length=2048, pattern=r"^https?://.+$")] | None = Field(
         default=None, description="Address of the Hugging Face hub. Default: the public hub."
     )

@@ -1,4 +1,4 @@
-"""Jobs download from public addresses only."""
+"""Jobs download from allowed addresses only."""
 
 import http.server
 import socket
@@ -10,31 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from hypha_bridge.address_policy import PublicTransport, is_public
+from hypha_bridge.address_policy import RestrictedTransport
 from hypha_bridge.errors import BridgeError
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.1", "127.8.8.8", "169.254.169.254", "172.16.0.1",
-        "172.31.255.255",
-        "192.0.0.8", "192.0.2.1", "192.168.1.1", "198.18.0.1", "203.0.113.7", "224.0.0.1", "240.0.0.1",
-        "255.255.255.255",
-        "::", "::1", "::ffff:10.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::1",
-        "2001:db8::1", "2002:7f00:1::", "fc00::1", "fd00:ec2::254", "fe80::1", "fe80::1%eth0", "fec0::1", "ff02::1",
-        "100::1", "not an address",
-    ],
-)  # fmt: skip
-def test_addresses_that_are_not_public(address: str) -> None:
-    assert not is_public(address)
-
-
-@pytest.mark.parametrize(
-    "address", ["1.1.1.1", "8.8.8.8", "2606:4700::1111", "2a00:1450:4001::1", "::ffff:8.8.8.8", "64:ff9b::808:808"]
-)
-def test_addresses_that_are_public(address: str) -> None:
-    assert is_public(address)
+from hypha_contracts.addresses import reachable_blocks
+from support.addresses import PUBLIC, SPECIAL
 
 
 class _Server(http.server.BaseHTTPRequestHandler):
@@ -65,9 +44,41 @@ def server() -> Iterator[http.server.ThreadingHTTPServer]:
     server.server_close()
 
 
-def client(**options: Any) -> httpx.Client:
-    transport = PublicTransport(**{"allow_private_addresses": False} | options)
+def client(*exclude_cidr: str, allow_private_addresses: bool = False) -> httpx.Client:
+    transport = RestrictedTransport(reachable_blocks(exclude_cidr, allow_private_addresses=allow_private_addresses))
     return httpx.Client(transport=transport, follow_redirects=True)
+
+
+def answer_of(client: httpx.Client, monkeypatch: pytest.MonkeyPatch, address: str) -> str:
+    """Return how a request to a name with this address ends: refused, or with an attempt to connect."""
+    connected: list[str] = []
+
+    def create_connection(address: tuple[str, int], *_: Any, **__: Any) -> socket.socket:
+        connected.append(address[0])
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr("httpcore._backends.sync.socket.create_connection", create_connection)
+    _resolving(monkeypatch, [[address]])
+    with pytest.raises((BridgeError, httpx.ConnectError)) as refusal:
+        client.get("http://name.example/")
+    assert len(connected) == (0 if refusal.type is BridgeError else 1)
+    return "connected" if connected else "refused"
+
+
+@pytest.mark.parametrize("address", SPECIAL)
+def test_no_connection_is_made_to_a_special_address(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    with client() as guarded:
+        assert answer_of(guarded, monkeypatch, address) == "refused"
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_a_connection_is_made_to_a_public_address_unless_the_owner_excludes_it(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    with client() as guarded:
+        assert answer_of(guarded, monkeypatch, address) == "connected"
+    with client("0.0.0.0/0", "::/0", allow_private_addresses=True) as guarded:
+        assert answer_of(guarded, monkeypatch, address) == "refused"
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.1", "2130706433", "0x7f000001", "[::1]", "[::ffff:127.0.0.1]", "0"])

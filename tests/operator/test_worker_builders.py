@@ -78,12 +78,18 @@ class TestConfiguration:
         assert config.kubernetes.worker_uid == "uid-1"
 
     def test_the_configuration_has_the_settings_of_the_worker(self):
-        values = configured(offer={"price": 7, "floor": 5, "strategy": "flexible"}, jobs={"readAhead": 3})
+        values = configured(
+            offer={"price": 7, "floor": 5, "strategy": "flexible"}, jobs={"readAhead": 3, "excludeCidr": ["44.0.0.0/8"]}
+        )
         assert values["offer"] == {"price": 7, "floor": 5, "strategy": "flexible"}
         assert values["resources"]["cpu"] == 32
         assert values["resources"]["gpu"] == pytest.approx(103.079215104)
         assert values["resources"]["gpu_device"] == pytest.approx(51.539607552)
-        assert values["jobs"]["read_ahead"] == 3
+        assert values["jobs"] == {
+            "read_ahead": 3,
+            "allow_private_addresses": False,
+            "exclude_cidr": ["44.0.0.0/8"],
+        }
         assert [executor["name"] for executor in values["executors"]] == ["diloco-transformer", "parameter-server"]
         assert {executor["runtime"] for executor in values["executors"]} == {"kubernetes"}
 

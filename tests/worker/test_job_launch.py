@@ -107,13 +107,20 @@ def test_a_work_directory_too_long_for_a_socket_is_refused() -> None:
 
 def test_the_bridge_configuration_names_the_paths_and_settings_of_the_job() -> None:
     process = launch.ProcessConfig(
-        Path("/srv"), {}, connector_deadline_s=80, drain_s=60, read_ahead=3, allow_private_addresses=True
+        Path("/srv"),
+        {},
+        connector_deadline_s=80,
+        drain_s=60,
+        read_ahead=3,
+        allow_private_addresses=True,
+        exclude_cidr=["44.0.0.0/8"],
     )
     config = launch.bridge_config(PATHS, process, 5_000_000)
     assert config.connector.uds == Path("/srv/connector.sock")
     assert (config.connector.token_file, config.connector.deadline_s) == (Path("/srv/jobs/7/token"), 80)
     assert (config.socket, config.work_dir, config.job_file) == (PATHS.socket, PATHS.work, PATHS.job_file)
     assert (config.storage_bytes, config.read_ahead, config.allow_private_addresses) == (5_000_000, 3, True)
+    assert config.exclude_cidr == ["44.0.0.0/8"]
     assert (config.state_dir, config.drain_s) == (PATHS.bridge_state, 60)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from hypha_contracts.addresses import reachable_blocks
 from hypha_contracts.names import BRIDGE, CONNECTOR_PORT, EXECUTOR, JOB_LABEL, controller_selector, identity_secret
 from hypha_operator.machinery.kinds import JOB, NETWORK_POLICY, RESOURCE_CLAIM_TEMPLATE, Manifest
 from hypha_operator.machinery.manifests import child
@@ -13,20 +14,6 @@ from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec
 
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
-
-_PUBLIC: Final = (
-    (
-        "0.0.0.0/0",
-        (
-            *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
-            *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
-            *("203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
-        ),
-    ),
-    ("2000::/3", ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")),
-)
-"""The public Internet: address blocks, each with the reserved blocks that it excludes."""
-_ANYWHERE: Final = (("0.0.0.0/0", ()), ("::/0", ()))
 
 
 def job_children(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) -> list[Manifest]:
@@ -78,7 +65,13 @@ def _job_manifest(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpe
 
 def network_policy(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec) -> Manifest:
     """Return the NetworkPolicy: the pod reaches DNS, its connector and the networks that jobs may fetch from."""
-    networks = _ANYWHERE if worker.jobs.allow_private_addresses else _PUBLIC
+    jobs = worker.jobs
+    blocks = [
+        {"ipBlock": {"cidr": str(network), **({"except": [*map(str, excluded)]} if excluded else {})}}
+        for network, excluded in reachable_blocks(
+            jobs.exclude_cidr, allow_private_addresses=jobs.allow_private_addresses
+        )
+    ]
     connector = controller_selector(job.worker_ref.name)
     name = hypha_job["metadata"]["name"]
     spec = {
@@ -91,13 +84,8 @@ def network_policy(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSp
                 "to": [{"podSelector": {"matchLabels": connector}}],
                 "ports": [{"protocol": "TCP", "port": CONNECTOR_PORT}],
             },
-            {
-                "to": [
-                    {"ipBlock": {"cidr": network, **({"except": list(excepted)} if excepted else {})}}
-                    for network, excepted in networks
-                ],
-                "ports": [{"protocol": "TCP"}],
-            },
+            # A rule without blocks would allow every destination.
+            *([{"to": blocks, "ports": [{"protocol": "TCP"}]}] if blocks else []),
         ],
     }
     return child(hypha_job, NETWORK_POLICY, name, spec=spec)

@@ -83,6 +83,7 @@ def _bridge(namespace: str, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings
         drain_s=worker.jobs.termination_grace_seconds,
         read_ahead=worker.jobs.read_ahead,
         allow_private_addresses=worker.jobs.allow_private_addresses,
+        exclude_cidr=worker.jobs.exclude_cidr,
         hub_endpoint=worker.jobs.hub_endpoint,
         connector=ConnectorConfig(
             url=f"https://{connector_service_name(job.worker_ref.name)}.{namespace}.svc:{CONNECTOR_PORT}",

@@ -62,7 +62,11 @@ def config_toml(
         offer=OfferConfig(**spec.offer.model_dump(by_alias=False)),
         selection=SelectionConfig(**spec.selection.model_dump(by_alias=False)),
         leases=LeasesConfig(duration_s=spec.leases.duration_seconds),
-        jobs=JobsConfig(allow_private_addresses=spec.jobs.allow_private_addresses, read_ahead=spec.jobs.read_ahead),
+        jobs=JobsConfig(
+            allow_private_addresses=spec.jobs.allow_private_addresses,
+            exclude_cidr=spec.jobs.exclude_cidr,
+            read_ahead=spec.jobs.read_ahead,
+        ),
         kubernetes=KubernetesConfig(
             namespace=metadata["namespace"],
             worker=metadata["name"],

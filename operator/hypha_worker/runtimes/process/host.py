@@ -77,6 +77,7 @@ def process_config(config: NodeConfig, state_dir: Path) -> ProcessConfig:
         executors={str(executor.descriptor): _command(executor) for executor in config.executors},
         read_ahead=jobs.read_ahead,
         allow_private_addresses=jobs.allow_private_addresses,
+        exclude_cidr=jobs.exclude_cidr,
         connector_deadline_s=connector_deadline_s(config.leases.duration_s),
         kill_after_s=jobs.termination_grace_s,
         log_bytes=jobs.output_log_bytes,

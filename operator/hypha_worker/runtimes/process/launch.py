@@ -101,6 +101,7 @@ class ProcessConfig:
         bridge: the bridge's command without its option `--config FILE`.
         read_ahead: number of slices that the bridge fetches before the executor asks for them.
         allow_private_addresses: whether jobs may download from private, local and metadata addresses.
+        exclude_cidr: networks from which jobs may never download.
         connector_deadline_s: how long the bridge retries while the node does not answer.
         start_s: how long the bridge may take until it listens.
         grace_s: how long a job may outlive its lease while the node is gone.
@@ -115,6 +116,7 @@ class ProcessConfig:
     bridge: tuple[str, ...] = BRIDGE
     read_ahead: int = 1
     allow_private_addresses: bool = False
+    exclude_cidr: Sequence[str] = ()
     connector_deadline_s: float = 60.0
     start_s: float = 60.0
     grace_s: float = 5.0
@@ -209,5 +211,6 @@ def bridge_config(paths: JobPaths, config: ProcessConfig, storage_bytes: int | N
         storage_bytes=storage_bytes,
         read_ahead=config.read_ahead,
         allow_private_addresses=config.allow_private_addresses,
+        exclude_cidr=list(config.exclude_cidr),
         drain_s=config.drain_s,
     )
