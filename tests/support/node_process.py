@@ -41,9 +41,19 @@ while True:
 
 
 class NodeProcess:
-    """`hypha-worker run` with a configuration of its own; `log` has its output."""
+    """`hypha-worker run` with a configuration of its own; `log` has its output.
 
-    def __init__(self, pki: Pki, directory: Path, gateway: Network, executor: str, **tables: dict[str, Any]) -> None:
+    Args:
+        pki: makes the node's certificate.
+        directory: for the node's files.
+        gateway: the address of its gateway.
+        executor: what its executor does: run, finish or crash.
+        settings: tables of the configuration, and values of its top level.
+    """
+
+    module = "hypha_worker"
+
+    def __init__(self, pki: Pki, directory: Path, gateway: str, executor: str, **settings: Any) -> None:
         self.directory = directory
         self.peer_id = ""
         files = pki.files("worker", directory)
@@ -53,13 +63,15 @@ class NodeProcess:
             "cert_pem": files.cert.name,
             "key_pem": files.key.name,
             "trust_pem": files.trust.name,
-            "gateway_addresses": [direct_address(gateway)],
+            "gateway_addresses": [gateway],
             "listen_addresses": ["/ip4/127.0.0.1/tcp/0"],
             "exclude_cidr": [],
             "relay_circuit": False,
             "work_dir": "work",
         }
-        lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]
+        tables = {name: table for name, table in settings.items() if isinstance(table, dict)}
+        values = {key: value for key, value in settings.items() if key not in tables}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in (top | values).items()]
         for name, table in ({"resources": CAPACITY.model_dump()} | tables).items():
             lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
         lines += ["[[executors]]", 'class = "train"', 'name = "test"']
@@ -95,7 +107,7 @@ class NodeProcess:
     def start(self) -> None:
         with (self.directory / "worker.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "hypha_worker", "run", "--config", str(self.config)],
+                [sys.executable, "-m", self.module, "run", "--config", str(self.config)],
                 stderr=log,
                 stdout=log,
                 stdin=subprocess.DEVNULL,
@@ -157,7 +169,7 @@ async def stage(pki: Pki, gateway: Network, executor: str, **tables: Any) -> Asy
     """Start a worker whose executor does one thing: run, finish or crash."""
     # Not pytest's directory: its name is too long for a path of a Unix socket.
     with TemporaryDirectory() as directory:
-        node = NodeProcess(pki, Path(directory), gateway, executor, **tables)
+        node = NodeProcess(pki, Path(directory), direct_address(gateway), executor, **tables)
         async with member(pki, "scheduler", gateway) as network:
             node.start()
             try:

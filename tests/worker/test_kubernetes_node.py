@@ -27,7 +27,7 @@ from support.api_server import ApiServer
 from support.certs import Pki
 from support.hypha_jobs import WORKER, Cluster, make_cluster, until
 from support.jobs import STRANGER, train_spec
-from support.networks import DEADLINE_S, gateway, member
+from support.networks import DEADLINE_S, direct_address, gateway, member
 from support.node_process import NodeProcess, Scheduler
 
 pytestmark = pytest.mark.anyio
@@ -102,7 +102,7 @@ async def stage(cluster: Cluster, *, lease_s: float = 5.0, **table: Any) -> Asyn
     tables = {"kubernetes": kubernetes | {"connector_port": port} | table, "leases": {"duration_s": lease_s}}
     with trio.fail_after(DEADLINE_S), TemporaryDirectory() as directory:
         async with gateway(pki) as entry, member(pki, "scheduler", entry) as network:
-            node = NodeProcess(pki, Path(directory), entry, "", **tables)
+            node = NodeProcess(pki, Path(directory), direct_address(entry), "", **tables)
             node.environ = {
                 "HYPHA_KUBE_URL": cluster.access.url,
                 "HYPHA_KUBE_TOKEN_FILE": str(cluster.access.token_file),

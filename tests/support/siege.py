@@ -1,0 +1,251 @@
+"""A node under attack: its gateway and its attackers on one core, itself and an honest scheduler on another."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import trio
+
+from hypha_devnet.certs import Credential
+from hypha_network.network import Network
+from support.attacks.catalogue import Role
+from support.attacks.target import Credentials, Target
+from support.certs import Pki, identity_of
+from support.networks import node
+from support.node_process import NodeProcess, Scheduler
+
+START_S = 60.0
+TESTS = Path(__file__).parents[1]
+ROOM = {"gpu": 0, "cpu": 512, "memory": 4096, "storage": 20_000}
+FLEXIBLE = {"strategy": "flexible", "floor": 1.0}
+LEASES = {"duration_s": 5}
+
+ECHO = """
+import http.client, json, os, socket, time
+
+def connect():
+    connection = http.client.HTTPConnection("bridge")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(os.environ["SOCKET_PATH"])
+    return connection
+
+def post(connection, path, body):
+    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+    return connection.getresponse()
+
+def named(*peers):
+    return {"type": "Peers", "peers": peers, "strategy": "All"}
+
+calls, rounds = connect(), 0
+for line in post(connect(), "/resources/receive", {"receive": named(ECHO, *HOSTILE), "out_dir": "incoming"}):
+    if not line.startswith(b"data: "):
+        continue
+    event = json.loads(line[6:])
+    if event["from_peer"] == ECHO:
+        time.sleep(TRAIN_S)
+        status = {"status": {"batch_size": 1}}
+        for call, body in ("resources/send", {"send": named(ECHO), "path": event["path"]}), ("status/send", status):
+            answer = post(calls, "/" + call, body)
+            assert answer.status == 200, answer.read()
+            answer.read()
+        rounds += 1
+    else:
+        os.unlink(os.path.join(os.environ["WORK_DIR"], event["path"]))
+    if rounds == ROUNDS:
+        break
+"""
+
+
+def cores() -> tuple[int, int]:
+    """Return the core of the node and that of its attackers."""
+    available = sorted(os.sched_getaffinity(0))
+    return available[0], available[-1]
+
+
+@contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """Run this process on one core while inside."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@dataclass
+class Siege:
+    """The scene: the node, its gateway, and honest peers in this process. `hostile` are those that jobs name."""
+
+    pki: Pki
+    node: NodeProcess
+    scheduler: Scheduler
+    echo: Network
+    address: str
+    gateway: str
+    directory: Path
+    attackers: list[Credentials]
+    hostile: list[str] = field(default_factory=list)
+
+    @property
+    def worker(self) -> str:
+        """The node's peer id."""
+        return self.address.rpartition("/")[2]
+
+    @contextmanager
+    def attack(self, attacks: Sequence[tuple[Role, str]], leases: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+        """Let these attacks go on while inside. Fill the yielded figures afterwards."""
+        connector = str(self.node.work_dir / "connector.sock")
+        names = [f"{role}: {name}" for role, name in attacks]
+        target = Target(self.address, self.gateway, connector, self.attackers, names, leases=list(leases))
+        file = self.directory / "target.json"
+        target.write(file)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "support.attacks", str(file)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=TESTS,
+            env=os.environ | {"PYTHONPATH": str(TESTS)},
+        )
+        os.sched_setaffinity(process.pid, {cores()[1]})
+        assert process.stdout is not None
+        figures: dict[str, Any] = {}
+        try:
+            assert "attackers" in json.loads(process.stdout.readline())
+            yield figures
+            process.terminate()
+            figures |= json.loads(process.stdout.read())
+            assert process.wait() == 0
+        finally:
+            process.kill()
+            process.wait()
+
+
+def credentials(role: str, credential: Credential) -> Credentials:
+    pem = credential.cert_pem, credential.key_pem, credential.trust_pem
+    return Credentials(role, *(text.decode() for text in pem))
+
+
+def recruit(pki: Pki, counts: Mapping[Role, int]) -> list[tuple[Credentials, Credential]]:
+    """Make attackers. Strangers have a certificate of another network, and use it in some of their attacks."""
+    foreign = Pki()
+    made = [
+        (role, (foreign if role is Role.STRANGER else pki).node(f"{role} {number}"))
+        for role, count in counts.items()
+        for number in range(count)
+    ]
+    return [(credentials(role, credential), credential) for role, credential in made]
+
+
+@asynccontextmanager
+async def siege(
+    counts: Mapping[Role, int], *, max_files: int | None = None, profile: bool = False, **settings: Any
+) -> AsyncIterator[Siege]:
+    """Start a gateway, a node and honest peers. Make so many attackers of each role, which are yet to attack.
+
+    Args:
+        counts: by role, the number of attackers.
+        max_files: the node's limit of descriptors.
+        profile: whether the node writes a profile when it ends.
+        settings: of the node.
+    """
+    pki = Pki()
+    node_core, attack_core = cores()
+    attackers = recruit(pki, counts)
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(TemporaryDirectory()))
+        stack.enter_context(on_core(node_core))
+        gateway = _start_gateway(pki, directory, attack_core, stack)
+        shop = {"resources": ROOM, "offer": FLEXIBLE, "leases": LEASES, "relay_circuit": True} | settings
+        victim = NodeProcess(pki, directory, gateway, "echo", **shop)
+        if profile:
+            victim.module = "support.profiled_node"
+            victim.environ = {"PYTHONPATH": str(TESTS), "PROFILE": str(directory / "profile.txt")}
+        victim.start()
+        stack.callback(victim.close)
+        if max_files is not None:
+            resource.prlimit(victim.pid, resource.RLIMIT_NOFILE, (max_files, max_files))
+        async with (
+            node(pki, "scheduler", gateways=(gateway,)) as network,
+            node(pki, "echo", gateways=(gateway,)) as echo,
+        ):
+            address = await until_listening(victim)
+            scene = Siege(
+                pki,
+                victim,
+                Scheduler(network),
+                echo,
+                address,
+                gateway,
+                directory,
+                [entry for entry, _ in attackers],
+                [identity_of(credential).peer_id for entry, credential in attackers if entry.role == Role.NAMED],
+            )
+            with trio.fail_after(START_S):
+                await network.wait_ready()
+                await echo.wait_ready()
+            yield scene
+
+
+def _start_gateway(pki: Pki, directory: Path, core: int, stack: ExitStack) -> str:
+    """Start a gateway as a process; return its address."""
+    files = pki.files("gateway", directory)
+    config = directory / "gateway.toml"
+    config.write_text(
+        f'cert_pem = "{files.cert}"\nkey_pem = "{files.key}"\ntrust_pem = "{files.trust}"\nexclude_cidr = []\n'
+    )
+    log = stack.enter_context((directory / "gateway.log").open("wb"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hypha_devnet", "gateway", "--config", str(config), "--events"],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+    )
+    os.sched_setaffinity(process.pid, {core})
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    assert process.stdout is not None
+    return str(json.loads(process.stdout.readline())["addresses"][0])
+
+
+async def until_listening(victim: NodeProcess) -> str:
+    """Return the node's address."""
+    with trio.fail_after(START_S):
+        while not (found := [word for word in victim.log.split() if "/ip4/127.0.0.1/tcp/" in word and "/p2p/" in word]):  # noqa: ASYNC110 - another process writes it
+            await trio.sleep(0.05)
+    return found[0].strip('"')
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a process uses: resident memory, open descriptors, bytes of its log, and its time on and off the CPU.
+
+    `waited_s` is how long its main thread was ready to run while its core was busy with other programs.
+    """
+
+    at: float
+    resident_mib: float
+    cpu_s: float
+    waited_s: float
+    files: int
+    log_bytes: int
+
+
+def sample(victim: NodeProcess) -> Sample:
+    process = Path("/proc") / str(victim.pid)
+    (line,) = [text for text in (process / "status").read_text().splitlines() if text.startswith("VmRSS")]
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    waited_s = int((process / "schedstat").read_text().split()[1]) / 1e9
+    files = len(list((process / "fd").iterdir()))
+    log_bytes = (victim.directory / "worker.log").stat().st_size
+    return Sample(time.monotonic(), int(line.split()[1]) / 1024, cpu_s, waited_s, files, log_bytes)
