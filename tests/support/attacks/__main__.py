@@ -9,9 +9,11 @@ import signal
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import cycle
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
@@ -22,38 +24,54 @@ from support.attacks.raw_peer import Tally, raw_peer
 from support.attacks.target import Target
 
 TURN_S = 5.0
-"""After this time, an attacker makes its next attack."""
+"""After this time, an attacker makes its next attack on a connection."""
 RETRY_S = 0.05
 HEAD_START_S = 3.0
 """Strangers begin later, because a node without a limit for them accepts no attackers beside them."""
 
 Tallies = dict[str, Tally]
+Attack = TypeVar("Attack", bound=Callable[..., object])
 
 
-async def attacker(number: int, role: Role, identity: Identity, target: Target, tallies: Tallies) -> None:
-    """Make the attacks of a role in turn, until cancelled. Different attackers begin with different ones."""
+def wanted(attacks: Sequence[Attack], number: int, role: Role, target: Target) -> list[Attack]:
+    """Return the attacks that the target names, with another one first for each attacker."""
+    found = [attack for attack in attacks if named(role, attack) in target.attacks]
+    first = number % len(found) if found else 0
+    return found[first:] + found[:first]
 
-    def chosen(attacks: list) -> cycle:  # type: ignore[type-arg]
-        wanted = [attack for attack in attacks if f"{role}: {attack.__name__}" in target.attacks]
-        return cycle(wanted[number % len(wanted) :] + wanted[: number % len(wanted)] if wanted else ())
 
-    on_connection, by_itself = chosen(ON_A_CONNECTION.get(role, [])), chosen(BY_THEMSELVES.get(role, []))
+def named(role: Role, attack: Callable[..., object]) -> str:
+    return f"{role}: {attack.__name__}"
+
+
+async def attack_by_itself(number: int, role: Role, identity: Identity, target: Target, tallies: Tallies) -> None:
+    """Make one attack, until cancelled."""
+    for attack in wanted(BY_THEMSELVES.get(role, []), number, role, target)[:1]:
+        tally = tallies[named(role, attack)]
+        while True:
+            try:
+                await attack(identity, target, tally)
+            except* HyphaNetworkError:
+                tally.lost += 1
+            await trio.sleep(RETRY_S)
+
+
+async def attack_on_connections(number: int, role: Role, identity: Identity, target: Target, tallies: Tallies) -> None:
+    """Make the attacks in turn, until cancelled, on one connection until the victim closes it."""
     address = target.gateway if role is Role.BEHIND_GATEWAY else target.address
-    for attack in by_itself:
-        with trio.move_on_after(TURN_S):
-            await attack(identity, target, tallies[f"{role}: {attack.__name__}"])
-    attack = next(on_connection, None)
+    turns = cycle(wanted(ON_A_CONNECTION.get(role, []), number, role, target))
+    attack = next(turns, None)
     while attack is not None:
         try:
             async with raw_peer(identity, address) as peer:
                 while True:
-                    peer.tally = tallies[f"{role}: {attack.__name__}"]
+                    peer.tally = tallies[named(role, attack)]
                     peer.tally.connections += 1
                     with trio.move_on_after(TURN_S):
                         await attack(peer, target)
-                    attack = next(on_connection)
+                    attack = next(turns)
         except HyphaNetworkError:
-            tallies[f"{role}: {attack.__name__}"].lost += 1
+            tallies[named(role, attack)].lost += 1
         await trio.sleep(RETRY_S)
 
 
@@ -68,14 +86,13 @@ async def attack_all(target: Target) -> Tallies:
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         print(json.dumps({"attackers": len(identities)}), flush=True)
         async with trio.open_nursery() as nursery:
-            for number, (role, identity) in enumerate(identities):
-                if role is not Role.STRANGER:
-                    nursery.start_soon(attacker, number, role, identity, target, tallies)
-            if target.seeds:
-                await trio.sleep(HEAD_START_S)
-            for number, (role, identity) in enumerate(identities):
-                if role is Role.STRANGER:
-                    nursery.start_soon(attacker, number, role, identity, target, tallies)
+            for late in (False, True):
+                for number, (role, identity) in enumerate(identities):
+                    if (role is Role.STRANGER) is late:
+                        nursery.start_soon(attack_on_connections, number, role, identity, target, tallies)
+                        nursery.start_soon(attack_by_itself, number, role, identity, target, tallies)
+                if target.seeds and not late:
+                    await trio.sleep(HEAD_START_S)
             await anext(signals)
             nursery.cancel_scope.cancel()
     return tallies
