@@ -23,9 +23,9 @@ _EXECUTORS: Final = """\
 class = "train"
 name = "diloco-transformer"
 runtime = "process"
-cmd = "accelerate"
+cmd = "python"
 args = [
-    "launch", "--module", "hypha_trainer",
+    "-m", "hypha_trainer.launch", "-m", "hypha_trainer",
     "--socket", "{SOCKET_PATH}", "--work-dir", "{WORK_DIR}", "--job-file", "{JOB_FILE}",
 ]
 

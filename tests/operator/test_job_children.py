@@ -195,7 +195,9 @@ def test_a_trainer_is_launched_by_accelerate_with_the_settings_of_the_worker() -
         executor={"accelerate": {"mixedPrecision": "bf16"}, "trustRemoteCode": True, "args": ["--output-dir", "/keep"]}
     )
     container = executor(built(worker=worker))
-    launch = "accelerate launch --num_machines 1 --num_processes 1 --mixed_precision bf16 --dynamo_backend no"
+    launch = (
+        "python -m hypha_trainer.launch --num_machines 1 --num_processes 1 --mixed_precision bf16 --dynamo_backend no"
+    )
     assert container["command"] == [*launch.split(), "-m", "hypha_trainer"]
     assert container["args"] == [
         *("--socket", "/job/work/bridge.sock", "--work-dir", "/job/work"),

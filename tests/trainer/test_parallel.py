@@ -1,10 +1,11 @@
 import json
 import os
-import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -26,31 +27,25 @@ def arguments(bridge: Bridge) -> list[str]:
     return ["--socket", str(bridge.socket), "--work-dir", str(bridge.work_dir), "--job", json.dumps(SPEC)]
 
 
-def run(way: str, bridge: Bridge, count: int = 2) -> list[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-    }
-    command = [sys.executable, str(PROCESS), way, *arguments(bridge)]
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    outputs = [process.communicate()[0] for process in processes]
-    return [f"{process.returncode}\n{output}" for process, output in zip(processes, outputs, strict=True)]
+LAUNCH = (
+    *(sys.executable, "-m", "hypha_trainer.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no"),
+)
+
+
+def start(*command: str, **environment: str) -> "subprocess.Popen[str]":
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)
+
+
+def listening(launcher: psutil.Process) -> set[tuple[int, str]]:
+    """Return the process id and address of each TCP or UDP socket that accepts from others, below a launcher."""
+    found = set()
+    for process in (launcher, *launcher.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            sockets = process.net_connections(kind="inet")
+            found |= {(process.pid, sock.laddr.ip) for sock in sockets if sock.laddr and not sock.raddr}
+    return found
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp", "tensor-parallel"])
@@ -58,9 +53,10 @@ def test_two_processes_train_exactly_as_one(
     way: str, tmp_path: Path, open_bridge: OpenBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = language_hub(tmp_path)
-    outputs = run(way, open_bridge(hub))
-    assert all(output.startswith("0\n") for output in outputs), outputs
-    assert "5,200 parameters, 2 x cpu" in outputs[0]
+    process = start(*LAUNCH, str(PROCESS), way, *arguments(open_bridge(hub)))
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert "5,200 parameters, 2 x cpu" in output
 
     (tmp_path / "alone").mkdir()
     alone = language_hub(tmp_path / "alone")
@@ -76,6 +72,26 @@ def test_two_processes_train_exactly_as_one(
 
 
 def test_fsdp_of_the_first_version_is_refused_with_the_remedy(tmp_path: Path, open_bridge: OpenBridge) -> None:
-    (output,) = run("fsdp1", open_bridge(language_hub(tmp_path)), count=1)
-    assert output.startswith("2\n"), output
+    process = start(sys.executable, str(PROCESS), "fsdp1", *arguments(open_bridge(language_hub(tmp_path))))
+    output = process.communicate()[0]
+    assert process.returncode == 2, output
     assert "set fsdp_config.fsdp_version: 2 in the accelerate configuration" in output
+
+
+def test_the_processes_of_a_trainer_listen_on_loopback_only(tmp_path: Path, open_bridge: OpenBridge) -> None:
+    process = start(*LAUNCH, "-m", "hypha_trainer.training", *arguments(open_bridge(language_hub(tmp_path))))
+    launcher, found = psutil.Process(process.pid), set[tuple[int, str]]()
+    while process.poll() is None:
+        found |= listening(launcher)
+    assert process.returncode == 0, process.communicate()[0]
+    assert {address for _, address in found} == {"127.0.0.1"}
+    assert len({pid for pid, _ in found}) == 2, "each process listens for the other one"
+
+
+def test_several_processes_of_a_launcher_with_open_sockets_are_refused(tmp_path: Path, open_bridge: OpenBridge) -> None:
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    trainer = (sys.executable, "-m", "hypha_trainer.training")
+    process = start(*trainer, *arguments(open_bridge(language_hub(tmp_path))), **ranks)
+    output = process.communicate()[0]
+    assert process.returncode == 2, output
+    assert "use `python -m hypha_trainer.launch`" in output

@@ -4,18 +4,41 @@ Decisions are broadcast over a gloo group on the CPU, so that they never wait fo
 broadcast over a second group, because another thread sends them.
 """
 
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch.distributed as dist
 
-from hypha_executor.errors import ExecutorError
+from hypha_executor.errors import ExecutorError, JobError
 
 T = TypeVar("T")
 
+STORE_VARIABLE: Final = "HYPHA_TRAINER_STORE"
+"""The variable with the path of the file through which the processes find each other."""
+
 _TIMEOUT = timedelta(days=30)  # the others wait for the main process, which has timeouts of its own
+
+
+def join() -> None:
+    """Connect this process with the trainer's others, if there are any, through a file and the loopback interface.
+
+    Raises:
+        JobError: another launcher started this process, so that its sockets would be open to the network.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        return
+    path = os.environ.get(STORE_VARIABLE)
+    if path is None:
+        raise JobError(
+            "this launcher opens the trainer's sockets to the network; "
+            "use `python -m hypha_trainer.launch` in place of `accelerate launch`"
+        )
+    os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(init_method=f"file://{path}", rank=rank, world_size=size)
 
 
 class Processes:

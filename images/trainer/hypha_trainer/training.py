@@ -1,4 +1,4 @@
-"""The trainer's entry point: `accelerate launch ... -m hypha_trainer.training --socket S --work-dir D --job JSON`."""
+"""The trainer's entry point, `hypha_trainer.training --socket S --work-dir D --job JSON`, started by a launcher."""
 
 import argparse
 import os
@@ -60,8 +60,10 @@ def _run(job: TrainJob, options: argparse.Namespace, work_dir: Path) -> int:
     from accelerate import Accelerator  # noqa: PLC0415
 
     from hypha_trainer.loop import Coordinator, train  # noqa: PLC0415
+    from hypha_trainer.processes import join  # noqa: PLC0415
     from hypha_trainer.setup import keep_model, make_processes, make_training  # noqa: PLC0415
 
+    join()
     accelerator = Accelerator()
     processes = make_processes(accelerator)
     folders = processes.decide(lambda: fetched.result() if fetched else _fetch(bridge, job))

@@ -81,7 +81,7 @@ def executor_command(executor: Executor, devices: int) -> tuple[list[str], list[
         return [_replaced(argument) for argument in executor.command], added
     if executor.class_ == "aggregate":
         return ["python", "-m", "hypha_parameter_server"], [*_OPTIONS, *added]
-    launch = ["accelerate", "launch", "--num_machines", "1", "--num_processes", str(max(devices, 1))]
+    launch = ["python", "-m", "hypha_trainer.launch", "--num_machines", "1", "--num_processes", str(max(devices, 1))]
     launch += ["--mixed_precision", executor.accelerate.mixed_precision, "--dynamo_backend", "no"]
     launch += ["--multi_gpu"] if devices > 1 else []
     trusting = ["--trust-remote-code"] if executor.trust_remote_code else []
