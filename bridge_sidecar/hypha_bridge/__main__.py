@@ -13,6 +13,7 @@ from hypha_bridge.config import ConfigError, parse, read
 from hypha_bridge.server import BridgeServer
 from hypha_contracts import logs
 from hypha_contracts.bridge_config import CONFIG_VARIABLE, BridgeConfig
+from hypha_contracts.text import escaped
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
         config = read(BridgeConfig, path) if path else parse(BridgeConfig, text, f"${CONFIG_VARIABLE}")
         undelivered = asyncio.run(BridgeServer(config).run_until_stopped())
     except (ConfigError, OSError) as error:
-        sys.exit(f"hypha-bridge: {error}")
+        sys.exit(f"hypha-bridge: {escaped(str(error))}")
     if undelivered:
         logging.getLogger(__name__).error("no peer received the last %d files of the job", undelivered)
     logging.shutdown()

@@ -1,10 +1,17 @@
-"""The log of every process, on standard error: for people on a terminal, else as key=value, or as JSON."""
+"""The log of every process, on standard error: for people on a terminal, else as key=value, or as JSON.
+
+Messages may quote peers, schedulers and jobs, so the formatters escape them. A record is one line. Only a traceback and
+the lines that a caller passes as `extra={"lines": [...]}` get lines of their own, each marked as a part of the record.
+"""
 
 import json
 import logging
 import sys
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Final, Literal, TextIO
+
+from hypha_contracts.text import escaped, escaped_lines
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["human", "logfmt", "json"]
@@ -43,13 +50,13 @@ class HumanFormatter(logging.Formatter):
         self._colour = colour
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line (or lines: a job's last output, a traceback)."""
+        """Return the line, and below it a job's last output or a traceback."""
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         level = f"{record.levelname:<7}"
         if self._colour:
             level = f"\x1b[{_COLOURS.get(record.levelname, '0')}m{level}\x1b[0m"
-        line = f"{time} {level} {record.getMessage()}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        message = f"{time} {level} {escaped(record.getMessage())}"
+        return "\n  | ".join((message, *chain.from_iterable(_texts(self, record).values())))
 
 
 class JsonFormatter(logging.Formatter):
@@ -70,10 +77,19 @@ class LogfmtFormatter(logging.Formatter):
 
 def _fields(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, str]:
     time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    fields = {"time": time, "level": record.levelname.lower(), "logger": record.name, "msg": record.getMessage()}
+    message = escaped(record.getMessage())
+    fields = {"time": time, "level": record.levelname.lower(), "logger": record.name, "msg": message}
+    return fields | {name: "\n".join(lines) for name, lines in _texts(formatter, record).items()}
+
+
+def _texts(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, list[str]]:
+    """Return the texts of a record that have several lines, by name."""
+    texts = {}
+    if lines := getattr(record, "lines", ()):
+        texts["output"] = escaped_lines("\n".join(lines))
     if record.exc_info:
-        fields["exception"] = formatter.formatException(record.exc_info)
-    return fields
+        texts["exception"] = escaped_lines(formatter.formatException(record.exc_info))
+    return texts
 
 
 def _quote(value: str) -> str:

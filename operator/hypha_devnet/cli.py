@@ -8,6 +8,7 @@ import trio
 import typer
 
 from hypha_contracts import logs
+from hypha_contracts.text import escaped
 from hypha_devnet import certs
 from hypha_devnet.config import Config, DataConfig, NodeConfig, SchedulerConfig, load
 from hypha_devnet.events import Events
@@ -110,5 +111,5 @@ def _run(serve: Callable[[], Awaitable[int]], log_level: logs.LogLevel, terminat
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo(f"hypha-devnet: {message}", err=True)
+    typer.echo(f"hypha-devnet: {escaped(message)}", err=True)
     raise SystemExit(2)

@@ -22,6 +22,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from hypha_contracts.text import escaped
 from hypha_messages.types import peer_id_from_ed25519
 from hypha_network.errors import IdentityError
 from hypha_network.pkcs8 import seed_from_pem, seed_to_pem
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _CRL_PEM = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 _MAX_FILE_BYTES = 4 * 1024 * 1024
+_MAX_NAME_CHARS = 256
 _UNSPECIFIED = IPv4Address(0)
 _UNREADABLE = (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError)
 
@@ -337,5 +339,4 @@ def _signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) ->
 
 
 def _name(certificate: x509.Certificate) -> str:
-    name = certificate.subject.rfc4514_string() or f"serial {certificate.serial_number:x}"
-    return "".join(character if character.isprintable() else "?" for character in name)  # the peer chose this text
+    return escaped(certificate.subject.rfc4514_string() or f"serial {certificate.serial_number:x}", _MAX_NAME_CHARS)

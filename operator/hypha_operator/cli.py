@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hypha_contracts import logs
+from hypha_contracts.text import escaped
 from hypha_operator.machinery.cluster import NoClusterError
 from hypha_operator.machinery.health import PortTakenError
 from hypha_operator.run import run
@@ -43,7 +44,7 @@ def run_command(
         settings = Settings.from_environment(os.environ)
         asyncio.run(run(settings, tuple(namespace or ()), port))
     except (SettingsError, NoClusterError, PortTakenError) as error:
-        typer.echo(f"hypha-operator: {error}", err=True)
+        typer.echo(f"hypha-operator: {escaped(str(error))}", err=True)
         raise typer.Exit(1) from error
 
 

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 from pydantic.alias_generators import to_camel
 
 from hypha_contracts.node_config import ObjectName
+from hypha_contracts.text import escaped
 from hypha_contracts.units import QUANTITY_PATTERN, parse_quantity
 
 _MAX_QUANTITY: Final = 2**63 - 1
@@ -72,13 +73,21 @@ Passthrough = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-p
 """An object whose fields this schema does not describe."""
 
 
+def _escaped(value: Any) -> Any:
+    return escaped(value) if isinstance(value, str) else value
+
+
+Text = Annotated[str, BeforeValidator(_escaped)]
+"""Text for people that may quote a peer, a scheduler or a job. It is escaped and cut."""
+
+
 class Condition(Schema):
     """One aspect of the state, in the form of `metav1.Condition`."""
 
     type: Annotated[str, Field(max_length=316)]
     status: Literal["True", "False", "Unknown"]
     reason: Annotated[str, Field(max_length=1024)]
-    message: Annotated[str, Field(max_length=32768)] = ""
+    message: Annotated[Text, Field(max_length=32768)] = ""
     last_transition_time: Time
     observed_generation: Annotated[int, Field(ge=0)] | None = None
 

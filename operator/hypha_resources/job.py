@@ -1,14 +1,16 @@
 """HyphaJob: one task that a worker runs under a lease. The worker's controller creates it, the operator runs it."""
 
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from pydantic import ConfigDict, Field
 
+from hypha_contracts.text import without_url_secrets
 from hypha_contracts.times import KEEP_ENDED_S
 from hypha_messages.job import ExecutorClass
 from hypha_messages.types import Resources
-from hypha_resources.common import Conditions, KeptSeconds, Name, Passthrough, PeerIdText, Schema, Time, rules
+from hypha_resources.common import Conditions, KeptSeconds, Name, Passthrough, PeerIdText, Schema, Text, Time, rules
 
 Phase = Literal["Pending", "Starting", "Running", "Succeeded", "Failed"]
 TERMINAL: Final = frozenset({"Succeeded", "Failed"})
@@ -128,23 +130,27 @@ class HyphaJobStatus(Schema):
     node_name: str | None = None
     start_time: Time | None = Field(default=None, description="When the executor started.")
     completion_time: Time | None = None
-    last_lines: list[str] = Field(default=[], description="The last lines of the executor's output, if it failed.")
+    last_lines: list[Text] = Field(default=[], description="The last lines of the executor's output, if it failed.")
     progress: Progress | None = None
 
 
 def redacted(value: Any) -> Any:
-    """Return a job's configuration without tokens, and with addresses without user, query and fragment."""
+    """Return a job's configuration without tokens, and with only the scheme and host of its URIs."""
+    if isinstance(value, str):
+        return without_url_secrets(value)
     if isinstance(value, dict):
         cleaned = {key: redacted(item) for key, item in value.items() if not (key == "token" and item)}
+        if "dataset" in value:  # the connector compares its name with what the job asks for
+            cleaned["dataset"] = value["dataset"]
         if value.get("type") == "uri" and isinstance(value.get("value"), str):
-            cleaned["value"] = _without_credentials(value["value"])
+            cleaned["value"] = _scheme_and_host(value["value"])
         return cleaned
     return [redacted(item) for item in value] if isinstance(value, list) else value
 
 
-def _without_credentials(uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    if not separator:  # not an address that could be fetched, so any part may be a secret
+def _scheme_and_host(uri: str) -> str:
+    try:
+        address = urlsplit(uri)
+    except ValueError:  # not an address that could be fetched, so any part may be a secret
         return ""
-    host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
-    return scheme + separator + host.rpartition("@")[2] + slash + path
+    return f"{address.scheme}://{address.hostname}" if address.hostname else ""

@@ -11,7 +11,18 @@ from hypha_contracts.units import gigabytes, parse_quantity
 from hypha_messages.job import ExecutorClass
 from hypha_messages.types import Resources
 from hypha_resources.addresses import PEER_ID_KEYS, Cidr, ExternalAddress, GatewayAddress, ListenAddress, PeerIdKey
-from hypha_resources.common import Conditions, KeptSeconds, Name, Passthrough, PeerIdText, Quantity, Schema, Time, rules
+from hypha_resources.common import (
+    Conditions,
+    KeptSeconds,
+    Name,
+    Passthrough,
+    PeerIdText,
+    Quantity,
+    Schema,
+    Text,
+    Time,
+    rules,
+)
 from hypha_resources.job import Amounts, ExecutorRef
 
 
@@ -325,7 +336,7 @@ class Refusal(Schema):
     """Why the node refused a request for a worker."""
 
     reason: str
-    message: str
+    message: Text
 
 
 class Requests(Schema):
@@ -340,13 +351,13 @@ class NodeStatus(Schema):
     """The state of the node, which only the controller writes."""
 
     peer_id: str | None = None
-    gateways: list[str] = Field(default=[], description="Gateways to which the node is connected.")
+    gateways: list[Text] = Field(default=[], description="Gateways to which the node is connected.")
     connected_gateways: int = 0
-    listening: list[str] = Field(default=[], description="Addresses at which the node accepts peers.")
-    circuits: list[str] = Field(default=[], description="Addresses at which peers reach the node through gateways.")
+    listening: list[Text] = Field(default=[], description="Addresses at which the node accepts peers.")
+    circuits: list[Text] = Field(default=[], description="Addresses at which peers reach the node through gateways.")
     healthy: bool = False
     certificate_expires: Time | None = None
-    problem: str | None = Field(default=None, description="Why the node refused its identity.")
+    problem: Text | None = Field(default=None, description="Why the node refused its identity.")
     allocated: Passthrough = Field(
         default={}, description="Resources that leases reserve: cpu (cores), memory, storage and gpu (GB)."
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from hypha_contracts import logs
+from hypha_contracts.text import escaped
 
 if TYPE_CHECKING:
     from hypha_worker.config_file import Loaded
@@ -237,5 +238,5 @@ def _overrides(*options: Any) -> dict[str, Any]:
 
 def _fail(message: str, code: int = 1) -> NoReturn:
     colour = sys.stderr.isatty()
-    typer.echo(("\x1b[31merror:\x1b[0m " if colour else "error: ") + " ".join(message.split("\n")), err=True)
+    typer.echo(("\x1b[31merror:\x1b[0m " if colour else "error: ") + escaped(" ".join(message.split("\n"))), err=True)
     sys.exit(code)

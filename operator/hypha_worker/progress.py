@@ -7,6 +7,7 @@ import math
 from typing import Any, Final
 from uuid import UUID
 
+from hypha_contracts.text import escaped
 from hypha_messages.progress import PROGRESS, Progress, ProgressResponse, ReportProgress
 from hypha_resources.job import Progress as JobProgress
 
@@ -38,7 +39,7 @@ class ProgressTally:
         self._rated_samples = self._progress.samples
 
     def add(self, report: Report) -> None:
-        """Add a report. The job chooses the names of its metrics, so only a limited number with short names is kept."""
+        """Add a report. The job chooses its metrics, so only a limited number with short, printable names is kept."""
         if report.status is not None:
             batches, samples = self._progress.batches + 1, self._progress.samples + report.status.batch_size
             self._progress = self._progress.model_copy(update={"batches": batches, "samples": samples})
@@ -46,7 +47,7 @@ class ProgressTally:
             fitting = {
                 name: float(f"{value:.4g}")  # kubectl prints them in a column
                 for name, value in report.metrics.metrics.items()
-                if math.isfinite(value) and len(name) <= _MAX_NAME_CHARS
+                if math.isfinite(value) and len(name) <= _MAX_NAME_CHARS and name == escaped(name)
             }
             metrics = dict(list((self._progress.metrics | fitting).items())[:_MAX_METRICS])
             self._progress = self._progress.model_copy(update={"round": report.metrics.round, "metrics": metrics})

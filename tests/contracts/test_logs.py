@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from hypha_contracts import logs
 from hypha_contracts.logs import HumanFormatter, JsonFormatter, LogfmtFormatter
+from hypha_contracts.text import MAX_CHARS
+from support.hostile_text import HOSTILE
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +38,39 @@ def test_colour_marks_the_level_only() -> None:
     assert "\x1b[31mERROR  \x1b[0m bad" in line
 
 
-@given(st.text())
-def test_whatever_a_peer_says_stays_in_its_line(text: str) -> None:
-    line = LogfmtFormatter().format(record("said %s", text))
-    assert len(line.splitlines()) == 1 or not any(c in line for c in "\n\r\x1b")
-    assert json.loads(JsonFormatter().format(record("said %s", text)))["msg"] == f"said {text}"
+FORMATTERS = [HumanFormatter(colour=False), LogfmtFormatter(), JsonFormatter()]
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS, ids=lambda formatter: type(formatter).__name__)
+@given(text=st.text(st.characters()) | st.text(st.sampled_from(HOSTILE)))
+def test_the_text_of_a_peer_stays_in_its_line_and_shows_each_character(formatter: logging.Formatter, text: str) -> None:
+    line = formatter.format(record("said %s", text))
+    assert line.isprintable()
+    assert not set(line) & set(HOSTILE)
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS, ids=lambda formatter: type(formatter).__name__)
+def test_the_text_of_a_peer_in_an_exception_or_in_output_cannot_pass_for_a_line_of_the_log(
+    formatter: logging.Formatter,
+) -> None:
+    forged = "x\n12:30:01 INFO    \x1b[2Jall is well\u202e"
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        failed = record("oh", level=logging.ERROR, exc=True)
+    failed.lines = [forged]
+    first, *others = formatter.format(failed).split("\n")
+    assert all(line.startswith("  | ") for line in others)
+    assert not set("".join([first, *others])) & set(HOSTILE)
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS, ids=lambda formatter: type(formatter).__name__)
+def test_a_record_is_cut_to_a_maximum(formatter: logging.Formatter) -> None:
+    try:
+        raise ValueError("\n".join(100_000 * ["x"]))
+    except ValueError:
+        failed = record("y" * 10_000_000, level=logging.ERROR, exc=True)
+    assert len(formatter.format(failed)) < 2 * MAX_CHARS
 
 
 def test_an_exception_comes_with_its_traceback() -> None:

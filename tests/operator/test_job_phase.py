@@ -1,6 +1,8 @@
 """The phase and conditions of a HyphaJob, derived from its Job and its pod."""
 
+import json
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +13,7 @@ from hypha_operator.jobs.phase import FIELDS, ObservedJob, State, classify, stat
 from hypha_operator.machinery.conditions import differs
 from hypha_operator.pods.state import Finding
 from hypha_resources.job import HyphaJobSpec, HyphaJobStatus
+from support.hostile_text import HOSTILE
 from support.job_pods import NODE, START, at, condition, container, job, pod, running, terminated, waiting
 from support.operator_objects import hypha_job, worker_manifest
 
@@ -512,3 +515,34 @@ def test_an_unchanged_status_is_not_written_again() -> None:
     assert not differs(renewed.hypha_job, status_of(renewed, classify(renewed)), FIELDS)
     ended = observe(pod("Succeeded", bridge=terminated(0), executor=terminated(0)), status=known)
     assert differs(ended.hypha_job, status_of(ended, classify(ended)), FIELDS)
+
+
+HOSTILE_TEXT = "".join(HOSTILE)
+
+
+@pytest.mark.parametrize(
+    "observed",
+    [
+        pytest.param(lambda text: observe(pod(executor=terminated(1, message=text))), id="output"),
+        pytest.param(lambda text: observe(pod(executor=waiting("ImagePullBackOff", text))), id="image"),
+        pytest.param(lambda text: observe(pod("Failed", reason="Evicted", message=text)), id="eviction"),
+        pytest.param(lambda text: observe(pod("Failed", reason=text, message=text)), id="rejection"),
+        pytest.param(
+            lambda text: observe(pod("Pending", conditions=(condition("PodScheduled", False, message=text),))),
+            id="scheduling",
+        ),
+        pytest.param(lambda text: observe(refused=Finding(JobReason.ADMISSION_REFUSED, text)), id="admission"),
+        pytest.param(lambda text: observe(invalid=Finding(JobReason.INVALID_TEMPLATE, text)), id="template"),
+        pytest.param(lambda text: observe(the_job=job(condition("Failed", message=text))), id="job"),
+        pytest.param(
+            lambda text: observe(the_job=None, cancel={"reason": text[:1024].encode(errors="replace").decode()}),
+            id="cancellation",
+        ),
+    ],
+)
+def test_text_of_others_in_a_status_is_escaped_and_bounded(observed: Callable[[str], ObservedJob]) -> None:
+    for text in (f"evil{HOSTILE_TEXT}end", "x" * 1_000_000, "\u6771" * 1_000_000, "x\n" * 500_000):
+        found = observed(text)
+        status = json.dumps(status_of(found, classify(found)), ensure_ascii=False)
+        assert status.isprintable()
+        assert len(status.encode()) < 64 * 1024

@@ -8,7 +8,8 @@ import pytest
 
 from e2e.cluster.kwok import kwok, pod_placement
 from hypha_operator.machinery import kinds
-from hypha_operator.machinery.kinds import HYPHA_JOB, JOB, NETWORK_POLICY, POD, RESOURCE_CLAIM_TEMPLATE, WORKER
+from hypha_operator.machinery.cluster import MAX_EVENTS_PER_MINUTE
+from hypha_operator.machinery.kinds import EVENT, HYPHA_JOB, JOB, NETWORK_POLICY, POD, RESOURCE_CLAIM_TEMPLATE, WORKER
 from support.api_server import ApiServer
 from support.job_world import JobWorld, open_job_world
 from support.operating import KilledError
@@ -357,3 +358,17 @@ async def test_an_operator_that_is_killed_before_any_write_reaches_the_same_end(
     killed += await _until_phase(world, "Failed")
     assert (killed, world.status["reason"], world.items(JOB), world.pods) == (1, "Cancelled", [], [])
     assert len(world.items(NETWORK_POLICY)) == 1
+
+
+async def test_an_object_gets_a_limited_number_of_events_and_their_text_is_escaped(world: JobWorld) -> None:
+    world.make_job()
+    hypha_job = world.call("GET", world.path(HYPHA_JOB, world.name))
+    cluster = world.operating.cluster
+    for number in range(100):
+        await cluster.event(hypha_job, "Warning", "ExecutorFailed", f"{number}\x1b[2J\n" + 5_000 * "x")
+    messages = [event["message"] for event in world.items(EVENT)]
+    assert len(messages) == MAX_EVENTS_PER_MINUTE
+    assert all(message.isprintable() and len(message) <= 1024 for message in messages)
+    world.clock.ahead_s += 61
+    await cluster.event(hypha_job, "Normal", "Completed", "it ended")
+    assert ("Normal", "Completed") in world.events()

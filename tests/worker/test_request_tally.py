@@ -12,9 +12,9 @@ def test_only_the_last_hundred_requests_count() -> None:
     assert (tally.considered, tally.refused, tally.last_refusal) == (0, 100, ("NoExecutor", "it names no executor"))
 
 
-def test_messages_of_peers_are_shortened_and_printable() -> None:
+def test_messages_of_peers_are_shortened_and_escaped() -> None:
     tally = RequestTally()
     tally.record(Refusal("ExecutorUnsupported", "executor train/\x1b[2J\n" + 10_000 * "x"))
     assert tally.last_refusal is not None
-    assert tally.last_refusal.message.startswith("executor train/?[2J?x")
+    assert tally.last_refusal.message.startswith(r"executor train/\x1b[2J\nx")
     assert len(tally.last_refusal.message) == 256

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from hypha_contracts.text import escaped
 from hypha_devnet.demo.settings import SERVER, SETTINGS, TRAINERS, WORKERS
 
 PHASES: Final = ("certificates", "network", "workers", "training", "judgement")
@@ -46,7 +47,7 @@ class Board:
 
     def add_line(self, text: str) -> None:
         """Add a line to show."""
-        self.recent.append(text)
+        self.recent.append(escaped(text))
         self.line_count += 1
 
     def take(self, source: str, event: Mapping[str, Any]) -> None:

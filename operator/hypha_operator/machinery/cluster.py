@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from hashlib import sha256
@@ -17,6 +17,7 @@ from kubernetes.aio.config import ConfigException, load_incluster_config, load_k
 
 from hypha_contracts.backoff import Backoff
 from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound, Unavailable, from_answer
+from hypha_contracts.text import escaped
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.conditions import timestamp
 from hypha_operator.machinery.kinds import EVENT, Kind, Manifest, kind_of
@@ -31,6 +32,9 @@ _BACKOFF: Final = Backoff(first_s=0.25, max_s=4.0, factor=4.0)
 _PAGE: Final = 250
 _SAME_EVENT_S: Final = 60.0
 _MAX_EVENTS: Final = 4096
+_MAX_EVENT_CHARS: Final = 1024
+MAX_EVENTS_PER_MINUTE: Final = 20
+"""The most Events about one object."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +61,7 @@ class Cluster:
     ) -> None:
         self._client, self._clock, self._on_write, self._on_call = client, clock, on_write, on_call
         self._events: OrderedDict[str, tuple[int, float, datetime]] = OrderedDict()
+        self._posted: OrderedDict[str, deque[float]] = OrderedDict()
 
     async def get(self, kind: Kind, namespace: str | None, name: str) -> Manifest | None:
         """Return the current version of an object, or None."""
@@ -141,12 +146,15 @@ class Cluster:
         return True
 
     async def event(self, about: Manifest, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        """Post an Event. A repeated Event raises its count, at most once a minute. A failure is only logged."""
-        metadata = about["metadata"]
+        """Post an Event. A repeated Event raises its count, at most once a minute. A failure is only logged.
+
+        Further Events about an object that had many within a minute are dropped, because a job can cause Events.
+        """
+        metadata, now_s = about["metadata"], self._clock.monotonic()
         digest = sha256(f"{metadata['uid']}/{reason}/{message}".encode()).hexdigest()[:16]
         count, last_s, first = self._events.pop(digest, (0, float("-inf"), self._clock.now()))
-        due = self._clock.monotonic() - last_s >= _SAME_EVENT_S
-        self._events[digest] = (count + due, self._clock.monotonic() if due else last_s, first)
+        due = now_s - last_s >= _SAME_EVENT_S and self._may_post(metadata["uid"], now_s)
+        self._events[digest] = (count + due, now_s if due else last_s, first)
         while len(self._events) > _MAX_EVENTS:
             self._events.popitem(last=False)
         if not due:
@@ -162,7 +170,7 @@ class Cluster:
             },
             "type": type_,
             "reason": reason,
-            "message": message[:1024],
+            "message": escaped(message, _MAX_EVENT_CHARS),
             "source": {"component": FIELD_MANAGER},
             "reportingComponent": FIELD_MANAGER,
             "reportingInstance": FIELD_MANAGER,
@@ -176,6 +184,17 @@ class Cluster:
             await self._call("PATCH", path, query, manifest, content_type=_APPLY)
         except ApiError as error:
             _log.warning("event %s about %s %s: %s", reason, about["kind"], metadata["name"], error)
+
+    def _may_post(self, uid: str, now_s: float) -> bool:
+        """Whether an object has had few Events within the last minute. If so, count one more."""
+        posted = self._posted.pop(uid, deque[float](maxlen=MAX_EVENTS_PER_MINUTE))
+        few = len(posted) < MAX_EVENTS_PER_MINUTE or now_s - posted[0] >= 60
+        if few:
+            posted.append(now_s)
+        self._posted[uid] = posted
+        while len(self._posted) > _MAX_EVENTS:
+            self._posted.popitem(last=False)
+        return few
 
     async def _write(
         self, method: str, path: str, query: dict[str, str], body: Manifest, content_type: str = "application/json"

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from hypha_contracts.text import escaped
 from hypha_operator.machinery.kinds import Manifest
-
-_MAX_MESSAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def _written(condition: Condition, before: Mapping[str, Any], time: datetime) ->
         "type": condition.type,
         "status": status,
         "reason": condition.reason,
-        "message": condition.message[:_MAX_MESSAGE],
+        "message": escaped(condition.message),
         "lastTransitionTime": before["lastTransitionTime"] if before.get("status") == status else timestamp(time),
     }
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from hypha_contracts.names import BRIDGE, EXECUTOR
 from hypha_contracts.reasons import JobReason
+from hypha_contracts.text import escaped
 from hypha_operator.machinery.conditions import container_statuses, find_condition, is_true
 from hypha_operator.machinery.kinds import Manifest
 
@@ -16,6 +17,7 @@ _LOST_AFTER: Final = timedelta(seconds=60)
 _PREPARATION_TIMEOUT: Final = timedelta(seconds=60)
 """How long a pod's volumes and network may take."""
 _MAX_LINES: Final = 20
+_MAX_LINE_CHARS: Final = 500
 _IMAGE: Final = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 )
@@ -206,7 +208,8 @@ def _logs(pod: Manifest, container: str) -> str:
 
 def _last_lines(terminated: Mapping[str, Any] | None) -> tuple[str, ...]:
     text = (terminated or {}).get("message", "")
-    return tuple(line.rstrip() for line in text.splitlines() if line.strip())[-_MAX_LINES:]
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()][-_MAX_LINES:]
+    return tuple(escaped(line, _MAX_LINE_CHARS) for line in lines)
 
 
 def _is_lost(pod: Manifest, now: datetime) -> bool:

@@ -261,8 +261,7 @@ class LeaseService:
             run.span.set_attribute("status", attributes["status"])
             run.span.end()
         if isinstance(event, Failed):
-            output = "".join(f"\n  | {line}" for line in event.last_lines)
-            logger.error("task %s failed: %s%s", event.task_id, event.reason, output)
+            logger.error("task %s failed: %s", event.task_id, event.reason, extra={"lines": event.last_lines})
         else:
             logger.info("task %s finished after %.1f s", event.task_id, duration_s)
 

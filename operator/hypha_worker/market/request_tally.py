@@ -3,6 +3,7 @@
 from collections import deque
 from typing import Final
 
+from hypha_contracts.text import escaped
 from hypha_worker.market.evaluator import Refusal
 
 _LAST: Final = 100
@@ -29,9 +30,8 @@ class RequestTally:
     def record(self, refusal: Refusal | None) -> None:
         """Record that a request was refused, or (None) is considered.
 
-        The message may quote text of any peer, so unprintable characters are replaced.
+        The message may quote any peer, so it is escaped and cut.
         """
         self._considered.append(refusal is None)
         if refusal is not None:
-            text = "".join(letter if letter.isprintable() else "?" for letter in refusal.message[:_MAX_MESSAGE_CHARS])
-            self.last_refusal = refusal._replace(message=text)
+            self.last_refusal = refusal._replace(message=escaped(refusal.message, _MAX_MESSAGE_CHARS))

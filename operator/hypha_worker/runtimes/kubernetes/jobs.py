@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 from hypha_contracts.kubernetes_errors import Conflict, Invalid, NotFound, Refused
 from hypha_contracts.names import API_VERSION, JOB_KIND, JOBS, WORKER_LABEL, job_name
 from hypha_contracts.node_config import KubernetesConfig
+from hypha_contracts.text import escaped
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.job import Progress
 from hypha_worker.errors import NodeError
@@ -94,7 +95,7 @@ class HyphaJobs:
 
     async def cancel(self, task_id: UUID, reason: str) -> bool:
         """Cancel a job. TakenOverError."""
-        return await self._change(task_id, "cancel", {"reason": reason[:_MAX_REASON_CHARS] or "cancelled"})
+        return await self._change(task_id, "cancel", {"reason": escaped(reason, _MAX_REASON_CHARS) or "cancelled"})
 
     async def write_progress(self, task_id: UUID, progress: Progress) -> bool:
         """Write the progress of a job."""

@@ -1,0 +1,54 @@
+"""Make text of peers, schedulers and jobs safe to show: in the log, in the cluster's objects and on a terminal."""
+
+import re
+import unicodedata
+from typing import Final
+
+MAX_CHARS: Final = 4096
+"""The most characters of one text that are shown."""
+_MAX_LINES: Final = 200
+_INVISIBLE: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters and symbols that are shown as nothing."""
+_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}://)([^\s/?#'\"<>\\]*)([^\s'\"<>]*)")
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[\w.-]*)(:\d{1,5}\b)?")
+
+
+def escaped(text: str, max_chars: int = MAX_CHARS) -> str:
+    r"""Return text as one line without hidden characters, cut to a number of characters.
+
+    Controls, line breaks, bidirectional controls, characters without a width of their own and surrogates become
+    escapes such as `\x1b` or `\u202e`. Backslashes stay, so that escaping twice changes nothing. Of a URL, only the
+    scheme and the host stay, because every other part may be a secret.
+    """
+    kept = without_url_secrets(text[:max_chars])
+    if not (kept.isascii() and kept.isprintable()):
+        kept = "".join(map(_shown, kept))
+    if len(text) > max_chars or len(kept) > max_chars:
+        ending = f"... ({len(text)} characters)"
+        kept = kept[: max_chars - len(ending)] + ending
+    return kept
+
+
+def escaped_lines(text: str, max_lines: int = _MAX_LINES) -> list[str]:
+    """Return the lines of a text, each escaped. Of more lines than the maximum, the first and last are kept."""
+    lines = text.split("\n")
+    if len(lines) > max_lines:
+        kept = max_lines // 2
+        lines = [*lines[:kept], f"... ({len(lines)} lines)", *lines[len(lines) - kept :]]
+    return [escaped(line) for line in lines]
+
+
+def without_url_secrets(text: str) -> str:
+    """Return text with every URL in it cut to its scheme and host."""
+    return _URL.sub(_scheme_and_host, text) if "://" in text else text
+
+
+def _scheme_and_host(url: re.Match[str]) -> str:
+    scheme, authority, rest = url.groups()
+    host = _HOST.match(authority.rpartition("@")[2])
+    return scheme + (host[0] if host else "") + ("/..." if rest not in ("", "/") else rest)
+
+
+def _shown(character: str) -> str:
+    hidden = not character.isprintable() or unicodedata.category(character) in ("Mn", "Me") or character in _INVISIBLE
+    return character.encode("unicode_escape").decode("ascii") if hidden else character
