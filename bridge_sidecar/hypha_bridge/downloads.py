@@ -123,8 +123,8 @@ def _parse(uri: str) -> httpx.URL:
 
 
 def _shown(url: httpx.URL) -> str:
-    """Return the URL without the parts that may hold secrets."""
-    return str(url.copy_with(query=None, fragment=None, userinfo=b""))
+    """Return the scheme and the host. The other parts may hold secrets."""
+    return f"{url.scheme}://{url.host}"
 
 
 def _validator(response: httpx.Response) -> str | None:

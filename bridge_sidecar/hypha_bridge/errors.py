@@ -1,14 +1,16 @@
 """Errors that the bridge answers with: a status, a code for programs, a text for people."""
 
+from hypha_contracts.text import escaped
+
 
 class BridgeError(Exception):
     """An error with its HTTP form, `{"error": code, "detail": text}`."""
 
     def __init__(self, status: int, code: str, detail: str) -> None:
-        super().__init__(detail)
         self.status = status
         self.code = code
-        self.detail = detail
+        self.detail = escaped(detail)  # the executor logs it, and it may quote a URL or a peer
+        super().__init__(self.detail)
 
 
 class ConnectorError(BridgeError):

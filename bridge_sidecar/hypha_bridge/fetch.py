@@ -147,7 +147,7 @@ class Fetcher:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        logger.info("fetched %s, %d bytes, from %s", "/".join(target), size, source)
+        logger.info("fetched %d bytes from %s", size, source)  # the name may be a part of a secret URI
         metadata = FileMetadata(source=source, timestamp=datetime.now(UTC))
         return FetchedFile(path="/".join(target), size=size, checksum=checksum, metadata=metadata)
 

@@ -46,7 +46,7 @@ class UriReference(Message):
     """A file at an HTTP(S) URL."""
 
     type: Literal["uri"] = "uri"
-    value: str
+    value: str = Field(repr=False)
 
 
 class HuggingFaceReference(Message):

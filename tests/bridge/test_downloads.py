@@ -174,13 +174,22 @@ async def test_a_file_of_unknown_length_is_read_to_its_end(
 
 @pytest.mark.parametrize("status", [401, 404, 410])
 async def test_a_download_that_the_server_refuses_is_an_error(
-    bridge: httpx.AsyncClient, site: Site, status: int
+    bridge: httpx.AsyncClient, site: Site, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     site.statuses = [status]
-    answer = await fetch(bridge, f"{site.url}/x?signature=secret")
+    answer = await fetch(bridge, f"{site.url}/secret/x?signature=secret")
     assert (answer.status_code, answer.json()["error"]) == (502, "source_failed")
     assert str(status) in answer.json()["detail"]
-    assert "secret" not in answer.json()["detail"]
+    assert "secret" not in answer.json()["detail"] + caplog.text
+
+
+async def test_the_log_does_not_show_the_name_of_a_file_that_may_be_a_token(
+    bridge: httpx.AsyncClient, site: Site, config: BridgeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "hypha_bridge")
+    await assert_whole(await fetch(bridge, f"{site.url}/secret"), config)
+    assert "fetched" in caplog.text
+    assert "secret" not in caplog.text
 
 
 async def test_a_file_too_large_for_the_storage_is_refused_before_its_download(

@@ -144,12 +144,21 @@ def test_a_deadline_without_a_time_zone_is_refused():
         Lease(id=uuid4(), deadline="2036-01-01T00:00:00")
 
 
-def test_a_redacted_job_has_no_tokens_and_no_passwords_in_addresses():
+def test_a_redacted_job_has_no_tokens_and_only_scheme_and_host_of_its_addresses():
     job = {
-        "fetch": [{"type": "huggingface", "repository": "a/b", "token": "hf_secret"}],
-        "data": {"type": "uri", "value": "https://me:secret@example.org/data?sig=secret#x"},
+        "fetch": [
+            {"type": "huggingface", "repository": "a/b", "token": "hf_secret"},
+            {"type": "huggingface", "repository": "https://me:hf_secret@hub.example.org/secret"},
+        ],
+        "data": {"type": "uri", "value": "https://me:secret@example.org:8443/secret/data?sig=secret#secret"},
+        "model": {"artifact": {"type": "uri", "value": "secret://[", "nested": [{"type": "uri", "value": "secret"}]}},
+        "slices": {"type": "scheduler", "peer": "p", "dataset": "s3://bucket/digits"},
     }
     clean = redacted(job)
     assert "secret" not in str(clean)
-    assert clean["data"]["value"] == "https://example.org/data"
-    assert clean["fetch"] == [{"type": "huggingface", "repository": "a/b"}]
+    assert clean["data"]["value"] == "https://example.org"
+    assert clean["fetch"] == [
+        {"type": "huggingface", "repository": "a/b"},
+        {"type": "huggingface", "repository": "https://hub.example.org/..."},
+    ]
+    assert clean["slices"]["dataset"] == "s3://bucket/digits"

@@ -88,7 +88,7 @@ def _folder(bridge: Bridge, artifact: Artifact) -> Path:
     files = bridge.fetch(artifact.reference)
     if not files:
         raise JobError(f"the artifact of {artifact.task!r} has no files; name them in its filenames")
-    log(f"fetched {', '.join(path.name for path in files)}")
+    log(f"fetched {len(files)} files")  # a name may be a part of a secret URI
     return min((path.parent for path in files), key=lambda folder: len(folder.parts))
 
 
