@@ -147,7 +147,7 @@ def program_spec(devnet: Devnet, name: str, image: str, **executors: dict[str, A
         devnet,
         name,
         resources={"cpu": "900m", "memory": "2G", "storage": "4G", "gpu": {"count": 64, "memory": "1G"}},
-        offer={"strategy": "flexible"},
+        offer={"strategy": "flexible", "minimum": {"cpu": "100m", "memory": "200M", "storage": "100M"}},
         executors=[runner, *others],
     )
 

@@ -6,7 +6,7 @@ The reader may pass two entries in the validation context: the `directory` of th
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -27,9 +27,13 @@ from hypha_contracts.times import KEEP_ENDED_S
 from hypha_messages.job import ExecutorClass, ExecutorDescriptor
 from hypha_messages.types import Amount, PeerId, Resources
 
+PositiveAmount = Annotated[Amount, Field(gt=0)]
 PositiveMs = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
 PositiveS = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Weight = Annotated[float, Field(allow_inf_nan=False)]
+
+MIN_GPU_GB: Final = 1.0
+"""The least GPU memory, in GB, that a lease with a GPU reserves."""
 
 
 def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
@@ -81,14 +85,22 @@ class Section(BaseModel):
 class ResourcesConfig(Section):
     """The resources that this worker offers to schedulers."""
 
-    cpu: Amount = Field(description="Cores.")
-    memory: Amount = Field(description="GB of memory.")
-    storage: Amount = Field(description="GB of disk space below work_dir.")
+    cpu: PositiveAmount = Field(description="Cores.")
+    memory: PositiveAmount = Field(description="GB of memory.")
+    storage: PositiveAmount = Field(description="GB of disk space below work_dir.")
     gpu: Amount = Field(default=0.0, description="GB of GPU memory, all devices together; 0 without a GPU.")
     gpu_device: Amount = Field(
         default=0.0,
         description="GB of one GPU. Leases are rounded up to whole GPUs; 0 lets leases share a GPU.",
     )
+
+
+class MinimumConfig(Section):
+    """The least that a lease reserves, in the units of `ResourcesConfig`."""
+
+    cpu: PositiveAmount = 1.0
+    memory: PositiveAmount = 4.0
+    storage: PositiveAmount = 20.0
 
 
 class Terms(BaseModel):
@@ -107,6 +119,11 @@ class OfferConfig(Terms, Section):
     strategy: Literal["flexible", "whole"] = Field(
         default="whole",
         description="whole: offer the complete worker at max(price, bid); flexible: offer the request at the bid.",
+    )
+    minimum: MinimumConfig = Field(
+        default=MinimumConfig(),
+        description="The least that a lease reserves, if the worker has that much. Requests for less, or for an "
+        "unspecified amount (0), are raised to it.",
     )
 
     @field_validator("strategy", mode="before")
@@ -134,7 +151,9 @@ class LeasesConfig(Section):
     )
     duration_s: PositiveS = Field(default=10, description="Lease duration, counted from each renewal.")
     prune_ms: PositiveMs = Field(default=250, description="How often the node removes expired leases.")
-    max_live: Annotated[int, Field(gt=0)] = Field(default=1024, description="Maximum number of leases.")
+    max_live: Annotated[int, Field(gt=0)] = Field(
+        default=1024, description="Maximum number of leases; one scheduler may have half."
+    )
     ended_s: PositiveS = Field(default=60, description="How long the node still renews the lease of a finished job.")
 
 
@@ -333,6 +352,11 @@ class NodeConfig(Section):
     def capacity(self) -> Resources:
         """The resources of the worker, as a message."""
         return Resources(**self.resources.model_dump(exclude={"gpu_device"}))
+
+    @property
+    def minimum(self) -> Resources:
+        """The least that a lease reserves. The GPU memory is that of leases that ask for any."""
+        return Resources(**self.offer.minimum.model_dump(), gpu=MIN_GPU_GB)
 
     @property
     def runtime(self) -> Literal["process", "kubernetes"]:

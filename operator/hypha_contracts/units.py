@@ -38,8 +38,8 @@ def gigabytes(quantity: str) -> float:
 
 
 def to_bytes(gigabytes: float) -> int:
-    """Return an amount of GB in bytes: at least one, unless the amount is zero."""
-    return max(int(Decimal(str(gigabytes)) * BYTES_PER_GB), 1 if gigabytes else 0)
+    """Return an amount of GB in bytes, at least one, because a limit of zero bytes could mean that there is none."""
+    return max(int(Decimal(str(gigabytes)) * BYTES_PER_GB), 1)
 
 
 def devices_needed(gpu_gb: float, device_gb: float) -> int:

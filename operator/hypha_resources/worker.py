@@ -158,12 +158,28 @@ class ResourcesSpec(Schema):
     @property
     def capacity(self) -> Resources:
         """The resources in the network's units: cores and GB."""
-        return Resources(
-            cpu=float(parse_quantity(self.cpu)),
-            memory=gigabytes(self.memory),
-            storage=gigabytes(self.storage),
-            gpu=self.gpu.memory_gb * self.gpu.count if self.gpu else 0.0,
-        )
+        return Resources(**_amounts(self), gpu=self.gpu.memory_gb * self.gpu.count if self.gpu else 0.0)
+
+
+class Minimum(Schema):
+    """The least that a lease reserves, if the worker has that much."""
+
+    cpu: Quantity = "1"
+    memory: Quantity = "4G"
+    storage: Quantity = "20G"
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """The amounts in the network's units: cores and GB."""
+        return _amounts(self)
+
+
+def _amounts(quantities: ResourcesSpec | Minimum) -> dict[str, float]:
+    return {
+        "cpu": float(parse_quantity(quantities.cpu)),
+        "memory": gigabytes(quantities.memory),
+        "storage": gigabytes(quantities.storage),
+    }
 
 
 class Offer(Terms, Schema):
@@ -184,6 +200,11 @@ class Offer(Terms, Schema):
     strategy: Literal["flexible", "whole"] = Field(
         default="whole",
         description="whole: offer the complete worker; flexible: offer the requested resources at the bid.",
+    )
+    minimum: Minimum = Field(
+        default=Minimum(),
+        description="The least that a lease reserves. Requests for less, or for an unspecified amount (0), are raised "
+        "to it.",
     )
 
 

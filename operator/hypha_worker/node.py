@@ -10,6 +10,7 @@ import trio
 from opentelemetry.metrics import Observation
 
 from hypha_contracts.node_config import NodeConfig
+from hypha_contracts.times import KEEP_ENDED_S
 from hypha_messages.api import API
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_network.network import Network, NetworkConfig, open_network
@@ -71,6 +72,7 @@ class _Node:
             temporary_s=leases.temporary_ms / 1000,
             duration_s=leases.duration_s,
             ended_s=leases.ended_s,
+            kept_s=min(config.kubernetes.ttl_seconds_after_finished, KEEP_ENDED_S) if config.kubernetes else 0,
             max_live=leases.max_live,
         )
         waiting = WaitingRequests(arbiter.max_waiting, arbiter.window_ms / 1000, arbiter.window_messages)
@@ -172,6 +174,7 @@ def policy(config: NodeConfig) -> Policy:
     """Return the policy by which requests get offers."""
     return Policy(
         capacity=config.capacity,
+        minimum=config.minimum,
         executors=frozenset(executor.descriptor for executor in config.executors),
         price=config.offer.price,
         floor=config.offer.floor,

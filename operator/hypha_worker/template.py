@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from hypha_contracts.node_config import NodeConfig
@@ -67,5 +68,7 @@ def _entries(fields: Mapping[str, FieldInfo], values: Mapping[str, Any]) -> Iter
 
 
 def _toml(value: Any) -> str:
-    """Write text, a number, a list or an empty table as TOML, which for these is JSON without surrogate pairs."""
+    """Write a value as TOML, which for text, numbers and lists is JSON without surrogate pairs."""
+    if isinstance(value, BaseModel):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value) + " }"
     return json.dumps(value, default=str, ensure_ascii=False)

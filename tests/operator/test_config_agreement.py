@@ -25,10 +25,12 @@ CIDRS = ("10.0.0.0/8", "10.0.0/8", "10.0.0.1/8", "10.0.0.0/33", "fc00::/7", "fc0
 
 texts = st.sampled_from(["", "a", 'say "a b"', "x.y/z=\n", "ä\x7f\\", *PEERS])
 numbers = st.floats(allow_nan=False, allow_infinity=False)
+quantities = st.sampled_from(["1", "1n", "0", "0.0", "500m", "4Gi", "1e-9", "8E", "-1", 2])
+minimums = st.fixed_dictionaries({}, optional=dict.fromkeys(("cpu", "memory", "storage"), quantities))
 tables = st.fixed_dictionaries(
     {},
     optional={
-        "offer": st.fixed_dictionaries({}, optional={"price": numbers, "floor": numbers}),
+        "offer": st.fixed_dictionaries({}, optional={"price": numbers, "floor": numbers, "minimum": minimums}),
         "selection": st.fixed_dictionaries(
             {},
             optional={
@@ -61,7 +63,8 @@ def accepted(directory: Path, **fields: Any) -> bool:
     file.write_text(config_toml(manifest, spec, external_addresses=addresses, accept_offers=True, peer_id=PEER))
     config = load(file, {}).config
     assert (config.gateway_addresses, config.listen_addresses) == (spec.network.gateways, spec.network.listen_addresses)
-    assert config.offer.model_dump() == spec.offer.model_dump(by_alias=False)
+    offer = spec.offer.model_dump(by_alias=False) | {"minimum": spec.offer.minimum.amounts}
+    assert config.offer.model_dump() == offer
     assert config.selection.model_dump(mode="json") == spec.selection.model_dump(by_alias=False)
     if spec.telemetry is not None:
         assert config.telemetry_attributes.items() >= spec.telemetry.attributes.items()

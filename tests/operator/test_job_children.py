@@ -86,8 +86,8 @@ def test_storage_limits_the_volume_and_shared_memory_is_half_of_the_memory() -> 
 
 def test_resources_that_a_lease_does_not_name_have_limits() -> None:
     children = built(resources={"cpu": 0, "memory": 0, "storage": 0, "gpu": 0})
-    assert executor(children)["resources"]["limits"] == {"cpu": "100m", "memory": "250000000"}
-    assert pod(children)["volumes"][0]["emptyDir"] == {"sizeLimit": "1000000000"}
+    assert executor(children)["resources"]["limits"] == {"cpu": "1m", "memory": "1"}
+    assert pod(children)["volumes"][0]["emptyDir"] == {"sizeLimit": "1"}
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,8 @@ class TestConfiguration:
         values = configured(
             offer={"price": 7, "floor": 5, "strategy": "flexible"}, jobs={"readAhead": 3, "excludeCidr": ["44.0.0.0/8"]}
         )
-        assert values["offer"] == {"price": 7, "floor": 5, "strategy": "flexible"}
+        minimum = {"cpu": 1, "memory": 4, "storage": 20}
+        assert values["offer"] == {"price": 7, "floor": 5, "strategy": "flexible", "minimum": minimum}
         assert values["resources"]["cpu"] == 32
         assert values["resources"]["gpu"] == pytest.approx(103.079215104)
         assert values["resources"]["gpu_device"] == pytest.approx(51.539607552)

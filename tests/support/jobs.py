@@ -58,7 +58,8 @@ def aggregate_spec(senders: list[str], job_id: UUID | None = None) -> JobSpec:
 def job(spec: JobSpec | None = None, lease_s: float = 60, **resources: float) -> Job:
     """A job whose lease lasts for a minute."""
     deadline = time.time() + lease_s
-    return Job(uuid4(), uuid4(), SCHEDULER, spec or train_spec(), Resources(**resources), deadline)
+    amounts = Resources(**{"cpu": 2, "memory": 4, "storage": 4} | resources)
+    return Job(uuid4(), uuid4(), SCHEDULER, spec or train_spec(), amounts, deadline)
 
 
 def config(work_dir: Path, executor: str, bridge: str = BRIDGE, **changes: Any) -> ProcessConfig:

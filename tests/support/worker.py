@@ -23,6 +23,8 @@ BOB = "12D3KooWJWoaqZhDaoEFshF7Rh1bpY9ohihFhzcW6d69Lr2NASuq"
 TRAIN = ExecutorDescriptor(class_="train", name="test")
 AGGREGATE = ExecutorDescriptor(class_="aggregate", name="test")
 WHOLE = Resources(gpu=8, cpu=4, memory=16, storage=100)
+TINY = Resources(gpu=1e-6, cpu=1e-6, memory=1e-6, storage=1e-6)
+"""A minimum that raises no request of these tests noticeably."""
 HALF = Resources(gpu=4, cpu=2, memory=8, storage=50)
 
 

@@ -14,11 +14,11 @@ from hypha_worker.market.evaluator import Policy
 from hypha_worker.market.ledger import Ledger
 from hypha_worker.market.waiting import RateLimit, WaitingRequests
 from hypha_worker.telemetry import Telemetry
-from support.worker import ALICE, BOB, HALF, TRAIN, WHOLE, Market, request
+from support.worker import ALICE, BOB, HALF, TINY, TRAIN, WHOLE, Market, request
 
 pytestmark = pytest.mark.anyio
 
-WHOLE_WORKER = Policy(capacity=WHOLE, executors=frozenset([TRAIN]), price=100, floor=80)
+WHOLE_WORKER = Policy(capacity=WHOLE, minimum=TINY, executors=frozenset([TRAIN]), price=100, floor=80)
 FLEXIBLE = replace(WHOLE_WORKER, offer="flexible")
 
 
@@ -91,11 +91,11 @@ async def test_all_requests_that_fit_together_get_offers_at_once() -> None:
 
 
 async def test_each_gpu_is_offered_once_however_little_of_it_is_asked_for() -> None:
-    two_gpus = replace(FLEXIBLE, capacity=Resources(cpu=8, gpu=160), gpu_device=80)
+    two_gpus = replace(FLEXIBLE, capacity=Resources(cpu=8, memory=8, storage=8, gpu=160), gpu_device=80)
     async with arbiter(two_gpus) as setting:
         setting.market.advertise(ALICE, *[request(Resources(cpu=1, gpu=10)) for _ in range(8)])
         await trio.sleep(0.4)
-        assert [offer.resources for offer in setting.market.offers[ALICE]] == [Resources(cpu=1, gpu=80)] * 2
+        assert [(offer.resources.cpu, offer.resources.gpu) for offer in setting.market.offers[ALICE]] == [(1, 80)] * 2
 
 
 async def test_requests_that_compete_with_an_outstanding_offer_are_collected_for_a_window() -> None:

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypha_messages.advertisement import RequestWorker
 from hypha_messages.types import Resources
 from hypha_worker.market.evaluator import Policy, Preferences
-from support.worker import AGGREGATE, ALICE, BOB, HALF, TRAIN, WHOLE, request
+from support.worker import AGGREGATE, ALICE, BOB, HALF, TINY, TRAIN, WHOLE, request
 
-POLICY = Policy(capacity=WHOLE, executors=frozenset([TRAIN]), price=150, floor=80)
+POLICY = Policy(capacity=WHOLE, minimum=TINY, executors=frozenset([TRAIN]), price=150, floor=80)
 
 
 @pytest.mark.parametrize(
@@ -41,12 +41,13 @@ def test_flexible_offers_the_requested_resources_at_the_bid() -> None:
     assert replace(POLICY, offer="flexible").terms(request(HALF, bid=90)) == (HALF, 90)
 
 
-DEVICES = replace(POLICY, offer="flexible", capacity=Resources(cpu=4, gpu=160), gpu_device=80)
+DEVICES = replace(POLICY, offer="flexible", capacity=Resources(cpu=4, memory=4, storage=4, gpu=160), gpu_device=80)
 
 
 @pytest.mark.parametrize(("asked", "offered"), [(0, 0), (10, 80), (80, 80), (80.1, 160), (160, 160)])
 def test_offers_are_rounded_up_to_whole_gpus_that_leases_cannot_share(asked: float, offered: float) -> None:
-    assert DEVICES.terms(request(Resources(cpu=1, gpu=asked))) == (Resources(cpu=1, gpu=offered), 100)
+    wanted = Resources(cpu=1, memory=1, storage=1, gpu=asked)
+    assert DEVICES.terms(request(wanted)) == (wanted.model_copy(update={"gpu": offered}), 100)
 
 
 def test_a_request_for_more_gpus_than_the_worker_has_is_refused() -> None:
@@ -71,12 +72,13 @@ def test_whole_offers_the_worker_at_the_better_of_price_and_bid(bid: float, pric
 
 
 def test_profit_weighs_the_bid_by_the_resources_as_the_network_does() -> None:
-    score = POLICY.score(ALICE, request(Resources(gpu=2, cpu=10, memory=100, storage=1000), bid=160), WHOLE)
+    policy = replace(POLICY, offer="flexible")
+    score = policy.score(ALICE, request(Resources(gpu=2, cpu=10, memory=100, storage=1000), bid=160), WHOLE)
     assert score[0] == pytest.approx(160 / (2 * 25 + 10 * 1 + 100 * 0.1 + 1000 * 0.01))
 
 
 def test_utilization_prefers_the_request_that_uses_more_free_capacity() -> None:
-    policy = replace(POLICY, selection="utilization")
+    policy = replace(POLICY, offer="flexible", selection="utilization")
     filling, small, large = request(HALF), request(Resources(cpu=1), bid=900), request(WHOLE, bid=900)
     ranked = sorted([small, large, filling], key=lambda r: policy.score(ALICE, r, HALF), reverse=True)
     assert ranked == [filling, small, large]
@@ -92,6 +94,67 @@ def test_affinity_prefers_schedulers_and_executors_and_then_profit() -> None:
     assert score(ALICE) > score(BOB, bid=1000)
     assert score(BOB, executors=(AGGREGATE,)) > score(ALICE)
     assert score(ALICE, bid=200) > score(ALICE, bid=100)
+
+
+MINIMUM = replace(POLICY, offer="flexible", minimum=Resources(gpu=1, cpu=1, memory=4, storage=20))
+
+
+@pytest.mark.parametrize(
+    ("asked", "offered"),
+    [
+        (Resources(), Resources(cpu=1, memory=4, storage=20)),
+        (Resources(cpu=1, memory=1), Resources(cpu=1, memory=4, storage=20)),
+        (Resources(gpu=5e-324, cpu=5e-324), Resources(gpu=1, cpu=1, memory=4, storage=20)),
+        (Resources(cpu=2, memory=8, storage=30), Resources(cpu=2, memory=8, storage=30)),
+    ],
+)
+def test_amounts_that_a_request_leaves_open_are_raised_to_the_minimum(asked: Resources, offered: Resources) -> None:
+    assert MINIMUM.refusal(request(asked), now=100) is None
+    assert MINIMUM.terms(request(asked))[0] == offered
+
+
+def test_the_minimum_of_a_small_worker_is_its_capacity() -> None:
+    small = Resources(cpu=0.5, memory=2, storage=2)
+    policy = replace(MINIMUM, capacity=small)
+    assert policy.refusal(request(Resources()), now=100) is None
+    assert policy.terms(request(Resources()))[0] == small
+
+
+@pytest.mark.parametrize("selection", ["profit", "utilization", "affinity"])
+@pytest.mark.parametrize("offer", ["whole", "flexible"])
+def test_a_request_for_nothing_at_a_low_bid_never_outranks_a_large_one_that_pays(offer: str, selection: str) -> None:
+    policy = replace(MINIMUM, offer=offer, selection=selection)
+    nothing, large = request(Resources(), bid=1), request(Resources(cpu=4, memory=16, storage=100), bid=1000)
+    assert policy.score(ALICE, large, WHOLE) > policy.score(BOB, nothing, WHOLE)
+
+
+def test_a_request_that_names_more_executors_is_not_preferred() -> None:
+    preferences = Preferences(executors={"train": 1, "aggregate": 5})
+    policy = replace(POLICY, selection="affinity", preferences=preferences)
+    both, one = request(executors=(TRAIN, AGGREGATE)), request()
+    assert policy.score(ALICE, both, WHOLE) == policy.score(ALICE, one, WHOLE)
+
+
+amounts = st.floats(min_value=0, max_value=1e308)
+
+
+@given(
+    st.builds(Resources, gpu=amounts, cpu=amounts, memory=amounts, storage=amounts),
+    st.sampled_from(["whole", "flexible"]),
+    st.sampled_from([0.0, 4.0]),
+)
+def test_every_offer_limits_every_resource_and_fits_into_the_worker(
+    asked: Resources, offer: str, gpu_device: float
+) -> None:
+    policy = replace(MINIMUM, offer=offer, gpu_device=gpu_device)
+    wanted = request(asked)
+    if policy.refusal(wanted, now=100) is None:
+        reserved, _ = policy.terms(wanted)
+        assert reserved.fits_into(WHOLE)
+        assert reserved.cpu >= 1
+        assert reserved.memory >= 4
+        assert reserved.storage >= 20
+        assert offer == "whole" or bool(reserved.gpu) == bool(asked.gpu)
 
 
 @given(

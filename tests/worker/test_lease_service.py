@@ -9,13 +9,15 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from hypha_contracts.limits import MAX_SPEC_BYTES
 from hypha_messages.api import DispatchJob, DispatchJobOutcome, RenewLease, RenewLeaseOutcome, RequestData
+from hypha_messages.job import JobSpec
 from hypha_worker.job import AdoptedJob, Job
 from hypha_worker.market.lease_service import LeaseService
 from hypha_worker.market.ledger import Lease, Ledger, LedgerState
 from hypha_worker.market.ledger_file import LedgerFile
 from hypha_worker.telemetry import Telemetry
-from support.jobs import train_spec
+from support.jobs import SCHEDULER, train_spec
 from support.worker import ALICE, BOB, HALF, TRAIN, WHOLE, Jobs, Market
 
 pytestmark = pytest.mark.anyio
@@ -68,8 +70,8 @@ class Setting:
         assert isinstance(answer, RenewLeaseOutcome)
         return answer
 
-    async def dispatch(self, task_id: UUID, scheduler: str = ALICE) -> DispatchJobOutcome:
-        answer = await self.service.answer(scheduler, DispatchJob(id=task_id, spec=train_spec()))
+    async def dispatch(self, task_id: UUID, scheduler: str = ALICE, spec: JobSpec | None = None) -> DispatchJobOutcome:
+        answer = await self.service.answer(scheduler, DispatchJob(id=task_id, spec=spec or train_spec()))
         assert isinstance(answer, DispatchJobOutcome)
         return answer
 
@@ -451,3 +453,23 @@ async def test_concurrent_saves_share_writes_and_none_returns_early(tmp_path: Pa
         for who in (ALICE, BOB):
             nursery.start_soon(hold, who)
     assert seen == [True, True]
+
+
+@pytest.mark.parametrize(("letter", "bytes_each"), [("a", 1), ("ä", 2), ("\0", 6)])
+async def test_a_job_specification_that_is_too_large_is_refused_and_kept_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, letter: str, bytes_each: int
+) -> None:
+    def spec_of(size: int) -> JobSpec:
+        data = {"type": "scheduler", "peer": SCHEDULER, "dataset": letter * size}
+        return train_spec(data=data)
+
+    async with service(tmp_path) as setting:
+        setting.offer()
+        frame = len(spec_of(0).model_dump_json())
+        fits = (MAX_SPEC_BYTES - frame) // bytes_each
+        assert (await setting.dispatch(uuid4(), spec=spec_of(fits + 1))).failed
+        assert "its specification has" in caplog.text
+        assert f"the limit is {MAX_SPEC_BYTES}" in caplog.text
+        assert not setting.jobs.starts
+        assert not setting.on_disk()
+        assert not (await setting.dispatch(uuid4(), spec=spec_of(fits))).failed

@@ -1,3 +1,4 @@
+from contextlib import suppress
 from uuid import UUID, uuid4
 
 import pytest
@@ -5,8 +6,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from hypha_messages.types import Resources
-from hypha_worker.market.ledger import EndedJob, Lease, Ledger, LedgerError, LedgerState
+from hypha_messages.types import Resources, peer_id_from_ed25519
+from hypha_worker.market.ledger import (
+    MAX_ENDED,
+    MAX_ENDED_PER_SCHEDULER,
+    EndedJob,
+    Lease,
+    Ledger,
+    LedgerError,
+    LedgerState,
+)
 from support.worker import AGGREGATE, ALICE, BOB, HALF, TRAIN, WHOLE
 
 
@@ -192,7 +201,8 @@ def test_leases_and_jobs_survive_a_restart_and_offers_do_not(ledger: Ledger, clo
 
 def test_the_number_of_leases_is_limited_even_if_they_reserve_nothing(clock: Clock) -> None:
     ledger = Ledger(WHOLE, clock, max_live=3)
-    leases = [ledger.offer(ALICE, uuid4(), [TRAIN], Resources()) for _ in range(4)]
+    crowd = [peer_id_from_ed25519(number.to_bytes(32)) for number in range(4)]
+    leases = [ledger.offer(scheduler, uuid4(), [TRAIN], Resources()) for scheduler in crowd]
     assert [lease is not None for lease in leases] == [True, True, True, False]
 
 
@@ -275,3 +285,53 @@ class LedgerMachine(RuleBasedStateMachine):
 
 LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestLedgerMachine = LedgerMachine.TestCase
+
+
+def test_a_scheduler_has_at_most_half_of_the_leases() -> None:
+    ledger = Ledger(WHOLE, Clock(), max_live=20)
+    tiny = Resources(cpu=0.001)
+    leases = [ledger.offer(ALICE, uuid4(), [TRAIN], tiny) for _ in range(10)]
+    for lease in leases[::2]:
+        assert lease is not None
+        ledger.renew(lease.id, ALICE)
+        ledger.assign(ALICE, TRAIN, uuid4())
+    assert ledger.offer(ALICE, uuid4(), [TRAIN], tiny) is None
+    assert ledger.offer(BOB, uuid4(), [TRAIN], tiny) is not None
+
+
+def test_a_scheduler_whose_ended_jobs_are_kept_in_number_dispatches_no_more_until_they_are_removed() -> None:
+    clock = Clock()
+    ledger = Ledger(WHOLE, clock, kept_s=3600)
+    for _ in range(MAX_ENDED_PER_SCHEDULER):
+        run_to_end(ledger, ALICE)
+    with pytest.raises(LedgerError, match="64 ended jobs"):
+        run_to_end(ledger, ALICE)
+    run_to_end(ledger, BOB)
+    assert len(ledger.state().ended) == MAX_ENDED_PER_SCHEDULER + 1
+    clock.now += 3601
+    ledger.expire()
+    assert not ledger.state().ended
+    run_to_end(ledger, ALICE)
+
+
+def test_many_schedulers_share_the_number_of_kept_jobs_and_a_new_one_still_dispatches() -> None:
+    ledger = Ledger(WHOLE, Clock(), kept_s=3600)
+    crowd = [peer_id_from_ed25519(number.to_bytes(32)) for number in range(100)]
+    for number in range(100 * MAX_ENDED_PER_SCHEDULER):
+        with suppress(LedgerError):
+            run_to_end(ledger, crowd[number % 100])
+    assert len(ledger.state().ended) <= MAX_ENDED
+    run_to_end(ledger, ALICE)
+
+
+def run_to_end(ledger: Ledger, scheduler: str) -> None:
+    """Let a scheduler run a job, which fails; its scheduler knows."""
+    lease = held(ledger, scheduler)
+    task_id = uuid4()
+    try:
+        ledger.assign(scheduler, TRAIN, task_id)
+    except LedgerError:
+        ledger._leases.pop(lease.id)
+        raise
+    ledger.end(task_id, "Failed")
+    ledger.record_reported(task_id)

@@ -18,6 +18,7 @@ from support.rig import left_behind, open_rig
 
 TASK = UUID(int=7)
 V2 = Hierarchy(2, Path("/cg/node"), frozenset({"memory", "cpu", "pids"}))
+LITTLE = Resources(cpu=1, memory=1, storage=1)
 V1 = tuple(Hierarchy(1, Path("/cg", name), frozenset({name})) for name in ("memory", "cpu", "pids"))
 
 
@@ -67,6 +68,17 @@ def test_without_control_groups_a_gpu_job_has_no_memory_limit() -> None:
     planned = plan_limits(Resources(cpu=2, memory=1, gpu=8), TASK, ())
     assert "RLIMIT_DATA" not in planned.rlimits
     assert planned.unlimited == ("memory", "CPU")
+
+
+@pytest.mark.parametrize("hierarchies", [(), (V2,), V1])
+def test_a_lease_without_any_resources_is_limited_in_all_of_them(hierarchies: tuple[Hierarchy, ...]) -> None:
+    nothing, little = (plan_limits(resources, TASK, hierarchies) for resources in (Resources(), LITTLE))
+    assert nothing.rlimits.keys() == little.rlimits.keys()
+    assert [group.path for group in nothing.groups] == [group.path for group in little.groups]
+    assert [[name for name, _ in group.settings] for group in nothing.groups] == [
+        [name for name, _ in group.settings] for group in little.groups
+    ]
+    assert (nothing.storage_bytes, nothing.threads, nothing.unlimited) == (1, 1, little.unlimited)
 
 
 amounts = st.floats(0, 1e6, allow_nan=False)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from hypha_contracts.names import JOB_FILE_KEY
 from hypha_contracts.units import devices_needed, to_bytes
-from hypha_resources.job import Amounts, HyphaJobSpec
+from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker import Executor, HyphaWorkerSpec
 
 WORK_DIR: Final = "/job/work"
@@ -16,8 +16,6 @@ JOB_FILE: Final = f"/etc/hypha/job/{JOB_FILE_KEY}"
 CLAIM: Final = "gpu"
 """The name of the pod's claim on devices (DRA)."""
 
-_DEFAULTS: Final = Amounts(cpu=0.1, memory=0.25, storage=1.0)
-"""Amounts for resources that the lease does not name. A pod needs a limit for each."""
 _VARIABLES: Final = {"SOCKET_PATH": SOCKET, "WORK_DIR": WORK_DIR, "JOB_FILE": JOB_FILE}
 _PLACEHOLDER: Final = re.compile("|".join(f"{{{name}}}" for name in _VARIABLES))
 _OPTIONS: Final = ("--socket", SOCKET, "--work-dir", WORK_DIR, "--job-file", JOB_FILE)
@@ -53,12 +51,12 @@ def devices_of(job: HyphaJobSpec, worker: HyphaWorkerSpec) -> int:
 
 def storage_bytes(job: HyphaJobSpec) -> int:
     """Return how many bytes the job may write to disk."""
-    return to_bytes(job.resources.storage or _DEFAULTS.storage)
+    return to_bytes(job.resources.storage)
 
 
 def memory_bytes(job: HyphaJobSpec) -> int:
     """Return how many bytes of memory the executor may use, including /dev/shm."""
-    return to_bytes(job.resources.memory or _DEFAULTS.memory)
+    return to_bytes(job.resources.memory)
 
 
 def executor_resources(job: HyphaJobSpec, worker: HyphaWorkerSpec) -> dict[str, Any]:
@@ -112,4 +110,4 @@ def _replaced(argument: str) -> str:
 
 
 def _millicores(job: HyphaJobSpec) -> int:
-    return max(int(Decimal(str(job.resources.cpu or _DEFAULTS.cpu)) * 1000), 1)
+    return max(int(Decimal(str(job.resources.cpu)) * 1000), 1)

@@ -12,6 +12,7 @@ from hypha_contracts.node_config import (
     JobsConfig,
     KubernetesConfig,
     LeasesConfig,
+    MinimumConfig,
     NodeConfig,
     OfferConfig,
     ResourcesConfig,
@@ -59,7 +60,10 @@ def config_toml(
         resources=ResourcesConfig(
             **spec.resources.capacity.model_dump(), **({"gpu_device": gpu.memory_gb} if gpu else {})
         ),
-        offer=OfferConfig(**spec.offer.model_dump(by_alias=False)),
+        offer=OfferConfig(
+            **spec.offer.model_dump(by_alias=False, exclude={"minimum"}),
+            minimum=MinimumConfig(**spec.offer.minimum.amounts),
+        ),
         selection=SelectionConfig(**spec.selection.model_dump(by_alias=False)),
         leases=LeasesConfig(duration_s=spec.leases.duration_seconds),
         jobs=JobsConfig(

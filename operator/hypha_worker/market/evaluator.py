@@ -13,8 +13,6 @@ from hypha_messages.types import Resources
 GPU_WEIGHT, CPU_WEIGHT, MEMORY_WEIGHT, STORAGE_WEIGHT = 25.0, 1.0, 0.1, 0.01
 """The weight of a GB of video memory, a core, a GB of memory and a GB of storage, the same on all nodes."""
 
-_LEAST_WEIGHT = 1e-9
-
 Score = tuple[float, float]
 """Larger is better. The second part decides between equal first parts."""
 
@@ -36,9 +34,15 @@ class Preferences:
 
 @dataclass(frozen=True)
 class Policy:
-    """The worker's capacity, executors, prices and preferences. If `gpu_device` (GB) is set, leases share no GPU."""
+    """The worker's capacity, executors, prices and preferences.
+
+    Attributes:
+        minimum: the least that a lease reserves, above zero. Its GPU memory is that of leases that ask for any.
+        gpu_device: GB of one GPU. If it is set, leases share no GPU.
+    """
 
     capacity: Resources
+    minimum: Resources
     executors: frozenset[ExecutorDescriptor]
     price: float
     floor: float
@@ -57,7 +61,7 @@ class Policy:
         if request.bid < self.floor:
             return Refusal(WorkerReason.BID_BELOW_FLOOR, f"the bid {request.bid:g} is below the floor {self.floor:g}")
         wanted = request.spec.resources
-        if not (wanted.fits_into(self.capacity) and self._rounded_to_devices(wanted).fits_into(self.capacity)):
+        if not (wanted.fits_into(self.capacity) and self._raised(wanted).fits_into(self.capacity)):
             return Refusal(WorkerReason.MORE_THAN_CAPACITY, "it asks for more than this worker has")
         if request.timeout.timestamp <= now:
             return Refusal(WorkerReason.REQUEST_EXPIRED, "it has expired")
@@ -66,36 +70,43 @@ class Policy:
     def terms(self, request: RequestWorker) -> tuple[Resources, float]:
         """Return the resources and the price of an offer for this request."""
         if self.offer == "flexible":
-            return self._rounded_to_devices(request.spec.resources), request.bid
+            return self._raised(request.spec.resources), request.bid
         return self.capacity, max(self.price, request.bid)
 
     def score(self, scheduler: str, request: RequestWorker, free: Resources) -> Score:
-        """Rate a request by the selection strategy. `free` is the free capacity."""
-        wanted = self._rounded_to_devices(request.spec.resources)
-        profit = request.bid / max(weigh(wanted), _LEAST_WEIGHT)
+        """Rate a request by the selection strategy, for what its lease would reserve. `free` is the free capacity."""
+        reserved, _ = self.terms(request)
+        profit = request.bid / weigh(reserved)
         if self.selection == "utilization":
-            return self._used_share(wanted, free), profit
+            return self._used_share(reserved, free), profit
         if self.selection == "affinity":
             return self._affinity(scheduler, request.spec.executor), profit
         return profit, 0.0
 
-    def _rounded_to_devices(self, wanted: Resources) -> Resources:
-        if not self.gpu_device:
-            return wanted
-        gpu = devices_needed(wanted.gpu, self.gpu_device) * self.gpu_device
-        return wanted.model_copy(update={"gpu": max(gpu, wanted.gpu)})
+    def _raised(self, wanted: Resources) -> Resources:
+        """Raise amounts to the minimum, or to the capacity if that is less, and GPU memory to complete devices.
 
-    def _used_share(self, wanted: Resources, free: Resources) -> float:
-        """Return the mean share of the free capacity that a request would use, or -1 if it does not fit."""
-        if not wanted.fits_into(free):
+        An amount of zero means that the scheduler did not specify it. Only zero GPU memory stays zero: no GPU.
+        """
+        least = {name: min(getattr(self.minimum, name), getattr(self.capacity, name)) for name in RESOURCES}
+        if self.gpu_device:
+            least["gpu"] = devices_needed(wanted.gpu, self.gpu_device) * self.gpu_device
+        if not wanted.gpu:
+            least["gpu"] = 0.0
+        return Resources(**{name: max(amount, least[name]) for name, amount in wanted})
+
+    def _used_share(self, reserved: Resources, free: Resources) -> float:
+        """Return the mean share of the free capacity that a lease would use, or -1 if it does not fit."""
+        if not reserved.fits_into(free):
             return -1.0
-        shares = [getattr(wanted, name) / getattr(free, name) for name in RESOURCES if getattr(free, name) > 0]
+        shares = [getattr(reserved, name) / getattr(free, name) for name in RESOURCES if getattr(free, name) > 0]
         return sum(shares) / len(shares) if shares else 0.0
 
     def _affinity(self, scheduler: str, executors: Iterable[ExecutorDescriptor]) -> float:
+        """Return the preference for the scheduler and for the least preferred executor that the job may use."""
         wanted = self.preferences.executors
-        best = max((wanted.get(str(e), wanted.get(e.class_, 0.0)) for e in executors), default=0.0)
-        return self.preferences.schedulers.get(scheduler, 0.0) + best
+        least = min((wanted.get(str(e), wanted.get(e.class_, 0.0)) for e in executors), default=0.0)
+        return self.preferences.schedulers.get(scheduler, 0.0) + least
 
 
 def weigh(resources: Resources) -> float:

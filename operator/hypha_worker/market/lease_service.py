@@ -11,6 +11,7 @@ import trio
 from opentelemetry.trace import Span
 
 from hypha_contracts.backoff import Backoff
+from hypha_contracts.limits import MAX_SPEC_BYTES
 from hypha_messages.api import (
     API,
     DispatchJob,
@@ -89,6 +90,7 @@ class LeaseService:
         self._reported = Changes()
         self._nursery: trio.Nursery | None = None
         self._refusal_log = RateLimitedLogger(logger)
+        self._expiry_log = RateLimitedLogger(logger)
         self._on_offer_accepted = on_offer_accepted
         self._on_offer_lapsed = on_offer_lapsed
         self._on_capacity_freed = on_capacity_freed
@@ -187,6 +189,8 @@ class LeaseService:
         return DispatchJobOutcome(id=request.id, timeout=SystemTime.from_timestamp(deadline))
 
     async def _start(self, scheduler: str, request: DispatchJob) -> None:
+        if (size := len(request.spec.model_dump_json().encode())) > MAX_SPEC_BYTES:
+            raise LaunchError(f"its specification has {size} bytes as JSON; the limit is {MAX_SPEC_BYTES}")
         descriptor = request.spec.descriptor
         lease = self._ledger.assign(scheduler, descriptor, request.id)
         self._starting[request.id] = trio.Event()
@@ -224,7 +228,7 @@ class LeaseService:
             if lease.state == "offered":
                 self._on_offer_lapsed(lease.scheduler)
             elif lease.task_id is None:
-                logger.info("lease %s of %s expired without a job", lease.id, lease.scheduler)
+                self._expiry_log.info(lease.scheduler, "lease %s expired without a job", lease.id)
             else:
                 logger.warning("lease %s of %s expired; ending its job %s", lease.id, lease.scheduler, lease.task_id)
                 self._nursery.start_soon(self._end_lapsed, lease.task_id)

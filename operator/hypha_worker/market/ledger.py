@@ -6,14 +6,20 @@ reserves its resources until the job is gone. The lease of a finished job reserv
 renew it, because the report of the end arrives later.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from math import fsum
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 from uuid import UUID, uuid4
 
 from hypha_contracts.units import RESOURCES
 from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.types import Message, PeerId, Resources, Uuid
+
+MAX_ENDED_PER_SCHEDULER: Final = 64
+MAX_ENDED: Final = 512
+"""Maximum number of kept records of ended jobs. Once many schedulers have some, each gets an equal share."""
+MIN_ENDED_PER_SCHEDULER: Final = 4
 
 JobEnd = Literal["Finished", "Failed", "Unknown"]
 
@@ -32,13 +38,17 @@ class Lease(Message):
 
 
 class EndedJob(Message):
-    """How a job ended, and whether its scheduler knows. Its lease can be renewed until `until`."""
+    """How a job ended, and whether its scheduler knows.
+
+    Its lease can be renewed until `until`. The runtime keeps records of the job until `kept_until`.
+    """
 
     task_id: Uuid
     lease_id: Uuid
     scheduler: PeerId
     status: JobEnd
     until: float
+    kept_until: float = 0.0
     reported: bool = False
 
 
@@ -65,7 +75,17 @@ class LedgerError(Exception):
 
 
 class Ledger:
-    """The leases of one worker. Together they never reserve more than the capacity, apart from rounding errors."""
+    """The leases of one worker. Together they never reserve more than the capacity, apart from rounding errors.
+
+    Args:
+        capacity: what all leases together may reserve.
+        clock: returns the time in seconds since the epoch.
+        temporary_s: how long an offer waits for its first renewal.
+        duration_s: duration of a lease, counted from each renewal.
+        ended_s: how long the lease of a finished job can still be renewed.
+        kept_s: how long the runtime keeps records of an ended job.
+        max_live: maximum number of leases. One scheduler may have half of them.
+    """
 
     def __init__(
         self,
@@ -75,6 +95,7 @@ class Ledger:
         temporary_s: float = 0.5,
         duration_s: float = 10,
         ended_s: float = 60,
+        kept_s: float = 0,
         max_live: int = 1024,
     ) -> None:
         self.capacity = capacity
@@ -82,7 +103,9 @@ class Ledger:
         self._temporary_s = temporary_s
         self._duration_s = duration_s
         self._ended_s = ended_s
+        self._kept_s = kept_s
         self._max_live = max_live
+        self._max_per_scheduler = max(1, max_live // 2)
         self._leases: dict[UUID, Lease] = {}
         self._ended: dict[UUID, EndedJob] = {}
 
@@ -114,8 +137,12 @@ class Ledger:
     def offer(
         self, scheduler: str, request_id: UUID, executors: Iterable[ExecutorDescriptor], resources: Resources
     ) -> Lease | None:
-        """Reserve resources for a request for a short time. None if they do not fit into the free capacity."""
-        if not self.fits([resources]):
+        """Reserve resources for a request for a short time.
+
+        Returns None if they do not fit into the free capacity, or the scheduler has too many leases.
+        """
+        own = sum(lease.scheduler == scheduler for lease in self._leases.values())
+        if own >= self._max_per_scheduler or not self.fits([resources]):
             return None
         lease = Lease(
             id=uuid4(),
@@ -157,8 +184,10 @@ class Ledger:
         """Put a job on the lease that answered the scheduler's request for this executor.
 
         Raises:
-            LedgerError: the scheduler has no live lease for this executor that is without a job.
+            LedgerError: the scheduler has no live lease for this executor that is without a job, or too many records of
+                its ended jobs are kept.
         """
+        self._check_ended(scheduler)
         now = self._clock()
         live = [lease for lease in self._leases.values() if lease.state != "ending" and now < lease.deadline]
         if any(lease.task_id == task_id for lease in self._leases.values()):
@@ -192,8 +221,15 @@ class Ledger:
         if lease is None:
             return None
         del self._leases[lease.id]
-        until = self._clock() + self._ended_s if status == "Finished" else 0.0
-        ended = EndedJob(task_id=task_id, lease_id=lease.id, scheduler=lease.scheduler, status=status, until=until)
+        now = self._clock()
+        ended = EndedJob(
+            task_id=task_id,
+            lease_id=lease.id,
+            scheduler=lease.scheduler,
+            status=status,
+            until=now + self._ended_s if status == "Finished" else 0.0,
+            kept_until=now + self._kept_s,
+        )
         self._ended[task_id] = ended
         return ended
 
@@ -212,7 +248,9 @@ class Ledger:
             else:
                 self._leases[lease.id] = lease.model_copy(update={"state": "ending"})
         self._ended = {
-            task_id: ended for task_id, ended in self._ended.items() if not ended.reported or now < ended.until
+            task_id: ended
+            for task_id, ended in self._ended.items()
+            if not ended.reported or now < max(ended.until, ended.kept_until)
         }
         return expired
 
@@ -229,6 +267,13 @@ class Ledger:
     def recover(self, lease: Lease) -> None:
         """Add a lease that the ledger has lost but the job's own record confirms."""
         self._leases[lease.id] = lease
+
+    def _check_ended(self, scheduler: str) -> None:
+        """Check that another record of an ended job of this scheduler may be kept. LedgerError."""
+        kept = Counter(ended.scheduler for ended in self._ended.values())
+        share = max(MIN_ENDED_PER_SCHEDULER, MAX_ENDED // len(kept.keys() | {scheduler}))
+        if kept[scheduler] >= min(MAX_ENDED_PER_SCHEDULER, share):
+            raise LedgerError(f"records of {kept[scheduler]} ended jobs of the scheduler are kept; dispatch more later")
 
     def _used(self, name: str, more: Iterable[Resources]) -> float:
         amounts = [getattr(lease.resources, name) for lease in self._leases.values()]

@@ -58,9 +58,9 @@ class Limits:
         groups: control groups to make.
         rlimits: resource limits by their names in the module `resource`.
         oom_counter: the file that counts the processes that the kernel killed for memory.
-        storage_bytes: maximum size of the job's directories. None if the lease names no storage.
-        threads: number of threads for numerical libraries. None if the lease names no cores.
-        unlimited: the resources that the lease names and this host cannot limit.
+        storage_bytes: maximum size of the job's directories. None if the owner has switched limits off.
+        threads: number of threads for numerical libraries. None if the owner has switched limits off.
+        unlimited: the resources that this host cannot limit.
     """
 
     groups: tuple[Group, ...] = ()
@@ -77,7 +77,7 @@ class Limits:
 
 
 def plan_limits(resources: Resources, task_id: UUID, hierarchies: tuple[Hierarchy, ...]) -> Limits:
-    """Decide the limits of a job. An amount of zero in the lease means no limit."""
+    """Decide the limits of a job. There is one for every resource, also if the lease has none of it."""
     memory_bytes = to_bytes(resources.memory)
     storage_bytes = to_bytes(resources.storage)
     groups = []
@@ -89,27 +89,25 @@ def plan_limits(resources: Resources, task_id: UUID, hierarchies: tuple[Hierarch
         if settings:
             path = hierarchy.group(str(task_id))
             groups.append(Group(path, settings))
-            if "memory" in usable and memory_bytes:
+            if "memory" in usable:
                 oom_counter = path / ("memory.events" if hierarchy.version == 2 else "memory.oom_control")
         limited |= usable
-    rlimits = {"RLIMIT_CORE": 0}
+    rlimits = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": storage_bytes}
     unlimited = []
-    if storage_bytes:
-        rlimits["RLIMIT_FSIZE"] = storage_bytes
-    if memory_bytes and "memory" not in limited:
+    if "memory" not in limited:
         if resources.gpu:
             # A GPU's driver maps far more than it uses, so RLIMIT_DATA would stop normal jobs.
             unlimited.append("memory")
         else:
             rlimits["RLIMIT_DATA"] = memory_bytes
-    if resources.cpu and "cpu" not in limited:
+    if "cpu" not in limited:
         unlimited.append("CPU")
     return Limits(
         groups=tuple(groups),
         rlimits=rlimits,
         oom_counter=oom_counter,
-        storage_bytes=storage_bytes or None,
-        threads=max(1, math.floor(resources.cpu)) if resources.cpu else None,
+        storage_bytes=storage_bytes,
+        threads=max(1, math.floor(resources.cpu)),
         unlimited=tuple(unlimited),
     )
 
@@ -119,13 +117,13 @@ def _settings(
 ) -> tuple[tuple[str, str], ...]:
     quota_us = max(1000, round(cpu * _CPU_PERIOD_US))
     settings: list[tuple[str, str]] = []
-    if "memory" in controllers and memory_bytes:
+    if "memory" in controllers:
         if version == 2:
             settings += [("memory.max", str(memory_bytes)), ("memory.swap.max", "0"), ("memory.oom.group", "1")]
         else:
             settings += [("memory.limit_in_bytes", str(memory_bytes))]
             settings += [("memory.memsw.limit_in_bytes", str(memory_bytes))]
-    if "cpu" in controllers and cpu:
+    if "cpu" in controllers:
         if version == 2:
             settings += [("cpu.max", f"{quota_us} {_CPU_PERIOD_US}")]
         else:
