@@ -13,6 +13,7 @@ from hypha_messages.cbor import DecodeError
 from hypha_network.changes import Changes
 from hypha_network.errors import DialError, HandshakeError, NetworkError, PeerUnreachable, RemoteRefused, StreamReset
 from hypha_network.rate_limited_log import RateLimitedLogger
+from hypha_network.recent_peers import RecentPeers
 from hypha_network.wire import multistream
 from hypha_network.wire.addresses import Address, expand
 from hypha_network.wire.backlog import Backlog
@@ -40,6 +41,8 @@ MAX_INBOUND_STREAMS_PER_PEER = 256
 MIN_INBOUND_STREAMS_PER_PEER = 32
 """A peer's share of the streams is at least this, however many peers are connected."""
 DIRECT_TIMEOUT_S = 3.0
+PROVED_S = 3600.0
+"""How long a connection proves that a peer has a certificate."""
 STAY_RELAYED_S = 60.0
 """After a failed attempt to replace a relayed connection with a direct one, how long to wait before the next."""
 _CLOSE_TIMEOUT_S = 2.0
@@ -104,6 +107,7 @@ class Host:
     _connection_tasks: list[ConnectionTask] = field(default_factory=list)
     _backlog: Backlog = field(default_factory=Backlog)
     _upgrades: int = 0
+    _proved: RecentPeers = field(default_factory=lambda: RecentPeers(PROVED_S))
     _dialling: dict[str, trio.Lock] = field(default_factory=dict)
     _stay_relayed: dict[str, float] = field(default_factory=dict)
     """By peer, the time before which this node does not try to replace the relayed connection."""
@@ -264,7 +268,12 @@ class Host:
         )
         self.changes.notify()
 
+    def proved(self, peer_id: str) -> bool:
+        """Whether a peer has proved its certificate in a connection within the last hour."""
+        return peer_id in self.connections or peer_id in self._proved
+
     def _remove(self, connection: Connection) -> None:
+        self._proved.add(connection.peer_id)
         remaining = self.connections[connection.peer_id]
         remaining.remove(connection)
         connection.closed.set()

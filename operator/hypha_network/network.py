@@ -23,6 +23,7 @@ from hypha_network.services.kademlia_messages import Record
 from hypha_network.services.relay import Relays
 from hypha_network.services.relay_server import RelayServer
 from hypha_network.services.requests import REQUEST_TIMEOUT_S, Handler, Requests
+from hypha_network.services.source_prover import SourceProver
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address, AddressError
 from hypha_network.wire.streams import Stream
@@ -31,6 +32,7 @@ from hypha_network.wire.tls import TlsTransport, follow_files
 logger = logging.getLogger(__name__)
 
 MAX_STREAMS_PER_PEER = 64
+_ASK_GATEWAYS_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Network:
         agent = f"hypha-worker/{version('hypha-worker')}"
         self._requests = Requests(host)
         self._gateways = Gateways(host, gateways, self._on_gateway)
-        self._pubsub = PubSub(host, Signer(identity.seed, identity.peer_id))
+        self._pubsub = PubSub(host, Signer(identity.seed, identity.peer_id), SourceProver(host, self._ask_gateways))
         self._kademlia = Kademlia(host, lambda address: not addresses.excluded(address, excluded))
         self._identify = Identify(host, public_key, agent, self._own_addresses, self._kademlia.learn)
         self._relays = Relays(host, self._identify.push)
@@ -181,13 +183,22 @@ class Network:
         return await self._requests.request(peer_id, protocol, message, timeout_s)
 
     def subscribe(
-        self, topic: str, decode: Callable[[bytes], Message], limit: int = 1024
+        self,
+        topic: str,
+        decode: Callable[[bytes], Message],
+        limit: int = 1024,
+        proved_per_s: float | None = None,
     ) -> trio.MemoryReceiveChannel[Gossip[Message]]:
-        """Receive the messages that other peers publish on a topic. At most `limit` wait unread; more are dropped.
+        """Receive the messages that other peers publish on a topic.
 
-        A message for which `decode` raises ValueError is neither delivered nor forwarded.
+        Args:
+            topic: the topic.
+            decode: raises ValueError for a message that must be neither delivered nor forwarded.
+            limit: how many messages may wait unread; more are dropped.
+            proved_per_s: hear only sources that a certificate has proved within the last hour, and at most this many
+                messages of each per second. Messages of another source wait until the node has connected to it.
         """
-        return self._pubsub.subscribe(topic, decode, limit)
+        return self._pubsub.subscribe(topic, decode, limit, proved_per_s)
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Publish a message. NetworkError if the topic has no subscribers, or the message exceeds 64 KiB."""
@@ -232,6 +243,10 @@ class Network:
         found = [*self._kademlia.addresses_of(peer_id), *await self._kademlia.find_peer(peer_id)]
         gateways = self._gateways.connected.items()
         return [*found, *(address.behind(relay, peer_id) for address, relay in gateways if relay != peer_id)]
+
+    async def _ask_gateways(self, peer_id: str) -> dict[str, tuple[Address, ...]]:
+        """Ask the gateways about a peer; return the peers that they name. They know only peers with certificates."""
+        return await self._kademlia.ask(set(self._gateways.connected.values()), peer_id, _ASK_GATEWAYS_S)
 
     async def _on_gateway(self, connection: Connection) -> None:
         async with trio.open_nursery() as nursery:

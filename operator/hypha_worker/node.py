@@ -20,7 +20,7 @@ from hypha_worker.market.arbiter import Arbiter
 from hypha_worker.market.evaluator import Policy, Preferences
 from hypha_worker.market.lease_service import LeaseService
 from hypha_worker.market.ledger import Ledger
-from hypha_worker.market.waiting import RateLimit, WaitingRequests
+from hypha_worker.market.waiting import WaitingRequests
 from hypha_worker.runtimes.protocol import Platform
 from hypha_worker.runtimes.registry import open_platform
 from hypha_worker.startup import VERSION
@@ -82,7 +82,7 @@ class _Node:
             policy(config),
             telemetry,
             waiting=waiting,
-            rate_limit=RateLimit(arbiter.requests_per_s),
+            requests_per_s=arbiter.requests_per_s,
             wall_clock=time.time,
             offer_timeout_s=leases.temporary_ms / 1000,
         )

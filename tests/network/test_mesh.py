@@ -8,10 +8,16 @@ from hypha_network.services import gossip
 from hypha_network.services.gossip import PubSub, _Peer, _Queue
 from hypha_network.services.gossip_mesh import D_HIGH, D
 from hypha_network.services.gossip_messages import Signer
+from hypha_network.services.source_prover import SourceProver
+from hypha_network.wire.addresses import Address
 from support.certs import Pki
 
 IDENTITY = Pki().identity("a")
 TOPIC = "hypha/worker"
+
+
+async def no_gateways(_: str) -> dict[str, tuple[Address, ...]]:
+    return {}
 
 
 class Sent(_Queue):
@@ -30,7 +36,8 @@ class Sent(_Queue):
 
 class Mesh:
     def __init__(self, peers: int) -> None:
-        self.pubsub = PubSub(Host(IDENTITY.peer_id, None, None), Signer(IDENTITY.seed, IDENTITY.peer_id))  # type: ignore[arg-type]
+        host = Host(IDENTITY.peer_id, None, None)  # type: ignore[arg-type]
+        self.pubsub = PubSub(host, Signer(IDENTITY.seed, IDENTITY.peer_id), SourceProver(host, no_gateways))
         self.sent = {f"peer {number}": Sent() for number in range(peers)}
         for peer_id, queue in self.sent.items():
             self.pubsub._peers[peer_id] = _Peer(connections=1, queues=[queue], topics={TOPIC})

@@ -63,7 +63,9 @@ class Market:
         for wanted in requests:
             self._send.send_nowait(Gossip(scheduler, wanted))
 
-    def subscribe(self, _topic: str, _decode: Any, _limit: int = 0) -> trio.MemoryReceiveChannel[Gossip[RequestWorker]]:
+    def subscribe(
+        self, _topic: str, _decode: Any, _limit: int, _proved_per_s: float
+    ) -> trio.MemoryReceiveChannel[Gossip[RequestWorker]]:
         """The arbiter's subscription."""
         return self._receive
 

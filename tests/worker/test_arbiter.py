@@ -12,7 +12,7 @@ from hypha_messages.types import Resources
 from hypha_worker.market.arbiter import Arbiter
 from hypha_worker.market.evaluator import Policy
 from hypha_worker.market.ledger import Ledger
-from hypha_worker.market.waiting import RateLimit, WaitingRequests
+from hypha_worker.market.waiting import WaitingRequests
 from hypha_worker.telemetry import Telemetry
 from support.worker import ALICE, BOB, HALF, TINY, TRAIN, WHOLE, Market, request
 
@@ -30,7 +30,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 class Setting:
     """An arbiter in a market; expired leases are removed as the node does it."""
 
-    def __init__(self, policy: Policy, requests_per_s: float = 1000) -> None:
+    def __init__(self, policy: Policy) -> None:
         self.market = Market()
         self.ledger = Ledger(policy.capacity, trio.current_time)
         self.arbiter = Arbiter(
@@ -39,7 +39,7 @@ class Setting:
             policy,
             Telemetry(),
             waiting=WaitingRequests(1000, 0.2, 100),
-            rate_limit=RateLimit(requests_per_s),
+            requests_per_s=1000,
             wall_clock=trio.current_time,
         )
 
@@ -52,8 +52,8 @@ class Setting:
 
 
 @asynccontextmanager
-async def arbiter(policy: Policy, **options: float) -> AsyncIterator[Setting]:
-    setting = Setting(policy, **options)
+async def arbiter(policy: Policy) -> AsyncIterator[Setting]:
+    setting = Setting(policy)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(setting.arbiter.run)
         nursery.start_soon(setting.prune)
@@ -161,13 +161,6 @@ async def test_a_scheduler_that_floods_and_accepts_nothing_does_not_starve_anoth
         setting.market.advertise(BOB, request(bid=100))
         await trio.sleep(0.8)
         assert len(setting.market.offers[BOB]) == 1
-
-
-async def test_more_than_its_rate_is_not_even_decoded() -> None:
-    async with arbiter(FLEXIBLE, requests_per_s=5) as setting:
-        setting.market.advertise(ALICE, *[request(Resources(cpu=0.01)) for _ in range(20)])
-        await trio.sleep(0.01)
-        assert len(setting.market.offers[ALICE]) == 5
 
 
 async def test_a_scheduler_that_answers_slowly_gets_its_offers_a_few_at_a_time() -> None:

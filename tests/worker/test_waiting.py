@@ -1,4 +1,4 @@
-from hypha_worker.market.waiting import RateLimit, Waiting, WaitingRequests
+from hypha_worker.market.waiting import Waiting, WaitingRequests
 from support.worker import ALICE, BOB, request
 
 
@@ -79,17 +79,3 @@ def test_a_scheduler_that_lets_an_offer_lapse_stands_back_until_it_accepts_one_o
     requests.record_lapsed(ALICE, 5.0)
     requests.record_accepted(ALICE)
     assert not requests.stands_back(ALICE, 5.0)
-
-
-def test_a_rate_is_per_scheduler_and_recovers() -> None:
-    limit = RateLimit(10)
-    assert sum(limit.admits(ALICE, 0.0) for _ in range(50)) == 10
-    assert limit.admits(BOB, 0.0)
-    assert sum(limit.admits(ALICE, 0.5) for _ in range(50)) == 5
-
-
-def test_the_rate_limit_remembers_a_bounded_number_of_schedulers() -> None:
-    limit = RateLimit(1)
-    for number in range(10_000):
-        limit.admits(f"peer{number}", 0.0)
-    assert len(limit._buckets) <= 4096

@@ -11,11 +11,14 @@ import trio
 from google.protobuf.message import DecodeError as ProtobufError
 from libp2p.pubsub.pb import rpc_pb2
 
+from hypha_messages.types import peer_id_from_bytes
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.gossip_mesh import PRUNE_BACKOFF_S, Mesh
 from hypha_network.services.gossip_messages import Gossip, Message, MessageCache, SeenCache, Signer, message_id, verify
+from hypha_network.services.gossip_sources import FairRate
+from hypha_network.services.source_prover import SourceProver
 from hypha_network.wire.multistream import prefixed, read_prefixed
 from hypha_network.wire.streams import Stream
 
@@ -37,6 +40,10 @@ MAX_IHAVE_MESSAGES = 10
 MAX_EMITTED_IDS = 500
 """This many ids fit into one RPC."""
 MAX_RETRANSMISSIONS = 3
+MAX_PROVED_PER_S = 1000.0
+"""Signatures verified per second for a topic of which only proved sources are heard. The sources share them."""
+_PEER_ID_CHARS = 52
+"""The length of the peer id of an Ed25519 key."""
 RETRY_S = 5.0
 _WRITE_TIMEOUT_S = 10.0
 
@@ -83,9 +90,12 @@ class _Peer:
 class PubSub:
     """The gossip of a node. The host runs `serve` on every connection, and the network runs `run` once."""
 
-    def __init__(self, host: Host, signer: Signer) -> None:
+    def __init__(self, host: Host, signer: Signer, prover: SourceProver) -> None:
         self._host = host
         self._signer = signer
+        self._prover = prover
+        self._rates: dict[str, FairRate] = {}
+        """The rate limits of topics of which this node hears only proved sources."""
         self._peers: dict[str, _Peer] = {}
         self._subscribers: dict[str, list[trio.MemorySendChannel[Gossip[Any]]]] = {}
         self._decoders: dict[str, Callable[[bytes], Any]] = {}
@@ -99,15 +109,16 @@ class PubSub:
         return [peer_id for peer_id, peer in self._peers.items() if topic in peer.topics]
 
     def subscribe(
-        self, topic: str, decode: Callable[[bytes], Message], limit: int
+        self, topic: str, decode: Callable[[bytes], Message], limit: int, proved_per_s: float | None = None
     ) -> trio.MemoryReceiveChannel[Gossip[Message]]:
-        """Receive the messages that other peers publish on a topic. At most `limit` wait unread; more are dropped.
+        """Receive the messages that other peers publish on a topic; see `Network.subscribe`.
 
-        `decode` raises ValueError for a message that must be neither delivered nor forwarded to other peers. All
-        subscribers of a topic must pass the same function.
+        All subscribers of a topic must pass the same `decode` function.
         """
         if self._decoders.setdefault(topic, decode) is not decode:
             raise ValueError(f"another subscriber of {topic} passed another decode function; pass the same one")
+        if proved_per_s is not None:
+            self._rates[topic] = FairRate(proved_per_s, MAX_PROVED_PER_S)
         sender, receiver = trio.open_memory_channel[Gossip[Message]](limit)
         if topic not in self._subscribers:
             self._subscribers[topic] = []
@@ -176,7 +187,12 @@ class PubSub:
             stream.reset()
 
     async def run(self) -> None:
-        """Run the heartbeat of gossipsub, without end."""
+        """Run the heartbeat of gossipsub, and prove sources, without end."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._prover.run, self._is_valid, self._release_held)
+            nursery.start_soon(self._beat)
+
+    async def _beat(self) -> None:
         while True:
             await trio.sleep(HEARTBEAT_S)
             self._heartbeat()
@@ -230,15 +246,48 @@ class PubSub:
         if topic is None or topic not in self._subscribers:
             return
         id_ = message_id(message)
-        now = time.monotonic()
-        if id_ in self._seen:
+        if id_ in self._seen or not self._admits(topic, peer_id, message):
             return
+        self._accept(topic, peer_id, message, id_)
+
+    def _admits(self, topic: str, peer_id: str, message: rpc_pb2.Message) -> bool:
+        """Whether to verify a message now. Costs little, because anyone can claim any source."""
+        if (rate := self._rates.get(topic)) is None:
+            return True
+        try:
+            source = peer_id_from_bytes(message.from_id)
+        except (ValueError, IndexError) as error:
+            _refusal_log.warning(peer_id, "refused gossip: %s", error)
+            return False
+        if self._host.proved(source):
+            return rate.admits((peer_id, source), time.monotonic())
+        self._prover.hold(peer_id, source, message.SerializeToString())
+        return False
+
+    def _is_valid(self, data: bytes) -> bool:
+        """Whether a held message decodes, and its source has signed it."""
+        message = rpc_pb2.Message.FromString(data)
+        try:
+            self._decoders[message.topicIDs[0]](message.data)
+            verify(message)
+        except (KeyError, ValueError):  # KeyError: the last reader has closed its end meanwhile
+            return False
+        return True
+
+    def _release_held(self, peer_id: str, data: bytes) -> None:
+        message = rpc_pb2.Message.FromString(data)
+        topic, id_ = message.topicIDs[0], message_id(message)
+        if topic in self._subscribers and id_ not in self._seen:
+            self._accept(topic, peer_id, message, id_)
+
+    def _accept(self, topic: str, peer_id: str, message: rpc_pb2.Message, id_: bytes) -> None:
+        """Verify a message, forward it and deliver it."""
         try:
             source = verify(message)
         except ValueError as error:
             _refusal_log.warning(peer_id, "refused gossip: %s", error)
             return
-        self._seen.add(id_, now)
+        self._seen.add(id_, time.monotonic())
         if source == self._host.peer_id:
             return
         try:
@@ -251,14 +300,14 @@ class PubSub:
         for member in self._mesh.members(topic):
             if member not in (peer_id, source):
                 self._send(member, rpc)
-        self._deliver(topic, Gossip(source, decoded))
+        self._deliver(topic, peer_id, Gossip(source, decoded))
 
-    def _deliver(self, topic: str, gossip: Gossip[Any]) -> None:
+    def _deliver(self, topic: str, peer_id: str, gossip: Gossip[Any]) -> None:
         for channel in list(self._subscribers[topic]):
             try:
                 channel.send_nowait(gossip)
             except trio.WouldBlock:
-                _refusal_log.warning(gossip.source, "a message on %s was dropped: its reader is too slow", topic)
+                _refusal_log.warning(peer_id, "a message on %s was dropped: its reader is too slow", topic)
             except trio.BrokenResourceError:  # the reader has closed its end
                 self._subscribers[topic].remove(channel)
         if not self._subscribers[topic]:
@@ -266,6 +315,7 @@ class PubSub:
 
     def _unsubscribe(self, topic: str) -> None:
         del self._subscribers[topic], self._decoders[topic]
+        self._rates.pop(topic, None)
         for peer_id in self._mesh.leave(topic):
             self._send(peer_id, _control(prune=[_prune(topic)]))
         for peer_id in self._peers:
@@ -308,11 +358,16 @@ class PubSub:
             if ihave.topicID not in self._subscribers or peer.ihave_messages > MAX_IHAVE_MESSAGES:
                 continue
             remaining = MAX_IHAVE_IDS - peer.ihave_ids
-            fresh = [id_ for id_ in ihave.messageIDs[:remaining] if id_ not in self._seen]
+            fresh = [id_ for id_ in ihave.messageIDs[:remaining] if self._wants(ihave.topicID, id_)]
             peer.ihave_ids += len(fresh)
             wanted += fresh
         if wanted:
             answer.control.iwant.append(rpc_pb2.ControlIWant(messageIDs=wanted))
+
+    def _wants(self, topic: str, id_: bytes) -> bool:
+        """Whether to ask for a message. If only proved sources are heard, its id must begin with one of them."""
+        source = id_[:_PEER_ID_CHARS].decode(errors="replace")
+        return id_ not in self._seen and (topic not in self._rates or self._host.proved(source))
 
     def _handle_iwant(self, peer_id: str, control: rpc_pb2.ControlMessage) -> None:
         peer = self._peers[peer_id]

@@ -8,6 +8,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -179,6 +180,21 @@ class Kademlia:
 
         await self._lookup(peer_id_to_bytes(peer_id), Kind.FIND_NODE, done, leave_out=peer_id)
         return tuple(dict.fromkeys(found))
+
+    async def ask(self, peer_ids: Iterable[str], target: str, timeout_s: float) -> dict[str, tuple[Address, ...]]:
+        """Ask connected peers once about a target; return the peers that they name, the closest ones they know."""
+        found: dict[str, tuple[Address, ...]] = {}
+
+        async def ask_one(peer_id: str) -> None:
+            with suppress(NetworkError):
+                answer = await self._ask(peer_id, (), Message(Kind.FIND_NODE, peer_id_to_bytes(target)))
+                found.update({closer: tuple(filter(self._usable, known)) for closer, known in answer.closer})
+
+        with trio.move_on_after(timeout_s):
+            async with trio.open_nursery() as nursery:
+                for peer_id in peer_ids:
+                    nursery.start_soon(ask_one, peer_id)
+        return found
 
     async def _lookup(
         self,

@@ -23,11 +23,12 @@ from hypha_network.services.gossip_messages import Gossip
 from hypha_worker.market.evaluator import Policy
 from hypha_worker.market.ledger import Lease, Ledger
 from hypha_worker.market.request_tally import RequestTally
-from hypha_worker.market.waiting import RateLimit, Waiting, WaitingRequests
+from hypha_worker.market.waiting import Waiting, WaitingRequests
 from hypha_worker.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 _refusal_log = RateLimitedLogger(logger)
+_failure_log = RateLimitedLogger(logger)
 _offer_log = RateLimitedLogger(logger)
 
 _BACKLOG: Final = 4096
@@ -46,7 +47,7 @@ class Arbiter:
         telemetry: Telemetry,
         *,
         waiting: WaitingRequests,
-        rate_limit: RateLimit,
+        requests_per_s: float,
         wall_clock: Callable[[], float],
         offer_timeout_s: float = 0.5,
     ) -> None:
@@ -54,7 +55,7 @@ class Arbiter:
         self._ledger = ledger
         self._policy = policy
         self._waiting = waiting
-        self._rate_limit = rate_limit
+        self._requests_per_s = requests_per_s
         self._telemetry = telemetry
         self._wall_clock = wall_clock
         self._offer_timeout_s = offer_timeout_s
@@ -89,7 +90,7 @@ class Arbiter:
         self._waiting.record_lapsed(scheduler, trio.current_time())
 
     async def _listen(self) -> None:
-        with self._network.subscribe(TOPIC, decode, _BACKLOG) as channel:
+        with self._network.subscribe(TOPIC, decode, _BACKLOG, self._requests_per_s) as channel:
             async for gossip in channel:
                 self._take(gossip)
                 with suppress(trio.WouldBlock):
@@ -100,7 +101,7 @@ class Arbiter:
     def _take(self, gossip: Gossip[RequestWorker]) -> None:
         """Refuse one request or let it wait for an offer."""
         now = trio.current_time()
-        if not self._offering or not self._rate_limit.admits(gossip.source, now):
+        if not self._offering:
             self._telemetry.requests.add(1, {"decision": "ignored"})
             return
         request = gossip.message
@@ -175,7 +176,7 @@ class Arbiter:
         except NetworkError as error:
             self._telemetry.offers.add(1, {"outcome": "failed"})
             if self._ledger.withdraw(lease.id):
-                logger.warning("cannot deliver the offer to %s: %s", lease.scheduler, error)
+                _failure_log.warning(lease.scheduler, "cannot deliver the offer: %s", error)
                 self.on_offer_lapsed(lease.scheduler)
                 self.on_capacity_freed()
         else:

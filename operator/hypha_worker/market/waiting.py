@@ -29,24 +29,6 @@ class Waiting:
         return self.scheduler, self.request.id
 
 
-class RateLimit:
-    """A token bucket per scheduler, as deep as one second's worth."""
-
-    def __init__(self, per_s: float) -> None:
-        self._per_s = per_s
-        self._buckets: dict[str, tuple[float, float]] = {}
-
-    def admits(self, scheduler: str, now: float) -> bool:
-        """Whether another request of this scheduler is within its rate. `now` is in monotonic seconds."""
-        tokens, then = self._buckets.pop(scheduler, (self._per_s, now))
-        tokens = min(self._per_s, tokens + (now - then) * self._per_s)
-        admitted = tokens >= 1
-        self._buckets[scheduler] = (tokens - 1 if admitted else tokens, now)
-        if len(self._buckets) > _MAX_SCHEDULERS:
-            del self._buckets[next(iter(self._buckets))]  # the scheduler whose last request is oldest
-        return admitted
-
-
 class WaitingRequests:
     """At most `limit` requests, and at most a quarter of them from one scheduler. Times are monotonic seconds."""
 
