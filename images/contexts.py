@@ -44,7 +44,15 @@ IMAGES: Final = (
             "operator/hypha_worker",
         ),
     ),
-    Image("bridge", ("operator/hypha_messages", "operator/hypha_contracts", "bridge_sidecar/hypha_bridge")),
+    Image(
+        "bridge",
+        (
+            "operator/hypha_messages",
+            "operator/hypha_contracts",
+            "images/executor/hypha_executor",
+            "bridge_sidecar/hypha_bridge",
+        ),
+    ),
     Image("parameter-server", ("images/executor/hypha_executor", "images/parameter_server/hypha_parameter_server")),
     Image("trainer", ("images/executor/hypha_executor", "images/trainer/hypha_trainer")),
 )

@@ -14,11 +14,12 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from pydantic import BaseModel, Field
 
-from hypha_bridge import paths, safetensors
+from hypha_bridge import paths
 from hypha_bridge.connector import BACKOFF, Connector
 from hypha_bridge.errors import BridgeError, ConnectorError, forbidden, invalid_request
-from hypha_bridge.storage import JobFiles, StagedFile
+from hypha_bridge.storage import JobFiles, StagedFile, check_complete
 from hypha_contracts.bridge_config import BridgeConfig
+from hypha_executor.errors import MalformedFileError, TruncatedFileError
 from hypha_messages.job import JobSpec, PeersReference, Reference
 
 logger = logging.getLogger(__name__)
@@ -155,10 +156,10 @@ class Inbox:
         if peer not in self._senders:
             return "the job's specification does not name this peer"
         try:
-            safetensors.check(path)
-        except safetensors.Truncated as error:
-            return f"it is incomplete: {error}"
-        except safetensors.NotSafeTensors:
+            check_complete(path)
+        except TruncatedFileError as error:
+            return f"it {error}"
+        except MalformedFileError:
             pass  # executors may exchange other files and judge them themselves
         return None
 

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypha_bridge import safetensors
 from hypha_bridge.connector import Connector
 from hypha_bridge.errors import BridgeError, ConnectorError, source_failed
-from hypha_bridge.storage import JobFiles
+from hypha_bridge.storage import JobFiles, check_complete
+from hypha_executor.errors import MalformedFileError, TruncatedFileError
 from hypha_messages.job import DataSlice
 
 logger = logging.getLogger(__name__)
@@ -42,12 +42,11 @@ def pull(connector: Connector, files: JobFiles, providers: Sequence[str], slice_
         with files.stage() as staged:
             connector.pull(provider, slice_.dataset, slice_.index, staged)
             try:
-                safetensors.check(staged.path)
-            except safetensors.Truncated as error:
-                detail = f"slice {slice_.index} of {slice_.dataset!r} from {provider} broke off: {error}"
-                raise ConnectorError(502, "source_failed", detail, retryable=True) from error
-            except safetensors.NotSafeTensors as error:
-                detail = f"slice {slice_.index} of {slice_.dataset!r} from {provider} is not SafeTensors: {error}"
+                check_complete(staged.path)
+            except MalformedFileError as error:
+                detail = f"slice {slice_.index} of {slice_.dataset!r} from {provider} {error}"
+                if isinstance(error, TruncatedFileError):
+                    raise ConnectorError(502, "source_failed", detail, retryable=True) from error
                 raise source_failed(detail) from error
             return PulledSlice(slice_.index, staged.path, staged.size_bytes, staged.checksum)
 

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple, Self
 
 from hypha_bridge.errors import storage_exceeded
 from hypha_bridge.paths import WorkDir
+from hypha_executor.safetensors import open_header
 
 _MEASURED_FOR_S: Final = 5.0
 _COPY_BYTES: Final = 64 * 1024 * 1024
@@ -135,6 +136,17 @@ class JobFiles(NamedTuple):
     def stage(self, max_bytes: float = math.inf) -> StagedFile:
         """Begin a file that the job cannot see, of at most `max_bytes`."""
         return StagedFile(self.staging, self.storage, max_bytes)
+
+
+def check_complete(path: Path) -> None:
+    """Check that a file is a complete SafeTensors file, because a stream that breaks off looks like its end.
+
+    Raises:
+        TruncatedFileError: the file is only the beginning of one.
+        MalformedFileError: the file is no SafeTensors file.
+    """
+    descriptor, _ = open_header(path)
+    os.close(descriptor)
 
 
 @contextlib.contextmanager

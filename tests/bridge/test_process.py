@@ -216,3 +216,32 @@ def test_a_state_dir_with_files_that_no_bridge_made_is_refused_and_unchanged(con
     with pytest.raises(ConfigError, match="holds files that no bridge made"):
         Bridge(config)
     assert (config.state_dir / "notes.txt").read_text() == "mine"
+
+
+def _bomb(header_bytes: int) -> bytes:
+    """Return a file of this many bytes of header, in which every entry is an empty tensor."""
+    entry = b'"%08d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    count = header_bytes // len(b"," + entry % 0)
+    header = b"{" + b",".join(entry % number for number in range(count)) + b"}"
+    return len(header).to_bytes(8, "little") + header
+
+
+@pytest.mark.parametrize("header_mib", [5, 92])
+def test_pushes_with_large_headers_cost_the_bridge_little_memory(
+    process: subprocess.Popen[str], node: FakeNode, config: BridgeConfig, header_mib: int
+) -> None:
+    bomb = _bomb(header_mib << 20)
+
+    def peak_mib() -> float:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+    with StockClient(config.socket) as client:
+        pushes = client.pushes({"resource": peers(SERVER), "path": "incoming"}, threading.Event())
+        node.incoming.put((SERVER, safetensors(10)))
+        next(pushes)
+        before = peak_mib()
+        for _ in range(4):
+            node.incoming.put((SERVER, bomb))
+        assert [next(pushes)["size"] for _ in range(4)] == [len(bomb)] * 4
+        assert peak_mib() - before < 100

@@ -175,7 +175,7 @@ async def test_after_any_failure_of_a_push_the_next_one_arrives(
 
     async with listening(bridge) as events:
         with monkeypatch.context() as broken:
-            broken.setattr("hypha_bridge.safetensors.check", fail)
+            broken.setattr("hypha_bridge.inbox.check_complete", fail)
             node.incoming.put((SERVER, safetensors(10)))
             await until(lambda: "nobody foresaw this" in caplog.text)
         node.incoming.put((SERVER, safetensors(20)))

@@ -1,17 +1,34 @@
 """Headers that peers send."""
 
 import contextlib
+import gc
 import json
+import math
+import os
 import struct
+import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save, save_file
 
-from hypha_executor.errors import MalformedFileError
-from hypha_executor.safetensors import MAX_HEADER_BYTES, MAX_TENSORS, lay_out, open_header, parse_header
+from hypha_executor.errors import MalformedFileError, TruncatedFileError
+from hypha_executor.safetensors import (
+    MAX_HEADER_BYTES,
+    MAX_METADATA,
+    MAX_NAME_BYTES,
+    MAX_TENSORS,
+    MAX_VALUE_BYTES,
+    lay_out,
+    open_header,
+    parse_header,
+    read_header,
+)
 
 
 def header(fields, data_bytes=0):
@@ -47,26 +64,43 @@ def test_the_reference_implementation_reads_what_is_laid_out():
 @pytest.mark.parametrize(
     ("fields", "data_bytes", "reason"),
     [
-        (b"", 0, "not JSON"),
-        (b"\xff\xfe", 0, "not JSON"),
-        (b"[" * 100_000, 0, "not JSON"),
+        (b"", 0, "not a JSON object"),
+        (b"\xff\xfe", 0, "not a JSON object"),
+        (b"[" * 100_000, 0, "not a JSON object"),
         (b"[]", 0, "not a JSON object"),
-        (b'{"a": 1' + b"0" * 5000 + b"}", 0, "not JSON"),
-        (b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{}}', 0, "a name occurs twice"),
-        ({}, 0, "no tensors"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", 0, "begins no tensor"),
+        (b'{"a":' * 100_000, 0, "begins no tensor"),
+        (b'{"\xff":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}', 0, "not UTF-8"),
+        (b'{"\\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}', 0, "not UTF-8"),
+        (b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},}', 0, "begins no tensor"),
+        (b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0],}}', 0, "begins no tensor"),
+        (b'{"a":{"dtype":"U8","dtype":"U8","shape":[0]}}', 0, "without one of"),
+        (b'{"a":{"dtype":"U8","shape":[00],"data_offsets":[0,0]}}', 0, "begins no tensor"),
+        (b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}} x', 0, "continues after its end"),
+        (b'{"__metadata__":{},"__metadata__":{},', 0, "begins no tensor"),
+        (
+            b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
+            0,
+            "two tensors of the name",
+        ),
+        ({}, 0, "begins no tensor"),
+        ({"__metadata__": {}}, 0, "no tensors"),
+        ({"__metadata__": field()}, 4, "without one of"),
         ({"__metadata__": {"round": 1}, "a": field()}, 4, "text to text"),
-        ({"__metadata__": [], "a": field()}, 4, "text to text"),
-        ({"a": []}, 4, "other fields"),
-        ({"a": {**field(), "more": 1}}, 4, "other fields"),
-        ({"a": field("F8_E4M3", (4,))}, 4, "known are"),
-        ({"a": field(["F32"])}, 4, "known are"),
-        ({"a": field(shape=(-1,))}, 4, "the shape"),
-        ({"a": field(shape=(True,))}, 4, "the shape"),
-        ({"a": field(shape=(1.0,))}, 4, "the shape"),
-        ({"a": field(shape=(1,) * 17)}, 4, "the shape"),
-        ({"a": field(shape=(2**64,))}, 4, "the shape"),
+        ({"__metadata__": [], "a": field()}, 4, "begins no tensor"),
+        ({"__metadata__": {str(number): "" for number in range(MAX_METADATA + 1)}, "a": field()}, 4, "text to text"),
+        ({"__metadata__": {"a": "b" * (MAX_VALUE_BYTES + 1)}, "a": field()}, 4, "text to text"),
+        ({"a" * (MAX_NAME_BYTES + 1): field()}, 4, "begins no tensor"),
+        ({"a": []}, 4, "begins no tensor"),
+        ({"a": {**field(), "more": 1}}, 4, "begins no tensor"),
+        ({"a": field(["F32"])}, 4, "begins no tensor"),
+        ({"a": field(shape=(-1,))}, 4, "begins no tensor"),
+        ({"a": field(shape=(True,))}, 4, "begins no tensor"),
+        ({"a": field(shape=(1.0,))}, 4, "begins no tensor"),
+        ({"a": field(shape=(1,) * 17)}, 4, "begins no tensor"),
+        ({"a": field(shape=(2**64,))}, 4, "begins no tensor"),
         ({"a": field(shape=(2**62, 2**62, 16))}, 4, "do not fit"),
-        ({"a": field(begin=-4, end=0)}, 4, "the data_offsets"),
+        ({"a": field(begin=-4, end=0)}, 4, "begins no tensor"),
         ({"a": field(begin=4, end=0)}, 4, "do not fit"),
         ({"a": field(end=8)}, 8, "do not fit"),
         ({"a": field(), "b": field()}, 4, "overlap"),
@@ -75,7 +109,8 @@ def test_the_reference_implementation_reads_what_is_laid_out():
         ({"a": field(begin=4, end=8)}, 8, "leave gaps"),
         ({"a": field()}, 3, "truncated"),
         ({"a": field()}, 5, "1 bytes longer"),
-        ({str(number): field("U8", (0,), 0, 0) for number in range(MAX_TENSORS + 1)}, 0, "at most"),
+        ({str(number): field("U8", (0,), 0, 0) for number in range(MAX_TENSORS + 1)}, 0, "more than 100000 tensors"),
+        ({"a": field(), "b": field("U8", (0,), 2, 2)}, 4, "overlap"),
     ],
 )
 def test_an_unsound_header_is_refused(fields, data_bytes, reason):
@@ -132,3 +167,119 @@ JSON = st.recursive(
 def test_any_json_is_refused_or_read(fields, data_bytes):
     with contextlib.suppress(MalformedFileError):
         header(fields, data_bytes)
+
+
+TENSOR = b'{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+BOMBS = {
+    "nested lists": b"{" + b'"a":[' + b"[" * 1_000_000,
+    "nested objects": b'{"a":' * 200_000,
+    "empty objects": b"{" + b'"a":{},' * 150_000,
+    "a million dimensions": b'{"a":{"shape":[' + b"0," * 1_000_000,
+    "small tensors": b"{" + b",".join(b'"%d":%s' % (number, TENSOR) for number in range(20_000)) + b"}",
+    "distinct shapes": b"{"
+    + b",".join(b'"%d":%s' % (number, TENSOR.replace(b"[0]", b"[%d,0]" % number)) for number in range(20_000))
+    + b"}",
+    "long names": b"{" + b",".join(b'"%01000d":%s' % (number, TENSOR) for number in range(1000)) + b"}",
+    "one wide character in each name": b"{"
+    + b",".join(b'"%s%0900d":%s' % ("\U0001f600".encode(), number, TENSOR) for number in range(1000))
+    + b"}",
+    "metadata": b'{"__metadata__":{'
+    + b",".join(b'"%d":"%s"' % (number, b"\\u0000" * 100) for number in range(1000))
+    + b'},"a":%s}' % TENSOR,
+    "a long text": b'{"__metadata__":{"a":"' + b"b" * 1_000_000 + b'"}}',
+    "white space": b'{"a":{' + b" " * 1_000_000,
+    "digits": b'{"a":{"shape":[' + b"1" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_header_costs_at_most_twelve_times_its_size_in_memory(bomb):
+    gc.collect()
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(MalformedFileError):
+            parse_header(BOMBS[bomb], 8 + len(BOMBS[bomb]))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= 64 * 1024 + 12 * len(BOMBS[bomb])
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_header_costs_time_in_proportion_to_its_size(bomb):
+    def seconds():
+        began = time.thread_time()
+        with contextlib.suppress(MalformedFileError):
+            parse_header(BOMBS[bomb], 8 + len(BOMBS[bomb]))
+        return time.thread_time() - began
+
+    kib = len(BOMBS[bomb]) / 1024
+    assert min(seconds() for _ in range(3)) <= 0.001 + 100e-6 * kib
+
+
+def test_headers_are_read_one_at_a_time(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(struct.pack("<Q", len(BOMBS["small tensors"])) + BOMBS["small tensors"])
+    read_header(path)  # caches what is imported or compiled at the first use
+    gc.collect()
+    peaks = []
+    for threads in (1, 8):
+        tracemalloc.start()
+        with ThreadPoolExecutor(threads) as pool:
+            for done in [pool.submit(check_and_drop, path) for _ in range(threads)]:
+                done.result()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] <= 2.5 * peaks[0]  # the last header of a thread may still be in memory
+
+
+def check_and_drop(path):
+    descriptor, _ = open_header(path)
+    os.close(descriptor)
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(lambda name: name != "__metadata__")
+
+
+@given(
+    st.dictionaries(NAMES, st.lists(st.integers(0, 3), max_size=3), min_size=1, max_size=6),
+    st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), st.text(max_size=5), max_size=3),
+    st.booleans(),
+    st.sampled_from([None, 1]),
+    st.randoms(),
+)
+def test_what_is_read_is_what_the_format_s_own_library_reads(
+    tmp_path_factory, shapes, metadata, ascii_only, indent, random
+):
+    fields, position = {"__metadata__": metadata}, 0
+    for name, shape in shapes.items():
+        entry = {"dtype": "U8", "shape": shape, "data_offsets": [position, position + math.prod(shape)]}
+        fields[name] = dict(random.sample(list(entry.items()), 3))
+        position += math.prod(shape)
+    fields = dict(random.sample(list(fields.items()), len(fields)))
+    text = json.dumps(fields, ensure_ascii=ascii_only, indent=indent).encode(errors="surrogatepass")
+    path = tmp_path_factory.mktemp("own") / "file"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(position))
+    try:
+        with safe_open(path, "numpy") as file:
+            expected = {name: file.get_slice(name).get_shape() for name in file.keys()}, file.metadata()  # noqa: SIM118
+    except SafetensorError:
+        with pytest.raises(MalformedFileError):
+            open_header(path)
+        return
+    found = read_header(path)
+    assert ({name: list(tensor.shape) for name, tensor in found.tensors.items()}, found.metadata) == expected
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(TruncatedFileError):
+        open_header(path)
+
+
+@given(st.binary(max_size=100), st.sampled_from([b"", struct.pack("<Q", 70), struct.pack("<Q", 3)]))
+def test_arbitrary_bytes_are_refused_or_read_by_the_format_s_own_library_too(tmp_path_factory, content, prefix):
+    path = tmp_path_factory.mktemp("bytes") / "file"
+    path.write_bytes(prefix + content)
+    try:
+        read_header(path)
+    except MalformedFileError:
+        return
+    load(prefix + content)

@@ -35,7 +35,7 @@ def write(path, tensors, order=None, metadata=None):
 def read(path):
     content = path.read_bytes()
     return {
-        name: np.frombuffer(content, DTYPES[tensor.dtype], tensor.count, tensor.offset).reshape(tensor.shape)
+        name: np.frombuffer(content, DTYPES[tensor.dtype], tensor.elements, tensor.offset).reshape(tensor.shape)
         for name, tensor in read_header(path).tensors.items()
     }
 

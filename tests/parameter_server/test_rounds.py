@@ -14,7 +14,7 @@ POLICY = Policy(deadline_s=600, quorum=0.5)
 
 
 def contribution(peer, round=None, samples=None, shape=(2,), norm=1.0):  # noqa: A002
-    return Contribution(peer, Path(peer), Header({"w": Tensor("F32", shape, 64)}, {}), norm, round, samples)
+    return Contribution(peer, Path(peer), Header({"w": Tensor("F32", shape, 64, 96)}, {}), norm, round, samples)
 
 
 def chosen(pending, *, refused=(), members=4, expected=None, waited_s=0.0, policy=POLICY):

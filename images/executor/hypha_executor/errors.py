@@ -4,6 +4,7 @@ ExecutorError               exit code 1
 ├── JobError                exit code 2: the job or its files cannot be used as they are
 ├── BridgeError             exit code 3: the job bridge is gone or refuses
 └── MalformedFileError      exit code 1: a file is not a complete SafeTensors file
+    └── TruncatedFileError  exit code 1: a file is only the beginning of one
 
 Messages are one line and say what to do.
 """
@@ -28,4 +29,8 @@ class BridgeError(ExecutorError):
 
 
 class MalformedFileError(ExecutorError):
-    """A file is not a complete SafeTensors file of known dtypes. The text is a predicate, such as `is truncated`."""
+    """A file is not a complete SafeTensors file. The text is a predicate, such as `is 3 bytes longer than ...`."""
+
+
+class TruncatedFileError(MalformedFileError):
+    """A file is only the beginning of a SafeTensors file. The text says how much is missing."""

@@ -1,18 +1,25 @@
-"""SafeTensors files: read with every field checked, because peers send them, and written tensor by tensor."""
+"""SafeTensors files: read with every field checked, because peers send them, and written tensor by tensor.
 
+A header is matched entry by entry against the one form that an entry may have. JSON in general is not decoded, so a
+header costs less than ten times its size in memory and no time beyond its first unsound entry.
+"""
+
+import hashlib
 import json
 import math
 import os
+import re
 import stat
 import struct
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from hypha_executor.errors import MalformedFileError
+from hypha_executor.errors import MalformedFileError, TruncatedFileError
 
 ITEM_BYTES: Final[Mapping[str, int]] = {
     "F64": 8,
@@ -28,37 +35,40 @@ ITEM_BYTES: Final[Mapping[str, int]] = {
 """The dtypes that can be averaged, and the size of an element in bytes."""
 
 MAX_HEADER_BYTES: Final = 16 << 20
+"""The largest models have headers of 12 MiB: those with a tensor for each of tens of thousands of experts' matrices."""
 MAX_TENSORS: Final = 100_000
 MAX_DIMENSIONS: Final = 16
+MAX_NAME_BYTES: Final = 1024
+MAX_METADATA: Final = 1024
+"""The number of entries in `__metadata__`."""
+MAX_VALUE_BYTES: Final = 256 << 10
+"""The length of one value in `__metadata__`."""
+
 Layout = dict[str, tuple[str, tuple[int, ...]]]
 """The dtype and the shape of each tensor by its name. All files of a job have the same layout."""
 
 _LENGTH: Final = struct.Struct("<Q")
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One tensor of a file.
 
     Attributes:
-        dtype: One of `ITEM_BYTES`.
+        dtype: One of `ITEM_BYTES`, or another dtype of the format.
         shape: Its dimensions; empty for a scalar.
         offset: Its first byte, counted from the start of the file.
+        end: The byte after its last one.
     """
 
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    end: int
 
     @property
-    def count(self) -> int:
+    def elements(self) -> int:
         """The number of elements."""
         return math.prod(self.shape)
-
-    @property
-    def end(self) -> int:
-        """The byte after the last one."""
-        return self.offset + self.count * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -82,15 +92,21 @@ def open_header(path: Path) -> tuple[int, Header]:
     """Open a file; return its descriptor, which the caller closes, and its header.
 
     Raises:
-        MalformedFileError: The file is not a regular, complete SafeTensors file of dtypes that can be averaged.
+        TruncatedFileError: The file is only the beginning of a SafeTensors file.
+        MalformedFileError: The file is not a regular SafeTensors file.
         OSError: The file cannot be opened, for example because it is a symbolic link.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return descriptor, _read_header(descriptor)
+        with _one_at_a_time:
+            return descriptor, _read_header(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
+
+
+_one_at_a_time: Final = threading.Lock()
+"""Held while a header is read, so that many hostile files at once cost a process no more memory than one."""
 
 
 def read_header(path: Path) -> Header:
@@ -103,7 +119,7 @@ def read_header(path: Path) -> Header:
     try:
         descriptor, header = open_header(path)
     except MalformedFileError as error:
-        raise MalformedFileError(f"{path.name} {error}") from None
+        raise type(error)(f"{path.name} {error}") from None
     os.close(descriptor)
     return header
 
@@ -112,89 +128,176 @@ def _read_header(descriptor: int) -> Header:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise MalformedFileError("is not a regular file")
-    prefix = os.pread(descriptor, _LENGTH.size, 0)
+    prefix = os.pread(descriptor, _LENGTH.size + 1, 0)
     if len(prefix) < _LENGTH.size:
-        raise MalformedFileError(f"is truncated: {status.st_size} bytes hold no SafeTensors header")
-    (length,) = _LENGTH.unpack(prefix)
-    if length > MAX_HEADER_BYTES:
-        raise MalformedFileError(f"has a header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
-    text = os.pread(descriptor, length, _LENGTH.size)
-    if len(text) < length:
-        raise MalformedFileError(f"is truncated: its header has {len(text)} of {length} bytes")
-    return parse_header(text, status.st_size)
+        raise TruncatedFileError(f"is truncated: {status.st_size} bytes hold no SafeTensors header")
+    (length,) = _LENGTH.unpack(prefix[: _LENGTH.size])
+    if not 2 <= length <= MAX_HEADER_BYTES:
+        raise MalformedFileError(
+            f"has a header of {length} bytes; a SafeTensors header has 2 to {MAX_HEADER_BYTES}, with less than "
+            f"{MAX_TENSORS} tensors"
+        )
+    if prefix[_LENGTH.size :] not in (b"{", b""):
+        raise MalformedFileError("has a header that is not a JSON object")
+    if status.st_size < _LENGTH.size + length:
+        raise TruncatedFileError(f"is truncated: {status.st_size} bytes, of which its header takes {length}")
+    return parse_header(os.pread(descriptor, length, _LENGTH.size), status.st_size)
+
+
+def _pattern(text: bytes) -> re.Pattern[bytes]:
+    """Compile a pattern in which a blank allows white space, and `<x>` stands for a part of JSON.
+
+    Every repetition is possessive, so that matching takes linear time.
+    """
+    string = rb'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4}){0,%d}+"'
+    parts = {
+        b"<name>": string % MAX_NAME_BYTES,
+        b"<value>": string % MAX_VALUE_BYTES,
+        b"<natural>": rb"(?:0|[1-9][0-9]{0,18}+)",
+        b"<naturals>": rb"(?:<natural>(?: , <natural>){0,%d}+)?" % (MAX_DIMENSIONS - 1),
+        b"<more>": rb"(?:,(?! \})|(?=\}))",
+        b" ": rb"[ \t\r\n]*+",
+    }
+    for name in (b"<naturals>", *parts):
+        text = text.replace(name, parts[name])
+    return re.compile(text)
+
+
+_TENSOR: Final = _pattern(
+    rb" (<name>) : \{(?:"
+    rb' "dtype" : "([A-Z0-9_]{1,16})" <more>|'
+    rb' "shape" : \[ (<naturals>) \] <more>|'
+    rb' "data_offsets" : \[ (<natural>) , (<natural>) \] <more>'
+    rb"){3}\} ([,}])"
+)
+_METADATA: Final = _pattern(rb' "__metadata__" : \{')
+_PAIR: Final = _pattern(rb" (<name>) : (<value>) ([,}])")
+_CLOSING: Final = _pattern(rb" \}")
+_SEPARATOR: Final = _pattern(rb" ([,}])")
+_BLANK: Final = _pattern(rb" ")
 
 
 def parse_header(text: bytes, file_bytes: int) -> Header:
     """Parse a header: the bytes after the length prefix of a file that has `file_bytes` bytes in total.
 
     Raises:
+        TruncatedFileError: The tensors end after the file.
         MalformedFileError: The header breaks a rule of the format or of this module.
     """
     try:
-        fields = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise MalformedFileError(f"has a header that is not JSON: {str(error)[:200]}") from error
-    if not isinstance(fields, dict):
+        header = _parse(text)
+    except ValueError as error:
+        raise MalformedFileError(f"has a header that is not UTF-8: {str(error)[:200]}") from error
+    return Header(_in_order(header.tensors, _LENGTH.size + len(text), file_bytes), header.metadata)
+
+
+def _parse(text: bytes) -> Header:
+    """Parse a header without comparing the tensors' places with each other; ValueError if it is not UTF-8."""
+    if not text.startswith(b"{"):
         raise MalformedFileError("has a header that is not a JSON object")
-    metadata = fields.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise MalformedFileError("has a __metadata__ that does not map text to text")
-    if not fields:
-        raise MalformedFileError("holds no tensors")
-    if len(fields) > MAX_TENSORS:
-        raise MalformedFileError(f"holds {len(fields)} tensors; at most {MAX_TENSORS} are read")
     start = _LENGTH.size + len(text)
-    tensors = dict(
-        sorted(((name, _tensor(name, field, start)) for name, field in fields.items()), key=lambda item: item[1].offset)
-    )
-    _check_cover(tensors, start, file_bytes)
-    return Header(tensors, metadata)
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] | None = None
+    position, separator = 1, b","
+    while separator == b",":
+        if match := _TENSOR.match(text, position):
+            name, tensor = _parse_tensor(match, start)
+            if name in tensors:
+                raise MalformedFileError(f"has two tensors of the name {_short(name)}")
+            if len(tensors) == MAX_TENSORS:
+                raise MalformedFileError(f"holds more than {MAX_TENSORS} tensors")
+            tensors[name] = tensor
+            position, separator = match.end(), match[6]
+        elif metadata is None and (opening := _METADATA.match(text, position)):
+            metadata, position, separator = _parse_metadata(text, opening.end())
+        else:
+            raise MalformedFileError(
+                f"has a header whose byte {position} begins no tensor of dtype, shape and data_offsets: "
+                f"{_short(text[position : position + 80])}"
+            )
+    if not _BLANK.fullmatch(text, position):
+        raise MalformedFileError(f"has a header that continues after its end: {_short(text[position : position + 80])}")
+    return Header(tensors, metadata or {})
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return fields
+def _parse_metadata(text: bytes, position: int) -> tuple[dict[str, str], int, bytes]:
+    """Parse the pairs of `__metadata__`; return them, the position after them, and the separator before it."""
+    metadata: dict[str, str] = {}
+    closing = _CLOSING.match(text, position)
+    while closing is None:
+        pair = _PAIR.match(text, position)
+        if pair is None or len(metadata) == MAX_METADATA:
+            raise MalformedFileError(
+                f"has a __metadata__ that does not map text to text, with at most {MAX_METADATA} entries, names of "
+                f"{MAX_NAME_BYTES} bytes and texts of {MAX_VALUE_BYTES}"
+            )
+        name, value, separator = pair.groups()
+        metadata[_text(name)] = _text(value)
+        position = pair.end()
+        if separator == b"}":
+            break
+    else:
+        position = closing.end()
+    after = _SEPARATOR.match(text, position)
+    if after is None:
+        raise MalformedFileError("has a header that breaks off after its __metadata__")
+    return metadata, after.end(), after[1]
 
 
-def _tensor(name: str, field: Any, start: int) -> Tensor:
-    if not isinstance(field, dict) or field.keys() != {"dtype", "shape", "data_offsets"}:
-        raise MalformedFileError(f"has tensor {_short(name)} with other fields than dtype, shape, data_offsets")
-    dtype, shape, offsets = field["dtype"], field["shape"], field["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise MalformedFileError(
-            f"has tensor {_short(name)} of dtype {_short(dtype)}, known are {', '.join(ITEM_BYTES)}"
-        )
-    if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
-        raise MalformedFileError(f"has tensor {_short(name)} with the shape {_short(shape)}")
-    if not _naturals(offsets) or len(offsets) != 2:
-        raise MalformedFileError(f"has tensor {_short(name)} with the data_offsets {_short(offsets)}")
-    tensor = Tensor(dtype, tuple(shape), start + offsets[0])
-    if tensor.end != start + offsets[1]:
+def _text(quoted: bytes) -> str:
+    if b"\\" not in quoted:
+        return quoted[1:-1].decode()
+    text = str(json.loads(quoted.decode()))
+    text.encode()  # refuses half of a surrogate pair
+    return text
+
+
+def _parse_tensor(match: re.Match[bytes], start: int) -> tuple[str, Tensor]:
+    quoted, dtype, shape, begin, end, _ = match.groups()
+    name = _text(quoted)
+    if dtype is None or shape is None or begin is None or name == "__metadata__":
+        raise MalformedFileError(f"has tensor {_short(name)} without one of dtype, shape and data_offsets")
+    dimensions = tuple(map(int, shape.split(b","))) if shape else ()
+    tensor = Tensor(dtype.decode(), dimensions, start + int(begin), start + int(end))
+    item_bytes = ITEM_BYTES.get(tensor.dtype)
+    if item_bytes is not None and tensor.elements * item_bytes != tensor.end - tensor.offset:
         raise MalformedFileError(f"has tensor {_short(name)} whose data_offsets do not fit its shape and dtype")
-    return tensor
+    return name, tensor
 
 
-def _naturals(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
-
-
-def _check_cover(tensors: Mapping[str, Tensor], start: int, file_bytes: int) -> None:
-    """Check that tensors lie side by side, without gaps or overlaps, up to the end of the file."""
-    # Empty tensors share their offset with the next one, so order by the end as well.
-    spans = sorted((tensor.offset, tensor.end) for tensor in tensors.values())
-    if spans[0][0] != start or any(before[1] != after[0] for before, after in pairwise(spans)):
+def _in_order(tensors: Mapping[str, Tensor], start: int, file_bytes: int) -> dict[str, Tensor]:
+    """Return the tensors in the order of their bytes, which must fill the file without gaps or overlaps."""
+    if not tensors:
+        raise MalformedFileError("holds no tensors")
+    beginning_at = {tensor.offset: name for name, tensor in tensors.items() if tensor.end > tensor.offset}
+    ordered = {name: tensor for name, tensor in tensors.items() if tensor.end == tensor.offset}
+    boundaries = {tensor.offset for tensor in ordered.values()}
+    end = start
+    while (name := beginning_at.get(end)) is not None:
+        boundaries.discard(end)
+        ordered[name] = tensors[name]
+        end = tensors[name].end
+    boundaries.discard(end)
+    if len(ordered) < len(tensors) or boundaries:
         raise MalformedFileError("has tensors that overlap or leave gaps")
-    if spans[-1][1] > file_bytes:
-        raise MalformedFileError(f"is truncated: {file_bytes} of {spans[-1][1]} bytes")
-    if spans[-1][1] < file_bytes:
-        raise MalformedFileError(f"is {file_bytes - spans[-1][1]} bytes longer than its header says")
+    if end > file_bytes:
+        raise TruncatedFileError(f"is truncated: {file_bytes} of {end} bytes")
+    if end < file_bytes:
+        raise MalformedFileError(f"is {file_bytes - end} bytes longer than its header says")
+    return ordered
 
 
-def _short(value: Any) -> str:
+def _short(value: str | bytes) -> str:
     text = repr(value)
     return text if len(text) <= 100 else text[:100] + "..."
+
+
+def digest(layout: Layout) -> bytes:
+    """Return a digest of a layout, which does not depend on the order of its tensors."""
+    total = hashlib.sha256()
+    for item in sorted(layout.items()):
+        total.update(repr(item).encode())
+    return total.digest()
 
 
 def lay_out(
@@ -212,7 +315,8 @@ def lay_out(
     start = _LENGTH.size + len(text)
     del fields["__metadata__"]
     placed = {
-        name: Tensor(field["dtype"], field["shape"], start + field["data_offsets"][0]) for name, field in fields.items()
+        name: Tensor(field["dtype"], field["shape"], start + field["data_offsets"][0], start + field["data_offsets"][1])
+        for name, field in fields.items()
     }
     return _LENGTH.pack(len(text)) + text, placed
 

@@ -30,7 +30,7 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
 }
-"""NumPy's dtypes of all those that `hypha_executor.safetensors` reads."""
+"""NumPy's dtypes of all those that can be averaged."""
 
 CHUNK_ELEMENTS: Final = 1 << 18
 _WIDEST: Final = 8
@@ -64,11 +64,11 @@ def spans(files: Sequence[Mapping[str, Tensor]]) -> Iterator[Span]:
         tensors = [file[name] for file in files]
         offsets = tuple(item.offset for item in tensors)
         if pending is not None and pending.dtype == tensor.dtype and offsets == ends:
-            pending = Span(pending.dtype, pending.count + tensor.count, pending.offsets)
+            pending = Span(pending.dtype, pending.count + tensor.elements, pending.offsets)
         else:
             if pending is not None:
                 yield pending
-            pending = Span(tensor.dtype, tensor.count, offsets)
+            pending = Span(tensor.dtype, tensor.elements, offsets)
         ends = tuple(item.end for item in tensors)
     if pending is not None:
         yield pending
