@@ -12,7 +12,7 @@ from hypha_network.network import Network
 from hypha_worker.connector.api import Connector
 from hypha_worker.connector.http_server import Exchange
 from hypha_worker.connector.pushes import PushRouter
-from hypha_worker.job import AdoptedJob, Job, JobEvent, Started
+from hypha_worker.job import AdoptedJob, Job, JobEvent, LaunchError, Started
 from hypha_worker.market.ledger import Lease
 from hypha_worker.runtimes.protocol import Runtime, Serve
 from hypha_worker.telemetry import Telemetry
@@ -51,6 +51,10 @@ class JobManager:
 
     async def start(self, lease: Lease, task_id: UUID, spec: JobSpec, scheduler: str) -> None:
         """Start a job under a lease. LaunchError if it cannot run here."""
+        if self._connector.scheduler_of(spec.job_id) not in (None, scheduler):
+            raise LaunchError(
+                f"tasks of job {spec.job_id} run here for another scheduler. Dispatch a job with an id of its own."
+            )
         job = Job(task_id, lease.id, scheduler, spec, lease.resources, lease.deadline)
         self._connector.add(job)
         try:

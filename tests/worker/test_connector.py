@@ -120,7 +120,7 @@ async def world(work_dir: Path, **changes: Any) -> AsyncIterator[World]:
             job = replace(jobs.job(spec_for(other.peer_id, **changes)), scheduler=other.peer_id)
             tokens, recorded = {TOKEN: job.task_id}, list[tuple[UUID, Progress]]()
 
-            async def authenticate(token: str) -> UUID | None:
+            async def authenticate(token: str, _source: str) -> UUID | None:
                 await trio.lowlevel.checkpoint()
                 return tokens.get(token)
 
@@ -230,6 +230,16 @@ async def test_another_scheduler_is_not_asked(work_dir: Path) -> None:
     async with world(work_dir) as the:
         refusal = await the.refusal(the.client.next_slice, jobs.STRANGER, "digits")
         assert (refusal.status, refusal.code) == (403, "forbidden")
+
+
+async def test_a_scheduler_that_only_the_specification_names_is_not_asked(work_dir: Path) -> None:
+    async with world(work_dir) as the:
+        other = replace(the.job, task_id=uuid4(), scheduler=jobs.STRANGER)
+        the.tokens["other"] = other.task_id
+        the.connector.add(other)
+        (work_dir / "token").write_text("other")
+        refusal = await the.refusal(the.client.next_slice, the.peer.network.peer_id, "digits")
+        assert (refusal.status, the.peer.asked) == (403, [])
 
 
 async def test_a_peer_that_cannot_be_reached_is_worth_another_attempt(work_dir: Path) -> None:
@@ -372,6 +382,19 @@ async def test_a_job_pushes_to_another_job_of_the_same_worker(work_dir: Path) ->
             assert await the.call(the.client.take_push, lambda: sink) == the.worker.peer_id
         assert sink.getvalue() == BIG
         assert delivered
+
+
+async def test_a_job_cannot_push_to_the_job_of_another_scheduler_on_the_same_worker(work_dir: Path) -> None:
+    async with world(work_dir) as the:
+        own = {"type": "peers", "peers": [the.worker.peer_id], "strategy": {"type": "All"}}
+        the.connector.add(jobs.job(jobs.aggregate_spec([the.worker.peer_id])))
+        sender = replace(jobs.job(jobs.train_spec(updates=own)), scheduler=jobs.STRANGER)
+        the.tokens["sender"] = sender.task_id
+        the.connector.add(sender)
+        (work_dir / "token").write_text("sender")
+        with file_of(work_dir, b"an update") as file:
+            refusal = await the.refusal(the.client.push, the.worker.peer_id, file)
+        assert refusal.status == 502
 
 
 async def test_a_push_to_the_same_worker_that_no_job_takes_fails(work_dir: Path) -> None:
@@ -527,7 +550,7 @@ async def test_an_invalid_request_is_refused_with_its_reason(work_dir: Path, req
     async with world(work_dir) as the:
         stream = await trio.open_unix_socket(the.socket)
         text = request_text.format(token=TOKEN).encode()
-        await stream.send_all(text + b" " * (1024 * 1024 + 1 if status == 413 else 0))
+        await stream.send_all(text + b" " * (http_server._MAX_JSON_BYTES + 1 if status == 413 else 0))
         answer = b""
         while data := await stream.receive_some():
             answer += data
@@ -551,6 +574,27 @@ async def test_the_calls_of_one_job_are_limited_and_do_not_block_other_jobs(work
         assert json.loads(await the.call(the.client.progress, "update")) == {"type": "Continue"}
         for stream in waiting:
             await stream.aclose()
+
+
+async def test_a_job_that_calls_too_often_waits_and_other_jobs_do_not(
+    work_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hypha_worker.connector.api._CALLS_PER_S", 0.01)
+    monkeypatch.setattr("hypha_worker.connector.api._MAX_CALLS_AT_ONCE", 3)
+    async with world(work_dir) as the:
+        other = replace(the.job, task_id=uuid4())
+        the.tokens["other"] = other.task_id
+        the.connector.add(other)
+        for _ in range(3):
+            await the.call(the.client.progress, "update")
+        text = f"POST /progress HTTP/1.1\r\nHost: n\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 8\r\n\r\n"
+        async with await trio.open_unix_socket(the.socket) as waiting:
+            await waiting.send_all(text.encode() + b'"update"')
+            (work_dir / "token").write_text("other")
+            await the.call(the.client.progress, "update")
+            with trio.move_on_after(0.1) as scope:
+                await waiting.receive_some()
+            assert scope.cancelled_caught
 
 
 async def test_invalid_bytes_end_only_their_connection(work_dir: Path, caplog: pytest.LogCaptureFixture) -> None:

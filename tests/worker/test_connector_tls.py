@@ -5,6 +5,8 @@ import json
 import os
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -80,7 +82,8 @@ def anybody() -> ssl.SSLContext:
 
 
 @asynccontextmanager
-async def world(directory: Path, *, healthy: bool = True) -> AsyncIterator[World]:
+async def world(directory: Path, *, healthy: bool = True, review_s: float = 0) -> AsyncIterator[World]:
+    """With `review_s`, that is how long the cluster takes to refuse a token."""
     pki = Pki()
     token_file = directory / "token"
     token_file.write_text(TOKEN)
@@ -114,8 +117,8 @@ async def world(directory: Path, *, healthy: bool = True) -> AsyncIterator[World
             data = others | {"resource": {"dataset": "digits", "index": 0}}
             job = replace(jobs.job(jobs.train_spec(data=data, updates=others, results=others)), scheduler=peer.peer_id)
 
-            async def authenticate(token: str) -> UUID | None:
-                await trio.lowlevel.checkpoint()
+            async def authenticate(token: str, _source: str) -> UUID | None:
+                await trio.sleep(0 if token == TOKEN else review_s)
                 return job.task_id if token == TOKEN else None
 
             pushes = PushRouter()
@@ -275,6 +278,69 @@ async def test_silent_connections_cannot_block_a_bridge(tmp_path: Path) -> None:
             await the.call(the.client.progress, "update")
         for connection in silent:
             connection.close()
+
+
+async def test_connections_with_wrong_tokens_from_another_pod_evict_no_call_of_a_bridge(tmp_path: Path) -> None:
+    async with world(tmp_path, review_s=5) as the:
+        request = b"GET /pushes HTTP/1.1\r\nHost: node\r\nAuthorization: Bearer wrong\r\n\r\n"
+
+        def connect() -> socket.socket:
+            stream = anybody().wrap_socket(socket.create_connection(("127.0.0.1", the.port), 5, ("127.0.0.2", 0)))
+            stream.sendall(request)
+            return stream
+
+        patient = await the.call(lambda: anybody().wrap_socket(socket.create_connection(("127.0.0.1", the.port))))
+        wrong = [await the.call(connect) for _ in range(220)]
+        for _ in range(11):
+            await the.call(the.client.progress, "update")
+        patient.sendall(request.replace(b"wrong", TOKEN.encode()).replace(b"GET /pushes", b"GET /nothing"))
+        assert (await the.call(patient.recv, 12)).endswith(b"404")
+        for stream in [patient, *wrong]:
+            stream.close()
+
+
+FLOOD = """
+import socket, ssl, struct, sys
+port, source, kind = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+head = b"POST /pushes HTTP/1.1\\r\\nAuthorization: Bearer wrong\\r\\nHost: n\\r\\nContent-Length: 999999999\\r\\n\\r\\n"
+print("begun", flush=True)
+while True:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 5, (source, 0)) as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # leaves no port in TIME_WAIT
+            if kind == "bytes":
+                with context.wrap_socket(raw) as stream:
+                    stream.sendall(head)
+                    while True:
+                        stream.sendall(bytes(2**20))
+    except OSError:
+        pass
+"""
+
+
+async def test_a_bridge_sends_and_receives_while_other_pods_flood_the_connector(tmp_path: Path) -> None:
+    async with world(tmp_path) as the:
+        floods = []
+        for source, kind in (("127.0.0.2", "connections"), ("127.0.0.3", "bytes")):
+            command = [sys.executable, "-c", FLOOD, str(the.port), source, kind]
+            floods.append(await trio.lowlevel.open_process(command, stdout=subprocess.PIPE))
+        try:
+            for flood in floods:
+                assert flood.stdout is not None
+                assert (await flood.stdout.receive_some()).startswith(b"begun")
+            for _ in range(10):
+                await the.call(the.client.progress, "update")
+            sink = io.BytesIO()
+            await the.call(the.client.pull, the.peer.peer_id, "digits", 0, sink)
+            with file_of(tmp_path, BIG) as file:
+                await the.call(the.client.push, the.peer.peer_id, file)
+            assert (sink.getvalue(), the.received) == (BIG, [BIG])
+            assert {flood.returncode for flood in floods} == {None}
+        finally:
+            for flood in floods:
+                flood.kill()
 
 
 async def test_invalid_bytes_end_only_their_connection(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """How many the connector's server lets in."""
 
+import contextlib
 import resource
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,7 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from hypha_worker.connector.http_server import Exchange, listen_unix, serve_unix
+from hypha_contracts.connector_api import ErrorCode
+from hypha_worker.connector import connections
+from hypha_worker.connector.http_server import Exchange, HttpError, listen_unix, serve_unix
 from hypha_worker.runtimes.kubernetes.cluster import raise_descriptor_limit
 
 pytestmark = pytest.mark.anyio
@@ -32,6 +36,8 @@ async def server(path: Path) -> AsyncIterator[trio.Event]:
     go_on = trio.Event()
 
     async def answer(exchange: Exchange) -> None:
+        if exchange.path == "/unknown":
+            raise HttpError(ErrorCode.UNAUTHORIZED, "unknown")
         exchange.mark_authenticated()
         await go_on.wait()
         await exchange.answer_empty()
@@ -53,6 +59,57 @@ async def ask(path: Path) -> trio.SocketStream:
 async def status(stream: trio.SocketStream) -> int:
     async with stream:
         return int((await stream.receive_some()).split()[1])
+
+
+async def answer_to(path: Path, request: bytes) -> bytes:
+    """All that the server answers to these bytes."""
+    async with await trio.open_unix_socket(path) as stream:
+        answer = b""
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(request)
+            while data := await stream.receive_some():
+                answer += data
+        return answer
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\nHost: n\r\n" + b"".join(b"X-%d: x\r\n" % n for n in range(40_000)),
+        b"GET / HTTP/1.1\r\nHost: n\r\n" + b"a:\r\n" * 100,
+        b"GET / HTTP/1.1\r\nHost: n\r\nX: " + b"x" * 20_000 + b"\r\n",
+        b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: n\r\n",
+        b"POST / HTTP/1.1\r\nHost: n\r\nTransfer-Encoding: chunked\r\n",
+        b"POST / HTTP/1.1\r\nHost: n\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        b"POST / HTTP/1.1\r\nHost: n\r\nContent-Length: 5\r\nContent-Length: 6\r\n",
+        b"POST / HTTP/1.1\r\nHost: n\r\nContent-Length: 5\r\ncontent-length: 5\r\n",
+        b"POST / HTTP/1.1\r\nHost: n\r\nContent-Length: 5, 6\r\n",
+        b"POST / HTTP/1.1\r\nHost: n\r\nTransfer-Encoding : chunked\r\n",
+        b"POST / HTTP/1.1\r\nHost: n\r\nX: x\r\n Transfer-Encoding: chunked\r\nContent-Length: -5\r\n",
+    ],
+    ids=lambda head: head[33:60].decode().strip() + f"... {len(head)}",
+)
+async def test_a_request_that_no_bridge_makes_is_refused_at_little_cost(tmp_path: Path, head: bytes) -> None:
+    path = tmp_path / "socket"
+    async with server(path) as go_on:
+        go_on.set()
+        assert await answer_to(path, b"GET / HTTP/1.1\r\nHost: n\r\n\r\n")
+        began = time.thread_time()
+        for _ in range(10):
+            assert await answer_to(path, head + b"\r\n") == b""
+        assert (time.thread_time() - began) / 10 < 0.02
+
+
+async def test_connections_of_one_process_are_limited_in_rate_unless_they_authenticate(tmp_path: Path) -> None:
+    path, burst = tmp_path / "socket", connections.MAX_UNAUTHENTICATED_AT_ONCE
+    async with server(path) as go_on:
+        go_on.set()
+        for _ in range(burst + 100):
+            assert await answer_to(path, b"GET / HTTP/1.1\r\nHost: n\r\n\r\n")
+        began, answered = trio.current_time(), 0
+        for _ in range(1000):
+            answered += bool(await answer_to(path, b"GET /unknown HTTP/1.1\r\nHost: n\r\n\r\n"))
+        assert answered <= burst + 1 + connections.UNAUTHENTICATED_PER_S * (trio.current_time() - began)
 
 
 async def test_authenticated_connections_leave_half_of_the_descriptors_to_the_node(

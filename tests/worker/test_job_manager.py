@@ -225,6 +225,22 @@ async def test_a_job_that_cannot_be_launched_gets_no_pushes(work_dir: Path, capl
             assert f"{peer.peer_id}: refused a push: no job of this worker names it" in caplog.text
 
 
+async def test_a_job_id_that_is_live_for_another_scheduler_is_refused(work_dir: Path) -> None:
+    pki = Pki()
+    with trio.fail_after(PATIENCE_S):
+        async with worker(pki, "worker", config(work_dir, "import time; time.sleep(100)")) as made:
+            spec = jobs.train_spec()
+            first = await made.start(spec, jobs.SCHEDULER)
+            with pytest.raises(LaunchError, match=f"tasks of job {spec.job_id} run here for another scheduler"):
+                await made.start(spec, jobs.STRANGER)
+            second = await made.start(spec, jobs.SCHEDULER)
+            for task in (first, second):
+                await made.jobs.terminate(task, "enough")
+                await made.end_of(task)
+            last = await made.start(spec, jobs.STRANGER)
+            await made.jobs.terminate(last, "enough")
+
+
 async def test_a_crash_is_reported_with_the_executors_output(work_dir: Path) -> None:
     pki = Pki()
     with trio.fail_after(PATIENCE_S):

@@ -19,7 +19,6 @@ from hypha_worker.job import Failed, Finished
 from hypha_worker.progress import ProgressTally, interval_s
 from hypha_worker.runtimes.kubernetes.objects import end_of, hypha_job, job_secret, parse
 from hypha_worker.runtimes.kubernetes.throttle import Throttle
-from hypha_worker.runtimes.kubernetes.tokens import TokenReviewer
 from support import jobs
 
 CONFIG = KubernetesConfig(namespace="ns", worker="w", worker_uid="worker-uid")
@@ -157,26 +156,6 @@ class TestThrottle:
         await throttle.flush()
         await throttle.flush()
         assert len(attempts) == 2
-
-
-@pytest.mark.anyio
-async def test_only_a_few_unknown_tokens_are_reviewed_at_once() -> None:
-    under_way, most = 0, 0
-
-    class BusyApi:
-        async def create(self, *_: Any, **__: Any) -> dict[str, Any]:
-            nonlocal under_way, most
-            under_way += 1
-            most = max(most, under_way)
-            await trio.testing.wait_all_tasks_blocked()
-            under_way -= 1
-            return {"status": {"authenticated": False}}
-
-    reviewer = TokenReviewer(BusyApi(), "system:serviceaccount:ns:w-job", "hypha-connector")  # type: ignore[arg-type]
-    async with trio.open_nursery() as nursery:
-        for number in range(50):
-            nursery.start_soon(reviewer.pod, f"token {number}")
-    assert most == 8
 
 
 def test_tasks_have_distinct_names() -> None:

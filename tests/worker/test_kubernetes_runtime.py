@@ -246,15 +246,15 @@ async def test_a_token_authenticates_the_job_of_its_pod(cluster: Cluster) -> Non
         for job in (mine, other):
             await rig.runtime.launch(job)
             token, uid = cluster.pod_token(f"pod-{job.task_id}")
-            assert await rig.runtime.authenticate(token) is None  # its pod is not known yet
+            assert await rig.runtime.authenticate(token, "10.0.0.1") is None  # its pod is not known yet
             cluster.say(job.task_id, "Starting", podName=f"pod-{job.task_id}", podUid=uid)
             tokens[job.task_id] = token
         for task_id, token in tokens.items():
             await until_known(rig, token, task_id)
         cluster.say(mine.task_id, "Succeeded")
         await rig.heard(1)
-        assert await rig.runtime.authenticate(tokens[mine.task_id]) is None
-        assert await rig.runtime.authenticate(tokens[other.task_id]) == other.task_id
+        assert await rig.runtime.authenticate(tokens[mine.task_id], "10.0.0.1") is None
+        assert await rig.runtime.authenticate(tokens[other.task_id], "10.0.0.1") == other.task_id
 
 
 @pytest.mark.parametrize("what", ["another audience", "another account", "no pod", "not a token", "another pod", ""])
@@ -276,7 +276,7 @@ async def test_any_other_token_is_refused(cluster: Cluster, what: str) -> None:
             token, _ = cluster.pod_token("pod-2")
         else:
             token = what
-        assert await rig.runtime.authenticate(token) is None
+        assert await rig.runtime.authenticate(token, "10.0.0.1") is None
 
 
 async def test_without_the_right_to_review_bridges_may_try_again(cluster: Cluster) -> None:
@@ -292,9 +292,10 @@ async def test_without_the_right_to_review_bridges_may_try_again(cluster: Cluste
 
 async def until_known(rig: Rig, token: str, task_id: UUID | None) -> None:
     """Ask again and again, until a token is that of a task."""
-    while task_id is None or await rig.runtime.authenticate(token) != task_id:
-        rig.runtime._reviewer._known.clear()
-        await rig.runtime.authenticate(token)
+    while task_id is None or await rig.runtime.authenticate(token, "10.0.0.1") != task_id:
+        for verdict in rig.runtime._reviewer._valid.values():
+            verdict.until = 0.0
+        await rig.runtime.authenticate(token, "10.0.0.1")
 
 
 def deadline_of(hypha_job: dict[str, Any]) -> int:

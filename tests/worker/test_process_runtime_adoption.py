@@ -87,7 +87,7 @@ async def test_a_running_job_is_adopted_with_its_complete_record(work_dir: Path)
         (adopted,) = await rig.runtime.adopt()
         assert adopted.running
         assert str(adopted.job.task_id) == task
-        assert await rig.runtime.authenticate(record["token"]) == adopted.job.task_id
+        assert await rig.runtime.authenticate(record["token"], "process 1") == adopted.job.task_id
         assert adopted.job.spec.model_dump(mode="json") == record["spec"]
         assert adopted.job.deadline == pytest.approx(time.time() + 60, abs=20)
         (work_dir / f"hypha-{task}" / "go").touch()

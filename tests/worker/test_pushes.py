@@ -76,12 +76,12 @@ class Inbox:
         self.pushes.append((peer, data))
 
 
-def router(**jobs: tuple[UUID, set[str]]) -> tuple[PushRouter, dict[str, UUID]]:
-    """A router with jobs, each by name: its label and its senders."""
+def router(scheduler: str = "scheduler", **jobs: tuple[UUID, set[str]]) -> tuple[PushRouter, dict[str, UUID]]:
+    """A router with jobs of one scheduler, each by name: its label and its senders."""
     made = PushRouter()
     tasks = {name: uuid4() for name in jobs}
     for name, (label, senders) in jobs.items():
-        made.add(tasks[name], str(label), frozenset(senders))
+        made.add(tasks[name], scheduler, str(label), frozenset(senders))
     return made, tasks
 
 
@@ -176,6 +176,150 @@ async def test_a_repeated_poll_keeps_the_jobs_place_in_the_queue() -> None:
         await push(made, ALICE, b"two")
 
 
+def two_schedulers(second_label: int = 2) -> tuple[PushRouter, UUID, UUID]:
+    """A router with two jobs that name Alice. The first one has label 1."""
+    made, first, second = PushRouter(), uuid4(), uuid4()
+    made.add(first, "first scheduler", str(UUID(int=1)), frozenset({ALICE}))
+    made.add(second, "second scheduler", str(UUID(int=second_label)), frozenset({ALICE, BOB}))
+    return made, first, second
+
+
+async def take_all(made: PushRouter, task: UUID, inbox: Inbox) -> None:
+    while await made.take(task, inbox.deliver, 1):
+        pass
+
+
+@pytest.mark.parametrize("data", [b"unlabelled", labelled(UUID(int=1))], ids=["unlabelled", "labelled"])
+@pytest.mark.parametrize("second_label", [1, 2], ids=["copied", "own"])
+async def test_a_second_scheduler_that_names_the_same_sender_gets_none_of_the_first_ones_pushes(
+    data: bytes, second_label: int
+) -> None:
+    made, first, second = two_schedulers(second_label)
+    mine, theirs = Inbox(), Inbox()
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(take_all, made, second, theirs)
+        nursery.start_soon(take_all, made, first, mine)
+        for _ in range(50):
+            await push(made, ALICE, data)
+    assert (len(mine.pushes), theirs.pushes) == (50, [])
+
+
+async def test_a_push_labelled_for_the_job_of_the_second_scheduler_reaches_that_job() -> None:
+    made, _, second = two_schedulers()
+    inbox = Inbox()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.handle, ALICE, Pushed(labelled(UUID(int=2))))
+        assert await made.take(second, inbox.deliver, 1)
+    assert len(inbox.pushes) == 1
+
+
+async def test_a_scheduler_keeps_a_sender_only_while_a_job_that_names_it_lives() -> None:
+    made, first, second = two_schedulers()
+    inbox = Inbox()
+    made.remove(first)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.handle, ALICE, Pushed(b"unlabelled"))
+        assert await made.take(second, inbox.deliver, 1)
+
+
+async def test_a_push_that_began_for_a_job_that_ended_does_not_go_to_another_scheduler() -> None:
+    made, first, second = two_schedulers()
+    slow, waiting = Pushed(None), Pushed(b"unlabelled")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.handle, ALICE, slow)
+        nursery.start_soon(made.handle, ALICE, waiting)
+        await trio.testing.wait_all_tasks_blocked()
+        made.remove(first)
+        assert not await made.take(second, Inbox().deliver, 100)
+    assert waiting.reset_seen
+
+
+async def test_a_push_within_the_node_reaches_only_jobs_of_the_sending_jobs_scheduler() -> None:
+    made, _, second = two_schedulers()
+    inbox, refused = Inbox(), Pushed(b"unlabelled")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.handle, ALICE, Pushed(b"unlabelled"), "second scheduler")
+        assert await made.take(second, inbox.deliver, 1)
+        await made.handle(BOB, refused, "first scheduler")
+    assert refused.reset_seen
+
+
+async def test_the_waiting_pushes_of_one_scheduler_displace_none_of_another() -> None:
+    made, honest, hostile = PushRouter(), uuid4(), uuid4()
+    made.add(hostile, "hostile scheduler", "1", frozenset(f"peer {number}" for number in range(100)))
+    made.add(honest, "scheduler", "2", frozenset({ALICE}))
+    mine, theirs = Pushed(b"mine"), [Pushed(b"data") for _ in range(1000)]
+    inbox = Inbox()
+    async with trio.open_nursery() as nursery:
+        for number, stream in enumerate(theirs):
+            nursery.start_soon(made.handle, f"peer {number % 100}", stream)
+            if number == 500:
+                nursery.start_soon(made.handle, ALICE, mine)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(made._places) == pushes._MAX_WAITING
+        assert await made.take(honest, inbox.deliver, 1)
+        made.remove(hostile)
+    assert inbox.pushes == [(ALICE, b"mine")]
+
+
+async def test_a_peer_that_pushes_too_often_is_refused_until_later() -> None:
+    made, tasks = router(job=(uuid4(), {ALICE}))
+    inbox = Inbox()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_all, made, tasks["job"], inbox)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(200):
+            await push(made, ALICE, b"data")
+        accepted = len(inbox.pushes)
+        await trio.sleep(0.5)
+        await push(made, ALICE, b"data")
+    assert accepted == pushes._MAX_PUSHES_AT_ONCE
+    assert len(inbox.pushes) == accepted + 1
+
+
+class Trickle(Pushed):
+    """A push that sends some bytes in each interval."""
+
+    def __init__(self, size_bytes: int, interval_s: float, pieces: int) -> None:
+        super().__init__(*[bytes(size_bytes)] * pieces)
+        self.interval_s = interval_s
+
+    async def receive_some(self, max_bytes: int | None = None, /) -> bytes:
+        await trio.sleep(self.interval_s)
+        return await super().receive_some(max_bytes)
+
+
+async def receive(stream: PushStream, pause_s: float = 0) -> int:
+    size = 0
+    async for piece in pushes.pieces(stream):
+        size += len(piece)
+        await trio.sleep(pause_s)
+    return size
+
+
+async def test_a_push_below_the_least_rate_is_ended() -> None:
+    slower = pushes._LEAST_BYTES // 61
+    with pytest.raises(trio.TooSlowError):
+        await receive(Trickle(slower, 1, 1000))
+    assert trio.current_time() <= pushes._LEAST_BYTES_WITHIN_S + 1
+    assert await receive(Trickle(pushes._LEAST_BYTES // 50, 1, 1000)) == 1000 * (pushes._LEAST_BYTES // 50)
+
+
+async def test_a_job_that_takes_data_slowly_does_not_end_a_push() -> None:
+    assert await receive(Trickle(100_000, 0.1, 20), pause_s=100) == 2_000_000
+
+
+async def test_little_of_a_long_header_is_read() -> None:
+    made, _ = router(job=(UUID(int=1), {ALICE}))
+    stream = Pushed(struct.pack("<Q", 2**40) + b" " * 2**20, None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.handle, ALICE, stream)
+        await trio.testing.wait_all_tasks_blocked()
+        assert stream.read_bytes == 8 + pushes._MAX_LABEL_BYTES
+        nursery.cancel_scope.cancel()
+
+
 async def test_only_the_header_of_a_waiting_push_is_read() -> None:
     made, tasks = router(job=(UUID(int=1), {ALICE}))
     header = labelled(UUID(int=1), b"")
@@ -215,7 +359,7 @@ async def test_a_limited_number_of_one_peers_pushes_waits() -> None:
         for _ in range(pushes._MAX_WAITING_PER_PEER + 1):
             assert await made.take(tasks["job"], inbox.deliver, 1)
     assert inbox.pushes[-1] == (BOB, b"data")
-    assert made._held == {}
+    assert len(made._places) == 0
 
 
 async def test_a_peer_whose_pushes_stall_blocks_no_other_peer() -> None:
@@ -377,5 +521,5 @@ headers = st.recursive(
 
 @given(headers)
 def test_any_header_has_a_label_or_none(header: object) -> None:
-    label = pushes._label(header)
+    label = pushes._label(json.dumps(header).encode())
     assert label is None or isinstance(label, str)

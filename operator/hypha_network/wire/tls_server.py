@@ -12,6 +12,9 @@ from hypha_network.wire.tcp import peer_address
 from hypha_network.wire.tls import READ_BYTES, WRITE_BYTES, Tls
 from hypha_network.wire.transport import CLOSE_TIMEOUT_S, RawConnection
 
+_DRAIN_PAUSE_S = 0.01
+"""Pause between two reads of data that nobody wants, so that a client that floods costs little time."""
+
 
 class ServerTlsStream:
     """A connection from a client without a certificate. Every failure is raised as `trio.BrokenResourceError`."""
@@ -33,8 +36,11 @@ class ServerTlsStream:
         except (ssl.SSLError, ConnectionBroken) as error:
             raise trio.BrokenResourceError(f"TLS handshake failed: {error}") from error
 
-    async def receive_some(self, _max_bytes: int | None = None) -> bytes | memoryview:
-        """Return all data that has arrived, waiting for at least one byte; empty at the end."""
+    async def receive_some(self, max_bytes: int = READ_BYTES) -> bytes | memoryview:
+        """Return data that has arrived, waiting for at least one byte; empty at the end.
+
+        It reads at most `max_bytes` from the socket at once.
+        """
         while True:
             try:
                 data = self._tls.decrypt()
@@ -42,7 +48,7 @@ class ServerTlsStream:
                 raise trio.BrokenResourceError(f"TLS failed: {error.reason or error}") from error
             if data or self._tls.ended:
                 return data
-            encrypted = await self._stream.receive_some(READ_BYTES)
+            encrypted = await self._stream.receive_some(max_bytes)
             if not encrypted:
                 return b""
             self._tls.feed(bytes(encrypted))
@@ -61,6 +67,6 @@ class ServerTlsStream:
             with scope, suppress(trio.BrokenResourceError, OSError):
                 await self._stream.send_all(self._tls.close_notify())
                 self.socket.shutdown(socket.SHUT_WR)
-                while await self._stream.receive_some(READ_BYTES):
-                    pass
+                while await self._stream.receive_some(READ_BYTES):  # noqa: ASYNC110 - this limits a rate
+                    await trio.sleep(_DRAIN_PAUSE_S)
         await trio.aclose_forcefully(self._stream)

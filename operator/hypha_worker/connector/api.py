@@ -45,9 +45,10 @@ from hypha_network.errors import (
 )
 from hypha_network.network import Network
 from hypha_network.wire.streams import Stream
+from hypha_worker.connector.fairness import FairRate
 from hypha_worker.connector.http_server import Exchange, HttpError
 from hypha_worker.connector.loopback import LoopbackStream, loopback
-from hypha_worker.connector.pushes import PushRouter, PushStream
+from hypha_worker.connector.pushes import PushRouter, PushStream, pieces
 from hypha_worker.job import Job
 from hypha_worker.progress import Report, scheduler_request
 from hypha_worker.telemetry import Telemetry
@@ -61,9 +62,10 @@ _REQUEST_TIMEOUT_S: Final = 10.0
 _OPEN_TIMEOUT_S: Final = 30.0
 _STALL_TIMEOUT_S: Final = 600.0
 """How long a peer may neither take nor send a byte. A parameter server may read its senders one after another."""
-_SILENCE_TIMEOUT_S: Final = 60.0
-"""How long a pushing peer may be silent, because it occupies one of the few pushes that a job receives at once."""
 _MAX_CALLS_PER_JOB: Final = 64
+_CALLS_PER_S: Final = 100.0
+_MAX_CALLS_AT_ONCE: Final = 200
+"""Calls of one job that the node serves at once, and then in each second. Others wait for their turn."""
 _MAX_ASSIGNMENTS: Final = 4096
 
 
@@ -83,11 +85,9 @@ class _Session:
     calls: int = 0
 
     def __post_init__(self) -> None:
-        self.schedulers = {self.job.scheduler}
         self.datasets = set()
         for reference in self.job.spec.executor.config.fetched:
             if isinstance(reference, SchedulerReference):
-                self.schedulers.add(reference.peer)
                 self.datasets.add(reference.dataset)
             elif isinstance(reference, PeersReference) and (wanted := reference.resource):
                 for peer in reference.peers:
@@ -102,8 +102,9 @@ class _Session:
         return slice_ in self.assigned or (not self.remembers and slice_.dataset in self.datasets)
 
 
-Authenticate = Callable[[str], Awaitable[UUID | None]]
-"""Returns the task whose bridge presented this token, or None. Raises HttpError (503) if it cannot be checked now."""
+Authenticate = Callable[[str, str], Awaitable[UUID | None]]
+"""Returns the task whose bridge presented this token from this source, or None. Raises HttpError (503) if the token
+cannot be checked now."""
 
 
 class Connector:
@@ -132,6 +133,7 @@ class Connector:
         self._nursery = nursery
         self._telemetry = telemetry or Telemetry()
         self._sessions: dict[UUID, _Session] = {}
+        self._rate = FairRate(_CALLS_PER_S, _MAX_CALLS_AT_ONCE)
         self._calls: dict[tuple[str, str], Callable[[_Session, Exchange], Awaitable[None]]] = {
             NEXT_SLICE: self._next_slice,
             PULL_SLICE: self._pull,
@@ -146,7 +148,12 @@ class Connector:
     def add(self, job: Job, *, adopted: bool = False) -> None:
         """Serve the bridge of this job and the pushes of its peers from now on."""
         self._sessions[job.task_id] = _Session(job, remembers=not adopted)
-        self._pushes.add(job.task_id, str(job.spec.job_id), job.spec.senders)
+        self._pushes.add(job.task_id, job.scheduler, str(job.spec.job_id), job.spec.senders)
+
+    def scheduler_of(self, job_id: UUID) -> str | None:
+        """Return the scheduler for which tasks of this job run here, or None if none run."""
+        jobs = (session.job for session in self._sessions.values())
+        return next((job.scheduler for job in jobs if job.spec.job_id == job_id), None)
 
     def remove(self, task_id: UUID) -> None:
         """Stop serving a job that has ended."""
@@ -164,8 +171,7 @@ class Connector:
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request."""
-        session = await self._authenticate(exchange.headers.get("authorization", ""))
-        exchange.mark_authenticated()
+        session = await self._authenticate(exchange.headers.get("authorization", ""), exchange.source)
         call = self._calls.get((exchange.method, exchange.path))
         if call is None:
             known = ", ".join(map(str, self._calls))
@@ -174,19 +180,21 @@ class Connector:
             raise HttpError(ErrorCode.UNAVAILABLE, f"the job has {_MAX_CALLS_PER_JOB} calls under way")
         if self._stopping:
             raise HttpError(ErrorCode.UNAVAILABLE, "the node is about to stop")
+        exchange.mark_authenticated()
         asks = call in (self._next_slice, self._progress)
         session.calls += 1
         self._asking += asks
         try:
+            await trio.sleep(self._rate.take_later(session.job.task_id, trio.current_time()))
             await call(session, exchange)
         finally:
             session.calls -= 1
             self._asking -= asks
             self._answered.notify()
 
-    async def _authenticate(self, authorization: str) -> _Session:
+    async def _authenticate(self, authorization: str, source: str) -> _Session:
         scheme, _, token = authorization.partition(" ")
-        task_id = await self._identify(token.strip()) if scheme.lower() == "bearer" else None
+        task_id = await self._identify(token.strip(), source) if scheme.lower() == "bearer" else None
         session = self._sessions.get(task_id) if task_id else None
         if session is None:
             raise HttpError(ErrorCode.UNAUTHORIZED, "the token belongs to no job that runs here")
@@ -194,7 +202,7 @@ class Connector:
 
     async def _next_slice(self, session: _Session, exchange: Exchange) -> None:
         wanted = _validate(NextSlice, await exchange.read_json())
-        if wanted.scheduler not in session.schedulers:
+        if wanted.scheduler != session.job.scheduler:
             raise HttpError(ErrorCode.FORBIDDEN, f"{wanted.scheduler} is not this job's scheduler")
         async with exchange.until_disconnected():
             request = RequestData(dataset=wanted.dataset)
@@ -245,7 +253,7 @@ class Connector:
         if peer not in session.job.spec.receivers:
             raise HttpError(ErrorCode.FORBIDDEN, f"this job does not push to peer {peer!r}")
         with _peer_errors(peer):
-            stream = await self._open_push(peer)
+            stream = await self._open_push(peer, session.job.scheduler)
             delivered = False
             try:
                 size = 0
@@ -263,16 +271,16 @@ class Connector:
         self._telemetry.transferred.add(size, {"direction": "out", "of": "push"})
         await exchange.answer_empty()
 
-    async def _open_push(self, peer: str) -> PushStream:
+    async def _open_push(self, peer: str, scheduler: str) -> PushStream:
         if peer != self._network.peer_id:
             return await _within(_OPEN_TIMEOUT_S, self._network.open_stream(peer, PUSH))
         near, far = loopback()
-        self._nursery.start_soon(self._take_own, far)
+        self._nursery.start_soon(self._take_own, far, scheduler)
         return near
 
-    async def _take_own(self, stream: LoopbackStream) -> None:
+    async def _take_own(self, stream: LoopbackStream, scheduler: str) -> None:
         try:
-            await self._pushes.handle(self._network.peer_id, stream)
+            await self._pushes.handle(self._network.peer_id, stream, scheduler)
             await stream.aclose()
         except NetworkError as error:
             logger.debug("a push from one job of this worker to another: %s", error)
@@ -299,7 +307,7 @@ class Connector:
             with _peer_errors(peer):
                 await exchange.start_stream({SENDER_HEADER: peer})
                 size = 0
-                while data := await _within(_SILENCE_TIMEOUT_S, stream.receive_some()):
+                async for data in pieces(stream):
                     size += len(data)
                     await exchange.send_piece(data)
                 await exchange.end_stream()

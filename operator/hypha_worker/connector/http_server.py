@@ -1,16 +1,15 @@
 """A small HTTP/1.1 server on trio, on a Unix socket or over TLS, with one request per connection.
 
 h11 implements the protocol. Bodies of gigabytes pass through here in large pieces, so the work per piece is small.
-A connection is unauthenticated until the handler marks its request as authenticated. Unauthenticated connections are
-limited in number and time. At the limit, the oldest one is closed, so that they cannot block other clients.
-Authenticated connections use at most half of the process's descriptors. The handler limits those of one job.
+Clients are our own bridges, so a request has a short head and, if it has a body, exactly one Content-Length.
+A connection is unauthenticated until the handler marks its request as authenticated. Until then it has little time.
 """
 
 import contextlib
 import json
 import logging
 import os
-import resource
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -26,16 +25,19 @@ from hypha_contracts.connector_api import STALL_TIMEOUT_S, ErrorBody, ErrorCode
 from hypha_network.identity import Identity
 from hypha_network.wire.tls_server import ServerTlsStream
 from hypha_network.wire.yamux_frames import Buffer
+from hypha_worker.connector.connections import Connection, serve_connections
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[["Exchange"], Awaitable[None]]
 
 _READ_BYTES: Final = 512 * 1024
-_MAX_UNAUTHENTICATED: Final = 128
 _HANDSHAKE_TIMEOUT_S: Final = 5.0
 _HEAD_TIMEOUT_S: Final = 5.0
-
+_MAX_HEAD_BYTES: Final = 16 * 1024
+_MAX_HEADERS: Final = 32
+_END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
+_MAX_JSON_BYTES: Final = 128 * 1024
 
 _STATUS: Final = {
     ErrorCode.INVALID: HTTPStatus.BAD_REQUEST,
@@ -75,11 +77,13 @@ class Exchange:
 
     Args:
         stream: the connection.
+        source: who made the connection.
         mark_authenticated: called once the request is authenticated. HttpError if there are too many connections.
     """
 
-    def __init__(self, stream: ByteStream, mark_authenticated: Callable[[], None]) -> None:
+    def __init__(self, stream: ByteStream, source: str, mark_authenticated: Callable[[], None]) -> None:
         self._stream = stream
+        self.source = source
         self.mark_authenticated = mark_authenticated
         self._http = h11.Connection(h11.SERVER)
         self.method = ""
@@ -88,9 +92,10 @@ class Exchange:
         self.headers: dict[str, str] = {}
 
     async def read_head(self) -> None:
-        """Receive the request up to its body."""
+        """Receive the request up to its body. Disconnected if it is none that a bridge makes."""
         with trio.fail_after(_HEAD_TIMEOUT_S):
-            request = await self._next_event()
+            await self._receive_head()
+        request = self._http.next_event()
         if not isinstance(request, h11.Request):
             raise Disconnected("no request")
         try:
@@ -101,6 +106,21 @@ class Exchange:
         self.path = target.path
         self.query = dict(parse_qsl(target.query))
         self.headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
+
+    async def _receive_head(self) -> None:
+        """Give h11 the data up to the end of the head. It limits neither a head that arrives at once nor its lines."""
+        received = bytearray()
+        while (end := _END_OF_HEAD.search(received)) is None:
+            data = await self._stream.receive_some(_MAX_HEAD_BYTES)
+            if not data or len(received) > _MAX_HEAD_BYTES:
+                raise Disconnected("no request")
+            received += data
+        head = bytes(received[: end.end()]).lower()
+        if len(head) > _MAX_HEAD_BYTES or head.count(b"\n") > _MAX_HEADERS:
+            raise Disconnected(f"a head of more than {_MAX_HEAD_BYTES} bytes or {_MAX_HEADERS} lines")
+        if b"\ntransfer-encoding" in head or head.count(b"\ncontent-length") > 1:
+            raise Disconnected("a body whose length is not given by one Content-Length")
+        self._http.receive_data(bytes(received))
 
     async def pieces(self) -> AsyncIterator[Buffer]:
         """Receive the body piece by piece. Disconnected if it breaks off."""
@@ -116,13 +136,13 @@ class Exchange:
         async for _ in self.pieces():
             raise HttpError(ErrorCode.INVALID, f"{self.method} {self.path} takes no body")
 
-    async def read_json(self, max_bytes: int = 1024 * 1024) -> Any:
+    async def read_json(self) -> Any:
         """Receive a JSON body. HttpError if it is invalid or too long."""
         body = bytearray()
         async for piece in self.pieces():
             body += piece
-            if len(body) > max_bytes:
-                raise HttpError(ErrorCode.TOO_LARGE, f"the body is longer than {max_bytes} bytes")
+            if len(body) > _MAX_JSON_BYTES:
+                raise HttpError(ErrorCode.TOO_LARGE, f"the body is longer than {_MAX_JSON_BYTES} bytes")
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -206,59 +226,26 @@ def _stall_timeout() -> Iterator[None]:
         raise Disconnected("the client neither reads nor writes") from error
 
 
-class _ConnectionLimiter:
-    """Limits the unauthenticated and the authenticated connections."""
-
-    def __init__(self) -> None:
-        self._unauthenticated: dict[trio.CancelScope, None] = {}
-        self._authenticated = 0
-        self._max_authenticated = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
-
-    @contextmanager
-    def connection(self) -> Iterator[Callable[[], None]]:
-        """Count a connection while inside. Yield a function that marks it as authenticated."""
-        if len(self._unauthenticated) >= _MAX_UNAUTHENTICATED:
-            oldest = next(iter(self._unauthenticated))
-            del self._unauthenticated[oldest]
-            oldest.cancel()
-        authenticated = False
-
-        def mark_authenticated() -> None:
-            nonlocal authenticated
-            if self._authenticated >= self._max_authenticated:
-                raise HttpError(ErrorCode.UNAVAILABLE, f"the node serves {self._max_authenticated} calls already")
-            if not authenticated:
-                authenticated = True
-                self._authenticated += 1
-                self._unauthenticated.pop(scope, None)
-
-        with trio.CancelScope() as scope:
-            self._unauthenticated[scope] = None
-            try:
-                yield mark_authenticated
-            finally:
-                self._unauthenticated.pop(scope, None)
-                self._authenticated -= authenticated
-
-
 async def serve(listeners: Sequence[trio.SocketListener], handler: Handler, open_stream: Open) -> None:
     """Answer every request with `await handler(exchange)`, until cancelled."""
-    limiter = _ConnectionLimiter()
 
-    async def serve_connection(raw: trio.SocketStream) -> None:
-        with limiter.connection() as mark_authenticated:
-            try:
-                with trio.fail_after(_HANDSHAKE_TIMEOUT_S):
-                    stream = await open_stream(raw)
-            except (trio.BrokenResourceError, trio.TooSlowError) as error:
-                logger.debug("no request: %s", error or type(error).__name__)
-                return
-            try:
-                await _serve_one(handler, Exchange(stream, mark_authenticated))
-            finally:
-                await stream.aclose()
+    async def serve_connection(connection: Connection) -> None:
+        def mark_authenticated() -> None:
+            if not connection.mark_authenticated():
+                raise HttpError(ErrorCode.UNAVAILABLE, "the node serves as many calls as it can. Try again later.")
 
-    await trio.serve_listeners(serve_connection, list(listeners))
+        try:
+            with trio.fail_after(_HANDSHAKE_TIMEOUT_S):
+                stream = await open_stream(connection.stream)
+        except (trio.BrokenResourceError, trio.TooSlowError) as error:
+            logger.debug("no request: %s", error or type(error).__name__)
+            return
+        try:
+            await _serve_one(handler, Exchange(stream, connection.source, mark_authenticated))
+        finally:
+            await stream.aclose()
+
+    await serve_connections(listeners, serve_connection)
 
 
 async def _serve_one(handler: Handler, exchange: Exchange) -> None:

@@ -1,17 +1,19 @@
 """Routes pushes to jobs.
 
-A push names no job, so the sender and, if necessary, the label in its header identify the job. A push waits until a job
-that names its sender takes it. Until then only its header is read, which slows its sender down.
+A push names no job, so the sender and, if necessary, the label in its header identify the job. It never reaches a job
+of another scheduler than the first one that named the sender, or the sender and the label, among the jobs that live. A
+push waits until its job takes it. Until then only the beginning of its header is read, which slows its sender down.
 """
 
 import contextlib
 import json
 import logging
+import re
 import struct
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import trio
@@ -19,18 +21,29 @@ import trio
 from hypha_network.errors import NetworkError
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.streams import Stream
+from hypha_network.wire.yamux_frames import Buffer
+from hypha_worker.connector.fairness import FairPlaces, FairRate
 from hypha_worker.connector.loopback import LoopbackStream
 
 logger = logging.getLogger(__name__)
 
 _HEADER_LENGTH: Final = struct.Struct("<Q")
-_MAX_HEADER_BYTES: Final = 2 * 1024 * 1024
+_METADATA: Final = re.compile(rb'\s*\{\s*"__metadata__"\s*:\s*')
+_MAX_LABEL_BYTES: Final = 16 * 1024
+"""How much of a header is read to find the label, which is in the metadata at its beginning. It bounds the memory and
+the time that a waiting push costs."""
 _HEADER_TIMEOUT_S: Final = 30.0
 _MAX_WAITING: Final = 128
 _MAX_WAITING_PER_PEER: Final = 16
+_PUSHES_PER_S: Final = 10.0
+_MAX_PUSHES_AT_ONCE: Final = 64
+"""Pushes of one peer that the node accepts at once, and then in each second, so that pushes which fail cost little."""
 _MAX_TAKEN_PER_PEER: Final = 2
 """Pushes of one peer that a job receives at once. Its bridge can take more, so a stalled peer blocks only itself."""
 _MAX_WAIT_S: Final = 900.0
+_LEAST_BYTES: Final = 1024 * 1024
+_LEAST_BYTES_WITHIN_S: Final = 60.0
+"""The least rate of a push. Time in which the job does not take data does not count."""
 _NOT_TAKEN: Final = b"\0"
 """Sent before the reset of a push that no job has received completely. The reference implementation ends a completely
 read push with a reset alone."""
@@ -51,6 +64,7 @@ class _RefusedPush(Exception):  # noqa: N818 - the peer's doing
 class _Receiver:
     """A job that receives pushes. `waiting_since` is when it began to wait for the next one."""
 
+    scheduler: str
     label: str
     senders: frozenset[str]
     waiting_since: float | None = None
@@ -64,6 +78,7 @@ class _Push:
     peer: str
     stream: PushStream
     receivers: list[_Receiver]
+    place: trio.CancelScope = field(default_factory=trio.CancelScope)
     taken_by: _Receiver | None = None
     decided: trio.Event = field(default_factory=trio.Event)  # its delivery has begun, or no job can take it
     done: trio.Event = field(default_factory=trio.Event)
@@ -86,12 +101,13 @@ class PushRouter:
         self._receivers: dict[UUID, _Receiver] = {}
         self._pushes: list[_Push] = []
         self._takers: list[_Taker] = []
-        self._held: Counter[str] = Counter()
+        self._places: FairPlaces[trio.CancelScope] = FairPlaces(_MAX_WAITING)
+        self._rate = FairRate(_PUSHES_PER_S, _MAX_PUSHES_AT_ONCE)
         self._refusal_log = RateLimitedLogger(logger)
 
-    def add(self, task_id: UUID, label: str, senders: frozenset[str]) -> None:
+    def add(self, task_id: UUID, scheduler: str, label: str, senders: frozenset[str]) -> None:
         """Let a job receive the pushes of these peers from now on. Peers may name it by `label`."""
-        self._receivers[task_id] = _Receiver(label, senders)
+        self._receivers[task_id] = _Receiver(scheduler, label, senders)
 
     def remove(self, task_id: UUID) -> None:
         """Remove a job that has ended, and refuse the pushes that wait only for it."""
@@ -102,10 +118,13 @@ class PushRouter:
                 self._pushes.remove(push)
                 push.decided.set()
 
-    async def handle(self, peer: str, stream: PushStream) -> None:
-        """Serve a push of a peer. Return once a job has received all of it, or the peer knows of the refusal."""
+    async def handle(self, peer: str, stream: PushStream, scheduler: str | None = None) -> None:
+        """Serve a push of a peer. Return once a job has received all of it, or the peer knows of the refusal.
+
+        With `scheduler`, only jobs of this scheduler may get it.
+        """
         try:
-            push = await self._await_job(peer, stream)
+            push = await self._await_job(peer, stream, scheduler)
             await push.done.wait()
             if push.complete:
                 return
@@ -133,30 +152,45 @@ class PushRouter:
             self._release(push)
         return True
 
-    async def _await_job(self, peer: str, stream: PushStream) -> _Push:
+    def _receivers_of(self, peer: str, label: str | None, scheduler: str | None) -> list[_Receiver]:
+        """Return the jobs that may get a push: those of the first scheduler that named the sender and the label."""
+        named = [
+            receiver
+            for receiver in self._receivers.values()  # in the order in which the jobs were dispatched
+            if peer in receiver.senders and label in (None, receiver.label) and scheduler in (None, receiver.scheduler)
+        ]
+        return [receiver for receiver in named if receiver.scheduler == named[0].scheduler]
+
+    async def _await_job(self, peer: str, stream: PushStream, scheduler: str | None) -> _Push:
         """Hold a push until a job takes it."""
-        receivers = [receiver for receiver in self._receivers.values() if peer in receiver.senders]
+        receivers = self._receivers_of(peer, None, scheduler)
         if not receivers:
             raise _RefusedPush("no job of this worker names it")
-        if self._held[peer] >= _MAX_WAITING_PER_PEER or self._held.total() >= _MAX_WAITING:
-            raise _RefusedPush("too many pushes are waiting already")
-        self._held[peer] += 1
+        if not self._rate.take(peer, trio.current_time()):
+            raise _RefusedPush(f"it makes more than {_PUSHES_PER_S:g} pushes a second")
+        first = receivers[0].scheduler
+        if self._places.held_by((first, peer)) >= _MAX_WAITING_PER_PEER:
+            raise _RefusedPush("too many of its pushes are waiting already")
+        push = _Push(peer, stream, receivers)
+        if (lost := self._places.add(push.place, (first, peer))) is not None:
+            lost.cancel()
         try:
-            with trio.move_on_after(_HEADER_TIMEOUT_S) as header_scope:
-                label = await _read_label(stream)
-            if header_scope.cancelled_caught:
-                raise _RefusedPush(f"it sent no header within {_HEADER_TIMEOUT_S:g} s")
-            # Look up again, because jobs may have started and ended meanwhile.
-            receivers = [receiver for receiver in self._receivers.values() if peer in receiver.senders]
-            if label is not None:
-                receivers = [receiver for receiver in receivers if receiver.label == label]
-            if not receivers:
-                raise _RefusedPush(f"no job named {label} receives from it" if label else "its job has ended")
-            return await self._hold(_Push(peer, stream, receivers))
+            with push.place:
+                label = await self._read_label(stream)
+                # Look up again, because jobs may have started and ended meanwhile.
+                push.receivers = self._receivers_of(peer, label, scheduler if label else first)
+                if not push.receivers:
+                    raise _RefusedPush(f"no job named {label} receives from it" if label else "its job has ended")
+                self._places.move(push.place, (push.receivers[0].scheduler, peer))
+                return await self._hold(push)
         finally:
-            self._held[peer] -= 1
-            if not self._held[peer]:
-                del self._held[peer]
+            self._places.remove(push.place)
+        raise _RefusedPush("too many pushes are waiting already")
+
+    async def _read_label(self, stream: PushStream) -> str | None:
+        with trio.move_on_after(_HEADER_TIMEOUT_S):
+            return await _read_label(stream)
+        raise _RefusedPush(f"it sent no header within {_HEADER_TIMEOUT_S:g} s")
 
     async def _hold(self, push: _Push) -> _Push:
         self._pushes.append(push)
@@ -212,6 +246,7 @@ class PushRouter:
                 taker.served.set()
                 self._takers.remove(taker)
                 self._pushes.remove(push)
+                self._places.remove(push.place)
                 still_waiting = any(other.receiver is receiver for other in self._takers)
                 receiver.waiting_since = trio.current_time() if still_waiting else None
 
@@ -223,18 +258,34 @@ class PushRouter:
             self._match()
 
 
+async def pieces(stream: PushStream) -> AsyncIterator[Buffer]:
+    """Receive a push piece by piece. TooSlowError if its peer stays below the least rate."""
+    left_s, received = _LEAST_BYTES_WITHIN_S, 0
+    while True:
+        began = trio.current_time()
+        with trio.fail_after(max(0.0, left_s)):
+            data = await stream.receive_some()
+        if not data:
+            return
+        left_s -= trio.current_time() - began
+        received += len(data)
+        if received >= _LEAST_BYTES:
+            left_s, received = _LEAST_BYTES_WITHIN_S, 0
+        yield data
+
+
 async def _read_label(stream: PushStream) -> str | None:
-    """Return `__metadata__.job_id` of a SafeTensors file, or None for any other. Returns the data to the stream."""
+    """Return `__metadata__.job_id` of a SafeTensors file, or None for any other. Returns the data to the stream.
+
+    A label is found where writers of SafeTensors put it: at the beginning of the header.
+    """
     head = bytearray()
     try:
         if not await _read_up_to(stream, head, _HEADER_LENGTH.size):
             return None
         (length,) = _HEADER_LENGTH.unpack(head)
-        if length > _MAX_HEADER_BYTES or not await _read_up_to(stream, head, _HEADER_LENGTH.size + length):
-            return None
-        return _label(json.loads(head[_HEADER_LENGTH.size :]))
-    except (ValueError, RecursionError):
-        return None
+        await _read_up_to(stream, head, _HEADER_LENGTH.size + min(length, _MAX_LABEL_BYTES))
+        return _label(bytes(head[_HEADER_LENGTH.size :]))
     finally:
         stream.push_back(bytes(head))
 
@@ -248,7 +299,12 @@ async def _read_up_to(stream: PushStream, head: bytearray, size_bytes: int) -> b
     return True
 
 
-def _label(header: Any) -> str | None:
-    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+def _label(header: bytes) -> str | None:
+    if (found := _METADATA.match(header)) is None:
+        return None
+    try:
+        metadata, _ = json.JSONDecoder().raw_decode(header[found.end() :].decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
     label = metadata.get("job_id") if isinstance(metadata, dict) else None
     return label if isinstance(label, str) else None

@@ -26,8 +26,8 @@ class Runtime(RunningJobs, Protocol):
     async def adopt(self) -> list[AdoptedJob]:
         """Find the jobs that outlived the node, and remove the remains of dead ones. Called once, before any launch."""
 
-    async def authenticate(self, token: str) -> UUID | None:
-        """Return the task whose bridge presented this token, or None.
+    async def authenticate(self, token: str, source: str) -> UUID | None:
+        """Return the task whose bridge presented this token, or None. `source` is where the connection came from.
 
         Raises:
             HttpError: (503) the token cannot be checked right now.

@@ -142,6 +142,7 @@ class KubernetesRuntime:
             found, version = await retry_until_done("HyphaJobs", self._hypha_jobs.list)
         except Refused as error:
             raise NodeError(_advice(error)) from error
+        found.sort(key=lambda item: str(item["metadata"].get("creationTimestamp")))
         adopted = [job for item in found if (job := self._adopt(item)) is not None]
         self._nursery.start_soon(self._follow, version)
         return adopted
@@ -158,9 +159,9 @@ class KubernetesRuntime:
             tracked.reported = True
             self._nursery.start_soon(self._conclude, tracked)
 
-    async def authenticate(self, token: str) -> UUID | None:
-        """Return the task whose pod the token was made for, or None. HttpError (503) if no API server answers."""
-        pod = await self._reviewer.pod(token)
+    async def authenticate(self, token: str, source: str) -> UUID | None:
+        """Return the task whose pod the token was made for, or None. HttpError (503) if it cannot be reviewed now."""
+        pod = await self._reviewer.pod(token, source)
         if pod is None:
             return None
         return next((t.task_id for t in self._jobs.values() if t.pod == pod and not t.ended.is_set()), None)

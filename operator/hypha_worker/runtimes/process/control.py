@@ -92,8 +92,9 @@ class ControlDirectories:
             raise LaunchError(f"task {job.task_id} cannot be set up in {self._config.work_dir}: {error}") from error
 
     def adopt(self) -> list[FoundJob]:
-        """Find the jobs of an earlier node, and remove its directories that belong to no job."""
-        controls = [path for path in sorted(self._jobs_dir.iterdir()) if directories.is_of_node(path)]
+        """Find the jobs of an earlier node, oldest first, and remove its directories that belong to no job."""
+        controls = [path for path in self._jobs_dir.iterdir() if directories.is_of_node(path)]
+        controls.sort(key=lambda control: _modified_at(self.paths(control.name).record))
         found = [adopted for control in controls if (adopted := self._adopt(control))]
         for path in self._config.work_dir.glob(f"{_WORK_PREFIX}*"):
             task_id = path.name.removeprefix(_WORK_PREFIX)
@@ -224,6 +225,14 @@ class ControlDirectories:
         except (OSError, LaunchError) as error:
             logger.warning("job %s cannot be launched: %s", record.task_id, error)
             return None
+
+
+def _modified_at(path: Path) -> float:
+    """Return when a file was last written, in seconds since the epoch, or 0 if there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _reason_without_exit(paths: JobPaths) -> str:

@@ -102,7 +102,7 @@ class ProcessRuntime:
                 self._follow(adopted.job.task_id, adopted.supervised)
         return [AdoptedJob(adopted.job, running=adopted.supervised is not None) for adopted in found]
 
-    async def authenticate(self, token: str) -> UUID | None:
+    async def authenticate(self, token: str, _source: str) -> UUID | None:
         """Return the task whose bridge presented this token, or None."""
         await trio.lowlevel.checkpoint()
         presented = _hash(token)

@@ -1,0 +1,140 @@
+"""Accepts connections, and limits those that have not authenticated.
+
+Unauthenticated connections are limited in number and rate. The source with the most of them loses its oldest one first,
+so that no source can block other clients. Authenticated connections use at most half of the process's descriptors.
+"""
+
+import logging
+import resource
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import trio
+
+from hypha_network.rate_limited_log import RateLimitedLogger
+from hypha_worker.connector.fairness import FairPlaces, FairRate
+
+_log = RateLimitedLogger(logging.getLogger(__name__))
+
+MAX_UNAUTHENTICATED: Final = 128
+UNAUTHENTICATED_PER_S: Final = 20.0
+MAX_UNAUTHENTICATED_AT_ONCE: Final = 256
+"""Connections that one source may make at once, and then in each second, without authenticating. Others cost the node
+no handshake. Those that authenticate do not count."""
+_MAX_ACCEPTED_AT_ONCE: Final = 64
+_ACCEPT_PAUSE_S: Final = 0.1
+_CREDENTIALS: Final = struct.Struct("3i")
+"""The process, user and group of the other end of a Unix socket."""
+
+
+class Connection:
+    """An accepted connection. It is unauthenticated until `mark_authenticated`.
+
+    Attributes:
+        source: who made it: an address, or a process on this host.
+    """
+
+    def __init__(self, accepted: socket.socket, source: str, limiter: "_Limiter") -> None:
+        self.stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+        self.source = source
+        self._limiter = limiter
+        self._scope = trio.CancelScope()
+        self._authenticated = False
+
+    def mark_authenticated(self) -> bool:
+        """Exempt the connection from the limits of unauthenticated ones. False if there are too many of the others."""
+        if not self._authenticated:
+            self._authenticated = self._limiter.exempt(self._scope, self.source)
+        return self._authenticated
+
+    async def serve(self, handler: Callable[["Connection"], Awaitable[None]]) -> None:
+        """Call the handler, and close the connection at its end or once another one needs its place."""
+        with self._scope:
+            self._limiter.hold(self._scope, self.source)
+            try:
+                await handler(self)
+            finally:
+                self._limiter.release(self._scope, authenticated=self._authenticated)
+                self.stream.socket.close()
+
+
+class _Limiter:
+    """Limits the unauthenticated connections of each source and of all, and the authenticated ones."""
+
+    def __init__(self) -> None:
+        self._unauthenticated: FairPlaces[trio.CancelScope] = FairPlaces(MAX_UNAUTHENTICATED)
+        self._rate = FairRate(UNAUTHENTICATED_PER_S, MAX_UNAUTHENTICATED_AT_ONCE)
+        self._authenticated = 0
+        self._max_authenticated = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+
+    def admits(self, source: str) -> bool:
+        """Whether another connection of this source is within its rate. It counts until it is authenticated."""
+        return self._rate.take(source, trio.current_time())
+
+    def hold(self, scope: trio.CancelScope, source: str) -> None:
+        """Count an unauthenticated connection. At the limit, another one is closed."""
+        if (lost := self._unauthenticated.add(scope, (source,))) is not None:
+            lost.cancel()
+
+    def exempt(self, scope: trio.CancelScope, source: str) -> bool:
+        """Count a connection as authenticated. False if there are too many."""
+        if self._authenticated >= self._max_authenticated:
+            return False
+        self._authenticated += 1
+        self._unauthenticated.remove(scope)
+        self._rate.give_back(source, trio.current_time())
+        return True
+
+    def release(self, scope: trio.CancelScope, *, authenticated: bool) -> None:
+        """Stop counting a connection."""
+        self._unauthenticated.remove(scope)
+        self._authenticated -= authenticated
+
+
+async def serve_connections(
+    listeners: Sequence[trio.SocketListener], handler: Callable[[Connection], Awaitable[None]]
+) -> None:
+    """Call the handler with each connection, until cancelled. Closes the listeners."""
+    limiter = _Limiter()
+    async with trio.open_nursery() as nursery:
+        for listener in listeners:
+            nursery.start_soon(_accept, socket.socket(fileno=listener.socket.detach()), limiter, handler, nursery)
+
+
+async def _accept(
+    listener: socket.socket,
+    limiter: _Limiter,
+    handler: Callable[[Connection], Awaitable[None]],
+    nursery: trio.Nursery,
+) -> None:
+    """Accept connections, many at once, because one that exceeds the rate of its source must cost next to nothing."""
+    with listener:
+        listener.setblocking(False)
+        while True:
+            await trio.lowlevel.wait_readable(listener.fileno())
+            try:
+                for _ in range(_MAX_ACCEPTED_AT_ONCE):
+                    accepted, _address = listener.accept()
+                    source = _source(accepted)
+                    if limiter.admits(source):
+                        nursery.start_soon(Connection(accepted, source, limiter).serve, handler)
+                    else:
+                        accepted.close()
+                        _log.warning(source, "closed a connection, because too many before it did not authenticate")
+            except (BlockingIOError, ConnectionError):
+                continue
+            except OSError as error:
+                _log.warning("connector", "cannot accept connections right now: %s", error)
+                await trio.sleep(_ACCEPT_PAUSE_S)
+
+
+def _source(connection: socket.socket) -> str:
+    if connection.family == socket.AF_UNIX:
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return f"process {_CREDENTIALS.unpack(credentials)[0]}"
+    try:
+        return str(connection.getpeername()[0]).removeprefix("::ffff:")
+    except OSError:  # it is gone already
+        return "an unknown address"
