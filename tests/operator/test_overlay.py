@@ -34,7 +34,7 @@ def test_an_empty_overlay_changes_nothing() -> None:
 
 def test_scheduling_fields_pass_through() -> None:
     placed = {
-        "metadata": {"labels": {"env": "prod"}, "annotations": {"example.org/team": "a"}},
+        "metadata": {"labels": {"env": "prod"}, "annotations": {"team": "a", "prometheus.io/scrape": "true"}},
         "spec": {
             "priorityClassName": "batch",
             "nodeSelector": {"gpu": "h200"},
@@ -145,7 +145,69 @@ WEAKENING = [
             "dev.gvisor.spec.mount.tmp.source",
             "io.kubernetes.cri-o.Devices",
             "cdi.k8s.io/gpu",
+            "networking.gke.io/interfaces",
+            "kubernetes.io/egress-bandwidth",
+            "sidecar.istio.io/inject",
+            "vault.hashicorp.com/agent-inject",
+            "an-add-on.of-the-future.example/networks",
         )
+    ),
+    *(
+        ({"metadata": {"labels": {name: "x"}}}, f"metadata.labels[{name}]")
+        for name in ("sidecar.istio.io/inject", "azure.workload.identity/use", "aadpodidbinding")
+    ),
+    *(
+        ({"spec": {field: value}}, f"spec.{field}")
+        for field, value in {
+            "nodeName": "control-plane-1",
+            "priorityClassName": "system-node-critical",
+            "ephemeralContainers": [{"name": "debug", "image": "x"}],
+            "shareProcessNamespace": "true",
+            "activeDeadlineSeconds": 1,
+            "setHostnameAsFQDN": "yes",
+            "schedulerName": ["x"],
+            "os": {"name": "windows"},
+        }.items()
+    ),
+    *(
+        ({"spec": {"securityContext": context}}, "spec.securityContext")
+        for context in (
+            {"supplementalGroups": ["0"]},
+            {"supplementalGroups": [False]},
+            {"supplementalGroups": [0.0]},
+            {"supplementalGroups": "0"},
+            {"fsGroup": "0"},
+            {"runAsUser": "0"},
+            {"runAsGroup": 0.0},
+            {"windowsOptions": {"hostProcess": True}},
+        )
+    ),
+    (volume(secret={"secretName": "other", "name": "decoy"}), "spec.volumes[extra].secret.name"),
+    (volume(csi={"driver": "secrets-store.csi.k8s.io"}), "spec.volumes[extra].csi"),
+    (volume(hostPath={"path": "/"}, configMap={"name": "decoy"}), "spec.volumes[extra].hostPath"),
+    (volume(emptyDir={"sizeLimit": "0"}), "spec.volumes[extra].emptyDir"),
+    (volume(), "spec.volumes[extra].emptyDir"),
+    (volume(projected={"sources": [{"podCertificate": {}}]}), "podCertificate"),
+    (volume(projected={"sources": [{"serviceAccountToken": {"path": "t", "audience": "vault"}}]}), "serviceAccount"),
+    (volume(ephemeral={"volumeClaimTemplate": {"spec": {"volumeMode": "Block"}}}), "volumeMode"),
+    (volume(ephemeral={"volumeClaimTemplate": {"metadata": {"annotations": {"a": "b"}}}}), "annotations"),
+    (in_executor(volumeMounts=[{"name": "x", "mountPath": "/x", "subPathExpr": "$(A)"}]), "subPathExpr"),
+    (in_executor(volumeMounts=[{"name": "x", "mountPath": "/x", "mountPropagation": "Bidirectional"}]), "Propagation"),
+    (in_executor(env=[{"name": "A", "valueFrom": {"fileKeyRef": {}}}]), "fileKeyRef"),
+    (in_executor(ports=[{"containerPort": 80, "hostIP": "0.0.0.0"}]), "hostIP"),
+    (
+        {"spec": {"containers": [{"name": "second", "image": "x", "resources": {"limits": {"memory": "0"}}}]}},
+        "limits.memory",
+    ),
+    (
+        {
+            "spec": {
+                "containers": [
+                    {"name": "second", "image": "x", "stdin": True, "resources": {"limits": {"memory": "1Gi"}}}
+                ]
+            }
+        },
+        "spec.containers[second].stdin",
     ),
     ({"spec": {"containers": [{"name": "second", "image": "x"}]}}, "limits.memory"),
 ]
@@ -174,9 +236,22 @@ BREAKING = [
     (in_executor(volumeMounts=[{"mountPath": "/t", "name": "token"}]), "volumeMounts[/t]"),
     (in_executor(volumeMounts=[{"mountPath": "/job", "name": "job"}]), "volumeMounts[/job]"),
     (in_executor(terminationMessagePolicy="File"), "terminationMessagePolicy"),
+    (in_executor(volumeDevices=[{"name": "disk", "devicePath": "/dev/sda"}]), "volumeDevices"),
+    (in_executor(livenessProbe={"tcpSocket": {"host": "10.0.0.1", "port": 1}}), "livenessProbe"),
     (volume(secret={"secretName": "gpu-worker-identity"}), "gpu-worker-identity"),
     (volume(projected={"sources": [{"secret": {"name": "gpu-worker-identity"}}]}), "gpu-worker-identity"),
     (in_executor(envFrom=[{"secretRef": {"name": "gpu-worker-identity"}}]), "gpu-worker-identity"),
+    *(
+        (volume(**source), "gpu-worker-identity")
+        for source in (
+            {"secret": {"secretName": "decoy", "name": "gpu-worker-identity"}},
+            {"secret": {"secretName": "gpu-worker-identity", "name": "decoy"}},
+            {"projected": {"sources": [{"secret": {"secretName": "decoy", "name": "gpu-worker-identity"}}]}},
+            {"csi": {"driver": "x", "nodePublishSecretRef": {"name": "gpu-worker-identity"}}},
+            {"azureFile": {"secretName": "gpu-worker-identity", "shareName": "x"}},
+            {"scaleIO": {"secretRef": {"name": "gpu-worker-identity"}}},
+        )
+    ),
     (
         in_executor(
             env=[{"name": "A", "valueFrom": {"secretKeyRef": {"name": "gpu-worker-identity", "key": "tls.key"}}}]
@@ -354,3 +429,64 @@ def test_no_opt_in_makes_a_pod_that_does_not_work(overlay: dict[str, Any]) -> No
     assert [v for v in merged["spec"]["volumes"] if v in BASE["spec"]["volumes"]] == BASE["spec"]["volumes"]
     assert merged["metadata"]["labels"].items() >= BASE["metadata"]["labels"].items()
     assert not IDENTITY & named_secrets(merged["spec"])
+
+
+def test_what_templates_are_for_needs_no_opt_in() -> None:
+    probe = {"httpGet": {"path": "/", "port": "web"}, "periodSeconds": 5}
+    merge(
+        {
+            "metadata": {"labels": {"team": "a", "kueue.x-k8s.io/priority-class": "low"}},
+            "spec": {
+                "runtimeClassName": "gvisor",
+                "schedulerName": "volcano",
+                "hostUsers": False,
+                "dnsConfig": {"options": [{"name": "ndots", "value": "1"}]},
+                "hostAliases": [{"ip": "192.0.2.1", "hostnames": ["mirror"]}],
+                "securityContext": {"supplementalGroups": [44], "fsGroupChangePolicy": "OnRootMismatch"},
+                "volumes": [
+                    {"name": "data", "persistentVolumeClaim": {"claimName": "data", "readOnly": True}},
+                    {"name": "model", "image": {"reference": "models:1", "pullPolicy": "IfNotPresent"}},
+                    {"name": "cache", "emptyDir": {"sizeLimit": "1Gi"}},
+                    {
+                        "name": "all",
+                        "projected": {
+                            "defaultMode": 0o440,
+                            "sources": [
+                                {"secret": {"name": "a", "items": [{"key": "b", "path": "c"}]}},
+                                {"configMap": {"name": "a", "optional": True}},
+                                {"downwardAPI": {"items": [{"path": "l", "fieldRef": {"fieldPath": "metadata.uid"}}]}},
+                            ],
+                        },
+                    },
+                    {
+                        "name": "scratch",
+                        "ephemeral": {
+                            "volumeClaimTemplate": {
+                                "spec": {
+                                    "accessModes": ["ReadWriteOnce"],
+                                    "storageClassName": "fast",
+                                    "resources": {"requests": {"storage": "10Gi"}},
+                                }
+                            }
+                        },
+                    },
+                ],
+                "containers": [
+                    {
+                        "name": "executor",
+                        "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}],
+                        "envFrom": [{"configMapRef": {"name": "a"}}],
+                        "volumeMounts": [{"name": "data", "mountPath": "/data", "readOnly": True}],
+                    },
+                    {
+                        "name": "metrics",
+                        "image": "exporter:1",
+                        "args": ["--port", "9400"],
+                        "ports": [{"name": "web", "containerPort": 9400}],
+                        "livenessProbe": probe,
+                        "resources": {"limits": {"memory": "1Gi", "cpu": 0.5}},
+                    },
+                ],
+            },
+        }
+    )

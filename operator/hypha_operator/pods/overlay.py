@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from hypha_contracts.names import GROUP
 from hypha_contracts.times import STOP_S
+from hypha_contracts.units import parse_quantity
+from hypha_operator.pods.harmless import unknown_parts
 
 _KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "containers": ("name",),
@@ -28,45 +30,14 @@ _KEYS: Final[Mapping[str, tuple[str, ...]]] = {
 _DEFAULTS: Final = {"protocol": "TCP"}
 _OPTIONAL: Final = frozenset({"protocol", "key", "operator", "value", "effect", "request"})
 
-_FREE: Final = frozenset(
-    {
-        *("nodeSelector", "affinity", "tolerations", "topologySpreadConstraints", "nodeName", "schedulerName"),
-        *("priorityClassName", "preemptionPolicy", "schedulingGates", "readinessGates", "runtimeClassName", "overhead"),
-        *("dnsPolicy", "dnsConfig", "hostname", "subdomain", "setHostnameAsFQDN", "hostAliases", "imagePullSecrets"),
-    }
-)
-"""Pod fields that a template may set freely because they do not weaken isolation."""
+_FREE: Final = frozenset({"tolerations", "imagePullSecrets", "runtimeClassName"})
+"""Pod fields of the operator's that a template may change."""
 _POD_CONTEXT: Final = frozenset({"fsGroupChangePolicy", "supplementalGroups", "supplementalGroupsPolicy"})
 _CONTAINER_ADDITIONS: Final = frozenset(
     {"image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "ports", "resources", "lifecycle", "workingDir"}
 )
 _CONTAINER_FREE: Final = frozenset({"image", "imagePullPolicy"})
-_NEW_CONTAINER: Final = frozenset(
-    {
-        *(_CONTAINER_ADDITIONS | {"name", "command", "args", "restartPolicy", "securityContext"}),
-        *("startupProbe", "livenessProbe", "readinessProbe", "terminationMessagePath", "terminationMessagePolicy"),
-    }
-)
-_VOLUMES: Final = frozenset(
-    {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "secret"}
-)
-_PROJECTIONS: Final = frozenset({"configMap", "downwardAPI", "secret", "clusterTrustBundle"})
 _RESERVED_LABELS: Final = (f"{GROUP}/", "app.kubernetes.io/", "batch.kubernetes.io/", "job-name", "controller-uid")
-_UNSAFE_ANNOTATIONS: Final = (
-    "container.apparmor.security.beta.kubernetes.io/",
-    "container.seccomp.security.alpha.kubernetes.io/",
-    "seccomp.security.alpha.kubernetes.io/",
-    # Additional networks, to which the NetworkPolicy does not apply.
-    "k8s.v1.cni.cncf.io/",
-    "v1.multus-cni.io/",
-    # Settings of container runtimes: sandboxes, devices, handlers.
-    "cdi.k8s.io/",
-    "dev.gvisor.",
-    "io.katacontainers.",
-    "io.kubernetes.cri-o.",
-    "run.oci.",
-)
-_SECRET_REFERENCES: Final = frozenset({"secret", "secretRef", "secretKeyRef", "nodePublishSecretRef"})
 _OPT_IN: Final = ", or set allowPrivilegedTemplate on the executor if the job's code is as trusted as the node"
 
 
@@ -115,7 +86,9 @@ def merge_pod_template(
                 container["securityContext"] = _merge(
                     context, container.get("securityContext", {}), f"spec.{field}[{name}]"
                 )
-    found = _violations(base, merged, leased, keys)
+    found = [*_violations(base, merged, leased, keys)]
+    named = tuple(violation.path for violation in found)
+    found += [_unsafe(path, problem) for path, problem in unknown_parts(overlay) if not path.startswith(named)]
     if violations := [violation for violation in found if not (allow_privileged and violation.isolation)]:
         opt_in = allow_privileged is not None
         raise OverlayError("; ".join(violation.message(opt_in=opt_in) for violation in violations[:3]))
@@ -246,18 +219,15 @@ def _of_metadata(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
     for name in {*ours, *labels}:
         if ours.get(name) != labels.get(name) and (name in ours or str(name).startswith(_RESERVED_LABELS)):
             yield _reserved(f"metadata.labels[{name}]", "selects the policies that protect the pod")
-    for name in _mapping(after.get("annotations", {}), "metadata.annotations"):
-        if str(name).startswith(_UNSAFE_ANNOTATIONS):
-            yield _unsafe(f"metadata.annotations[{name}]", "changes the confinement of the pod")
+    annotations = _mapping(after.get("annotations", {}), "metadata.annotations")
     yield from (
-        _reserved(f"metadata.annotations[{name}]")
-        for name in _changed(before.get("annotations", {}), after.get("annotations", {}))
+        _reserved(f"metadata.annotations[{name}]") for name in _changed(before.get("annotations", {}), annotations)
     )
 
 
 def _of_spec(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[_Violation]:
-    for field in {*before, *after} - _FREE - {"containers", "initContainers", "volumes"}:
-        old, new, path = before.get(field), after.get(field), f"spec.{field}"
+    for field in before.keys() - _FREE - {"containers", "initContainers", "volumes"}:
+        old, new, path = before[field], after.get(field), f"spec.{field}"
         if old == new:
             continue
         if field == "terminationGracePeriodSeconds":
@@ -274,10 +244,8 @@ def _of_spec(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[_V
             for name in {*(old or {}), *context} - _POD_CONTEXT:
                 if (old or {}).get(name) != context.get(name):
                     yield _unsafe(f"{path}.{name}", "changes the confinement of the pod")
-            if 0 in _sequence(context.get("supplementalGroups"), f"{path}.supplementalGroups"):
-                yield _unsafe(f"{path}.supplementalGroups", "adds the group root")
-        elif not (field == "hostUsers" and new is False):
-            yield _unsafe(path, "weakens the pod's isolation, or is not known to be harmless")
+        else:
+            yield _unsafe(path, "weakens the pod's isolation")
 
 
 def _of_volumes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[_Violation]:
@@ -287,19 +255,10 @@ def _of_volumes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator
         path = f"spec.volumes[{name}]"
         if name in ours:
             continue
-        for kind, source in volume.items():
-            if kind == "projected":
-                for projection in _sequence(_mapping(source, path).get("sources"), f"{path}.projected.sources"):
-                    yield from (
-                        _unsafe(f"{path}.projected.sources", f"{part} would give the pod a credential")
-                        for part in _mapping(projection, path)
-                        if part not in _PROJECTIONS
-                    )
-            elif kind not in _VOLUMES and kind != "name":
-                yield _unsafe(f"{path}.{kind}", "is a kind of volume that reaches outside the pod")
-            elif kind == "emptyDir" and not _mapping(source, path).get("sizeLimit"):
-                problem = "has no sizeLimit, so it escapes the lease's storage limit"
-                yield _unsafe(f"{path}.emptyDir", problem, "set one")
+        source = volume.get("emptyDir", None if volume.keys() - {"name"} else {})  # the default of the API server
+        if source is not None and not _is_limit(_mapping(source, f"{path}.emptyDir").get("sizeLimit")):
+            problem = "has no sizeLimit, so it escapes the lease's storage limit"
+            yield _unsafe(f"{path}.emptyDir", problem, "set one")
 
 
 def _of_our_container(
@@ -331,7 +290,6 @@ def _of_our_container(
 
 
 def _of_new_container(ours: Mapping[str, Any], after: Mapping[str, Any], path: str) -> Iterator[_Violation]:
-    yield from (_unsafe(f"{path}.{field}", "is not known to be harmless") for field in {*after} - _NEW_CONTAINER)
     if after["securityContext"] != ours["containers"][0].get("securityContext", {}):
         yield _unsafe(f"{path}.securityContext", "changes the confinement of the container")
 
@@ -339,12 +297,9 @@ def _of_new_container(ours: Mapping[str, Any], after: Mapping[str, Any], path: s
 def _of_any_container(
     ours: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], path: str
 ) -> Iterator[_Violation]:
-    if not _memory_limit(after, path) and (not before or _memory_limit(before, path)):
+    if not _limits_memory(after, path) and (not before or _limits_memory(before, path)):
         problem = "is missing, so the container escapes the lease's memory limit"
         yield _unsafe(f"{path}.resources.limits.memory", problem, "set one")
-    for port in _items(after, "ports"):
-        if port.get("hostPort") or port.get("hostIP"):
-            yield _unsafe(f"{path}.ports[{port['containerPort']}].hostPort", "opens a port of the node")
     reserved = _by_name(ours, "volumes")
     for mount in _items(after, "volumeMounts"):
         if mount in _items(before, "volumeMounts"):
@@ -353,34 +308,29 @@ def _of_any_container(
             yield _reserved(
                 f"{path}.volumeMounts[{mount['mountPath']}]", f"mounts {mount['name']}, which belongs to the operator"
             )
-        if mount.get("mountPropagation") not in (None, "None"):
-            yield _unsafe(f"{path}.volumeMounts[{mount['mountPath']}].mountPropagation", "reaches outside the pod")
-    lifecycle = _mapping(after.get("lifecycle") or {}, f"{path}.lifecycle")
-    for field in ("startupProbe", "livenessProbe", "readinessProbe"):
-        if field not in before:
-            yield from _of_handler(after.get(field), f"{path}.{field}")
-    for field in ("postStart", "preStop"):
-        yield from _of_handler(lifecycle.get(field), f"{path}.lifecycle.{field}")
 
 
-def _memory_limit(container: Mapping[str, Any], path: str) -> Any:
+def _is_limit(quantity: Any) -> bool:
+    """Whether a quantity limits anything. Kubernetes takes zero for no limit."""
+    try:
+        return parse_quantity(str(quantity)) > 0
+    except ValueError:
+        return False
+
+
+def _limits_memory(container: Mapping[str, Any], path: str) -> bool:
     resources = _mapping(container.get("resources") or {}, f"{path}.resources")
-    return _mapping(resources.get("limits") or {}, f"{path}.resources.limits").get("memory")
-
-
-def _of_handler(handler: Any, path: str) -> Iterator[_Violation]:
-    for kind in ("httpGet", "tcpSocket"):
-        host = _mapping(_mapping(handler or {}, path).get(kind) or {}, f"{path}.{kind}").get("host")
-        if host:  # the kubelet would connect there from the node
-            yield _unsafe(f"{path}.{kind}.host", "makes the node connect to another host")
+    return _is_limit(_mapping(resources.get("limits") or {}, f"{path}.resources.limits").get("memory"))
 
 
 def _secrets(value: Any, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for name, item in value.items():
             here = f"{path}.{name}"
-            if name in _SECRET_REFERENCES and isinstance(item, Mapping):
-                yield here, str(item.get("secretName") or item.get("name"))
+            if name == "secretName":
+                yield here, str(item)
+            elif "secret" in str(name).lower() and isinstance(item, Mapping) and "name" in item:
+                yield here, str(item["name"])
             yield from _secrets(item, here)
     elif isinstance(value, list):
         for item in value:
