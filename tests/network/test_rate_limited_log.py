@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from hypha_network import rate_limited_log
-from hypha_network.rate_limited_log import RateLimitedLogger
+from hypha_network.rate_limited_log import MAX_LINE_CHARS, MAX_LINES, RateLimitedLogger
 
 
 def test_one_line_per_subject_and_interval_is_logged_and_the_next_counts_the_suppressed_ones(
@@ -29,3 +29,18 @@ def test_the_number_of_recorded_subjects_is_bounded() -> None:
     for number in range(5000):
         limited.warning(str(number), "x")
     assert len(limited._subjects) <= 1024
+
+
+def test_many_subjects_together_get_few_lines_and_a_long_line_is_cut(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(rate_limited_log.time, "monotonic", lambda: now)
+    limited = RateLimitedLogger(logging.getLogger("test"), interval_s=10)
+    for _ in range(60):
+        for number in range(100):
+            limited.warning(f"peer {number}", "says %s", "x" * 60_000)
+        now += 10
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == 60 * MAX_LINES
+    assert max(map(len, texts)) < MAX_LINE_CHARS + 50

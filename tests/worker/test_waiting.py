@@ -79,3 +79,20 @@ def test_a_scheduler_that_lets_an_offer_lapse_stands_back_until_it_accepts_one_o
     requests.record_lapsed(ALICE, 5.0)
     requests.record_accepted(ALICE)
     assert not requests.stands_back(ALICE, 5.0)
+
+
+def test_a_scheduler_that_lets_every_offer_lapse_stands_back_ever_longer_up_to_a_bound() -> None:
+    requests = WaitingRequests(100, 0.2, 100)
+    now, pauses = 0.0, []
+    for _ in range(6):
+        requests.record_lapsed(ALICE, now)
+        pauses.append(next(s for s in range(1000) if not requests.stands_back(ALICE, now + s)))
+        now += 1000
+    assert pauses == [2, 8, 32, 128, 128, 128]
+
+
+def test_the_lapses_of_a_bounded_number_of_schedulers_are_recorded() -> None:
+    requests = WaitingRequests(100, 0.2, 100)
+    for number in range(10_000):
+        requests.record_lapsed(f"peer {number}", 0.0)
+    assert len(requests._lapsed) <= 4096

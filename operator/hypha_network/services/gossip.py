@@ -264,15 +264,17 @@ class PubSub:
         self._prover.hold(peer_id, source, message.SerializeToString())
         return False
 
-    def _is_valid(self, data: bytes) -> bool:
+    def _is_valid(self, peer_id: str, data: bytes) -> bool:
         """Whether a held message decodes, and its source has signed it."""
         message = rpc_pb2.Message.FromString(data)
         try:
-            self._decoders[message.topicIDs[0]](message.data)
-            verify(message)
-        except (KeyError, ValueError):  # KeyError: the last reader has closed its end meanwhile
-            return False
-        return True
+            if (decode := self._decoders.get(message.topicIDs[0])) is not None:  # a topic may have no reader any more
+                decode(message.data)
+                verify(message)
+                return True
+        except ValueError as error:
+            _refusal_log.warning(peer_id, "refused gossip: %s", error)
+        return False
 
     def _release_held(self, peer_id: str, data: bytes) -> None:
         message = rpc_pb2.Message.FromString(data)

@@ -37,7 +37,7 @@ _CIRCUITS_IN_S: Final = 3840.0
 
 Find = Callable[[str], Awaitable[Mapping[str, tuple[Address, ...]]]]
 """Asks the gateways about a peer; returns the peers that they name, with their addresses."""
-Verify = Callable[[bytes], bool]
+Verify = Callable[[str, bytes], bool]
 Release = Callable[[str, bytes], None]
 
 
@@ -70,7 +70,7 @@ class SourceProver:
         """Prove sources, without end.
 
         Args:
-            verify: returns whether a message is well-formed and signed by its source.
+            verify: takes a forwarder and a message; returns whether that is well-formed and signed by its source.
             release: takes a forwarder and a message whose source is proved.
         """
         self._release = release
@@ -86,7 +86,7 @@ class SourceProver:
                 await self._filled.wait()
                 continue
             forwarder, source, messages = self._held.draw()
-            valid = [(forwarder, message) for message in messages if verify(message)]
+            valid = [(forwarder, message) for message in messages if verify(forwarder, message)]
             if source in self._proving:
                 for _, message in valid:
                     self._held.add(forwarder, source, message)

@@ -1,6 +1,6 @@
 """Requests that wait for an offer, so that competing requests have time to arrive. Pure."""
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -9,7 +9,9 @@ from hypha_messages.advertisement import RequestWorker
 
 _MAX_WAIT_S: Final = 10.0
 _STAND_BACK_S: Final = 2.0
-"""How long a scheduler that let an offer lapse ranks behind the others."""
+"""How long a scheduler that let an offer lapse ranks behind the others. Each further lapse makes it four times longer,
+so that schedulers that accept nothing cannot take turns to keep the capacity reserved."""
+_MAX_STAND_BACK_S: Final = 128.0
 _MAX_SCHEDULERS: Final = 4096
 
 Key = tuple[str, UUID]
@@ -40,7 +42,8 @@ class WaitingRequests:
         self._fresh: dict[Key, Waiting] = {}
         self._passed_over: dict[Key, Waiting] = {}
         self._counts: Counter[str] = Counter()
-        self._lapsed: dict[str, float] = {}
+        self._lapsed: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        """Per scheduler, how many offers it let lapse since it last accepted one, and when it did last."""
 
     def __len__(self) -> int:
         return len(self._fresh) + len(self._passed_over)
@@ -96,8 +99,11 @@ class WaitingRequests:
 
     def record_lapsed(self, scheduler: str, now: float) -> None:
         """Record that a scheduler let an offer lapse. For a while it ranks behind the others."""
-        self._lapsed = {who: then for who, then in self._lapsed.items() if now - then < _STAND_BACK_S}
-        self._lapsed[scheduler] = now
+        lapses, _ = self._lapsed.get(scheduler, (0, now))
+        self._lapsed[scheduler] = (lapses + 1, now)
+        self._lapsed.move_to_end(scheduler)
+        if len(self._lapsed) > _MAX_SCHEDULERS:
+            self._lapsed.popitem(last=False)
 
     def record_accepted(self, scheduler: str) -> None:
         """Record that a scheduler took an offer."""
@@ -105,4 +111,5 @@ class WaitingRequests:
 
     def stands_back(self, scheduler: str, now: float) -> bool:
         """Whether a scheduler has just let an offer lapse."""
-        return now - self._lapsed.get(scheduler, float("-inf")) < _STAND_BACK_S
+        lapses, then = self._lapsed.get(scheduler, (0, float("-inf")))
+        return now - then < min(_STAND_BACK_S * 4.0 ** (min(lapses, 8) - 1), _MAX_STAND_BACK_S)
