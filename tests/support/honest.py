@@ -55,7 +55,7 @@ class Honest:
 
     async def ask(self) -> None:
         """Request a worker and take the offer, again and again."""
-        scheduler = self.scene.scheduler
+        scheduler = self.scene.asker
         while True:
             started = time.perf_counter()
             offers = await scheduler.collect(wanted(SMALL), lambda offers: offers[:1], within_s=ANSWER_S)
@@ -71,7 +71,7 @@ class Honest:
         while True:
             started = time.perf_counter()
             try:
-                answer = await self.scene.scheduler.network.request(
+                answer = await self.scene.asker.network.request(
                     self.scene.worker, HEALTH, HealthRequest(), timeout_s=ANSWER_S
                 )
                 self.answers.seconds["health"].append(time.perf_counter() - started if answer.healthy else FAILED)
@@ -124,6 +124,8 @@ class Honest:
                     return time.perf_counter() - started
                 except NetworkError as error:
                     self.problems.append(f"job: {error}")
+                    log = self.scene.node.log.splitlines()
+                    self.problems += [f"the node's log: {line}" for line in log if str(task_id) in line]
                 finally:
                     if lease.refused or lease.lost.is_set():
                         self.problems.append("job: its lease was lost")

@@ -84,11 +84,15 @@ def on_core(core: int) -> Iterator[None]:
 
 @dataclass
 class Siege:
-    """The scene: the node, its gateway, and honest peers in this process. `hostile` are those that jobs name."""
+    """The scene: the node, its gateway, and honest peers in this process.
+
+    `scheduler` runs jobs, and `asker` takes offers that it does not use. `hostile` are attackers that the jobs name.
+    """
 
     pki: Pki
     node: NodeProcess
     scheduler: Scheduler
+    asker: Scheduler
     echo: Network
     address: str
     gateway: str
@@ -176,6 +180,7 @@ async def siege(
             resource.prlimit(victim.pid, resource.RLIMIT_NOFILE, (max_files, max_files))
         async with (
             node(pki, "scheduler", gateways=(gateway,)) as network,
+            node(pki, "asker", gateways=(gateway,)) as asker,
             node(pki, "echo", gateways=(gateway,)) as echo,
         ):
             address = await until_listening(victim)
@@ -183,6 +188,7 @@ async def siege(
                 pki,
                 victim,
                 Scheduler(network),
+                Scheduler(asker),
                 echo,
                 address,
                 gateway,
@@ -192,6 +198,7 @@ async def siege(
             )
             with trio.fail_after(START_S):
                 await network.wait_ready()
+                await asker.wait_ready()
                 await echo.wait_ready()
             yield scene
 
