@@ -30,6 +30,7 @@ TRAIN_S = 0.2
 ASK_EVERY_S = 0.25
 ANSWER_S = 10.0
 JOB_S = 60.0
+TRACEBACK_CHARS = 4000
 FAILED = math.inf
 
 
@@ -195,10 +196,10 @@ class Honest:
                     attacked_s.append(await self.run_job(rounds))
                 await self._joined.wait()
                 nursery.cancel_scope.cancel()
-        traceback = "Traceback" in self.scene.node.log[logged:]
-        return Report(
-            bounds, figures, self.answers, self.undisturbed_s, attacked_s, samples, self.problems, traceback=traceback
-        )
+        log = self.scene.node.log[logged:]
+        if (found := log.find("Traceback")) >= 0:
+            self.problems.append(f"the node's log has a traceback: {log[found : found + TRACEBACK_CHARS]}")
+        return Report(bounds, figures, self.answers, self.undisturbed_s, attacked_s, samples, self.problems)
 
 
 async def _watch(scene: Siege, samples: list[Sample]) -> None:

@@ -3,19 +3,20 @@
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import IO, Any
 
 import trio
 
-from hypha_devnet.certs import Credential
+from hypha_devnet.certs import Credential, write_node
 from hypha_network.network import Network
 from support.attacks.catalogue import Role
 from support.attacks.target import Credentials, Target
@@ -168,7 +169,7 @@ async def siege(
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory()))
         stack.enter_context(on_core(node_core))
-        gateway = _start_gateway(pki, directory, attack_core, stack)
+        gateway = await _start_gateway(pki, directory, attack_core, stack)
         shop = {"resources": ROOM, "offer": FLEXIBLE, "leases": LEASES, "relay_circuit": True} | settings
         victim = NodeProcess(pki, directory, gateway, "echo", **shop)
         if profile:
@@ -203,25 +204,39 @@ async def siege(
             yield scene
 
 
-def _start_gateway(pki: Pki, directory: Path, core: int, stack: ExitStack) -> str:
-    """Start a gateway as a process; return its address."""
-    files = pki.files("gateway", directory)
+async def _start_gateway(pki: Pki, directory: Path, core: int, stack: ExitStack) -> str:
+    """Start a gateway as a process, the reference's if HYPHA_BIN names its directory; return its address."""
+    credential = pki.node("gateway")
+    files = write_node(credential, directory, "gateway")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"/ip4/127.0.0.1/tcp/{port}"
+    settings = {"cert_pem": str(files.cert), "key_pem": str(files.key), "trust_pem": str(files.trust)}
+    lists = {"listen_addresses": [address], "external_addresses": [address], "exclude_cidr": ["10.0.0.0/8"]}
     config = directory / "gateway.toml"
-    config.write_text(
-        f'cert_pem = "{files.cert}"\nkey_pem = "{files.key}"\ntrust_pem = "{files.trust}"\nexclude_cidr = []\n'
-    )
+    config.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in (settings | lists).items()))
+    reference = os.environ.get("HYPHA_BIN")
+    program = [f"{reference}/hypha-gateway", "run"] if reference else [sys.executable, "-m", "hypha_devnet", "gateway"]
     log = stack.enter_context((directory / "gateway.log").open("wb"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hypha_devnet", "gateway", "--config", str(config), "--events"],
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-    )
+    stack.enter_context(_running([*program, "--config", str(config)], core, log))
+    with trio.fail_after(START_S):
+        while True:
+            with suppress(OSError):
+                await trio.aclose_forcefully(await trio.open_tcp_stream("127.0.0.1", port))
+                return f"{address}/p2p/{identity_of(credential).peer_id}"
+            await trio.sleep(0.05)
+
+
+@contextmanager
+def _running(command: list[str], core: int, log: IO[bytes]) -> Iterator[None]:
+    """Run a program on one core while inside."""
+    process = subprocess.Popen(command, stdout=log, stderr=log)
     os.sched_setaffinity(process.pid, {core})
-    stack.callback(process.wait)
-    stack.callback(process.kill)
-    assert process.stdout is not None
-    return str(json.loads(process.stdout.readline())["addresses"][0])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 async def until_listening(victim: NodeProcess) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,6 @@ class Report:
     attacked_s: list[float]
     samples: list[Sample]
     problems: list[str] = field(default_factory=list)
-    traceback: bool = False
 
     def broken_bounds(self) -> list[str]:
         """Return the bounds that were not kept, each with what was measured, and what else went wrong."""
@@ -57,7 +57,7 @@ class Report:
             ("log, bytes", self.log_bytes(), bounds.log_bytes),
         ]
         broken = [f"{name}: {value:.3g}, at most {limit:g}" for name, value, limit in checks if not value <= limit]
-        return broken + self.problems + ["the log has a traceback"] * self.traceback
+        return broken + [f"{problem} ({count} times)" for problem, count in Counter(self.problems).items()]
 
     def job_ratio(self) -> float:
         """How much longer the slowest job took under attack. Infinite if none ended."""
@@ -134,5 +134,5 @@ class Report:
         )
         lines.append(f"node: at most {max(s.files for s in self.samples)} descriptors, log {self.log_bytes()} bytes")
         broken = self.broken_bounds()
-        lines.append("bounds: all kept" if not broken else "bounds broken:\n  " + "\n  ".join(broken[:40]))
+        lines.append("bounds: all kept" if not broken else "bounds broken:\n  " + "\n  ".join(broken))
         return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Every attack at once: a hundred attackers on one core, a node and an honest scheduler on another.
 
 ATTACK_S=600 attacks for ten minutes and prints the figures. With ATTACK_PROFILE=1, it also prints where the node's CPU
-time went.
+time went. With HYPHA_BIN=DIR, the gateway is the reference's, from that directory.
 """
 
 import os
