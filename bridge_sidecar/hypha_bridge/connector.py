@@ -130,15 +130,18 @@ class Connector:
         with self._request(PUSH, file, query=f"?{RECEIVER_PARAMETER}={quote(peer, safe='')}"):
             pass
 
-    def take_push(self, open_sink: Callable[[], Sink]) -> str | None:
-        """Wait some seconds for a push and stream it into a sink. Return its sender or None; ConnectorError."""
+    def take_push(self, open_sink: Callable[[str], Sink]) -> str | None:
+        """Wait some seconds for a push and stream it into `open_sink(sender)`. Return its sender or None.
+
+        Raises ConnectorError. The push breaks off if the sink raises an error.
+        """
         with self._request(TAKE_PUSH, None) as response:
             if response.status == http.client.NO_CONTENT:
                 return None
             peer = response.headers.get(SENDER_HEADER)
             if peer is None:
                 raise _invalid_answer(TAKE_PUSH, f"a push without the header {SENDER_HEADER}".encode())
-            _drain(response, open_sink())
+            _drain(response, open_sink(peer))
             return peer
 
     def progress(self, progress: object) -> bytes:

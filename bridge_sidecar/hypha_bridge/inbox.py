@@ -5,7 +5,7 @@ import contextlib
 import logging
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from hypha_bridge import paths
 from hypha_bridge.connector import BACKOFF, Connector
 from hypha_bridge.errors import BridgeError, ConnectorError, forbidden, invalid_request
+from hypha_bridge.push_budget import PushBudget
 from hypha_bridge.storage import JobFiles, StagedFile, check_complete
 from hypha_contracts.bridge_config import BridgeConfig
 from hypha_executor.errors import MalformedFileError, TruncatedFileError
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _REMEMBERED: Final = 1024
 _KEEP_ALIVE_S: Final = 5.0
+_CHECK_S: Final = 1.0
 
 Emit = Callable[[bytes], Awaitable[None]]
 """Writes to an event stream (SSE); raises if the client has gone."""
@@ -49,6 +51,23 @@ class _Waiting:
     pointer: Pointer
 
 
+class _Arriving:
+    """A push on its way into a staged file."""
+
+    staged: StagedFile
+
+    def __init__(self, peer: str, budget: PushBudget) -> None:
+        self.peer = peer
+        self.counted_bytes = 0
+        self._budget = budget
+
+    def write(self, data: memoryview) -> None:
+        """Append data; BridgeError (507) if it exceeds the peer's share or the job's storage."""
+        self._budget.grow(self.peer, len(data))
+        self.counted_bytes += len(data)
+        self.staged.write(data)
+
+
 class Inbox:
     """Takes pushes from the node and hands them to listeners."""
 
@@ -57,12 +76,11 @@ class Inbox:
         self._files = files
         self._connector = connector
         self._pollers = config.push_pollers
-        self._max_waiting = config.waiting_pushes
-        self._max_waiting_bytes = math.inf if config.storage_bytes is None else config.storage_bytes / 2
+        max_bytes = math.inf if config.storage_bytes is None else config.storage_bytes / 2
+        self._budget = PushBudget(max_bytes, config.waiting_pushes, max(1, len(self._senders)))
         self._threads = CapacityLimiter(config.push_pollers)
         self._waiting: deque[_Waiting] = deque()
         self._calls = 0  # calls to the node that receive or await a push
-        self._arriving: set[StagedFile] = set()
         self._delivered: deque[Pointer] = deque(maxlen=_REMEMBERED)
         self._sequence = 0
         self._changed = asyncio.Condition()
@@ -84,8 +102,7 @@ class Inbox:
             return
         async with asyncio.TaskGroup() as tasks:
             while True:
-                async with self._changed:
-                    await self._changed.wait_for(self._has_capacity)
+                await self._await_capacity()
                 self._calls += 1
                 begun = asyncio.Event()
                 tasks.create_task(self._receive(begun))
@@ -102,10 +119,12 @@ class Inbox:
             )
         except Exception as error:  # after any error, continue with the next push
             # A node that does not answer is usual, a full disk is not.
-            level = logging.INFO if isinstance(error, ConnectorError) and error.retryable else logging.ERROR
+            usual = isinstance(error, ConnectorError) and error.retryable
             expected = isinstance(error, BridgeError | OSError)
+            level = logging.INFO if usual else logging.WARNING if expected else logging.ERROR
             logger.log(level, "receiving a push failed: %s", error, exc_info=not expected)
-            await asyncio.sleep(next(self._pauses))
+            if not begun.is_set():  # otherwise it was the push, so that the next one need not wait
+                await asyncio.sleep(next(self._pauses))
         else:
             self._pauses = BACKOFF.pauses()
         self._calls -= 1
@@ -117,51 +136,48 @@ class Inbox:
             self._changed.notify_all()
         begun.set()
 
-    def _has_capacity(self) -> bool:
-        held_bytes = sum(waiting.pointer.size for waiting in self._waiting) + sum(
-            staged.size_bytes for staged in list(self._arriving)
-        )
-        return (
-            self._calls < self._pollers
-            and len(self._waiting) + self._calls < self._max_waiting
-            and held_bytes < self._max_waiting_bytes
-        )
+    async def _await_capacity(self) -> None:
+        """Return once another push may arrive. The executor frees space without a notification."""
+        while self._calls >= self._pollers or self._budget.exhausted:
+            async with self._changed:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_CHECK_S):
+                        await self._changed.wait()
 
     def _take(self, begin: Callable[[], object]) -> _Waiting | None:
-        """Take one push into a staged file (blocks). Return None if none came or if it is invalid."""
+        """Take one push into a staged file (blocks). Return None if none came; BridgeError if it is refused."""
         with contextlib.ExitStack() as stack:
-            opened: list[StagedFile] = []
+            opened: list[_Arriving] = []
 
-            def open_sink() -> StagedFile:
-                staged = stack.enter_context(self._files.stage(self._max_waiting_bytes))
-                self._arriving.add(staged)
-                stack.callback(self._arriving.discard, staged)
-                opened.append(staged)
+            def open_sink(peer: str) -> _Arriving:
                 begin()
-                return staged
+                if peer not in self._senders:
+                    raise forbidden(f"the job's specification does not name {peer}, which pushed a file")
+                opened.append(stack.enter_context(self._arriving(peer)))
+                return opened[0]
 
-            peer = self._connector.take_push(open_sink)
-            if peer is None:
+            self._connector.take_push(open_sink)
+            if not opened:
                 return None
-        [staged] = opened
-        if problem := self._problem(peer, staged.path):
-            logger.warning("dropped a push of %d bytes from %s: %s", staged.size_bytes, peer, problem)
-            staged.path.unlink()
-            return None
+            [arriving] = opened
+            staged, peer = arriving.staged, arriving.peer
+            if problem := _problem(staged.path):
+                raise invalid_request(f"dropped a push of {staged.size_bytes} bytes from {peer}: {problem}")
         logger.info("received %d bytes from %s", staged.size_bytes, peer)
         pointer = Pointer(path="", size=staged.size_bytes, from_peer=peer, sequence=-1, checksum=staged.checksum)
         return _Waiting(staged.path, pointer)
 
-    def _problem(self, peer: str, path: Path) -> str | None:
-        if peer not in self._senders:
-            return "the job's specification does not name this peer"
+    @contextlib.contextmanager
+    def _arriving(self, peer: str) -> Iterator[_Arriving]:
+        """Stage a push. An error removes its file, and the budget stops counting it."""
+        self._budget.begin(peer)
+        arriving = _Arriving(peer, self._budget)
         try:
-            check_complete(path)
-        except TruncatedFileError as error:
-            return f"it {error}"
-        except MalformedFileError:
-            pass  # executors may exchange other files and judge them themselves
-        return None
+            with self._files.stage() as arriving.staged:
+                yield arriving
+        except BaseException:
+            self._budget.end(peer, arriving.counted_bytes)
+            raise
 
     def listen(
         self, reference: Reference, out_dir: str, last_received: int | None
@@ -207,6 +223,7 @@ class Inbox:
             self._waiting.appendleft(waiting)
             raise
         self._delivered.append(pointer)
+        self._budget.deliver(pointer.from_peer, pointer.size, self._files.work_dir.path / pointer.path)
         async with self._changed:
             self._changed.notify_all()
 
@@ -228,3 +245,13 @@ class Inbox:
 
 def _event(pointer: Pointer) -> bytes:
     return f"id: {pointer.sequence}\ndata: {pointer.model_dump_json()}\n\n".encode()
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        check_complete(path)
+    except TruncatedFileError as error:
+        return f"it {error}"
+    except MalformedFileError:
+        pass  # executors may exchange other files and judge them themselves
+    return None

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import math
 import os
 import shutil
 import tempfile
@@ -80,12 +79,11 @@ def _disk_usage(directory: Path) -> int:
 class StagedFile:
     """A file that is written where the job cannot see it. It is deleted if the context ends with an error."""
 
-    def __init__(self, directory: Path, storage: Storage, max_bytes: float) -> None:
+    def __init__(self, directory: Path, storage: Storage) -> None:
         self._fd, name = tempfile.mkstemp(dir=directory)
         self.path = Path(name)
         self.size_bytes = 0
         self._storage = storage
-        self._max_bytes = max_bytes
         self._sha256 = hashlib.sha256()
 
     @property
@@ -96,10 +94,6 @@ class StagedFile:
     def write(self, data: bytes | memoryview) -> None:
         """Append data; BridgeError (507) if it exceeds the job's storage or the disk."""
         size = len(data)
-        if self.size_bytes + size > self._max_bytes:
-            raise storage_exceeded(
-                f"the file exceeds {self._max_bytes:g} bytes. Ask for more storage in the job's resources."
-            )
         self._storage.check(size, reserve=True)
         self._sha256.update(data)
         with disk_full_is_storage_exceeded():
@@ -133,9 +127,9 @@ class JobFiles(NamedTuple):
     staging: Path
     storage: Storage
 
-    def stage(self, max_bytes: float = math.inf) -> StagedFile:
-        """Begin a file that the job cannot see, of at most `max_bytes`."""
-        return StagedFile(self.staging, self.storage, max_bytes)
+    def stage(self) -> StagedFile:
+        """Begin a file that the job cannot see."""
+        return StagedFile(self.staging, self.storage)
 
 
 def check_complete(path: Path) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import httpx
 import pytest
 
 from hypha_contracts.bridge_config import BridgeConfig
-from support.bridge_node import FakeNode, Handler, safetensors, streaming
+from support.bridge_node import FakeNode, Handler, safetensors, staged, streaming
 
-from .conftest import OTHER, SERVER, STRANGER, until
+from .conftest import OTHER, SERVER, STRANGER, peers, until
 
 pytestmark = pytest.mark.anyio
 
@@ -229,10 +230,21 @@ async def test_a_push_survives_a_folder_that_the_job_turned_into_a_link(
         assert (await anext(events))["path"].startswith("elsewhere/")
 
 
+def from_one_peer(config: BridgeConfig, **changes: Any) -> BridgeConfig:
+    """The configuration of a job whose updates come from one peer."""
+    specification = json.loads(config.job_file.read_text())
+    specification["executor"]["config"]["results"] = peers(SERVER)
+    config.job_file.write_text(json.dumps(specification))
+    return config.model_copy(update=changes)
+
+
+FROM_SERVER = {"resource": peers(SERVER)}
+
+
 class TestWithASmallSpool:
     @pytest.fixture
     def config(self, config: BridgeConfig) -> BridgeConfig:
-        return config.model_copy(update={"waiting_pushes": 2, "push_pollers": 1})
+        return from_one_peer(config, waiting_pushes=2, push_pollers=1)
 
     async def test_pushes_beyond_the_limit_stay_with_the_node(
         self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
@@ -242,16 +254,16 @@ class TestWithASmallSpool:
         await spooled(config, 2)
         await asyncio.sleep(3 * node.poll_s)
         assert node.incoming.qsize() == 2
-        async with listening(bridge) as events:
+        async with listening(bridge, FROM_SERVER) as events:
             assert [(await anext(events))["sequence"] for _ in range(4)] == [0, 1, 2, 3]
 
 
-class TestWithALittleStorage:
+class TestWithOneSenderAndLittleStorage:
     STORAGE_BYTES = 1_000_000
 
     @pytest.fixture
     def config(self, config: BridgeConfig) -> BridgeConfig:
-        return config.model_copy(update={"storage_bytes": self.STORAGE_BYTES})
+        return from_one_peer(config, storage_bytes=self.STORAGE_BYTES)
 
     async def test_pushes_without_a_listener_fill_at_most_half_of_the_storage(
         self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
@@ -260,18 +272,78 @@ class TestWithALittleStorage:
             node.incoming.put((SERVER, safetensors(self.STORAGE_BYTES // 10)))
         await until(lambda: node.incoming.qsize() <= 15)
         await asyncio.sleep(3 * node.poll_s)
-        assert node.incoming.qsize() >= 15 - config.push_pollers  # those may have asked before it was full
-        async with listening(bridge) as events:
+        assert used(config) <= self.STORAGE_BYTES // 2
+        async with listening(bridge, FROM_SERVER) as events:
             for _ in range(20):
                 (config.work_dir / (await anext(events))["path"]).unlink()
 
     async def test_a_push_larger_than_half_of_the_storage_is_broken_off_and_the_next_one_arrives(
-        self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, caplog: pytest.LogCaptureFixture
+        self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr("hypha_bridge.push_budget._MAX_WAIT_S", 0.0)
         node.incoming.put((SERVER, safetensors(self.STORAGE_BYTES * 3 // 5)))
-        async with listening(bridge) as events:
-            await until(lambda: "exceeds 500000 bytes" in caplog.text)
+        async with listening(bridge, FROM_SERVER) as events:
             node.incoming.put((SERVER, safetensors(10)))
             assert (await anext(events))["size"] == len(safetensors(10))
-        assert config.state_dir is not None
-        assert not list(config.state_dir.glob("tmp*"))
+            await until(lambda: not staged(config))
+
+    async def test_an_executor_that_keeps_all_files_goes_on_to_receive(
+        self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
+    ) -> None:
+        async with listening(bridge, FROM_SERVER) as events:
+            for _ in range(8):
+                node.incoming.put((SERVER, safetensors(self.STORAGE_BYTES // 10)))
+                await anext(events)
+
+
+class TestWithTwoSendersAndLittleStorage:
+    STORAGE_BYTES = 40_000_000
+
+    @pytest.fixture
+    def config(self, config: BridgeConfig, monkeypatch: pytest.MonkeyPatch) -> BridgeConfig:
+        monkeypatch.setattr("hypha_bridge.push_budget._MAX_WAIT_S", 0.0)
+        return config.model_copy(update={"storage_bytes": self.STORAGE_BYTES})
+
+    @pytest.mark.parametrize("size_bytes", [1_000_000, 9_000_000, 35_000_000])
+    async def test_a_peer_that_floods_gets_its_share_and_the_pushes_of_another_arrive(
+        self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig, size_bytes: int
+    ) -> None:
+        flood = 80_000_000 // size_bytes
+        for _ in range(flood):
+            node.incoming.put((SERVER, safetensors(size_bytes)))
+        async with listening(bridge) as events:
+            for _ in range(5):
+                node.incoming.put((OTHER, safetensors(1_000_000)))
+            received = Counter[str]()
+            while received[OTHER] < 5:
+                event = await anext(events)
+                received[event["from_peer"]] += 1
+                if event["from_peer"] == OTHER:
+                    (config.work_dir / event["path"]).unlink()
+        assert received[SERVER] * size_bytes <= self.STORAGE_BYTES // 4
+        assert used(config) <= self.STORAGE_BYTES // 2
+
+    async def test_slow_pushes_of_one_peer_leave_space_for_those_of_another(
+        self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
+    ) -> None:
+        go_on = threading.Event()
+
+        def stall(handler: Handler) -> None:
+            handler.stream(safetensors(19_000_000)[:18_800_000], headers={"Hypha-Peer": SERVER}, whole=False)
+            go_on.wait(20)
+
+        node.fail_next("GET /pushes", stall, stall)
+        async with listening(bridge) as events:
+            await until(lambda: not node.faults["GET /pushes"])
+            for _ in range(3):
+                node.incoming.put((OTHER, safetensors(3_000_000)))
+                event = await anext(events)
+                assert event["from_peer"] == OTHER
+        assert used(config) <= self.STORAGE_BYTES // 2
+        go_on.set()
+
+
+def used(config: BridgeConfig) -> int:
+    """The bytes of all files of the job."""
+    files = [*config.work_dir.rglob("*"), *staged(config)]
+    return sum(path.stat().st_size for path in files if path.is_file())

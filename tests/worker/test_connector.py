@@ -379,7 +379,7 @@ async def test_a_job_pushes_to_another_job_of_the_same_worker(work_dir: Path) ->
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(push)
-            assert await the.call(the.client.take_push, lambda: sink) == the.worker.peer_id
+            assert await the.call(the.client.take_push, lambda _: sink) == the.worker.peer_id
         assert sink.getvalue() == BIG
         assert delivered
 
@@ -418,7 +418,7 @@ async def test_a_push_of_a_peer_reaches_the_job(work_dir: Path) -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(push)
-            sender = await the.call(the.client.take_push, lambda: sink)
+            sender = await the.call(the.client.take_push, lambda _: sink)
         assert sender == the.peer.network.peer_id
         assert sink.getvalue() == BIG
 
@@ -433,14 +433,14 @@ async def test_a_broken_push_breaks_the_bridges_call(work_dir: Path) -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(push)
-            refusal = await the.refusal(the.client.take_push, io.BytesIO)
+            refusal = await the.refusal(the.client.take_push, lambda _: io.BytesIO())
         assert refusal.status == 503
 
 
 async def test_no_push_within_the_long_poll_is_no_error(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hypha_worker.connector.api.TAKE_PUSH_S", 0.05)
     async with world(work_dir) as the:
-        assert await the.call(the.client.take_push, io.BytesIO) is None
+        assert await the.call(the.client.take_push, lambda _: io.BytesIO()) is None
 
 
 async def test_a_bridge_that_stops_waiting_loses_no_push(work_dir: Path) -> None:
@@ -459,7 +459,7 @@ async def test_a_bridge_that_stops_waiting_loses_no_push(work_dir: Path) -> None
         sink = io.BytesIO()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(push)
-            await the.call(the.client.take_push, lambda: sink)
+            await the.call(the.client.take_push, lambda _: sink)
         assert sink.getvalue() == b"update"
 
 

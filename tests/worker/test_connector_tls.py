@@ -214,7 +214,7 @@ async def test_a_bridge_that_stops_waiting_loses_no_push(tmp_path: Path) -> None
         sink = io.BytesIO()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(push)
-            assert await the.call(the.client.take_push, lambda: sink) == the.peer.peer_id
+            assert await the.call(the.client.take_push, lambda _: sink) == the.peer.peer_id
         assert sink.getvalue() == b"update"
 
 
