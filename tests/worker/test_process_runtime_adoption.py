@@ -95,6 +95,18 @@ async def test_a_running_job_is_adopted_with_its_complete_record(work_dir: Path)
         assert left_behind(work_dir) == []
 
 
+async def test_jobs_are_adopted_in_the_order_in_which_they_were_launched(work_dir: Path) -> None:
+    launched = [jobs.job() for _ in range(4)]
+    async with open_rig(jobs.config(work_dir, WAITS)) as rig:
+        for job in launched:
+            await rig.runtime.launch(job)
+    async with open_rig(jobs.config(work_dir, WAITS)) as rig:
+        adopted = await rig.runtime.adopt()
+        assert [found.job.task_id for found in adopted] == [job.task_id for job in launched]
+        for job in launched:
+            await rig.runtime.terminate(job.task_id, "enough")
+
+
 async def test_an_adopted_job_can_be_extended_and_terminated(work_dir: Path) -> None:
     killed_node(work_dir, WAITS)
     async with open_rig(jobs.config(work_dir, WAITS)) as rig:
