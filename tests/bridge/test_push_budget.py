@@ -40,7 +40,6 @@ def test_a_peer_leaves_as_much_free_as_it_uses_beyond_its_equal_share() -> None:
 
 @given(st.lists(st.integers(1, 500_000), max_size=40), st.integers(2, 50))
 def test_whatever_one_peer_sends_half_of_the_space_stays_for_the_others(growth: list[int], peers: int) -> None:
-    push_budget._MAX_WAIT_S = -1.0  # type: ignore[misc]
     limit = 1_000_000
     budget = PushBudget(limit, 1000, peers)
     for size_bytes in growth:
