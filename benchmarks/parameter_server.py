@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.figures import Figure
 from hypha_executor.safetensors import lay_out, open_header, read_header
-from hypha_parameter_server.arithmetic import DTYPES, Nesterov, Source, check, outer_step
+from hypha_parameter_server.arithmetic import DTYPES, Nesterov, PerKind, Source, check, outer_step
 
 WORKERS = 4
 _BLOCK = 1 << 20
@@ -93,7 +93,7 @@ def run_check(files: list[Path]) -> None:
 
 def run_step(files: list[Path], directory: Path, *, first: bool) -> None:
     """Run the outer step of a round."""
-    sources = [Source(path, read_header(path), 1 / len(files)) for path in files]
+    sources = [Source(path, read_header(path), PerKind(1 / len(files), 1 / len(files))) for path in files]
     momentum = None if first else (directory / "momentum", read_header(directory / "momentum"))
     outer_step(sources, Nesterov(0.7, 0.9), momentum, (directory / "momentum.new", {}), (directory / "update", {}))
     (directory / "momentum.new").rename(directory / "momentum")

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from hypha_executor.safetensors import lay_out, open_header, read_header
 from hypha_parameter_server import arithmetic
-from hypha_parameter_server.arithmetic import DTYPES, Nesterov, Source, check, outer_step, spans
+from hypha_parameter_server.arithmetic import DTYPES, Nesterov, PerKind, Source, check, outer_step, spans
 from hypha_parameter_server.errors import Refused
 
 EPSILON = {"F64": 1e-14, "F32": 1e-6, "F16": 2e-3, "BF16": 1e-2}
@@ -42,7 +43,9 @@ def read(path):
 
 def step(directory, files, shares, optimizer, first):
     momentum = directory / "momentum"
-    sources = [Source(path, read_header(path), share) for path, share in zip(files, shares, strict=True)]
+    sources = [
+        Source(path, read_header(path), PerKind(share, share)) for path, share in zip(files, shares, strict=True)
+    ]
     outer_step(
         sources,
         optimizer,
@@ -57,7 +60,7 @@ def step(directory, files, shares, optimizer, first):
 def check_file(path):
     descriptor, header = open_header(path)
     try:
-        return check(descriptor, header)
+        return check(descriptor, header).floats
     finally:
         os.close(descriptor)
 
@@ -190,7 +193,75 @@ def test_tensors_in_another_order_are_matched_by_name(tmp_path):
 
 def test_a_file_truncated_after_its_check_is_an_error_not_a_crash(tmp_path):
     file = write(tmp_path / "file", {"w": np.ones(100, np.float32)})
-    source = Source(file, read_header(file), 1.0)
+    source = Source(file, read_header(file), PerKind(1.0, 1.0))
     os.truncate(file, file.stat().st_size - 200)
     with pytest.raises(OSError, match="truncated"):
         outer_step([source], Nesterov(1.0, 0.0), None, (tmp_path / "m", {}), (tmp_path / "u", {}))
+
+
+def test_floats_and_integers_have_lengths_and_factors_of_their_own(tmp_path):
+    file = write(tmp_path / "file", {"w": np.full(4, 2, np.float32), "steps": np.array([500], np.int64)})
+    descriptor, header = open_header(file)
+    assert check(descriptor, header) == PerKind(4.0, 500.0)
+    os.close(descriptor)
+    source = Source(file, header, PerKind(0.5, 0.1))
+    outer_step([source], Nesterov(1.0, 0.0), None, (tmp_path / "m", {}), (tmp_path / "u", {}))
+    found = read(tmp_path / "u")
+    assert (found["w"].tolist(), found["steps"].tolist()) == ([1.0] * 4, [50])
+
+
+def test_a_tensor_that_cannot_be_averaged_is_refused(tmp_path):
+    path = tmp_path / "file"
+    save_file({"mask": np.ones(3, bool)}, path)
+    with pytest.raises(Refused, match="'mask' of dtype BOOL"):
+        check_file(path)
+
+
+def test_a_length_beyond_float64_is_refused(tmp_path):
+    with pytest.raises(Refused, match="longer than a float64"):
+        check_file(write(tmp_path / "file", {"w": np.full(4, np.finfo(np.float64).max)}))
+
+
+EXTREMES = {
+    "F32": [3.4028234663852886e38, -3.4028234663852886e38, 1.2e-38, 1e-45, -1e-45, 0.0, 1.0],
+    "BF16": [3.3895313892515355e38, -3.3895313892515355e38, 1e-40, 0.0, 1.0],
+    "F16": [65504.0, -65504.0, 6e-8, 0.0, 1.0],
+    "F64": [1.7976931348623157e308, -1.7976931348623157e308, 5e-324, 0.0, 1.0],
+    "I64": [2**63 - 1, -(2**63), 0, 1],
+    "U8": [255, 0, 1],
+}
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(sorted(EXTREMES)),
+    st.integers(1, 10),
+    st.floats(0, 1, exclude_max=True) | st.just(0.0),
+    st.floats(0, 1.7e308, exclude_min=True),
+    st.data(),
+)
+def test_finite_gradients_never_lead_to_infinities_or_nan(
+    tmp_path_factory, dtype, members, momentum, learning_rate, data
+):
+    directory = tmp_path_factory.mktemp("extremes")
+    values = st.lists(st.sampled_from(EXTREMES[dtype]), min_size=9, max_size=9)
+    samples = data.draw(st.lists(st.integers(1, 2**53), min_size=members, max_size=members))
+    for number in range(3):
+        files = [
+            write(directory / f"worker-{member}", {"w": np.array(data.draw(values), DTYPES[dtype])})
+            for member in range(members)
+        ]
+        shares = [count / sum(samples) for count in samples]
+        update = step(directory, files, shares, Nesterov(learning_rate, momentum), first=number == 0)["w"]
+        assert np.isfinite(update.astype(np.float64)).all()
+        assert np.isfinite(read(directory / "momentum")["w"]).all()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_ten_members_at_the_limit_of_float32_leave_the_momentum_finite(tmp_path, momentum):
+    largest = np.finfo(np.float32).max
+    files = [write(tmp_path / f"worker-{index}", {"w": np.full(20, largest)}) for index in range(10)]
+    for number in range(3):
+        update = step(tmp_path, files, [0.1] * 10, Nesterov(0.7, momentum), first=number == 0)["w"]
+        assert np.isfinite(update).all()
+        assert np.isfinite(read(tmp_path / "momentum")["w"]).all()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,10 @@ class Process:
             assert self._process.poll() is None, self.log
             assert time.monotonic() < deadline, f"{text!r} is not in the log:\n{self.log}"
             time.sleep(0.01)
+
+    def peak_mib(self):
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
     def kill(self):
         self._process.kill()
@@ -135,8 +140,8 @@ def test_below_the_quorum_the_round_waits_past_the_deadline(bridge, start):
     bridge.push_tensors(A, tensors(1), round=1)
     server.logs("the round closes with 2")
     assert bridge.updates.empty()
-    bridge.push_tensors(B, tensors(3), round=1)
-    assert update(bridge)[1]["bias"].tolist() == [2] * 4
+    bridge.push_tensors(B, tensors(2), round=1)
+    assert update(bridge)[1]["bias"].tolist() == [1.5] * 4
 
 
 def truncated(path):
@@ -222,11 +227,54 @@ def test_no_path_leads_out_of_the_work_directory(bridge, start, path, peer):
     outside.unlink()
 
 
-def test_an_outlier_is_clipped_if_a_clip_factor_is_set(bridge, start):
-    start("--clip-factor", "1", momentum=0.0)
+@pytest.mark.parametrize(("options", "expected"), [(["--clip-factor", "1"], 1), ([], 4 / 3)])
+def test_an_outlier_is_clipped(bridge, start, options, expected):
+    start(*options, momentum=0.0)
     for peer, value in zip(MEMBERS, (1, 1, 1000), strict=True):
         bridge.push_tensors(peer, tensors(value), round=1)
-    np.testing.assert_allclose(update(bridge)[1]["weight"], np.ones((3, 2)), rtol=1e-5)
+    np.testing.assert_allclose(update(bridge)[1]["weight"], np.full((3, 2), expected), rtol=1e-5)
+
+
+def test_one_of_ten_members_that_lies_about_everything_moves_the_model_little(bridge, start):
+    members = tuple(f"12D3KooW{letter}" for letter in "ABCDEFGHIJ")
+    server = start(members=members, momentum=0.0)
+    for number in (1, 2):
+        hostile = {"weight": np.full((3, 2), -3e38, np.float32), "bias": np.full(4, -6e4, np.float16)}
+        bridge.push_tensors(members[0], hostile, round=0 if number == 1 else 2, samples=2**53)
+        if number == 1:
+            server.logs("is for round 0, and a job begins with a round from 1")
+            bridge.push_tensors(members[0], hostile, round=7, samples=2**53)
+        for peer in members[1:]:
+            bridge.push_tensors(peer, tensors(1), **({} if number == 1 else {"round": 2, "samples": 10}))
+        found = update(bridge)[1]["weight"]
+        assert (found > 0.3).all()
+        assert (found <= 1).all()
+    assert "ahead" not in server.log
+    assert "is early" not in server.log
+
+
+def test_a_member_that_never_sends_delays_the_first_round_but_not_the_next(bridge, start):
+    server = start("--deadline-s", "3", momentum=0.0)
+    for number, waits in ((1, True), (2, False)):
+        began = time.monotonic()
+        for peer in (A, B):
+            bridge.push_tensors(peer, tensors(1), round=number)
+        assert update(bridge)[1]["bias"].tolist() == [1] * 4
+        assert (time.monotonic() - began >= 2.9) is waits
+    assert server.log.count(f"closes without {C}") == 2
+
+
+def test_a_header_of_many_tensors_costs_the_parameter_server_little_memory(bridge, start):
+    server = start(momentum=0.0)
+    bridge.push_tensors(A, tensors(1), round=1)
+    server.logs("(1 of 3)")
+    before = server.peak_mib()
+    entry = b'"%0120d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    header = b"{" + b",".join(entry % number for number in range(90_000)) + b"}"
+    assert len(header) > 15_000_000
+    bridge.push(B, lambda path: path.write_bytes(len(header).to_bytes(8, "little") + header))
+    server.logs("(2 of 3)")
+    assert server.peak_mib() - before < 160
 
 
 def test_momentum_and_unmerged_files_survive_a_kill(bridge, start):
@@ -236,7 +284,7 @@ def test_momentum_and_unmerged_files_survive_a_kill(bridge, start):
     assert update(bridge)[1]["bias"].tolist() == [1.5] * 4
     for number, peer in enumerate((A, B), 1):
         bridge.push_tensors(peer, tensors(1), round=2)
-        server.logs(f"round 2, unknown samples, 2 tensors, length 3.162 ({number} of 3)")
+        server.logs(f"round 2, unknown samples, length 3.162 ({number} of 3)")
     server.kill()
     server = start(momentum=0.5)
     server.logs("(2 of 3)")
@@ -252,8 +300,8 @@ def test_a_file_that_was_never_announced_is_found_at_the_start(bridge, start):
         path.rename(f"{path}.7")
     bridge.push(C, truncated, announce=False)
     start(momentum=0.0).logs("(2 of 3)")
-    bridge.push_tensors(C, tensors(4))
-    assert update(bridge)[1]["bias"].tolist() == [2] * 4
+    bridge.push_tensors(C, tensors(1.75))
+    assert update(bridge)[1]["bias"].tolist() == [1.25] * 4
 
 
 def test_a_broken_event_stream_is_resumed(bridge, start):

@@ -52,8 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clip-factor",
         type=_positive,
-        default=os.environ.get("HYPHA_PS_CLIP_FACTOR"),
-        help="scale pseudo-gradients down to this multiple of the median length (off; HYPHA_PS_CLIP_FACTOR)",
+        default=os.environ.get("HYPHA_PS_CLIP_FACTOR", "2"),
+        help="scale longer pseudo-gradients down to this multiple of the median length"
+        " (%(default)s; HYPHA_PS_CLIP_FACTOR)",
     )
     return parser
 

@@ -10,8 +10,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -157,13 +158,29 @@ def _read(buffers: _Buffers, part: Span, first: int, descriptor: int, index: int
     return buffers.read(descriptor, part.at(index, first, part.dtype), count, part.dtype)
 
 
-def check(descriptor: int, header: Header) -> float:
-    """Return the Euclidean length of all tensors of a file, as one vector.
+class PerKind(NamedTuple):
+    """A number for the tensors of floats, and one for those of integers, such as counters of a much larger scale."""
+
+    floats: float
+    integers: float
+
+    def of(self, dtype: str) -> float:
+        """Return the number for tensors of this dtype."""
+        return self.integers if DTYPES[dtype].kind in "iu" else self.floats
+
+
+def check(descriptor: int, header: Header) -> PerKind:
+    """Return the Euclidean lengths of a file's tensors, all tensors of a kind as one vector.
 
     Raises:
-        Refused: An element is NaN or infinite.
+        Refused: A tensor cannot be averaged, an element is NaN or infinite, or a length is beyond a float64.
     """
-    lengths: list[float] = []
+    for name, tensor in header.tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise Refused(
+                f"has tensor {name[:100]!r} of dtype {tensor.dtype}; only {', '.join(DTYPES)} can be averaged"
+            )
+    lengths: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
 
     def add_length(part: Span, first: int, buffers: _Buffers) -> None:
         raw = _read(buffers, part, first, descriptor, 0)
@@ -181,19 +198,25 @@ def check(descriptor: int, header: Header) -> float:
             largest = np.abs(values).max()
             scaled = values / largest
             length = float(largest) * math.sqrt(float(np.dot(scaled, scaled)))
-        lengths.append(length)
+        lengths[part.dtype].append(length)
 
     _each_chunk(spans([header.tensors]), add_length)
-    return math.hypot(*lengths)
+    floats, integers = (
+        math.hypot(*chain.from_iterable(lengths[dtype] for dtype in DTYPES if (DTYPES[dtype].kind in "iu") is whole))
+        for whole in (False, True)
+    )
+    if not math.isfinite(floats):
+        raise Refused("is longer than a float64 can say")
+    return PerKind(floats, integers)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file to average. All `share`s of a round sum to at most 1."""
+    """A file to average, and the factors of its tensors. All factors of a round and a kind sum to at most 1."""
 
     path: Path
     header: Header
-    share: float
+    share: PerKind
 
 
 @dataclass(frozen=True)
@@ -214,7 +237,7 @@ def outer_step(
     """Average checked files of one layout, advance the momentum, and write momentum and update (path, metadata).
 
     Sums are in float32 (in float64 for float64 and integers). Results are clipped to the range of their dtype, so that
-    finite inputs never lead to infinities.
+    finite inputs never lead to infinities or NaN.
 
     Raises:
         OSError: A file cannot be read or written.
@@ -246,7 +269,7 @@ class _Step:
     """The outer step of one chunk. Files: the sources, the update, the new momentum, the old one if there is one."""
 
     def __init__(
-        self, descriptors: Sequence[int], shares: Sequence[float], optimizer: Nesterov, has_momentum: bool
+        self, descriptors: Sequence[int], shares: Sequence[PerKind], optimizer: Nesterov, has_momentum: bool
     ) -> None:
         self._descriptors = descriptors
         self._shares = shares
@@ -262,12 +285,14 @@ class _Step:
             raw = _read(buffers, part, first, self._descriptors[index], index)
             target = scratch if index else mean
             if raw.dtype == target.dtype:
-                np.multiply(raw, kind(share), out=target)
+                np.multiply(raw, kind(share.of(part.dtype)), out=target)
             else:
                 _widen(raw, target)
-                np.multiply(target, kind(share), out=target)
+                np.multiply(target, kind(share.of(part.dtype)), out=target)
             if index:
                 np.add(mean, scratch, out=mean)
+        # A sum may overflow to an infinity. It never becomes NaN, because only finite numbers are added to it and only
+        # positive ones multiply it, and it is clipped before it is written.
         mu = kind(self._optimizer.momentum)
         update = len(self._shares)
         if self._has_momentum:
@@ -276,10 +301,15 @@ class _Step:
             np.add(momentum, mean, out=momentum)
             np.clip(momentum, *_LIMITS[dtype], out=momentum)
         else:
-            momentum[:] = mean
+            np.clip(mean, *_LIMITS[dtype], out=momentum)
         buffers.write(self._descriptors[update + 1], part.at(update + 1, first, dtype), momentum, dtype)
         np.multiply(momentum, mu, out=momentum)
         np.add(momentum, mean, out=momentum)
-        np.multiply(momentum, kind(self._optimizer.learning_rate), out=momentum)
+        np.multiply(momentum, self._learning_rate(dtype), out=momentum)
         np.clip(momentum, *_LIMITS[part.dtype], out=momentum)
         buffers.write(self._descriptors[update], part.at(update, first, part.dtype), momentum, part.dtype)
+
+    def _learning_rate(self, dtype: str) -> Any:
+        """Return the learning rate in a dtype in which it might be zero or infinite."""
+        kind = np.finfo(DTYPES[dtype])
+        return DTYPES[dtype].type(np.clip(self._optimizer.learning_rate, kind.tiny, kind.max))

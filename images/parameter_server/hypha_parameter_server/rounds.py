@@ -1,14 +1,25 @@
-"""Decide which pseudo-gradients make up a round."""
+"""Decide which pseudo-gradients make up a round, and how much each of them counts.
+
+A member may lie about its samples, its round and its gradient. So nothing that one member sends decides anything alone:
+the median bounds what each one adds, and the majority decides the round and the layout.
+"""
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
+from typing import Final
 
-from hypha_executor.safetensors import Header, Layout
+from hypha_executor.safetensors import Layout
+from hypha_parameter_server.arithmetic import PerKind
 from hypha_parameter_server.errors import Refused, Untimely
+
+MAX_FIRST_ROUND: Final = 1_000_000
+"""The last round that a parameter server may begin with."""
+MAX_SAMPLES_FACTOR: Final = 2
+"""A member's samples count up to this multiple of the median."""
 
 
 @dataclass(frozen=True)
@@ -18,22 +29,25 @@ class Policy:
     Attributes:
         deadline_s: Seconds from a round's first pseudo-gradient until a quorum is enough.
         quorum: The fraction of the members that is enough then.
-        clip_factor: If set, longer pseudo-gradients are scaled to this multiple of the round's (low) median length.
+        clip_factor: Longer pseudo-gradients are scaled to this multiple of the round's (low) median length.
     """
 
     deadline_s: float = 600
     quorum: float = 0.5
-    clip_factor: float | None = None
+    clip_factor: float = 2
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """A checked pseudo-gradient. The reference implementation's trainers label neither round nor samples."""
+    """A checked pseudo-gradient. The reference implementation's trainers label neither round nor samples.
+
+    It holds a digest of its layout in place of its header, which may be as large as its sender likes.
+    """
 
     peer: str
     path: Path
-    header: Header
-    norm: float
+    layout: bytes
+    length: PerKind
     round: int | None
     samples: int | None
 
@@ -48,12 +62,17 @@ class Selection:
 
 
 def check_round(label: int | None, expected: int | None) -> None:
-    """Refuse a pseudo-gradient of another round. Before the first outer step, `expected` is None and allows any round.
+    """Refuse a pseudo-gradient of another round. Before the first outer step, `expected` is None.
 
     Raises:
+        Refused: There is no such round to begin with.
         Untimely: The label is set and differs from the expected round.
     """
-    if label is not None and expected is not None and label != expected:
+    if label is None:
+        return
+    if expected is None and not 1 <= label <= MAX_FIRST_ROUND:
+        raise Refused(f"is for round {label}, and a job begins with a round from 1 to {MAX_FIRST_ROUND}")
+    if expected is not None and label != expected:
         when = "late" if label < expected else "early"
         raise Untimely(f"is {when}: it is for round {label}, and round {expected} is being collected")
 
@@ -85,8 +104,9 @@ def check_layout(found: Layout, expected: Layout) -> None:
 
 def select(
     pending: Collection[Contribution],
-    refused: Collection[str],
-    members: int,
+    refused: Set[str],
+    members: Set[str],
+    awaited: Set[str],
     *,
     expected: int | None,
     waited_s: float,
@@ -94,51 +114,85 @@ def select(
 ) -> Selection | None:
     """Return the round to close now, or None to wait longer.
 
-    A round needs all members until the deadline, and a quorum afterwards. A quorum is also enough once every member has
-    sent something, usable or not. Before the first outer step, the majority decides the round's number and layout. In a
-    tie, the lower number wins, and the layout that arrived first.
+    A round closes with a quorum, once every awaited member has sent something, usable or not, or after the deadline.
+    Before the first outer step, the majority decides the round's number and layout. In a tie, the lower number wins,
+    and the layout that arrived first. A pseudo-gradient without a label votes for the round being collected (at first
+    1) and fits every round.
 
     Args:
         pending: At most one for each peer, in the order of arrival.
         refused: The peers whose last pseudo-gradient for this round was refused.
-        members: How many peers send pseudo-gradients.
+        members: The peers that send pseudo-gradients.
+        awaited: The members for which a round waits until the deadline.
         expected: The round being collected; None before the first outer step.
         waited_s: Seconds since the first pseudo-gradient of the round.
         policy: Quorum and deadline.
     """
-    if not pending:
+    sent = {item.peer for item in pending} | refused
+    if not pending or (not awaited <= sent and waited_s < policy.deadline_s):
         return None
-    labels = Counter(item.round for item in pending if item.round is not None)
-    number = max(sorted(labels), key=labels.__getitem__) if labels else (1 if expected is None else expected)
-    labelled = [item for item in pending if item.round in (None, number)]
-    groups: list[list[Contribution]] = []
-    for item in labelled:
-        group = next((group for group in groups if group[0].header.layout == item.header.layout), None)
-        if group is None:
-            groups.append([item])
-        else:
-            group.append(item)
-    chosen = max(groups, key=len)
-    everyone_sent = len({item.peer for item in pending} | set(refused)) >= members
-    needed = quorum_of(members, policy) if everyone_sent or waited_s >= policy.deadline_s else members
-    if len(chosen) < needed:
+    votes = Counter(item.round or expected or 1 for item in pending)
+    number = max(sorted(votes), key=votes.__getitem__)
+    layouts = Counter(item.layout for item in pending if item.round in (None, number))
+    layout = max(layouts, key=layouts.__getitem__)
+    chosen = [item for item in pending if item.round in (None, number) and item.layout == layout]
+    if len(chosen) < quorum_of(len(members), policy):
         return None
     return Selection(number, chosen, [item for item in pending if item not in chosen])
 
 
 def quorum_of(members: int, policy: Policy) -> int:
-    """Return how many pseudo-gradients are enough after the deadline."""
+    """Return how many pseudo-gradients are enough."""
     return max(1, math.ceil(policy.quorum * members))
 
 
-def weights(chosen: Sequence[Contribution], policy: Policy) -> list[float]:
-    """Return the factor of each pseudo-gradient: its share of the samples, if all label theirs, times its clipping."""
+class Attendance:
+    """The members for which rounds wait.
+
+    A member that misses the deadline of a round is not awaited in the next one, after its second miss in the next
+    three, then seven, and so on. So a member that is always late costs a job a few deadlines, not one for each round.
+    It takes part in every round for which it is in time.
+    """
+
+    def __init__(self, members: Set[str]) -> None:
+        self._members = members
+        self._misses: Counter[str] = Counter()
+        self._excused: Counter[str] = Counter()
+
+    @property
+    def awaited(self) -> Set[str]:
+        """The members for which the current round waits."""
+        return {peer for peer in self._members if not self._excused[peer]}
+
+    def close_round(self, sent: Set[str]) -> None:
+        """Record who has sent something for the round that closes."""
+        for peer in self._members:
+            if self._excused[peer]:
+                self._excused[peer] -= 1
+            elif peer not in sent:
+                self._misses[peer] += 1
+                self._excused[peer] = 2 ** self._misses[peer] - 1
+
+
+def weights(chosen: Sequence[Contribution], policy: Policy) -> list[PerKind]:
+    """Return the factors of each pseudo-gradient: its share of the samples, if all label theirs, times its clipping.
+
+    A member's samples count up to `MAX_SAMPLES_FACTOR` times the median, and its pseudo-gradient up to `clip_factor`
+    times the median length. Zeros count for neither median. Of two members, the smaller one is the median.
+    """
     samples = [item.samples for item in chosen if item.samples is not None]
-    if len(samples) == len(chosen) and sum(samples) > 0:
-        shares = [count / sum(samples) for count in samples]
-    else:
-        shares = [1 / len(chosen)] * len(chosen)
-    if policy.clip_factor is None:
-        return shares
-    limit = policy.clip_factor * median_low(item.norm for item in chosen)
-    return [share * (limit / item.norm if item.norm > limit else 1) for share, item in zip(shares, chosen, strict=True)]
+    if len(samples) < len(chosen) or not any(samples):
+        samples = [1] * len(chosen)
+    most = MAX_SAMPLES_FACTOR * median_low(count for count in samples if count)
+    counts = [min(count, most) for count in samples]
+    floats = _clipping([item.length.floats for item in chosen], policy.clip_factor)
+    integers = _clipping([item.length.integers for item in chosen], policy.clip_factor)
+    return [
+        PerKind(count / sum(counts) * of_floats, count / sum(counts) * of_integers)
+        for count, of_floats, of_integers in zip(counts, floats, integers, strict=True)
+    ]
+
+
+def _clipping(lengths: Sequence[float], factor: float) -> list[float]:
+    longest = factor * median_low([length for length in lengths if length] or [0.0])
+    return [longest / length if length > longest else 1.0 for length in lengths]

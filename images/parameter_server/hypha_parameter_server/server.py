@@ -11,11 +11,12 @@ from hypha_executor.errors import MalformedFileError
 from hypha_executor.incoming import Incoming, Received
 from hypha_executor.labels import parse_labels
 from hypha_executor.progress import Progress
-from hypha_executor.safetensors import open_header
+from hypha_executor.safetensors import digest, open_header, read_header
 from hypha_parameter_server.arithmetic import Nesterov, Source, check
 from hypha_parameter_server.errors import Refused, Untimely
 from hypha_parameter_server.job import AggregateJob
 from hypha_parameter_server.rounds import (
+    Attendance,
     Contribution,
     Policy,
     Selection,
@@ -40,6 +41,7 @@ class Server:
         self._progress = Progress(bridge)
         self._store = store
         self._policy = policy
+        self._attendance = Attendance(job.members)
         self._pending: dict[str, Contribution] = {}
         self._refused: set[str] = set()
         self._round_began: float | None = None
@@ -97,12 +99,11 @@ class Server:
         self._refused.discard(peer)
         self._start_clock()
         log.info(
-            "Pseudo-gradient from %s: round %s, %s samples, %d tensors, length %.4g (%d of %d)",
+            "Pseudo-gradient from %s: round %s, %s samples, length %.4g (%d of %d)",
             peer,
             "unknown" if contribution.round is None else contribution.round,
             "unknown" if contribution.samples is None else contribution.samples,
-            len(contribution.header.tensors),
-            contribution.norm,
+            contribution.length.floats,
             len(self._pending),
             len(self._job.members),
         )
@@ -120,8 +121,8 @@ class Server:
             check_job(labels.job_id, self._job.job_id)
             if self._store.layout is not None:
                 check_layout(header.layout, self._store.layout)
-            norm = check(descriptor, header)
-            return Contribution(peer, path, header, norm, labels.round, labels.samples)
+            length = check(descriptor, header)
+            return Contribution(peer, path, digest(header.layout), length, labels.round, labels.samples)
         finally:
             os.close(descriptor)
 
@@ -136,11 +137,11 @@ class Server:
 
     def _select(self) -> Selection | None:
         waited_s = 0.0 if self._round_began is None else time.monotonic() - self._round_began
-        members = len(self._job.members)
         selection = select(
             self._pending.values(),
             self._refused,
-            members,
+            self._job.members,
+            self._attendance.awaited,
             expected=self._expected,
             waited_s=waited_s,
             policy=self._policy,
@@ -151,8 +152,8 @@ class Server:
                 "After %.0f s there are %d usable pseudo-gradients of %d; the round closes with %d",
                 waited_s,
                 len(self._pending),
-                members,
-                quorum_of(members, self._policy),
+                len(self._job.members),
+                quorum_of(len(self._job.members), self._policy),
             )
         return selection
 
@@ -170,15 +171,19 @@ class Server:
             )
             item.path.unlink(missing_ok=True)
         shares = weights(selection.chosen, self._policy)
-        sources = [Source(item.path, item.header, share) for item, share in zip(selection.chosen, shares, strict=True)]
+        sources = [
+            Source(item.path, read_header(item.path), share)
+            for item, share in zip(selection.chosen, shares, strict=True)
+        ]
         self._store.merge(selection.round, sources, Nesterov(self._job.learning_rate, self._job.momentum))
         log.info(
             "Round %d: merged %d pseudo-gradients in %.2f s, shares %s",
             selection.round,
             len(sources),
             time.monotonic() - began,
-            ", ".join(f"{share:.3f}" for share in shares),
+            ", ".join(f"{share.floats:.3f}" for share in shares),
         )
+        self._attendance.close_round(self._pending.keys() | self._refused)
         self._pending.clear()
         self._refused.clear()
         self._round_began = None
