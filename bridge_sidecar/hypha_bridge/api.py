@@ -24,7 +24,8 @@ from hypha_messages.validation import describe
 
 logger = logging.getLogger(__name__)
 
-_MAX_BODY_BYTES: Final = 1024 * 1024
+_MAX_BODY_BYTES: Final = 256 * 1024
+"""A body holds a reference of the job's specification, or progress. Decoded, it may take thirty times the memory."""
 
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     "4XX": {"model": ErrorBody, "description": "the bridge refuses the request as it is"},

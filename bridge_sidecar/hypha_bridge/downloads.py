@@ -1,7 +1,9 @@
 """Downloads over HTTP(S) from allowed addresses: they resume after a break and compute the checksum on the way."""
 
+import contextlib
 import logging
 import threading
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import httpx
@@ -32,8 +34,6 @@ class Downloads:
         self._client = httpx.Client(
             transport=RestrictedTransport(blocks),
             timeout=_TIMEOUT,
-            follow_redirects=True,
-            max_redirects=_MAX_REDIRECTS,
             headers={"Accept-Encoding": "identity"},
             trust_env=False,
         )
@@ -66,7 +66,7 @@ class Downloads:
         """Download the missing part; _Broken if another attempt may succeed."""
         headers = {"Range": f"bytes={staged.size_bytes}-", "If-Range": validator} if validator else {}
         try:
-            with self._client.stream("GET", url, headers=headers) as response:
+            with self._open(url, headers) as response:
                 expected = self._prepare(response, staged)
                 validator = _validator(response)
                 for chunk in response.iter_raw(_BUFFER_BYTES):
@@ -82,6 +82,18 @@ class Downloads:
         if expected is not None and staged.size_bytes != expected:
             raise _Broken(f"{staged.size_bytes} of {expected} bytes", validator)
         return validator
+
+    @contextlib.contextmanager
+    def _open(self, url: httpx.URL, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """Follow redirects without reading their bodies, which httpx would do into memory, and decompress."""
+        request = self._client.build_request("GET", url, headers=headers)
+        for _ in range(_MAX_REDIRECTS + 1):
+            with contextlib.closing(self._client.send(request, stream=True)) as response:
+                if response.next_request is None:
+                    yield response
+                    return
+                request = response.next_request
+        raise source_failed(f"{_shown(url)}: more than {_MAX_REDIRECTS} redirects")
 
     def _prepare(self, response: httpx.Response, staged: StagedFile) -> int | None:
         """Check the response and start over unless it resumes. Return the size of the complete file if it is known."""

@@ -3,7 +3,9 @@
 import hashlib
 import http.server
 import os
+import resource
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(site.statuses.pop(0))
             self.send_header("Content-Length", "0")
             self.end_headers()
+            return
+        if self.path.startswith("/bomb/"):
+            bomb = zlib.compressobj(wbits=31)
+            body = b"".join(bomb.compress(bytes(1_000_000)) for _ in range(300)) + bomb.flush()
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/bomb"))
+            self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
             return
         if self.path.startswith("/moved/"):
             self.send_response(302)
@@ -121,6 +133,23 @@ async def test_a_file_is_downloaded_under_the_last_name_of_its_address(
 
 async def test_a_redirect_is_followed(bridge: httpx.AsyncClient, site: Site, config: BridgeConfig) -> None:
     await assert_whole(await fetch(bridge, f"{site.url}/moved/x"), config)
+
+
+async def test_redirects_end_after_ten(bridge: httpx.AsyncClient, site: Site, config: BridgeConfig) -> None:
+    await assert_whole(await fetch(bridge, f"{site.url}{'/moved' * 10}/x"), config)
+    answer = await fetch(bridge, f"{site.url}{'/moved' * 11}/x")
+    assert (answer.status_code, answer.json()["error"]) == (502, "source_failed")
+    assert "more than 10 redirects" in answer.json()["detail"]
+
+
+async def test_the_body_of_a_redirect_is_not_decompressed_into_memory(
+    bridge: httpx.AsyncClient, site: Site, config: BridgeConfig
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    site.content = b"x"
+    await assert_whole(await fetch(bridge, f"{site.url}/moved/bomb/x"), config, b"x")
+    assert site.asked == [None, None, None]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
 async def test_a_download_that_breaks_off_resumes(bridge: httpx.AsyncClient, site: Site, config: BridgeConfig) -> None:

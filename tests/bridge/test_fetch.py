@@ -188,7 +188,7 @@ async def test_an_address_of_this_machine_is_forbidden(bridge: httpx.AsyncClient
 
 
 async def test_a_body_beyond_the_limit_is_refused(bridge: httpx.AsyncClient) -> None:
-    answer = await bridge.post("/resources/fetch", json=STOCK | {"padding": " " * 1_100_000})
+    answer = await bridge.post("/resources/fetch", json=STOCK | {"padding": " " * 300_000})
     assert answer.status_code == 413
     assert answer.json()["error"]
 
