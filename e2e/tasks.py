@@ -17,6 +17,7 @@ from hypha_devnet.roles.node import healthy
 from hypha_messages.advertisement import WorkerSpec
 from hypha_messages.api import ReportJobStatus
 from hypha_messages.job import ExecutorDescriptor, JobSpec
+from hypha_messages.progress import ProgressResponse, ReportProgress
 from hypha_messages.types import Resources
 from hypha_network.identity import Identity
 from hypha_network.network import NetworkConfig, open_network
@@ -106,9 +107,13 @@ class Tasks:
         *args: str,
         resources: Resources = SMALL,
         executor: str = "program",
+        peer: str | None = None,
     ) -> Task:
-        """Dispatch a program to a worker (a peer id); return once the worker has accepted the task."""
-        spec = self._spec(program, args, executor)
+        """Dispatch a program to a worker (a peer id); return once the worker has accepted the task.
+
+        The job may exchange files with one peer: this scheduler, unless another is given.
+        """
+        spec = self._spec(program, args, executor, peer or self._identity.peer_id)
         task: Task = trio.from_thread.run(self._run, worker, spec, resources, trio_token=self._token)
         return task
 
@@ -128,7 +133,7 @@ class Tasks:
         async with open_network(self._identity, self._config) as network, trio.open_nursery() as nursery:
             self._nursery, self._over = nursery, trio.Event()
             self._token = trio.lowlevel.current_trio_token()
-            self._client = SchedulerClient(network, on_status=self._on_status)
+            self._client = SchedulerClient(network, on_status=self._on_status, on_progress=_go_on)
             await network.wait_ready()
             self._ready.set()
             await self._over.wait()
@@ -155,8 +160,8 @@ class Tasks:
         assert accepted, f"{worker} refused the dispatch"
         return task
 
-    def _spec(self, program: str, args: tuple[str, ...], executor: str) -> JobSpec:
-        peers = {"type": "peers", "peers": [self._identity.peer_id], "strategy": {"type": "All"}}
+    def _spec(self, program: str, args: tuple[str, ...], executor: str, peer: str) -> JobSpec:
+        peers = {"type": "peers", "peers": [peer], "strategy": {"type": "All"}}
         config = {
             "model": {
                 "task": "auto",
@@ -171,6 +176,10 @@ class Tasks:
         }
         descriptor = {"class": "train", "descriptor": {"name": executor}, "config": config}
         return JobSpec.model_validate({"job_id": str(uuid4()), "executor": descriptor})
+
+
+async def _go_on(_peer: str, _report: ReportProgress) -> ProgressResponse:
+    return ProgressResponse(type="Continue")
 
 
 def _wanted(resources: Resources, executor: str) -> Wanted:
