@@ -139,3 +139,8 @@ def test_the_nodes_understand_their_configurations(tmp_path):
     for worker in WORKERS:
         path = write_config(files, worker, worker_config(files, worker, GATEWAY, tmp_path / "work"))
         assert load_worker(path, {}, {}).config.gateway_addresses == [GATEWAY]
+
+
+def test_text_of_others_on_the_board_is_escaped(board):
+    board.take("scheduler", {"event": "failed", "reason": "\x1b[2J\u202eit\nended"})
+    assert board.recent[-1] == r"the job failed: \x1b[2J\u202eit\nended"

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from uuid import UUID, uuid4
 
+import psutil
 import pytest
 import trio
 
@@ -50,6 +51,19 @@ async def until_logged(node: NodeProcess, text: str, times: int = 1) -> None:
         while node.log.count(text) < times:  # noqa: ASYNC110
             await trio.sleep(0.05)
     assert node.log.count(text) >= times, node.log
+
+
+async def test_a_node_with_a_job_listens_for_peers_and_for_nothing_else(pki: Pki) -> None:
+    async with gateway(pki) as entry, stage(pki, entry, "run") as s:
+        await running_job(s)
+        with trio.fail_after(DEADLINE_S):
+            while not s.node.starts:  # noqa: ASYNC110 - another process starts it
+                await trio.sleep(0.05)
+        pids = processes_in(s.node.directory)
+        assert {s.node.pid, *s.node.starts} < set(pids), "the bridge and the supervisor are among them"
+        sockets = [(pid, sock) for pid in pids for sock in psutil.Process(pid).net_connections(kind="inet")]
+        accepting = [(pid, sock.type.name) for pid, sock in sockets if sock.laddr and not sock.raddr]
+        assert accepting == [(s.node.pid, "SOCK_STREAM")]
 
 
 async def test_a_job_that_ends_well_is_reported_and_nothing_of_it_is_left(pki: Pki) -> None:

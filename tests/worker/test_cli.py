@@ -134,3 +134,9 @@ def test_a_state_dir_of_another_user_is_refused(tmp_path: Path) -> None:
     (tmp_path / "hypha-worker-12345678").mkdir(mode=0o755)
     with pytest.raises(NodeError, match="not a private directory"):
         prepare_state_dir(tmp_path, "12D3KooW12345678")
+
+
+def test_text_of_others_in_an_error_is_escaped() -> None:
+    result = worker("identity", "--config", "\x1b[2J\u202e.toml")
+    assert r"\x1b[2J\u202e.toml" in one_line(result.stderr)
+    assert result.stderr.strip().isprintable()
