@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from hypha_contracts.text import MAX_CHARS
 from hypha_contracts.units import QUANTITY_PATTERN, devices_needed, parse_quantity
 from hypha_resources.__main__ import plain, templated
 from hypha_resources.crd import RESOURCES, Resource, definition
 from hypha_resources.job import Lease, redacted
-from hypha_resources.worker import Gpu, HyphaWorkerSpec, Offer, ResourcesSpec
+from hypha_resources.worker import Gpu, HyphaWorkerSpec, NodeStatus, Offer, Refusal, ResourcesSpec
+from support.hostile_text import HOSTILE
 from support.resources import worker_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -162,3 +164,13 @@ def test_a_redacted_job_has_no_tokens_and_only_scheme_and_host_of_its_addresses(
         {"type": "huggingface", "repository": "https://hub.example.org/..."},
     ]
     assert clean["slices"]["dataset"] == "s3://bucket/digits"
+
+
+def test_text_of_others_in_the_status_of_a_node_is_escaped_and_cut():
+    text = "".join(HOSTILE) + 10_000 * "x"
+    refusal = Refusal(reason="NoExecutor", message=text)
+    node = NodeStatus(
+        problem=text, circuits=[text], gateways=[text], listening=[text], requests={"lastRefusal": refusal}
+    )
+    shown = [node.problem, node.requests.last_refusal.message, *node.circuits, *node.gateways, *node.listening]
+    assert all(item.isprintable() and len(item) == MAX_CHARS for item in shown)

@@ -20,6 +20,7 @@ from hypha_worker.progress import ProgressTally, interval_s
 from hypha_worker.runtimes.kubernetes.objects import end_of, hypha_job, job_secret, parse
 from hypha_worker.runtimes.kubernetes.throttle import Throttle
 from support import jobs
+from support.hostile_text import HOSTILE
 
 CONFIG = KubernetesConfig(namespace="ns", worker="w", worker_uid="worker-uid")
 CONTROLLER = uuid4()
@@ -91,16 +92,18 @@ def test_all_jobs_together_write_progress_ten_times_a_second_at_most(count: int)
     assert count / interval_s(count) <= 10
 
 
-def test_only_a_limited_number_of_short_and_finite_metrics_is_kept() -> None:
+def test_only_a_limited_number_of_short_printable_and_finite_metrics_is_kept() -> None:
     tally = ProgressTally(0.0)
+    hidden = {f"m{character}": 1.0 for character in HOSTILE if not "\ud800" <= character <= "\udfff"}
     metrics = {"loss": 0.5, "nan": math.nan, "inf": math.inf, "x" * 64: 1.0} | {f"m{i}": 1.0 for i in range(100)}
-    tally.add(Progress(metrics=Metrics(round=3, metrics=metrics)))
+    tally.add(Progress(metrics=Metrics(round=3, metrics=hidden | metrics)))
     tally.add(Progress(stage="update"))
     progress = tally.sum_up(1.0)
     assert progress.round == 3
     assert progress.metrics["loss"] == 0.5
     assert len(progress.metrics) == 32
-    assert not {"nan", "inf", "x" * 64} & progress.metrics.keys()
+    assert not {"nan", "inf", "x" * 64, *hidden} & progress.metrics.keys()
+    assert len(progress.model_dump_json()) < 4096
 
 
 @pytest.mark.anyio
