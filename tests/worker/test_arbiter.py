@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from hypha_messages.types import Resources
+from hypha_messages.types import Resources, peer_id_from_ed25519
 from hypha_worker.market.arbiter import Arbiter
 from hypha_worker.market.evaluator import Policy
 from hypha_worker.market.ledger import Ledger
@@ -171,6 +171,20 @@ async def test_a_scheduler_that_answers_slowly_gets_its_offers_a_few_at_a_time()
         assert len(setting.ledger.leases) == 32
         await trio.sleep(1)
         assert len(setting.market.offers[ALICE]) == 100
+
+
+async def test_schedulers_that_accept_nothing_cannot_take_turns_to_starve_another() -> None:
+    crowd = [peer_id_from_ed25519(number.to_bytes(32)) for number in range(20)]
+    async with arbiter(WHOLE_WORKER) as setting:
+        for _ in range(120):
+            for scheduler in crowd:
+                setting.market.advertise(scheduler, request(bid=1e308))
+            setting.market.advertise(BOB, request(bid=100))
+            await trio.sleep(0.5)
+            if setting.market.offers[BOB]:
+                break
+        assert setting.market.offers[BOB]
+        assert trio.current_time() < 60
 
 
 async def test_unwanted_requests_leave_the_arbiter_working() -> None:
