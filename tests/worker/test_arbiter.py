@@ -187,6 +187,28 @@ async def test_schedulers_that_accept_nothing_cannot_take_turns_to_starve_anothe
         assert trio.current_time() < 60
 
 
+async def test_a_full_worker_rates_none_of_the_waiting_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    rated = 0
+
+    def score(*_: object) -> tuple[float, float]:
+        nonlocal rated
+        rated += 1
+        return 0.0, 0.0
+
+    monkeypatch.setattr(Policy, "score", score)
+    async with arbiter(replace(FLEXIBLE, minimum=HALF)) as setting:
+        for scheduler in (ALICE, BOB):
+            lease = setting.ledger.offer(scheduler, uuid4(), [TRAIN], HALF)
+            assert lease is not None
+            setting.ledger.renew(lease.id, scheduler)
+        setting.market.advertise(ALICE, *[request(Resources()) for _ in range(200)])
+        for _ in range(20):
+            setting.arbiter.on_capacity_freed()
+            await trio.sleep(0.1)
+        assert rated == 0
+        assert not setting.market.offers
+
+
 async def test_unwanted_requests_leave_the_arbiter_working() -> None:
     async with arbiter(WHOLE_WORKER) as setting:
         setting.market.advertise(ALICE, request(bid=1), request(Resources(gpu=1e300)), request(timeout=0))

@@ -123,6 +123,9 @@ class Arbiter:
         candidates = self._candidates(now) if self._offering else ()
         if not candidates:
             return []
+        if not self._ledger.fits([self._policy.least]):  # rating many requests in vain takes long
+            self._waiting.pass_over()
+            return []
         with self._telemetry.tracer.start_as_current_span(
             "evaluate requests", attributes={"requests": len(candidates)}
         ):

@@ -67,6 +67,11 @@ class Policy:
             return Refusal(WorkerReason.REQUEST_EXPIRED, "it has expired")
         return None
 
+    @property
+    def least(self) -> Resources:
+        """The least that any lease reserves."""
+        return self._raised(Resources()) if self.offer == "flexible" else self.capacity
+
     def terms(self, request: RequestWorker) -> tuple[Resources, float]:
         """Return the resources and the price of an offer for this request."""
         if self.offer == "flexible":

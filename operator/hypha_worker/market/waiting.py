@@ -8,6 +8,7 @@ from uuid import UUID
 from hypha_messages.advertisement import RequestWorker
 
 _MAX_WAIT_S: Final = 10.0
+_LOOK_EVERY_S: Final = 0.1
 _STAND_BACK_S: Final = 2.0
 """How long a scheduler that let an offer lapse ranks behind the others. Each further lapse makes it four times longer,
 so that schedulers that accept nothing cannot take turns to keep the capacity reserved."""
@@ -42,6 +43,7 @@ class WaitingRequests:
         self._fresh: dict[Key, Waiting] = {}
         self._passed_over: dict[Key, Waiting] = {}
         self._counts: Counter[str] = Counter()
+        self._looked_at = float("-inf")
         self._lapsed: OrderedDict[str, tuple[int, float]] = OrderedDict()
         """Per scheduler, how many offers it let lapse since it last accepted one, and when it did last."""
 
@@ -84,7 +86,10 @@ class WaitingRequests:
         self._fresh = {}
 
     def drop_expired(self, now: float, wall_clock: float) -> None:
-        """Remove the requests whose time is over."""
+        """Remove the requests whose time is over. Looks for them at an interval, because there may be many."""
+        if now - self._looked_at < _LOOK_EVERY_S:
+            return
+        self._looked_at = now
         for waiting in self.all:
             if waiting.request.timeout.timestamp <= wall_clock or now - waiting.since > _MAX_WAIT_S:
                 self.remove(waiting)
