@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from hypha_messages.types import peer_id_from_ed25519
@@ -64,6 +65,6 @@ def _peer_id(stream: ssl.SSLSocket) -> str | None:
     certificate = stream.getpeercert(binary_form=True)
     try:
         key = x509.load_der_x509_certificate(certificate or b"").public_key()
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         return None
     return peer_id_from_ed25519(key.public_bytes_raw()) if isinstance(key, Ed25519PublicKey) else None

@@ -14,7 +14,7 @@ PULL: Final = "/hypha-tensor-stream/pull"
 
 _LENGTH: Final = struct.Struct("<Q")
 PULL_LENGTH_BYTES: Final = _LENGTH.size
-MAX_PULL_HEADER_BYTES: Final = 1024 * 1024
+MAX_PULL_HEADER_BYTES: Final = 16 * 1024
 
 
 def encode_pull_header(slice_: DataSlice) -> bytes:

@@ -29,8 +29,10 @@ from hypha_network.pkcs8 import seed_from_pem, seed_to_pem
 
 logger = logging.getLogger(__name__)
 
-_CRL_PEM = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
+_CRL_PEM = re.compile(rb"-----BEGIN X509 CRL-----[^-]*+-----END X509 CRL-----")
 _MAX_FILE_BYTES = 4 * 1024 * 1024
+_MAX_CERTIFICATE_BYTES = 8 * 1024
+"""Maximum size of a certificate in a peer's path. Those of this network have about 500 bytes."""
 _MAX_NAME_CHARS = 256
 _UNSPECIFIED = IPv4Address(0)
 _UNREADABLE = (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError)
@@ -275,10 +277,30 @@ def _parse_certificates(source: _Source) -> tuple[x509.Certificate, ...]:
     try:
         certificates = tuple(x509.load_pem_x509_certificates(source.pem))
         for certificate in certificates:
-            certificate.public_key()
-    except Exception as error:  # a malformed key raises errors other than ValueError too
+            _read_fields(certificate)
+    except Exception as error:  # `cryptography` raises errors other than ValueError too
         raise IdentityError(f"{source.name}: not a PEM file of X.509 certificates: {error}") from error
     return certificates
+
+
+def parse_path(encoded: Iterable[bytes]) -> list[x509.Certificate]:
+    """Return the certificates of a peer's path, DER; IdentityError if one of them cannot be read."""
+    try:
+        path = []
+        for der in encoded:
+            if len(der) > _MAX_CERTIFICATE_BYTES:
+                raise ValueError(f"it has {len(der)} bytes, at most {_MAX_CERTIFICATE_BYTES} are allowed")  # noqa: TRY301
+            certificate = x509.load_der_x509_certificate(der)
+            _read_fields(certificate)
+            path.append(certificate)
+    except Exception as error:  # `cryptography` reads fewer certificates than OpenSSL, and raises various errors
+        raise IdentityError(f"its certificate cannot be read: {error}") from error
+    return path
+
+
+def _read_fields(certificate: x509.Certificate) -> None:
+    """Read the fields that `cryptography` decodes on demand, so that a malformed one raises its error here."""
+    _ = certificate.public_key(), certificate.subject, certificate.issuer
 
 
 def _parse_crls(source: _Source) -> tuple[x509.CertificateRevocationList, ...]:
@@ -286,9 +308,13 @@ def _parse_crls(source: _Source) -> tuple[x509.CertificateRevocationList, ...]:
     if source.pem.strip() and not blocks:
         raise IdentityError(f'{source.name}: holds no PEM block "X509 CRL"; leave crls_pem out if there are no lists')
     try:
-        return tuple(x509.load_pem_x509_crl(block) for block in blocks)
-    except ValueError as error:
+        lists = tuple(x509.load_pem_x509_crl(block) for block in blocks)
+        for crl in lists:  # `cryptography` decodes these on demand
+            _ = crl.issuer, crl.next_update_utc
+            crl.get_revoked_certificate_by_serial_number(0)
+    except Exception as error:  # `cryptography` raises errors other than ValueError too
         raise IdentityError(f"{source.name}: a revocation list cannot be read: {error}") from error
+    return lists
 
 
 def _anchors(

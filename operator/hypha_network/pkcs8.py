@@ -10,7 +10,7 @@ import re
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _SEED_BYTES = 32
-_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----\s(.*?)-----END \1-----", re.DOTALL)
+_BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]{0,40}PRIVATE KEY)-----\s")
 _ED25519_OID = bytes.fromhex("06032b6570")
 _SEQUENCE, _INTEGER, _OCTET_STRING, _ATTRIBUTES, _PUBLIC_KEY = 0x30, 0x02, 0x04, 0xA0, 0x81
 _REMEDY = "make one with `openssl genpkey -algorithm ed25519`"
@@ -19,16 +19,17 @@ _V1_PREFIX = bytes.fromhex("302e020100300506032b657004220420")
 
 def seed_from_pem(pem: bytes) -> bytes:
     """Return the 32-byte seed of the first private key in a PEM text; ValueError names the cause and a remedy."""
-    found = _PEM.search(pem)
-    if found is None:
+    found = _BEGIN.search(pem)
+    end = pem.find(b"-----END %b-----" % found[1], found.end()) if found else -1
+    if found is None or end < 0:
         raise ValueError('it holds no private key; expected a PEM block "PRIVATE KEY" (PKCS#8, Ed25519)')
-    label = found.group(1).decode()
+    label = found[1].decode()
     if label == "ENCRYPTED PRIVATE KEY":
         raise ValueError("the private key is encrypted; decrypt it with `openssl pkcs8 -in FILE -out NEW_FILE`")
     if label != "PRIVATE KEY":
         raise ValueError(f'a PEM block "{label}" is not an Ed25519 key in PKCS#8; {_REMEDY}')
     try:
-        der = base64.b64decode(b"".join(found.group(2).split()), validate=True)
+        der = base64.b64decode(b"".join(pem[found.end() : end].split()), validate=True)
     except binascii.Error as error:
         raise ValueError(f"the private key is not base64: {error}") from error
     return seed_from_der(der)

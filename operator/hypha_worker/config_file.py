@@ -15,6 +15,11 @@ from hypha_contracts.node_config import NodeConfig
 from hypha_network.wire.addresses import parse_supported
 
 _MAX_FILE_BYTES: Final = 1024 * 1024
+_MAX_KEY_PARTS: Final = 16
+_DEEP_KEY: Final = re.compile(
+    r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){%d}""" % _MAX_KEY_PARTS  # noqa: UP031
+)
+"""A dotted key with which the parser would take quadratic time."""
 _PREFIX: Final = "HYPHA_"
 _OTEL_KEYS: Final = {
     "OTEL_EXPORTER_OTLP_ENDPOINT": "telemetry_endpoint",
@@ -77,6 +82,9 @@ def read(path: Path) -> tuple[str, dict[str, Any]]:
         if len(data) > _MAX_FILE_BYTES:
             raise ConfigError(f"{path}: larger than {_MAX_FILE_BYTES} bytes. Check that this is the configuration.")
         text = data.decode()
+        if deep := _DEEP_KEY.search(text):
+            line = text.count("\n", 0, deep.start()) + 1
+            raise ConfigError(f"{path}:{line}: a key has more than {_MAX_KEY_PARTS} parts. Keys are at most two deep.")
         return text, tomllib.loads(text)
     except FileNotFoundError as error:
         raise ConfigError(
@@ -86,7 +94,7 @@ def read(path: Path) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"{path}: {error.strerror}. Check the path and its permissions.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a ValueError also for a number of thousands of digits
         raise ConfigError(f"{path}: not TOML: {error}") from error
 
 
@@ -131,7 +139,7 @@ def parse_value(text: str) -> Any:
     """Parse a TOML value. A list may also hold words without quotes, and any other text is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         if text.startswith("[") and text.endswith("]"):
             return [item.strip().strip("\"'") for item in text[1:-1].split(",") if item.strip()]
         return text

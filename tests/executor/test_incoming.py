@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from hypha_executor.bridge import MAX_LINE_BYTES, parse_fields
 from hypha_executor.bridge import Bridge as Client
 from hypha_executor.errors import BridgeError
 from hypha_executor.incoming import Incoming, Received, parse_event
@@ -59,7 +61,10 @@ def test_an_event_announces_one_file_or_several() -> None:
     ]
 
 
-@pytest.mark.parametrize("data", ["", "{", "null", "{}", '{"path": "x"}', '{"from_peer": 1, "path": "x"}', '["x"]'])
+@pytest.mark.parametrize(
+    "data",
+    ["", "{", "null", "{}", "[" * 100_000, "1" * 5000, '{"path": "x"}', '{"from_peer": 1, "path": "x"}', '["x"]'],
+)
 def test_an_event_that_announces_no_file_is_ignored(data: str) -> None:
     assert list(parse_event(data)) == []
 
@@ -70,3 +75,17 @@ def test_paths_outside_the_work_directory_are_refused(tmp_path: Path) -> None:
     for path in ("../x", "/etc/passwd", "a/../../x"):
         with pytest.raises(BridgeError, match="outside the work directory"):
             client.inside(path)
+
+
+def test_lines_of_an_event_stream_may_arrive_in_any_pieces() -> None:
+    stream = b": keepalive\n\nid: 1\r\ndata: a:\xe2\x80\xa8b\n"
+    expected = [("", "keepalive"), ("", ""), ("id", "1"), ("data", "a:\u2028b")]
+    assert list(parse_fields([stream])) == expected
+    assert list(parse_fields([stream[at : at + 1] for at in range(len(stream))])) == expected
+
+
+def test_a_line_without_end_breaks_the_event_stream() -> None:
+    taken = iter([b"data: " + b"x" * MAX_LINE_BYTES] * 3)
+    with pytest.raises(httpx.HTTPError, match="longer than"):
+        list(parse_fields(taken))
+    assert len(list(taken)) == 2

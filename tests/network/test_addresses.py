@@ -95,6 +95,21 @@ def test_any_bytes_parse_as_an_address_or_are_refused(data: bytes) -> None:
     assert isinstance(address, Address)
 
 
+def test_a_binary_address_costs_no_more_than_a_few_parts() -> None:
+    host = Multiaddr("/ip4/203.0.113.1/tcp/4001").to_bytes()
+    circuit, name = bytes.fromhex("a202"), bytes.fromhex("350178")
+    for hostile in (host + circuit * 500, host + name * 300, bytes.fromhex("060001") * 300, bytes.fromhex("35f007")):
+        with pytest.raises(AddressError) as refused:
+            addresses.from_bytes(hostile)
+        assert len(str(refused.value)) < 200
+
+
+def test_a_host_name_of_a_binary_address_cannot_hold_further_parts() -> None:
+    name = b"host/tcp/1/p2p/12D3KooWF8o9cA532TjN4kByfuKUEnX4BdZzxUh1z7TUEfzk23Ne"
+    with pytest.raises(AddressError, match="not a host name"):
+        addresses.from_bytes(b"\x35" + bytes([len(name)]) + name + bytes.fromhex("060001"))
+
+
 def test_announced_addresses_of_unsupported_transports_are_left_out() -> None:
     said = [
         Multiaddr("/ip4/203.0.113.1/udp/4001/quic-v1").to_bytes(),
@@ -104,6 +119,13 @@ def test_announced_addresses_of_unsupported_transports_are_left_out() -> None:
         Multiaddr("/ip4/203.0.113.1/tcp/4001").to_bytes(),
     ]
     assert usable(said) == [parse("/ip4/203.0.113.1/tcp/4001")]
+
+
+def test_a_peer_cannot_occupy_the_node_with_addresses_that_it_cannot_use() -> None:
+    unusable = Multiaddr("/ip4/203.0.113.1/udp/4001/quic-v1").to_bytes()
+    parsed = iter([unusable] * 10_000)
+    assert usable(parsed) == []
+    assert len(list(parsed)) >= 10_000 - 32
 
 
 def test_a_peer_cannot_have_more_addresses_than_the_limit() -> None:

@@ -1,3 +1,4 @@
+import base64
 import logging
 import os
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,7 @@ from libp2p.peer.id import ID
 from hypha_devnet.certs import create_crl, create_node, write_private
 from hypha_network import pkcs8
 from hypha_network.errors import IdentityError
-from hypha_network.identity import Identity, IdentityFiles
+from hypha_network.identity import Identity, IdentityFiles, parse_path
 from support.certs import Pki, identity_of
 
 SEED = bytes(range(32))
@@ -97,6 +98,32 @@ class TestKeys:
             pkcs8.seed_from_pem(key.private_bytes(Encoding.PEM, format_, encryption))
         assert "openssl" in str(refusal.value)
 
+    @pytest.mark.parametrize(
+        "text", [b"-----BEGIN PRIVATE KEY-----\n" * 100_000, b"-----BEGIN " + b"PRIVATE KEY " * 300_000]
+    )
+    def test_a_text_of_many_beginnings_is_refused_at_once(self, text: bytes) -> None:
+        with pytest.raises(ValueError, match="holds no private key"):
+            pkcs8.seed_from_pem(text)
+
+
+class TestPeerCertificates:
+    def test_a_name_that_cannot_be_read_is_refused(self, pki: Pki) -> None:
+        der = pki.node("peer").certificate.public_bytes(Encoding.DER)
+        broken = der.replace(
+            bytes.fromhex("0c04") + b"Acme", bytes.fromhex("0304") + b"Acme"
+        )  # a bit string, not a text
+        assert broken != der
+        with pytest.raises(IdentityError, match="cannot be read"):
+            parse_path([broken])
+
+    def test_the_certificates_of_a_path_are_returned(self, pki: Pki) -> None:
+        path = [pki.node("peer").certificate, pki.organisation.certificate]
+        assert parse_path([certificate.public_bytes(Encoding.DER) for certificate in path]) == path
+
+    def test_garbage_is_refused(self) -> None:
+        with pytest.raises(IdentityError, match="cannot be read"):
+            parse_path([b"garbage"])
+
 
 class TestLoading:
     def test_the_peer_id_equals_the_one_that_libp2p_computes(self, pki: Pki) -> None:
@@ -162,6 +189,18 @@ class TestLoading:
         )
         with pytest.raises(IdentityError, match=reason):
             identity_of(node)
+
+    def test_a_list_whose_issuer_cannot_be_read_is_refused(self, pki: Pki) -> None:
+        der = x509.load_pem_x509_crl(create_crl(pki.organisation, [])).public_bytes(Encoding.DER)
+        broken = der.replace(bytes.fromhex("0c04") + b"Acme", bytes.fromhex("0304") + b"Acme")
+        assert broken != der
+        text = b"-----BEGIN X509 CRL-----\n" + base64.encodebytes(broken) + b"-----END X509 CRL-----\n"
+        with pytest.raises(IdentityError, match="a revocation list cannot be read"):
+            pki.identity("a", crls=text)
+
+    def test_a_file_of_many_beginnings_of_lists_is_refused_at_once(self, pki: Pki) -> None:
+        with pytest.raises(IdentityError, match="holds no PEM block"):
+            pki.identity("a", crls=b"-----BEGIN X509 CRL-----\n" * 100_000)
 
     def test_a_trust_bundle_without_an_authority_is_refused(self, pki: Pki) -> None:
         node = pki.node("worker")

@@ -256,6 +256,27 @@ def test_invalid_toml_is_refused_with_its_line(file: Path) -> None:
     assert "line 2" in refused(file, 'cert_pem = "cert.pem"\nkey_pem = \n')
 
 
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "{a=" * 100_000, "a = " + "1" * 5000])
+def test_deep_and_long_values_are_refused_as_invalid_toml(file: Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="not TOML"):
+        load(file, {})
+
+
+@pytest.mark.parametrize("key", [".".join(["a"] * 20_000), " . ".join(['"a b"'] * 20), ".".join(["'a'", "b"] * 20)])
+@pytest.mark.parametrize("form", ["{} = 1", "[{}]", "[[{}]]", "a = {{{} = 1}}"])
+def test_a_key_of_many_parts_is_refused_with_its_line(file: Path, form: str, key: str) -> None:
+    file.write_text("\n" + form.format(key))
+    with pytest.raises(ConfigError, match=r":2: a key has more than 16 parts"):
+        load(file, {})
+
+
+def test_a_deep_value_in_the_environment_is_a_text(file: Path) -> None:
+    file.write_text(MINIMAL)
+    with pytest.raises(ConfigError, match="cpu"):
+        load(file, {"HYPHA_RESOURCES__CPU": "[" * 10_000})
+
+
 def test_a_missing_file_is_refused_and_the_error_names_init(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such file. .* write a worker's with `hypha-worker init`"):
         load(file, {})

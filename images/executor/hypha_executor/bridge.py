@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,8 @@ RETRY_FOR_S: Final = 120.0
 
 _FIRST_PAUSE_S: Final = 0.05
 _MAX_PAUSE_S: Final = 2.0
+MAX_LINE_BYTES: Final = 64 * 1024
+"""Maximum length of a line of the event stream. An event names a file in about 2 KiB."""
 _SILENCE_S: Final = 30.0  # the bridge sends a comment every 5 s
 _ANSWER_S: Final = 6 * 3600.0
 """How long a bridge may take to answer. It waits for slow peers, and for its node for as long as the job's lease lasts.
@@ -122,9 +124,7 @@ class Bridge:
                 response.read()
                 raise httpx.HTTPError(_describe(response))
             yield "", ""
-            for line in response.iter_lines():
-                field, _, value = line.partition(":")
-                yield field, value.strip()
+            yield from parse_fields(response.iter_bytes())
 
     def inside(self, path: str) -> Path:
         """Return the absolute path of a file that the bridge names relative to the work directory.
@@ -153,9 +153,27 @@ class Bridge:
                 final = response.status_code < 500 or time.monotonic() - started > RETRY_FOR_S
             except httpx.HTTPError as error:
                 problem, final = f"{type(error).__name__}: {error}", self.gone()
-            except ValueError:
+            except (ValueError, RecursionError):
                 problem, final = "answered something that is not JSON", True
             retries.failed(problem, final=final)
+
+
+def parse_fields(pieces: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    """Yield the fields of an event stream and their values. Comments have an empty field.
+
+    Raises:
+        httpx.HTTPError: A line is longer than `MAX_LINE_BYTES`.
+    """
+    unread = bytearray()
+    for piece in pieces:
+        unread += piece
+        complete, newline, unread_line = unread.rpartition(b"\n")
+        for line in complete.split(b"\n") if newline else ():
+            field, _, value = line[: MAX_LINE_BYTES + 1].decode(errors="replace").partition(":")
+            yield field, value.strip()
+        unread = unread_line
+        if len(unread) > MAX_LINE_BYTES:
+            raise httpx.HTTPError(f"a line of the event stream is longer than {MAX_LINE_BYTES} bytes")
 
 
 def _describe(response: httpx.Response) -> str:

@@ -98,7 +98,7 @@ def parse_event(data: str) -> Iterator[Received]:
     """Parse the data of an event: a pointer to a file, or a list of them. Other pointers are logged and skipped."""
     try:
         event = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         event = data
     for pointer in event if isinstance(event, list) else [event]:
         peer, path = (pointer.get("from_peer"), pointer.get("path")) if isinstance(pointer, dict) else (None, None)

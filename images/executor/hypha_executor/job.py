@@ -79,7 +79,7 @@ def parse_job(text: str, executor_class: str) -> JobSpec:
     """
     try:
         spec = Node(json.loads(text), "job")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise JobError(f"the job is not JSON ({error}); give the job specification with --job or --job-file") from None
     executor = spec.node("executor")
     if (found := executor.text("class")) != executor_class:

@@ -29,6 +29,8 @@ PROTOCOLS = ["/meshsub/1.1.0", "/meshsub/1.0.0"]
 D_LAZY = 6
 HEARTBEAT_S = 1.0
 MAX_RPC_BYTES = 64 * 1024
+MAX_MESSAGES_PER_RPC = 512
+"""More than fit, because a signed message has at least 120 bytes; smaller ones are forged."""
 MAX_QUEUED_BYTES = 1024 * 1024
 """Maximum size of the messages that wait for one slow peer; more are dropped."""
 MAX_STREAMS_PER_PEER = 4
@@ -227,7 +229,7 @@ class PubSub:
         self._handle(peer_id, rpc_pb2.RPC.FromString(await read_prefixed(stream, MAX_RPC_BYTES)))
 
     def _handle(self, peer_id: str, rpc: rpc_pb2.RPC) -> None:
-        for message in rpc.publish:
+        for message in rpc.publish[:MAX_MESSAGES_PER_RPC]:
             self._handle_message(peer_id, message)
         if rpc.subscriptions:
             self._handle_subscriptions(peer_id, rpc)

@@ -80,13 +80,18 @@ class Identify:
     async def _receive(self, connection: Connection, stream: Stream) -> None:
         try:
             with trio.fail_after(TIMEOUT_S):
-                message = IdentifyMessage.FromString(await read_prefixed(stream, MAX_MESSAGE_BYTES))
+                known, protocols = decode(await read_prefixed(stream, MAX_MESSAGE_BYTES))
         except ProtobufError as error:
             stream.reset()
             raise RemoteRefused(f"{connection.peer_id} sent a malformed identify message") from error
         await stream.aclose()
-        protocols = frozenset(message.protocols[:MAX_PROTOCOLS])
-        self._on_identified(connection.peer_id, addresses.usable(message.listen_addrs), protocols)
+        self._on_identified(connection.peer_id, known, protocols)
+
+
+def decode(data: bytes) -> tuple[list[Address], frozenset[str]]:
+    """Return the usable addresses and the protocols of a peer; ProtobufError if the bytes encode no message."""
+    message = IdentifyMessage.FromString(data)
+    return addresses.usable(message.listen_addrs), frozenset(message.protocols[:MAX_PROTOCOLS])
 
 
 async def answer_pings(_: Connection, stream: Stream) -> None:

@@ -15,6 +15,8 @@ from hypha_network.wire.addresses import Address
 MAX_MESSAGE_BYTES: Final = 16 * 1024
 MAX_PEERS = 20
 MAX_ADDRESSES_PER_PEER = 8
+MAX_PARSED_PER_PEER = 12
+"""Some of a peer's addresses may be for transports that this node lacks."""
 
 
 class Kind(IntEnum):
@@ -127,7 +129,10 @@ def decode(data: bytes) -> Message:
             publisher = peer_id_from_bytes(wire.record.publisher) if wire.record.publisher else None
             record = StoredRecord(wire.record.key, Record(wire.record.value, publisher), wire.record.ttl)
         closer = tuple(
-            (peer_id_from_bytes(peer.id), tuple(addresses.usable(peer.addrs, MAX_ADDRESSES_PER_PEER)))
+            (
+                peer_id_from_bytes(peer.id),
+                tuple(addresses.usable(peer.addrs[:MAX_PARSED_PER_PEER], MAX_ADDRESSES_PER_PEER)),
+            )
             for peer in wire.closerPeers[:MAX_PEERS]
         )
         return Message(Kind(wire.type), wire.key, record, closer)

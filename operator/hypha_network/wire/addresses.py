@@ -6,13 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 
 import psutil
 from multiaddr import Multiaddr
-from multiaddr.exceptions import Error as MultiaddrError
 
-from hypha_messages.types import peer_id_to_bytes
+from hypha_messages.types import peer_id_from_bytes, peer_id_to_bytes
 
 Network = IPv4Network | IPv6Network
 
@@ -24,12 +23,30 @@ _HOSTS = {
     "dns6": socket.AF_INET6,
 }
 _MAX_LENGTH = 1024
+_MAX_PARTS = 5
+"""A host, a port, a relay, p2p-circuit, and the peer behind the relay."""
+_IP_BYTES = {"ip4": 4, "ip6": 16}
+_CODES = {
+    4: "ip4",
+    6: "tcp",
+    41: "ip6",
+    53: "dns",
+    54: "dns4",
+    55: "dns6",
+    273: "udp",
+    290: "p2p-circuit",
+    421: "p2p",
+}
+"""The names of the codes in binary multiaddresses."""
 
 
 class TransportName(StrEnum):
     """The transports of this node, as an address names them. `hypha_network.wire.transports` implements them."""
 
     TCP = "tcp"
+
+
+_TRANSPORTS = {transport.value: transport for transport in TransportName}
 
 
 class AddressError(ValueError):
@@ -113,15 +130,28 @@ def _parse(text: str) -> Address:
     parts = text.split("/")
     if len(text) > _MAX_LENGTH or len(parts) < 5 or parts[0] != "" or parts[1] not in _HOSTS:
         raise ValueError("it does not begin with a host and a port")
-    protocol, host, transport, port = parts[1:5]
+    parts[2] = _parse_host(parts[1], parts[2])
+    for name, value in pairwise(parts[5:]):
+        if name == "p2p":
+            peer_id_to_bytes(value)
+    return _build(parts[1:])
+
+
+def _build(parts: list[str]) -> Address:
+    """Return the address of these names and valid values; ValueError if this node cannot use it."""
+    if len(parts) < 4 or parts[0] not in _HOSTS:
+        raise ValueError("it does not begin with a host and a port")
+    protocol, host, transport, port = parts[:4]
     if transport == "udp":
-        raise UnsupportedTransport(f"{text!r} uses QUIC or another UDP transport; this node has only TCP")
-    if transport not in list(TransportName):
+        raise UnsupportedTransport(
+            f"'/{protocol}/{host}/udp/{port}' uses QUIC or another UDP transport; this node has only TCP"
+        )
+    if transport not in _TRANSPORTS:
         raise ValueError(f"transport {transport} is unknown")
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{port!r} is not a port")
-    relay, peer_id = _parse_peers(parts[5:])
-    return Address(protocol, _parse_host(protocol, host), int(port), peer_id, relay, TransportName(transport))
+    relay, peer_id = _parse_peers(parts[4:])
+    return Address(protocol, host, int(port), peer_id, relay, _TRANSPORTS[transport])
 
 
 def _parse_host(protocol: str, host: str) -> str:
@@ -137,8 +167,6 @@ def _parse_host(protocol: str, host: str) -> str:
 def _parse_peers(parts: list[str]) -> tuple[str | None, str | None]:
     """Return the relay and the peer that the end of an address names."""
     peers = [part for name, part in pairwise(parts) if name == "p2p"]
-    for peer_id in peers:
-        peer_id_to_bytes(peer_id)
     match [part if part in ("p2p", "p2p-circuit") else "ID" for part in parts]:
         case []:
             return None, None
@@ -156,23 +184,75 @@ def from_bytes(data: bytes) -> Address:
     if len(data) > _MAX_LENGTH:
         raise AddressError(f"a multiaddress of {len(data)} bytes is too long")
     try:
-        text = str(Multiaddr(data))
-    except (MultiaddrError, ValueError, KeyError, IndexError) as error:
-        raise AddressError(f"not a multiaddress: {error}") from error
-    return parse(text)
+        return _build(_read_parts(data))
+    except UnsupportedTransport:
+        raise
+    except ValueError as error:
+        raise AddressError(f"not a usable multiaddress: {error}") from error
+
+
+def _read_parts(data: bytes) -> list[str]:
+    """Return the names and values of a binary multiaddress, as far as this node knows its protocols."""
+    parts: list[str] = []
+    at = 0
+    for _ in range(_MAX_PARTS):
+        if at == len(data):
+            return parts
+        code, at = _read_varint(data, at)
+        name = _CODES.get(code)
+        if name is None:
+            return [*parts, f"protocol {code}"]
+        parts.append(name)
+        if name == "p2p-circuit":
+            continue
+        size = 2 if name in ("tcp", "udp") else _IP_BYTES.get(name)
+        if size is None:
+            size, at = _read_varint(data, at)
+        value = data[at : at + size]
+        at += size
+        if at > len(data):
+            raise ValueError("it is truncated")
+        parts.append(_value(name, value))
+    if at < len(data):
+        raise ValueError(f"it has more than {_MAX_PARTS} parts")
+    return parts
+
+
+def _value(name: str, value: bytes) -> str:
+    match name:
+        case "p2p":
+            return peer_id_from_bytes(value)
+        case "tcp" | "udp":
+            return str(int.from_bytes(value))
+        case "ip4":
+            return socket.inet_ntoa(value)
+        case "ip6":
+            return str(IPv6Address(value))
+    return _parse_host(name, value.decode("ascii"))
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return a number of at most two bytes, and the position after it."""
+    encoded = data[at : at + 2]
+    if encoded and encoded[0] < 0x80:
+        return encoded[0], at + 1
+    if len(encoded) < 2 or encoded[1] >= 0x80:
+        raise ValueError(f"the number at byte {at} is truncated or too large")
+    return encoded[0] & 0x7F | encoded[1] << 7, at + 2
 
 
 def usable(encoded: Iterable[bytes], limit: int = 16) -> list[Address]:
-    """Parse the addresses that a peer announced. Return at most `limit`, without those that this node cannot use."""
+    """Parse the addresses that a peer announced. Return at most `limit`, without those that this node cannot use.
+
+    Only the first `2 * limit` are parsed, so that a peer cannot occupy this node with malformed ones.
+    """
     found: list[Address] = []
-    for data in encoded:
+    for data in dict.fromkeys(islice(encoded, 2 * limit)):
         with suppress(AddressError):  # a peer may announce transports that this node lacks
             address = from_bytes(data)
             if address.port and address not in found:
                 found.append(address)
-        if len(found) == limit:
-            break
-    return found
+    return found[:limit]
 
 
 def parse_cidrs(texts: Iterable[str]) -> tuple[Network, ...]:

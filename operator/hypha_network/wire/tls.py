@@ -12,10 +12,9 @@ from weakref import WeakSet
 
 import trio
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from hypha_network.errors import ConnectionBroken, HandshakeError, IdentityError
-from hypha_network.identity import Identity, peer_id_of
+from hypha_network.identity import Identity, parse_path, peer_id_of
 from hypha_network.wire.transport import CLOSE_TIMEOUT_S, RawConnection
 
 logger = logging.getLogger(__name__)
@@ -179,8 +178,6 @@ class TlsTransport:
             raise HandshakeError(_reason(error)) from error
         except (IdentityError, ConnectionBroken) as error:
             raise HandshakeError(str(error)) from error
-        except (ValueError, UnsupportedAlgorithm) as error:  # `cryptography` reads fewer certificates than OpenSSL
-            raise HandshakeError(f"its certificate cannot be read: {error}") from error
         if expected is not None and connection.peer_id != expected:
             raise HandshakeError(f"dialled {expected}, but {connection.peer_id} answered")
         if revoked:
@@ -222,13 +219,13 @@ class Tls:
             self._incoming.write(incoming)
 
     def verified_path(self) -> list[x509.Certificate]:
-        """Return the verified chain of the peer: its own certificate first, the trust anchor last."""
+        """Return the verified chain of the peer: its own certificate first, the trust anchor last; IdentityError."""
         if hasattr(self._object, "get_verified_chain"):  # public from Python 3.13 on
             chain = self._object.get_verified_chain()
         else:
             inner: Any = self._object._sslobj  # type: ignore[attr-defined]
             chain = [certificate.public_bytes(_ssl.ENCODING_DER) for certificate in inner.get_verified_chain()]
-        return [x509.load_der_x509_certificate(der) for der in chain]
+        return parse_path(chain)
 
     def feed(self, encrypted: bytes) -> None:
         """Take encrypted data from the peer. Call this only once all earlier data is decrypted."""

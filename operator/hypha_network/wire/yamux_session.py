@@ -47,6 +47,7 @@ class YamuxSession:
         self._parity = 1 if is_initiator else 0
         self._next_id = 1 if is_initiator else 2
         self._grown_bytes = 0
+        self._inbound = 0  # open streams of the peer
         self._header = bytearray()
         self._body_bytes = 0
         self._body_stream: StreamState | None = None
@@ -335,8 +336,7 @@ class YamuxSession:
             raise ProtocolError(f"stream id {stream_id} is not the peer's to open")
         if stream_id in self.streams:
             raise ProtocolError(f"stream {stream_id} is open already")
-        inbound = sum(not stream.outbound for stream in self.streams.values())
-        if self.closing or max(inbound, len(self.incoming)) >= self.limits.max_inbound_streams:
+        if self.closing or max(self._inbound, len(self.incoming)) >= self.limits.max_inbound_streams:
             self.refused_streams += 1
             self._answer(WINDOW_UPDATE, RST, stream_id, 0)
             return None
@@ -365,6 +365,7 @@ class YamuxSession:
     def _add(self, stream_id: int, flags: int, *, outbound: bool) -> StreamState:
         stream = StreamState(stream_id, flags, self._clock(), outbound)
         self.streams[stream_id] = stream
+        self._inbound += not outbound
         return stream
 
     def _schedule(self, stream: StreamState) -> None:
@@ -392,6 +393,7 @@ class YamuxSession:
     def _remove(self, stream: StreamState) -> None:
         if self.streams.pop(stream.stream_id, None) is not None:
             self._grown_bytes -= stream.max_window - INITIAL_WINDOW
+            self._inbound -= not stream.outbound
 
     def _wake_touched(self) -> None:
         touched, self._touched = self._touched, set()
