@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs crds reasons images base-image requirements bench clean
+.PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs crds reasons images base-image requirements bench clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ lint: install ## Check style, types and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: install ## Fuzz every decoder for long; FUZZ_RUNS executions of each (400000), JOBS at once (2); findings in .fuzz/
+	PYTHONPATH=tests $(BIN)/python -m fuzz.harness --runs $(or $(FUZZ_RUNS),400000) --jobs $(or $(JOBS),2)
 
 format: install ## Format the code
 	$(BIN)/ruff format .
@@ -84,4 +87,4 @@ requirements: install ## Compile requirements/*.txt from pyproject.toml
 
 clean: ## Remove everything that the other targets created
 	@test ! -e .cluster || $(MAKE) cluster-down
-	rm -rf $(VENV) .tools .images demo-output e2e-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .tools .fuzz .images demo-output e2e-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
