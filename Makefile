@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs crds reasons images base-image requirements bench clean
+.PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs crds reasons images base-image requirements attack bench clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ format: install ## Format the code
 
 bench: install ## Measure performance; HYPHA_BIN=DIR, the directory of the Rust nodes' binaries, adds them for comparison
 	$(BIN)/python -m benchmarks
+
+attack: install ## Attack a node with a hundred peers for ATTACK_S seconds, by default 600; ATTACK_PROFILE=1 profiles the node
+	ATTACK_S=$${ATTACK_S:-600} $(BIN)/pytest tests/system/test_every_attack_at_once.py
 
 tools-api: install ## Build the programs that the tests need into .tools, such as the API server (5 minutes the first time)
 	@$(BIN)/python -m e2e.cluster.tools etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm3 helm

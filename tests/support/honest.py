@@ -105,10 +105,11 @@ class Honest:
     async def run_job(self, rounds: int) -> float:
         """Run a job of so many rounds; return how long it took from its dispatch to its end, infinite if it failed."""
         scheduler, network = self.scene.scheduler, self.scene.echo
-        script = ECHO.replace("ECHO", repr(network.peer_id)).replace("HOSTILE", repr(self.scene.hostile))
+        named = self.scene.hostile.get(Role.NAMED, [])
+        script = ECHO.replace("ECHO", repr(network.peer_id)).replace("HOSTILE", repr(named))
         script = script.replace("ROUNDS", str(rounds)).replace("TRAIN_S", str(TRAIN_S))
         (self.scene.node.directory / "executor.py").write_text(script)
-        peers = {"type": "peers", "peers": [network.peer_id, *self.scene.hostile], "strategy": {"type": "All"}}
+        peers = {"type": "peers", "peers": [network.peer_id, *named], "strategy": {"type": "All"}}
         with trio.move_on_after(JOB_S):
             lease = await scheduler.hire(wanted(SMALL), self.scene.worker)
             async with trio.open_nursery() as nursery:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -87,7 +87,7 @@ def on_core(core: int) -> Iterator[None]:
 class Siege:
     """The scene: the node, its gateway, and honest peers in this process.
 
-    `scheduler` runs jobs, and `asker` takes offers that it does not use. `hostile` are attackers that the jobs name.
+    `scheduler` runs jobs, and `asker` takes offers that it does not use. `hostile` has the peer ids of the attackers.
     """
 
     pki: Pki
@@ -99,7 +99,7 @@ class Siege:
     gateway: str
     directory: Path
     attackers: list[Credentials]
-    hostile: list[str] = field(default_factory=list)
+    hostile: dict[Role, list[str]]
 
     @property
     def worker(self) -> str:
@@ -135,20 +135,18 @@ class Siege:
             process.wait()
 
 
-def credentials(role: str, credential: Credential) -> Credentials:
-    pem = credential.cert_pem, credential.key_pem, credential.trust_pem
-    return Credentials(role, *(text.decode() for text in pem))
-
-
-def recruit(pki: Pki, counts: Mapping[Role, int]) -> list[tuple[Credentials, Credential]]:
+def recruit(pki: Pki, counts: Mapping[Role, int]) -> dict[Role, list[Credential]]:
     """Make attackers. Strangers have a certificate of another network, and use it in some of their attacks."""
     foreign = Pki()
-    made = [
-        (role, (foreign if role is Role.STRANGER else pki).node(f"{role} {number}"))
+    return {
+        role: [(foreign if role is Role.STRANGER else pki).node(f"{role} {number}") for number in range(count)]
         for role, count in counts.items()
-        for number in range(count)
-    ]
-    return [(credentials(role, credential), credential) for role, credential in made]
+    }
+
+
+def credentials(role: Role, credential: Credential) -> Credentials:
+    pem = credential.cert_pem, credential.key_pem, credential.trust_pem
+    return Credentials(role, *(text.decode() for text in pem))
 
 
 @asynccontextmanager
@@ -194,8 +192,8 @@ async def siege(
                 address,
                 gateway,
                 directory,
-                [entry for entry, _ in attackers],
-                [identity_of(credential).peer_id for entry, credential in attackers if entry.role == Role.NAMED],
+                [credentials(role, member) for role, members in attackers.items() for member in members],
+                {role: [identity_of(m).peer_id for m in members] for role, members in attackers.items()},
             )
             with trio.fail_after(START_S):
                 await network.wait_ready()

@@ -33,12 +33,15 @@ async def test_a_hundred_attackers_harm_neither_a_job_nor_an_honest_scheduler_no
         honest = Honest(scene)
         await honest.measure_undisturbed(ROUNDS)
         report = await honest.endure(ATTACKS, BOUNDS, ROUNDS, SECONDS, warm_up_s=WARM_UP_S, join_every_s=JOIN_EVERY_S)
+        log, hostile = scene.node.log, scene.hostile[Role.PEER]
         profile = await profile_of(scene) if PROFILE else ""
     text = f"{report.as_json()}\n\n{report.as_text()}\n{profile}"
     if BY_HAND:
         with capsys.disabled():
             print(f"\n{text}")
     assert report.broken_bounds() == [], text
+    for complaint in ("malformed /hypha-api", "malformed gossip", "violates the muxer"):
+        assert any(peer_id in line for line in log.splitlines() if complaint in line for peer_id in hostile)
 
 
 async def profile_of(scene: Siege) -> str:
