@@ -26,7 +26,8 @@ from support.node_process import NodeProcess, Scheduler
 
 START_S = 60.0
 TESTS = Path(__file__).parents[1]
-ROOM = {"gpu": 0, "cpu": 512, "memory": 4096, "storage": 20_000}
+ROOM = {"gpu": 0, "cpu": 4096, "memory": 16_384, "storage": 80_000}
+"""Enough for all leases that the node grants at once, so that one scheduler cannot buy all of it."""
 FLEXIBLE = {"strategy": "flexible", "floor": 1.0}
 LEASES = {"duration_s": 5}
 
