@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hypha_bridge.config import ConfigError, parse, read
 from hypha_bridge.server import BridgeServer
-from hypha_contracts import logs
+from hypha_contracts import descriptors, logs
 from hypha_contracts.bridge_config import CONFIG_VARIABLE, BridgeConfig
 from hypha_contracts.text import escaped
 
@@ -30,6 +30,7 @@ def main() -> None:
     if path is None and not os.environ.get(CONFIG_VARIABLE):
         parser.error(f"no configuration: give --config FILE, or set {CONFIG_VARIABLE} to its text")
     logs.configure("info")
+    descriptors.raise_limit()
     os.umask(0o077)
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda *_: None)  # uvicorn raises a caught signal again when it ends

@@ -3,11 +3,14 @@
 import sys
 from typing import Final
 
+from hypha_contracts import descriptors
+
 _INTERRUPTED: Final = 130
 
 
 def main() -> None:
     """Run the command line."""
+    descriptors.raise_limit()
     try:
         from hypha_devnet.cli import app  # noqa: PLC0415 - the import takes seconds, and Ctrl-C may come meanwhile
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hypha_contracts import logs
+from hypha_contracts import descriptors, logs
 from hypha_contracts.text import escaped
 from hypha_operator.machinery.cluster import NoClusterError
 from hypha_operator.machinery.health import PortTakenError
@@ -56,6 +56,7 @@ def version_command() -> None:
 
 def main() -> None:
     """Run the command line."""
+    descriptors.raise_limit()
     app()
 
 

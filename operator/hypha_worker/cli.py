@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from hypha_contracts import logs
+from hypha_contracts import descriptors, logs
 from hypha_contracts.text import escaped
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def main() -> NoReturn:
     from hypha_worker.config_file import ConfigError  # noqa: PLC0415
     from hypha_worker.errors import NodeError  # noqa: PLC0415
 
+    descriptors.raise_limit()
     try:
         app(prog_name="hypha-worker")
     except* ConfigError as group:
