@@ -23,15 +23,16 @@ _Network = TypeVar("_Network", IPv4Network, IPv6Network)
 
 RESERVED_CIDRS: Final = (
     "127.0.0.0/8",
-    "::1/128",
+    "::/127",
     "10.0.0.0/8",
     "172.16.0.0/12",
     "192.168.0.0/16",
     "169.254.0.0/16",
     "fe80::/10",
     "fc00::/7",
+    *("0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4", "ff00::/8"),
 )
-"""Loopback, private and local networks. A node ignores peer addresses in them unless it is configured otherwise."""
+"""Loopback, private, local and multicast networks. A node dials peers in them only if it is configured to."""
 
 SPECIAL_CIDRS: Final = (
     *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),

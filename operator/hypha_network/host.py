@@ -2,27 +2,26 @@
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import trio
 
-from hypha_messages.cbor import DecodeError
+from hypha_contracts import descriptors
 from hypha_network.changes import Changes
-from hypha_network.errors import DialError, HandshakeError, NetworkError, PeerUnreachable, RemoteRefused, StreamReset
+from hypha_network.errors import DialError, NetworkError, PeerUnreachable, RemoteRefused, StreamReset
+from hypha_network.failures import report_failure
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.recent_peers import RecentPeers
 from hypha_network.wire import multistream
-from hypha_network.wire.addresses import Address, expand
-from hypha_network.wire.backlog import Backlog
+from hypha_network.wire.addresses import Address, Network, expand, source_of
+from hypha_network.wire.processor import charged_to
 from hypha_network.wire.streams import Stream
-from hypha_network.wire.tls import PROTOCOL_ID as TLS
-from hypha_network.wire.tls import TlsTransport
 from hypha_network.wire.transport import RawConnection
 from hypha_network.wire.transports import TRANSPORTS
-from hypha_network.wire.yamux import PROTOCOL_ID as YAMUX
+from hypha_network.wire.upgrade import Upgrader
 from hypha_network.wire.yamux import Yamux
 
 logger = logging.getLogger(__name__)
@@ -30,11 +29,11 @@ _refusal_log = RateLimitedLogger(logger)
 _connect_log = RateLimitedLogger(logger)
 _disconnect_log = RateLimitedLogger(logger)
 
-UPGRADE_TIMEOUT_S = 15.0
 NEGOTIATION_TIMEOUT_S = 10.0
 MAX_CONNECTIONS = 1024
+"""Maximum number of connections. At the limit, a new one replaces one of the peer that has most."""
+MAX_CLOSING_CONNECTIONS = 16
 MAX_CONNECTIONS_PER_PEER = 8
-MAX_UPGRADES = 256
 MAX_INBOUND_STREAMS = 8192
 """Maximum number of streams served at once. Each peer may use an equal share; streams beyond it are reset."""
 MAX_INBOUND_STREAMS_PER_PEER = 256
@@ -95,7 +94,7 @@ class Host:
     """The connections of a node, and the protocols that it serves on them."""
 
     peer_id: str
-    tls: TlsTransport
+    upgrader: Upgrader
     nursery: trio.Nursery
     connections: dict[str, list[Connection]] = field(default_factory=dict)
     listen_addresses: list[Address] = field(default_factory=list)
@@ -103,14 +102,22 @@ class Host:
     dial_relayed: RelayDialer | None = None
     changes: Changes = field(default_factory=Changes)
     """Notified whenever a connection comes or goes, a peer subscribes, or the node's status changes."""
+    excluded: Sequence[Network] = ()
+    """Networks in which this node connects to no address, unless the operator configured the address."""
+    configured: set[Address] = field(default_factory=set)
+    """The endpoints that the operator configured."""
     _handlers: dict[str, StreamHandler] = field(default_factory=dict)
     _connection_tasks: list[ConnectionTask] = field(default_factory=list)
-    _backlog: Backlog = field(default_factory=Backlog)
-    _upgrades: int = 0
     _proved: RecentPeers = field(default_factory=lambda: RecentPeers(PROVED_S))
     _dialling: dict[str, trio.Lock] = field(default_factory=dict)
     _stay_relayed: dict[str, float] = field(default_factory=dict)
     """By peer, the time before which this node does not try to replace the relayed connection."""
+    _refused_until: dict[str, float] = field(default_factory=dict)
+    """By peer that attacked this node, the time from which it may connect again."""
+    _max_connections: int = field(default_factory=lambda: min(MAX_CONNECTIONS, descriptors.limit() // 4))
+    """Most descriptors stay for other uses."""
+    _running: int = 0
+    """The number of connections, with those that are closing."""
 
     def register(self, handlers: Mapping[str, StreamHandler], on_connection: ConnectionTask | None = None) -> None:
         """Serve protocols from now on. With `on_connection`, call this before the first connection.
@@ -136,65 +143,67 @@ class Host:
 
     async def listen(self, address: Address) -> None:
         """Listen on an address; NetworkError if listening is impossible."""
-        for bound in await TRANSPORTS[address.transport].listen(address, self._accept, self.nursery):
+        for bound in await TRANSPORTS[address.transport].listen(
+            address, self._accept, self.upgrader.unauthenticated.make_room, self.nursery
+        ):
             self.listen_addresses += [entry for entry in expand(bound) if entry not in self.listen_addresses]
 
     async def _accept(self, raw: RawConnection) -> None:
-        connection_count = sum(map(len, self.connections.values()))
-        if self._upgrades >= MAX_UPGRADES or connection_count >= MAX_CONNECTIONS:
-            _refusal_log.warning(raw.address.host, "refused a connection, because this node has too many")
-            await raw.close()
-            return
         try:
             connection = await self.upgrade(raw, None)
         except NetworkError as error:
-            _refusal_log.info(raw.address.host, "the connection from %s failed: %s", raw.address, error)
+            _refusal_log.info(source_of(raw.address), "the connection from %s failed: %s", raw.address, error)
         else:
             await connection.closed.wait()  # the transport closes the connection once this returns
 
     async def upgrade(self, raw: RawConnection, expected: str | None) -> Connection:
-        """Secure and mux a raw connection and serve it. HandshakeError if TLS fails, DialError if anything else does.
-
-        Args:
-            raw: the connection; it is closed if the upgrade fails.
-            expected: the peer that must answer; with None, every peer of the network may.
-        """
-        self._upgrades += 1
+        """Secure and mux a raw connection and serve it; see `Upgrader.upgrade`."""
+        muxed = await self.upgrader.upgrade(raw, expected)
         try:
-            with trio.fail_after(UPGRADE_TIMEOUT_S):
-                muxed, peer_id = await self._upgrade(raw, expected)
-        except BaseException as error:
+            self._make_room(muxed.peer_id, inbound=not raw.is_initiator)
+        except DialError:
             await raw.close()
-            if isinstance(error, trio.TooSlowError):
-                raise DialError(f"{raw.address} did not complete the handshake in {UPGRADE_TIMEOUT_S:g} s") from None
-            if isinstance(error, NetworkError) and not isinstance(error, HandshakeError):
-                raise DialError(f"{raw.address} did not complete the handshake: {error}") from error
             raise
-        finally:
-            self._upgrades -= 1
-        if peer_id == self.peer_id:
-            await muxed.close()
-            raise DialError(f"{raw.address} is this node itself")
-        if len(existing := self.connections.get(peer_id, [])) >= MAX_CONNECTIONS_PER_PEER:
-            existing[0].close()  # the peer has most likely lost its oldest connection
-        connection: Connection = await self.nursery.start(self._run, muxed, peer_id, raw)
+        connection: Connection = await self.nursery.start(self._run, muxed, raw)
         return connection
 
-    async def _upgrade(self, raw: RawConnection, expected: str | None) -> tuple[Yamux, str]:
-        if raw.is_initiator:
-            await multistream.select(raw, [TLS])
-            secure = await self.tls.secure(raw, expected)
-            await multistream.select(secure, [YAMUX])
-        else:
-            await multistream.accept(raw, {TLS})
-            secure = await self.tls.secure(raw)
-            await multistream.accept(secure, {YAMUX})
-        return Yamux(secure, secure.peer_id, backlog=self._backlog), secure.peer_id
+    def _make_room(self, peer_id: str, *, inbound: bool) -> None:
+        """Close a connection if there are too many; DialError if the peer may not have another one."""
+        if peer_id == self.peer_id:
+            raise DialError("the peer is this node itself")
+        if self._refused_until.get(peer_id, 0.0) > trio.current_time():
+            raise DialError(f"{peer_id} attacked this node recently")
+        own = self.connections.get(peer_id, [])
+        if inbound and self._running >= self._max_connections:
+            most = max(self.connections.values(), key=len, default=[])
+            if len(most) <= len(own) + 1 or self._running >= self._max_connections + MAX_CLOSING_CONNECTIONS:
+                raise DialError(f"this node has {self._running} connections already")
+            most[0].close()
+        elif len(own) >= MAX_CONNECTIONS_PER_PEER:
+            own[0].close()  # the peer has most likely lost its oldest connection
 
-    async def _run(self, muxed: Yamux, peer_id: str, raw: RawConnection, task_status: Any) -> None:
+    def refuse(self, peer_id: str, duration_s: float) -> None:
+        """Close the connections with a peer that attacks this node, and refuse new ones for a while."""
+        now = trio.current_time()
+        self._refused_until = {peer: until for peer, until in self._refused_until.items() if until > now}
+        self._refused_until[peer_id] = now + duration_s
+        for connection in self.connections.get(peer_id, []):
+            connection.close()
+
+    async def _run(self, muxed: Yamux, raw: RawConnection, task_status: Any) -> None:
+        self._running += 1
+        try:
+            with charged_to(muxed.cpu_share):
+                await self._serve_connection(muxed, raw, task_status)
+        except Exception as error:
+            report_failure(muxed.peer_id, "the connection", error)
+        finally:
+            self._running -= 1
+
+    async def _serve_connection(self, muxed: Yamux, raw: RawConnection, task_status: Any) -> None:
         try:
             async with trio.open_nursery() as nursery:
-                connection = Connection(peer_id, muxed, raw.address, not raw.is_initiator, nursery)
+                connection = Connection(muxed.peer_id, muxed, raw.address, not raw.is_initiator, nursery)
                 nursery.start_soon(self._run_muxer, connection)
                 await muxed.event_started.wait()
                 self._add(connection)
@@ -237,13 +246,11 @@ class Host:
 
     async def run_task(self, task: ConnectionTask, connection: Connection) -> None:
         """Run a task on a connection. Its failure is logged and ends neither the connection nor other tasks."""
-        name = getattr(task, "__qualname__", task)
+        name = getattr(task, "__qualname__", "a task")
         try:
             await task(connection)
-        except (NetworkError, trio.TooSlowError) as error:
-            logger.debug("%s with %s: %s", name, connection.peer_id, error)
-        except Exception:
-            logger.exception("%s failed with %s", name, connection.peer_id)
+        except Exception as error:
+            report_failure(connection.peer_id, name, error)
 
     async def _serve_stream(self, connection: Connection, stream: Stream) -> None:
         protocol = "a stream"
@@ -252,11 +259,8 @@ class Host:
                 protocol = await multistream.accept(stream, self._handlers)
             await self._handlers[protocol](connection, stream)
             await stream.aclose()
-        except (NetworkError, DecodeError, trio.TooSlowError) as error:
-            logger.debug("%s from %s: %s", protocol, connection.peer_id, error or "it took too long")
-            stream.reset()
-        except Exception:
-            logger.exception("%s from %s failed", protocol, connection.peer_id)
+        except Exception as error:
+            report_failure(connection.peer_id, protocol, error)
             stream.reset()
         finally:  # Cancelled resets nothing: the connection is ending, and the peer could mistake a reset for an answer
             connection.streams -= 1
@@ -294,7 +298,8 @@ class Host:
                 raise DialError(f"{address}: this node uses no relays")
             raw = await self.dial_relayed(address)
         else:
-            raw = await TRANSPORTS[address.transport].connect(address)
+            excluded = () if address.endpoint in self.configured else self.excluded
+            raw = await TRANSPORTS[address.transport].connect(address, excluded)
         return await self.upgrade(raw, address.peer_id)
 
     async def connect(

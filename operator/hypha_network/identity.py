@@ -182,6 +182,36 @@ class Identity:
         ]
         return found
 
+    @cached_property
+    def valid_until(self) -> datetime:
+        """When the first certificate of this node's chain expires."""
+        return expiry(self._own_path() or self.chain)
+
+    def refusal(self, path: Sequence[x509.Certificate]) -> str | None:
+        """Return why this node refuses a peer's path (leaf first, trust anchor last), or None.
+
+        The path was verified in the peer's handshake, maybe with an earlier trust bundle.
+        """
+        anchored = self._anchored(path)
+        if anchored is None:
+            return f"the trust bundle does not lead to the certificate of {_name(path[0])}"
+        return self.expired(expiry(anchored)) or self.revocation(anchored)
+
+    def expired(self, peer_valid_until: datetime) -> str | None:
+        """Return whose certificate has expired, the peer's or this node's, or None."""
+        now = datetime.now(UTC)
+        if peer_valid_until < now:
+            return f"a certificate of the peer's chain expired on {peer_valid_until}"
+        return f"a certificate of this node's chain expired on {self.valid_until}" if self.valid_until < now else None
+
+    def _anchored(self, path: Sequence[x509.Certificate]) -> Sequence[x509.Certificate] | None:
+        for length, certificate in enumerate(path):
+            if certificate in self.trust:
+                return path[: length + 1]
+            if anchor := next((anchor for anchor in self.trust if _issued(certificate, anchor)), None):
+                return [*path[: length + 1], anchor]
+        return None
+
     def revocation(self, path: Sequence[x509.Certificate]) -> str | None:
         """Return why the lists refuse a verified path (leaf first, trust anchor last); None if they do not."""
         if not self.crls:
@@ -242,6 +272,11 @@ class Identity:
                 return None
             path.append(issuer)
         return None
+
+
+def expiry(path: Sequence[x509.Certificate]) -> datetime:
+    """Return when the first certificate of a path expires."""
+    return min(certificate.not_valid_after_utc for certificate in path)
 
 
 def peer_id_of(certificate: x509.Certificate) -> str:

@@ -26,8 +26,10 @@ from hypha_network.services.requests import REQUEST_TIMEOUT_S, Handler, Requests
 from hypha_network.services.source_prover import SourceProver
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address, AddressError
+from hypha_network.wire.processor import share_processor
 from hypha_network.wire.streams import Stream
-from hypha_network.wire.tls import TlsTransport, follow_files
+from hypha_network.wire.tls import TlsTransport, keep_valid
+from hypha_network.wire.upgrade import Upgrader
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class NetworkConfig:
         gateways: addresses of gateways, with or without `/p2p/<id>`. The node is healthy only while it reaches one.
         listen_addresses: addresses to accept connections at; port 0 lets the system choose.
         external_addresses: addresses at which peers reach this node, if not at its listen addresses.
-        exclude_cidr: networks whose addresses this node ignores when peers announce them.
+        exclude_cidr: networks in which this node dials no address that peers announce, even if a name resolves to it.
         relay_circuit: reserve a slot on every gateway, so that peers reach this node through them.
         kademlia_server: answer other nodes' lookups and store their records, as gateways do.
         relay_server: relay connections between other nodes, as gateways do.
@@ -77,8 +79,9 @@ class Network:
         self._config = config
         self._host = host
         self._external = _parse_all(config.external_addresses)
-        excluded = addresses.parse_cidrs(config.exclude_cidr)
         gateways = _parse_all(config.gateways)
+        host.excluded = addresses.parse_cidrs(config.exclude_cidr)
+        host.configured.update(address.endpoint for address in gateways)
         if config.gateways and not gateways:
             raise NetworkError("none of the gateway addresses is a TCP address; add one, as in /ip4/192.0.2.1/tcp/4001")
         public_key = peer_id_to_bytes(identity.peer_id)[2:]  # after the multihash header, an Ed25519 peer id is its key
@@ -86,7 +89,7 @@ class Network:
         self._requests = Requests(host)
         self._gateways = Gateways(host, gateways, self._on_gateway)
         self._pubsub = PubSub(host, Signer(identity.seed, identity.peer_id), SourceProver(host, self._ask_gateways))
-        self._kademlia = Kademlia(host, lambda address: not addresses.excluded(address, excluded))
+        self._kademlia = Kademlia(host, lambda address: not addresses.excluded(address, host.excluded))
         self._identify = Identify(host, public_key, agent, self._own_addresses, self._kademlia.learn)
         self._relays = Relays(host, self._identify.push)
         host.register(self._pubsub.handlers, self._pubsub.serve)
@@ -111,17 +114,17 @@ class Network:
         nursery.start_soon(self._pubsub.run)
         nursery.start_soon(self._gateways.run)
         nursery.start_soon(self._kademlia.run)
-        nursery.start_soon(follow_files, self._host.tls)
+        nursery.start_soon(keep_valid, self._host.upgrader.tls)
 
     @property
     def identity(self) -> Identity:
         """The node's identity. It is replaced when its files change."""
-        return self._host.tls.identity
+        return self._host.upgrader.tls.identity
 
     @property
     def identity_problem(self) -> str | None:
         """Why the identity in the files is not in use; None if it is in use."""
-        return self._host.tls.problem
+        return self._host.upgrader.tls.problem
 
     def addresses(self) -> list[str]:
         """Return the multiaddresses, with its peer id, at which peers reach this node."""
@@ -154,12 +157,18 @@ class Network:
         return list(self._host.connections)
 
     async def dial(self, address: str) -> str:
-        """Connect to an address and return the peer there. DialError if that fails, NetworkError if it is malformed."""
+        """Connect to an address that the operator chose, and return the peer there.
+
+        Raises:
+            DialError: connecting failed.
+            NetworkError: the address is malformed.
+        """
         try:
-            connection = await self._host.dial(addresses.parse(address))
+            parsed = addresses.parse(address)
         except AddressError as error:
             raise NetworkError(str(error)) from error
-        return connection.peer_id
+        self._host.configured.add(parsed.endpoint)
+        return (await self._host.dial(parsed)).peer_id
 
     def handle(self, protocol: Protocol[Request, Response], handler: Handler[Request, Response]) -> None:
         """Answer requests of a protocol with `await handler(peer_id, request)`; None refuses the request."""
@@ -275,9 +284,10 @@ async def open_network(identity: Identity, config: NetworkConfig) -> AsyncIterat
         NetworkError: the node cannot listen, or no gateway address is usable.
     """
     failure: BaseException | None = None
+    share_processor()
     try:
         async with trio.open_nursery() as nursery:
-            network = Network(identity, config, Host(identity.peer_id, TlsTransport(identity), nursery))
+            network = Network(identity, config, Host(identity.peer_id, Upgrader(TlsTransport(identity)), nursery))
             await network._run()
             try:
                 yield network

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multiaddr import Multiaddr
 
-from hypha_contracts.addresses import RESERVED_CIDRS
+from hypha_contracts.addresses import RESERVED_CIDRS, unwrap
+from hypha_network.errors import PeerUnreachable
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import (
     Address,
@@ -19,6 +20,8 @@ from hypha_network.wire.addresses import (
     usable,
 )
 from hypha_network.wire.transports import TRANSPORTS
+from support.certs import Pki
+from support.networks import direct_address, gateway, member, node
 
 A = "12D3KooWBkAZ52FV28vNpUsNcSLLfdTZdhph8Vhb2w5hCENAinpB"
 B = "12D3KooWF8o9cA532TjN4kByfuKUEnX4BdZzxUh1z7TUEfzk23Ne"
@@ -137,7 +140,8 @@ def test_a_peer_cannot_have_more_addresses_than_the_limit() -> None:
 def test_an_address_is_excluded_exactly_if_it_lies_in_one_of_the_networks(ip: object) -> None:
     networks = parse_cidrs(RESERVED_CIDRS)
     version = "ip6" if ":" in str(ip) else "ip4"
-    expected = any(ip in network for network in networks if network.version == ip.version)  # type: ignore[attr-defined,operator]
+    forms = (ip, unwrap(ip))  # type: ignore[arg-type]
+    expected = any(form in network for form in forms for network in networks if network.version == form.version)  # type: ignore[attr-defined,operator]
     assert excluded(parse(f"/{version}/{ip}/tcp/1"), networks) == expected
 
 
@@ -174,3 +178,54 @@ def test_a_malformed_network_is_named_in_the_error() -> None:
 def test_an_unspecified_listen_address_expands_to_every_interface() -> None:
     assert parse("/ip4/127.0.0.1/tcp/5") in expand(parse("/ip4/0.0.0.0/tcp/5"))
     assert expand(parse("/ip4/192.0.2.1/tcp/5")) == [parse("/ip4/192.0.2.1/tcp/5")]
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "ip6/::ffff:127.0.0.1",
+        "ip6/::ffff:10.0.0.1",
+        "ip6/64:ff9b::127.0.0.1",
+        "ip6/2002:7f00:1::",
+        "ip6/::7f00:1",
+        "ip4/0.0.0.0",
+        "ip4/100.64.0.1",
+        "ip4/224.0.0.1",
+        "ip6/::",
+        "ip6/ff02::1",
+    ],
+)
+def test_the_default_excludes_special_networks_in_every_form(host: str) -> None:
+    assert excluded(parse(f"/{host}/tcp/1"), parse_cidrs(RESERVED_CIDRS))
+
+
+def test_only_the_first_announced_addresses_are_parsed() -> None:
+    said = [b"nonsense"] * 10_000 + [parse("/ip4/203.0.113.1/tcp/1").to_bytes()]
+    assert usable(said, limit=16) == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("host", ["dns4/localhost", "ip4/127.0.0.1", "ip6/::ffff:127.0.0.1", "dns/2130706433"])
+async def test_the_address_that_is_connected_to_is_checked_unless_the_operator_configured_it(host: str) -> None:
+    pki = Pki()
+    async with node(pki, "target") as target, node(pki, "a", exclude_cidr=RESERVED_CIDRS) as a:
+        address = parse(f"/{host}/tcp/{direct_address(target).split('/')[4]}/p2p/{target.peer_id}")
+        with pytest.raises(PeerUnreachable, match="exclude_cidr"):
+            await a._host.connect(target.peer_id, [address])
+        a._host.configured.add(address.endpoint)
+        assert (await a._host.connect(target.peer_id, [address])).peer_id == target.peer_id
+
+
+@pytest.mark.anyio
+async def test_a_gateway_in_an_excluded_network_is_dialled_because_it_is_configured() -> None:
+    pki = Pki()
+    async with gateway(pki) as g, member(pki, "a", g, exclude_cidr=RESERVED_CIDRS) as a:
+        assert a.status().gateways == (g.peer_id,)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", ["x..y", "x" * 64, "-._"])
+async def test_a_name_that_cannot_be_looked_up_is_a_failed_dial(name: str) -> None:
+    async with node(Pki(), "a") as a:
+        with pytest.raises(PeerUnreachable):
+            await a._host.connect(A, [parse(f"/dns4/{name}/tcp/1/p2p/{A}")])

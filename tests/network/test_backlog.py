@@ -68,7 +68,7 @@ async def test_a_peer_whose_streams_are_unread_is_paused_until_they_are_read(
 ) -> None:
     pki = Pki()
     async with node(pki, "victim") as victim, node(pki, "peer") as peer, node(pki, "other") as other:
-        monkeypatch.setattr(victim._host._backlog, "_limit_bytes", 2 * SMALL_BYTES)
+        monkeypatch.setattr(victim._host.upgrader._backlog, "_limit_bytes", 2 * SMALL_BYTES)
         read, taken = trio.Event(), 0
 
         async def reader(_: str, stream: Stream) -> None:

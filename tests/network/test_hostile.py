@@ -14,6 +14,7 @@ from hypha_network.errors import NetworkError, RemoteRefused, StreamReset
 from hypha_network.network import Network
 from hypha_network.services import requests as requests_module
 from hypha_network.services.requests import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES
+from hypha_network.wire import upgrade as upgrade_module
 from hypha_network.wire.streams import Stream
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, messages, node, until
@@ -103,7 +104,7 @@ async def test_a_stream_that_never_names_its_protocol_times_out(monkeypatch: pyt
 
 
 async def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "UPGRADE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(upgrade_module, "UPGRADE_TIMEOUT_S", 0.1)
     async with node(Pki(), "victim") as victim:
         _, _, host, _, port = direct_address(victim).split("/")[:5]
         with trio.fail_after(DEADLINE_S):
@@ -115,7 +116,7 @@ async def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) ->
     "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 100, b"\x13/multistream/1.0.0\n\xff\xff\xff\xff"]
 )
 async def test_a_connection_that_sends_garbage_is_closed(garbage: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "UPGRADE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(upgrade_module, "UPGRADE_TIMEOUT_S", 0.2)
     async with node(Pki(), "victim") as victim:
         _, _, host, _, port = direct_address(victim).split("/")[:5]
         with trio.fail_after(DEADLINE_S):

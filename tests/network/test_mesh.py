@@ -48,7 +48,8 @@ class Mesh:
         return self.pubsub._mesh.members(TOPIC)
 
     def receive(self, peer_id: str, **control: object) -> None:
-        self.pubsub._handle(peer_id, rpc_pb2.RPC(control=rpc_pb2.ControlMessage(**control)))  # type: ignore[arg-type]
+        rpc = rpc_pb2.RPC(control=rpc_pb2.ControlMessage(**control))  # type: ignore[arg-type]
+        self.pubsub._handle_control(peer_id, self.pubsub._peers[peer_id], rpc)
 
 
 pytestmark = pytest.mark.anyio

@@ -17,21 +17,40 @@ from libp2p.peer.id import ID
 from libp2p.security.tls.transport import TLSTransport as SelfSignedTransport
 from trio.testing import MockClock, memory_stream_pair
 
-from hypha_devnet.certs import Credential, create_crl, create_node, create_organisation, write_private
+from hypha_devnet.certs import Credential, create_crl, create_node, create_organisation, create_root, write_private
+from hypha_network import identity as identity_module
 from hypha_network.errors import ConnectionBroken, HandshakeError
 from hypha_network.identity import Identity
+from hypha_network.rate_limited_log import RateLimitedLogger
+from hypha_network.wire import tls as tls_module
 from hypha_network.wire.addresses import Address
-from hypha_network.wire.tls import SecureConnection, TlsTransport, follow_files
+from hypha_network.wire.tls import SecureConnection, TlsTransport, keep_valid
 from hypha_network.wire.transport import RawConnection
 from support.certs import Pki, identity_of
 
 pytestmark = pytest.mark.anyio
 Outcome = SecureConnection | Exception
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+class ClockAhead(datetime):
+    """A clock that is ahead of time."""
+
+    ahead = timedelta()
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return datetime.now(tz) + cls.ahead
 
 
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "trio", {"clock": MockClock(autojump_threshold=0)}
+
+
+@pytest.fixture(autouse=True)
+def _lines_are_not_suppressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls_module, "_handshake_log", RateLimitedLogger(tls_module.logger))
 
 
 @pytest.fixture
@@ -129,7 +148,7 @@ def impostor(credential: Any, **settings: Any) -> Any:
         client_context=context(ssl.PROTOCOL_TLS_CLIENT),
         server_context=context(ssl.PROTOCOL_TLS_SERVER),
         peer_id=ID.from_pubkey(create_new_key_pair().public_key).to_base58(),
-        revocation=lambda _path: None,
+        refusal=lambda _path: None,
     )
 
 
@@ -301,7 +320,7 @@ class TestRefused:
     ) -> None:
         odd = impostor(named(pki, b"a\r\nb"))
         await meet(odd, pki.identity("careful", crls=create_crl(pki.root)))
-        assert "CN=a??b" in caplog.text
+        assert r"CN=a\r\nb" in caplog.text
 
     async def test_a_self_signed_libp2p_peer(self, pki: Pki) -> None:
         _, server = await meet(Libp2pTransport(), pki.identity("gateway"))
@@ -437,7 +456,7 @@ class TestReloading:
         """Follow the files for a while, in which they change."""
         with trio.move_on_after(20):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(follow_files, transport)
+                nursery.start_soon(keep_valid, transport)
                 await trio.sleep(7)
                 change()
 
@@ -495,3 +514,40 @@ class TestReloading:
         await self.run(gateway, lambda: pki.files("gateway", tmp_path))
         assert gateway.identity.peer_id == before
         assert "cannot change its peer id" in caplog.text
+
+    async def test_an_authority_that_leaves_the_trust_bundle_takes_its_connections_along(
+        self, pki: Pki, tmp_path: Path
+    ) -> None:
+        files = pki.files("gateway", tmp_path)
+        before, other = files.trust.read_bytes(), create_organisation(create_root(), "Other")
+        both = before + other.trust_pem
+        files.trust.write_bytes(both)
+        transport = TlsTransport(Identity.load(files.cert, files.key, files.trust))
+        bad, _ours = await connect(identity_of(create_node(other, "foreign"), trust=both), transport)
+        good, theirs = await connect(pki.identity("honest"), transport)
+        await self.run(transport, lambda: files.trust.write_bytes(before))
+        assert bytes(await bad.read_some()) == b""
+        await good.write(b"still here")
+        assert bytes(await theirs.read_some()) == b"still here"
+
+    @pytest.mark.parametrize(
+        ("expiring", "passes"),
+        [("the peer", HOUR), ("the gateway", HOUR), ("the peer's organisation", 3000 * DAY), ("nobody", HOUR)],
+    )
+    async def test_a_certificate_that_expires_ends_its_connections(
+        self, pki: Pki, monkeypatch: pytest.MonkeyPatch, expiring: str, passes: timedelta
+    ) -> None:
+        soon, late = datetime.now(UTC) + HOUR / 2, datetime.now(UTC) + 3200 * DAY
+        peer = create_node(pki.organisation, "peer", not_after=soon if expiring == "the peer" else late)
+        ours = create_node(pki.organisation, "gateway", not_after=soon if expiring == "the gateway" else late)
+        gateway = TlsTransport(identity_of(ours))
+        near, _far = await connect(identity_of(peer), gateway)
+
+        def pass_time() -> None:
+            monkeypatch.setattr(identity_module, "datetime", ClockAhead)
+            monkeypatch.setattr(ClockAhead, "ahead", passes)
+
+        await self.run(gateway, pass_time)
+        with trio.move_on_after(1) as waiting:
+            assert bytes(await near.read_some()) == b""
+        assert waiting.cancelled_caught == (expiring == "nobody")

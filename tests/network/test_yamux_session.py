@@ -10,6 +10,7 @@ from hypha_network.wire.yamux_frames import (
     FIN,
     GO_AWAY,
     HEADER,
+    HEADER_BYTES,
     INITIAL_WINDOW,
     MAX_UINT32,
     NORMAL,
@@ -21,7 +22,7 @@ from hypha_network.wire.yamux_frames import (
     ProtocolError,
 )
 from hypha_network.wire.yamux_session import YamuxSession
-from support.muxing import BLOB, Clock, exchange, frame, open_pair, output, session
+from support.muxing import BLOB, Clock, exchange, frame, open_pair, output, receive_all, session
 
 
 def test_a_frame_header_is_twelve_bytes_in_network_order() -> None:
@@ -313,7 +314,7 @@ OPEN = frame(WINDOW_UPDATE, SYN, 1, 0)
 )
 def test_frames_that_violate_the_protocol_are_refused(data: bytes, reason: str) -> None:
     with pytest.raises(ProtocolError, match=reason):
-        session().receive(data)
+        receive_all(session(), data)
 
 
 def test_data_over_the_window_of_an_open_stream_is_refused_before_it_is_stored() -> None:
@@ -355,15 +356,23 @@ def test_a_million_frames_of_one_byte_cost_little_memory() -> None:
     side = session()
     side.receive(OPEN)
     many = frame(DATA, 0, 1, body=b"x") * 1000
-    side.receive(many)
+    receive_all(side, many)
     tracemalloc.start()
     try:
         for _ in range(200):
-            side.receive(many)
+            receive_all(side, many)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < 2 * INITIAL_WINDOW
+
+
+def test_a_flood_of_frames_is_processed_in_small_parts() -> None:
+    side = session(limits=Limits(frames_at_once=100))
+    flood = OPEN + frame(WINDOW_UPDATE, 0, 1, 0) * 150
+    first = side.receive(flood)
+    assert first == 100 * HEADER_BYTES
+    assert side.receive(flood[first:]) == 51 * HEADER_BYTES
 
 
 def test_bytes_that_arrive_one_by_one_are_parsed() -> None:

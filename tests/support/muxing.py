@@ -122,6 +122,12 @@ def session(*, is_initiator: bool = False, limits: Limits | None = None, clock: 
     return YamuxSession(is_initiator=is_initiator, clock=clock or Clock(), limits=limits)
 
 
+def receive_all(side: YamuxSession, data: bytes) -> None:
+    """Have a session process bytes, in as many parts as it needs."""
+    while data:
+        data = data[side.receive(data) :]
+
+
 def output(side: YamuxSession) -> list[Frame]:
     """Return all frames that a session has to send."""
     frames, rest = parse(b"".join(iter(side.take_output, b"")))
@@ -132,8 +138,8 @@ def output(side: YamuxSession) -> list[Frame]:
 def exchange(left: YamuxSession, right: YamuxSession) -> None:
     """Deliver all frames that both sessions have to send."""
     while left.has_output or right.has_output:
-        right.receive(left.take_output())
-        left.receive(right.take_output())
+        receive_all(right, left.take_output())
+        receive_all(left, right.take_output())
 
 
 def open_pair(left: YamuxSession, right: YamuxSession) -> tuple[StreamState, StreamState]:

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 import trio
@@ -46,6 +47,9 @@ MAX_PROVED_PER_S = 1000.0
 """Signatures verified per second for a topic of which only proved sources are heard. The sources share them."""
 _PEER_ID_CHARS = 52
 """The length of the peer id of an Ed25519 key."""
+MAX_FORGERIES = 64
+"""With more messages of an invalid signature or form, a peer is refused. No honest peer forwards one."""
+REFUSE_FORGER_S = 300.0
 RETRY_S = 5.0
 _WRITE_TIMEOUT_S = 10.0
 
@@ -87,6 +91,8 @@ class _Peer:
     ihave_ids: int = 0
     retransmissions: dict[bytes, int] = field(default_factory=dict)
     """By message id, the number of times that this node sent a cached message again on request."""
+    forgeries: int = 0
+    """The number of forged messages, of which one is forgiven each second."""
 
 
 class PubSub:
@@ -210,44 +216,54 @@ class PubSub:
 
     async def _receive(self, connection: Connection, stream: Stream) -> None:
         """Read the gossip of a peer. A peer needs one stream, or two while one connection replaces another."""
-        streams = self._peers.setdefault(connection.peer_id, _Peer()).inbound
+        peer = self._peers.setdefault(connection.peer_id, _Peer())
+        streams = peer.inbound
         streams.append(stream)
         if len(streams) > MAX_STREAMS_PER_PEER:
             streams.pop(0).reset()
         try:
             while True:
                 # In a call of its own, so that no variable keeps a message alive while the next one is awaited.
-                await self._receive_rpc(connection.peer_id, stream)
-        except (RemoteRefused, ProtobufError) as error:
+                await self._receive_rpc(connection, peer, stream)
+        except (RemoteRefused, ProtobufError, UnicodeDecodeError) as error:
             _refusal_log.warning(connection.peer_id, "sent malformed gossip: %s", error)
             stream.reset()
         finally:
             if stream in streams:
                 streams.remove(stream)
 
-    async def _receive_rpc(self, peer_id: str, stream: Stream) -> None:
-        self._handle(peer_id, rpc_pb2.RPC.FromString(await read_prefixed(stream, MAX_RPC_BYTES)))
-
-    def _handle(self, peer_id: str, rpc: rpc_pb2.RPC) -> None:
+    async def _receive_rpc(self, connection: Connection, peer: _Peer, stream: Stream) -> None:
+        rpc = rpc_pb2.RPC.FromString(await read_prefixed(stream, MAX_RPC_BYTES))
         for message in rpc.publish[:MAX_MESSAGES_PER_RPC]:
-            self._handle_message(peer_id, message)
+            if len(message.topicIDs) == 1 and message.topicIDs[0] in self._subscribers:
+                await trio.lowlevel.checkpoint()  # checking a signature takes long
+                await connection.muxed.cpu_share.turn()
+                self._handle_message(connection.peer_id, message)
+        self._handle_control(connection.peer_id, peer, rpc)
+
+    def _handle_control(self, peer_id: str, peer: _Peer, rpc: rpc_pb2.RPC) -> None:
         if rpc.subscriptions:
-            self._handle_subscriptions(peer_id, rpc)
+            self._handle_subscriptions(peer_id, peer, rpc)
         if rpc.HasField("control"):
             answer = rpc_pb2.RPC()
             self._handle_grafts(peer_id, rpc.control, answer)
-            for prune in rpc.control.prune:
+            for prune in rpc.control.prune[:MAX_TOPICS_PER_PEER]:
                 self._mesh.prune(peer_id, prune.topicID, time.monotonic(), float(prune.backoff or PRUNE_BACKOFF_S))
-            self._handle_ihave(peer_id, rpc.control, answer)
+            self._handle_ihave(peer, rpc.control, answer)
             if answer.ByteSize():
                 self._send(peer_id, answer)
-            self._handle_iwant(peer_id, rpc.control)
+            self._handle_iwant(peer_id, peer, rpc.control)
 
     def _handle_message(self, peer_id: str, message: rpc_pb2.Message) -> None:
-        topic = message.topicIDs[0] if len(message.topicIDs) == 1 else None
-        if topic is None or topic not in self._subscribers:
+        (topic,) = message.topicIDs
+        if topic not in self._subscribers:  # no longer, since this task waited
             return
-        id_ = message_id(message)
+        try:
+            id_ = message_id(message)
+        except ValueError as error:
+            _refusal_log.warning(peer_id, "refused gossip: %s", error)
+            self._count_forgery(peer_id)
+            return
         if id_ in self._seen or not self._admits(topic, peer_id, message):
             return
         self._accept(topic, peer_id, message, id_)
@@ -290,6 +306,7 @@ class PubSub:
             source = verify(message)
         except ValueError as error:
             _refusal_log.warning(peer_id, "refused gossip: %s", error)
+            self._count_forgery(peer_id)
             return
         self._seen.add(id_, time.monotonic())
         if source == self._host.peer_id:
@@ -305,6 +322,14 @@ class PubSub:
             if member not in (peer_id, source):
                 self._send(member, rpc)
         self._deliver(topic, peer_id, Gossip(source, decoded))
+
+    def _count_forgery(self, peer_id: str) -> None:
+        if (peer := self._peers.get(peer_id)) is None:
+            return
+        peer.forgeries += 1
+        if peer.forgeries == MAX_FORGERIES + 1:
+            logger.warning("closing the connections with %s, because it sent many forged messages", peer_id)
+            self._host.refuse(peer_id, REFUSE_FORGER_S)
 
     def _deliver(self, topic: str, peer_id: str, gossip: Gossip[Any]) -> None:
         for channel in list(self._subscribers[topic]):
@@ -325,9 +350,8 @@ class PubSub:
         for peer_id in self._peers:
             self._send(peer_id, _subscription(topic, subscribe=False))
 
-    def _handle_subscriptions(self, peer_id: str, rpc: rpc_pb2.RPC) -> None:
-        peer = self._peers.setdefault(peer_id, _Peer())
-        for subscription in rpc.subscriptions:
+    def _handle_subscriptions(self, peer_id: str, peer: _Peer, rpc: rpc_pb2.RPC) -> None:
+        for subscription in rpc.subscriptions[:MAX_TOPICS_PER_PEER]:
             topic = subscription.topicid
             if not subscription.subscribe:
                 peer.topics.discard(topic)
@@ -354,8 +378,7 @@ class PubSub:
                 self._mesh.prune(peer_id, topic, now)
                 answer.control.prune.append(_prune(topic))
 
-    def _handle_ihave(self, peer_id: str, control: rpc_pb2.ControlMessage, answer: rpc_pb2.RPC) -> None:
-        peer = self._peers[peer_id]
+    def _handle_ihave(self, peer: _Peer, control: rpc_pb2.ControlMessage, answer: rpc_pb2.RPC) -> None:
         wanted: list[bytes] = []
         for ihave in control.ihave:
             peer.ihave_messages += 1
@@ -373,20 +396,20 @@ class PubSub:
         source = id_[:_PEER_ID_CHARS].decode(errors="replace")
         return id_ not in self._seen and (topic not in self._rates or self._host.proved(source))
 
-    def _handle_iwant(self, peer_id: str, control: rpc_pb2.ControlMessage) -> None:
-        peer = self._peers[peer_id]
-        for iwant in control.iwant:
-            for id_ in iwant.messageIDs[:MAX_IHAVE_IDS]:
-                message = self._cache.get(id_)
-                if message is not None and peer.retransmissions.get(id_, 0) < MAX_RETRANSMISSIONS:
-                    peer.retransmissions[id_] = peer.retransmissions.get(id_, 0) + 1
-                    self._send(peer_id, rpc_pb2.RPC(publish=[message]))
+    def _handle_iwant(self, peer_id: str, peer: _Peer, control: rpc_pb2.ControlMessage) -> None:
+        ids = islice(chain.from_iterable(iwant.messageIDs for iwant in control.iwant), MAX_IHAVE_IDS)
+        for id_ in ids:
+            message = self._cache.get(id_)
+            if message is not None and peer.retransmissions.get(id_, 0) < MAX_RETRANSMISSIONS:
+                peer.retransmissions[id_] = peer.retransmissions.get(id_, 0) + 1
+                self._send(peer_id, rpc_pb2.RPC(publish=[message]))
 
     def _heartbeat(self) -> None:
         now = time.monotonic()
         self._mesh.expire_backoffs(now)
         for peer in self._peers.values():
             peer.ihave_messages = peer.ihave_ids = 0
+            peer.forgeries = max(peer.forgeries - 1, 0)
             peer.retransmissions = {
                 id_: count for id_, count in peer.retransmissions.items() if self._cache.get(id_) is not None
             }

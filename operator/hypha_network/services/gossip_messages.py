@@ -54,8 +54,6 @@ class Signer:
 
 def verify(message: rpc_pb2.Message) -> str:
     """Return the peer that signed a message; ValueError if the message is malformed or forged."""
-    if len(message.seqno) != _SEQUENCE_BYTES:
-        raise ValueError("the message has no sequence number")
     if not message.HasField("signature"):
         raise ValueError("the message is not signed")
     if not message.from_id.startswith(_ED25519_PEER_ID_PREFIX):
@@ -76,7 +74,12 @@ def verify(message: rpc_pb2.Message) -> str:
 
 
 def message_id(message: rpc_pb2.Message) -> bytes:
-    """Return a message's id: source and sequence number as text, as every node of this network computes it."""
+    """Return a message's id: source and sequence number as text, as every node of this network computes it.
+
+    ValueError if the message has no sequence number of the right length.
+    """
+    if len(message.seqno) != _SEQUENCE_BYTES:
+        raise ValueError("the message has no sequence number")
     try:
         source = peer_id_from_bytes(message.from_id)
     except (ValueError, IndexError):

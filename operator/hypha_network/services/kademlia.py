@@ -6,16 +6,18 @@ to a bound.
 
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
+from heapq import nsmallest
 
 import trio
 
 from hypha_messages.types import peer_id_to_bytes
 from hypha_network.errors import NetworkError, RemoteRefused
+from hypha_network.failures import report_failure
 from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.kademlia_messages import (
@@ -47,8 +49,10 @@ REPUBLISH_S = 3600.0
 RECORD_LIFETIME_S = 48 * 3600
 FAILED_S = 60.0
 """How long lookups leave out a peer that did not answer."""
-MAX_KNOWN_PEERS = 4096
+MAX_KNOWN_PEERS = 1024
 MAX_RECORDS = 1024
+MAX_RECORDS_PER_PEER = 32
+"""At this limit, and at the one above, a peer's new record replaces the oldest of the peer that has most."""
 MAX_RECORD_BYTES = 8 * 1024
 _SERVE_TIMEOUT_S = 30.0
 
@@ -57,6 +61,8 @@ _SERVE_TIMEOUT_S = 30.0
 class _Known:
     addresses: tuple[Address, ...]
     serves: bool
+    key: int
+    """The place of the peer in the space of keys. It is computed once, because answers sort all known peers by it."""
 
 
 @dataclass
@@ -70,9 +76,15 @@ class _Lookup:
     running: int = 0
     stopped: bool = False
     progress: trio.Condition = field(default_factory=trio.Condition)
+    _distances: dict[str, int] = field(default_factory=dict)
+
+    def distance(self, peer_id: str) -> int:
+        if peer_id not in self._distances:
+            self._distances[peer_id] = _peer_key(peer_id) ^ self.target
+        return self._distances[peer_id]
 
     def next(self) -> str | None:
-        closest = sorted(self.candidates, key=lambda peer_id: _distance(peer_id, self.target))[:K]
+        closest = nsmallest(K, self.candidates, key=self.distance)
         return next((peer_id for peer_id in closest if peer_id not in self.asked), None)
 
 
@@ -94,7 +106,7 @@ class Kademlia:
     def learn(self, peer_id: str, known: Iterable[Address], protocols: frozenset[str]) -> None:
         """Record the addresses and protocols that a peer announced."""
         fresh = peer_id not in self._table
-        self._table[peer_id] = _Known(tuple(filter(self._usable, known)), PROTOCOL in protocols)
+        self._table[peer_id] = _Known(tuple(filter(self._usable, known)), PROTOCOL in protocols, _peer_key(peer_id))
         self._table.move_to_end(peer_id)
         self._failed.pop(peer_id, None)
         if len(self._table) > MAX_KNOWN_PEERS:
@@ -220,7 +232,7 @@ class Kademlia:
             async with trio.open_nursery() as nursery:
                 for _ in range(ALPHA):
                     nursery.start_soon(self._search, lookup, request, done, nursery.cancel_scope)
-        return sorted(lookup.answered, key=lambda peer_id: _distance(peer_id, lookup.target))
+        return sorted(lookup.answered, key=lookup.distance)
 
     async def _search(
         self, lookup: _Lookup, request: Message, done: Callable[[Message], bool], scope: trio.CancelScope
@@ -236,8 +248,8 @@ class Kademlia:
                 lookup.running += 1
             try:
                 answer = await self._ask(peer_id, lookup.candidates[peer_id], request)
-            except NetworkError as error:
-                logger.debug("lookup: %s: %s", peer_id, error)
+            except Exception as error:
+                report_failure(peer_id, "a lookup", error)
                 if not isinstance(error, RemoteRefused):
                     self._failed[peer_id] = time.monotonic() + FAILED_S
             else:
@@ -286,9 +298,9 @@ class Kademlia:
 
     def _closest(self, key: bytes, asker: str) -> tuple[tuple[str, tuple[Address, ...]], ...]:
         target = _key(key)
-        known = [(peer_id, peer.addresses) for peer_id, peer in self._table.items() if peer.addresses]
-        known.sort(key=lambda entry: _distance(entry[0], target))
-        return tuple(entry for entry in known if entry[0] != asker)[:K]
+        known = [(peer_id, peer) for peer_id, peer in self._table.items() if peer.addresses and peer_id != asker]
+        closest = nsmallest(K, known, key=lambda entry: entry[1].key ^ target)
+        return tuple((peer_id, peer.addresses) for peer_id, peer in closest)
 
     def _store(self, peer_id: str, stored: StoredRecord) -> bool:
         """Store a record for the peer that publishes it. A peer cannot overwrite the record of another one."""
@@ -306,9 +318,18 @@ class Kademlia:
         lifetime_s = min(stored.lifetime_s or RECORD_LIFETIME_S, RECORD_LIFETIME_S)
         self._records[stored.key] = Record(stored.record.value, peer_id), now + lifetime_s
         self._records.move_to_end(stored.key)
-        if len(self._records) > MAX_RECORDS:
-            self._records.popitem(last=False)
+        self._bound_records(peer_id)
         return True
+
+    def _bound_records(self, peer_id: str) -> None:
+        counts = Counter(record.publisher for record, _ in self._records.values())
+        if counts[peer_id] > MAX_RECORDS_PER_PEER:
+            publisher: str | None = peer_id
+        elif len(self._records) > MAX_RECORDS:
+            ((publisher, _),) = counts.most_common(1)
+        else:
+            return
+        del self._records[next(key for key, (record, _) in self._records.items() if record.publisher == publisher)]
 
     def _stored(self, key: bytes) -> StoredRecord | None:
         if key in self._own:
@@ -322,5 +343,5 @@ def _key(data: bytes) -> int:
     return int.from_bytes(sha256(data).digest(), "big")
 
 
-def _distance(peer_id: str, target: int) -> int:
-    return _key(peer_id_to_bytes(peer_id)) ^ target
+def _peer_key(peer_id: str) -> int:
+    return _key(peer_id_to_bytes(peer_id))

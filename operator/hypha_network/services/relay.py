@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,6 +18,7 @@ from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address
 from hypha_network.wire.multistream import prefixed, read_prefixed
+from hypha_network.wire.slots import Slots
 from hypha_network.wire.streams import Stream
 from hypha_network.wire.transport import RawConnection
 
@@ -29,6 +31,9 @@ TIMEOUT_S = 10.0
 RETRY_S = 10.0
 MAX_REFRESH_S = 1800.0
 MIN_REFRESH_S = 5.0
+MAX_INBOUND_CIRCUITS = 64
+"""Maximum number of circuits to this node through one relay. At the limit, the source with most loses its oldest."""
+MAX_INBOUND_CIRCUITS_PER_SOURCE = 8
 _MAX_ADDRESSES = 4
 
 OK: Final = 100
@@ -59,6 +64,10 @@ class Relays:
         self._host = host
         self._on_changed = on_changed
         self._reservations: dict[Connection, Reservation] = {}
+        self._circuits: defaultdict[str, Slots] = defaultdict(
+            lambda: Slots(MAX_INBOUND_CIRCUITS, MAX_INBOUND_CIRCUITS_PER_SOURCE)
+        )
+        """By relay, the circuits to this node. Only relays that hold a reservation have any."""
         self.handlers: dict[str, StreamHandler] = {STOP: self._accept}
 
     @property
@@ -120,11 +129,14 @@ class Relays:
             source = peer_of(message)
             await send(stream, _status(OK))
         raw = RawConnection(stream, connection.address.behind(connection.peer_id, source), is_initiator=False)
-        relayed = await self._host.upgrade(raw, None)
-        if relayed.peer_id != source:
-            relayed.close()
-            raise RemoteRefused(f"{connection.peer_id} announced {source}, but {relayed.peer_id} connected")
-        await relayed.closed.wait()
+        with self._circuits[connection.peer_id].hold(source):
+            relayed = await self._host.upgrade(raw, None)
+            try:
+                if relayed.peer_id != source:
+                    raise RemoteRefused(f"{connection.peer_id} announced {source}, but {relayed.peer_id} connected")
+                await relayed.closed.wait()
+            finally:
+                relayed.close()
 
     async def dial(self, address: Address) -> RawConnection:
         """Connect to a peer through a relay; DialError if that fails."""

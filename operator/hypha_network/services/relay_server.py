@@ -11,6 +11,7 @@ from libp2p.relay.circuit_v2.pb import circuit_pb2
 from hypha_messages.types import peer_id_to_bytes
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.host import Connection, Host, StreamHandler
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.relay import (
     CONNECTION_FAILED,
     HOP,
@@ -26,14 +27,18 @@ from hypha_network.services.relay import (
     send,
 )
 from hypha_network.wire.addresses import Address
+from hypha_network.wire.slots import Slots
 from hypha_network.wire.streams import Stream
 
 logger = logging.getLogger(__name__)
+_reservation_log = RateLimitedLogger(logger)
+_circuit_log = RateLimitedLogger(logger)
 
 RESERVATION_S = 3600
-MAX_RESERVATIONS = 128
-MAX_CIRCUITS = 64
-MAX_CIRCUITS_PER_PEER = 4
+MAX_RESERVATIONS = 1024
+MAX_CIRCUITS = 256
+"""Maximum number of circuits. At the limit, the source with most circuits loses its oldest."""
+MAX_CIRCUITS_PER_SOURCE = 8
 CIRCUIT_S = 120
 CIRCUIT_BYTES = 128 * 1024
 """Maximum number of bytes of a circuit in each direction."""
@@ -56,7 +61,7 @@ class RelayServer:
         self._host = host
         self._own_addresses = own_addresses
         self._reservations: dict[str, _Reservation] = {}
-        self._circuits: list[str] = []
+        self._circuits = Slots(MAX_CIRCUITS, MAX_CIRCUITS_PER_SOURCE)
         self.handlers: dict[str, StreamHandler] = {HOP: self._serve}
 
     async def _serve(self, connection: Connection, stream: Stream) -> None:
@@ -77,7 +82,7 @@ class RelayServer:
             return _status(RESOURCE_LIMIT_EXCEEDED)
         expires = int(time.time()) + RESERVATION_S
         self._reservations[connection.peer_id] = _Reservation(connection, expires)
-        logger.info("%s reserved a relay slot", connection.peer_id)
+        _reservation_log.info(connection.peer_id, "reserved a relay slot")
         answer = _status(OK)
         addresses = [address.of(self._host.peer_id).to_bytes() for address in self._own_addresses()]
         answer.reservation.CopyFrom(circuit_pb2.Reservation(expire=expires, addrs=addresses))
@@ -91,21 +96,16 @@ class RelayServer:
             await send(stream, _status(NO_RESERVATION))
         elif connection.relayed:
             await send(stream, _status(PERMISSION_DENIED))
-        elif len(self._circuits) >= MAX_CIRCUITS or self._circuits.count(source) >= MAX_CIRCUITS_PER_PEER:
-            await send(stream, _status(RESOURCE_LIMIT_EXCEEDED))
         else:
-            self._circuits.append(source)
-            try:
+            with self._circuits.hold(source):
                 await self._relay(reservation.connection, stream, source)
-            finally:
-                self._circuits.remove(source)
 
     async def _relay(self, target: Connection, stream: Stream, source: str) -> None:
         try:
             with trio.fail_after(TIMEOUT_S):
                 onward = await _announce(target, source)
         except (NetworkError, trio.TooSlowError) as error:
-            logger.info("cannot connect %s to %s: %s", source, target.peer_id, error or "no answer")
+            _circuit_log.info(source, "cannot connect it to %s: %s", target.peer_id, error or "no answer")
             await send(stream, _status(CONNECTION_FAILED))
             return
         try:
@@ -145,7 +145,7 @@ async def _copy(source: Stream, target: Stream, broken: trio.CancelScope) -> Non
         if remaining > 0:
             await target.send_eof()
             return
-        logger.info("closing the circuit from %s to %s at its limit of bytes", source.peer_id, target.peer_id)
+        _circuit_log.info(source.peer_id, "closing the circuit to %s at its limit of bytes", target.peer_id)
     except NetworkError as error:
         logger.debug("the circuit from %s ended: %s", source.peer_id, error)
     broken.cancel()

@@ -11,6 +11,7 @@ from itertools import chain, islice, pairwise
 import psutil
 from multiaddr import Multiaddr
 
+from hypha_contracts.addresses import IPAddress, unwrap
 from hypha_messages.types import peer_id_from_bytes, peer_id_to_bytes
 
 Network = IPv4Network | IPv6Network
@@ -84,9 +85,14 @@ class Address:
         return _HOSTS[self.protocol]
 
     @property
-    def ip(self) -> IPv4Address | IPv6Address | None:
+    def ip(self) -> IPAddress | None:
         """The IP address; None if the host is a name."""
         return ip_address(self.host) if self.protocol in ("ip4", "ip6") else None
+
+    @property
+    def endpoint(self) -> "Address":
+        """The address to connect to, without the peer there and the peer behind it."""
+        return replace(self, peer_id=None, relay=None)
 
     def of(self, peer_id: str | None) -> "Address":
         """Return this address with another peer id."""
@@ -268,8 +274,21 @@ def parse_cidrs(texts: Iterable[str]) -> tuple[Network, ...]:
 
 def excluded(address: Address, networks: Sequence[Network]) -> bool:
     """Return whether an address lies in one of the networks. A host name lies in none."""
-    ip = address.ip
-    return ip is not None and any(ip.version == network.version and ip in network for network in networks)
+    return address.ip is not None and ip_excluded(address.ip, networks)
+
+
+def ip_excluded(ip: IPAddress, networks: Sequence[Network]) -> bool:
+    """Return whether an IP address, or the IPv4 address that it embeds, lies in one of the networks."""
+    forms = {ip, unwrap(ip)}
+    return any(form.version == network.version and form in network for form in forms for network in networks)
+
+
+def source_of(address: Address) -> str:
+    """Return the party to which connections from an address count: an IPv4 address, an IPv6 /64, or the relay."""
+    if address.relay is not None or address.ip is None:
+        return address.relay or address.host
+    ip = unwrap(address.ip)
+    return str(ip) if ip.version == 4 else str(ip_network((int(ip) >> 64 << 64, 64)))
 
 
 def expand(address: Address) -> list[Address]:

@@ -1,27 +1,49 @@
 """The TCP transport."""
 
-from collections.abc import Awaitable, Callable
+import errno
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
+from ipaddress import ip_address
 
 import trio
 
 from hypha_network.errors import DialError, NetworkError
-from hypha_network.wire.addresses import Address
-from hypha_network.wire.transport import RawConnection
+from hypha_network.rate_limited_log import RateLimitedLogger
+from hypha_network.wire.addresses import Address, Network, ip_excluded
+from hypha_network.wire.processor import CpuBudget, charged_to
+from hypha_network.wire.transport import Accept, RawConnection
+
+_accept_log = RateLimitedLogger(logging.getLogger(__name__))
 
 CONNECT_TIMEOUT_S = 10.0
+ACCEPT_CPU_SHARE = 0.1
+"""The part of one core that accepting connections may take. More of them wait in the kernel's queue."""
+QUEUED_CONNECTIONS = 256
+"""The length of the kernel's queue. It is short, so that nobody waits long behind a flood."""
+_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+_NO_ROOM_PAUSE_S = 0.05
+_announced_lookups = trio.CapacityLimiter(8)
+"""Look-ups of host names that peers announced. They cannot delay those of the configured gateways."""
 
 
 class Tcp:
     """Connect and listen over TCP."""
 
-    async def connect(self, address: Address) -> RawConnection:
-        """Connect to an address; DialError says why every attempt failed."""
+    async def connect(self, address: Address, excluded: Sequence[Network] = ()) -> RawConnection:
+        """Connect to an address outside the excluded networks; DialError says why every attempt failed."""
         reasons = []
+        announced_name = bool(excluded) and address.ip is None
+        lookups: AbstractAsyncContextManager[None] = _announced_lookups if announced_name else nullcontext()
         try:
             with trio.fail_after(CONNECT_TIMEOUT_S):
-                for host in await _resolve(address):
+                async with lookups:
+                    hosts = await _resolve(address)
+                for host in hosts:
+                    if ip_excluded(ip_address(host), excluded):
+                        reasons.append(f"{host} is in a network of exclude_cidr")
+                        continue
                     try:
                         stream = await trio.open_tcp_stream(host, address.port)
                     except OSError as error:
@@ -30,27 +52,49 @@ class Tcp:
                         return RawConnection(stream, address, is_initiator=True)
         except trio.TooSlowError:
             raise DialError(f"{address}: no connection within {CONNECT_TIMEOUT_S:g} s") from None
-        except OSError as error:
-            raise DialError(f"{address}: {error.strerror or error}") from error
+        except (OSError, UnicodeError) as error:
+            raise DialError(f"{address}: {getattr(error, 'strerror', None) or error}") from error
         raise DialError(f"{address}: {'; '.join(reasons) or 'no such host'}")
 
     async def listen(
-        self, address: Address, accept: Callable[[RawConnection], Awaitable[None]], nursery: trio.Nursery
+        self, address: Address, accept: Accept, make_room: Callable[[], None], nursery: trio.Nursery
     ) -> list[Address]:
         """Accept connections in the nursery from now on; NetworkError if listening is impossible."""
         try:
-            listeners = await trio.open_tcp_listeners(address.port, host=address.host)
+            listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=QUEUED_CONNECTIONS)
         except OSError as error:
             raise NetworkError(
                 f"cannot listen on {address}: {error.strerror or error}; choose another listen address"
             ) from error
-
-        async def accept_stream(stream: trio.SocketStream) -> None:
-            await accept(RawConnection(stream, peer_address(stream), is_initiator=False))
-
         for listener in listeners:
-            nursery.start_soon(partial(trio.serve_listeners, accept_stream, [listener], handler_nursery=nursery))
+            nursery.start_soon(_accept_all, listener, accept, make_room, nursery)
         return [replace(address, port=listener.socket.getsockname()[1], peer_id=None) for listener in listeners]
+
+
+async def _accept_all(
+    listener: trio.SocketListener, accept: Accept, make_room: Callable[[], None], nursery: trio.Nursery
+) -> None:
+    budget = CpuBudget(ACCEPT_CPU_SHARE, burst_s=0.05)
+    with charged_to(budget):
+        async with listener:
+            while True:
+                await budget.turn()
+                try:
+                    stream = await listener.accept()
+                except OSError as error:  # for every other error than these, the peer is to blame
+                    if error.errno in _NO_ROOM:
+                        _accept_log.warning("listener", "cannot accept a connection: %s", error.strerror)
+                        make_room()
+                        await trio.sleep(_NO_ROOM_PAUSE_S)
+                else:
+                    nursery.start_soon(_serve, stream, accept)
+
+
+async def _serve(stream: trio.SocketStream, accept: Accept) -> None:
+    try:
+        await accept(RawConnection(stream, peer_address(stream), is_initiator=False))
+    finally:
+        await trio.aclose_forcefully(stream)
 
 
 async def _resolve(address: Address) -> list[str]:

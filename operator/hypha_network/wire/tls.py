@@ -6,6 +6,7 @@ libp2p's own TLS, with self-signed certificates, is not supported.
 import _ssl
 import logging
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
@@ -14,10 +15,14 @@ import trio
 from cryptography import x509
 
 from hypha_network.errors import ConnectionBroken, HandshakeError, IdentityError
-from hypha_network.identity import Identity, parse_path, peer_id_of
+from hypha_network.identity import Identity, expiry, parse_path, peer_id_of
+from hypha_network.rate_limited_log import RateLimitedLogger
+from hypha_network.wire.addresses import source_of
 from hypha_network.wire.transport import CLOSE_TIMEOUT_S, RawConnection
 
 logger = logging.getLogger(__name__)
+_handshake_log = RateLimitedLogger(logger)
+_close_log = RateLimitedLogger(logger)
 
 PROTOCOL_ID = "/tls/1.0.0"
 HANDSHAKE_TIMEOUT_S = 10.0
@@ -59,6 +64,7 @@ class SecureConnection:
         self._broken = False
         self.path = path
         """The verified chain of the peer: its own certificate first, the trust anchor last."""
+        self.valid_until = expiry(path)
         self.peer_id = peer_id_of(path[0])
         self.is_initiator = raw.is_initiator
 
@@ -109,7 +115,7 @@ class SecureConnection:
                 data = self._tls.decrypt()
             except ssl.SSLError as error:
                 reason = _reason(error)
-                logger.warning("connection with %s failed: %s", self.peer_id, reason)
+                _close_log.warning(self.peer_id, "the connection failed: %s", reason)
                 raise ConnectionBroken(f"the connection with {self.peer_id} failed: {reason}") from error
             if data or self._tls.ended:
                 return data
@@ -148,19 +154,28 @@ class TlsTransport:
             connection = await self._handshake(raw, expected)
         except HandshakeError as error:
             whom = "a relayed peer" if raw.address.relay else f"{raw.address.host}:{raw.address.port}"
-            logger.warning("TLS handshake %s %s failed: %s", "to" if raw.is_initiator else "from", whom, error)
+            direction = "to" if raw.is_initiator else "from"
+            _handshake_log.warning(source_of(raw.address), "TLS handshake %s %s failed: %s", direction, whom, error)
             await raw.close()
             raise HandshakeError(f"TLS handshake with {whom} failed: {error}") from error
         self._connections.add(connection)
         return connection
 
     async def replace_identity(self, identity: Identity) -> None:
-        """Use another identity from now on, and close the connections with peers that its lists revoke."""
+        """Use another identity from now on, and close the connections with peers that it refuses."""
         self.identity = identity
-        for connection in list(self._connections):
-            if reason := identity.revocation(connection.path):
-                logger.warning("closing the connection with %s: %s", connection.peer_id, reason)
-                await connection.close()
+        await self._close_if(lambda connection: identity.refusal(connection.path))
+
+    async def close_expired(self) -> None:
+        """Close the connections with peers whose certificate has expired, or all if this node's has."""
+        await self._close_if(lambda connection: self.identity.expired(connection.valid_until))
+
+    async def _close_if(self, reason_to_close: Callable[[SecureConnection], str | None]) -> None:
+        async with trio.open_nursery() as nursery:
+            for connection in list(self._connections):
+                if reason := reason_to_close(connection):
+                    _close_log.warning(connection.peer_id, "closing the connection: %s", reason)
+                    nursery.start_soon(connection.close)
 
     async def _handshake(self, raw: RawConnection, expected: str | None) -> SecureConnection:
         identity = self.identity
@@ -171,7 +186,7 @@ class TlsTransport:
                 await tls.handshake(raw)
             path = tls.verified_path()
             connection = SecureConnection(raw, tls, path)
-            revoked = identity.revocation(path)
+            refusal = self.identity.refusal(path)  # of the current identity, which may have been replaced meanwhile
         except trio.TooSlowError:
             raise HandshakeError(f"not completed within {self._handshake_timeout_s:g} s") from None
         except ssl.SSLError as error:
@@ -180,8 +195,8 @@ class TlsTransport:
             raise HandshakeError(str(error)) from error
         if expected is not None and connection.peer_id != expected:
             raise HandshakeError(f"dialled {expected}, but {connection.peer_id} answered")
-        if revoked:
-            raise HandshakeError(revoked)
+        if refusal:
+            raise HandshakeError(refusal)
         return connection
 
 
@@ -276,15 +291,17 @@ class Tls:
         return self._outgoing.read()
 
 
-async def follow_files(transport: TlsTransport, *, interval_s: float = 5.0) -> None:
-    """Use the identity in the files whenever they change, without end. Keep the old one if the new one is unusable."""
+async def keep_valid(transport: TlsTransport, *, interval_s: float = 5.0) -> None:
+    """Close connections that are no longer valid, and use changed identity files, without end.
+
+    If the files are unusable, keep the old identity.
+    """
     files = transport.identity.files
-    if files is None:
-        return
-    state = files.state()
+    state = files.state() if files else None
     while True:
         await trio.sleep(interval_s)
-        if (fresh_state := files.state()) == state:
+        await transport.close_expired()
+        if files is None or (fresh_state := files.state()) == state:
             continue
         state = fresh_state
         try:

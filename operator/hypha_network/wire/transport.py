@@ -6,7 +6,7 @@ from typing import Protocol
 import trio
 
 from hypha_network.errors import ConnectionBroken, NetworkError
-from hypha_network.wire.addresses import Address
+from hypha_network.wire.addresses import Address, Network
 
 CLOSE_TIMEOUT_S = 1.0
 
@@ -32,13 +32,18 @@ class RawConnection:
         self.address = address
         """The address of the other end, or of the relay if the connection is relayed."""
         self.is_initiator = is_initiator
+        self.turn: Callable[[], Awaitable[None]] | None = None
+        """Awaited before a read returns, so that this node processes input of the peer only in its turn."""
 
     async def read(self, max_bytes: int) -> bytes:
         """Return the data that has arrived, between 1 and `max_bytes` bytes; empty at the end."""
         try:
-            return bytes(await self._stream.receive_some(max_bytes))
+            data = bytes(await self._stream.receive_some(max_bytes))
         except (trio.BrokenResourceError, trio.ClosedResourceError, NetworkError) as error:
             raise ConnectionBroken(f"the connection failed: {error.__cause__ or error}") from error
+        if self.turn is not None:
+            await self.turn()
+        return data
 
     async def read_exactly(self, size_bytes: int) -> bytes:
         """Return that many bytes."""
@@ -63,16 +68,28 @@ class RawConnection:
             await self._stream.aclose()
 
 
+Accept = Callable[[RawConnection], Awaitable[None]]
+
+
 class Transport(Protocol):
     """A way to carry bytes between nodes; `hypha_network.wire.transports` lists those that this node has."""
 
-    async def connect(self, address: Address) -> RawConnection:
-        """Connect to an address; DialError says why every attempt failed."""
+    async def connect(self, address: Address, excluded: Sequence[Network] = ()) -> RawConnection:
+        """Connect to an address outside the excluded networks; DialError says why every attempt failed.
+
+        The IP address is checked to which this node connects. A host name may resolve to any.
+        """
 
     async def listen(
-        self, address: Address, accept: Callable[[RawConnection], Awaitable[None]], nursery: trio.Nursery
+        self, address: Address, accept: Accept, make_room: Callable[[], None], nursery: trio.Nursery
     ) -> Sequence[Address]:
         """Accept connections in the nursery from now on; return the addresses, with their ports, to connect to.
 
-        A connection lasts as long as its call of `accept`. Raises NetworkError if listening is impossible.
+        Raises NetworkError if listening is impossible.
+
+        Args:
+            address: where to listen.
+            accept: serves a connection, which lasts as long as this call.
+            make_room: closes a connection. It is called when this process has no descriptor left for another one.
+            nursery: runs the calls of `accept`.
         """

@@ -14,6 +14,7 @@ import trio
 from hypha_network.errors import ConnectionLost, NetworkError, StreamReset
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.backlog import Backlog
+from hypha_network.wire.processor import CpuShare
 from hypha_network.wire.yamux_frames import NORMAL, PROTOCOL_ERROR, Buffer, Limits, ProtocolError, StreamState
 from hypha_network.wire.yamux_session import YamuxSession
 
@@ -63,6 +64,7 @@ class YamuxStream:
         await trio.lowlevel.checkpoint()
         while not state.readable:
             await self._changed.park()
+        await self.connection.cpu_share.turn()
         if data := self._session.take(state, max_bytes):
             self.connection.wake_writer()
             return data
@@ -137,6 +139,7 @@ class Yamux:
         *,
         limits: Limits | None = None,
         backlog: Backlog | None = None,
+        cpu_share: CpuShare | None = None,
         ping_interval_s: float = PING_INTERVAL_S,
         silence_timeout_s: float = SILENCE_TIMEOUT_S,
     ) -> None:
@@ -144,6 +147,7 @@ class Yamux:
         self.peer_id = peer_id
         self.event_started = trio.Event()
         self.session = YamuxSession(is_initiator=secured.is_initiator, clock=trio.current_time, limits=limits)
+        self.cpu_share = cpu_share or CpuShare()
         self._backlog = backlog or Backlog()
         self._backlog.add(self.session)
         self._ping_interval_s = ping_interval_s
@@ -187,6 +191,7 @@ class Yamux:
             if self.session.failure:
                 raise ConnectionLost(self._end_reason())
             await self._arrivals.park()
+        await self.cpu_share.turn()
         stream = YamuxStream(self, self.session.accept())
         self.wake_writer()
         return stream
@@ -219,9 +224,6 @@ class Yamux:
     async def _read(self) -> None:
         session = self.session
         while await self._take_in():
-            self.wake_writer()
-            if session.incoming:
-                self._arrivals.unpark_all()
             if session.refused_streams:
                 _violation_log.warning(
                     self.peer_id, "opens too many streams; reset %d of them", session.refused_streams
@@ -240,8 +242,16 @@ class Yamux:
         """Pass the next data to the session; False at the end. No variable keeps the data while more is awaited."""
         data = await self.secured.read_some()
         self._last_received_s = trio.current_time()
-        self.session.receive(data)
         self._backlog.grow(len(data))
+        unparsed = memoryview(data)
+        while unparsed:
+            await self.cpu_share.turn()
+            unparsed = unparsed[self.session.receive(unparsed) :]
+            self.wake_writer()
+            if self.session.incoming:
+                self._arrivals.unpark_all()
+            if unparsed:
+                await trio.lowlevel.checkpoint()
         return bool(data)
 
     async def _write(self) -> None:

@@ -42,6 +42,8 @@ class Limits:
     """Data in one frame, after which the next stream has its turn. Rust peers accept at most 1 MiB."""
     batch_bytes: int = 256 * 1024
     """Approximate size of one write."""
+    frames_at_once: int = 512
+    """Maximum number of received frames to process before other tasks run."""
     busy_s: float = 0.1
     """A receive window grows if the peer uses half of it within this time plus two round trips."""
 

@@ -235,16 +235,20 @@ class YamuxSession:
         self._grown_bytes += growth
         return growth
 
-    def receive(self, data: Buffer) -> None:
-        """Process received bytes; ProtocolError if they violate the protocol."""
+    def receive(self, data: Buffer) -> int:
+        """Process received bytes; ProtocolError if they violate the protocol.
+
+        Returns how many bytes were processed, which is all unless they hold very many frames.
+        """
         try:
-            self._parse(memoryview(data))
+            return self._parse(memoryview(data))
         finally:
             self._wake_touched()
 
-    def _parse(self, view: memoryview) -> None:
+    def _parse(self, view: memoryview) -> int:
         position, end = 0, len(view)
-        while position < end:
+        frames = 0
+        while position < end and frames < self.limits.frames_at_once:
             if self._body_bytes:
                 size = min(self._body_bytes, end - position)
                 self._on_body(view[position : position + size])
@@ -257,9 +261,12 @@ class YamuxSession:
                     header = HEADER.unpack(self._header)
                     self._header.clear()
                     self._on_header(*header)
+                    frames += 1
             else:
                 self._on_header(*HEADER.unpack_from(view, position))
                 position += HEADER_BYTES
+                frames += 1
+        return position
 
     def _on_body(self, data: memoryview) -> None:
         self._body_bytes -= len(data)

@@ -1,0 +1,97 @@
+"""Secures and muxes raw connections, so that peers without a certificate cost this node little."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from hypha_contracts import descriptors
+from hypha_network.errors import DialError, HandshakeError, NetworkError
+from hypha_network.failures import report_failure
+from hypha_network.wire import multistream
+from hypha_network.wire.addresses import source_of
+from hypha_network.wire.backlog import Backlog
+from hypha_network.wire.processor import CpuBudget, CpuShare, charged_to
+from hypha_network.wire.slots import Slots
+from hypha_network.wire.tls import PROTOCOL_ID as TLS
+from hypha_network.wire.tls import TlsTransport
+from hypha_network.wire.transport import RawConnection
+from hypha_network.wire.yamux import PROTOCOL_ID as YAMUX
+from hypha_network.wire.yamux import Yamux
+
+UPGRADE_TIMEOUT_S = 15.0
+MAX_UNAUTHENTICATED: Final = 256
+"""Maximum number of inbound connections, direct and relayed, that have not completed TLS and the muxer's negotiation.
+
+At the limit, the source with most of them loses its oldest. A source is an IPv4 address, an IPv6 /64 or a relay.
+"""
+MAX_UNAUTHENTICATED_PER_SOURCE: Final = 128
+CPU_SHARE: Final = 0.25
+"""The part of one core that the handshakes of inbound connections may take together."""
+MAX_CPU_SHARES: Final = 4096
+"""For how many peers this node remembers the processing time that they used lately."""
+
+
+def _slots() -> Slots:
+    limit = min(MAX_UNAUTHENTICATED, descriptors.limit() // 8)  # most descriptors stay for other uses
+    return Slots(limit, min(MAX_UNAUTHENTICATED_PER_SOURCE, limit))
+
+
+@dataclass(eq=False)
+class Upgrader:
+    """Upgrades the raw connections of a node."""
+
+    tls: TlsTransport
+    unauthenticated: Slots = field(default_factory=_slots)
+    _backlog: Backlog = field(default_factory=Backlog)
+    _handshakes: CpuBudget = field(default_factory=lambda: CpuBudget(CPU_SHARE, burst_s=0.05))
+    _cpu_shares: OrderedDict[str, CpuShare] = field(default_factory=OrderedDict)
+
+    async def upgrade(self, raw: RawConnection, expected: str | None) -> Yamux:
+        """Secure and mux a raw connection. HandshakeError if TLS fails, DialError if anything else does.
+
+        Args:
+            raw: the connection; it is closed if the upgrade fails.
+            expected: the peer that must answer; with None, every peer of the network may.
+        """
+        if raw.is_initiator:
+            return await self._within_time(raw, expected)
+        raw.turn = self._handshakes.turn
+        with charged_to(self._handshakes), self.unauthenticated.hold(source_of(raw.address)):
+            muxed = await self._within_time(raw, expected)
+            raw.turn = None
+            return muxed
+        raise DialError(f"{raw.address} did not complete the handshake before another connection needed its slot")
+
+    async def _within_time(self, raw: RawConnection, expected: str | None) -> Yamux:
+        try:
+            with trio.fail_after(UPGRADE_TIMEOUT_S):
+                return await self._negotiate(raw, expected)
+        except BaseException as error:
+            await raw.close()
+            if isinstance(error, trio.TooSlowError):
+                raise DialError(f"{raw.address} did not complete the handshake in {UPGRADE_TIMEOUT_S:g} s") from None
+            if isinstance(error, HandshakeError) or not isinstance(error, Exception):
+                raise
+            if not isinstance(error, NetworkError):
+                report_failure(source_of(raw.address), "the handshake", error)
+            raise DialError(f"{raw.address} did not complete the handshake: {error}") from error
+
+    async def _negotiate(self, raw: RawConnection, expected: str | None) -> Yamux:
+        if raw.is_initiator:
+            await multistream.select(raw, [TLS])
+            secure = await self.tls.secure(raw, expected)
+            await multistream.select(secure, [YAMUX])
+        else:
+            await multistream.accept(raw, {TLS})
+            secure = await self.tls.secure(raw)
+            await multistream.accept(secure, {YAMUX})
+        return Yamux(secure, secure.peer_id, backlog=self._backlog, cpu_share=self._cpu_share(secure.peer_id))
+
+    def _cpu_share(self, peer_id: str) -> CpuShare:
+        share = self._cpu_shares.setdefault(peer_id, CpuShare())
+        self._cpu_shares.move_to_end(peer_id)
+        if len(self._cpu_shares) > MAX_CPU_SHARES:
+            self._cpu_shares.popitem(last=False)
+        return share
