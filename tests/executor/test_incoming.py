@@ -77,6 +77,12 @@ def test_paths_outside_the_work_directory_are_refused(tmp_path: Path) -> None:
             client.inside(path)
 
 
+def test_an_event_of_many_unusable_pointers_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    assert parse_event("[" + "[]," * 10_000 + '{"from_peer": "A", "path": "x"}]') == [Received("A", "x")]
+    (record,) = (record for record in caplog.records if record.name == "hypha_executor.incoming")
+    assert len(record.getMessage()) < 400
+
+
 def test_lines_of_an_event_stream_may_arrive_in_any_pieces() -> None:
     stream = b": keepalive\n\nid: 1\r\ndata: a:\xe2\x80\xa8b\n"
     expected = [("", "keepalive"), ("", ""), ("id", "1"), ("data", "a:\u2028b")]

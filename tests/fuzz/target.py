@@ -15,7 +15,7 @@ BASE_BYTES: Final = 64 * 1024
 BYTES_PER_BYTE: Final = 100
 
 _ATTEMPTS: Final = 7
-_HOPELESS: Final = 10.0
+_HOPELESS: Final = 100.0
 """A run that takes this many times its budget is no disturbance."""
 
 

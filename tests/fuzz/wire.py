@@ -141,7 +141,7 @@ def _file(data: bytes) -> Path:
 
 
 def connector_http(data: bytes) -> Any:
-    exchange = Exchange(Channel(data), lambda: None)  # type: ignore[arg-type]
+    exchange = Exchange(Channel(data), "fuzzed", lambda: None)  # type: ignore[arg-type]
     drive(exchange.read_head())
     return drive(exchange.read_json())
 

@@ -4,7 +4,6 @@ import json
 import logging
 import queue
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -94,15 +93,18 @@ class Incoming:
                 return self._queue.put(error)
 
 
-def parse_event(data: str) -> Iterator[Received]:
-    """Parse the data of an event: a pointer to a file, or a list of them. Other pointers are logged and skipped."""
+def parse_event(data: str) -> list[Received]:
+    """Parse the data of an event: a pointer to a file, or a list of them. Skip other pointers, with one log line."""
     try:
         event = json.loads(data)
     except (ValueError, RecursionError):
         event = data
-    for pointer in event if isinstance(event, list) else [event]:
-        peer, path = (pointer.get("from_peer"), pointer.get("path")) if isinstance(pointer, dict) else (None, None)
-        if isinstance(peer, str) and isinstance(path, str):
-            yield Received(peer, path)
-        else:
-            log.warning("job bridge: an event that announces no file was ignored: %.300r", pointer)
+    pointers = event if isinstance(event, list) else [event]
+    received = [Received(p["from_peer"], p["path"]) for p in pointers if _announces_file(p)]
+    if len(received) < len(pointers):
+        log.warning("job bridge: an event that announces no file was ignored: %.300s", data[:300])
+    return received
+
+
+def _announces_file(pointer: object) -> bool:
+    return isinstance(pointer, dict) and all(isinstance(pointer.get(key), str) for key in ("from_peer", "path"))

@@ -36,6 +36,7 @@ _HANDSHAKE_TIMEOUT_S: Final = 5.0
 _HEAD_TIMEOUT_S: Final = 5.0
 _MAX_HEAD_BYTES: Final = 16 * 1024
 _MAX_HEADERS: Final = 32
+_MAX_PARAMETERS: Final = 8
 _END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
 _MAX_JSON_BYTES: Final = 128 * 1024
 
@@ -100,11 +101,11 @@ class Exchange:
             raise Disconnected("no request")
         try:
             target = urlsplit(request.target.decode("ascii", errors="replace"))
+            self.query = dict(parse_qsl(target.query, max_num_fields=_MAX_PARAMETERS))
         except ValueError as error:
             raise Disconnected(f"no request: {error}") from error
         self.method = request.method.decode("ascii")
         self.path = target.path
-        self.query = dict(parse_qsl(target.query))
         self.headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
 
     async def _receive_head(self) -> None:
