@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs crds reasons images base-image requirements attack bench clean
+.PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs crds reasons images base-image sbom requirements attack bench clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ reasons: install ## Write the tables of reasons in docs/kubernetes.md
 
 images: install ## Build the container images that changed; docs/images.md explains CONTAINER_TOOL, BASE, TORCH, REGISTRY, TAG
 	@$(BIN)/python -m images.build
+
+sbom: install ## Write a bill of materials (CycloneDX) of each image and of the wheel to .images/sbom
+	@$(BIN)/python -m images.sbom
 
 base-image: install ## Build the base image localhost/hypha/base:debian from Debian's packages, if you can reach no image registry
 	@$(BIN)/python -m images.build base

@@ -26,7 +26,8 @@ from e2e.cluster.image import BUSYBOX
 from e2e.cluster.network import Network
 from e2e.cluster.processes import StartError
 from e2e.cluster.tools import ToolError
-from images.build import OUTPUT, settings_of
+from images.build import settings_of
+from images.contexts import OUTPUT
 
 SHARE_MS = 500
 NAMESPACE = "benchmark"

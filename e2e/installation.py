@@ -12,8 +12,8 @@ from e2e.cluster.cluster import Cluster
 from e2e.cluster.tools import tool
 from e2e.kube import Kube, eventually
 from e2e.settings import ROOT, Settings
-from images.build import OUTPUT, settings_of
-from images.contexts import IMAGES
+from images.build import settings_of
+from images.contexts import IMAGES, OUTPUT
 
 NAMESPACE: Final = "hypha-system"
 RELEASE: Final = "hypha"

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Final
 
 from images.base import build_base, install_programs
-from images.contexts import IMAGES, ROOT, Image, digest, lay_out
+from images.contexts import IMAGES, OUTPUT, ROOT, Image, digest, lay_out
 from images.cpu_torch import without_cuda
 from images.pip_settings import secrets
+from images.sbom import write_image_bill
 from images.tool import BuildError, ContainerTool, find_tool
 
-OUTPUT: Final = ROOT / ".images"
 _EPOCH_S: Final = "315532800"  # 1980, the earliest time that a wheel can hold
 
 
@@ -132,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for image in (image for image in IMAGES if image.name in wanted):
                 started = time.monotonic()
                 done = build(image, settings, tool, archive=archive)
+                write_image_bill(image.name)
                 print(f"{settings.reference(image.name)}: {done} in {time.monotonic() - started:.0f} s", flush=True)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from hatchling.builders.wheel import WheelBuilder
 
 ROOT: Final = Path(__file__).parent.parent
+OUTPUT: Final = ROOT / ".images"
 CONTAINERFILE: Final = ROOT / "images" / "Containerfile"
 
 
@@ -86,7 +87,8 @@ def lay_out(image: Image, requirements: Path, directory: Path) -> str:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     shutil.copyfile(requirements, directory / "requirements.txt")
-    shutil.copyfile(CONTAINERFILE, directory / "Containerfile")
+    for file in ("Containerfile", "minimal.py"):
+        shutil.copyfile(ROOT / "images" / file, directory / file)
     (directory / "overlay").mkdir()
     wheel = build_wheel(image.packages, directory)
     return f"{wheel.name}#sha256={hashlib.sha256(wheel.read_bytes()).hexdigest()}"
