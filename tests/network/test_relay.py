@@ -1,9 +1,13 @@
 """Nodes are reached through gateways."""
 
+from types import ModuleType
+
 import pytest
 import trio
+from libp2p.relay.circuit_v2.pb import circuit_pb2
 
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
+from hypha_messages.types import peer_id_to_bytes
 from hypha_network import host as host_module
 from hypha_network.errors import DialError, NetworkError, PeerUnreachable
 from hypha_network.host import Connection
@@ -93,6 +97,48 @@ async def test_a_relay_that_connects_to_another_peer_is_detected() -> None:
         server._reservations[hidden.peer_id] = server._reservations[other.peer_id]
         with pytest.raises(DialError, match=other.peer_id):
             await a.dial(hidden.addresses()[0])
+
+
+@pytest.mark.parametrize("limited", [relay, relay_server], ids=["at the node", "at the gateway"])
+async def test_a_peer_has_a_limited_number_of_circuits_to_a_node(
+    limited: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "MAX_INBOUND_CIRCUITS_PER_SOURCE", 1000)
+    monkeypatch.setattr(relay_server, "MAX_CIRCUITS_PER_SOURCE", 1000)
+    name = "MAX_INBOUND_CIRCUITS_PER_SOURCE" if limited is relay else "MAX_CIRCUITS_PER_SOURCE"
+    monkeypatch.setattr(limited, name, 3)
+    pki = Pki()
+    async with (
+        gateway(pki) as g,
+        member(pki, "hidden", g, listen_addresses=(), relay_circuit=True) as hidden,
+        member(pki, "a", g) as a,
+    ):
+        circuits = [await circuit(a, g, hidden) for _ in range(5)]
+        with trio.fail_after(DEADLINE_S):
+            for ended in circuits[:2]:
+                while await received(ended):
+                    pass
+        held = hidden._relays._circuits[g.peer_id]
+        assert held.count(a.peer_id) == 3
+
+
+async def circuit(source: Network, through: Network, target: Network) -> Stream:
+    """Open a circuit and leave it silent."""
+    connection = source._host.connection(through.peer_id)
+    assert connection is not None
+    stream = await connection.open([relay.HOP])
+    peer = circuit_pb2.PeerId(id=peer_id_to_bytes(target.peer_id))
+    await relay.send(stream, circuit_pb2.HopMessage(type=circuit_pb2.HopMessage.CONNECT, peer=peer))
+    assert (await relay.receive(stream, circuit_pb2.HopMessage)).status == relay.OK
+    return stream
+
+
+async def received(stream: Stream) -> bytes:
+    """Return the next bytes, or none if the circuit has ended."""
+    try:
+        return bytes(await stream.receive_some())
+    except NetworkError:
+        return b""
 
 
 async def test_a_circuit_ends_at_its_limit_of_bytes() -> None:
