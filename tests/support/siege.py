@@ -101,6 +101,7 @@ class Siege:
     directory: Path
     attackers: list[Credentials]
     hostile: dict[Role, list[str]]
+    attack_core: int
 
     @property
     def worker(self) -> str:
@@ -122,7 +123,7 @@ class Siege:
             cwd=TESTS,
             env=os.environ | {"PYTHONPATH": str(TESTS)},
         )
-        os.sched_setaffinity(process.pid, {cores()[1]})
+        os.sched_setaffinity(process.pid, {self.attack_core})
         assert process.stdout is not None
         figures: dict[str, Any] = {}
         try:
@@ -195,6 +196,7 @@ async def siege(
                 directory,
                 [credentials(role, member) for role, members in attackers.items() for member in members],
                 {role: [identity_of(m).peer_id for m in members] for role, members in attackers.items()},
+                attack_core,
             )
             with trio.fail_after(START_S):
                 await network.wait_ready()
