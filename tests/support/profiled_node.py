@@ -24,13 +24,25 @@ LONG_S = 0.02
 
 
 class Steps(trio.abc.Instrument):
-    """How often a task of a kind ran for longer than LONG_S before it yielded, and for how long at most."""
+    """How often a task of a kind ran for longer than LONG_S before it yielded, and for how long at most.
+
+    `passes` has the duration of each pass of the event loop, and `spent` the CPU seconds of each kind of task.
+    """
 
     def __init__(self) -> None:
         self.long: dict[str, list[float]] = {}
         self.count = 0
         self.cpu_s = 0.0
+        self.passes: list[float] = []
+        self.spent: Counter[str] = Counter()
         self._started = 0.0
+        self._pass_started = 0.0
+
+    def after_io_wait(self, timeout: float) -> None:
+        self._pass_started = time.thread_time()
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.passes.append(time.thread_time() - self._pass_started)
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self._started = time.thread_time()
@@ -39,6 +51,7 @@ class Steps(trio.abc.Instrument):
         took = time.thread_time() - self._started
         self.count += 1
         self.cpu_s += took
+        self.spent[task.name] += took
         if took > LONG_S:
             self.long.setdefault(task.name, []).append(round(took, 4))
 
@@ -70,6 +83,10 @@ def write() -> None:
     long = sorted(((max(v), len(v), k) for k, v in steps.long.items()), reverse=True)
     lines = [f"profile: {total} samples, {steps.count} steps of tasks, which took {steps.cpu_s:.1f} CPU seconds"]
     lines += [f"{worst * 1000:7.0f} ms at most in {n:5} steps longer than 20 ms: {k}" for worst, n, k in long[:20]]
+    passes = sorted(steps.passes) or [0.0]
+    quantiles = ", ".join(f"{q:g}: {passes[int(q * (len(passes) - 1))] * 1000:.1f} ms" for q in (0.5, 0.9, 0.99, 1))
+    lines += [f"{len(passes)} passes of the event loop, quantiles of their duration: {quantiles}", "time of tasks:"]
+    lines += [f"{100 * spent / steps.cpu_s:6.1f}%  {name}" for name, spent in steps.spent.most_common(40)]
     lines += ["own time, by line:", *(f"{100 * n / total:6.1f}%  {where}" for where, n in own.most_common(40))]
     lines += ["with callees:", *(f"{100 * n / total:6.1f}%  {where}" for where, n in inclusive.most_common(80))]
     Path(os.environ["PROFILE"]).write_text("\n".join(lines))
