@@ -182,6 +182,10 @@ class Host:
         elif len(own) >= MAX_CONNECTIONS_PER_PEER:
             own[0].close()  # the peer has most likely lost its oldest connection
 
+    def favour(self, peer_id: str) -> None:
+        """Let a peer that did useful work go first for an hour when many peers want to be served."""
+        self.upgrader.cpu_share(peer_id).favour()
+
     def refuse(self, peer_id: str, duration_s: float) -> None:
         """Close the connections with a peer that attacks this node, and refuse new ones for a while."""
         now = trio.current_time()

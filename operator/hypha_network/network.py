@@ -209,6 +209,10 @@ class Network:
         """
         return self._pubsub.subscribe(topic, decode, limit, proved_per_s)
 
+    def favour(self, peer_id: str) -> None:
+        """Let a peer that did useful work go first for an hour when many peers want to be served."""
+        self._host.favour(peer_id)
+
     async def publish(self, topic: str, data: bytes) -> None:
         """Publish a message. NetworkError if the topic has no subscribers, or the message exceeds 64 KiB."""
         await trio.lowlevel.checkpoint()

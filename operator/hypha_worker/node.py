@@ -75,13 +75,13 @@ class _Node:
             kept_s=min(config.kubernetes.ttl_seconds_after_finished, KEEP_ENDED_S) if config.kubernetes else 0,
             max_live=leases.max_live,
         )
-        waiting = WaitingRequests(arbiter.max_waiting, arbiter.window_ms / 1000, arbiter.window_messages)
+        self._waiting = WaitingRequests(arbiter.max_waiting, arbiter.window_ms / 1000, arbiter.window_messages)
         self._arbiter = Arbiter(
             network,
             self._ledger,
             policy(config),
             telemetry,
-            waiting=waiting,
+            waiting=self._waiting,
             requests_per_s=arbiter.requests_per_s,
             wall_clock=time.time,
             offer_timeout_s=leases.temporary_ms / 1000,
@@ -92,7 +92,7 @@ class _Node:
             platform.ledger_store,
             jobs,
             telemetry,
-            on_offer_accepted=waiting.record_accepted,
+            on_offer_accepted=self._on_offer_accepted,
             on_offer_lapsed=self._arbiter.on_offer_lapsed,
             on_capacity_freed=self._arbiter.on_capacity_freed,
             prune_s=leases.prune_ms / 1000,
@@ -144,6 +144,10 @@ class _Node:
             await self._resumed.wait()
             await self._leases.end_all("the worker is shutting down", _FAREWELL_S)
             nursery.cancel_scope.cancel()
+
+    def _on_offer_accepted(self, scheduler: str) -> None:
+        self._waiting.record_accepted(scheduler)
+        self._network.favour(scheduler)
 
     async def _announce(self) -> None:
         await self._network.wait_ready()

@@ -17,7 +17,7 @@ from hypha_network.network import Network
 from hypha_network.services import gossip
 from hypha_network.services.gossip_messages import Signer
 from hypha_network.wire.multistream import prefixed
-from hypha_network.wire.processor import MEMORY_S, CpuShare, charged_to, share_processor
+from hypha_network.wire.processor import MAX_FAVOURED_USE_S, MEMORY_S, CpuShare, charged_to, share_processor
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, messages, node, until
 
@@ -58,6 +58,34 @@ async def test_the_party_that_used_least_time_goes_first() -> None:
         await work(CpuShare(), 3)
         nursery.cancel_scope.cancel()
     assert steps - before < 60  # behind the others it would be 120
+
+
+async def test_a_party_that_did_useful_work_goes_before_those_that_used_less() -> None:
+    share_processor()
+    steps = 0
+
+    async def work(share: CpuShare, limit: float) -> None:
+        nonlocal steps
+        with charged_to(share):
+            while limit > 0:
+                await trio.lowlevel.checkpoint()
+                await share.turn()
+                busy(0.003)
+                limit -= 1
+                steps += 1
+
+    favoured = CpuShare()
+    favoured.charge(MAX_FAVOURED_USE_S / 2, perf_counter())
+    favoured.favour()
+    async with trio.open_nursery() as nursery:
+        for _ in range(40):
+            nursery.start_soon(work, CpuShare(), inf)
+        while steps < 200:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        before = steps
+        await work(favoured, 3)
+        nursery.cancel_scope.cancel()
+    assert steps - before < 30  # without the favour it would wait until the others have used as much
 
 
 def test_used_time_is_forgotten() -> None:

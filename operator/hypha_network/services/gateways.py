@@ -48,6 +48,7 @@ class Gateways:
             else:
                 peer_id = connection.peer_id
                 self.connected[address] = peer_id
+                self._host.favour(peer_id)
                 logger.info("connected to gateway %s, whose peer id is %s", address, peer_id)
                 self._host.changes.notify()
                 connection.nursery.start_soon(self._host.run_task, self._on_connected, connection)

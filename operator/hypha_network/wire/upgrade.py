@@ -87,9 +87,10 @@ class Upgrader:
             await multistream.accept(raw, {TLS})
             secure = await self.tls.secure(raw)
             await multistream.accept(secure, {YAMUX})
-        return Yamux(secure, secure.peer_id, backlog=self._backlog, cpu_share=self._cpu_share(secure.peer_id))
+        return Yamux(secure, secure.peer_id, backlog=self._backlog, cpu_share=self.cpu_share(secure.peer_id))
 
-    def _cpu_share(self, peer_id: str) -> CpuShare:
+    def cpu_share(self, peer_id: str) -> CpuShare:
+        """Return the processing time that a peer has used lately."""
         share = self._cpu_shares.setdefault(peer_id, CpuShare())
         self._cpu_shares.move_to_end(peer_id)
         if len(self._cpu_shares) > MAX_CPU_SHARES:

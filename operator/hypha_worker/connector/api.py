@@ -246,7 +246,7 @@ class Connector:
                 data = await _within(_STALL_TIMEOUT_S, stream.receive_some())
         await exchange.end_stream()
         self._telemetry.slices.add(1, {"dataset": wanted.dataset})
-        self._telemetry.transferred.add(size, {"direction": "in", "of": "slice"})
+        self._record_transfer(wanted.provider, size, "in", "slice")
 
     async def _push(self, session: _Session, exchange: Exchange) -> None:
         peer = exchange.query.get(RECEIVER_PARAMETER, "")
@@ -268,7 +268,7 @@ class Connector:
                 if not delivered:
                     stream.reset()
             await stream.aclose()
-        self._telemetry.transferred.add(size, {"direction": "out", "of": "push"})
+        self._record_transfer(peer, size, "out", "push")
         await exchange.answer_empty()
 
     async def _open_push(self, peer: str, scheduler: str) -> PushStream:
@@ -311,12 +311,16 @@ class Connector:
                     size += len(data)
                     await exchange.send_piece(data)
                 await exchange.end_stream()
-            self._telemetry.transferred.add(size, {"direction": "in", "of": "push"})
+            self._record_transfer(peer, size, "in", "push")
 
         async with exchange.until_disconnected():
             taken = await self._pushes.take(session.job.task_id, deliver, TAKE_PUSH_S)
         if not taken:
             await exchange.answer_empty()
+
+    def _record_transfer(self, peer: str, size_bytes: int, direction: str, of: str) -> None:
+        self._telemetry.transferred.add(size_bytes, {"direction": direction, "of": of})
+        self._network.favour(peer)
 
     async def _progress(self, session: _Session, exchange: Exchange) -> None:
         report = _validate(Report, await exchange.read_json())
