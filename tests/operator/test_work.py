@@ -9,7 +9,7 @@ import pytest
 from hypha_contracts.backoff import Backoff
 from hypha_contracts.kubernetes_errors import Unavailable
 from hypha_operator.machinery.kinds import WORKER, Key
-from hypha_operator.machinery.queue import WorkQueue
+from hypha_operator.machinery.queue import MAX_BURST, MIN_INTERVAL_S, WorkQueue
 from support.manual_clock import ManualClock, settle
 
 pytestmark = pytest.mark.anyio
@@ -191,3 +191,24 @@ async def test_a_key_that_hangs_blocks_no_other_key_and_is_measured():
         await clock.pass_(100)
         assert [key for key, _ in recorded.runs] == [A, B]
         assert queue.longest_s() == 100
+
+
+async def test_a_key_that_changes_without_end_runs_at_its_interval_while_another_key_runs_at_once():
+    async with running() as (queue, recorded, clock):
+        for _ in range(4 * MAX_BURST):
+            queue.add(A)
+            await clock.pass_(0.25)
+        times = [time for _, time in recorded.runs]
+        assert len(times) <= MAX_BURST + MAX_BURST / MIN_INTERVAL_S
+        assert times[MAX_BURST + 10] - times[MAX_BURST + 9] == MIN_INTERVAL_S
+        queue.add(B)
+        await settle()
+        assert recorded.runs[-1] == (B, clock.monotonic())
+        await clock.pass_(MIN_INTERVAL_S)
+        await clock.pass_(MAX_BURST * MIN_INTERVAL_S)
+        recorded.runs.clear()
+        for _ in range(MAX_BURST):
+            queue.add(A)
+            await settle()
+        assert recorded.runs == [(A, clock.monotonic())] * MAX_BURST
+        assert len(queue._idle_s) == 1

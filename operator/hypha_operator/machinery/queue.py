@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, TypeAlias
 
@@ -17,6 +18,9 @@ Reconcile: TypeAlias = Callable[[Key], Awaitable[float | None]]
 Returns seconds until the next reconcile, unless one of the objects changes before. None: no further reconcile.
 """
 _BACKOFF: Final = Backoff(first_s=1.0, max_s=300.0)
+MAX_BURST: Final = 30
+MIN_INTERVAL_S: Final = 2.0
+"""A key may be reconciled this many times at once, and then once per interval."""
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +28,8 @@ _log = logging.getLogger(__name__)
 class WorkQueue:
     """Keys that are ready, keys that are due later, and keys whose reconcile is running.
 
-    Adding a key that is ready changes nothing. Adding a key whose reconcile is running makes it run once more.
+    Adding a key that is ready changes nothing. Adding a key whose reconcile is running makes it run once more. A key
+    that was reconciled often waits for its interval, because pods and nodes can change their objects without end.
 
     Args:
         reconcile: reconciles a key. The queue may call it at any time, but never twice at once for one key. It may be
@@ -53,16 +58,14 @@ class WorkQueue:
         self._running: dict[Key, float] = {}
         self._again: set[Key] = set()
         self._pauses: dict[Key, Iterator[float]] = {}
+        self._idle_s: OrderedDict[Key, float] = OrderedDict()
         self._changed = asyncio.Event()
 
     def add(self, key: Key, after_s: float = 0.0) -> None:
         """Reconcile a key as soon as possible, or after a time in seconds. The earliest of several times counts."""
+        after_s = max(after_s, self._hold_s(key))
         if after_s <= 0:
-            if key in self._running:
-                self._again.add(key)
-            else:
-                self._due_s.pop(key, None)
-                self._ready[key] = None
+            self._enqueue(key)
         elif key not in self._ready:
             due_s = self._clock.monotonic() + after_s
             if due_s >= self._due_s.get(key, float("inf")):
@@ -70,6 +73,23 @@ class WorkQueue:
             self._due_s[key] = due_s
             heapq.heappush(self._timers, (due_s, key))
         self._changed.set()
+
+    def _enqueue(self, key: Key) -> None:
+        if key in self._running:
+            self._again.add(key)
+        else:
+            self._due_s.pop(key, None)
+            self._ready[key] = None
+
+    def _hold_s(self, key: Key) -> float:
+        """Return for how many seconds a key that was reconciled often has to wait."""
+        return self._idle_s.get(key, 0.0) - (MAX_BURST - 1) * MIN_INTERVAL_S - self._clock.monotonic()
+
+    def _count(self, key: Key, now_s: float) -> None:
+        """Count a reconcile: it moves the time at which the key has its complete burst again by an interval."""
+        while self._idle_s and next(iter(self._idle_s.values())) <= now_s:
+            self._idle_s.popitem(last=False)
+        self._idle_s[key] = max(self._idle_s.pop(key, 0.0), now_s) + MIN_INTERVAL_S
 
     @property
     def waiting(self) -> int:
@@ -90,7 +110,8 @@ class WorkQueue:
                     key = next(iter(self._ready))
                     del self._ready[key]
                     self._free -= 1
-                    self._running[key] = self._clock.monotonic()
+                    self._running[key] = now_s = self._clock.monotonic()
+                    self._count(key, now_s)
                     tasks.create_task(self._reconcile(key), name=str(key))
                 await self._wait()
 
@@ -100,7 +121,7 @@ class WorkQueue:
             due_s, key = heapq.heappop(self._timers)
             if self._due_s.get(key) == due_s:
                 del self._due_s[key]
-                self.add(key)
+                self._enqueue(key)
 
     async def _wait(self) -> None:
         """Return when something changed or the next key is due."""
