@@ -33,7 +33,8 @@ _CRL_PEM = re.compile(rb"-----BEGIN X509 CRL-----[^-]*+-----END X509 CRL-----")
 _MAX_FILE_BYTES = 4 * 1024 * 1024
 _MAX_CERTIFICATE_BYTES = 8 * 1024
 """Maximum size of a certificate in a peer's path. Those of this network have about 500 bytes."""
-_MAX_NAME_CHARS = 256
+MAX_NAME_CHARS = 256
+"""Maximum number of characters of a certificate's name that are shown."""
 _UNSPECIFIED = IPv4Address(0)
 _UNREADABLE = (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError)
 
@@ -217,7 +218,7 @@ class Identity:
         if not self.crls:
             return None
         for certificate, issuer in pairwise(path):
-            name = certificate.issuer.rfc4514_string()
+            name = _cut(certificate.issuer)
             lists = [crl for crl in self.crls if crl.issuer == certificate.issuer]
             if not lists:
                 return f"there are revocation lists, but none from {name}, which issued {_name(certificate)}"
@@ -400,4 +401,8 @@ def _signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) ->
 
 
 def _name(certificate: x509.Certificate) -> str:
-    return escaped(certificate.subject.rfc4514_string() or f"serial {certificate.serial_number:x}", _MAX_NAME_CHARS)
+    return _cut(certificate.subject) or f"serial {certificate.serial_number:x}"
+
+
+def _cut(name: x509.Name) -> str:
+    return escaped(name.rfc4514_string(), MAX_NAME_CHARS)

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 
-from hypha_devnet.certs import create_crl, create_node, write_private
+from hypha_devnet.certs import Credential, create_crl, create_node, write_private
 from hypha_network import pkcs8
 from hypha_network.errors import IdentityError
-from hypha_network.identity import Identity, IdentityFiles, parse_path
+from hypha_network.identity import MAX_NAME_CHARS, Identity, IdentityFiles, parse_path, peer_id_of
 from support.certs import Pki, identity_of
+from support.hostile_text import HOSTILE
 
 SEED = bytes(range(32))
 V1 = bytes.fromhex("302e020100300506032b657004220420") + SEED
@@ -39,6 +40,22 @@ def pki() -> Pki:
 
 def load(files: IdentityFiles | object) -> Identity:
     return Identity.load(files.cert, files.key, files.trust, getattr(files, "crls", None))
+
+
+def named(text: str, issuer: Credential | None = None, public_key: rsa.RSAPublicKey | None = None) -> Credential:
+    """A certificate of a name; without an issuer, an authority that has signed itself."""
+    key = Ed25519PrivateKey.generate()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, text)])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(
+        issuer.certificate.subject if issuer else name,
+        name,
+        public_key or key.public_key(),
+        x509.random_serial_number(),
+        now - timedelta(days=1),
+        now + timedelta(days=1),
+    ).add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+    return Credential(builder.sign(issuer.key if issuer else key, None), key)
 
 
 class TestKeys:
@@ -123,6 +140,24 @@ class TestPeerCertificates:
     def test_garbage_is_refused(self) -> None:
         with pytest.raises(IdentityError, match="cannot be read"):
             parse_path([b"garbage"])
+
+    @pytest.mark.parametrize("letter", ["x", "\x1b", "\u202e", "\n"])
+    def test_a_long_name_is_cut_and_escaped_in_every_refusal(self, pki: Pki, letter: str) -> None:
+        authority = named(letter * 3000)
+        peer, other = named(letter * 3000, authority), rsa.generate_private_key(65537, 2048)
+        with pytest.raises(IdentityError) as not_ed25519:
+            peer_id_of(named(letter * 3000, authority, public_key=other.public_key()).certificate)
+        path = [peer.certificate, authority.certificate]
+        trusting = identity_of(create_node(authority, "node"), crls=create_crl(pki.root, []))
+        refusals = {
+            str(not_ed25519.value): 1,
+            str(pki.identity("worker").refusal(path)): 1,
+            str(trusting.revocation(path)): 2,
+        }
+        for refusal, names in refusals.items():
+            assert "... (" in refusal
+            assert len(refusal) <= 80 + names * MAX_NAME_CHARS
+            assert not set(HOSTILE) & set(refusal)
 
 
 class TestLoading:
