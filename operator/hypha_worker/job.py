@@ -86,4 +86,12 @@ class RunningJobs(Protocol):
 
 
 class LaunchError(Exception):
-    """A job cannot be started. The message says why and what the owner of the worker can do."""
+    """A job cannot be started. The message says why and what the owner of the worker can do.
+
+    Attributes:
+        recorded: whether the runtime may keep records of the job all the same.
+    """
+
+    def __init__(self, message: str, *, recorded: bool = False) -> None:
+        super().__init__(message)
+        self.recorded = recorded

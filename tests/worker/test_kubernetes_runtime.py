@@ -10,12 +10,20 @@ from uuid import UUID, uuid4
 import pytest
 import trio
 
+from hypha_messages.api import DispatchJob, DispatchJobOutcome
+from hypha_messages.job import JobSpec
 from hypha_messages.progress import Metrics, Progress, Status
 from hypha_worker.connector.http_server import HttpError
-from hypha_worker.job import Failed, Finished, LaunchError, Started
+from hypha_worker.job import Failed, Finished, Job, LaunchError, Started
+from hypha_worker.market import ledger
+from hypha_worker.market.lease_service import LeaseService
+from hypha_worker.market.ledger_file import LedgerFile
+from hypha_worker.runtimes.kubernetes.runtime import KubernetesRuntime
+from hypha_worker.telemetry import Telemetry
 from support import jobs
 from support.api_server import ApiServer
-from support.hypha_jobs import LEASE_S, WORKER, Cluster, Rig, make_cluster, open_rig, secret_text, until
+from support.hypha_jobs import LEASE_S, PATIENCE_S, WORKER, Cluster, Rig, make_cluster, open_rig, secret_text, until
+from support.worker import ALICE, HALF, TRAIN, WHOLE, Market
 
 pytestmark = pytest.mark.anyio
 
@@ -221,8 +229,9 @@ async def test_an_exhausted_quota_is_reported_with_its_remedy(cluster: Cluster) 
     path = f"/api/v1/namespaces/{cluster.namespace}/resourcequotas/none/status"
     cluster.call("PATCH", path, used, "application/merge-patch+json")
     async with open_rig(cluster) as rig:
-        with pytest.raises(LaunchError, match="Raise the namespace's quota"):
+        with pytest.raises(LaunchError, match="Raise the namespace's quota") as refusal:
             await rig.runtime.launch(jobs.job())
+        assert not refusal.value.recorded
     assert cluster.jobs() == []
 
 
@@ -233,9 +242,54 @@ async def test_a_launch_without_the_role_is_refused_and_leaves_nothing(cluster: 
     async with open_rig(cluster) as rig:
         await rig.runtime.adopt()
         job = jobs.job()
-        with pytest.raises(LaunchError, match="Check that the node has its Role"):
+        with pytest.raises(LaunchError, match="Check that the node has its Role") as refusal:
             await rig.runtime.launch(job)
+        assert refusal.value.recorded
         await until(lambda: "cancel" in cluster.job(job.task_id)["spec"])
+
+
+async def test_a_scheduler_whose_launches_lack_their_secrets_leaves_a_limited_number_of_hypha_jobs(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "MAX_ENDED_PER_SCHEDULER", 4)
+    rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{cluster.namespace}/roles/node"
+    rules = [rule for rule in cluster.call("GET", rbac)["rules"] if "secrets" not in rule["resources"]]
+    cluster.call("PUT", rbac, {"metadata": {"name": "node"}, "rules": rules})
+    async with open_rig(cluster) as rig:
+        leases = ledger.Ledger(WHOLE, time, temporary_s=PATIENCE_S, kept_s=3600)
+        service = lease_service(leases, tmp_path, rig)
+        leases.offer(ALICE, uuid4(), [TRAIN], HALF)
+        for _ in range(8):
+            outcome = await service.answer(ALICE, DispatchJob(id=uuid4(), spec=jobs.train_spec()))
+            assert outcome == DispatchJobOutcome()
+            leases.expire()
+        assert len(cluster.jobs()) == 4
+
+
+class Launching:
+    """Starts jobs in a runtime."""
+
+    def __init__(self, runtime: KubernetesRuntime) -> None:
+        self.events, self.extend = runtime.events, runtime.extend
+        self.terminate, self.record_reported = runtime.terminate, runtime.record_reported
+        self._launch = runtime.launch
+
+    async def start(self, lease: ledger.Lease, task_id: UUID, spec: JobSpec, scheduler: str) -> None:
+        await self._launch(Job(task_id, lease.id, scheduler, spec, lease.resources, lease.deadline))
+
+
+def lease_service(leases: ledger.Ledger, directory: Path, rig: Rig) -> LeaseService:
+    """The node's service of leases, whose jobs the rig's runtime runs."""
+    return LeaseService(
+        Market(),
+        leases,
+        LedgerFile(directory / "leases.json"),
+        Launching(rig.runtime),
+        Telemetry(),
+        on_offer_accepted=lambda _: None,
+        on_offer_lapsed=lambda _: None,
+        on_capacity_freed=lambda: None,
+    )
 
 
 async def test_a_token_authenticates_the_job_of_its_pod(cluster: Cluster) -> None:

@@ -141,7 +141,7 @@ def test_a_lease_that_lapses_while_its_job_fails_to_start_reserves_nothing_more(
     ledger.assign(ALICE, TRAIN, task_id)
     clock.now += 11
     ledger.expire()
-    ledger.unassign(task_id)
+    ledger.unassign(task_id, recorded=False)
     with pytest.raises(LedgerError, match="has expired"):
         ledger.renew(lease.id, ALICE)
     assert [expired.id for expired in ledger.expire()] == [lease.id]
@@ -312,6 +312,26 @@ def test_a_scheduler_whose_ended_jobs_are_kept_in_number_dispatches_no_more_unti
     ledger.expire()
     assert not ledger.state().ended
     run_to_end(ledger, ALICE)
+
+
+def test_a_job_that_was_recorded_but_never_started_counts_as_kept_and_has_no_end_to_report() -> None:
+    clock = Clock()
+    ledger = Ledger(WHOLE, clock, kept_s=3600)
+    lease, task_ids = held(ledger), [uuid4() for _ in range(MAX_ENDED_PER_SCHEDULER)]
+    for task_id in task_ids:
+        ledger.assign(ALICE, TRAIN, task_id)
+        ledger.unassign(task_id, recorded=True)
+    again = Ledger(WHOLE, clock, kept_s=3600)
+    again.restore(ledger.state())
+    for each in (ledger, again):
+        with pytest.raises(LedgerError, match="64 ended jobs"):
+            each.assign(ALICE, TRAIN, uuid4())
+        assert each.find(task_ids[0], ALICE) is None
+        assert not each.unreported
+        assert each.renew(lease.id, ALICE)
+    clock.now += 3601
+    ledger.expire()
+    assert not ledger.state().ended
 
 
 def test_many_schedulers_share_the_number_of_kept_jobs_and_a_new_one_still_dispatches() -> None:

@@ -197,8 +197,8 @@ class LeaseService:
         try:
             await self._save()
             await self._jobs.start(lease, request.id, request.spec, scheduler)
-        except BaseException:
-            self._ledger.unassign(request.id)
+        except BaseException as error:
+            self._ledger.unassign(request.id, recorded=not isinstance(error, LaunchError) or error.recorded)
             raise
         finally:
             self._starting.pop(request.id).set()

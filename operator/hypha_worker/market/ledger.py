@@ -40,7 +40,8 @@ class Lease(Message):
 class EndedJob(Message):
     """How a job ended, and whether its scheduler knows.
 
-    Its lease can be renewed until `until`. The runtime keeps records of the job until `kept_until`.
+    Its lease can be renewed until `until`. The runtime keeps records of the job until `kept_until`. A job that was not
+    `started` has no end to report.
     """
 
     task_id: Uuid
@@ -50,6 +51,7 @@ class EndedJob(Message):
     until: float
     kept_until: float = 0.0
     reported: bool = False
+    started: bool = True
 
 
 class LedgerState(Message):
@@ -205,15 +207,21 @@ class Ledger:
 
     def find(self, task_id: UUID, scheduler: str) -> Lease | EndedJob | None:
         """Return the lease that runs this scheduler's task, or how the task ended."""
-        found: Iterable[Lease | EndedJob] = (*self._leases.values(), *self._ended.values())
+        ended = (ended for ended in self._ended.values() if ended.started)
+        found: Iterable[Lease | EndedJob] = (*self._leases.values(), *ended)
         return next((item for item in found if (item.task_id, item.scheduler) == (task_id, scheduler)), None)
 
-    def unassign(self, task_id: UUID) -> None:
-        """Remove a job that was never started from its lease. The lease stays until it lapses."""
-        for lease in self._leases.values():
-            if lease.task_id == task_id:
-                self._leases[lease.id] = lease.model_copy(update={"task_id": None, "state": "held"})
-                return
+    def unassign(self, task_id: UUID, *, recorded: bool) -> None:
+        """Remove a job that was never started from its lease. The lease stays until it lapses.
+
+        If the runtime may have `recorded` the job, it counts as an ended one for as long as the runtime keeps it.
+        """
+        lease = next((lease for lease in self._leases.values() if lease.task_id == task_id), None)
+        if lease is None:
+            return
+        self._leases[lease.id] = lease.model_copy(update={"task_id": None, "state": "held"})
+        if recorded:
+            self._ended[task_id] = self._ended_job(lease, task_id, "Failed", reported=True, started=False)
 
     def end(self, task_id: UUID, status: JobEnd) -> EndedJob | None:
         """Release the lease of a job that is gone. None if there is no such job."""
@@ -221,16 +229,7 @@ class Ledger:
         if lease is None:
             return None
         del self._leases[lease.id]
-        now = self._clock()
-        ended = EndedJob(
-            task_id=task_id,
-            lease_id=lease.id,
-            scheduler=lease.scheduler,
-            status=status,
-            until=now + self._ended_s if status == "Finished" else 0.0,
-            kept_until=now + self._kept_s,
-        )
-        self._ended[task_id] = ended
+        ended = self._ended[task_id] = self._ended_job(lease, task_id, status)
         return ended
 
     def record_reported(self, task_id: UUID) -> None:
@@ -267,6 +266,18 @@ class Ledger:
     def recover(self, lease: Lease) -> None:
         """Add a lease that the ledger has lost but the job's own record confirms."""
         self._leases[lease.id] = lease
+
+    def _ended_job(self, lease: Lease, task_id: UUID, status: JobEnd, **more: bool) -> EndedJob:
+        now = self._clock()
+        return EndedJob(
+            task_id=task_id,
+            lease_id=lease.id,
+            scheduler=lease.scheduler,
+            status=status,
+            until=now + self._ended_s if status == "Finished" else 0.0,
+            kept_until=now + self._kept_s,
+            **more,
+        )
 
     def _check_ended(self, scheduler: str) -> None:
         """Check that another record of an ended job of this scheduler may be kept. LedgerError."""

@@ -97,7 +97,10 @@ class KubernetesRuntime:
         return self._receive
 
     async def launch(self, job: Job) -> None:
-        """Create the HyphaJob and its Secret. LaunchError if the cluster refuses them."""
+        """Create the HyphaJob and its Secret. LaunchError if the cluster refuses them.
+
+        If it refuses only the Secret, the HyphaJob stays for as long as that of an ended job.
+        """
         if job.task_id in self._jobs:
             raise LaunchError(f"task {job.task_id} exists already")
         tracked = self._jobs[job.task_id] = self._track(job)
@@ -107,7 +110,7 @@ class KubernetesRuntime:
         except ApiError as error:
             unclear = tracked.uid is not None or isinstance(error, Unavailable)
             self._abandon_launch(tracked, unclear=unclear)
-            raise LaunchError(_advice(error)) from error
+            raise LaunchError(_advice(error), recorded=unclear) from error
         except BaseException as error:
             self._abandon_launch(tracked, unclear=not isinstance(error, LaunchError))
             raise
