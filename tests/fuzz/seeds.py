@@ -325,6 +325,8 @@ EVENT_STREAM_BOMBS: Final = {
     "an endless line": b"data: " + b"x" * _MIB,
     "empty lines": b"\n" * 64 * _KIB,
     "empty fields": b"id\n" * 16 * _KIB,
+    "empty data": b"id:\ndata:\n\n" * 16 * _KIB,
+    "the shortest events": b'id:\ndata:{"from_peer":"","path":""}\n\n' * 2 * _KIB,
 }
 SAFETENSORS: Final = [
     lay_out([("w", "F32", (2, 2)), ("b", "F16", (3,))], {"job_id": "1", "round": "2"})[0][8:],

@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError as ProtobufError
 
 from fuzz import seeds, wire
 from fuzz.target import Target
-from hypha_executor.bridge import MAX_LINE_BYTES
+from hypha_executor.bridge import MAX_EVENT_BYTES
 from hypha_executor.errors import ExecutorError
 from hypha_executor.incoming import parse_event
 from hypha_executor.job import parse_job
@@ -89,11 +89,9 @@ TARGETS: Final[dict[str, Target]] = {
     "job-file": Target(
         lambda data: parse_job(data.decode("latin-1"), "train"), (ExecutorError,), seeds.JOB_FILES, seeds.JSON_BOMBS
     ),
-    "event-stream": Target(
-        wire.event_stream, (httpx.HTTPError,), seeds.EVENT_STREAMS, seeds.EVENT_STREAM_BOMBS, slack=10
-    ),
+    "event-stream": Target(wire.event_stream, (httpx.HTTPError,), seeds.EVENT_STREAMS, seeds.EVENT_STREAM_BOMBS),
     "event": Target(
-        lambda data: list(parse_event(data[:MAX_LINE_BYTES].decode("latin-1"))), (), seeds.EVENTS, seeds.JSON_BOMBS
+        lambda data: list(parse_event(data[:MAX_EVENT_BYTES].decode("latin-1"))), (), seeds.EVENTS, seeds.JSON_BOMBS
     ),
     "safetensors-sdk": Target(
         lambda data: parse_header(data, 1000), (ExecutorError,), seeds.SAFETENSORS, seeds.JSON_BOMBS

@@ -13,7 +13,7 @@ from libp2p.relay.circuit_v2.pb import circuit_pb2
 from fuzz.target import drive
 from hypha_bridge.api import create_app
 from hypha_bridge.errors import invalid_request
-from hypha_executor.bridge import parse_fields
+from hypha_executor.bridge import parse_events
 from hypha_network.errors import ConnectionBroken
 from hypha_network.identity import Identity, parse_path, peer_id_of
 from hypha_network.services import gossip_messages
@@ -197,7 +197,7 @@ def bridge_api(data: bytes) -> int:
 
 def event_stream(data: bytes) -> list[tuple[str, str]]:
     half = len(data) // 2
-    return list(parse_fields([data[:half], data[half:]]))
+    return list(parse_events([data[:half], data[half:]]))
 
 
 def push_label(data: bytes) -> str | None:

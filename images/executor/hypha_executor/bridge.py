@@ -1,6 +1,7 @@
 """The client of the job bridge: HTTP over a Unix socket."""
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,8 +18,13 @@ RETRY_FOR_S: Final = 120.0
 
 _FIRST_PAUSE_S: Final = 0.05
 _MAX_PAUSE_S: Final = 2.0
-MAX_LINE_BYTES: Final = 64 * 1024
-"""Maximum length of a line of the event stream. An event names a file in about 2 KiB."""
+MAX_EVENT_BYTES: Final = 64 * 1024
+"""Maximum length of an event of the event stream. An event names a file in about 2 KiB."""
+_MIN_DATA_BYTES: Final = len('{"from_peer":"","path":""}')
+_EVENT: Final = re.compile(
+    rb"^(?:id:[ ]*+(.*)\n)?data:[ ]*+(.{%d,%d})\n" % (_MIN_DATA_BYTES, MAX_EVENT_BYTES), re.MULTILINE
+)
+"""One expression finds all events, because a loop over lines takes too long if they are short. It skips comments."""
 _SILENCE_S: Final = 30.0  # the bridge sends a comment every 5 s
 _ANSWER_S: Final = 6 * 3600.0
 """How long a bridge may take to answer. It waits for slow peers, and for its node for as long as the job's lease lasts.
@@ -109,9 +115,9 @@ class Bridge:
         return self._post("/status/send", progress)
 
     def events(self, reference: Reference, directory: str, last_event_id: str | None) -> Iterator[tuple[str, str]]:
-        """Subscribe once to the pushes of peers; yield the fields of the event stream and their values.
+        """Subscribe once to the pushes of peers; yield the id and the data of each event.
 
-        The first field is empty, which means that the subscription is open. Comments have an empty field too.
+        The first event names no file. It means that the subscription is open.
 
         Raises:
             httpx.HTTPError: The subscription was refused or the stream broke.
@@ -123,8 +129,8 @@ class Bridge:
             if not response.is_success:
                 response.read()
                 raise httpx.HTTPError(_describe(response))
-            yield "", ""
-            yield from parse_fields(response.iter_bytes())
+            yield "", "[]"
+            yield from parse_events(response.iter_bytes())
 
     def inside(self, path: str) -> Path:
         """Return the absolute path of a file that the bridge names relative to the work directory.
@@ -158,22 +164,21 @@ class Bridge:
             retries.failed(problem, final=final)
 
 
-def parse_fields(pieces: Iterable[bytes]) -> Iterator[tuple[str, str]]:
-    """Yield the fields of an event stream and their values. Comments have an empty field.
+def parse_events(pieces: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    """Yield the id and the data of each event of an event stream. Skip events whose data cannot name a file.
+
+    The id is empty if the event has none.
 
     Raises:
-        httpx.HTTPError: A line is longer than `MAX_LINE_BYTES`.
+        httpx.HTTPError: An event is longer than `MAX_EVENT_BYTES`.
     """
-    unread = bytearray()
+    unread = b""
     for piece in pieces:
-        unread += piece
-        complete, newline, unread_line = unread.rpartition(b"\n")
-        for line in complete.split(b"\n") if newline else ():
-            field, _, value = line[: MAX_LINE_BYTES + 1].decode(errors="replace").partition(":")
-            yield field, value.strip()
-        unread = unread_line
-        if len(unread) > MAX_LINE_BYTES:
-            raise httpx.HTTPError(f"a line of the event stream is longer than {MAX_LINE_BYTES} bytes")
+        complete, _, unread = (unread + piece).replace(b"\r\n", b"\n").rpartition(b"\n\n")
+        for event in _EVENT.finditer(complete + b"\n"):
+            yield (event[1] or b"").decode(errors="replace"), event[2].decode(errors="replace")
+        if len(unread) > MAX_EVENT_BYTES:
+            raise httpx.HTTPError(f"an event of the event stream is longer than {MAX_EVENT_BYTES} bytes")
 
 
 def _describe(response: httpx.Response) -> str:

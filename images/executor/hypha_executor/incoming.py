@@ -72,19 +72,16 @@ class Incoming:
 
     def _follow(self) -> None:
         retries = Retries("POST /resources/receive")
-        last_id = next_id = None
+        last_id = None
         while True:
             problem = "the stream ended"
             try:
-                for field, value in self._bridge.events(self._reference, DIRECTORY, last_id):
+                for event_id, data in self._bridge.events(self._reference, DIRECTORY, last_id):
                     retries.succeeded()
                     self._opened.set()
-                    if field == "id":
-                        next_id = value
-                    elif field == "data":
-                        for received in parse_event(value):
-                            self._queue.put(received)
-                        last_id = next_id
+                    for received in parse_event(data):
+                        self._queue.put(received)
+                    last_id = event_id or last_id
             except httpx.HTTPError as error:
                 problem = f"{type(error).__name__}: {error}"
             try:
