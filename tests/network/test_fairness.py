@@ -1,205 +1,117 @@
-"""Peers share the processor: nobody's input delays that of the others."""
+"""Who loses a place at the limit, and how often a party may do what costs the node something."""
 
-import logging
-from contextlib import suppress
-from math import inf
-from time import perf_counter
-from typing import Any
+from contextlib import ExitStack
 
 import pytest
 import trio
-from libp2p.pubsub.pb import rpc_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
 
-from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
-from hypha_network import host as host_module
-from hypha_network.errors import DialError, NetworkError
-from hypha_network.network import Network
-from hypha_network.services import gossip
-from hypha_network.services.gossip_messages import Signer
-from hypha_network.wire.multistream import prefixed
-from hypha_network.wire.processor import MAX_FAVOURED_USE_S, MEMORY_S, CpuShare, charged_to, share_processor
-from support.certs import Pki
-from support.networks import DEADLINE_S, direct_address, messages, node, until
-
-pytestmark = pytest.mark.anyio
-TOPIC = "hypha/worker"
+from hypha_network.fairness import FairPlaces, FairRate
 
 
-async def healthy(_: str, __: HealthRequest) -> HealthResponse:
-    return HealthResponse(healthy=True)
+def losses(limit: int, parties: list[tuple[str, ...]]) -> list[list[int]]:
+    """Take a place for each party in turn. Return the places that were lost after each step."""
+
+    async def hold_all() -> list[list[int]]:
+        places, steps = FairPlaces(limit), []
+        with ExitStack() as stack:
+            scopes: list[trio.CancelScope] = []
+            for party in parties:
+                scopes.append(stack.enter_context(places.hold(*party)))
+                steps.append([number for number, scope in enumerate(scopes) if scope.cancel_called])
+        return steps
+
+    return trio.run(hold_all)
 
 
-def busy(seconds: float) -> None:
-    end = perf_counter() + seconds
-    while perf_counter() < end:
-        pass
+def test_the_party_with_the_most_places_loses_its_oldest_one() -> None:
+    parties = [(name,) for name in ("honest", "hostile", "hostile", "hostile", "another", "hostile")]
+    assert losses(4, parties)[3:] == [[], [1], [1, 2]]
 
 
-async def test_the_party_that_used_least_time_goes_first() -> None:
-    share_processor()
-    steps = 0
+def test_within_the_heaviest_group_its_heaviest_member_loses() -> None:
+    parties = [("a", "x"), ("b", "y"), ("b", "z"), ("b", "z"), ("a", "x"), ("c", "x")]
+    assert losses(5, parties)[4:] == [[], [2]]
 
-    async def work(share: CpuShare, limit: float) -> None:
-        nonlocal steps
-        with charged_to(share):
-            while limit > 0:
-                await trio.lowlevel.checkpoint()
-                await share.turn()
-                busy(0.003)
-                limit -= 1
-                steps += 1
 
+@given(st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=60))
+def test_a_party_within_its_equal_share_never_loses_a_place(parties: list[str]) -> None:
+    limit, lost_before = 12, set[int]()
+    for step, lost in enumerate(map(set, losses(limit, [(party,) for party in parties]))):
+        held = [party for number, party in enumerate(parties[: step + 1]) if number not in lost_before]
+        for number in lost - lost_before:
+            assert held.count(parties[number]) > limit / 4
+        assert step + 1 - len(lost) == min(step + 1, limit)
+        lost_before = lost
+
+
+async def hold(places: FairPlaces, party: str, lost: list[str]) -> None:
+    with places.hold(party):
+        await trio.sleep_forever()
+    lost.append(party)
+
+
+@pytest.mark.anyio
+async def test_a_party_at_its_limit_loses_its_oldest_place() -> None:
+    places, lost = FairPlaces(limit=100, limit_per_party=3), []
     async with trio.open_nursery() as nursery:
-        for _ in range(40):
-            nursery.start_soon(work, CpuShare(), inf)
-        while steps < 200:  # noqa: ASYNC110
-            await trio.sleep(0.01)
-        before = steps
-        await work(CpuShare(), 3)
-        nursery.cancel_scope.cancel()
-    assert steps - before < 60  # behind the others it would be 120
-
-
-async def test_a_party_that_did_useful_work_goes_before_those_that_used_less() -> None:
-    share_processor()
-    steps = 0
-
-    async def work(share: CpuShare, limit: float) -> None:
-        nonlocal steps
-        with charged_to(share):
-            while limit > 0:
-                await trio.lowlevel.checkpoint()
-                await share.turn()
-                busy(0.003)
-                limit -= 1
-                steps += 1
-
-    favoured = CpuShare()
-    favoured.charge(MAX_FAVOURED_USE_S / 2, perf_counter())
-    favoured.favour()
-    async with trio.open_nursery() as nursery:
-        for _ in range(40):
-            nursery.start_soon(work, CpuShare(), inf)
-        while steps < 200:  # noqa: ASYNC110
-            await trio.sleep(0.01)
-        before = steps
-        await work(favoured, 3)
-        nursery.cancel_scope.cancel()
-    assert steps - before < 30  # without the favour it would wait until the others have used as much
-
-
-def test_used_time_is_forgotten() -> None:
-    share = CpuShare()
-    share.charge(1.0, now_s=0.0)
-    assert share.used_s(0.0) == 1.0
-    assert share.used_s(10 * MEMORY_S) < 0.001
-
-
-async def gossip_stream(peer: Network, victim: Network) -> Any:
-    return await peer.open_stream(victim.peer_id, gossip.PROTOCOLS[0])
-
-
-async def test_a_peer_that_forges_messages_is_refused_for_a_while() -> None:
-    pki = Pki()
-    async with node(pki, "victim") as victim, node(pki, "forger") as forger:
-        victim.subscribe(TOPIC, bytes)
-        await forger.dial(direct_address(victim))
-        signer = Signer(pki.identity("forged").seed, pki.identity("forged").peer_id)
-        forged = []
-        for _ in range(gossip.MAX_FORGERIES + 1):
-            message = signer.sign(TOPIC, b"x")
-            message.data = b"y"
-            forged.append(message)
-        stream = await gossip_stream(forger, victim)
-        await stream.send_all(prefixed(rpc_pb2.RPC(publish=forged).SerializeToString()))
-        await until(victim, lambda: not victim.connected_peers())
-        await until(forger, lambda: not forger.connected_peers())
-        with suppress(DialError):  # TLS may be complete for the dialler before the other side refuses it
-            await forger.dial(direct_address(victim))
-        await until(forger, lambda: not forger.connected_peers())
-        assert not victim.connected_peers()
-
-
-async def test_forged_messages_of_one_rpc_let_other_tasks_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gossip, "MAX_FORGERIES", 10_000)
-    pki = Pki()
-    async with node(pki, "victim") as victim, node(pki, "forger") as forger:
-        victim.subscribe(TOPIC, bytes)
-        await forger.dial(direct_address(victim))
-        message = Signer(pki.identity("forged").seed, pki.identity("forged").peer_id).sign(TOPIC, b"x")
-        message.data = b"y"
-        pubsub, checked, passes = victim._pubsub, 0, 0
-        original = pubsub._handle_message
-
-        def count(*arguments: Any) -> None:
-            nonlocal checked
-            checked += 1
-            original(*arguments)
-
-        monkeypatch.setattr(pubsub, "_handle_message", count)
-        stream = await gossip_stream(forger, victim)
-        await stream.send_all(prefixed(rpc_pb2.RPC(publish=[message] * 300).SerializeToString()))
-        most = 0
-        with trio.fail_after(DEADLINE_S):
-            while checked < 300:
-                before = checked
-                await trio.lowlevel.checkpoint()
-                most, passes = max(most, checked - before), passes + 1
-        assert most <= 2
-
-
-@pytest.mark.parametrize("body", ["seqno", "text"])
-async def test_malformed_gossip_is_one_line_and_no_traceback(body: str, caplog: pytest.LogCaptureFixture) -> None:
-    message = rpc_pb2.Message(from_id=b"x" * 40, seqno=b"\xff" * 1800, topicIDs=[TOPIC])
-    data = rpc_pb2.RPC(publish=[message]).SerializeToString()
-    if body == "text":
-        data = data.replace(TOPIC.encode(), b"\xff" * len(TOPIC))
-    pki = Pki()
-    async with node(pki, "victim") as victim, node(pki, "peer") as peer:
-        victim.subscribe(TOPIC, bytes)
-        victim.handle(HEALTH, healthy)
-        await peer.dial(direct_address(victim))
-        for _ in range(20):
-            stream = await gossip_stream(peer, victim)
-            await stream.send_all(prefixed(data))
-        assert (await peer.request(victim.peer_id, HEALTH, HealthRequest())).healthy
-        await trio.sleep(0.05)
-    lines = [text for text in messages(caplog.records) if peer.peer_id in text and "gossip" in text]
-    assert len(lines) == (body == "seqno")
-    assert not any(record.exc_info for record in caplog.records if record.levelno > logging.DEBUG)
-
-
-async def test_whatever_a_stream_raises_is_one_line_and_ends_only_the_stream(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async def fail(_: str, __: object) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.sleep_forever)
-            raise RecursionError("too deep")
-
-    pki = Pki()
-    async with node(pki, "victim") as victim, node(pki, "peer") as peer:
-        victim.handle(HEALTH, healthy)
-        victim.handle_stream("/fail", fail)
-        await peer.dial(direct_address(victim))
-        for _ in range(10):
-            stream = await peer.open_stream(victim.peer_id, "/fail")
-            with pytest.raises(NetworkError):
-                await stream.read_exactly(1)
-        assert (await peer.request(victim.peer_id, HEALTH, HealthRequest())).healthy
-    lines = [record for record in caplog.records if "/fail failed" in record.getMessage()]
-    assert len(lines) == 1
-    assert not any(record.exc_info for record in caplog.records if record.levelno > logging.DEBUG)
-
-
-async def test_a_peer_with_many_connections_makes_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "MAX_CONNECTIONS", 5)
-    pki = Pki()
-    async with node(pki, "victim") as victim, node(pki, "greedy") as greedy, node(pki, "member") as member:
-        victim.handle(HEALTH, healthy)
         for _ in range(5):
-            await greedy.dial(direct_address(victim))
-        await until(victim, lambda: len(victim._host.connections.get(greedy.peer_id, ())) == 5)
-        await member.dial(direct_address(victim))
-        assert (await member.request(victim.peer_id, HEALTH, HealthRequest())).healthy
-        await until(victim, lambda: len(victim._host.connections[greedy.peer_id]) == 4)
+            nursery.start_soon(hold, places, "greedy", lost)
+            await wait_all_tasks_blocked()
+        assert (lost, places.held_by("greedy")) == (["greedy"] * 2, 3)
+        nursery.cancel_scope.cancel()
+    assert places.held_by("greedy") == 0
+
+
+@pytest.mark.anyio
+async def test_whoever_goes_on_without_a_place_is_never_cancelled() -> None:
+    places = FairPlaces(limit=1)
+    with places.hold("party") as place:
+        places.free(place)
+        with places.hold("party"), places.hold("party"):
+            pass
+        places.make_room()
+        await trio.lowlevel.checkpoint()
+        assert not place.cancel_called
+
+
+def test_a_rate_allows_a_burst_and_then_so_many_a_second() -> None:
+    rate = FairRate(per_s=2, burst=50)
+    assert sum(rate.take("party", 0.0) for _ in range(100)) == 50
+    assert sum(rate.take("party", second / 10) for second in range(1, 101)) == 20
+    assert rate.take("another", 10.0)
+
+
+def test_a_token_that_is_given_back_does_not_count() -> None:
+    rate = FairRate(per_s=1, burst=1)
+    for _ in range(100):
+        assert rate.take("party", 0.0)
+        rate.give_back("party", 0.0)
+
+
+def test_those_who_wait_for_a_token_queue_up() -> None:
+    rate = FairRate(per_s=10, burst=1)
+    assert [round(rate.take_later("party", 0.0), 3) for _ in range(4)] == [0.0, 0.1, 0.2, 0.3]
+
+
+def test_a_hundred_flooding_parties_share_the_total_rate_with_an_honest_one() -> None:
+    rate = FairRate(1000, 1000, total_per_s=1000)
+    taken, honest = 0, 0
+    for tick in range(2000):
+        now = tick / 100
+        taken += sum(rate.take(number, now) for number in range(100) for _ in range(3))
+        if tick % 100 == 0:
+            honest += rate.take("honest", now)
+    assert honest == 20
+    assert taken < 1000 * 20 + 100 * 100
+
+
+def test_a_limited_number_of_parties_is_remembered_for_a_limited_time() -> None:
+    rate = FairRate(per_s=1, burst=1)
+    for number in range(10_000):
+        rate.take(number, 0.0)
+    assert len(rate._buckets) == 4096
+    rate.take("later", 60.0)
+    assert len(rate._buckets) == 1

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypha_network.recent_peers import RecentPeers
-from hypha_network.services.gossip_sources import FairRate, HeldMessages
+from hypha_network.services.gossip_sources import HeldMessages
 
 
 def test_held_messages_are_bounded_and_a_flood_displaces_only_its_own() -> None:
@@ -68,32 +68,6 @@ def test_the_size_is_that_of_the_held_messages(messages: list[tuple[str, str, by
     for source in "stuv":
         held.take(source)
     assert (held.size_bytes, len(held)) == (0, 0)
-
-
-def test_a_rate_is_per_key_and_recovers() -> None:
-    rate = FairRate(10, 1000)
-    assert sum(rate.admits("a", 0.0) for _ in range(50)) == 10
-    assert rate.admits("b", 0.0)
-    assert sum(rate.admits("a", 0.5) for _ in range(50)) == 5
-
-
-def test_a_hundred_flooding_keys_share_the_total_rate_with_an_honest_one() -> None:
-    rate = FairRate(1000, 1000)
-    admitted, honest = 0, 0
-    for tick in range(2000):
-        now = tick / 100
-        admitted += sum(rate.admits(number, now) for number in range(100) for _ in range(3))
-        if tick % 100 == 0:
-            honest += rate.admits("honest", now)
-    assert honest == 20
-    assert admitted < 1000 * 20 + 100 * 100
-
-
-def test_the_rate_remembers_a_bounded_number_of_keys() -> None:
-    rate = FairRate(1, 1000)
-    for number in range(10_000):
-        rate.admits(number, 0.0)
-    assert len(rate._buckets) <= 4096
 
 
 def test_recent_peers_are_bounded_and_the_oldest_is_dropped() -> None:

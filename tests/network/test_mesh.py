@@ -124,7 +124,7 @@ async def test_peers_outside_the_mesh_are_sent_ihave_at_the_heartbeat() -> None:
 async def test_only_unknown_messages_are_requested_up_to_a_limit() -> None:
     mesh = Mesh(1)
     ids = [str(number).encode() for number in range(gossip.MAX_IHAVE_IDS + 10)]
-    mesh.pubsub._seen.add(ids[0], 0)
+    mesh.pubsub._intake.seen.add(ids[0], 0)
     for _ in range(20):
         mesh.receive("peer 0", ihave=[rpc_pb2.ControlIHave(topicID=TOPIC, messageIDs=ids)])
     asked = [id_ for iwant in mesh.sent["peer 0"].controls("iwant") for id_ in iwant.messageIDs]

@@ -1,5 +1,6 @@
 """A node that hears only proved sources, in a flood of messages that fresh keys have signed."""
 
+import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from libp2p.pubsub.pb import rpc_pb2
 
 from hypha_messages.types import peer_id_from_ed25519
 from hypha_network.network import Network
-from hypha_network.services import gossip
+from hypha_network.services import gossip, gossip_intake
 from hypha_network.services.gossip_messages import Gossip, Signer
 from hypha_network.services.source_prover import _MAX_CIRCUITS
 from hypha_network.wire.multistream import prefixed
@@ -67,7 +68,7 @@ async def test_a_message_of_a_fresh_key_is_never_delivered_and_its_key_is_not_pr
         await attacker.publish(TOPIC, b"of the forwarder")
         with trio.fail_after(DEADLINE_S):
             assert (await received.receive()).source == attacker.peer_id
-            while network._pubsub._prover._proving or len(network._pubsub._prover._held):  # noqa: ASYNC110
+            while network._pubsub._intake._prover._proving or len(network._pubsub._intake._prover._held):  # noqa: ASYNC110
                 await trio.sleep(0.01)
         with pytest.raises(trio.WouldBlock):
             received.receive_nowait()
@@ -99,6 +100,25 @@ async def test_schedulers_are_heard_in_a_flood_of_fresh_keys_on_every_way() -> N
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("forged", [True, False])
+async def test_a_forwarder_of_held_messages_is_refused_if_it_forged_them(forged: bool) -> None:
+    pki = Pki()
+    async with gateway(pki) as entry, member(pki, "worker", entry) as network, node(pki, "attacker") as attacker:
+        intake = network._pubsub._intake
+        network.subscribe(TOPIC, json.loads, 1000, proved_per_s=1000)
+        await attacker.dial(direct_address(network))
+        await until(network, lambda: attacker.peer_id in network.connected_peers())
+        for _ in range(gossip_intake.MAX_FORGERIES + 10):
+            message = of_fresh_key(b"1" if forged else b"this does not decode")
+            message.data = b"2" if forged else message.data
+            assert not intake._is_valid(attacker.peer_id, message.SerializeToString())
+        if forged:
+            await until(network, lambda: attacker.peer_id not in network.connected_peers())
+        for _ in range(10):
+            await trio.lowlevel.checkpoint()
+        assert (attacker.peer_id in network.connected_peers()) != forged
+
+
 async def test_a_source_stays_proved_after_its_connection_has_ended() -> None:
     pki = Pki()
     async with node(pki, "a") as a:
@@ -111,14 +131,15 @@ async def test_a_source_stays_proved_after_its_connection_has_ended() -> None:
 
 async def test_a_flood_costs_no_verified_signatures_beyond_a_small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     verified = 0
-    original = gossip.verify
+    original = gossip_intake.verify
 
     def count(message: rpc_pb2.Message) -> str:
         nonlocal verified
         verified += 1
         return original(message)
 
-    monkeypatch.setattr(gossip, "verify", count)
+    monkeypatch.setattr(gossip_intake, "verify", count)
+    monkeypatch.setattr(gossip_intake, "MAX_FORGERIES", 10_000)
     pki = Pki()
     async with gateway(pki) as entry, worker(pki, entry) as (network, _), node(pki, "attacker") as attacker:
         stream = await stream_to(attacker, network)
@@ -127,8 +148,8 @@ async def test_a_flood_costs_no_verified_signatures_beyond_a_small_budget(monkey
             forged.data = b"forged"
         await send(stream, *messages)
         with trio.fail_after(DEADLINE_S):
-            while len(network._pubsub._prover._held) < 1500:  # noqa: ASYNC110
+            while len(network._pubsub._intake._prover._held) < 1500:  # noqa: ASYNC110
                 await trio.sleep(0.01)
         assert verified < 400
-        assert len(network._pubsub._prover._circuits) <= _MAX_CIRCUITS
-        assert network._pubsub._prover._held.size_bytes < 4 * 1024 * 1024
+        assert len(network._pubsub._intake._prover._circuits) <= _MAX_CIRCUITS
+        assert network._pubsub._intake._prover._held.size_bytes < 4 * 1024 * 1024

@@ -10,7 +10,6 @@ from time import perf_counter
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
 
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_network.errors import ConnectionBroken
@@ -19,7 +18,6 @@ from hypha_network.wire import multistream
 from hypha_network.wire import upgrade as upgrade_module
 from hypha_network.wire.addresses import parse, source_of
 from hypha_network.wire.processor import CpuBudget
-from hypha_network.wire.slots import Slots
 from hypha_network.wire.tcp import Tcp
 from hypha_network.wire.tls import PROTOCOL_ID as TLS
 from hypha_network.wire.tls import TlsTransport
@@ -94,33 +92,6 @@ async def test_this_nodes_own_dials_need_no_slot(monkeypatch: pytest.MonkeyPatch
         with trio.move_on_after(0.05) as waiting:
             await held[0]._stream.receive_some()
         assert waiting.cancelled_caught
-
-
-async def hold(slots: Slots, party: str, lost: list[str]) -> None:
-    with slots.hold(party):
-        await trio.sleep_forever()
-    lost.append(party)
-
-
-async def test_the_party_with_most_slots_loses_its_oldest() -> None:
-    slots, lost = Slots(limit=6, limit_per_party=5), []
-    async with trio.open_nursery() as nursery:
-        for party in ("honest", "greedy", "greedy", "greedy", "other", "other", "new"):
-            nursery.start_soon(hold, slots, party, lost)
-            await wait_all_tasks_blocked()
-        assert lost == ["greedy"]
-        nursery.cancel_scope.cancel()
-
-
-async def test_a_party_at_its_limit_loses_its_oldest_slot() -> None:
-    slots, lost = Slots(limit=100, limit_per_party=3), []
-    async with trio.open_nursery() as nursery:
-        for _ in range(5):
-            nursery.start_soon(hold, slots, "greedy", lost)
-            await wait_all_tasks_blocked()
-        assert (lost, slots.count("greedy")) == (["greedy"] * 2, 3)
-        nursery.cancel_scope.cancel()
-    assert slots.count("greedy") == 0
 
 
 @pytest.mark.parametrize(

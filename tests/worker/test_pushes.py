@@ -257,7 +257,7 @@ async def test_the_waiting_pushes_of_one_scheduler_displace_none_of_another() ->
             if number == 500:
                 nursery.start_soon(made.handle, ALICE, mine)
         await trio.testing.wait_all_tasks_blocked()
-        assert len(made._places) == pushes._MAX_WAITING
+        assert len(made._places._held) == pushes._MAX_WAITING
         assert await made.take(honest, inbox.deliver, 1)
         made.remove(hostile)
     assert inbox.pushes == [(ALICE, b"mine")]
@@ -359,7 +359,7 @@ async def test_a_limited_number_of_one_peers_pushes_waits() -> None:
         for _ in range(pushes._MAX_WAITING_PER_PEER + 1):
             assert await made.take(tasks["job"], inbox.deliver, 1)
     assert inbox.pushes[-1] == (BOB, b"data")
-    assert len(made._places) == 0
+    assert len(made._places._held) == 0
 
 
 async def test_a_peer_whose_pushes_stall_blocks_no_other_peer() -> None:
@@ -465,7 +465,7 @@ async def test_a_push_matched_with_a_cancelled_call_goes_to_the_next_call(order:
     async def never(_peer: str, _stream: PushStream) -> None:
         await trio.sleep_forever()
 
-    waiting = pushes._Push(ALICE, Pushed(b"data"), [made._receivers[tasks["job"]]])
+    waiting = pushes._Push(ALICE, Pushed(b"data"), [made._receivers[tasks["job"]]], trio.CancelScope())
     async with trio.open_nursery() as takers:
         takers.start_soon(made.take, tasks["job"], never, 10)
         await trio.testing.wait_all_tasks_blocked()

@@ -12,13 +12,12 @@ import trio
 from google.protobuf.message import DecodeError as ProtobufError
 from libp2p.pubsub.pb import rpc_pb2
 
-from hypha_messages.types import peer_id_from_bytes
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
+from hypha_network.services.gossip_intake import Intake
 from hypha_network.services.gossip_mesh import PRUNE_BACKOFF_S, Mesh
-from hypha_network.services.gossip_messages import Gossip, Message, MessageCache, SeenCache, Signer, message_id, verify
-from hypha_network.services.gossip_sources import FairRate
+from hypha_network.services.gossip_messages import Gossip, Message, MessageCache, Signer, message_id
 from hypha_network.services.source_prover import SourceProver
 from hypha_network.wire.multistream import prefixed, read_prefixed
 from hypha_network.wire.streams import Stream
@@ -43,13 +42,6 @@ MAX_IHAVE_MESSAGES = 10
 MAX_EMITTED_IDS = 500
 """This many ids fit into one RPC."""
 MAX_RETRANSMISSIONS = 3
-MAX_PROVED_PER_S = 1000.0
-"""Signatures verified per second for a topic of which only proved sources are heard. The sources share them."""
-_PEER_ID_CHARS = 52
-"""The length of the peer id of an Ed25519 key."""
-MAX_FORGERIES = 64
-"""With more messages of an invalid signature or form, a peer is refused. No honest peer forwards one."""
-REFUSE_FORGER_S = 300.0
 RETRY_S = 5.0
 _WRITE_TIMEOUT_S = 10.0
 
@@ -91,8 +83,6 @@ class _Peer:
     ihave_ids: int = 0
     retransmissions: dict[bytes, int] = field(default_factory=dict)
     """By message id, the number of times that this node sent a cached message again on request."""
-    forgeries: int = 0
-    """The number of forged messages, of which one is forgiven each second."""
 
 
 class PubSub:
@@ -101,15 +91,11 @@ class PubSub:
     def __init__(self, host: Host, signer: Signer, prover: SourceProver) -> None:
         self._host = host
         self._signer = signer
-        self._prover = prover
-        self._rates: dict[str, FairRate] = {}
-        """The rate limits of topics of which this node hears only proved sources."""
+        self._intake = Intake(host, prover, self._accept)
         self._peers: dict[str, _Peer] = {}
         self._subscribers: dict[str, list[trio.MemorySendChannel[Gossip[Any]]]] = {}
-        self._decoders: dict[str, Callable[[bytes], Any]] = {}
         self._mesh = Mesh()
         self._cache = MessageCache()
-        self._seen = SeenCache()
         self.handlers: dict[str, StreamHandler] = dict.fromkeys(PROTOCOLS, self._receive)
 
     def peers(self, topic: str) -> list[str]:
@@ -123,10 +109,7 @@ class PubSub:
 
         All subscribers of a topic must pass the same `decode` function.
         """
-        if self._decoders.setdefault(topic, decode) is not decode:
-            raise ValueError(f"another subscriber of {topic} passed another decode function; pass the same one")
-        if proved_per_s is not None:
-            self._rates[topic] = FairRate(proved_per_s, MAX_PROVED_PER_S)
+        self._intake.hear(topic, decode, proved_per_s)
         sender, receiver = trio.open_memory_channel[Gossip[Message]](limit)
         if topic not in self._subscribers:
             self._subscribers[topic] = []
@@ -146,7 +129,7 @@ class PubSub:
                 f"a gossip message of {len(data)} bytes is too large; the limit is {MAX_RPC_BYTES} with its envelope"
             )
         id_ = message_id(message)
-        self._seen.add(id_, time.monotonic())
+        self._intake.seen.add(id_, time.monotonic())
         self._cache.put(id_, message)
         peers = self.peers(topic)
         if not peers:
@@ -197,7 +180,7 @@ class PubSub:
     async def run(self) -> None:
         """Run the heartbeat of gossipsub, and prove sources, without end."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._prover.run, self._is_valid, self._release_held)
+            nursery.start_soon(self._intake.run)
             nursery.start_soon(self._beat)
 
     async def _beat(self) -> None:
@@ -238,7 +221,7 @@ class PubSub:
             if len(message.topicIDs) == 1 and message.topicIDs[0] in self._subscribers:
                 await trio.lowlevel.checkpoint()  # checking a signature takes long
                 await connection.muxed.cpu_share.turn()
-                self._handle_message(connection.peer_id, message)
+                self._intake.handle(connection.peer_id, message)
         self._handle_control(connection.peer_id, peer, rpc)
 
     def _handle_control(self, peer_id: str, peer: _Peer, rpc: rpc_pb2.RPC) -> None:
@@ -254,82 +237,15 @@ class PubSub:
                 self._send(peer_id, answer)
             self._handle_iwant(peer_id, peer, rpc.control)
 
-    def _handle_message(self, peer_id: str, message: rpc_pb2.Message) -> None:
+    def _accept(self, peer_id: str, message: rpc_pb2.Message, id_: bytes, gossip: Gossip[Any]) -> None:
+        """Forward a message, and deliver it."""
         (topic,) = message.topicIDs
-        if topic not in self._subscribers:  # no longer, since this task waited
-            return
-        try:
-            id_ = message_id(message)
-        except ValueError as error:
-            _refusal_log.warning(peer_id, "refused gossip: %s", error)
-            self._count_forgery(peer_id)
-            return
-        if id_ in self._seen or not self._admits(topic, peer_id, message):
-            return
-        self._accept(topic, peer_id, message, id_)
-
-    def _admits(self, topic: str, peer_id: str, message: rpc_pb2.Message) -> bool:
-        """Whether to verify a message now. Costs little, because anyone can claim any source."""
-        if (rate := self._rates.get(topic)) is None:
-            return True
-        try:
-            source = peer_id_from_bytes(message.from_id)
-        except (ValueError, IndexError) as error:
-            _refusal_log.warning(peer_id, "refused gossip: %s", error)
-            return False
-        if self._host.proved(source):
-            return rate.admits((peer_id, source), time.monotonic())
-        self._prover.hold(peer_id, source, message.SerializeToString())
-        return False
-
-    def _is_valid(self, peer_id: str, data: bytes) -> bool:
-        """Whether a held message decodes, and its source has signed it."""
-        message = rpc_pb2.Message.FromString(data)
-        try:
-            if (decode := self._decoders.get(message.topicIDs[0])) is not None:  # a topic may have no reader any more
-                decode(message.data)
-                verify(message)
-                return True
-        except ValueError as error:
-            _refusal_log.warning(peer_id, "refused gossip: %s", error)
-        return False
-
-    def _release_held(self, peer_id: str, data: bytes) -> None:
-        message = rpc_pb2.Message.FromString(data)
-        topic, id_ = message.topicIDs[0], message_id(message)
-        if topic in self._subscribers and id_ not in self._seen:
-            self._accept(topic, peer_id, message, id_)
-
-    def _accept(self, topic: str, peer_id: str, message: rpc_pb2.Message, id_: bytes) -> None:
-        """Verify a message, forward it and deliver it."""
-        try:
-            source = verify(message)
-        except ValueError as error:
-            _refusal_log.warning(peer_id, "refused gossip: %s", error)
-            self._count_forgery(peer_id)
-            return
-        self._seen.add(id_, time.monotonic())
-        if source == self._host.peer_id:
-            return
-        try:
-            decoded = self._decoders[topic](message.data)
-        except ValueError as error:
-            _refusal_log.warning(peer_id, "refused gossip signed by %s: %s", source, error)
-            return
         self._cache.put(id_, message)
         rpc = rpc_pb2.RPC(publish=[message])
         for member in self._mesh.members(topic):
-            if member not in (peer_id, source):
+            if member not in (peer_id, gossip.source):
                 self._send(member, rpc)
-        self._deliver(topic, peer_id, Gossip(source, decoded))
-
-    def _count_forgery(self, peer_id: str) -> None:
-        if (peer := self._peers.get(peer_id)) is None:
-            return
-        peer.forgeries += 1
-        if peer.forgeries == MAX_FORGERIES + 1:
-            logger.warning("closing the connections with %s, because it sent many forged messages", peer_id)
-            self._host.refuse(peer_id, REFUSE_FORGER_S)
+        self._deliver(topic, peer_id, gossip)
 
     def _deliver(self, topic: str, peer_id: str, gossip: Gossip[Any]) -> None:
         for channel in list(self._subscribers[topic]):
@@ -343,8 +259,8 @@ class PubSub:
             self._unsubscribe(topic)
 
     def _unsubscribe(self, topic: str) -> None:
-        del self._subscribers[topic], self._decoders[topic]
-        self._rates.pop(topic, None)
+        del self._subscribers[topic]
+        self._intake.ignore(topic)
         for peer_id in self._mesh.leave(topic):
             self._send(peer_id, _control(prune=[_prune(topic)]))
         for peer_id in self._peers:
@@ -385,16 +301,11 @@ class PubSub:
             if ihave.topicID not in self._subscribers or peer.ihave_messages > MAX_IHAVE_MESSAGES:
                 continue
             remaining = MAX_IHAVE_IDS - peer.ihave_ids
-            fresh = [id_ for id_ in ihave.messageIDs[:remaining] if self._wants(ihave.topicID, id_)]
+            fresh = [id_ for id_ in ihave.messageIDs[:remaining] if self._intake.wants(ihave.topicID, id_)]
             peer.ihave_ids += len(fresh)
             wanted += fresh
         if wanted:
             answer.control.iwant.append(rpc_pb2.ControlIWant(messageIDs=wanted))
-
-    def _wants(self, topic: str, id_: bytes) -> bool:
-        """Whether to ask for a message. If only proved sources are heard, its id must begin with one of them."""
-        source = id_[:_PEER_ID_CHARS].decode(errors="replace")
-        return id_ not in self._seen and (topic not in self._rates or self._host.proved(source))
 
     def _handle_iwant(self, peer_id: str, peer: _Peer, control: rpc_pb2.ControlMessage) -> None:
         ids = islice(chain.from_iterable(iwant.messageIDs for iwant in control.iwant), MAX_IHAVE_IDS)
@@ -409,7 +320,6 @@ class PubSub:
         self._mesh.expire_backoffs(now)
         for peer in self._peers.values():
             peer.ihave_messages = peer.ihave_ids = 0
-            peer.forgeries = max(peer.forgeries - 1, 0)
             peer.retransmissions = {
                 id_: count for id_, count in peer.retransmissions.items() if self._cache.get(id_) is not None
             }

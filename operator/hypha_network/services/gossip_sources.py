@@ -5,7 +5,6 @@ proved wait here in shares, one for each peer that forwards them.
 """
 
 import random
-from collections.abc import Hashable
 from typing import Final
 
 MAX_HELD_BYTES: Final = 4 * 1024 * 1024
@@ -13,8 +12,6 @@ MAX_HELD_MESSAGE_BYTES: Final = 8 * 1024
 MAX_HELD_PER_SOURCE: Final = 4
 _OVERHEAD_BYTES: Final = 512
 """Counted for each message in addition to its size, for the objects that hold it."""
-_IDLE_S: Final = 10.0
-_MAX_KEYS: Final = 4096
 
 
 class HeldMessages:
@@ -99,34 +96,3 @@ class _Share:
 
     def random_source(self) -> str:
         return random.choice(self._sources)  # noqa: S311
-
-
-class FairRate:
-    """A token bucket for each key. When many keys are active, they share a total rate equally.
-
-    Args:
-        per_s: the highest rate of one key.
-        total_per_s: the rate that active keys share. A key is active until it is silent for some seconds.
-    """
-
-    def __init__(self, per_s: float, total_per_s: float) -> None:
-        self._per_s = per_s
-        self._total_per_s = total_per_s
-        self._buckets: dict[Hashable, tuple[float, float]] = {}
-        """Tokens and time of the last call, the longest silent key first."""
-
-    def admits(self, key: Hashable, now: float) -> bool:
-        """Whether another event of this key is within its rate. `now` is in monotonic seconds."""
-        active = len(self._buckets) + (key not in self._buckets)
-        rate = min(self._per_s, self._total_per_s / active)
-        depth = max(1.0, min(self._per_s, rate * _IDLE_S))
-        tokens, then = self._buckets.pop(key, (depth, now))
-        tokens = min(depth, tokens + (now - then) * rate)
-        admitted = tokens >= 1
-        self._buckets[key] = (tokens - 1 if admitted else tokens, now)
-        while len(self._buckets) > _MAX_KEYS or self._oldest() < now - _IDLE_S:
-            del self._buckets[next(iter(self._buckets))]
-        return admitted
-
-    def _oldest(self) -> float:
-        return next(iter(self._buckets.values()))[1]

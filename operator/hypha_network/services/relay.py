@@ -14,11 +14,11 @@ from libp2p.relay.circuit_v2.pb import circuit_pb2
 
 from hypha_messages.types import peer_id_from_bytes, peer_id_to_bytes
 from hypha_network.errors import DialError, NetworkError, RemoteRefused
+from hypha_network.fairness import FairPlaces
 from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address
 from hypha_network.wire.multistream import prefixed, read_prefixed
-from hypha_network.wire.slots import Slots
 from hypha_network.wire.streams import Stream
 from hypha_network.wire.transport import RawConnection
 
@@ -64,8 +64,8 @@ class Relays:
         self._host = host
         self._on_changed = on_changed
         self._reservations: dict[Connection, Reservation] = {}
-        self._circuits: defaultdict[str, Slots] = defaultdict(
-            lambda: Slots(MAX_INBOUND_CIRCUITS, MAX_INBOUND_CIRCUITS_PER_SOURCE)
+        self._circuits: defaultdict[str, FairPlaces] = defaultdict(
+            lambda: FairPlaces(MAX_INBOUND_CIRCUITS, MAX_INBOUND_CIRCUITS_PER_SOURCE)
         )
         """By relay, the circuits to this node. Only relays that hold a reservation have any."""
         self.handlers: dict[str, StreamHandler] = {STOP: self._accept}

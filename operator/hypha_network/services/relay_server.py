@@ -10,6 +10,7 @@ from libp2p.relay.circuit_v2.pb import circuit_pb2
 
 from hypha_messages.types import peer_id_to_bytes
 from hypha_network.errors import NetworkError, RemoteRefused
+from hypha_network.fairness import FairPlaces
 from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.relay import (
@@ -27,7 +28,6 @@ from hypha_network.services.relay import (
     send,
 )
 from hypha_network.wire.addresses import Address
-from hypha_network.wire.slots import Slots
 from hypha_network.wire.streams import Stream
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class RelayServer:
         self._host = host
         self._own_addresses = own_addresses
         self._reservations: dict[str, _Reservation] = {}
-        self._circuits = Slots(MAX_CIRCUITS, MAX_CIRCUITS_PER_SOURCE)
+        self._circuits = FairPlaces(MAX_CIRCUITS, MAX_CIRCUITS_PER_SOURCE)
         self.handlers: dict[str, StreamHandler] = {HOP: self._serve}
 
     async def _serve(self, connection: Connection, stream: Stream) -> None:

@@ -9,11 +9,11 @@ import trio
 from hypha_contracts import descriptors
 from hypha_network.errors import DialError, HandshakeError, NetworkError
 from hypha_network.failures import report_failure
+from hypha_network.fairness import FairPlaces
 from hypha_network.wire import multistream
 from hypha_network.wire.addresses import source_of
 from hypha_network.wire.backlog import Backlog
 from hypha_network.wire.processor import CpuBudget, CpuShare, charged_to
-from hypha_network.wire.slots import Slots
 from hypha_network.wire.tls import PROTOCOL_ID as TLS
 from hypha_network.wire.tls import TlsTransport
 from hypha_network.wire.transport import RawConnection
@@ -33,9 +33,9 @@ MAX_CPU_SHARES: Final = 4096
 """For how many peers this node remembers the processing time that they used lately."""
 
 
-def _slots() -> Slots:
+def _places() -> FairPlaces:
     limit = min(MAX_UNAUTHENTICATED, descriptors.limit() // 8)  # most descriptors stay for other uses
-    return Slots(limit, min(MAX_UNAUTHENTICATED_PER_SOURCE, limit))
+    return FairPlaces(limit, min(MAX_UNAUTHENTICATED_PER_SOURCE, limit))
 
 
 @dataclass(eq=False)
@@ -43,7 +43,7 @@ class Upgrader:
     """Upgrades the raw connections of a node."""
 
     tls: TlsTransport
-    unauthenticated: Slots = field(default_factory=_slots)
+    unauthenticated: FairPlaces = field(default_factory=_places)
     _backlog: Backlog = field(default_factory=Backlog)
     _handshakes: CpuBudget = field(default_factory=lambda: CpuBudget(CPU_SHARE, burst_s=0.05))
     _cpu_shares: OrderedDict[str, CpuShare] = field(default_factory=OrderedDict)

@@ -43,9 +43,9 @@ from hypha_network.errors import (
     RemoteRefused,
     StreamReset,
 )
+from hypha_network.fairness import FairRate
 from hypha_network.network import Network
 from hypha_network.wire.streams import Stream
-from hypha_worker.connector.fairness import FairRate
 from hypha_worker.connector.http_server import Exchange, HttpError
 from hypha_worker.connector.loopback import LoopbackStream, loopback
 from hypha_worker.connector.pushes import PushRouter, PushStream, pieces

@@ -13,8 +13,8 @@ from typing import Final
 
 import trio
 
+from hypha_network.fairness import FairPlaces, FairRate
 from hypha_network.rate_limited_log import RateLimitedLogger
-from hypha_worker.connector.fairness import FairPlaces, FairRate
 
 _log = RateLimitedLogger(logging.getLogger(__name__))
 
@@ -40,57 +40,46 @@ class Connection:
         self.stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
         self.source = source
         self._limiter = limiter
-        self._scope = trio.CancelScope()
+        self._place: trio.CancelScope
         self._authenticated = False
 
     def mark_authenticated(self) -> bool:
         """Exempt the connection from the limits of unauthenticated ones. False if there are too many of the others."""
         if not self._authenticated:
-            self._authenticated = self._limiter.exempt(self._scope, self.source)
+            self._authenticated = self._limiter.exempt(self._place, self.source)
         return self._authenticated
 
     async def serve(self, handler: Callable[["Connection"], Awaitable[None]]) -> None:
         """Call the handler, and close the connection at its end or once another one needs its place."""
-        with self._scope:
-            self._limiter.hold(self._scope, self.source)
-            try:
+        try:
+            with self._limiter.unauthenticated.hold(self.source) as self._place:
                 await handler(self)
-            finally:
-                self._limiter.release(self._scope, authenticated=self._authenticated)
-                self.stream.socket.close()
+        finally:
+            self._limiter.authenticated -= self._authenticated
+            self.stream.socket.close()
 
 
 class _Limiter:
     """Limits the unauthenticated connections of each source and of all, and the authenticated ones."""
 
     def __init__(self) -> None:
-        self._unauthenticated: FairPlaces[trio.CancelScope] = FairPlaces(MAX_UNAUTHENTICATED)
+        self.unauthenticated = FairPlaces(MAX_UNAUTHENTICATED)
+        self.authenticated = 0
         self._rate = FairRate(UNAUTHENTICATED_PER_S, MAX_UNAUTHENTICATED_AT_ONCE)
-        self._authenticated = 0
         self._max_authenticated = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
     def admits(self, source: str) -> bool:
         """Whether another connection of this source is within its rate. It counts until it is authenticated."""
         return self._rate.take(source, trio.current_time())
 
-    def hold(self, scope: trio.CancelScope, source: str) -> None:
-        """Count an unauthenticated connection. At the limit, another one is closed."""
-        if (lost := self._unauthenticated.add(scope, (source,))) is not None:
-            lost.cancel()
-
-    def exempt(self, scope: trio.CancelScope, source: str) -> bool:
+    def exempt(self, place: trio.CancelScope, source: str) -> bool:
         """Count a connection as authenticated. False if there are too many."""
-        if self._authenticated >= self._max_authenticated:
+        if self.authenticated >= self._max_authenticated:
             return False
-        self._authenticated += 1
-        self._unauthenticated.remove(scope)
+        self.authenticated += 1
+        self.unauthenticated.free(place)
         self._rate.give_back(source, trio.current_time())
         return True
-
-    def release(self, scope: trio.CancelScope, *, authenticated: bool) -> None:
-        """Stop counting a connection."""
-        self._unauthenticated.remove(scope)
-        self._authenticated -= authenticated
 
 
 async def serve_connections(

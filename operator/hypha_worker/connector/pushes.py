@@ -19,10 +19,10 @@ from uuid import UUID
 import trio
 
 from hypha_network.errors import NetworkError
+from hypha_network.fairness import FairPlaces, FairRate
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.streams import Stream
 from hypha_network.wire.yamux_frames import Buffer
-from hypha_worker.connector.fairness import FairPlaces, FairRate
 from hypha_worker.connector.loopback import LoopbackStream
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class _Push:
     peer: str
     stream: PushStream
     receivers: list[_Receiver]
-    place: trio.CancelScope = field(default_factory=trio.CancelScope)
+    place: trio.CancelScope
     taken_by: _Receiver | None = None
     decided: trio.Event = field(default_factory=trio.Event)  # its delivery has begun, or no job can take it
     done: trio.Event = field(default_factory=trio.Event)
@@ -101,7 +101,7 @@ class PushRouter:
         self._receivers: dict[UUID, _Receiver] = {}
         self._pushes: list[_Push] = []
         self._takers: list[_Taker] = []
-        self._places: FairPlaces[trio.CancelScope] = FairPlaces(_MAX_WAITING)
+        self._places = FairPlaces(_MAX_WAITING)
         self._rate = FairRate(_PUSHES_PER_S, _MAX_PUSHES_AT_ONCE)
         self._refusal_log = RateLimitedLogger(logger)
 
@@ -169,22 +169,16 @@ class PushRouter:
         if not self._rate.take(peer, trio.current_time()):
             raise _RefusedPush(f"it makes more than {_PUSHES_PER_S:g} pushes a second")
         first = receivers[0].scheduler
-        if self._places.held_by((first, peer)) >= _MAX_WAITING_PER_PEER:
+        if self._places.held_by(first, peer) >= _MAX_WAITING_PER_PEER:
             raise _RefusedPush("too many of its pushes are waiting already")
-        push = _Push(peer, stream, receivers)
-        if (lost := self._places.add(push.place, (first, peer))) is not None:
-            lost.cancel()
-        try:
-            with push.place:
-                label = await self._read_label(stream)
-                # Look up again, because jobs may have started and ended meanwhile.
-                push.receivers = self._receivers_of(peer, label, scheduler if label else first)
-                if not push.receivers:
-                    raise _RefusedPush(f"no job named {label} receives from it" if label else "its job has ended")
-                self._places.move(push.place, (push.receivers[0].scheduler, peer))
-                return await self._hold(push)
-        finally:
-            self._places.remove(push.place)
+        with self._places.hold(first, peer) as place:
+            label = await self._read_label(stream)
+            # Look up again, because jobs may have started and ended meanwhile.
+            receivers = self._receivers_of(peer, label, scheduler if label else first)
+            if not receivers:
+                raise _RefusedPush(f"no job named {label} receives from it" if label else "its job has ended")
+            self._places.move(place, receivers[0].scheduler, peer)
+            return await self._hold(_Push(peer, stream, receivers, place))
         raise _RefusedPush("too many pushes are waiting already")
 
     async def _read_label(self, stream: PushStream) -> str | None:
@@ -246,7 +240,7 @@ class PushRouter:
                 taker.served.set()
                 self._takers.remove(taker)
                 self._pushes.remove(push)
-                self._places.remove(push.place)
+                self._places.free(push.place)
                 still_waiting = any(other.receiver is receiver for other in self._takers)
                 receiver.waiting_since = trio.current_time() if still_waiting else None
 

@@ -11,8 +11,8 @@ import trio
 
 from hypha_contracts.connector_api import ErrorCode
 from hypha_contracts.kubernetes_errors import ApiError, Refused
+from hypha_network.fairness import FairRate
 from hypha_network.rate_limited_log import RateLimitedLogger
-from hypha_worker.connector.fairness import FairRate
 from hypha_worker.connector.http_server import HttpError
 from hypha_worker.runtimes.kubernetes.api import KubernetesApi
 
