@@ -3,6 +3,7 @@
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 
 INTERVAL_S = 10.0
 MAX_LINES = 8
@@ -35,7 +36,11 @@ class RateLimitedLogger:
         """Log information about a subject, unless a line about it was logged within the interval."""
         self._log(logging.INFO, subject, message, args)
 
-    def _log(self, level: int, subject: str, message: str, args: tuple[object, ...]) -> None:
+    def error(self, subject: str, message: str, *args: object, lines: Sequence[str] = ()) -> None:
+        """Log an error about a subject, with `lines` below it, unless a line was logged within the interval."""
+        self._log(logging.ERROR, subject, message, args, lines)
+
+    def _log(self, level: int, subject: str, message: str, args: tuple[object, ...], lines: Sequence[str] = ()) -> None:
         now = time.monotonic()
         last_logged, suppressed = self._subjects.get(subject, (float("-inf"), 0))
         if now - self._began >= self._interval_s:
@@ -49,7 +54,7 @@ class RateLimitedLogger:
         if len(text) > MAX_LINE_CHARS:
             text = f"{text[:MAX_LINE_CHARS]}..."
         suffix = f" ({suppressed} similar lines were suppressed)" if suppressed else ""
-        self._logger.log(level, "%s%s", text, suffix)
+        self._logger.log(level, "%s%s", text, suffix, extra={"lines": lines})
 
     def _record(self, subject: str, last_logged: float, suppressed: int) -> None:
         self._subjects[subject] = last_logged, suppressed

@@ -44,3 +44,11 @@ def test_many_subjects_together_get_few_lines_and_a_long_line_is_cut(
     texts = [record.getMessage() for record in caplog.records]
     assert len(texts) == 60 * MAX_LINES
     assert max(map(len, texts)) < MAX_LINE_CHARS + 50
+
+
+def test_an_error_is_logged_with_the_lines_below_it(caplog: pytest.LogCaptureFixture) -> None:
+    limited = RateLimitedLogger(logging.getLogger("test"))
+    for _ in range(3):
+        limited.error("task 1", "failed: %s", "exit 1", lines=["last words"])
+    (record,) = caplog.records
+    assert (record.getMessage(), record.__dict__["lines"]) == ("task 1: failed: exit 1", ["last words"])

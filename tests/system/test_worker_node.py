@@ -94,7 +94,7 @@ async def test_a_lease_that_is_not_renewed_ends_its_job(pki: Pki) -> None:
 async def test_sigterm_ends_jobs_reports_their_ends_and_exits_0(pki: Pki) -> None:
     async with gateway(pki) as entry, stage(pki, entry, "run") as s:
         _, task_id = await running_job(s)
-        await until_logged(s.node, "the executor of task")
+        await until_logged(s.node, "its executor runs")
         s.node.signal(signal.SIGTERM)
         report = await s.scheduler.status()
         assert (report.task_id, report.status.type) == (task_id, "Failed")
@@ -105,7 +105,7 @@ async def test_sigterm_ends_jobs_reports_their_ends_and_exits_0(pki: Pki) -> Non
 async def test_a_restarted_node_adopts_its_job_and_lease(pki: Pki) -> None:
     async with gateway(pki) as entry, stage(pki, entry, "run", leases={"duration_s": 30.0}) as s:
         lease, task_id = await running_job(s)
-        await until_logged(s.node, "the executor of task")
+        await until_logged(s.node, "its executor runs")
         s.node.signal(signal.SIGKILL)
         await s.node.ended()
         s.node.start()

@@ -8,9 +8,10 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 from uuid import UUID
 
@@ -27,7 +28,9 @@ from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
 from hypha_messages.streams import PULL, PULL_LENGTH_BYTES, PUSH, decode_pull_length
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkStatus
+from hypha_network.wire.processor import CpuBudget
 from hypha_network.wire.streams import Stream
+from hypha_worker.connector import http_server
 from hypha_worker.connector.api import Connector
 from hypha_worker.connector.http_server import Exchange, serve_tls
 from hypha_worker.connector.pushes import PushRouter
@@ -379,3 +382,29 @@ def test_the_reason_why_a_node_is_not_ready_is_named(lack: dict[str, Any], reaso
     status = NetworkStatus(("/ip4/10.0.0.1/tcp/4001",), ("gateway",), ("gateway",), bootstrapped=True, healthy=True)
     assert why_not_ready(status) is None
     assert why_not_ready(replace(status, healthy=False, **lack)) == reason
+
+
+async def test_handshakes_take_no_more_than_their_part_of_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charged_s = 0.0
+
+    class Measured(CpuBudget):
+        def charge(self, elapsed_s: float, now_s: float) -> None:
+            nonlocal charged_s
+            charged_s += elapsed_s
+            super().charge(elapsed_s, now_s)
+
+    def handshake(port: int) -> None:
+        with suppress(OSError), anybody().wrap_socket(socket.create_connection(("localhost", port))):
+            pass
+
+    monkeypatch.setattr(http_server, "CpuBudget", Measured)
+    async with world(tmp_path) as w:
+        began = perf_counter()
+        async with trio.open_nursery() as nursery:
+            for _ in range(200):
+                nursery.start_soon(trio.to_thread.run_sync, handshake, w.port)
+        elapsed_s = perf_counter() - began
+    assert charged_s > 200 * 0.0003  # a handshake needs at least a signature and a key exchange
+    assert charged_s < http_server.HANDSHAKE_CPU_SHARE * elapsed_s + 0.15

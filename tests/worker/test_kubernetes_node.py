@@ -59,7 +59,7 @@ class Stage:
         spec = train_spec(data={"type": "scheduler", "peer": self.scheduler.network.peer_id, "dataset": "digits"})
         assert await self.scheduler.dispatch(lease, spec, task_id)
         self.cluster.say(task_id, "Running")
-        await until(lambda: f"the executor of task {task_id} runs" in self.node.log)
+        await until(lambda: f"task {task_id}: its executor runs" in self.node.log)
         return lease, task_id
 
     def restart(self, *, how: signal.Signals = signal.SIGKILL, forgetful: bool = True) -> None:

@@ -226,8 +226,8 @@ async def test_groups_that_fail_at_launch_leave_the_job_with_resource_limits(
         failed = await rig.run(jobs.job(memory=0.3, cpu=1))
         assert isinstance(failed, Failed)
         assert failed.last_lines[-1] == "MemoryError"
-    assert "no control groups for job" in caplog.text
-    assert "this host cannot limit the CPU of job" in caplog.text
+    assert "no control groups for it" in caplog.text
+    assert "this host cannot limit its CPU" in caplog.text
 
 
 @pytest.mark.anyio

@@ -7,9 +7,12 @@ import trio
 from hypha_contracts.backoff import Backoff
 from hypha_network.errors import NetworkError, StreamReset
 from hypha_network.host import Connection, ConnectionTask, Host
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.addresses import Address
 
 logger = logging.getLogger(__name__)
+_connected_log = RateLimitedLogger(logger)
+_lost_log = RateLimitedLogger(logger)
 
 BACKOFF = Backoff(first_s=0.5, max_s=30.0, jitter=0.5)
 STABLE_S = 60.0
@@ -49,7 +52,7 @@ class Gateways:
                 peer_id = connection.peer_id
                 self.connected[address] = peer_id
                 self._host.favour(peer_id)
-                logger.info("connected to gateway %s, whose peer id is %s", address, peer_id)
+                _connected_log.info(str(address), "connected to this gateway, whose peer id is %s", peer_id)
                 self._host.changes.notify()
                 connection.nursery.start_soon(self._host.run_task, self._on_connected, connection)
                 try:
@@ -58,7 +61,7 @@ class Gateways:
                     del self.connected[address]
                     self._host.changes.notify()
                     peer_id = address.peer_id  # another gateway may answer at this address
-                logger.warning("lost the connection to gateway %s", address)
+                _lost_log.warning(str(address), "lost the connection to this gateway")
                 if trio.current_time() - started > STABLE_S:
                     failures, pauses = 0, BACKOFF.pauses()
                 failures += 1

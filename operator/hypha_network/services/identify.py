@@ -10,12 +10,14 @@ from libp2p.identity.identify.pb.identify_pb2 import Identify as IdentifyMessage
 
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.host import Connection, Host, StreamHandler
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address
 from hypha_network.wire.multistream import prefixed, read_prefixed
 from hypha_network.wire.streams import Stream
 
 logger = logging.getLogger(__name__)
+_silence_log = RateLimitedLogger(logger)
 
 IDENTIFY = "/ipfs/id/1.0.0"
 PUSH = "/ipfs/id/push/1.0.0"
@@ -115,7 +117,7 @@ async def ping_until_silent(connection: Connection) -> None:
             logger.debug("ping: %s: %s", connection.peer_id, error)
         else:
             failures = 0
-    logger.warning("closing the connection with %s, because it did not answer %d pings", connection.peer_id, failures)
+    _silence_log.warning(connection.peer_id, "closing the connection, because it did not answer %d pings", failures)
     connection.close()
 
 

@@ -35,6 +35,7 @@ from hypha_network.wire.streams import Stream
 
 logger = logging.getLogger(__name__)
 _refusal_log = RateLimitedLogger(logger)
+_publish_log = RateLimitedLogger(logger)
 
 PROTOCOL = "/ipfs/kad/1.0.0"
 K = 20
@@ -141,7 +142,7 @@ class Kademlia:
             try:
                 await self.put(key, self._own[key])
             except NetworkError as error:
-                logger.warning("cannot publish the record %r: %s", key, error)
+                _publish_log.warning(f"record {key!r}", "cannot publish it: %s", error)
 
     async def put(self, key: bytes, value: bytes) -> None:
         """Publish a record. NetworkError if no peer stored it; this node then publishes it again later."""

@@ -16,6 +16,7 @@ from hypha_messages.types import peer_id_from_bytes, peer_id_to_bytes
 from hypha_network.errors import DialError, NetworkError, RemoteRefused
 from hypha_network.fairness import FairPlaces
 from hypha_network.host import Connection, Host, StreamHandler
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address
 from hypha_network.wire.multistream import prefixed, read_prefixed
@@ -23,6 +24,8 @@ from hypha_network.wire.streams import Stream
 from hypha_network.wire.transport import RawConnection
 
 logger = logging.getLogger(__name__)
+_reservation_log = RateLimitedLogger(logger)
+_failure_log = RateLimitedLogger(logger)
 
 HOP: Final = "/libp2p/circuit/relay/0.2.0/hop"
 STOP: Final = "/libp2p/circuit/relay/0.2.0/stop"
@@ -86,7 +89,9 @@ class Relays:
                 try:
                     reservation = await self._reserve(connection)
                 except (NetworkError, trio.TooSlowError) as error:
-                    logger.warning("cannot reserve a relay slot on %s: %s", connection.peer_id, error or "no answer")
+                    _failure_log.warning(
+                        connection.peer_id, "cannot reserve a relay slot on it: %s", error or "no answer"
+                    )
                     held = self._reservations.get(connection)
                     if held is not None and held.expires < time.time():
                         del self._reservations[connection]
@@ -96,7 +101,8 @@ class Relays:
                 self._reservations[connection] = reservation
                 self._host.changes.notify()
                 if fresh:
-                    logger.info("this node is reachable through %s", ", ".join(map(str, reservation.addresses)))
+                    through = ", ".join(map(str, reservation.addresses))
+                    _reservation_log.info(connection.peer_id, "this node is reachable through %s", through)
                     await self._on_changed()
                 await trio.sleep(refresh_in_s(reservation.expires, time.time()))
         finally:

@@ -10,7 +10,7 @@ from hypha_network.errors import ConnectionBroken
 from hypha_network.identity import Identity
 from hypha_network.wire.tcp import peer_address
 from hypha_network.wire.tls import READ_BYTES, WRITE_BYTES, Tls
-from hypha_network.wire.transport import CLOSE_TIMEOUT_S, RawConnection
+from hypha_network.wire.transport import CLOSE_TIMEOUT_S, RawConnection, Turn
 
 _DRAIN_PAUSE_S = 0.01
 """Pause between two reads of data that nobody wants, so that a client that floods costs little time."""
@@ -29,10 +29,12 @@ class ServerTlsStream:
         """The TCP socket, for the caller to wait on."""
         return self._stream.socket
 
-    async def handshake(self) -> None:
-        """Complete the handshake. The caller must limit its time."""
+    async def handshake(self, turn: Turn) -> None:
+        """Complete the handshake. The caller must limit its time. `turn` is awaited before input is processed."""
+        raw = RawConnection(self._stream, peer_address(self._stream), is_initiator=False)
+        raw.turn = turn
         try:
-            await self._tls.handshake(RawConnection(self._stream, peer_address(self._stream), is_initiator=False))
+            await self._tls.handshake(raw)
         except (ssl.SSLError, ConnectionBroken) as error:
             raise trio.BrokenResourceError(f"TLS handshake failed: {error}") from error
 

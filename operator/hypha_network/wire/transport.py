@@ -24,6 +24,9 @@ class ByteStream(Protocol):
         """Close."""
 
 
+Turn = Callable[[], Awaitable[None]]
+
+
 class RawConnection:
     """A byte stream to a known address. Every failure of the stream below is raised as ConnectionBroken."""
 
@@ -32,7 +35,7 @@ class RawConnection:
         self.address = address
         """The address of the other end, or of the relay if the connection is relayed."""
         self.is_initiator = is_initiator
-        self.turn: Callable[[], Awaitable[None]] | None = None
+        self.turn: Turn | None = None
         """Awaited before a read returns, so that this node processes input of the peer only in its turn."""
 
     async def read(self, max_bytes: int) -> bytes:

@@ -22,7 +22,9 @@ import h11
 import trio
 
 from hypha_contracts.connector_api import STALL_TIMEOUT_S, ErrorBody, ErrorCode
+from hypha_network.failures import report_failure
 from hypha_network.identity import Identity
+from hypha_network.wire.processor import CpuBudget, charged_to
 from hypha_network.wire.tls_server import ServerTlsStream
 from hypha_network.wire.yamux_frames import Buffer
 from hypha_worker.connector.connections import Connection, serve_connections
@@ -33,6 +35,8 @@ Handler = Callable[["Exchange"], Awaitable[None]]
 
 _READ_BYTES: Final = 512 * 1024
 _HANDSHAKE_TIMEOUT_S: Final = 5.0
+HANDSHAKE_CPU_SHARE: Final = 0.25
+"""The part of one core that the TLS handshakes of all clients may take together."""
 _HEAD_TIMEOUT_S: Final = 5.0
 _MAX_HEAD_BYTES: Final = 16 * 1024
 _MAX_HEADERS: Final = 32
@@ -260,8 +264,8 @@ async def _serve_one(handler: Handler, exchange: Exchange) -> None:
             await exchange.answer_json(ErrorBody(error=error.code, detail=str(error)).model_dump(), error.status)
     except (Disconnected, HttpError, h11.ProtocolError, trio.BrokenResourceError, trio.TooSlowError) as error:
         logger.debug("%s %s: %s", exchange.method, exchange.path, error or type(error).__name__)
-    except Exception:
-        logger.exception("%s %s failed", exchange.method, exchange.path)
+    except Exception as error:
+        report_failure(exchange.source, f"the call {exchange.method} {exchange.path}", error)
 
 
 async def serve_unix(listener: trio.SocketListener, handler: Handler) -> None:
@@ -283,11 +287,13 @@ async def serve_tls(
     listeners: Sequence[trio.SocketListener], identity: Callable[[], Identity], handler: Handler
 ) -> None:
     """Serve over TLS 1.3 until cancelled. Each connection uses the identity that `identity` then returns."""
+    budget = CpuBudget(HANDSHAKE_CPU_SHARE, burst_s=0.05)
 
     async def open_tls(stream: trio.SocketStream) -> ByteStream:
-        secured = ServerTlsStream(stream, identity())
-        await secured.handshake()
-        return secured
+        with charged_to(budget):
+            secured = ServerTlsStream(stream, identity())
+            await secured.handshake(budget.turn)
+            return secured
 
     await serve(listeners, handler, open_tls)
 

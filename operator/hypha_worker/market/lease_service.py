@@ -91,6 +91,10 @@ class LeaseService:
         self._nursery: trio.Nursery | None = None
         self._refusal_log = RateLimitedLogger(logger)
         self._expiry_log = RateLimitedLogger(logger)
+        self._start_log = RateLimitedLogger(logger)
+        self._executor_log = RateLimitedLogger(logger)
+        self._end_log = RateLimitedLogger(logger)
+        self._report_log = RateLimitedLogger(logger)
         self._on_offer_accepted = on_offer_accepted
         self._on_offer_lapsed = on_offer_lapsed
         self._on_capacity_freed = on_capacity_freed
@@ -204,7 +208,7 @@ class LeaseService:
             self._starting.pop(request.id).set()
         self._runs[request.id] = self._begin(request.id, request.spec)
         self._telemetry.jobs_started.add(1, {"executor": str(descriptor)})
-        logger.info("task %s of job %s runs (%s)", request.id, request.spec.job_id, descriptor)
+        self._start_log.info(f"task {request.id}", "runs (%s) for job %s", descriptor, request.spec.job_id)
 
     async def _await_start(self, task_id: UUID) -> None:
         """Wait until a start of the task that is under way has succeeded or failed."""
@@ -230,7 +234,7 @@ class LeaseService:
             elif lease.task_id is None:
                 self._expiry_log.info(lease.scheduler, "lease %s expired without a job", lease.id)
             else:
-                logger.warning("lease %s of %s expired; ending its job %s", lease.id, lease.scheduler, lease.task_id)
+                self._expiry_log.warning(f"task {lease.task_id}", "ending it, because its lease %s expired", lease.id)
                 self._nursery.start_soon(self._end_lapsed, lease.task_id)
         if any(lease.state != "offered" for lease in expired):
             await self._save()
@@ -243,7 +247,7 @@ class LeaseService:
 
     async def _on_event(self, event: JobEvent) -> None:
         if isinstance(event, Started):
-            logger.info("the executor of task %s runs", event.task_id)
+            self._executor_log.info(f"task {event.task_id}", "its executor runs")
             return
         lease = next((lease for lease in self._ledger.leases if lease.task_id == event.task_id), None)
         ended = self._ledger.end(event.task_id, "Finished" if isinstance(event, Finished) else "Failed")
@@ -265,9 +269,9 @@ class LeaseService:
             run.span.set_attribute("status", attributes["status"])
             run.span.end()
         if isinstance(event, Failed):
-            logger.error("task %s failed: %s", event.task_id, event.reason, extra={"lines": event.last_lines})
+            self._end_log.error(f"task {event.task_id}", "failed: %s", event.reason, lines=event.last_lines)
         else:
-            logger.info("task %s finished after %.1f s", event.task_id, duration_s)
+            self._end_log.info(f"task {event.task_id}", "finished after %.1f s", duration_s)
 
     async def _save(self) -> None:
         await self._store.save(self._ledger.state())
@@ -286,7 +290,9 @@ class LeaseService:
                     await self._network.request(ended.scheduler, API, report, timeout_s=_REPORT_TIMEOUT_S)
                     break
                 except RemoteRefused as error:  # the scheduler is reachable and takes no reports
-                    logger.info("%s refused the report that task %s ended: %s", ended.scheduler, ended.task_id, error)
+                    self._report_log.info(
+                        ended.scheduler, "refused the report that task %s ended: %s", ended.task_id, error
+                    )
                     break
                 except NetworkError as error:
                     logger.debug(
@@ -294,11 +300,9 @@ class LeaseService:
                     )
                 await trio.sleep(pause_s)
         if scope.cancelled_caught:
-            logger.warning(
-                "%s did not take the report that task %s ended (%s)",
-                ended.scheduler,
-                ended.task_id,
-                ended.status.lower(),
+            outcome = ended.status.lower()
+            self._report_log.warning(
+                ended.scheduler, "did not take the report that task %s ended (%s)", ended.task_id, outcome
             )
         self._ledger.record_reported(ended.task_id)
         await self._save()

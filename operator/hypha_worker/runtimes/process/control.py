@@ -24,6 +24,7 @@ from uuid import UUID
 
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Message, PeerId, Resources, Uuid
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_worker.files import replace_file
 from hypha_worker.job import Failed, Finished, Job, LaunchError
 from hypha_worker.runtimes.process import directories, launch, limits, processes, supervised, supervisor
@@ -62,6 +63,8 @@ class ControlDirectories:
 
     def __init__(self, config: ProcessConfig) -> None:
         self._config = config
+        self._log = RateLimitedLogger(logger)
+        self._limits_log = RateLimitedLogger(logger)
         self._jobs_dir = config.jobs_dir
         self._jobs_dir.mkdir(mode=0o700, exist_ok=True)
         self._hierarchies = limits.find_hierarchies() if config.limits else ()
@@ -112,7 +115,7 @@ class ControlDirectories:
         except (OSError, ValueError, TypeError):
             return Failed(task_id, _reason_without_exit(paths), _last_lines(paths.control / "supervisor.log"))
         if ended.finished and ended.undelivered:
-            logger.warning("job %s finished, but its bridge did not deliver all files", task_id)
+            self._log.warning(f"job {task_id}", "it finished, but its bridge did not deliver all files")
         return Finished(task_id) if ended.finished else Failed(task_id, ended.reason, tuple(ended.last_lines))
 
     def remove(self, paths: JobPaths) -> None:
@@ -131,7 +134,7 @@ class ControlDirectories:
             processes.kill(left)
             time.sleep(0.005)
         if left:
-            logger.warning("processes of %s cannot be killed: %s", paths.work, sorted(left))
+            self._log.warning(str(paths.work), "its processes cannot be killed: %s", sorted(left))
         limits.remove_groups([Path(group) for group in groups])
         # The job may have removed the marker.
         if paths.record.exists() or directories.is_of_node(paths.work, _WORK_PREFIX):
@@ -159,11 +162,12 @@ class ControlDirectories:
         try:
             limits.create_groups(planned.groups)
         except OSError as error:
-            logger.warning("no control groups for job %s: %s", record.task_id, error)
+            self._log.warning(f"job {record.task_id}", "no control groups for it: %s", error)
             planned = limits.plan_limits(record.resources, record.task_id, ())
-        logger.info("limits of job %s: %s", record.task_id, planned)
+        self._limits_log.info(f"limits of job {record.task_id}", "%s", planned)
         if planned.unlimited:
-            logger.warning("this host cannot limit the %s of job %s", " and ".join(planned.unlimited), record.task_id)
+            unlimited = " and ".join(planned.unlimited)
+            self._limits_log.warning(f"job {record.task_id}", "this host cannot limit its %s", unlimited)
         return planned
 
     def _plan(self, record: JobRecord, paths: JobPaths, applied: limits.Limits, job_json: str) -> supervisor.Plan:
@@ -172,9 +176,9 @@ class ControlDirectories:
             raise LaunchError(f"the configuration has no executor {record.spec.descriptor}. Add it to [[executors]].")
         values = launch.variables(paths, job_json)
         if any("{JOB_JSON}" in arg for arg in executor.args):
-            logger.warning(
-                "the args of executor %s hold {JOB_JSON}: tokens in it show in the process list. Use {JOB_FILE}.",
-                record.spec.descriptor,
+            self._log.warning(
+                f"executor {record.spec.descriptor}",
+                "its args hold {JOB_JSON}: tokens in it show in the process list. Use {JOB_FILE}.",
             )
         return supervisor.Plan(
             work_dir=str(paths.work),
@@ -223,7 +227,7 @@ class ControlDirectories:
         try:
             return self._start(record, paths)
         except (OSError, LaunchError) as error:
-            logger.warning("job %s cannot be launched: %s", record.task_id, error)
+            self._log.warning(f"job {record.task_id}", "it cannot be launched: %s", error)
             return None
 
 

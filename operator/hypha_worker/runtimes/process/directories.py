@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-logger = logging.getLogger(__name__)
+from hypha_network.rate_limited_log import RateLimitedLogger
+
+_log = RateLimitedLogger(logging.getLogger(__name__))
 
 _MARKER: Final = ".hypha-worker"
 _MARKER_TEXT: Final = "The Hypha worker made this directory for a job and removes it after the job.\n"
@@ -47,4 +49,4 @@ def remove_tree(path: Path) -> None:
             subprocess.run(["chmod", "-R", "u+rwX", "--", str(path)], check=False, stderr=subprocess.DEVNULL)
             subprocess.run(["rm", "-rf", "--", str(path)], check=False, stderr=subprocess.DEVNULL)
     if path.exists():
-        logger.warning("%s cannot be removed", path)
+        _log.warning(str(path), "it cannot be removed")

@@ -17,8 +17,10 @@ from uuid import UUID
 
 from hypha_contracts.units import to_bytes
 from hypha_messages.types import Resources
+from hypha_network.rate_limited_log import RateLimitedLogger
 
 logger = logging.getLogger(__name__)
+_removal_log = RateLimitedLogger(logger)
 
 _NODE_GROUP: Final = "hypha-node"
 _CPU_PERIOD_US: Final = 100_000
@@ -164,7 +166,7 @@ def remove_groups(paths: list[Path]) -> None:
                 break
             except OSError as error:  # busy until the kernel has released its last process
                 if time.monotonic() > until:
-                    logger.warning("the control group %s cannot be removed: %s", path, error)
+                    _removal_log.warning(str(path), "this control group cannot be removed: %s", error)
                     break
                 time.sleep(0.01)
 

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import trio
 
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_worker.errors import NodeError
 from hypha_worker.files import replace_file
 from hypha_worker.job import AdoptedJob, Job, JobEvent, LaunchError, Started
@@ -24,7 +25,7 @@ from hypha_worker.runtimes.process.control import ControlDirectories
 from hypha_worker.runtimes.process.launch import ProcessConfig
 from hypha_worker.runtimes.process.supervised import Supervised
 
-logger = logging.getLogger(__name__)
+_kill_log = RateLimitedLogger(logging.getLogger(__name__))
 
 _TOKEN_BYTES: Final = 32
 _BEYOND_KILL_S: Final = 15.0
@@ -83,7 +84,7 @@ class ProcessRuntime:
             with trio.move_on_after(self._config.kill_after_s + _BEYOND_KILL_S):
                 await ended.wait()
             if not ended.is_set() and task_id in self._running:
-                logger.warning("the supervisor of job %s does not end; killing it", task_id)
+                _kill_log.warning(f"job {task_id}", "its supervisor does not end; killing it")
                 _signal(self._running[task_id], signal.SIGKILL)
             await ended.wait()
 
