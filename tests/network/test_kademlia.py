@@ -1,12 +1,16 @@
 """Records and addresses that nodes keep for each other."""
 
+import os
+
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hypha_messages.health import HEALTH, HealthRequest
+from hypha_messages.types import peer_id_from_ed25519
 from hypha_network.errors import NetworkError, PeerUnreachable, RemoteRefused
+from hypha_network.host import Host
 from hypha_network.services import kademlia, kademlia_messages
 from hypha_network.services.kademlia_messages import Kind, Message, Record, StoredRecord, decode, encode
 from hypha_network.wire.addresses import parse
@@ -76,6 +80,30 @@ async def test_the_number_of_records_stored_for_other_peers_is_bounded(monkeypat
             await a.put_record(f"dataset {number}", b"x")
         assert await g.get_record("dataset 1") is None
         assert await g.get_record("dataset 4") is not None
+
+
+@pytest.mark.anyio
+async def test_a_peer_that_stores_many_records_displaces_only_its_own() -> None:
+    pki = Pki()
+    async with gateway(pki) as g, member(pki, "greedy", g) as greedy, member(pki, "honest", g) as honest:
+        await honest.put_record("honest", b"x")
+        for number in range(kademlia.MAX_RECORDS_PER_PEER + 5):
+            await greedy.put_record(f"dataset {number}", b"x")
+        stored = [record.publisher for record, _ in g._kademlia._records.values()]
+        assert stored.count(greedy.peer_id) == kademlia.MAX_RECORDS_PER_PEER
+        assert stored.count(honest.peer_id) == 1
+
+
+@pytest.mark.anyio
+async def test_a_limited_number_of_peers_is_known_and_the_one_heard_from_last_stays() -> None:
+    known = kademlia.Kademlia(Host(A, None, None), lambda _: True)  # type: ignore[arg-type]
+    address = parse("/ip4/203.0.113.1/tcp/4001")
+    known.learn(B, [address], frozenset())
+    for _ in range(kademlia.MAX_KNOWN_PEERS + 100):
+        known.learn(peer_id_from_ed25519(os.urandom(32)), [address], frozenset())
+        known.learn(B, [address], frozenset())
+    assert len(known._table) == kademlia.MAX_KNOWN_PEERS
+    assert known.addresses_of(B) == (address,)
 
 
 @pytest.mark.anyio

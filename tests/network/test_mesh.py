@@ -146,3 +146,37 @@ async def test_the_queue_of_a_peer_that_does_not_read_is_bounded() -> None:
     queue = _Queue()
     rpc = rpc_pb2.RPC(publish=[Signer(IDENTITY.seed, IDENTITY.peer_id).sign(TOPIC, bytes(60_000))])
     assert sum(queue.put(rpc) for _ in range(1000)) == gossip.MAX_QUEUED_BYTES // (rpc.ByteSize() + 3)
+
+
+async def test_a_limited_number_of_subscriptions_of_one_message_counts() -> None:
+    mesh = Mesh(1)
+    peer = mesh.pubsub._peers["peer 0"]
+    subscriptions = [rpc_pb2.RPC.SubOpts(subscribe=True, topicid=f"topic {number}") for number in range(1000)]
+    for _ in range(3):
+        mesh.pubsub._handle_subscriptions("peer 0", peer, rpc_pb2.RPC(subscriptions=subscriptions))
+    assert len(peer.topics) == gossip.MAX_TOPICS_PER_PEER
+    others = [rpc_pb2.RPC.SubOpts(subscribe=False, topicid="another")] * gossip.MAX_TOPICS_PER_PEER
+    last = rpc_pb2.RPC.SubOpts(subscribe=False, topicid=TOPIC)
+    mesh.pubsub._handle_subscriptions("peer 0", peer, rpc_pb2.RPC(subscriptions=[*others, last]))
+    assert TOPIC in peer.topics
+
+
+async def test_a_limited_number_of_prunes_and_grafts_of_one_message_counts() -> None:
+    mesh = Mesh(1)
+    prunes = [rpc_pb2.ControlPrune(topicID="another")] * gossip.MAX_TOPICS_PER_PEER
+    mesh.receive("peer 0", prune=[*prunes, rpc_pb2.ControlPrune(topicID=TOPIC)])
+    assert mesh.members == {"peer 0"}
+    mesh.receive("peer 0", prune=[rpc_pb2.ControlPrune(topicID=TOPIC)])
+    mesh.receive("peer 0", graft=[rpc_pb2.ControlGraft(topicID=TOPIC)] * 1000)
+    assert len(mesh.sent["peer 0"].controls("prune")) == gossip.MAX_TOPICS_PER_PEER
+
+
+async def test_a_limited_number_of_messages_may_be_requested_at_once() -> None:
+    mesh = Mesh(1)
+    mesh.pubsub.publish(TOPIC, b"hello")
+    (id_,) = mesh.pubsub._cache.recent(TOPIC)
+    mesh.sent["peer 0"].rpcs.clear()
+    unknown = [b"unknown"] * (gossip.MAX_IHAVE_IDS - 1)
+    requests = [rpc_pb2.ControlIWant(messageIDs=ids) for ids in (unknown, [id_, id_])]
+    mesh.receive("peer 0", iwant=requests)
+    assert sum(len(rpc.publish) for rpc in mesh.sent["peer 0"].rpcs) == 1

@@ -10,6 +10,7 @@ from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_messages.types import peer_id_to_bytes
 from hypha_network import host as host_module
 from hypha_network.errors import DialError, NetworkError, PeerUnreachable
+from hypha_network.fairness import FairPlaces
 from hypha_network.host import Connection
 from hypha_network.network import Network
 from hypha_network.services import relay, relay_server
@@ -226,6 +227,58 @@ async def test_a_reservation_is_renewed_for_as_long_as_the_connection_lasts(monk
         async with member(pki, "a", g, relay_circuit=True):
             with trio.fail_after(DEADLINE_S):
                 await enough.wait()
+
+
+def circuits_of(network: Network, protocol: str) -> FairPlaces:
+    """The circuits that a gateway relays (HOP), or those to a node through its only gateway (STOP)."""
+    held = network._host._handlers[protocol].__self__._circuits  # type: ignore[attr-defined]
+    return held if protocol == relay.HOP else next(iter(held.values()))
+
+
+async def test_a_relay_grants_a_limited_number_of_reservations_and_renews_those(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay_server, "MAX_RESERVATIONS", 1)
+    pki = Pki()
+    async with gateway(pki) as g, member(pki, "first", g, relay_circuit=True) as first, node(pki, "late") as late:
+        await late.dial(direct_address(g))
+        server = g._host._handlers[relay.HOP].__self__  # type: ignore[attr-defined]
+        for network, status in ((late, relay.RESOURCE_LIMIT_EXCEEDED), (first, relay.OK)):
+            await until(g, lambda peer=network.peer_id: peer in g.connected_peers())  # type: ignore[misc]
+            assert server._reserve(g._host.connections[network.peer_id][0]).status == status
+        assert list(server._reservations) == [first.peer_id]
+
+
+@pytest.mark.parametrize(
+    ("module", "limit", "protocol"),
+    [
+        (relay_server, "MAX_CIRCUITS_PER_SOURCE", relay.HOP),
+        (relay, "MAX_INBOUND_CIRCUITS_PER_SOURCE", relay.STOP),
+        (relay_server, "MAX_CIRCUITS", relay.HOP),
+        (relay, "MAX_INBOUND_CIRCUITS", relay.STOP),
+    ],
+)
+async def test_a_peer_with_many_circuits_loses_its_oldest_and_nobody_else_does(
+    module: ModuleType, limit: str, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, limit, 3)
+    pki = Pki()
+    async with (
+        gateway(pki) as g,
+        member(pki, "hidden", g, listen_addresses=(), relay_circuit=True) as hidden,
+        node(pki, "honest", listen_addresses=()) as honest,
+        node(pki, "greedy", listen_addresses=()) as greedy,
+    ):
+        hidden.handle(HEALTH, healthy)
+        (address,) = hidden.addresses()
+        await honest.dial(address)
+        for _ in range(6):
+            await greedy.dial(address)
+            await until(hidden, lambda: greedy.peer_id in hidden.connected_peers())
+        circuits = circuits_of(g if protocol == relay.HOP else hidden, protocol)
+        assert circuits.held_by(greedy.peer_id) <= 3
+        assert circuits.held_by(honest.peer_id) >= 1
+        assert (await honest.request(hidden.peer_id, HEALTH, HealthRequest())).healthy
 
 
 @pytest.mark.parametrize(

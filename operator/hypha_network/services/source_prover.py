@@ -5,7 +5,6 @@ the answer names some such peers whatever key it asks about. So the node finds a
 fresh keys surrounds its messages.
 """
 
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -143,7 +142,7 @@ class SourceProver:
 
     async def _connect_through_relay(self, source: str, addresses: list[Address] | None) -> bool:
         """Connect as `_connect` does, unless too many circuits were requested for unproved sources already."""
-        now = time.monotonic()
+        now = trio.current_time()
         if len(self._circuits) == _MAX_CIRCUITS and now - self._circuits[0] < _CIRCUITS_IN_S:
             return False
         self._circuits.append(now)
