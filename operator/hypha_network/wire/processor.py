@@ -88,7 +88,7 @@ class CpuBudget:
         self._charged_at_s = now_s
 
     async def turn(self) -> None:
-        """Wait until the budget allows another step. The callers go on in their order, one in a pass of the event loop."""
+        """Wait until the budget allows another step. In each pass of the event loop at most one caller goes on."""
         async with self._turn:
             await trio.lowlevel.checkpoint()
             self.charge(0.0, perf_counter())
