@@ -21,7 +21,7 @@ COUNTS = {Role.PEER: 51, Role.NAMED: 4, Role.BEHIND_GATEWAY: 12, Role.SCHEDULER:
 """A scheduler may have half of the leases, so two that keep theirs would leave none."""
 WARM_UP_S = 5.0
 JOIN_EVERY_S = 20.0 if SECONDS > 60 else 5.0
-ROUNDS = 40 if SECONDS > 60 else 10
+ROUNDS = 120 if SECONDS > 60 else 10
 BOUNDS = Bounds(answer_p99_s=0.1, first_offer_s=5.0, job_ratio=1.5, late_growth_mib=16, log_bytes=1_000_000)
 
 pytestmark = [pytest.mark.alone, pytest.mark.anyio, pytest.mark.timeout(SECONDS + 300)]

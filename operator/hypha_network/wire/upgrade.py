@@ -27,7 +27,7 @@ MAX_UNAUTHENTICATED: Final = 256
 At the limit, the source with most of them loses its oldest. A source is an IPv4 address, an IPv6 /64 or a relay.
 """
 MAX_UNAUTHENTICATED_PER_SOURCE: Final = 128
-CPU_SHARE: Final = 0.25
+CPU_SHARE: Final = 0.15
 """The part of one core that the handshakes of inbound connections may take together."""
 MAX_CPU_SHARES: Final = 4096
 """For how many peers this node remembers the processing time that they used lately."""
