@@ -20,9 +20,7 @@ def escaped(text: str, max_chars: int = MAX_CHARS) -> str:
     escapes such as `\x1b` or `\u202e`. Backslashes stay, so that escaping twice changes nothing. Of a URL, only the
     scheme and the host stay, because every other part may be a secret.
     """
-    kept = without_url_secrets(text[:max_chars])
-    if not (kept.isascii() and kept.isprintable()):
-        kept = "".join(map(_shown, kept))
+    kept = without_hidden(without_url_secrets(text[:max_chars]))
     if len(text) > max_chars or len(kept) > max_chars:
         ending = f"... ({len(text)} characters)"
         kept = kept[: max_chars - len(ending)] + ending
@@ -36,6 +34,11 @@ def escaped_lines(text: str, max_lines: int = _MAX_LINES) -> list[str]:
         kept = max_lines // 2
         lines = [*lines[:kept], f"... ({len(lines)} lines)", *lines[len(lines) - kept :]]
     return [escaped(line) for line in lines]
+
+
+def without_hidden(text: str) -> str:
+    """Return text with an escape in place of each hidden character."""
+    return text if text.isascii() and text.isprintable() else "".join(map(_shown, text))
 
 
 def without_url_secrets(text: str) -> str:

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import ConfigDict, Field
 
-from hypha_contracts.text import without_url_secrets
+from hypha_contracts.text import without_hidden, without_url_secrets
 from hypha_contracts.times import KEEP_ENDED_S
 from hypha_messages.job import ExecutorClass
 from hypha_messages.types import Resources
@@ -135,15 +135,15 @@ class HyphaJobStatus(Schema):
 
 
 def redacted(value: Any) -> Any:
-    """Return a job's configuration without tokens, and with only the scheme and host of its URIs."""
+    """Return a job's configuration without tokens and hidden characters, and with only scheme and host of its URIs."""
     if isinstance(value, str):
-        return without_url_secrets(value)
+        return without_hidden(without_url_secrets(value))
     if isinstance(value, dict):
-        cleaned = {key: redacted(item) for key, item in value.items() if not (key == "token" and item)}
+        cleaned = {without_hidden(key): redacted(item) for key, item in value.items() if not (key == "token" and item)}
         if "dataset" in value:  # the connector compares its name with what the job asks for
-            cleaned["dataset"] = value["dataset"]
+            cleaned["dataset"] = without_hidden(str(value["dataset"]))
         if value.get("type") == "uri" and isinstance(value.get("value"), str):
-            cleaned["value"] = _scheme_and_host(value["value"])
+            cleaned["value"] = without_hidden(_scheme_and_host(value["value"]))
         return cleaned
     return [redacted(item) for item in value] if isinstance(value, list) else value
 
