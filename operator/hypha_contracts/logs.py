@@ -9,6 +9,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 from itertools import chain
+from types import TracebackType
 from typing import Final, Literal, TextIO
 
 from hypha_contracts.text import escaped, escaped_lines
@@ -26,7 +27,7 @@ _NOISY: Final = (
 
 
 def configure(level: LogLevel, log_format: LogFormatOrAuto = "auto", stream: TextIO = sys.stderr) -> None:
-    """Send every record at or above a level to the stream.
+    """Send every record at or above a level to the stream, and also the error that ends the process.
 
     `auto` is `human` on a terminal and `logfmt` elsewhere.
     """
@@ -37,9 +38,18 @@ def configure(level: LogLevel, log_format: LogFormatOrAuto = "auto", stream: Tex
     handler.setFormatter(formatters[log_format])
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    sys.excepthook = _log_unexpected
     if level != "debug":
         for name in _NOISY:
             logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _log_unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Log an error that nothing has caught, because its text may quote others."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        logging.getLogger(__name__).critical("unexpected error", exc_info=(kind, error, trace))
 
 
 class HumanFormatter(logging.Formatter):

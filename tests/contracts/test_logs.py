@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -17,8 +18,9 @@ from support.hostile_text import HOSTILE
 @pytest.fixture(autouse=True)
 def root() -> Iterator[None]:
     """Leave the process's logging as it was."""
-    handlers, level = logging.root.handlers[:], logging.root.level
+    handlers, level, hook = logging.root.handlers[:], logging.root.level, sys.excepthook
     yield
+    sys.excepthook = hook
     logging.root.handlers[:], logging.root.level = handlers, level
     logging.captureWarnings(False)
 
@@ -91,3 +93,14 @@ def test_where_there_is_no_terminal_the_log_is_key_and_value() -> None:
     logging.getLogger("libp2p.anything").info("hidden too")
     (line,) = stream.getvalue().splitlines()
     assert 'level=info logger=hypha.x msg="hello world"' in line
+
+
+@pytest.mark.parametrize("log_format", ["human", "logfmt", "json"])
+def test_the_error_that_ends_a_process_is_logged_and_escaped(log_format: str) -> None:
+    program = (
+        f"from hypha_contracts import logs; logs.configure('info', {log_format!r}); raise ValueError('\\x1b[2J\\u202e')"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "ValueError" in ended.stderr
+    assert not (set(ended.stderr) - {"\n"}) & set(HOSTILE)
