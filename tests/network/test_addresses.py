@@ -19,12 +19,27 @@ from hypha_network.wire.addresses import (
     parse_supported,
     usable,
 )
+from hypha_network.wire.multistream import encode_varint
 from hypha_network.wire.transports import TRANSPORTS
 from support.certs import Pki
 from support.networks import direct_address, gateway, member, node
 
 A = "12D3KooWBkAZ52FV28vNpUsNcSLLfdTZdhph8Vhb2w5hCENAinpB"
 B = "12D3KooWF8o9cA532TjN4kByfuKUEnX4BdZzxUh1z7TUEfzk23Ne"
+
+
+@pytest.mark.parametrize("host", [".host", "a..b", "-a-", "a_b", "xn--a", "ab--c", "x" * 253])
+def test_every_host_name_that_is_read_can_be_written(host: str) -> None:
+    name = host.encode()
+    data = b"\x36" + encode_varint(len(name)) + name + b"\x06\x0f\xa1"
+    assert addresses.from_bytes(data).to_bytes() == data
+
+
+@pytest.mark.parametrize("end", ["", f"/p2p/{A}", f"/p2p/{A}/p2p-circuit", f"/p2p/{A}/p2p-circuit/p2p/{B}"])
+@pytest.mark.parametrize("host", ["ip4/203.0.113.1", "ip6/2001:db8::1", "dns/host", "dns4/a.example", "dns6/host"])
+def test_an_address_is_written_as_libp2p_writes_it(host: str, end: str) -> None:
+    text = f"/{host}/tcp/4001{end}"
+    assert parse(text).to_bytes() == Multiaddr(text).to_bytes()
 
 
 @pytest.mark.parametrize(

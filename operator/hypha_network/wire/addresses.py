@@ -1,7 +1,7 @@
 """Multiaddresses: parse them, select the usable ones, and find those of this machine."""
 
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -9,10 +9,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from itertools import chain, islice, pairwise
 
 import psutil
-from multiaddr import Multiaddr
 
 from hypha_contracts.addresses import IPAddress, unwrap
 from hypha_messages.types import peer_id_from_bytes, peer_id_to_bytes
+from hypha_network.wire.multistream import encode_varint, prefixed
 
 Network = IPv4Network | IPv6Network
 
@@ -39,6 +39,7 @@ _CODES = {
     421: "p2p",
 }
 """The names of the codes in binary multiaddresses."""
+_NUMBERS = {name: encode_varint(code) for code, name in _CODES.items()}
 
 
 class TransportName(StrEnum):
@@ -108,8 +109,8 @@ class Address:
 
     def to_bytes(self) -> bytes:
         """Return the binary form, which identify, Kademlia and relay messages carry."""
-        data: bytes = Multiaddr(str(self)).to_bytes()
-        return data
+        parts = iter(str(self).split("/")[1:])
+        return b"".join(_NUMBERS[name] + _encoded(name, parts) for name in parts)
 
 
 def parse(text: str) -> Address:
@@ -235,6 +236,20 @@ def _value(name: str, value: bytes) -> str:
         case "ip6":
             return str(IPv6Address(value))
     return _parse_host(name, value.decode("ascii"))
+
+
+def _encoded(name: str, parts: Iterator[str]) -> bytes:
+    """Return the binary form of the value that belongs to a protocol, taken from the parts after its name."""
+    match name:
+        case "p2p-circuit":
+            return b""
+        case "p2p":
+            return prefixed(peer_id_to_bytes(next(parts)))
+        case "tcp":
+            return int(next(parts)).to_bytes(2)
+        case "ip4" | "ip6":
+            return ip_address(next(parts)).packed
+    return prefixed(next(parts).encode())
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
