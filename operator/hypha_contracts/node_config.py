@@ -320,7 +320,9 @@ class NodeConfig(Section):
         description="The fraction of traces that the ratio samplers keep.",
     )
 
-    executors: Annotated[list[ExecutorConfig], Field(min_length=1)] = Field(description="The executors of this worker.")
+    executors: Annotated[list[ExecutorConfig], Field(min_length=1, max_length=64)] = Field(
+        description="The executors of this worker."
+    )
 
     @model_validator(mode="after")
     def _executors_differ(self) -> Self:

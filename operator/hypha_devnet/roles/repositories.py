@@ -5,11 +5,12 @@ import hmac
 import os
 import re
 import threading
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import rtoml
 
 DEFAULT_REVISION: Final = "main"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
@@ -126,7 +127,7 @@ class Repositories:
 
 def read_tokens(path: Path) -> dict[str, tuple[str, ...]]:
     """Read the private repositories from a TOML file (`"owner/name" = ["token", ...]`); ValueError, OSError."""
-    tokens = tomllib.loads(path.read_text())
+    tokens = rtoml.loads(path.read_text())
     for repository, accepted in tokens.items():
         if not isinstance(accepted, list) or not all(isinstance(one, str) and one for one in accepted):
             raise ValueError(f'{path}: {repository!r}: write it as "owner/name" = ["token", ...]')
