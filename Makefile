@@ -30,8 +30,8 @@ lint: install ## Check style, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-fuzz: install ## Fuzz every decoder for long; FUZZ_RUNS executions of each (400000), JOBS at once (2); findings in .fuzz/
-	PYTHONPATH=tests $(BIN)/python -m fuzz.harness --runs $(or $(FUZZ_RUNS),400000) --jobs $(or $(JOBS),2)
+fuzz: install ## Fuzz every decoder, each for FUZZ_SECONDS (80) or FUZZ_RUNS executions, JOBS at once (2); findings in .fuzz/
+	PYTHONPATH=tests $(BIN)/python -m fuzz.harness --seconds $(or $(FUZZ_SECONDS),80) --runs $(or $(FUZZ_RUNS),-1) --jobs $(or $(JOBS),2)
 
 format: install ## Format the code
 	$(BIN)/ruff format .

@@ -112,7 +112,7 @@ class Identity:
             seed = seed_from_pem(key.pem)
         except ValueError as error:
             raise IdentityError(f"{key.name}: {error}") from error
-        lists = _parse_crls(crls)
+        lists = parse_crls(*crls)
         if not isinstance(own.public_key(), Ed25519PublicKey):
             raise IdentityError(f"{cert.name}: the certificate's key is not Ed25519; request one for an Ed25519 key")
         if own.public_key() != Ed25519PrivateKey.from_private_bytes(seed).public_key():
@@ -339,17 +339,18 @@ def _read_fields(certificate: x509.Certificate) -> None:
     _ = certificate.public_key(), certificate.subject, certificate.issuer
 
 
-def _parse_crls(source: _Source) -> tuple[x509.CertificateRevocationList, ...]:
-    blocks = _CRL_PEM.findall(source.pem)
-    if source.pem.strip() and not blocks:
-        raise IdentityError(f'{source.name}: holds no PEM block "X509 CRL"; leave crls_pem out if there are no lists')
+def parse_crls(pem: bytes, name: str) -> tuple[x509.CertificateRevocationList, ...]:
+    """Return the revocation lists in a PEM text from a source of this name; IdentityError if one cannot be read."""
+    blocks = _CRL_PEM.findall(pem)
+    if pem.strip() and not blocks:
+        raise IdentityError(f'{name}: holds no PEM block "X509 CRL"; leave crls_pem out if there are no lists')
     try:
         lists = tuple(x509.load_pem_x509_crl(block) for block in blocks)
         for crl in lists:  # `cryptography` decodes these on demand
             _ = crl.issuer, crl.next_update_utc
             crl.get_revoked_certificate_by_serial_number(0)
     except Exception as error:  # `cryptography` raises errors other than ValueError too
-        raise IdentityError(f"{source.name}: a revocation list cannot be read: {error}") from error
+        raise IdentityError(f"{name}: a revocation list cannot be read: {error}") from error
     return lists
 
 

@@ -1,7 +1,8 @@
-"""Run the fuzz targets: `python -m fuzz.harness [--runs N] [--jobs N] [NAME ...]`, with `tests` in PYTHONPATH.
+"""Run the fuzz targets: `python -m fuzz.harness [--runs N] [--seconds N] [NAME ...]`, with `tests` in PYTHONPATH.
 
-A child process fuzzes the instrumented decoder with libFuzzer, checks exceptions and round trips, and keeps the inputs
-that reach new code and the slowest ones. Then this process measures the decoder on those without instrumentation.
+A child process imports the decoders instrumented and forks a process for each target. That process runs libFuzzer,
+checks exceptions and round trips, and keeps the inputs that reach new code and the slowest ones. Then this process
+measures the decoder on those without instrumentation.
 The findings stay in `.fuzz/<name>/`.
 """
 
@@ -12,8 +13,7 @@ import os
 import re
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -32,11 +32,10 @@ _INSTRUMENTED: Final = [
     "hypha_contracts",
     "fuzz.wire",
     "h11",
-    "tomllib",
     "multiaddr",
     "base58",
 ]
-_REPORT: Final = "{:20} {:>11} {:>7} {:>5} {:>6} {:>8} {:>13}  {}"
+_REPORT: Final = "{:20} {:>11} {:>9} {:>5} {:>6} {:>8} {:>13}  {}"
 
 
 @dataclass(frozen=True)
@@ -45,19 +44,19 @@ class Result:
 
     name: str
     executions: int
-    seconds: float
+    cpu_s: float
     coverage: int
     features: int
     findings: tuple[str, ...]
     slowest: str = ""
 
     def __str__(self) -> str:
-        rate = self.executions / self.seconds if self.seconds else 0
+        rate = self.executions / self.cpu_s if self.cpu_s else 0
         return _REPORT.format(
             self.name,
             self.executions,
             f"{rate:.0f}",
-            f"{self.seconds:.0f}",
+            f"{self.cpu_s:.0f}",
             self.coverage,
             self.features,
             self.slowest,
@@ -68,68 +67,105 @@ class Result:
 def main() -> int:
     """Fuzz the targets and print a table; 1 if there are findings."""
     parser = argparse.ArgumentParser(prog="fuzz")
-    parser.add_argument("--runs", type=int, default=100_000, help="executions per target")
+    parser.add_argument("--runs", type=int, default=-1, help="maximum executions of each target")
+    parser.add_argument("--seconds", type=int, default=0, help="maximum time for each target")
     parser.add_argument("--jobs", type=int, default=2, help="targets at once")
     parser.add_argument("--directory", type=Path, default=_DIRECTORY, help="where corpus and findings are kept")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("names", nargs="*", metavar="NAME", help="a target; all by default")
     options = parser.parse_args()
     logging.disable()
+    limits = {"runs": options.runs, "max_total_time": options.seconds}
     if options.child:
-        trio.run(_fuzz_here, options.names[0], options.runs, options.directory)
+        return _fork_targets(options.names, limits, options.directory, options.jobs)
     from fuzz.targets import TARGETS  # noqa: PLC0415 - the child imports it instrumented
 
     print(
-        _REPORT.format("target", "executions", "per s", "s", "cov.", "features", "slowest: ms/B", "findings"),
+        _REPORT.format("target", "executions", "per CPU s", "CPU s", "cov.", "features", "slowest: ms/B", "findings"),
         flush=True,
     )
     results = []
-    with ThreadPoolExecutor(options.jobs) as threads:
-        jobs = {
-            name: threads.submit(fuzz, name, options.runs, options.directory / name)
-            for name in options.names or TARGETS
-        }
-        for name, job in jobs.items():
-            fuzzed = job.result()
-            slowest, problems = measure(TARGETS[name], options.directory / name)
-            result = replace(fuzzed, slowest=slowest, findings=fuzzed.findings + problems)
-            print(result, flush=True)
-            results.append(result)
+    for fuzzed in fuzz(options.names or list(TARGETS), options.runs, options.directory, options.seconds, options.jobs):
+        slowest, problems = measure(TARGETS[fuzzed.name], options.directory / fuzzed.name)
+        result = replace(fuzzed, slowest=slowest, findings=fuzzed.findings + problems)
+        print(result, flush=True)
+        results.append(result)
     findings = sum(len(result.findings) for result in results)
     executions = sum(result.executions for result in results)
     print(f"{executions} executions, {findings} findings in {options.directory}")
     return 1 if findings else 0
 
 
-def fuzz(name: str, runs: int, directory: Path) -> Result:
-    """Fuzz a target in a child process, which libFuzzer ends."""
-    for part in ("corpus", "seeds", "slow"):
-        (directory / part).mkdir(parents=True, exist_ok=True)
-    arguments = ["--child", f"--runs={runs}", f"--directory={directory}", name]
+def fuzz(names: Sequence[str], runs: int, directory: Path, seconds: int = 0, jobs: int = 2) -> Iterator[Result]:
+    """Fuzz targets, each until one of the limits is reached. Yield each result as soon as its target ends."""
+    options = ["--child", f"--runs={runs}", f"--seconds={seconds}", f"--jobs={jobs}", f"--directory={directory}"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    started = time.monotonic()
-    with (directory / "log").open("wb") as log:
-        command = [sys.executable, "-m", "fuzz.harness", *arguments]
-        child = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)
-    seconds = time.monotonic() - started
-    text = (directory / "log").read_text(errors="replace")
+    command = [sys.executable, "-m", "fuzz.harness", *options, *names]
+    directory.mkdir(parents=True, exist_ok=True)
+    with (
+        (directory / "log").open("wb") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True) as child,
+    ):
+        assert child.stdout is not None
+        for line in child.stdout:
+            name, status, cpu_s = line.split()
+            yield _result(name, int(status), float(cpu_s), directory / name / "log")
+    if child.returncode:
+        raise RuntimeError(
+            f"the process that forks the targets ended with status {child.returncode}; see {directory}/log"
+        )
+
+
+def _result(name: str, status: int, cpu_s: float, log: Path) -> Result:
+    text = log.read_text(errors="replace")
     done = re.search(r"#(\d+)\s+DONE\s+cov: (\d+) ft: (\d+)", text)
     executions, coverage, features = map(int, done.groups()) if done else (0, 0, 0)
     findings = []
-    if child.returncode or not done:
+    if status or not done:
         raised = re.findall(r"^[\w.]+(?:Error|Exception|Panic)\w*:.*|^==\d+== ?ERROR.*", text, re.MULTILINE)
-        findings.append(f"{(raised or ['it ended early'])[0][:200]} (see {directory}/log)")
-    return Result(name, executions, seconds, coverage, features, tuple(findings))
+        findings.append(f"{(raised or ['it ended early'])[0][:200]} (see {log})")
+    return Result(name, executions, cpu_s, coverage, features, tuple(findings))
 
 
-async def _fuzz_here(name: str, runs: int, directory: Path) -> None:
-    """Fuzz a target with libFuzzer, which ends this process. Inside trio, because some decoders set deadlines."""
+def _fork_targets(names: Sequence[str], limits: dict[str, int], directory: Path, jobs: int) -> int:
+    """Fork a process for each target, and write its name, exit status and CPU time to standard output when it ends.
+
+    Importing the instrumented decoders takes seconds, so all targets share one import.
+    """
     import atheris  # noqa: PLC0415
 
     with atheris.instrument_imports(include=_INSTRUMENTED, enable_loader_override=False):
         from fuzz.targets import TARGETS  # noqa: PLC0415
 
-    target = TARGETS[name]
+    waiting, running = list(reversed(names)), dict[int, str]()
+    while waiting or running:
+        if waiting and len(running) < jobs:
+            name = waiting.pop()
+            if (pid := os.fork()) == 0:
+                _fuzz_here(name, TARGETS[name], limits, directory / name)
+            running[pid] = name
+        else:
+            pid, status, usage = os.wait4(-1, 0)
+            cpu_s = usage.ru_utime + usage.ru_stime
+            print(running.pop(pid), os.waitstatus_to_exitcode(status), f"{cpu_s:.2f}", flush=True)
+    return 0
+
+
+def _fuzz_here(name: str, target: Target, limits: dict[str, int], directory: Path) -> None:
+    """Fuzz a target with libFuzzer, which ends this process."""
+    for part in ("corpus", "seeds", "slow"):
+        (directory / part).mkdir(parents=True, exist_ok=True)
+    log = os.open(directory / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    trio.run(_run_libfuzzer, name, target, limits, directory)
+    os._exit(1)
+
+
+async def _run_libfuzzer(name: str, target: Target, limits: dict[str, int], directory: Path) -> None:
+    """Run libFuzzer inside trio, because some decoders set deadlines."""
+    import atheris  # noqa: PLC0415
+
     for index, data in enumerate(target.seeds):
         (directory / "seeds" / str(index)).write_bytes(data)
     slowest, slow_files = 0.0, itertools.count()
@@ -143,8 +179,8 @@ async def _fuzz_here(name: str, runs: int, directory: Path) -> None:
                 slowest = found
                 (directory / "slow" / str(next(slow_files))).write_bytes(data)
 
-    flags = {
-        "runs": runs,
+    flags: dict[str, object] = {
+        **limits,
         "seed": 1,
         "max_len": target.max_bytes,
         "len_control": 20,
@@ -165,7 +201,7 @@ def measure(target: Target, directory: Path) -> tuple[str, tuple[str, ...]]:
     """
     inputs = {f"seed {index}": data for index, data in enumerate(target.seeds)} | dict(target.bombs)
     for part in ("slow", "corpus"):
-        inputs |= {str(path): path.read_bytes() for path in sorted((directory / part).iterdir())}
+        inputs |= {str(path): path.read_bytes() for path in sorted((directory / part).glob("*"))}
 
     async def measure_all() -> tuple[str, tuple[str, ...]]:
         problems = tuple(f"{name}: {problem}" for name, data in inputs.items() for problem in target.problems(data))

@@ -30,8 +30,8 @@ class Target:
         bombs: inputs that are too large to mutate. They are only measured.
         encode: the inverse of `decode`, if it has one.
         max_bytes: the size up to which the fuzzer lets inputs grow.
-        slack: how many times its budgets it may take. More than 1 is only for files of the node's owner, which are read
-            at start, and for threads of an executor.
+        base_s: the CPU time that it may take for any input. The table gives the reason for more than `BASE_S`.
+        bytes_per_byte: the memory that it may take for each byte. The table gives the reason for more.
     """
 
     decode: Callable[[bytes], Any]
@@ -40,7 +40,8 @@ class Target:
     bombs: Mapping[str, bytes] = field(default_factory=dict)
     encode: Callable[[Any], bytes] | None = None
     max_bytes: int = 2048
-    slack: float = 1.0
+    base_s: float = BASE_S
+    bytes_per_byte: int = BYTES_PER_BYTE
 
     def run(self, data: bytes) -> float:
         """Decode once and check the round trip; return the decoder's CPU time in seconds."""
@@ -69,7 +70,7 @@ class Target:
 
     def budget_s(self, data: bytes) -> float:
         """Return the CPU time that decoding may take."""
-        return min(BASE_S + S_PER_KIB * len(data) / 1024, MAX_S) * self.slack
+        return min(self.base_s + S_PER_KIB * len(data) / 1024, MAX_S)
 
     def problems(self, data: bytes) -> list[str]:
         """Return how the decoder exceeds its budgets on this input."""
@@ -77,7 +78,7 @@ class Target:
         if (slowness := self.slowness(data)) > 1:
             budget_ms = self.budget_s(data) * 1e3
             found.append(f"{len(data)} bytes take {slowness * budget_ms:.2f} ms, of {budget_ms:.2f} ms allowed")
-        budget_bytes = int((BASE_BYTES + BYTES_PER_BYTE * len(data)) * self.slack)
+        budget_bytes = BASE_BYTES + self.bytes_per_byte * len(data)
         if slowness < _HOPELESS and (peak_bytes := self._peak_bytes(data)) > budget_bytes:
             found.append(f"{len(data)} bytes take {peak_bytes} bytes of memory, of {budget_bytes} allowed")
         return found

@@ -6,7 +6,7 @@ import httpx
 from google.protobuf.message import DecodeError as ProtobufError
 
 from fuzz import seeds, wire
-from fuzz.target import Target
+from fuzz.target import MAX_S, Target
 from hypha_executor.bridge import MAX_EVENT_BYTES
 from hypha_executor.errors import ExecutorError
 from hypha_executor.incoming import parse_event
@@ -78,12 +78,13 @@ TARGETS: Final[dict[str, Target]] = {
         seeds.CERTIFICATES,
         seeds.CERTIFICATE_BOMBS,
     ),
-    "revocation-list": Target(
-        wire.revocation_list, (IdentityError,), seeds.REVOCATION_LISTS, seeds.LIST_BOMBS, slack=20
-    ),
+    "revocation-list": Target(wire.revocation_list, (IdentityError,), seeds.REVOCATION_LISTS, seeds.LIST_BOMBS),
     "private-key": Target(pkcs8.seed_from_der, (ValueError,), seeds.PRIVATE_KEYS),
     "private-key-pem": Target(pkcs8.seed_from_pem, (ValueError,), seeds.PEM_KEYS, seeds.PEM_BOMBS, pkcs8.seed_to_pem),
-    "worker-toml": Target(wire.worker_toml, (ConfigError,), seeds.WORKER_TOML, seeds.TOML_BOMBS, slack=20),
+    # The node reads its owner's file once, when it starts. An error counts all unknown keys, which pydantic describes.
+    "worker-toml": Target(
+        wire.worker_toml, (ConfigError,), seeds.WORKER_TOML, seeds.TOML_BOMBS, base_s=MAX_S, bytes_per_byte=200
+    ),
     "connector-http": Target(wire.connector_http, wire.HTTP_ERRORS, seeds.HTTP, seeds.HTTP_BOMBS),
     "bridge-api": Target(wire.bridge_api, (), seeds.BRIDGE_REQUESTS, seeds.BRIDGE_BOMBS),
     "job-file": Target(

@@ -15,7 +15,7 @@ from hypha_bridge.api import create_app
 from hypha_bridge.errors import invalid_request
 from hypha_executor.bridge import parse_events
 from hypha_network.errors import ConnectionBroken
-from hypha_network.identity import Identity, parse_path, peer_id_of
+from hypha_network.identity import parse_crls, parse_path, peer_id_of
 from hypha_network.services import gossip_messages
 from hypha_network.services import identify as identify_service
 from hypha_network.services.gossip import MAX_MESSAGES_PER_RPC
@@ -124,10 +124,7 @@ def peer_certificate(data: bytes) -> str | None:
 
 
 def revocation_list(data: bytes) -> Any:
-    return Identity.from_pem(_CREDENTIAL.cert_pem, _CREDENTIAL.key_pem, _CREDENTIAL.trust_pem, data)
-
-
-_CREDENTIAL: Final = PKI.node("lists")
+    return parse_crls(data, "the list")
 
 
 def worker_toml(data: bytes) -> Loaded:
