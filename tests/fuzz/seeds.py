@@ -123,6 +123,10 @@ GOSSIP_BOMBS: Final = {
     "a long sequence number": _repeated(2, b"\x1a" + prefixed(b"\xff" * 1800), 64 * _KIB),
     "unknown fields": b"\x78\x01" * 32_000,
     "nested groups": _GROUPS,
+    "empty control entries": b"\x1a" + prefixed(_repeated(1, b"", 60 * _KIB)),
+    "ids of messages": b"\x1a" + prefixed(b"\x12" + prefixed(_repeated(1, b"1", 60 * _KIB))),
+    "grafts": b"\x1a" + prefixed(_repeated(3, b"\x0a\x01t", 60 * _KIB)),
+    "prunes": b"\x1a" + prefixed(_repeated(4, b"\x0a\x01t", 60 * _KIB)),
 }
 
 IDENTIFY: Final = [recorded.IDENTIFY]
@@ -166,6 +170,16 @@ RELAY: Final = [
     )
 ]
 
+RELAY_BOMBS: Final = {
+    "empty addresses": prefixed(b"\x1a" + prefixed(_repeated(2, b"", 3 * _KIB))),
+    "addresses of QUIC": prefixed(b"\x1a" + prefixed(_repeated(2, MULTIADDRESSES[-1], 3 * _KIB))),
+    "long addresses": prefixed(b"\x1a" + prefixed(_repeated(2, b"\x06\x00\x01" * 340, 3 * _KIB))),
+    "a long peer id": prefixed(b"\x12" + prefixed(b"\x0a" + prefixed(b"x" * 3 * _KIB))),
+    "unknown fields": prefixed(b"\x78\x01" * 1500),
+    "a length of a gigabyte": b"\xff\xff\xff\xff\x03" + b"x" * _KIB,
+    "an endless length": b"\xff" * _MIB,
+}
+
 
 def _lines(*texts: str) -> bytes:
     return b"".join(prefixed(text.encode() + b"\n") for text in texts)
@@ -176,6 +190,15 @@ NEGOTIATIONS: Final = [
     _lines("/multistream/1.0.0", "na", "/hypha-api/0.0.1"),
     _lines("/multistream/1.0.0", *["na"] * 40),
 ]
+
+NEGOTIATION_BOMBS: Final = {
+    "many refusals": _lines("/multistream/1.0.0", *["na"] * 20_000),
+    "many unknown protocols": _lines("/multistream/1.0.0", *["/x"] * 20_000),
+    "empty lines": _lines("/multistream/1.0.0") + b"\x01\n" * 50_000,
+    "empty messages": _lines("/multistream/1.0.0") + b"\0" * 100_000,
+    "a long protocol": _lines("/multistream/1.0.0", "/" + "x" * _MIB),
+    "an endless length": b"\xff" * _MIB,
+}
 
 
 def _frame(kind: int, flags: int, stream_id: int, length: int, body: bytes = b"") -> bytes:
@@ -332,3 +355,12 @@ SAFETENSORS: Final = [
     lay_out([("w", "F32", (2, 2)), ("b", "F16", (3,))], {"job_id": "1", "round": "2"})[0][8:],
     lay_out([("", "U8", (64,))], {})[0][8:],
 ]
+LABEL_BOMBS: Final = {
+    **JSON_BOMBS,
+    "many labels": b'{"__metadata__":{' + b",".join(b'"%d":""' % n for n in range(10_000)) + b"}}",
+    "a long label": b'{"__metadata__":{"job_id":"' + b"x" * 100_000 + b'"}}',
+    "many tensors with labels": b"{"
+    + b",".join(b'"%d":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}' % n for n in range(2000))
+    + b',"__metadata__":{"job_id":"1"}}',
+    "many dimensions": b'{"a":{"dtype":"F32","shape":[' + b"1," * 50_000 + b'1],"data_offsets":[0,4]}}',
+}

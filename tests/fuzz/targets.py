@@ -68,9 +68,9 @@ TARGETS: Final[dict[str, Target]] = {
     "kademlia": Target(
         kademlia_messages.decode, (NetworkError,), seeds.KADEMLIA, seeds.KADEMLIA_BOMBS, kademlia_messages.encode
     ),
-    "relay": Target(wire.relay, (NetworkError,), seeds.RELAY),
-    "multistream-accept": Target(wire.accept, (NetworkError,), seeds.NEGOTIATIONS),
-    "multistream-select": Target(wire.select, (NetworkError,), seeds.NEGOTIATIONS),
+    "relay": Target(wire.relay, (NetworkError,), seeds.RELAY, seeds.RELAY_BOMBS),
+    "multistream-accept": Target(wire.accept, (NetworkError,), seeds.NEGOTIATIONS, seeds.NEGOTIATION_BOMBS),
+    "multistream-select": Target(wire.select, (NetworkError,), seeds.NEGOTIATIONS, seeds.NEGOTIATION_BOMBS),
     "yamux": Target(wire.yamux, (ProtocolError,), seeds.YAMUX, seeds.YAMUX_BOMBS),
     "peer-certificate": Target(
         wire.peer_certificate,
@@ -95,7 +95,7 @@ TARGETS: Final[dict[str, Target]] = {
         lambda data: list(parse_event(data[:MAX_EVENT_BYTES].decode("latin-1"))), (), seeds.EVENTS, seeds.JSON_BOMBS
     ),
     "safetensors-sdk": Target(
-        lambda data: parse_header(data, 1000), (ExecutorError,), seeds.SAFETENSORS, seeds.JSON_BOMBS
+        lambda data: parse_header(data, 1000), (ExecutorError,), seeds.SAFETENSORS, seeds.LABEL_BOMBS
     ),
-    "push-label": Target(wire.push_label, (), seeds.SAFETENSORS, seeds.JSON_BOMBS),
+    "push-label": Target(wire.push_label, (), seeds.SAFETENSORS, seeds.LABEL_BOMBS),
 }
