@@ -38,7 +38,10 @@ MIN_GPU_GB: Final = 1.0
 
 def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
     directory = (info.context or {}).get("directory", Path())
-    return Path(directory, path.expanduser())
+    try:
+        return Path(directory, path.expanduser())
+    except RuntimeError as error:
+        raise ValueError(f"{path} begins with an unknown user. Write ./ before a name that begins with ~") from error
 
 
 ConfiguredPath = Annotated[Path, AfterValidator(_relative_to_file)]

@@ -291,7 +291,12 @@ storage = 1
 class = "train"
 name = "diloco"
 """
-WORKER_TOML: Final = [_TOML.encode(), b"a = [1, {b = 2}]\nc.d = '''x'''\n", b"'' = 1979-05-27T07:32:00Z\n"]
+WORKER_TOML: Final = [
+    _TOML.encode(),
+    _TOML.replace('"c"', '"~x"').encode(),
+    b"a = [1, {b = 2}]\nc.d = '''x'''\n",
+    b"'' = 1979-05-27T07:32:00Z\n",
+]
 TOML_BOMBS: Final = {
     "deep lists": b"a = " + b"[" * 100_000,
     "deep tables": b"a = " + b"{a=" * 20_000,

@@ -252,6 +252,17 @@ def test_an_error_counts_the_other_errors(file: Path) -> None:
     assert refused(file, text).endswith("(and 1 more)")
 
 
+def test_a_home_directory_of_nobody_is_refused_with_its_line(file: Path) -> None:
+    error = refused(file, MINIMAL.replace('"cert.pem"', '"~nobody-here/cert.pem"'))
+    assert error.startswith(f"{file}:")
+    assert "cert_pem: ~nobody-here/cert.pem begins with an unknown user" in error
+
+
+@pytest.mark.parametrize("count", [65, 1000])
+def test_many_executors_are_refused(file: Path, count: int) -> None:
+    assert "executors: List should have at most 64 items" in refused(file, MINIMAL + "[[executors]]\n" * count)
+
+
 def test_invalid_toml_is_refused_with_its_line(file: Path) -> None:
     assert "line 2" in refused(file, 'cert_pem = "cert.pem"\nkey_pem = \n')
 
