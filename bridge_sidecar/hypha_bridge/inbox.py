@@ -20,6 +20,7 @@ from hypha_bridge.errors import BridgeError, ConnectorError, forbidden, invalid_
 from hypha_bridge.push_budget import PushBudget
 from hypha_bridge.storage import JobFiles, StagedFile, check_complete
 from hypha_contracts.bridge_config import BridgeConfig
+from hypha_contracts.limits import MAX_TAKEN_PER_PEER
 from hypha_executor.errors import MalformedFileError, TruncatedFileError
 from hypha_messages.job import JobSpec, PeersReference, Reference
 
@@ -75,10 +76,11 @@ class Inbox:
         self._senders = job.senders
         self._files = files
         self._connector = connector
-        self._pollers = config.push_pollers
+        # One call more than all senders can occupy, so that no sender waits for another.
+        self._pollers = min(config.push_pollers, MAX_TAKEN_PER_PEER * len(self._senders) + 1)
         max_bytes = math.inf if config.storage_bytes is None else config.storage_bytes / 2
         self._budget = PushBudget(max_bytes, config.waiting_pushes, max(1, len(self._senders)))
-        self._threads = CapacityLimiter(config.push_pollers)
+        self._threads = CapacityLimiter(self._pollers)
         self._waiting: deque[_Waiting] = deque()
         self._calls = 0  # calls to the node that receive or await a push
         self._delivered: deque[Pointer] = deque(maxlen=_REMEMBERED)

@@ -47,7 +47,7 @@ class BridgeConfig(_Section):
     allow_private_addresses: bool = False  # for `uri` references; the configured hub is always allowed
     exclude_cidr: list[Cidr] = []  # networks that are never allowed for `uri` references
     hub_endpoint: str | None = None  # default: $HF_ENDPOINT, else the public hub
-    push_pollers: Annotated[int, Field(ge=1, le=32)] = 16  # pushes received at the same time
+    push_pollers: Annotated[int, Field(ge=1, le=48)] = 48  # pushes received at the same time; two of each sender
     waiting_pushes: Annotated[int, Field(ge=1)] = 64  # pushes that the executor has not taken; at the limit, peers wait
     pending_sends: Annotated[int, Field(ge=1)] = 64  # sends not yet delivered; at the limit, the bridge refuses more
     download_deadline_s: _Seconds = 60  # how long the bridge retries a server that does not answer

@@ -1,6 +1,9 @@
-"""Limits of what a scheduler may have a worker keep, on which several processes must agree."""
+"""Limits on which several processes must agree."""
 
 from typing import Final
 
 MAX_SPEC_BYTES: Final = 128 * 1024
 """Maximum size of a job's specification, as the JSON that executors read."""
+
+MAX_TAKEN_PER_PEER: Final = 2
+"""Pushes of one peer that a job receives at once, so that a stalled peer blocks only itself."""

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from hypha_contracts.bridge_config import BridgeConfig
+from hypha_contracts.limits import MAX_TAKEN_PER_PEER
 from support.bridge_node import FakeNode, Handler, safetensors, staged, streaming
 
 from .conftest import OTHER, SERVER, STRANGER, peers, until
@@ -89,7 +90,7 @@ class TestOneAtATime:
         assert sizes == [len(safetensors(100 + number)) for number in range(3)]
 
 
-async def test_one_call_waits_for_the_next_push_while_as_many_as_allowed_are_received(
+async def test_a_sender_that_stalls_every_push_it_may_have_keeps_no_other_sender_waiting(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
 ) -> None:
     go_on = threading.Event()
@@ -100,7 +101,7 @@ async def test_one_call_waits_for_the_next_push_while_as_many_as_allowed_are_rec
         go_on.wait(20)
 
     async with listening(bridge) as events:
-        node.fail_next("GET /pushes", *[stop_halfway] * (config.push_pollers - 1))
+        node.fail_next("GET /pushes", *[stop_halfway] * MAX_TAKEN_PER_PEER * 2)
         await until(lambda: not node.faults["GET /pushes"] and node.waiting == 1)
         node.incoming.put((OTHER, safetensors(10)))
         assert (await anext(events))["from_peer"] == OTHER

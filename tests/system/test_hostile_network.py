@@ -15,7 +15,7 @@ ATTACKERS = dict.fromkeys(Role, 8) | {Role.SCHEDULER: 1}
 """A scheduler may have half of the leases, so two that keep theirs would leave none."""
 ROUNDS = 5
 WARM_UP_S = 0.5
-BOUNDS = Bounds(answer_p99_s=1.0, first_offer_s=5.0, job_ratio=2.0, late_growth_mib=64, log_bytes=60_000)
+BOUNDS = Bounds(answer_p99_s=1.0, first_offer_s=5.0, job_ratio=3.0, late_growth_mib=64, log_bytes=60_000)
 FEW_FILES = 256
 
 

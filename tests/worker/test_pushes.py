@@ -366,11 +366,11 @@ async def test_a_peer_whose_pushes_stall_blocks_no_other_peer() -> None:
     made, tasks = router(job=(uuid4(), {ALICE, BOB}))
     inbox = Inbox()
     async with trio.open_nursery() as nursery:
-        for _ in range(pushes._MAX_TAKEN_PER_PEER + 2):
+        for _ in range(pushes.MAX_TAKEN_PER_PEER + 2):
             nursery.start_soon(made.handle, ALICE, Pushed(b"a part that is long enough", None))
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(made.handle, BOB, Pushed(b"whole"))
-        for _ in range(pushes._MAX_TAKEN_PER_PEER + 1):
+        for _ in range(pushes.MAX_TAKEN_PER_PEER + 1):
             nursery.start_soon(made.take, tasks["job"], inbox.deliver, 10)
         await trio.testing.wait_all_tasks_blocked()
         assert inbox.pushes == [(BOB, b"whole")]
@@ -385,10 +385,10 @@ async def test_after_broken_pushes_the_next_one_of_the_same_peer_is_taken() -> N
         raise ValueError("the bridge has gone")
 
     async with trio.open_nursery() as nursery:
-        for _ in range(2 * pushes._MAX_TAKEN_PER_PEER):
+        for _ in range(2 * pushes.MAX_TAKEN_PER_PEER):
             nursery.start_soon(made.handle, ALICE, Pushed(b"data"))
         await trio.testing.wait_all_tasks_blocked()
-        for _ in range(2 * pushes._MAX_TAKEN_PER_PEER):
+        for _ in range(2 * pushes.MAX_TAKEN_PER_PEER):
             with pytest.raises(ValueError, match="the bridge has gone"):
                 await made.take(tasks["job"], break_off, 1)
         nursery.start_soon(made.handle, ALICE, Pushed(b"data"))

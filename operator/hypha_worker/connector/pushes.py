@@ -18,6 +18,7 @@ from uuid import UUID
 
 import trio
 
+from hypha_contracts.limits import MAX_TAKEN_PER_PEER
 from hypha_network.errors import NetworkError
 from hypha_network.fairness import FairPlaces, FairRate
 from hypha_network.rate_limited_log import RateLimitedLogger
@@ -38,8 +39,6 @@ _MAX_WAITING_PER_PEER: Final = 16
 _PUSHES_PER_S: Final = 10.0
 _MAX_PUSHES_AT_ONCE: Final = 64
 """Pushes of one peer that the node accepts at once, and then in each second, so that pushes which fail cost little."""
-_MAX_TAKEN_PER_PEER: Final = 2
-"""Pushes of one peer that a job receives at once. Its bridge can take more, so a stalled peer blocks only itself."""
 _MAX_WAIT_S: Final = 900.0
 _LEAST_BYTES: Final = 1024 * 1024
 _LEAST_BYTES_WITHIN_S: Final = 60.0
@@ -230,7 +229,7 @@ class PushRouter:
             takers = [
                 taker
                 for taker in self._takers
-                if taker.receiver in push.receivers and taker.receiver.taken[push.peer] < _MAX_TAKEN_PER_PEER
+                if taker.receiver in push.receivers and taker.receiver.taken[push.peer] < MAX_TAKEN_PER_PEER
             ]
             if takers:
                 taker = min(takers, key=lambda taker: taker.receiver.waiting_since or 0.0)
