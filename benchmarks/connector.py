@@ -82,8 +82,8 @@ class NoNetwork:
     async def request(self, *_args: Any, **_kwargs: Any) -> Any:
         raise NotImplementedError
 
-    def connected_peers(self) -> list[str]:
-        return [PEER]
+    def favour(self, _peer: str) -> None:
+        """Nobody competes with the only peer."""
 
 
 def job() -> Job:
@@ -112,7 +112,7 @@ def serve(path: Path, identity: Identity | None, piece_bytes: int, total_bytes: 
         async with trio.open_nursery() as nursery:
             made = job()
 
-            async def authenticate(token: str) -> UUID | None:
+            async def authenticate(token: str, _source: str) -> UUID | None:
                 await trio.lowlevel.checkpoint()
                 return made.task_id if token == TOKEN else None
 

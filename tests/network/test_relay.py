@@ -120,7 +120,7 @@ async def test_a_peer_has_a_limited_number_of_circuits_to_a_node(
                 while await received(ended):
                     pass
         held = hidden._relays._circuits[g.peer_id]
-        assert held.count(a.peer_id) == 3
+        assert held.held_by(a.peer_id) == 3
 
 
 async def circuit(source: Network, through: Network, target: Network) -> Stream:
