@@ -337,6 +337,9 @@ def parse_path(encoded: Iterable[bytes]) -> list[x509.Certificate]:
 def _read_fields(certificate: x509.Certificate) -> None:
     """Read the fields that `cryptography` decodes on demand, so that a malformed one raises its error here."""
     _ = certificate.public_key(), certificate.subject, certificate.issuer
+    _ = certificate.not_valid_after_utc, certificate.not_valid_before_utc
+    if certificate.serial_number < 0:  # revocation lists cannot name it
+        raise ValueError("its serial number is negative")
 
 
 def parse_crls(pem: bytes, name: str) -> tuple[x509.CertificateRevocationList, ...]:

@@ -133,6 +133,16 @@ class TestPeerCertificates:
         with pytest.raises(IdentityError, match="cannot be read"):
             parse_path([broken])
 
+    def test_a_negative_serial_number_is_refused(self, pki: Pki) -> None:
+        certificate = pki.node("peer").certificate
+        number = certificate.serial_number
+        serial = number.to_bytes(number.bit_length() // 8 + 1, "big")
+        der = certificate.public_bytes(Encoding.DER)
+        negative = der.replace(serial, bytes([serial[0] | 0x80]) + serial[1:])
+        assert negative != der
+        with pytest.raises(IdentityError, match="cannot be read"):
+            parse_path([negative])
+
     def test_the_certificates_of_a_path_are_returned(self, pki: Pki) -> None:
         path = [pki.node("peer").certificate, pki.organisation.certificate]
         assert parse_path([certificate.public_bytes(Encoding.DER) for certificate in path]) == path
