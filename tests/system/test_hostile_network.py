@@ -1,5 +1,6 @@
 """Every attack by itself, beside a job that must end on time and schedulers that must get their answers."""
 
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,13 +10,14 @@ from support.honest import Honest
 from support.siege import siege
 from support.siege_report import Bounds
 
-pytestmark = [pytest.mark.alone, pytest.mark.anyio, pytest.mark.timeout(180)]
+by_hand = pytest.mark.skipif("ATTACK_S" not in os.environ, reason="set ATTACK_S=SECONDS, or run make attack")
+pytestmark = [by_hand, pytest.mark.alone, pytest.mark.anyio, pytest.mark.timeout(180)]
 
 ATTACKERS = dict.fromkeys(Role, 8) | {Role.SCHEDULER: 1}
 """A scheduler may have half of the leases, so two that keep theirs would leave none."""
-ROUNDS = 5
+ROUNDS = 3
 WARM_UP_S = 0.5
-BOUNDS = Bounds(answer_p99_s=1.0, first_offer_s=5.0, job_ratio=3.0, late_growth_mib=64, log_bytes=60_000)
+BOUNDS = Bounds(answer_p99_s=3.0, first_offer_s=15.0, job_ratio=6.0, late_growth_mib=64, log_bytes=60_000)
 FEW_FILES = 256
 
 
