@@ -12,9 +12,9 @@ import trio
 import trio.testing
 
 from hypha_contracts.connector_api import ErrorCode
+from hypha_contracts.descriptors import raise_limit
 from hypha_worker.connector import connections
 from hypha_worker.connector.http_server import Exchange, HttpError, listen_unix, serve_unix
-from hypha_worker.runtimes.kubernetes.cluster import raise_descriptor_limit
 
 pytestmark = pytest.mark.anyio
 
@@ -117,7 +117,7 @@ async def test_authenticated_connections_leave_half_of_the_descriptors_to_the_no
 ) -> None:
     path = tmp_path / "socket"
     async with server(path) as go_on:
-        raise_descriptor_limit()  # for the clients, which are of the same process
+        raise_limit()  # for the clients, which are of the same process
         admitted = [await ask(path) for _ in range(descriptors // 2)]
         await trio.testing.wait_all_tasks_blocked()
         assert await status(await ask(path)) == 503
@@ -127,8 +127,8 @@ async def test_authenticated_connections_leave_half_of_the_descriptors_to_the_no
         assert await status(await ask(path)) == 204
 
 
-def test_a_node_in_a_cluster_raises_its_descriptor_limit_to_the_maximum(descriptors: int) -> None:
-    raise_descriptor_limit()
+def test_a_process_raises_its_descriptor_limit_to_the_maximum(descriptors: int) -> None:
+    raise_limit()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert soft == hard
     assert soft > descriptors

@@ -5,7 +5,6 @@ so that no source can block other clients. Authenticated connections use at most
 """
 
 import logging
-import resource
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Final
 
 import trio
 
+from hypha_contracts import descriptors
 from hypha_network.fairness import FairPlaces, FairRate
 from hypha_network.rate_limited_log import RateLimitedLogger
 
@@ -66,7 +66,7 @@ class _Limiter:
         self.unauthenticated = FairPlaces(MAX_UNAUTHENTICATED)
         self.authenticated = 0
         self._rate = FairRate(UNAUTHENTICATED_PER_S, MAX_UNAUTHENTICATED_AT_ONCE)
-        self._max_authenticated = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        self._max_authenticated = descriptors.limit() // 2
 
     def admits(self, source: str) -> bool:
         """Whether another connection of this source is within its rate. It counts until it is authenticated."""

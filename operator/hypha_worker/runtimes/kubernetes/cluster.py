@@ -1,7 +1,6 @@
 """The platform of a worker whose jobs are pods. Their bridges, like the kubelet's probes, reach the node over TLS."""
 
 import os
-import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -61,7 +60,6 @@ async def open_cluster(config: NodeConfig) -> AsyncIterator[Cluster]:
     """Open the cluster for a worker. Raises what `open_platform` does."""
     cluster, leases = config.kubernetes, config.leases
     assert cluster is not None  # noqa: S101 - its presence chose this runtime
-    raise_descriptor_limit()
     async with open_api(ApiAccess.find(os.environ)) as api:
         reporter = StatusReporter(api, cluster)
         async with reporter.reporting_refusals():
@@ -78,12 +76,6 @@ async def open_cluster(config: NodeConfig) -> AsyncIterator[Cluster]:
             nursery.start_soon(store.run)
             yield Cluster(identity, runtime, store, reporter, cluster)
             nursery.cancel_scope.cancel()
-
-
-def raise_descriptor_limit() -> None:
-    """Raise the limit of descriptors to the highest allowed, because every job's bridge holds some."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def check_pinned(identity: Identity, cluster: KubernetesConfig) -> None:
