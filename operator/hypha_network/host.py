@@ -40,6 +40,8 @@ MAX_INBOUND_STREAMS_PER_PEER = 256
 MIN_INBOUND_STREAMS_PER_PEER = 32
 """A peer's share of the streams is at least this, however many peers are connected."""
 DIRECT_TIMEOUT_S = 3.0
+REFUSED_S = 300.0
+"""How long this node refuses connections of a peer that attacked it."""
 PROVED_S = 3600.0
 """How long a connection proves that a peer has a certificate."""
 STAY_RELAYED_S = 60.0
@@ -112,8 +114,7 @@ class Host:
     _dialling: dict[str, trio.Lock] = field(default_factory=dict)
     _stay_relayed: dict[str, float] = field(default_factory=dict)
     """By peer, the time before which this node does not try to replace the relayed connection."""
-    _refused_until: dict[str, float] = field(default_factory=dict)
-    """By peer that attacked this node, the time from which it may connect again."""
+    _refused: RecentPeers = field(default_factory=lambda: RecentPeers(REFUSED_S))
     _max_connections: int = field(default_factory=lambda: min(MAX_CONNECTIONS, descriptors.limit() // 4))
     """Most descriptors stay for other uses."""
     _running: int = 0
@@ -171,7 +172,7 @@ class Host:
         """Close a connection if there are too many; DialError if the peer may not have another one."""
         if peer_id == self.peer_id:
             raise DialError("the peer is this node itself")
-        if self._refused_until.get(peer_id, 0.0) > trio.current_time():
+        if peer_id in self._refused:
             raise DialError(f"{peer_id} attacked this node recently")
         own = self.connections.get(peer_id, [])
         if inbound and self._running >= self._max_connections:
@@ -186,11 +187,9 @@ class Host:
         """Let a peer that did useful work go first for an hour when many peers want to be served."""
         self.upgrader.cpu_share(peer_id).favour()
 
-    def refuse(self, peer_id: str, duration_s: float) -> None:
+    def refuse(self, peer_id: str) -> None:
         """Close the connections with a peer that attacks this node, and refuse new ones for a while."""
-        now = trio.current_time()
-        self._refused_until = {peer: until for peer, until in self._refused_until.items() if until > now}
-        self._refused_until[peer_id] = now + duration_s
+        self._refused.add(peer_id)
         for connection in self.connections.get(peer_id, []):
             connection.close()
 

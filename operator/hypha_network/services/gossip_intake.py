@@ -23,7 +23,6 @@ MAX_PROVED_PER_S: Final = 1000.0
 MAX_FORGERIES: Final = 64
 """A peer may forward this many messages of an invalid signature or form at once, and one a second. No honest peer
 forwards any."""
-REFUSE_FORGER_S: Final = 300.0
 _PEER_ID_CHARS: Final = 52
 """The length of the peer id of an Ed25519 key."""
 
@@ -144,4 +143,4 @@ class Intake:
         _refusal_log.warning(peer_id, "refused gossip: %s", error)
         if not self._forgeries.take(peer_id, time.monotonic()):
             _forger_log.warning(peer_id, "closing its connections, because it sent many forged messages")
-            self._host.refuse(peer_id, REFUSE_FORGER_S)
+            self._host.refuse(peer_id)
