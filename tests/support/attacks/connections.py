@@ -3,7 +3,8 @@
 import os
 import socket
 import ssl
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from itertools import cycle
 
 import trio
@@ -18,22 +19,31 @@ HELD = 60
 _ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, HyphaNetworkError)
 
 
+@asynccontextmanager
+async def _connected(target: Target, tally: Tally) -> AsyncIterator[trio.SocketStream]:
+    """Connect to the victim over TCP, and count that."""
+    stream = await trio.open_tcp_stream(*target.endpoint)
+    tally.attempts += 1
+    tally.connections += 1
+    try:
+        yield stream
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
 async def _hold(target: Target, tally: Tally, greeting: bytes) -> None:
     """Hold connections open, and replace each that the victim closes."""
 
     async def one() -> None:
         while True:
             with suppress(*_ERRORS):
-                stream = await trio.open_tcp_stream(*target.endpoint)
-                tally.attempts += 1
-                tally.connections += 1
-                try:
-                    await stream.send_all(greeting)
-                    while await stream.receive_some():
-                        pass
-                finally:
-                    tally.lost += 1
-                    await trio.aclose_forcefully(stream)
+                async with _connected(target, tally) as stream:
+                    try:
+                        await stream.send_all(greeting)
+                        while await stream.receive_some():
+                            pass
+                    finally:
+                        tally.lost += 1
             await trio.sleep(0.02)
 
     async with trio.open_nursery() as nursery:
@@ -55,15 +65,11 @@ async def garbage_connections(_: Identity, target: Target, tally: Tally) -> None
     """Connections that speak something else, one after the other."""
     for garbage in cycle((b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 1000, proposal("/tls/1.0.0") + os.urandom(200), b"")):
         with suppress(*_ERRORS):
-            stream = await trio.open_tcp_stream(*target.endpoint)
-            tally.attempts += 1
-            tally.connections += 1
-            tally.sent_bytes += len(garbage)
-            with suppress(trio.BrokenResourceError):
+            async with _connected(target, tally) as stream:
+                tally.sent_bytes += len(garbage)
                 await stream.send_all(garbage)
                 with trio.move_on_after(0.1):
                     await stream.receive_some()
-            await trio.aclose_forcefully(stream)
         await trio.lowlevel.checkpoint()
 
 
@@ -73,18 +79,13 @@ async def tls_without_a_certificate(_: Identity, target: Target, tally: Tally) -
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     while True:
         with suppress(*_ERRORS):
-            stream = await trio.open_tcp_stream(*target.endpoint)
-            tally.attempts += 1
-            tally.connections += 1
-            try:
+            async with _connected(target, tally) as stream:
                 await stream.send_all(proposal("/tls/1.0.0"))
                 await stream.receive_some(len(proposal("/tls/1.0.0")))
                 tls = trio.SSLStream(stream, context)
                 await tls.do_handshake()
                 with trio.move_on_after(0.5):
                     await tls.receive_some(1)
-            finally:
-                await trio.aclose_forcefully(stream)
         await trio.lowlevel.checkpoint()
 
 
