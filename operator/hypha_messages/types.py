@@ -1,6 +1,7 @@
 """The values in messages: peer ids, uuids, times and resources."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -22,6 +23,8 @@ _NANOSECONDS_PER_SECOND = 1_000_000_000
 ROUNDING: Final = 1 + 1e-9
 """Amounts that differ by at most this factor count as equal, because sums of floats are inexact."""
 _ED25519_PEER_ID_PREFIX = bytes.fromhex("002408011220")  # identity multihash of the protobuf key
+_MAX_REMEMBERED: Final = 1024
+"""Peer ids whose text is remembered, because one message of gossip needs the text of its source three times."""
 _DIGITS: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _PAIRS: Final = [high + low for high in _DIGITS for low in _DIGITS]
 
@@ -40,6 +43,7 @@ class OmitsNone(Message):
         return {key: value for key, value in serialize(self).items() if value is not None}
 
 
+@lru_cache(_MAX_REMEMBERED)
 def peer_id_from_bytes(multihash: bytes) -> str:
     """Return the base58 text of a peer id's multihash bytes; ValueError if they are not a peer id."""
     if len(multihash) < 3 or multihash[1] != len(multihash) - 2:
