@@ -267,13 +267,15 @@ def usable(encoded: Iterable[bytes], limit: int = 16) -> list[Address]:
 
     Only the first `2 * limit` are parsed, so that a peer cannot occupy this node with malformed ones.
     """
-    found: list[Address] = []
-    for data in dict.fromkeys(islice(encoded, 2 * limit)):
+    found: dict[Address, None] = {}
+    for data in islice(encoded, 2 * limit):
+        if len(found) == limit:
+            break
         with suppress(AddressError):  # a peer may announce transports that this node lacks
             address = from_bytes(data)
-            if address.port and address not in found:
-                found.append(address)
-    return found[:limit]
+            if address.port:
+                found[address] = None
+    return list(found)
 
 
 def parse_cidrs(texts: Iterable[str]) -> tuple[Network, ...]:
