@@ -85,10 +85,11 @@ def unwrap(address: IPAddress) -> IPAddress:
 
 
 class Block(NamedTuple):
-    """A network, and the disjoint networks within it that do not belong to the block."""
+    """A network, the disjoint networks within it that do not belong to the block, and its ports (empty: all)."""
 
     network: IPNetwork
     excluded: Sequence[IPNetwork]
+    ports: Sequence[range] = ()
 
 
 def reachable_blocks(exclude_cidr: Iterable[str], *, allow_private_addresses: bool) -> list[Block]:
@@ -100,14 +101,34 @@ def reachable_blocks(exclude_cidr: Iterable[str], *, allow_private_addresses: bo
     """
     special = () if allow_private_addresses else SPECIAL_CIDRS
     excluded = [ip_network(text, strict=False) for text in (*special, *exclude_cidr)]
-    excluded_ipv4 = [network for network in excluded if isinstance(network, IPv4Network)]
-    excluded_ipv6 = [network for network in excluded if isinstance(network, IPv6Network)]
-    excluded_ipv6 += map(_behind_nat64, excluded_ipv4)
+    excluded_ipv4 = _of_version(IPv4Network, excluded)
+    excluded_ipv6 = [*_of_version(IPv6Network, excluded), *map(_behind_nat64, excluded_ipv4)]
     ipv6 = (_ALL_IPV6,) if allow_private_addresses else (_GLOBAL_IPV6, _NAT64)
     return [
         *_without(_ALL_IPV4, excluded_ipv4),
         *(part for block in ipv6 for part in _without(block, excluded_ipv6)),
     ]
+
+
+def opened_blocks(cidr: str, excluded: Iterable[str] = (), ports: Sequence[range] = ()) -> list[Block]:
+    """Return the blocks of a network that is opened besides the reachable ones: it, and it behind NAT64.
+
+    Args:
+        cidr: the network.
+        excluded: networks within it that stay closed.
+        ports: the TCP ports; empty: all.
+    """
+    network = ip_network(cidr, strict=False)
+    inside = [ip_network(text, strict=False) for text in excluded]
+    if isinstance(network, IPv6Network):
+        return [block._replace(ports=ports) for block in _without(network, _of_version(IPv6Network, inside))]
+    ipv4 = _of_version(IPv4Network, inside)
+    blocks = [*_without(network, ipv4), *_without(_behind_nat64(network), map(_behind_nat64, ipv4))]
+    return [block._replace(ports=ports) for block in blocks]
+
+
+def _of_version(kind: type[_Network], networks: Iterable[IPNetwork]) -> list[_Network]:
+    return [network for network in networks if isinstance(network, kind)]
 
 
 def _without(block: _Network, excluded: Iterable[_Network]) -> Iterator[Block]:
@@ -121,9 +142,22 @@ def _behind_nat64(network: IPv4Network) -> IPv6Network:
     return IPv6Network((first, _NAT64.prefixlen + network.prefixlen))
 
 
-def is_reachable(address: str, blocks: Iterable[Block]) -> bool:
-    """Return whether an IP address is in one of the blocks. The kernel connects mapped addresses over IPv4."""
+def is_reachable(address: str, port: int, blocks: Iterable[Block]) -> bool:
+    """Return whether one of the blocks has this address and port. The kernel connects mapped addresses over IPv4."""
     parsed = ip_address(address)
     if isinstance(parsed, IPv6Address):
         parsed = parsed.ipv4_mapped or parsed
-    return any(parsed in block.network and not any(parsed in network for network in block.excluded) for block in blocks)
+    return any(
+        parsed in block.network
+        and not any(parsed in network for network in block.excluded)
+        and (not block.ports or any(port in ports for ports in block.ports))
+        for block in blocks
+    )
+
+
+def parse_listen_address(text: str) -> tuple[str | None, int]:
+    """Return the host and port of `host:port`, `:port` (None: all addresses) or `port` (loopback). ValueError."""
+    host, colon, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port[:6]) <= 65535):
+        raise ValueError("write a port such as 9464 for this host alone, or an address such as 0.0.0.0:9464")
+    return (host.strip("[]") or None if colon else "localhost"), int(port)

@@ -23,7 +23,7 @@ class Call(NamedTuple):
 
 
 NEXT_SLICE: Final = Call("POST", "/slices/next")
-"""`NextSlice`; the node answers with the `AssignedSlice`."""
+"""`NextSlice`; the node answers with the `AssignedSlice`, or 410 `no_slice` if the scheduler has none for the job."""
 PULL_SLICE: Final = Call("POST", "/slices/pull")
 """`PullSlice`; the node streams the slice."""
 PUSH: Final = Call("POST", "/pushes")
@@ -32,6 +32,8 @@ TAKE_PUSH: Final = Call("GET", "/pushes")
 """The node streams the next push, with its sender in `SENDER_HEADER`, or answers 204 after `TAKE_PUSH_S`."""
 REPORT_PROGRESS: Final = Call("POST", "/progress")
 """`hypha_messages.progress.Progress`; the node answers with the scheduler's `ProgressResponse`."""
+REPORT_TELEMETRY: Final = Call("POST", "/telemetry")
+"""`hypha_contracts.job_telemetry.TelemetryBatch`; the node answers 204, whether or not it uses every record."""
 
 RECEIVER_PARAMETER: Final = "peer"
 SENDER_HEADER: Final = "Hypha-Peer"
@@ -72,6 +74,7 @@ class ErrorCode(StrEnum):
     UNAUTHORIZED = "unauthorized"
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
+    NO_SLICE = "no_slice"
     NO_SUCH_CALL = "no_such_call"
     PEER_FAILED = "peer_failed"
     UNAVAILABLE = "unavailable"

@@ -1,5 +1,6 @@
 """The errors of the API server, and the answers that mean them."""
 
+import re
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -46,6 +47,11 @@ class Unavailable(ApiError):  # noqa: N818 - a kind of ApiError
     """There was no usable answer in time, so the outcome is unknown. Another attempt may succeed."""
 
 
+def is_terminating(error: ApiError) -> bool:
+    """Whether the API server refused to create an object because its namespace is being deleted."""
+    return isinstance(error, Forbidden) and "being terminated" in error.message
+
+
 _NO_OBJECT: Final = "failed to create typed patch object"
 """The message, with status 500, if an applied object has an unknown field or names an item of a list twice."""
 _BY_STATUS: Final[dict[int, type[ApiError]]] = {
@@ -58,6 +64,25 @@ _BY_STATUS: Final[dict[int, type[ApiError]]] = {
     HTTPStatus.UNPROCESSABLE_ENTITY: Invalid,
     HTTPStatus.TOO_MANY_REQUESTS: Unavailable,
 }
+
+
+_LACKS_RIGHT: Final = re.compile(
+    r"cannot \w+ resource|cannot set blockOwnerDeletion|attempting to grant RBAC permissions"
+)
+"""Refusals of a client that lacks rights."""
+_DENIED: Final = re.compile(r"admission webhook .* denied the request|ValidatingAdmissionPolicy .* denied request")
+
+
+def is_admission(error: ApiError) -> bool:
+    """Whether admission refused the object, rather than RBAC, the object's schema or an overloaded API server.
+
+    Webhooks and policies choose the status of their answer, so their words decide.
+    """
+    if isinstance(error, Unavailable):
+        return "failed calling webhook" in error.message
+    if isinstance(error, Forbidden):
+        return not _LACKS_RIGHT.search(error.message)
+    return bool(_DENIED.search(error.message))
 
 
 def from_answer(call: str, status: int, body: Any) -> ApiError:

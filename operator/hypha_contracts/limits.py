@@ -7,3 +7,6 @@ MAX_SPEC_BYTES: Final = 128 * 1024
 
 MAX_TAKEN_PER_PEER: Final = 2
 """Pushes of one peer that a job receives at once, so that a stalled peer blocks only itself."""
+
+MAX_FAILED_STARTS: Final = 2
+"""After this many starts of jobs that failed because of the cluster, a worker makes no offers until one succeeds."""

@@ -25,6 +25,8 @@ _NOISY: Final = (
 )  # fmt: skip
 """These libraries log from warnings on only. The HTTP clients log URLs, which may hold secrets."""
 
+_TRACEBACKS: Final = logging.Formatter()
+
 
 def configure(level: LogLevel, log_format: LogFormatOrAuto = "auto", stream: TextIO = sys.stderr) -> None:
     """Send every record at or above a level to the stream, and also the error that ends the process.
@@ -66,7 +68,7 @@ class HumanFormatter(logging.Formatter):
         if self._colour:
             level = f"\x1b[{_COLOURS.get(record.levelname, '0')}m{level}\x1b[0m"
         message = f"{time} {level} {escaped(record.getMessage())}"
-        return "\n  | ".join((message, *chain.from_iterable(_texts(self, record).values())))
+        return "\n  | ".join((message, *chain.from_iterable(record_texts(record).values())))
 
 
 class JsonFormatter(logging.Formatter):
@@ -74,7 +76,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        return json.dumps(_fields(self, record), ensure_ascii=False)
+        return json.dumps(_fields(record), ensure_ascii=False)
 
 
 class LogfmtFormatter(logging.Formatter):
@@ -82,23 +84,23 @@ class LogfmtFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        return " ".join(f"{key}={_quote(value)}" for key, value in _fields(self, record).items())
+        return " ".join(f"{key}={_quote(value)}" for key, value in _fields(record).items())
 
 
-def _fields(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, str]:
+def _fields(record: logging.LogRecord) -> dict[str, str]:
     time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     message = escaped(record.getMessage())
     fields = {"time": time, "level": record.levelname.lower(), "logger": record.name, "msg": message}
-    return fields | {name: "\n".join(lines) for name, lines in _texts(formatter, record).items()}
+    return fields | {name: "\n".join(lines) for name, lines in record_texts(record).items()}
 
 
-def _texts(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, list[str]]:
-    """Return the texts of a record that have several lines, by name."""
+def record_texts(record: logging.LogRecord) -> dict[str, list[str]]:
+    """Return the texts of a record that have several lines, by name, with each line escaped."""
     texts = {}
     if lines := getattr(record, "lines", ()):
         texts["output"] = escaped_lines("\n".join(lines))
     if record.exc_info:
-        texts["exception"] = escaped_lines(formatter.formatException(record.exc_info))
+        texts["exception"] = escaped_lines(_TRACEBACKS.formatException(record.exc_info))
     return texts
 
 

@@ -15,12 +15,20 @@ WORKER_LABEL: Final = f"{GROUP}/worker"
 """On every child of a HyphaWorker and every HyphaJob: the worker's name."""
 JOB_LABEL: Final = f"{GROUP}/job"
 """On every child of a HyphaJob: the job's name."""
-NAMESPACE_LABEL: Final = f"{GROUP}/namespace"
-"""On cluster-scoped objects: the namespace of the HyphaWorker that they belong to."""
 CONFIG_ANNOTATION: Final = f"{GROUP}/config"
 """On the controller's pod: a digest of its configuration."""
 APPLIED_ANNOTATION: Final = f"{GROUP}/applied"
 """On every object that the operator applies: a digest of what it applied."""
+TRACE_ANNOTATION: Final = f"{GROUP}/traceparent"
+"""On a HyphaJob: the span, as W3C trace context, in which its pod runs. The node sets it if it exports telemetry."""
+PROBED_ANNOTATION: Final = f"{GROUP}/probed"
+"""On a probe's Job: class and name of the executor that it starts."""
+GENERATION_ANNOTATION: Final = f"{GROUP}/generation"
+"""On a probe's Job: the generation of the HyphaWorker for which it was made."""
+QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
+"""On a Job that Kueue queues: the LocalQueue."""
+IGNORE_UPDATES_ANNOTATION: Final = "argocd.argoproj.io/ignore-resource-updates"
+"""On every HyphaJob, so that its renewals do not refresh ArgoCD's Application (docs/operations.md)."""
 DRAIN_FINALIZER: Final = f"{GROUP}/drain"
 
 CONTROLLER: Final = "worker"
@@ -28,11 +36,18 @@ CONTROLLER: Final = "worker"
 BRIDGE: Final = "bridge"
 EXECUTOR: Final = "executor"
 
+OUTPUT_VOLUME: Final = "output"
+"""The volume of a job's pod in which the trainer keeps its model."""
+
 CONNECTOR_PORT: Final = 8443
 """Where bridges and the kubelet's probes reach the node."""
+METRICS_PORT: Final = 9464
+"""Where Prometheus reads the metrics of the controller's pod."""
 TOKEN_AUDIENCE: Final = "hypha-connector"  # noqa: S105 - for whom tokens are issued
 JOB_FILE_KEY: Final = "job.json"
 """The key of a job's Secret that holds the complete job specification."""
+LEASE_GPUS: Final = "LEASE_GPUS"
+"""The variable that tells an executor how many GPUs its lease has."""
 USER_ID: Final = 65532
 """The user and group of every process in a pod."""
 
@@ -74,13 +89,9 @@ def job_name(task_id: UUID) -> str:
     return f"hypha-{task_id}"
 
 
-def reviewer_binding(namespace: str, worker: str) -> str:
-    """Return the name of the ClusterRoleBinding that lets the controller have its jobs' tokens reviewed.
-
-    The binding has no namespace, so the dot, which neither part may contain, keeps `a-b` and `c` apart from `a` and
-    `b-c`.
-    """
-    return f"hypha-{namespace}.{worker}-token-reviewer"
+def probe_name(worker: str) -> str:
+    """Return the name of the Job with which the operator finds out whether a worker's jobs start."""
+    return f"{worker}-probe"
 
 
 def controller_labels(worker: str) -> dict[str, str]:
@@ -91,6 +102,11 @@ def controller_labels(worker: str) -> dict[str, str]:
 def controller_selector(worker: str) -> dict[str, str]:
     """Return the labels that select the controller's pod."""
     return {WORKER_LABEL: worker, _COMPONENT_LABEL: "controller"}
+
+
+def probe_labels(worker: str) -> dict[str, str]:
+    """Return the labels of a worker's probe."""
+    return _labels(worker, "probe") | {WORKER_LABEL: worker}
 
 
 def job_labels(worker: str, job: str) -> dict[str, str]:

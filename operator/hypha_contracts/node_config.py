@@ -5,15 +5,15 @@ The reader may pass two entries in the validation context: the `directory` of th
 
 import socket
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
     AliasChoices,
-    BaseModel,
+    AwareDatetime,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationInfo,
@@ -21,16 +21,23 @@ from pydantic import (
     model_validator,
 )
 
-from hypha_contracts.addresses import RESERVED_CIDRS, Cidr
+from hypha_contracts.addresses import RESERVED_CIDRS, Cidr, parse_listen_address
+from hypha_contracts.market_config import (
+    ArbiterConfig,
+    LeasesConfig,
+    OfferConfig,
+    PositiveS,
+    ResourcesConfig,
+    SchedulersConfig,
+    Section,
+    SelectionConfig,
+)
 from hypha_contracts.names import CONNECTOR_PORT, TOKEN_AUDIENCE
+from hypha_contracts.pairs import parse_pairs
+from hypha_contracts.proxies import Proxies
 from hypha_contracts.times import KEEP_ENDED_S
 from hypha_messages.job import ExecutorClass, ExecutorDescriptor
-from hypha_messages.types import Amount, PeerId, Resources
-
-PositiveAmount = Annotated[Amount, Field(gt=0)]
-PositiveMs = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
-PositiveS = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-Weight = Annotated[float, Field(allow_inf_nan=False)]
+from hypha_messages.types import PeerId, Resources
 
 MIN_GPU_GB: Final = 1.0
 """The least GPU memory, in GB, that a lease with a GPU reserves."""
@@ -50,13 +57,12 @@ ConfiguredPath = Annotated[Path, AfterValidator(_relative_to_file)]
 
 def _parse_pairs(value: Any) -> Any:
     """Accept the text `k=v,k=v` for a table, the form of the OpenTelemetry variables."""
-    if not isinstance(value, str):
-        return value
-    pairs = (pair.partition("=") for pair in value.split(",") if pair.strip())
-    table = {key.strip(): text.strip() for key, _, text in pairs}
-    if "" in table:
-        raise ValueError('write it as a table or as "key=value,key=value"')
-    return table
+    return parse_pairs(value) if isinstance(value, str) else value
+
+
+def _check_listen_address(value: Any) -> str:
+    parse_listen_address(str(value))
+    return str(value)
 
 
 def _is_supported(text: str, info: ValidationInfo) -> bool:
@@ -77,103 +83,25 @@ Multiaddr = Annotated[str, AfterValidator(_check_address)]
 ObjectName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 TextTable = Annotated[dict[str, str], BeforeValidator(_parse_pairs)]
 SecretTable = Annotated[dict[str, SecretStr], BeforeValidator(_parse_pairs)]
+Repository = Annotated[str, Field(max_length=193, pattern=r"^[\w.-]+/[\w.-]+$")]
+Repositories = Annotated[list[Repository], Field(min_length=1, max_length=256)]
+"""Repositories of a model hub, as owner/name."""
+ListenAddress = Annotated[str, BeforeValidator(_check_listen_address)]
+Sampler = Literal[
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+]
 
 
-class Section(BaseModel):
-    """A table of the configuration; unknown keys are errors."""
+class HubTokenConfig(Section):
+    """A token of yours for the model hub. Every job may use it to read these repositories, if it brings none itself."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class ResourcesConfig(Section):
-    """The resources that this worker offers to schedulers."""
-
-    cpu: PositiveAmount = Field(description="Cores.")
-    memory: PositiveAmount = Field(description="GB of memory.")
-    storage: PositiveAmount = Field(description="GB of disk space below work_dir.")
-    gpu: Amount = Field(default=0.0, description="GB of GPU memory, all devices together; 0 without a GPU.")
-    gpu_device: Amount = Field(
-        default=0.0,
-        description="GB of one GPU. Leases are rounded up to whole GPUs; 0 lets leases share a GPU.",
-    )
-
-
-class MinimumConfig(Section):
-    """The least that a lease reserves, in the units of `ResourcesConfig`."""
-
-    cpu: PositiveAmount = 1.0
-    memory: PositiveAmount = 4.0
-    storage: PositiveAmount = 20.0
-
-
-class Terms(BaseModel):
-    """The price of the worker, in the node's configuration and in a HyphaWorker."""
-
-    price: Amount = Field(default=100.0, description="The lowest price of the complete worker (strategy whole).")
-    floor: Amount = Field(
-        default_factory=lambda offer: min(100.0, offer.get("price", 100.0)),
-        description="The worker does not answer bids below this. Default: 100, or price if that is less.",
-    )
-
-
-class OfferConfig(Terms, Section):
-    """The terms of an offer."""
-
-    strategy: Literal["flexible", "whole"] = Field(
-        default="whole",
-        description="whole: offer the complete worker at max(price, bid); flexible: offer the request at the bid.",
-    )
-    minimum: MinimumConfig = Field(
-        default=MinimumConfig(),
-        description="The least that a lease reserves, if the worker has that much. Requests for less, or for an "
-        "unspecified amount (0), are raised to it.",
-    )
-
-    @field_validator("strategy", mode="before")
-    @classmethod
-    def _accept_table(cls, value: Any) -> Any:
-        return value["type"] if isinstance(value, dict) and value.keys() == {"type"} else value
-
-
-class SelectionConfig(Section):
-    """Which of several competing requests the worker answers first."""
-
-    strategy: Literal["profit", "utilization", "affinity"] = Field(
-        default="profit",
-        description="profit: highest bid per resource; utilization: fills free capacity best; affinity: by preference.",
-    )
-    schedulers: dict[PeerId, Weight] = Field(default={}, description="Affinity: peer id = preference.")
-    executors: dict[str, Weight] = Field(default={}, description="Affinity: class/name or class = preference.")
-
-
-class LeasesConfig(Section):
-    """How long resources are reserved."""
-
-    temporary_ms: PositiveMs = Field(
-        default=500, description="How long an offer waits for the scheduler to renew its lease."
-    )
-    duration_s: PositiveS = Field(default=10, description="Lease duration, counted from each renewal.")
-    prune_ms: PositiveMs = Field(default=250, description="How often the node removes expired leases.")
-    max_live: Annotated[int, Field(gt=0)] = Field(
-        default=1024, description="Maximum number of leases; one scheduler may have half."
-    )
-    ended_s: PositiveS = Field(default=60, description="How long the node still renews the lease of a finished job.")
-
-
-class ArbiterConfig(Section):
-    """How the node collects requests before it answers the best."""
-
-    window_ms: PositiveMs = Field(default=200, description="How long the node collects competing requests.")
-    window_messages: Annotated[int, Field(gt=0)] = Field(
-        default=100, description="Maximum number of collected requests."
-    )
-    max_waiting: Annotated[int, Field(gt=0)] = Field(
-        default=2000,
-        description="Maximum number of requests that wait for free capacity; one scheduler may have a quarter.",
-    )
-    requests_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        default=1000, description="Maximum number of requests of one scheduler per second; more are ignored."
-    )
+    file: ConfiguredPath = Field(description="File with the token alone, which only the node's user may read (0600).")
+    repositories: Repositories = Field(description="The repositories, such as owner/name.")
 
 
 class JobsConfig(Section):
@@ -186,11 +114,51 @@ class JobsConfig(Section):
     exclude_cidr: list[Cidr] = Field(
         default=[], description="More networks from which jobs may not download, such as your own public addresses."
     )
+    proxy: Proxies | None = Field(
+        default=None,
+        description="Proxies of downloads. Default: the variables HTTPS_PROXY, HTTP_PROXY and NO_PROXY for the model "
+        "hub, and no proxy for other addresses.",
+    )
+    trust_pem: ConfiguredPath | None = Field(
+        default=None,
+        description="Authorities that downloads trust besides the public ones, for a proxy that intercepts TLS or a "
+        "private mirror.",
+    )
+    hub_token: HubTokenConfig | None = Field(default=None, description="A token of yours that jobs may use.")
+    cache_dir: ConfiguredPath | None = Field(
+        default=None,
+        description="Directory of public files of the model hub, so that several jobs of one model download it once. "
+        "Default: each job downloads its own.",
+    )
+    cache_max_bytes: Annotated[int, Field(gt=0)] = Field(
+        default=100 * 1000**3,
+        description="The most that cache_dir may take, in bytes. Then the least recently used files are removed.",
+    )
     read_ahead: Annotated[int, Field(ge=0, le=64)] = Field(
         default=1, description="Slices fetched before the executor asks for them."
     )
+    max_duration_s: Annotated[int, Field(gt=0, lt=2**31)] | None = Field(
+        default=None, description="How long a job may run. Then the node ends it. Absent: as long as its lease."
+    )
     output_log_bytes: Annotated[int, Field(ge=4096)] = Field(
-        default=4 * 1024 * 1024, description="Maximum size of the kept output of a job, in bytes."
+        default=4 * 1024 * 1024, description="Maximum size of each of the two files of a job's output, in bytes."
+    )
+    keep_ended_s: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        default=KEEP_ENDED_S, description="How long an ended job's logs are kept, or in a cluster its HyphaJob."
+    )
+    log_dir: ConfiguredPath | None = Field(
+        default=None, description="Directory of the logs of ended jobs. Default: logs in work_dir."
+    )
+    ended_log_bytes: Annotated[int, Field(ge=0)] = Field(
+        default=1024**3, description="Maximum size of the logs of all ended jobs, in bytes. The newest are kept."
+    )
+    output_dir: ConfiguredPath | None = Field(
+        default=None,
+        description="Directory of trained models and predictions. Default: they are deleted with their job.",
+    )
+    output_max_bytes: Annotated[int, Field(gt=0)] = Field(
+        default=100 * 1000**3,
+        description="The size that output_dir may reach, in bytes. Then nothing more is kept; nothing is ever deleted.",
     )
     termination_grace_s: PositiveS = Field(default=5, description="Time between SIGTERM and SIGKILL.")
     report_s: PositiveS = Field(default=120, description="How long the node tries to report the end of a job.")
@@ -237,6 +205,23 @@ class ExecutorConfig(Section):
         return ExecutorDescriptor(class_=self.class_, name=self.name)
 
 
+class HostPort(Section):
+    """A port at which every address of the pod's node with this protocol leads to the node."""
+
+    protocol: Literal["ip4", "ip6"]
+    port: Annotated[int, Field(ge=1, le=65535)]
+
+
+def _check_ip(text: str) -> str:
+    ip_address(text)
+    return text
+
+
+def _split_words(value: Any) -> Any:
+    """Accept the text `a,b` for a list, the form in which a pod learns the addresses of its node."""
+    return value.split(",") if isinstance(value, str) else value
+
+
 class KubernetesConfig(Section):
     """The cluster in which jobs are pods. The operator writes this table. Without it, jobs are processes."""
 
@@ -252,13 +237,25 @@ class KubernetesConfig(Section):
     audience: Annotated[str, Field(min_length=1)] = Field(
         default=TOKEN_AUDIENCE, description="Audience of the tokens of bridges."
     )
-    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] = Field(
-        default=KEEP_ENDED_S, description="How long an ended HyphaJob is kept."
+    host_ports: list[HostPort] = Field(default=[], description="Ports at which peers reach this node at host_ips.")
+    host_ips: Annotated[list[Annotated[str, AfterValidator(_check_ip)]], BeforeValidator(_split_words)] = Field(
+        default=[], description="IP addresses of the machine of this node's pod."
     )
-    accept_offers: bool = Field(default=True, description="false: no new offers; existing leases continue.")
+    common_labels: dict[str, str] = Field(default={}, description="Labels of every HyphaJob and Secret of a job.")
+    common_annotations: dict[str, str] = Field(default={}, description="Annotations of these objects.")
     pod_name: ObjectName = Field(
         default_factory=socket.gethostname, description="Name of this node's pod; the pod's host name may differ."
     )
+
+    @property
+    def host_addresses(self) -> list[str]:
+        """The addresses at which peers reach this node at its machine."""
+        return [
+            f"/{port.protocol}/{ip}/tcp/{port.port}"
+            for port in self.host_ports
+            for ip in self.host_ips
+            if port.protocol == f"ip{ip_address(ip).version}"
+        ]
 
 
 class NodeConfig(Section):
@@ -285,9 +282,16 @@ class NodeConfig(Section):
     relay_circuit: bool = Field(default=True, description="Be reachable through the gateways.")
 
     work_dir: ConfiguredPath = Field(description="Directory of the jobs' files and the node's state.")
+    suspend: bool = Field(default=False, description="Make no new offers. Existing leases and jobs go on.")
+    suspend_deadline: AwareDatetime | None = Field(
+        default=None,
+        description="While suspend is set, when the node ends the jobs that still run, such as 2030-01-31T08:00:00Z. "
+        "Absent: they run to their end.",
+    )
     resources: ResourcesConfig
     offer: OfferConfig = OfferConfig()
     selection: SelectionConfig = SelectionConfig()
+    schedulers: SchedulersConfig = SchedulersConfig()
     leases: LeasesConfig = LeasesConfig()
     arbiter: ArbiterConfig = ArbiterConfig()
     jobs: JobsConfig = JobsConfig()
@@ -295,24 +299,27 @@ class NodeConfig(Section):
     telemetry_endpoint: str | None = Field(
         default=None,
         validation_alias=AliasChoices("telemetry_endpoint", "exporter_otlp_endpoint"),
-        description="OpenTelemetry collector (OTLP over HTTP); without it, the node exports nothing.",
+        description="OpenTelemetry collector (OTLP), such as http://otel-collector:4318.",
     )
     telemetry_protocol: Literal["http/protobuf", "http/json", "grpc"] = Field(
         default="http/protobuf",
         validation_alias=AliasChoices("telemetry_protocol", "exporter_otlp_protocol"),
-        description="Only http/protobuf is supported; with another one, the node exports nothing.",
+        description="http/protobuf (usually port 4318) or grpc (usually port 4317).",
     )
     telemetry_headers: SecretTable = Field(
         default={},
         validation_alias=AliasChoices("telemetry_headers", "exporter_otlp_headers"),
         description="Headers for the collector, a table or key=value,key=value.",
     )
+    telemetry_headers_file: ConfiguredPath | None = Field(
+        default=None, description="File with more headers, one per line, as name: value."
+    )
     telemetry_attributes: TextTable = Field(
         default={},
         validation_alias=AliasChoices("telemetry_attributes", "resource_attributes"),
         description="Attributes of all exported data, a table or key=value,key=value.",
     )
-    telemetry_sampler: Literal["always_on", "always_off", "traceidratio", "parentbased_traceidratio"] | None = Field(
+    telemetry_sampler: Sampler | None = Field(
         default=None,
         validation_alias=AliasChoices("telemetry_sampler", "traces_sampler"),
         description="Which traces the node exports; all if absent.",
@@ -321,6 +328,11 @@ class NodeConfig(Section):
         default=1.0,
         validation_alias=AliasChoices("telemetry_sample_ratio", "traces_sampler_arg"),
         description="The fraction of traces that the ratio samplers keep.",
+    )
+    telemetry_prometheus: ListenAddress | None = Field(
+        default=None,
+        description="Where the node serves /metrics: a port of this host such as 9464, or an address such as "
+        "0.0.0.0:9464.",
     )
 
     executors: Annotated[list[ExecutorConfig], Field(min_length=1, max_length=64)] = Field(
@@ -344,6 +356,17 @@ class NodeConfig(Section):
                 raise ValueError(f"{problem} no table [kubernetes]: add it, or choose another runtime")
         return self
 
+    @model_validator(mode="after")
+    def _leases_fit_the_share(self) -> Self:
+        resources = self.resources
+        complete = self.offer.strategy == "whole" and not resources.nodes and resources.per_job is None
+        if complete and self.schedulers.max_share < 1:
+            raise ValueError(
+                "schedulers.max_share: with the strategy whole, a lease is the complete worker, which is more than any "
+                "share. Use the strategy flexible, or set resources.per_job or resources.nodes."
+            )
+        return self
+
     @field_validator("gateway_addresses")
     @classmethod
     def _names_a_supported_one(cls, value: list[str], info: ValidationInfo) -> list[str]:
@@ -356,7 +379,8 @@ class NodeConfig(Section):
     @property
     def capacity(self) -> Resources:
         """The resources of the worker, as a message."""
-        return Resources(**self.resources.model_dump(exclude={"gpu_device"}))
+        resources = self.resources
+        return Resources(cpu=resources.cpu, memory=resources.memory, storage=resources.storage, gpu=resources.gpu)
 
     @property
     def minimum(self) -> Resources:

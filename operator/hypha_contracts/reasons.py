@@ -1,12 +1,7 @@
-"""Every reason of a condition, an event or a refused request, with its remedy.
+"""Every reason of a condition, an event or a refused request, with its remedy."""
 
-`python -m hypha_contracts.reasons docs/kubernetes.md` writes the tables of that page.
-"""
-
-import sys
 from enum import StrEnum
-from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 
 class Reason(StrEnum):
@@ -166,6 +161,30 @@ class WorkerReason(Reason):
         "`status.capacity`",
         "RequestsAnswered",
     )
+    MORE_THAN_PER_JOB = (
+        "MoreThanPerJob",
+        "Have schedulers request less, or raise `spec.resources.perJob` or add larger nodes to `spec.resources.nodes`.",
+        "`spec.resources`, `status.offering.perJob`",
+        "RequestsAnswered",
+    )
+    MORE_THAN_SHARE = (
+        "MoreThanShare",
+        "Raise `spec.schedulers.maxShare`, or have schedulers request less.",
+        "`spec.schedulers.maxShare`",
+        "RequestsAnswered",
+    )
+    SCHEDULER_BLOCKED = (
+        "SchedulerBlocked",
+        "Remove the scheduler from `spec.schedulers.block` if it may have jobs here.",
+        "`spec.schedulers.block`",
+        "RequestsAnswered",
+    )
+    SCHEDULER_NOT_ALLOWED = (
+        "SchedulerNotAllowed",
+        "Add the scheduler to `spec.schedulers.allow`, or empty that list.",
+        "`spec.schedulers.allow`",
+        "RequestsAnswered",
+    )
     REQUEST_EXPIRED = (
         "RequestExpired",
         "Correct the clocks of the schedulers and of the cluster's nodes.",
@@ -192,8 +211,20 @@ class WorkerReason(Reason):
     )
     FORBIDDEN = (
         "Forbidden",
-        "Upgrade the chart if the operator's role lacks a permission, or raise the quota that the message names.",
+        "Upgrade the chart, because the operator's role lacks the permission that the message names.",
         "`kubectl auth can-i --list --as=system:serviceaccount:hypha-system:hypha-worker -n ns`",
+        "Ready, Stalled",
+    )
+    QUOTA_EXCEEDED = (
+        "QuotaExceeded",
+        "Raise the ResourceQuota that the message names.",
+        "`kubectl describe resourcequota -n ns`",
+        "Ready, Stalled",
+    )
+    ADMISSION_REFUSED = (
+        "AdmissionRefused",
+        "Set what the policy asks for in `spec.commonLabels`, `spec.commonAnnotations` or `spec.controller`.",
+        "the webhook or policy that the message names",
         "Ready, Stalled",
     )
     NAME_TAKEN = (
@@ -202,11 +233,11 @@ class WorkerReason(Reason):
         "the object that the message names",
         "Ready, Stalled",
     )
-    ROLE_MISSING = (
-        "RoleMissing",
-        "Upgrade the chart, or correct the operator's `HYPHA_TOKEN_REVIEWER_ROLE`.",
-        "the chart's ClusterRole for token reviews",
-        "Ready, Stalled",
+    SERVED_BY_OTHER = (
+        "ServedByOther",
+        "Uninstall one of the two releases that serve the namespace. The other release sets the conditions.",
+        "the message, which names the other release",
+        "only an event",
     )
     CERT_MANAGER_MISSING = (
         "CertManagerMissing",
@@ -214,6 +245,27 @@ class WorkerReason(Reason):
         "`spec.identity`",
         "Ready, Stalled",
     )
+    EXECUTORS_INVALID = (
+        "ExecutorsInvalid",
+        "Do what the message says. The worker makes offers again once the API server accepts the job of each executor.",
+        "the condition `ExecutorsValid`, whose reasons are those of HyphaJobs",
+        "Ready, Stalled",
+    )
+    JOBS_DO_NOT_START = (
+        "JobsDoNotStart",
+        "Do what the message says. The operator probes with growing pauses, and at once after a change of the spec.",
+        "the condition `JobsStart`, whose reasons are those of HyphaJobs; `kubectl get jobs -n ns w-probe`",
+        "Ready, Stalled",
+    )
+    VALIDATED = "Validated", "All is well.", "", "ExecutorsValid"
+    NOT_VALIDATED = (
+        "NotValidated",
+        "Wait. If this persists, `Ready` says why the operator could not ask the API server.",
+        "the condition `Ready`",
+        "ExecutorsValid",
+    )
+    JOBS_START = "JobsStart", "All is well.", "", "JobsStart"
+    NOT_TRIED = "NotTried", "Wait for the first job.", "", "JobsStart"
     SETTLED = "Settled", "Nothing is in progress.", "", "Reconciling"
     NOT_STALLED = "NotStalled", "No action is needed.", "", "Stalled"
 
@@ -228,8 +280,14 @@ class JobReason(Reason):
     COMPLETED = "Completed", "All is well."
     QUEUED = (
         "Queued",
-        "Kueue has not admitted the job. Give the queue as much quota as the worker offers.",
-        "`kubectl get workloads -n ns`",
+        "Give the queue as much quota as the worker offers, or raise `jobs.queueTimeoutSeconds`.",
+        "`kubectl describe workloads -n ns`",
+    )
+    REPLACING = (
+        "Replacing",
+        "Wait: the cluster took the pod before the executor had started, so the operator creates another one.",
+        "the reason of `Ready`",
+        "Reconciling",
     )
     ENDING = "Ending", "Wait: the operator ends the job's pod.", "the reason of `Ready`", "Reconciling"
     ENDED = "Ended", "No part of the job runs any more.", "the reason of `Ready`", "Reconciling"
@@ -271,6 +329,22 @@ class JobReason(Reason):
         "Add nodes, offer less in `spec.resources`, or give an autoscaler time with `jobs.startPatienceSeconds`.",
         "`kubectl describe pod`, the free capacity of the nodes",
     )
+    DEVICES_MISSING = (
+        "DevicesMissing",
+        "Install the device plugin or the DRA driver, or correct `spec.resources.gpu`.",
+        "`kubectl describe nodes`: `Allocatable`",
+        "JobsStart of the worker",
+    )
+    QUEUE_TIMEOUT = (
+        "QueueTimeout",
+        "Give the queue as much quota as the worker offers, offer less, or raise `jobs.queueTimeoutSeconds`.",
+        "`kubectl describe workloads -n ns`",
+    )
+    START_TIMEOUT = (
+        "StartTimeout",
+        "Use smaller images or a registry nearby, pull the images beforehand, or raise `jobs.startTimeoutSeconds`.",
+        "`kubectl describe pod`: since when its images are pulled",
+    )
     QUOTA_EXCEEDED = (
         "QuotaExceeded",
         "Raise the ResourceQuota, or offer less in `spec.resources`.",
@@ -278,7 +352,7 @@ class JobReason(Reason):
     )
     ADMISSION_REFUSED = (
         "AdmissionRefused",
-        "Change what a webhook or Pod Security refuses, usually in `executors.template`, or repair the webhook.",
+        "Change what a policy or webhook refuses, in `executors.template` or `commonLabels`, or repair the webhook.",
         "the message",
     )
     INVALID_TEMPLATE = (
@@ -307,23 +381,21 @@ class JobReason(Reason):
     )
 
 
-def with_tables(page: str) -> str:
-    """Return a page of documentation with the table of each resource's reasons between its markers."""
-    for reasons in (WorkerReason, JobReason):
-        begin, end = f"<!-- {reasons.__name__}: `make reasons` writes this table -->\n", "<!-- end -->"
-        before, _, rest = page.partition(begin)
-        _, found, after = rest.partition(end)
-        if not found:
-            raise ValueError(f"the page has no table of {reasons.__name__}; add the lines {begin.strip()} and {end}")
-        page = f"{before}{begin}{_table(reasons)}{end}{after}"
-    return page
-
-
-def _table(reasons: type[Reason]) -> str:
-    rows = [f"| {row.conditions} | `{row}` | {row.look_at} | {row.remedy} |\n" for row in reasons]
-    return "| condition | reason | look at | remedy |\n| --- | --- | --- | --- |\n" + "".join(rows)
-
-
-if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(with_tables(path.read_text()))
+CLUSTER_REASONS: Final = frozenset(
+    {
+        JobReason.IMAGE_PULL,
+        JobReason.UNSCHEDULABLE,
+        JobReason.DEVICES_MISSING,
+        JobReason.QUEUE_TIMEOUT,
+        JobReason.QUOTA_EXCEEDED,
+        JobReason.ADMISSION_REFUSED,
+        JobReason.INVALID_TEMPLATE,
+        JobReason.START_FAILED,
+        JobReason.START_TIMEOUT,
+        JobReason.BRIDGE_FAILED,
+        JobReason.EVICTED,
+        JobReason.NODE_LOST,
+        JobReason.PREEMPTED,
+    }
+)
+"""Reasons of a HyphaJob that failed because of the cluster, if its executor had not started (no `status.startTime`)."""

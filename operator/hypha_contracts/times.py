@@ -1,5 +1,6 @@
 """Time limits on which several processes must agree, in seconds."""
 
+from datetime import timedelta
 from typing import Final
 
 LEASE_GRACE_S: Final = 60.0
@@ -11,8 +12,14 @@ DRAIN_S: Final = 120
 STOP_S: Final = 30
 """How long after `DRAIN_S` the pod of a job may take to end its executor and bridge."""
 
+CERTIFICATE_EXPIRES_SOON: Final = timedelta(days=7)
+"""How long before its end the owner of a worker is warned that its certificate expires."""
+
 KEEP_ENDED_S: Final = 3600
-"""How long an ended HyphaJob is kept, unless the HyphaWorker sets another time."""
+"""How long the pod of an ended job, or its logs on a host, are kept unless the configuration sets another time."""
+
+KEEP_HYPHA_JOB_S: Final = 6 * 3600
+"""How long an ended HyphaJob is kept unless the HyphaWorker sets another time."""
 
 
 def connector_deadline_s(lease_s: float) -> float:

@@ -5,10 +5,13 @@ import re
 from decimal import Decimal
 from typing import Final
 
-from hypha_messages.types import ROUNDING
+from hypha_messages.types import ROUNDING, Resources
 
 RESOURCES: Final = ("gpu", "cpu", "memory", "storage")
 """The fields of `hypha_messages.types.Resources`."""
+
+UNITS: Final = {"gpu": "GB of GPU memory", "cpu": "cores", "memory": "GB of memory", "storage": "GB of storage"}
+"""What an amount of each resource counts."""
 
 BYTES_PER_GB: Final = 10**9
 """A GB of the Hypha network."""
@@ -40,6 +43,11 @@ def gigabytes(quantity: str) -> float:
 def to_bytes(gigabytes: float) -> int:
     """Return an amount of GB in bytes, at least one, because a limit of zero bytes could mean that there is none."""
     return max(int(Decimal(str(gigabytes)) * BYTES_PER_GB), 1)
+
+
+def exceeding(wanted: Resources, capacity: Resources) -> list[str]:
+    """Return the names of the resources of which more is wanted than there is, apart from rounding errors."""
+    return [name for name in RESOURCES if getattr(wanted, name) > getattr(capacity, name) * ROUNDING]
 
 
 def devices_needed(gpu_gb: float, device_gb: float) -> int:

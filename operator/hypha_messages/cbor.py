@@ -31,12 +31,13 @@ def _serialize_single(value: float, info: SerializationInfo) -> Any:
     return value if info.mode == "json" else _Encoded(b"\xfa" + struct.pack(">f", value))
 
 
-_MAX_SINGLE: Final[float] = struct.unpack(">f", bytes.fromhex("7f7fffff"))[0]
+MAX_SINGLE: Final[float] = struct.unpack(">f", bytes.fromhex("7f7fffff"))[0]
+"""The largest finite number of single precision."""
 
 
 def _fits_single(value: float) -> float:
-    if math.isfinite(value) and abs(value) > _MAX_SINGLE:
-        raise ValueError(f"a single-precision number is at most {_MAX_SINGLE:g}")
+    if math.isfinite(value) and abs(value) > MAX_SINGLE:
+        raise ValueError(f"a single-precision number is at most {MAX_SINGLE:g}")
     return value
 
 
@@ -84,7 +85,7 @@ MAX_DEPTH: Final = 16
 """Twice the depth of the deepest message, a dispatched job."""
 
 _MAX_ITEMS: Final = 4096
-_MIN_ITEMS: Final = 1024
+_MIN_ITEMS: Final = 512
 _BYTES_PER_ITEM: Final = 16
 """Messages with many items, such as peer ids or file names, have at least this many bytes per item on average."""
 

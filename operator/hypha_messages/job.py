@@ -16,6 +16,9 @@ MAX_FILENAMES: Final = 1024
 MAX_INPUT_NAMES: Final = 256
 """Maximum number of a model's or preprocessor's inputs."""
 
+MAX_OUTPUT_NAMES: Final = 64
+"""Maximum number of a model's outputs that an inference job names."""
+
 
 class KebabMessage(Message):
     """A message whose keys are kebab-case on the wire."""
@@ -135,7 +138,7 @@ class PreprocessorType(StrEnum):
 
 
 class Model(KebabMessage):
-    """The model to train, and the tensors of a slice that are its inputs."""
+    """The model to train or to infer with, and the tensors of a slice that are its inputs."""
 
     task: ModelType
     artifact: Reference
@@ -199,8 +202,17 @@ class TrainConfig(OmitsNone):
     @property
     def fetched(self) -> tuple[Reference, ...]:
         """The references that the job may fetch: its model, preprocessor and data."""
-        preprocessor = (self.preprocessor.artifact,) if self.preprocessor else ()
-        return (self.model.artifact, *preprocessor, self.data)
+        return _fetched_by(self)
+
+    @property
+    def senders(self) -> list[PeerId]:
+        """The peers from which the job receives merged updates."""
+        return self.results.peers
+
+    @property
+    def receivers(self) -> list[PeerId]:
+        """The peers to which the job pushes pseudo-gradients."""
+        return self.updates.peers
 
 
 class AggregateConfig(Message):
@@ -215,8 +227,56 @@ class AggregateConfig(Message):
         """The references that the job may fetch: none."""
         return ()
 
+    @property
+    def senders(self) -> list[PeerId]:
+        """The peers from which the job receives pseudo-gradients."""
+        return self.updates.peers
 
-ExecutorClass = Literal["train", "aggregate"]
+    @property
+    def receivers(self) -> list[PeerId]:
+        """The peers to which the job pushes merged updates."""
+        return self.results.peers
+
+
+class InferenceConfig(OmitsNone):
+    """How to infer: the model, the slices to predict, and the peers that get the predictions.
+
+    An extension of this project. The reference implementation knows no such jobs.
+
+    Attributes:
+        results: None leaves the predictions with the worker, where its owner has them kept.
+        outputs: the outputs of the model to keep; None keeps every tensor that has a row for each sample.
+    """
+
+    model: Model
+    data: SchedulerReference
+    batch_size: Annotated[Unsigned32, Field(ge=1)]
+    results: PeersReference | None = None
+    preprocessor: Preprocessor | None = None
+    outputs: Annotated[list[str], Field(min_length=1, max_length=MAX_OUTPUT_NAMES, fail_fast=True)] | None = None
+
+    @property
+    def fetched(self) -> tuple[Reference, ...]:
+        """The references that the job may fetch: its model, preprocessor and data."""
+        return _fetched_by(self)
+
+    @property
+    def senders(self) -> list[PeerId]:
+        """The peers from which the job receives pushes: none."""
+        return []
+
+    @property
+    def receivers(self) -> list[PeerId]:
+        """The peers to which the job pushes predictions."""
+        return self.results.peers if self.results else []
+
+
+def _fetched_by(config: TrainConfig | InferenceConfig) -> tuple[Reference, ...]:
+    preprocessor = (config.preprocessor.artifact,) if config.preprocessor else ()
+    return (config.model.artifact, *preprocessor, config.data)
+
+
+ExecutorClass = Literal["train", "aggregate", "inference"]
 """The kind of job that an executor runs. Each class has a configuration above and an executor below."""
 
 
@@ -242,6 +302,14 @@ class AggregateExecutor(Message):
     config: AggregateConfig
 
 
+class InferenceExecutor(Message):
+    """An executor for inference with its configuration."""
+
+    class_: Literal["inference"] = Field(default="inference", alias="class")
+    descriptor: ExecutorName
+    config: InferenceConfig
+
+
 class ExecutorDescriptor(Message):
     """The class and name of an executor. Workers offer executors, and requests name the required ones."""
 
@@ -256,7 +324,7 @@ class JobSpec(Message):
     """A job as a scheduler dispatches it, and as an executor reads it from its job file."""
 
     job_id: Uuid
-    executor: Annotated[TrainExecutor | AggregateExecutor, Field(discriminator="class_")]
+    executor: Annotated[TrainExecutor | AggregateExecutor | InferenceExecutor, Field(discriminator="class_")]
 
     @property
     def descriptor(self) -> ExecutorDescriptor:
@@ -265,12 +333,10 @@ class JobSpec(Message):
 
     @property
     def senders(self) -> frozenset[str]:
-        """The peers from which this job receives pushes: merged updates if it trains, else pseudo-gradients."""
-        config = self.executor.config
-        return frozenset((config.results if isinstance(config, TrainConfig) else config.updates).peers)
+        """The peers from which this job receives pushes."""
+        return frozenset(self.executor.config.senders)
 
     @property
     def receivers(self) -> frozenset[str]:
-        """The peers to which this job pushes: pseudo-gradients if it trains, else merged updates."""
-        config = self.executor.config
-        return frozenset((config.updates if isinstance(config, TrainConfig) else config.results).peers)
+        """The peers to which this job pushes."""
+        return frozenset(self.executor.config.receivers)

@@ -6,7 +6,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from hypha_messages.cbor import Single
 from hypha_messages.protocol import Plain, Protocol, untag
-from hypha_messages.types import Message, OmitsNone, Unsigned32, Uuid
+from hypha_messages.types import Message, OmitsNone, Unsigned32, Unsigned64, Uuid
 
 
 class Status(Message):
@@ -22,11 +22,19 @@ class Metrics(Message):
     metrics: Annotated[dict[str, Single], Field(max_length=256)]
 
 
+class PredictedSlice(Message):
+    """The predictions of a slice have arrived at their peers, or are kept. Only inference jobs report it."""
+
+    index: Unsigned64
+    samples: Unsigned32
+
+
 class Progress(Message):
-    """One step of a job: a batch's status, a round's metrics, or one of the stages of an outer step."""
+    """One step of a job: a batch's status, a round's metrics, a predicted slice, or a stage of an outer step."""
 
     status: Status | None = None
     metrics: Metrics | None = None
+    predicted: PredictedSlice | None = None
     stage: Literal["update", "updated", "update-received"] | None = None
 
     @model_validator(mode="before")
@@ -35,7 +43,7 @@ class Progress(Message):
         tag, payload = untag(value)
         if payload is None:
             return {"stage": tag}
-        if tag in ("status", "metrics", "stage"):
+        if tag in ("status", "metrics", "predicted", "stage"):
             return {tag: payload}
         raise ValueError(f"unknown progress {tag!r}")
 

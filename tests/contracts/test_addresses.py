@@ -30,16 +30,16 @@ def test_any_other_address_stays_as_it_is(address: str) -> None:
 
 @pytest.mark.parametrize("address", SPECIAL)
 def test_a_special_address_is_not_reachable_unless_private_addresses_are_allowed(address: str) -> None:
-    assert not is_reachable(address, reachable_blocks([], allow_private_addresses=False))
-    assert is_reachable(address, reachable_blocks([], allow_private_addresses=True))
+    assert not is_reachable(address, 443, reachable_blocks([], allow_private_addresses=False))
+    assert is_reachable(address, 443, reachable_blocks([], allow_private_addresses=True))
 
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_a_public_address_is_reachable_unless_its_network_is_excluded(address: str) -> None:
-    assert is_reachable(address, reachable_blocks([], allow_private_addresses=False))
+    assert is_reachable(address, 443, reachable_blocks([], allow_private_addresses=False))
     for allow_private_addresses in (False, True):
         own = reachable_blocks(OWN_NETWORKS, allow_private_addresses=allow_private_addresses)
-        assert not is_reachable(address, own)
+        assert not is_reachable(address, 443, own)
 
 
 OWN_NETWORKS = ["1.0.0.0/8", "8.8.8.8/24", "192.0.0.0/8", "198.0.0.0/8", "2000::/4"]

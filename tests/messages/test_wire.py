@@ -14,15 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypha_messages import advertisement, cbor
-from hypha_messages.api import API, RequestData
+from hypha_messages.advertisement import RequestWorker
+from hypha_messages.api import API, DispatchJob, RequestData
 from hypha_messages.health import HEALTH
-from hypha_messages.job import DataRecord, DataSlice, ModelType, PreprocessorType
+from hypha_messages.job import DataRecord, DataSlice, ExecutorDescriptor, JobSpec, ModelType, PreprocessorType
 from hypha_messages.progress import PROGRESS, Metrics, Progress, ProgressResponse, ReportProgress
 from hypha_messages.protocol import Body
 from hypha_messages.streams import decode_pull_header, decode_pull_length, encode_pull_header
 from hypha_messages.types import Resources, SystemTime, peer_id_from_bytes, peer_id_to_bytes
 
 HERE = Path(__file__).parent
+PEER = "12D3KooWF8o9cA532TjN4kByfuKUEnX4BdZzxUh1z7TUEfzk23Ne"
 BODIES: dict[str, Body] = {
     "api-request": API.request,
     "api-response": API.response,
@@ -127,6 +129,66 @@ def test_a_job_names_its_senders_and_receivers() -> None:
     aggregate = API.request.decode(bytes.fromhex(encoded("api-request dispatch-job aggregate")[0]["cbor"])).spec
     assert train.senders == train.receivers < aggregate.senders
     assert str(train.descriptor) == "train/diloco-transformer"
+
+
+INFERENCE = {
+    "model": {"task": "auto", "artifact": {"type": "uri", "value": "https://example.org/m"}, "input-names": ["x"]},
+    "data": {"type": "scheduler", "peer": PEER, "dataset": "digits"},
+    "batch_size": 8,
+    "results": {"type": "peers", "peers": [PEER], "strategy": {"type": "All"}},
+}
+
+
+def inference_spec(**changes: object) -> JobSpec:
+    executor = {"class": "inference", "descriptor": {"name": "transformers"}, "config": INFERENCE | changes}
+    return JobSpec.model_validate({"job_id": str(UUID(int=1)), "executor": executor})
+
+
+def test_an_inference_job_survives_the_wire_and_names_its_receivers() -> None:
+    dispatch = DispatchJob(id=UUID(int=2), spec=inference_spec(outputs=["logits"]))
+    spec = API.request.decode(API.request.encode(dispatch)).spec
+    assert spec == dispatch.spec
+    assert (spec.senders, spec.receivers) == (frozenset(), {PEER})
+    assert inference_spec(results=None).receivers == frozenset()
+    assert str(spec.descriptor) == "inference/transformers"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"data": {"type": "uri", "value": "https://example.org/slice"}}, "data"),
+        ({"outputs": []}, "outputs"),
+        ({"outputs": ["x"] * 65}, "outputs"),
+        ({"results": {"type": "peers", "peers": [PEER] * 1025, "strategy": {"type": "All"}}}, "peers"),
+    ],
+)
+def test_an_inference_job_beyond_its_bounds_is_refused(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        inference_spec(**changes)
+
+
+@pytest.mark.parametrize(
+    ("classes", "topic"),
+    [(["train"], advertisement.TOPIC), (["inference", "inference"], advertisement.INFERENCE_TOPIC)],
+)
+def test_requests_for_inference_stay_off_the_topic_of_the_reference_nodes(classes: list[str], topic: str) -> None:
+    executors = [ExecutorDescriptor(class_=class_, name="x") for class_ in classes]
+    spec = advertisement.WorkerSpec(resources=Resources(), executor=executors)
+    request = RequestWorker(id=UUID(int=1), spec=spec, timeout=SystemTime.from_timestamp(1), bid=1.0)
+    assert advertisement.topic_of(spec) == topic
+    for name, decode in advertisement.DECODERS.items():
+        if name == topic:
+            assert decode(advertisement.encode(request)) == request
+        else:
+            with pytest.raises(cbor.DecodeError, match="does not belong on"):
+                decode(advertisement.encode(request))
+
+
+def test_a_request_for_both_inference_and_training_belongs_on_no_topic() -> None:
+    executors = [ExecutorDescriptor(class_=class_, name="x") for class_ in ("train", "inference")]
+    with pytest.raises(cbor.DecodeError, match="names no executors of other classes"):
+        advertisement.topic_of(advertisement.WorkerSpec(resources=Resources(), executor=executors))
 
 
 def test_tokens_do_not_show_in_a_printed_job() -> None:
