@@ -15,6 +15,7 @@ from hypha_network.errors import DialError, NetworkError, PeerUnreachable, Remot
 from hypha_network.failures import report_failure
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.recent_peers import RecentPeers
+from hypha_network.traffic import Direction, PeerCounts
 from hypha_network.wire import multistream
 from hypha_network.wire.addresses import Address, Network, expand, source_of
 from hypha_network.wire.processor import charged_to
@@ -62,6 +63,7 @@ class Connection:
     """Runs the tasks of the connection and ends with it."""
     closed: trio.Event = field(default_factory=trio.Event)
     streams: int = 0
+    _counted: tuple[int, int] = (0, 0)
 
     @property
     def relayed(self) -> bool:
@@ -79,6 +81,11 @@ class Connection:
                 raise
             return stream
         raise StreamReset(f"{self.peer_id} did not open a stream within {NEGOTIATION_TIMEOUT_S:g} s")
+
+    def take_traffic(self) -> tuple[int, int]:
+        """Return the bytes received and sent since the last call."""
+        (received, sent), self._counted = self._counted, (self.muxed.received_bytes, self.muxed.sent_bytes)
+        return self._counted[0] - received, self._counted[1] - sent
 
     def close(self) -> None:
         """Close the connection and cancel its tasks."""
@@ -108,6 +115,8 @@ class Host:
     """Networks in which this node connects to no address, unless the operator configured the address."""
     configured: set[Address] = field(default_factory=set)
     """The endpoints that the operator configured."""
+    traffic: PeerCounts[Direction] = field(default_factory=PeerCounts)
+    """The bytes of all connections until `count_traffic` was called last."""
     _handlers: dict[str, StreamHandler] = field(default_factory=dict)
     _connection_tasks: list[ConnectionTask] = field(default_factory=list)
     _proved: RecentPeers = field(default_factory=lambda: RecentPeers(PROVED_S))
@@ -279,7 +288,19 @@ class Host:
         """Whether a peer has proved its certificate in a connection within the last hour."""
         return peer_id in self.connections or peer_id in self._proved
 
+    def count_traffic(self) -> None:
+        """Bring `traffic` up to date."""
+        for connections in self.connections.values():
+            for connection in connections:
+                self._count_traffic_of(connection)
+
+    def _count_traffic_of(self, connection: Connection) -> None:
+        received, sent = connection.take_traffic()
+        if received or sent:
+            self.traffic.add(connection.peer_id, received + sent, {"inbound": received, "outbound": sent})
+
     def _remove(self, connection: Connection) -> None:
+        self._count_traffic_of(connection)
         self._proved.add(connection.peer_id)
         remaining = self.connections[connection.peer_id]
         remaining.remove(connection)

@@ -163,12 +163,19 @@ class Identity:
 
     def warnings(self, now: datetime) -> list[str]:
         """Return the problems that do not keep this node from starting, but may make peers refuse it."""
-        found = []
+        return [*filter(None, [self.own_refusal()]), *self.blemishes(now)]
+
+    def own_refusal(self) -> str | None:
+        """Return why peers with the same trust bundle and lists refuse this node, or None."""
         path = self._own_path()
         if path is None:
-            found.append("the trust bundle does not lead to it; add its CA there, or the intermediate CAs here")
-        elif reason := self.revocation(path):
-            found.append(f"peers will refuse it: {reason}")
+            return "the trust bundle does not lead to it; add its CA there, or the intermediate CAs here"
+        reason = self.revocation(path)
+        return f"peers will refuse it: {reason}" if reason else None
+
+    def blemishes(self, now: datetime) -> list[str]:
+        """Return the problems for which only some peers refuse this node, or which matter later."""
+        found = []
         try:
             names = self.chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
             named = _UNSPECIFIED in names.get_values_for_type(x509.IPAddress)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import NamedTuple
 
 import trio
 
@@ -16,14 +17,16 @@ from hypha_network.host import Connection, Host
 from hypha_network.identity import Identity
 from hypha_network.services.gateways import Gateways
 from hypha_network.services.gossip import PubSub
+from hypha_network.services.gossip_intake import Hears, hears_all
 from hypha_network.services.gossip_messages import Gossip, Message, Signer
-from hypha_network.services.identify import PING, Identify, answer_pings, ping_until_silent
+from hypha_network.services.identify import PING, Identify, answer_pings, ping, ping_until_silent
 from hypha_network.services.kademlia import Kademlia
 from hypha_network.services.kademlia_messages import Record
 from hypha_network.services.relay import Relays
 from hypha_network.services.relay_server import RelayServer
 from hypha_network.services.requests import REQUEST_TIMEOUT_S, Handler, Requests
 from hypha_network.services.source_prover import SourceProver
+from hypha_network.traffic import Direction, PeerCounts
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address, AddressError
 from hypha_network.wire.processor import share_processor
@@ -69,6 +72,15 @@ class NetworkStatus:
     reservations: tuple[str, ...]
     bootstrapped: bool
     healthy: bool
+
+
+class ConnectionStatus(NamedTuple):
+    """The state of a connection. `inbound`: the peer made it. `round_trip_s`: the latest one, None before the first."""
+
+    peer_id: str
+    inbound: bool
+    relayed: bool
+    round_trip_s: float | None
 
 
 class Network:
@@ -156,6 +168,19 @@ class Network:
         """Return the peers that this node is connected with."""
         return list(self._host.connections)
 
+    def connections(self) -> list[ConnectionStatus]:
+        """Return the state of each connection."""
+        return [
+            ConnectionStatus(peer_id, connection.inbound, connection.relayed, connection.muxed.session.latest_rtt_s)
+            for peer_id, connections in self._host.connections.items()
+            for connection in connections
+        ]
+
+    def traffic(self) -> PeerCounts[Direction]:
+        """Return the bytes received from peers and sent to them, within TLS, since the network was opened."""
+        self._host.count_traffic()
+        return self._host.traffic
+
     async def dial(self, address: str) -> str:
         """Connect to an address that the operator chose, and return the peer there.
 
@@ -197,6 +222,7 @@ class Network:
         decode: Callable[[bytes], Message],
         limit: int = 1024,
         proved_per_s: float | None = None,
+        hears: Hears = hears_all,
     ) -> trio.MemoryReceiveChannel[Gossip[Message]]:
         """Receive the messages that other peers publish on a topic.
 
@@ -206,8 +232,10 @@ class Network:
             limit: how many messages may wait unread; more are dropped.
             proved_per_s: hear only sources that a certificate has proved within the last hour, and at most this many
                 messages of each per second. Messages of another source wait until the node has connected to it.
+            hears: with `proved_per_s`, whether a source is heard at all. It is called before anything is verified, so a
+                source that is not heard costs little. Its messages are not forwarded either.
         """
-        return self._pubsub.subscribe(topic, decode, limit, proved_per_s)
+        return self._pubsub.subscribe(topic, decode, limit, proved_per_s, hears)
 
     def favour(self, peer_id: str) -> None:
         """Let a peer that did useful work go first for an hour when many peers want to be served."""
@@ -221,6 +249,10 @@ class Network:
     def subscribers(self, topic: str) -> list[str]:
         """Return the connected peers that subscribe to a topic."""
         return self._pubsub.peers(topic)
+
+    def mesh(self, topic: str) -> list[str]:
+        """Return the peers that send every message of a subscribed topic to this node."""
+        return self._pubsub.mesh(topic)
 
     def handle_stream(self, protocol: str, handler: Callable[[str, Stream], Awaitable[None]]) -> None:
         """Serve streams of a protocol with `await handler(peer_id, stream)`, then close the stream."""
@@ -266,6 +298,41 @@ class Network:
             nursery.start_soon(self._kademlia.republish)
             if self._config.relay_circuit:
                 nursery.start_soon(self._relays.keep_reserved, connection)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The peer that answered at an address, and the round-trip time in seconds."""
+
+    peer_id: str
+    round_trip_s: float
+
+
+async def examine(identity: Identity, address: str) -> Answer:
+    """Connect to an address, exchange a ping and disconnect, without a part of the network.
+
+    The peer sees one more connection of this identity, on which this node serves no protocol. So a node that runs with
+    the same identity keeps its subscriptions, its reservations and its messages.
+
+    Raises:
+        DialError: connecting failed; a HandshakeError if TLS did.
+        NetworkError: the peer refused this node or did not answer, or the address is malformed.
+    """
+    parsed = addresses.parse(address)
+    failure: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            host = Host(identity.peer_id, Upgrader(TlsTransport(identity)), nursery)
+            connection = await host.dial(parsed)
+            began = trio.current_time()
+            await ping(connection)
+            answer = Answer(connection.peer_id, trio.current_time() - began)
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        failure = _only(group)
+    if failure is not None:
+        raise failure
+    return answer
 
 
 def _parse_all(texts: tuple[str, ...]) -> list[Address]:

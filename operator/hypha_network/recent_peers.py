@@ -1,4 +1,4 @@
-"""A record that grows by one entry for each peer or key, so its entries are bounded in number and time."""
+"""Remembers recent peers, bounded in number and time, because anyone can make any number of keys."""
 
 import time
 from collections import OrderedDict

@@ -24,6 +24,7 @@ from hypha_network.wire.multistream import prefixed
 from hypha_network.wire.yamux_frames import ACK, DATA, FIN, GO_AWAY, HEADER, PING, RST, SYN, WINDOW_UPDATE
 from support import recorded_network as recorded
 from support.cbor_bombs import BOMBS
+from support.tokens import token
 
 _MESSAGES: Final = Path(__file__).parents[1] / "messages"
 _PEER: Final = "12D3KooWF8o9cA532TjN4kByfuKUEnX4BdZzxUh1z7TUEfzk23Ne"
@@ -39,6 +40,10 @@ def messages(body: str) -> list[bytes]:
     return [bytes.fromhex(wire) for name, wire in named if name.startswith(body)]
 
 
+INFERENCE_REQUESTS: Final = [
+    message.replace(cbor.dumps("train"), cbor.dumps("inference")) for message in messages("request-worker")
+]
+
 _ID: Final = bytes(16)
 CBOR_BOMBS: Final = {
     **BOMBS,
@@ -50,7 +55,7 @@ CBOR_BOMBS: Final = {
     "a long text": cbor.dumps({"Data": {"dataset": "x" * _MIB}}),
     "a long uuid": cbor.dumps({"RenewLease": {"id": "1" * _MIB}}),
     "many small items": b"\x98\xff" + b"\x80" * 255,
-    "as many small items as allowed": b"\x99\x03\xf0" + b"\xa0" * 0x3F0,
+    "as many small items as allowed": b"\x99\x02\x20" + b"\xa0" * 0x220,
     "as many items as allowed in 64 KiB": b"\x99\x0f\xf0" + b"\x70" + b"x" * 16 + (b"\x70" + b"x" * 16) * (0xFF0 - 1),
 }
 
@@ -265,6 +270,15 @@ LIST_BOMBS: Final = {
     "empty lists": (_CRL_BEGIN + _CRL_END) * 20_000,
 }
 
+_HEADER: Final = base64.urlsafe_b64encode(b'{"alg":"ES256","kid":"old"}').rstrip(b"=")
+POD_TOKENS: Final = [token().encode(), token("other").encode(), token(aud=None).encode(), token(exp=None).encode()]
+POD_TOKEN_BOMBS: Final = {
+    "a nested header": base64.urlsafe_b64encode(b"[" * 190).rstrip(b"=") + b".e30.c2ln",
+    "a nested payload": _HEADER + b"." + base64.urlsafe_b64encode(b"[" * 3000).rstrip(b"=") + b".c2ln",
+    "a long header": b"A" * 20_000 + b".e30.c2ln",
+    "many dots": b"." * 100_000,
+}
+
 _SEED: Final = bytes(range(32))
 PEM_KEYS: Final = [pkcs8.seed_to_pem(_SEED), pkcs8.seed_to_pem(_SEED).replace(b"PRIVATE", b"ENCRYPTED PRIVATE")]
 _V1: Final = base64.b64decode(b"".join(PEM_KEYS[0].split(b"\n")[1:-2]))
@@ -339,6 +353,21 @@ BRIDGE_REQUESTS: Final = [
     b'\x03\n"update"',
 ]
 BRIDGE_BOMBS: Final = {f"{path}: {name}": b"%c\n" % path + bomb for path in (0, 3) for name, bomb in JSON_BOMBS.items()}
+_SPAN: Final = (
+    b'{"name":"batch","span_id":"%s","parent_id":"%s","start_ns":1,"end_ns":2,"error":null,"attributes":{"samples":8}}'
+    % (b"ab" * 8, b"cd" * 8)
+)
+_METRIC: Final = b'{"name":"hypha.job.transfer","value":8.0,"increase":true,"attributes":{"source":"hub"}}'
+_TELEMETRY: Final = b'{"trace_id":"' + b"ab" * 16 + b'","spans":[%s],"metrics":[%s]}'
+TELEMETRY: Final = [_TELEMETRY % (_SPAN, _METRIC)]
+TELEMETRY_BOMBS: Final = {
+    "many spans": _TELEMETRY % (b",".join([_SPAN] * 64), b""),
+    "many metrics": _TELEMETRY % (b"", b",".join([_METRIC] * 256)),
+    "many attributes": _TELEMETRY
+    % (_SPAN.replace(b'"samples":8', b",".join(b'"a%d":0' % n for n in range(8000))), b""),
+    "long texts": _TELEMETRY % (b",".join([_SPAN.replace(b"batch", b"\\u202e" * 300)] * 40), b""),
+    "wrong spans": _TELEMETRY % (b",".join([b"0"] * 64), b",".join([b"0"] * 256)),
+}
 JOB_FILES: Final = [
     json.dumps(vector["json"]["DispatchJob"]["spec"]).encode()
     for vector in json.loads((_MESSAGES / "encoded.json").read_text())

@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 import httpx
+import jwt
 from google.protobuf.message import DecodeError as ProtobufError
 
 from fuzz import seeds, wire
@@ -44,6 +45,13 @@ TARGETS: Final[dict[str, Target]] = {
         seeds.CBOR_BOMBS,
         advertisement.encode,
     ),
+    "inference-advertisement": Target(
+        advertisement.decode_inference,
+        (cbor.DecodeError,),
+        seeds.INFERENCE_REQUESTS,
+        seeds.CBOR_BOMBS,
+        advertisement.encode,
+    ),
     "pull-header": Target(
         lambda data: streams.decode_pull_header(data[: streams.MAX_PULL_HEADER_BYTES]),
         (cbor.DecodeError,),
@@ -81,12 +89,14 @@ TARGETS: Final[dict[str, Target]] = {
     "revocation-list": Target(wire.revocation_list, (IdentityError,), seeds.REVOCATION_LISTS, seeds.LIST_BOMBS),
     "private-key": Target(pkcs8.seed_from_der, (ValueError,), seeds.PRIVATE_KEYS),
     "private-key-pem": Target(pkcs8.seed_from_pem, (ValueError,), seeds.PEM_KEYS, seeds.PEM_BOMBS, pkcs8.seed_to_pem),
+    "pod-token": Target(wire.pod_token, (jwt.InvalidTokenError,), seeds.POD_TOKENS, seeds.POD_TOKEN_BOMBS),
     # The node reads its owner's file once, when it starts. An error counts all unknown keys, which pydantic describes.
     "worker-toml": Target(
         wire.worker_toml, (ConfigError,), seeds.WORKER_TOML, seeds.TOML_BOMBS, base_s=MAX_S, bytes_per_byte=200
     ),
     "connector-http": Target(wire.connector_http, wire.HTTP_ERRORS, seeds.HTTP, seeds.HTTP_BOMBS),
     "bridge-api": Target(wire.bridge_api, (), seeds.BRIDGE_REQUESTS, seeds.BRIDGE_BOMBS),
+    "job-telemetry": Target(wire.job_telemetry, (ValueError,), seeds.TELEMETRY, seeds.TELEMETRY_BOMBS),
     "job-file": Target(
         lambda data: parse_job(data.decode("latin-1"), "train"), (ExecutorError,), seeds.JOB_FILES, seeds.JSON_BOMBS
     ),
@@ -94,8 +104,9 @@ TARGETS: Final[dict[str, Target]] = {
     "event": Target(
         lambda data: list(parse_event(data[:MAX_EVENT_BYTES].decode("latin-1"))), (), seeds.EVENTS, seeds.JSON_BOMBS
     ),
+    # It runs in threads, and takes what the format's library takes, such as members in any order.
     "safetensors-sdk": Target(
-        lambda data: parse_header(data, 1000), (ExecutorError,), seeds.SAFETENSORS, seeds.LABEL_BOMBS
+        lambda data: parse_header(data, 1000), (ExecutorError,), seeds.SAFETENSORS, seeds.LABEL_BOMBS, base_s=0.005
     ),
     "push-label": Target(wire.push_label, (), seeds.SAFETENSORS, seeds.LABEL_BOMBS),
 }

@@ -1,5 +1,6 @@
 """Decoders that read from a stream, a file or an application, as functions of bytes."""
 
+import json
 import os
 import struct
 from pathlib import Path
@@ -13,7 +14,9 @@ from libp2p.relay.circuit_v2.pb import circuit_pb2
 from fuzz.target import drive
 from hypha_bridge.api import create_app
 from hypha_bridge.errors import invalid_request
+from hypha_contracts.job_telemetry import MetricRecord, SpanRecord, TelemetryBatch, valid
 from hypha_executor.bridge import parse_events
+from hypha_executor.telemetry import Telemetry
 from hypha_network.errors import ConnectionBroken
 from hypha_network.identity import parse_crls, parse_path, peer_id_of
 from hypha_network.services import gossip_messages
@@ -25,12 +28,15 @@ from hypha_network.wire.yamux_session import YamuxSession
 from hypha_worker.config_file import Loaded, load
 from hypha_worker.connector import pushes
 from hypha_worker.connector.http_server import Disconnected, Exchange, HttpError
+from hypha_worker.runtimes.kubernetes.tokens import key_id_of, keys_of, pod_of
 from support.certs import Pki
+from support.tokens import AUDIENCE, USER, published
 
 PKI: Final = Pki()
 IDENTITY: Final = PKI.identity("fuzzed", crls=PKI.crls())
 _ISSUERS: Final = PKI.node("peer").issuers
 HTTP_ERRORS: Final = (Disconnected, HttpError, h11.ProtocolError)
+_KEYS: Final = keys_of(published("old"))
 _FILE: Final = os.memfd_create("fuzzed")
 _FILE_PATH: Final = Path(f"/proc/self/fd/{_FILE}")
 
@@ -143,7 +149,17 @@ def connector_http(data: bytes) -> Any:
     return drive(exchange.read_json())
 
 
-async def _refuse(*_: object) -> None:
+def job_telemetry(data: bytes) -> int:
+    """Read what a job reports, as the node does; return the number of usable records."""
+    try:
+        body = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    batch = TelemetryBatch.model_validate(body)
+    return len(valid(SpanRecord, batch.spans)) + len(valid(MetricRecord, batch.metrics))
+
+
+async def _refuse(*_: object, **_options: object) -> None:
     raise invalid_request("fuzzed")
 
 
@@ -156,6 +172,7 @@ _BRIDGE: Any = SimpleNamespace(
     outbox=SimpleNamespace(send=_refuse),
     inbox=SimpleNamespace(listen=_refuse_now),
     report=_refuse,
+    telemetry=Telemetry(lambda _batch: None, {"TRACEPARENT": f"00-{'ab' * 16}-{'cd' * 8}-01"}),
 )
 _APP: Final = create_app(_BRIDGE)
 _PATHS: Final = ["/resources/fetch", "/resources/send", "/resources/receive", "/status/send"]
@@ -199,3 +216,10 @@ def event_stream(data: bytes) -> list[tuple[str, str]]:
 
 def push_label(data: bytes) -> str | None:
     return drive(pushes._read_label(Channel(struct.pack("<Q", len(data)) + data)))  # type: ignore[arg-type]
+
+
+def pod_token(data: bytes) -> object:
+    """Verify a token as the connector does, with the key that it names or another one."""
+    token = data.decode("latin-1")
+    key = _KEYS.get(key_id_of(token), _KEYS["old"])
+    return pod_of(token, key, USER, AUDIENCE)

@@ -12,7 +12,7 @@ from hypha_messages.types import Resources, SystemTime
 from hypha_network.errors import NetworkError, StreamReset
 from hypha_network.host import Connection
 from hypha_network.network import Network
-from hypha_network.services import gossip
+from hypha_network.services import gossip, gossip_intake
 from hypha_network.services.gossip_messages import Gossip, Signer
 from hypha_network.wire.multistream import prefixed
 from support.certs import Pki
@@ -229,3 +229,29 @@ async def test_a_peer_that_missed_a_message_asks_for_it_by_its_id() -> None:
         received = b.subscribe(TOPIC, bytes)  # after the message
         with trio.fail_after(DEADLINE_S):
             assert (await received.receive()).message == b"missed"
+
+
+async def test_a_source_that_a_subscriber_does_not_hear_is_dropped_before_anything_is_verified(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b, node(pki, "c") as c:
+        asked, verified = [], []
+
+        def hears(source: str) -> bool:
+            asked.append(source)
+            return source != a.peer_id
+
+        verify = gossip_intake.verify
+        monkeypatch.setattr(gossip_intake, "verify", lambda message: verified.append(verify(message)) or verified[-1])
+        received = b.subscribe(TOPIC, bytes, proved_per_s=100, hears=hears)
+        for peer in (a, c):
+            await peer.dial(direct_address(b))
+            await until(peer, lambda peer=peer: peer.subscribers(TOPIC) == [b.peer_id])
+        await a.publish(TOPIC, b"from a")
+        with trio.fail_after(DEADLINE_S):
+            while a.peer_id not in asked:  # noqa: ASYNC110 - the predicate tells no one
+                await trio.sleep(0.01)
+            await c.publish(TOPIC, b"from c")
+            assert await received.receive() == Gossip(c.peer_id, b"from c")
+        assert a.peer_id not in verified

@@ -18,6 +18,7 @@ from hypha_network.errors import (
 from hypha_network.host import MAX_CONNECTIONS_PER_PEER
 from hypha_network.network import open_network
 from hypha_network.wire.addresses import AddressError, parse
+from hypha_network.wire.streams import Stream
 from support.certs import Pki
 from support.networks import DEADLINE_S, LOOPBACK, direct_address, gateway, member, messages, node, until
 
@@ -286,3 +287,32 @@ async def test_a_peer_is_reached_although_some_of_its_addresses_are_dead() -> No
         known = [parse(address) for address in (dead.replace(gone.peer_id, a.peer_id), wrong, direct_address(a))]
         b._kademlia.learn(a.peer_id, known, frozenset())
         assert (await b.request(a.peer_id, HEALTH, HealthRequest())).healthy
+
+
+async def test_a_node_counts_the_bytes_and_measures_the_round_trip_of_each_connection() -> None:
+    pki = Pki()
+    size = 3_000_000
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        received = trio.Event()
+
+        async def receive(_peer: str, stream: Stream) -> None:
+            assert len(await stream.read_to_end(size)) == size
+            received.set()
+
+        b.handle_stream("/test", receive)
+        await a.dial(direct_address(b))
+        stream = await a.open_stream(b.peer_id, "/test")
+        await stream.send_all(bytes(size))
+        await stream.aclose()
+        with trio.fail_after(DEADLINE_S):
+            await received.wait()
+            while a.connections()[0].round_trip_s is None:  # noqa: ASYNC110 - nothing announces it
+                await trio.sleep(0.01)
+        assert size <= b.traffic().of("inbound")[a.peer_id] < 1.01 * size + 100_000
+        assert size <= a.traffic().of("outbound")[b.peer_id] < 1.01 * size + 100_000
+        assert b.traffic().of("inbound") == b.traffic().of("inbound"), "nothing is counted twice"
+        (connection,) = a.connections()
+        assert (connection.peer_id, connection.inbound, connection.relayed) == (b.peer_id, False, False)
+        assert 0 < (connection.round_trip_s or 0) < DEADLINE_S
+        before = b.traffic().of("inbound")[a.peer_id]
+    assert b.traffic().of("inbound")[a.peer_id] >= before, "the counts outlive the connection"

@@ -172,7 +172,7 @@ class TwoSessions(RuleBasedStateMachine):
 
 
 TestTwoSessions = TwoSessions.TestCase
-TestTwoSessions.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTwoSessions.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 @given(data=st.binary(max_size=2000), sizes=st.lists(st.integers(1, 50), min_size=1))

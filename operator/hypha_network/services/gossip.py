@@ -15,7 +15,7 @@ from libp2p.pubsub.pb import rpc_pb2
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
-from hypha_network.services.gossip_intake import Intake
+from hypha_network.services.gossip_intake import Hears, Intake, hears_all
 from hypha_network.services.gossip_mesh import PRUNE_BACKOFF_S, Mesh
 from hypha_network.services.gossip_messages import Gossip, Message, MessageCache, Signer, message_id
 from hypha_network.services.source_prover import SourceProver
@@ -102,14 +102,23 @@ class PubSub:
         """Return the peers that have announced a subscription to a topic."""
         return [peer_id for peer_id, peer in self._peers.items() if topic in peer.topics]
 
+    def mesh(self, topic: str) -> list[str]:
+        """Return the peers that exchange the messages of a subscribed topic with this node."""
+        return sorted(self._mesh.members(topic)) if topic in self._mesh else []
+
     def subscribe(
-        self, topic: str, decode: Callable[[bytes], Message], limit: int, proved_per_s: float | None = None
+        self,
+        topic: str,
+        decode: Callable[[bytes], Message],
+        limit: int,
+        proved_per_s: float | None = None,
+        hears: Hears = hears_all,
     ) -> trio.MemoryReceiveChannel[Gossip[Message]]:
         """Receive the messages that other peers publish on a topic; see `Network.subscribe`.
 
         All subscribers of a topic must pass the same `decode` function.
         """
-        self._intake.hear(topic, decode, proved_per_s)
+        self._intake.hear(topic, decode, proved_per_s, hears)
         sender, receiver = trio.open_memory_channel[Gossip[Message]](limit)
         if topic not in self._subscribers:
             self._subscribers[topic] = []
@@ -191,6 +200,7 @@ class PubSub:
     def _release(self, peer_id: str) -> None:
         del self._peers[peer_id]
         self._mesh.remove_peer(peer_id)
+        self._host.changes.notify()
 
     def _send(self, peer_id: str, rpc: rpc_pb2.RPC) -> None:
         peer = self._peers.get(peer_id)

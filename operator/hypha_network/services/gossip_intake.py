@@ -27,8 +27,15 @@ _PEER_ID_CHARS: Final = 52
 """The length of the peer id of an Ed25519 key."""
 
 Decode = Callable[[bytes], Any]
+Hears = Callable[[str], bool]
+"""Whether the node listens to a source at all."""
 Accepted = Callable[[str, rpc_pb2.Message, bytes, Gossip[Any]], None]
 """Called with each accepted message: its forwarder, its envelope, its id, and what it says."""
+
+
+def hears_all(_source: str) -> bool:
+    """Listen to every source."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class _Topic:
     decode: Decode
     rate: FairRate | None
     """The rate of the signatures to verify if only proved sources are heard."""
+    hears: Hears = hears_all
 
 
 class Intake:
@@ -49,15 +57,18 @@ class Intake:
         self._forgeries = FairRate(1.0, MAX_FORGERIES)
         self.seen = SeenCache()
 
-    def hear(self, topic: str, decode: Decode, proved_per_s: float | None) -> None:
-        """Accept messages on a topic, with `proved_per_s` only of proved sources, and this many a second of each."""
+    def hear(self, topic: str, decode: Decode, proved_per_s: float | None, hears: Hears = hears_all) -> None:
+        """Accept messages on a topic.
+
+        With `proved_per_s`, accept only those of proved sources that it `hears`, and this many a second of each.
+        """
         known = self._topics.get(topic)
         if known is not None and known.decode is not decode:
             raise ValueError(f"another subscriber of {topic} passed another decode function; pass the same one")
         rate = known.rate if known is not None else None
         if proved_per_s is not None:
             rate = FairRate(proved_per_s, proved_per_s, MAX_PROVED_PER_S)
-        self._topics[topic] = _Topic(decode, rate)
+        self._topics[topic] = _Topic(decode, rate, hears)
 
     def ignore(self, topic: str) -> None:
         """Accept no more messages on a topic."""
@@ -70,7 +81,8 @@ class Intake:
     def wants(self, topic: str, id_: bytes) -> bool:
         """Whether to ask for a message. If only proved sources are heard, its id must begin with one of them."""
         source = id_[:_PEER_ID_CHARS].decode(errors="replace")
-        return id_ not in self.seen and (self._topics[topic].rate is None or self._host.proved(source))
+        heard = self._topics[topic]
+        return id_ not in self.seen and (heard.rate is None or (self._host.proved(source) and heard.hears(source)))
 
     def handle(self, peer_id: str, message: rpc_pb2.Message) -> None:
         """Accept, hold or drop a message that a peer forwards. The message has one topic."""
@@ -93,6 +105,8 @@ class Intake:
             source = peer_id_from_bytes(message.from_id)
         except (ValueError, IndexError) as error:
             _refusal_log.warning(peer_id, "refused gossip: %s", error)
+            return False
+        if not topic.hears(source):
             return False
         if self._host.proved(source):
             return topic.rate.take((peer_id, source), time.monotonic())

@@ -109,7 +109,7 @@ async def ping_until_silent(connection: Connection) -> None:
     while failures < PING_FAILURES:
         await trio.sleep(PING_INTERVAL_S)
         try:
-            await _ping(connection)
+            await ping(connection)
         except RemoteRefused:
             return
         except NetworkError as error:
@@ -121,7 +121,8 @@ async def ping_until_silent(connection: Connection) -> None:
     connection.close()
 
 
-async def _ping(connection: Connection) -> None:
+async def ping(connection: Connection) -> None:
+    """Exchange a ping with a peer. NetworkError if it does not echo it in time."""
     payload = secrets.token_bytes(_PING_BYTES)
     with trio.move_on_after(PING_TIMEOUT_S):
         stream = await connection.open([PING])

@@ -152,6 +152,8 @@ class Yamux:
         self._backlog.add(self.session)
         self._ping_interval_s = ping_interval_s
         self._silence_timeout_s = silence_timeout_s
+        self.received_bytes = 0
+        self.sent_bytes = 0
         self._last_received_s = trio.current_time()
         self._arrivals = trio.lowlevel.ParkingLot()
         self._progress = trio.lowlevel.ParkingLot()
@@ -242,6 +244,7 @@ class Yamux:
         """Pass the next data to the session; False at the end. No variable keeps the data while more is awaited."""
         data = await self.secured.read_some()
         self._last_received_s = trio.current_time()
+        self.received_bytes += len(data)
         self._backlog.grow(len(data))
         unparsed = memoryview(data)
         while unparsed:
@@ -268,6 +271,7 @@ class Yamux:
         async with self._write_lock:
             while batch := self.session.take_output():
                 await self.secured.write(batch)
+                self.sent_bytes += len(batch)
 
     async def _keep_alive(self) -> None:
         while (silence_s := trio.current_time() - self._last_received_s) < self._silence_timeout_s:

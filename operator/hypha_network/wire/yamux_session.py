@@ -41,6 +41,7 @@ class YamuxSession:
         """The code of the peer's GO_AWAY frame, once it has sent one."""
         self.rtt_s: float | None = None
         """The shortest measured round trip."""
+        self.latest_rtt_s: float | None = None
         self.refused_streams = 0
         """How many streams of the peer were reset, because it has too many or the connection is closing."""
         self._clock = clock
@@ -361,6 +362,7 @@ class YamuxSession:
             self._answer(PING, ACK, 0, nonce)
         elif self._ping and self._ping[0] == nonce:
             rtt_s = self._clock() - self._ping[1]
+            self.latest_rtt_s = rtt_s
             self.rtt_s = rtt_s if self.rtt_s is None else min(rtt_s, self.rtt_s)
             self._ping = None
 
