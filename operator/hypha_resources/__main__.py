@@ -1,40 +1,51 @@
-"""`python -m hypha_resources [--chart]`: writes the CustomResourceDefinitions, or the chart's templates of them."""
+"""`python -m hypha_resources [--chart]`: writes definitions and roles of the resources, or the chart's templates."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from hypha_resources.crd import RESOURCES, Resource, definition
+from hypha_resources.crd import RESOURCES, definition
+from hypha_resources.roles import roles
 
 _HEADER = "# Made from the models in operator/hypha_resources by `make crds`; do not edit.\n"
+_KEPT = {"helm.sh/resource-policy": "keep"}
 
 
-def plain(resource: Resource) -> str:
-    """Return the text of a file for `kubectl apply`."""
-    return _HEADER + _dumped(definition(resource))
+def manifests(annotations: Mapping[str, str] | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Return the content of each file, by the file's name."""
+    definitions = {f"{resource.plural}.yaml": [definition(resource, annotations)] for resource in RESOURCES}
+    return definitions | {"roles.yaml": roles(annotations)}
 
 
-def templated(resource: Resource) -> str:
-    """Return the text of a chart's template. Helm upgrades the definition with the chart and keeps it on removal."""
-    text = _dumped(definition(resource, {"helm.sh/resource-policy": "keep"}))
-    return f"{_HEADER}{{{{- if .Values.crds.install }}}}\n{text}{{{{- end }}}}\n"
+def plain() -> dict[str, str]:
+    """Return the files for `kubectl apply`, by name."""
+    return {name: _HEADER + _dumped(content) for name, content in manifests().items()}
 
 
-def _dumped(manifest: dict[str, object]) -> str:
-    return yaml.safe_dump(manifest, sort_keys=False, width=120)
+def templated() -> dict[str, str]:
+    """Return the chart's templates, by name. Helm upgrades the objects with the chart and keeps them on removal."""
+    return {
+        name: f"{_HEADER}{{{{- if .Values.crds.install }}}}\n{_dumped(content)}{{{{- end }}}}\n"
+        for name, content in manifests(_KEPT).items()
+    }
+
+
+def _dumped(content: list[dict[str, Any]]) -> str:
+    return yaml.safe_dump_all(content, sort_keys=False, width=120)
 
 
 def main() -> None:
-    """Write a file for each resource."""
+    """Write all files."""
     parser = argparse.ArgumentParser(prog="python -m hypha_resources", description=__doc__)
     parser.add_argument("--chart", action="store_true", help="write the chart's templates")
     chart = parser.parse_args().chart
     directory = Path("charts/hypha-worker/templates/crds") if chart else Path("crds")
     directory.mkdir(parents=True, exist_ok=True)
-    for resource in RESOURCES:
-        text = templated(resource) if chart else plain(resource)
-        (directory / f"{resource.plural}.yaml").write_text(text)
+    for name, text in (templated() if chart else plain()).items():
+        (directory / name).write_text(text)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, Field
 
 from hypha_contracts.addresses import WRITE_CIDR, check_cidr
-from hypha_contracts.names import CONNECTOR_PORT
+from hypha_contracts.names import CONNECTOR_PORT, METRICS_PORT
 from hypha_messages.types import peer_id_to_bytes
 from hypha_resources.common import rules
 
@@ -29,9 +29,14 @@ _LISTEN: Final = f"^/{_IP}/tcp/{_PORT}$"
 _WRITE_PEER: Final = (
     "write /dns4/host.example.org/tcp/4001 or /ip4/203.0.113.50/tcp/4001, with or without /p2p/<peer id>"
 )
+_NAME: Final = "^[0-9A-Za-z_-]+([.][0-9A-Za-z_-]+)*$"
+_WRITE_HOST: Final = "write an IP address or a name, such as 203.0.113.50 or node.example.org"
 _WRITE_LISTEN: Final = (
-    f"write /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001, but not port {CONNECTOR_PORT}, where jobs reach the worker"
+    f"write /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001, but not port {CONNECTOR_PORT}, where jobs reach the worker, "
+    f"or {METRICS_PORT}, where Prometheus does"
 )
+_TAKEN: Final = tuple(f"/tcp/{port}" for port in (CONNECTOR_PORT, METRICS_PORT))
+_WRITE_PEER_ID: Final = "write a peer id such as 12D3KooW..."
 _WRITE_PEER_IDS: Final = "write peer ids before the weights, such as 12D3KooW..."
 
 
@@ -66,7 +71,7 @@ def _is_address(shape: str, text: str) -> bool:
 
 
 def _is_listen_address(text: str) -> bool:
-    return _is_address(_LISTEN, text) and not text.endswith(f"/tcp/{CONNECTOR_PORT}")
+    return _is_address(_LISTEN, text) and not text.endswith(_TAKEN)
 
 
 def _is_peer_id(text: str) -> bool:
@@ -83,10 +88,19 @@ ExternalAddress = Annotated[
     Field(max_length=512, json_schema_extra=_rule(_EXTERNAL, _WRITE_PEER)),
     _must(lambda text: _is_address(_EXTERNAL, text), _WRITE_PEER),
 ]
+ExternalHost = Annotated[
+    str,
+    Field(
+        max_length=253,
+        json_schema_extra=rules((f"isIP(self) || self.matches('{_NAME}')", _WRITE_HOST)),
+    ),
+    _must(lambda text: _parses(ip_address, text) or bool(re.fullmatch(_NAME, text)), _WRITE_HOST),
+]
 ListenAddress = Annotated[
     str,
     Field(
-        max_length=128, json_schema_extra=_rule(_LISTEN, _WRITE_LISTEN, f" && !self.endsWith('/tcp/{CONNECTOR_PORT}')")
+        max_length=128,
+        json_schema_extra=_rule(_LISTEN, _WRITE_LISTEN, "".join(f" && !self.endsWith('{taken}')" for taken in _TAKEN)),
     ),
     _must(_is_listen_address, _WRITE_LISTEN),
 ]
@@ -96,3 +110,9 @@ Cidr = Annotated[
 PeerIdKey = Annotated[str, _must(_is_peer_id, _WRITE_PEER_IDS)]
 """A key of a table whose rule is `PEER_ID_KEYS`."""
 PEER_ID_KEYS: Final = rules((f"self.all(id, id.matches('^{_PEER_ID}$'))", _WRITE_PEER_IDS))
+PeerIdItem = Annotated[
+    str,
+    Field(max_length=64, json_schema_extra=rules((f"self.matches('^{_PEER_ID}$')", _WRITE_PEER_ID))),
+    _must(_is_peer_id, _WRITE_PEER_ID),
+]
+"""A peer id in a list."""

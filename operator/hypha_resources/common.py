@@ -1,5 +1,6 @@
 """Types that both resources use: names, quantities, conditions."""
 
+import re
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
@@ -57,6 +58,9 @@ Quantity = Annotated[
 Name = Annotated[ObjectName, Field(min_length=1)]
 """The name of another object in the same namespace."""
 
+SecretKey = Annotated[str, Field(max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+"""A key of a Secret."""
+
 KeptSeconds = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """How long an ended object is kept, with the same maximum as in Kubernetes."""
 
@@ -71,6 +75,29 @@ Time = Annotated[
 
 Passthrough = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 """An object whose fields this schema does not describe."""
+
+_NAME_OF_KEY: Final = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+KEY: Final = f"^([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_NAME_OF_KEY}$"
+"""The pattern of the key of a label or annotation."""
+LABEL_VALUE: Final = f"^({_NAME_OF_KEY})?$"
+"""The pattern of the value of a label."""
+_WRITE_KEYS: Final = "write keys as name or example.org/name"
+
+
+def _check_keys(found: dict[str, str]) -> dict[str, str]:
+    if wrong := [key for key in found if not re.fullmatch(KEY, key)]:
+        raise ValueError(f"{wrong[0]!r} is no key: {_WRITE_KEYS}")
+    return found
+
+
+_KEYS: Final = Field(max_length=16, json_schema_extra=rules((f"self.all(key, key.matches('{KEY}'))", _WRITE_KEYS)))
+_LabelValue = Annotated[str, Field(max_length=63, pattern=LABEL_VALUE)]
+
+Labels = Annotated[dict[str, _LabelValue], _KEYS, AfterValidator(_check_keys)]
+"""Labels of an object, valid for the API server."""
+
+Annotations = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], _KEYS, AfterValidator(_check_keys)]
+"""Annotations of an object, valid for the API server."""
 
 
 def _escaped(value: Any) -> Any:

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from hypha_contracts.names import GROUP, JOB_KIND, VERSION, WORKER_KIND
 from hypha_resources.common import rules
 from hypha_resources.job import HyphaJobSpec, HyphaJobStatus
-from hypha_resources.worker import HyphaWorkerSpec, HyphaWorkerStatus
+from hypha_resources.worker import HyphaWorkerSpec
+from hypha_resources.worker_status import HyphaWorkerStatus
 
 Schema = dict[str, Any]
 
@@ -24,7 +25,7 @@ _MAX_PROPERTIES: Final = 256
 
 
 class Resource(NamedTuple):
-    """The parts of a CustomResourceDefinition."""
+    """The parts of a CustomResourceDefinition. `selectable` are the fields for `kubectl get --field-selector`."""
 
     kind: str
     short_name: str
@@ -33,6 +34,7 @@ class Resource(NamedTuple):
     status: type[BaseModel]
     rules: tuple[tuple[str, str], ...]
     columns: tuple[Schema, ...]
+    selectable: tuple[str, ...]
 
     @property
     def plural(self) -> str:
@@ -75,6 +77,7 @@ HYPHA_WORKER: Final = Resource(
         _column("Message", "string", _of_condition("Ready", "message"), wide=True),
         _column("Age", "date", ".metadata.creationTimestamp"),
     ),
+    selectable=(),
 )
 HYPHA_JOB: Final = Resource(
     kind=JOB_KIND,
@@ -89,10 +92,14 @@ HYPHA_JOB: Final = Resource(
         _column("Phase", "string", ".status.phase"),
         _column("Round", "integer", ".status.progress.round"),
         _column("Loss", "number", ".status.progress.metrics.loss"),
+        _column("Duration", "string", ".status.duration"),
         _column("Reason", "string", ".status.reason", wide=True),
+        _column("GPU GB", "number", ".spec.resources.gpu", wide=True),
+        _column("Scheduler", "string", ".spec.scheduler", wide=True),
         _column("Node", "string", ".status.nodeName", wide=True),
         _column("Age", "date", ".metadata.creationTimestamp"),
     ),
+    selectable=(".spec.workerRef.name", ".status.phase"),
 )
 RESOURCES: Final = (HYPHA_WORKER, HYPHA_JOB)
 
@@ -135,6 +142,11 @@ def definition(resource: Resource, annotations: Mapping[str, str] | None = None)
                     "storage": True,
                     "subresources": {"status": {}},
                     "additionalPrinterColumns": list(resource.columns),
+                    **(
+                        {"selectableFields": [{"jsonPath": path} for path in resource.selectable]}
+                        if resource.selectable
+                        else {}
+                    ),
                     "schema": {"openAPIV3Schema": root},
                 }
             ],

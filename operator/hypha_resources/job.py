@@ -32,6 +32,10 @@ class Lease(Schema):
     deadline: Time = Field(
         description="Each renewal moves it. The operator ends the job some time after it has passed."
     )
+    price: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="The agreed price, in the network's own unit."
+    )
+    accepted: Time | None = Field(default=None, description="When the scheduler accepted the lease.")
 
 
 class ExecutorRef(Schema):
@@ -84,7 +88,15 @@ class HyphaJobSpec(Schema):
                     "ttlSecondsAfterFinished",
                 ),
             ),
-            ("self.lease.id == oldSelf.lease.id", "lease.id never changes: a HyphaJob is one task under one lease"),
+            (
+                (
+                    "self.lease.id == oldSelf.lease.id && has(self.lease.price) == has(oldSelf.lease.price) "
+                    "&& (!has(self.lease.price) || self.lease.price == oldSelf.lease.price) "
+                    "&& has(self.lease.accepted) == has(oldSelf.lease.accepted) "
+                    "&& (!has(self.lease.accepted) || self.lease.accepted == oldSelf.lease.accepted)"
+                ),
+                "lease never changes apart from its deadline: a HyphaJob is one task under one lease",
+            ),
             ("!has(oldSelf.cancel) || has(self.cancel)", "cancel stays once it is set: the job is ending"),
         )
     )
@@ -119,6 +131,14 @@ class Progress(Schema):
     metrics: dict[str, float] = Field(default={}, description="The last value of each metric, such as loss.")
 
 
+class Stage(Schema):
+    """A stage of the job's start that is over, such as `pod scheduled`."""
+
+    name: Annotated[str, Field(max_length=63)]
+    start_time: Time
+    end_time: Time
+
+
 class HyphaJobStatus(Schema):
     """The state of the job."""
 
@@ -128,10 +148,17 @@ class HyphaJobStatus(Schema):
     pod_name: str | None = None
     pod_uid: str | None = None
     node_name: str | None = None
+    starting_since: Time | None = Field(
+        default=None, description="Since when the job could start: it was created, or its queue admitted it."
+    )
     start_time: Time | None = Field(default=None, description="When the executor started.")
     completion_time: Time | None = None
-    last_lines: list[Text] = Field(default=[], description="The last lines of the executor's output, if it failed.")
+    duration: str | None = Field(default=None, description="From startTime to completionTime, such as `2h5m`.")
+    last_lines: list[Text] = Field(default=[], description="The last lines of the executor's output.")
     progress: Progress | None = None
+    stages: Annotated[list[Stage], Field(max_length=8)] = Field(
+        default=[], description="The stages of the start of the job's pod, for the trace of the job."
+    )
 
 
 def redacted(value: Any) -> Any:

@@ -1,41 +1,39 @@
 """HyphaWorker: a worker node of a Hypha network. Its jobs are pods in the same namespace."""
 
 from typing import Annotated, Literal
-from uuid import UUID
 
 from pydantic import ConfigDict, Field
 
-from hypha_contracts.node_config import Terms, Weight
-from hypha_contracts.times import DRAIN_S, KEEP_ENDED_S
+from hypha_contracts.market_config import Terms, Weight
+from hypha_contracts.node_config import Sampler
 from hypha_contracts.units import gigabytes, parse_quantity
-from hypha_messages.job import ExecutorClass
 from hypha_messages.types import Resources
-from hypha_resources.addresses import PEER_ID_KEYS, Cidr, ExternalAddress, GatewayAddress, ListenAddress, PeerIdKey
-from hypha_resources.common import (
-    Conditions,
-    KeptSeconds,
-    Name,
-    Passthrough,
-    PeerIdText,
-    Quantity,
-    Schema,
-    Text,
-    Time,
-    rules,
-)
-from hypha_resources.job import Amounts, ExecutorRef
+from hypha_resources.addresses import PEER_ID_KEYS, PeerIdKey
+from hypha_resources.common import Name, Passthrough, Quantity, Schema, SecretKey, Time, rules
+from hypha_resources.common_metadata import Annotations, Labels
+from hypha_resources.worker_executors import Executor
+from hypha_resources.worker_jobs import Jobs
+from hypha_resources.worker_market import NodeKind, NodeKinds, PerJob, Schedulers
+from hypha_resources.worker_network import NetworkSpec
 
 
 class IssuerRef(Schema):
     """A cert-manager issuer."""
 
-    name: Name
-    kind: Literal["Issuer", "ClusterIssuer"] = "Issuer"
-    group: str = "cert-manager.io"
+    name: Name = Field(
+        description="cert-manager issuer of the certificate: Ed25519, PKCS#8, with a key that is never rotated, "
+        "because the key determines the peer id."
+    )
+    kind: Literal["Issuer", "ClusterIssuer"] = Field(default="Issuer", description="Kind of the issuer.")
+    group: str = Field(default="cert-manager.io", description="API group of the issuer.")
 
 
 class Identity(Schema):
-    """The worker's identity: its Ed25519 key determines its peer id."""
+    """The worker's identity: its Ed25519 key determines its peer id.
+
+    You may change certificates and revocation lists at any time, and the node reloads them without a restart. The
+    operator itself cannot read Secrets.
+    """
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -52,94 +50,68 @@ class Identity(Schema):
 
     secret_name: Name | None = Field(
         default=None,
-        description="Secret with tls.crt and tls.key (Ed25519, PKCS#8). Default with issuerRef: <worker>-identity.",
+        description="Secret with tls.crt (the node's certificate, then intermediates) and tls.key (Ed25519, PKCS#8). "
+        "Without trustSecretName it also holds ca.crt and maybe crl.pem. Default: with issuerRef <worker>-identity.",
     )
     issuer_ref: IssuerRef | None = Field(default=None, description="cert-manager issuer of the certificate.")
     trust_secret_name: Name | None = Field(
         default=None,
-        description="Secret with ca.crt (the network's authorities) and maybe crl.pem. Default: the identity's Secret.",
+        description="Secret with ca.crt (the network's authorities) and maybe crl.pem (revoked certificates). Required "
+        "with issuerRef. Default: the identity's Secret.",
     )
     allow_peer_id_change: bool = Field(
-        default=False, description="Accept a certificate with another key, which changes the peer id."
+        default=False,
+        description="Accept a certificate with another key. The worker then becomes another peer and loses its leases.",
     )
 
 
-class Expose(Schema):
-    """How peers outside the cluster reach the worker directly."""
+class CelSelector(Schema):
+    """A condition on a device, in CEL."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            (
-                "self.type == 'LoadBalancer' || !has(self.loadBalancerClass)",
-                "loadBalancerClass is of Services of type LoadBalancer alone",
-            ),
-            ("self.type != 'HostPort' || !has(self.annotations)", "type HostPort makes no Service for annotations"),
-        )
-    )
-
-    type: Literal["NodePort", "LoadBalancer", "HostPort"]
-    port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
-        default=None,
-        description="The outer port. Default: a port that the cluster chooses, or the listen port for HostPort.",
-    )
-    load_balancer_class: Annotated[str, Field(min_length=1, max_length=317)] | None = Field(
-        default=None, description="The class of load balancer, if the cluster has several. It cannot be changed."
-    )
-    annotations: dict[str, str] = Field(
-        default={}, description="Annotations of the Service, for the load balancer's controller."
+    expression: Annotated[str, Field(min_length=1, max_length=10240)] = Field(
+        description="Such as device.attributes['gpu.nvidia.com'].productName == 'NVIDIA A100'."
     )
 
 
-class NetworkSpec(Schema):
-    """How the worker reaches the Hypha network, and how peers reach the worker."""
+class DeviceSelector(Schema):
+    """A condition on a device, in the form of a ResourceClaim."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            (
-                (
-                    "!has(self.expose) || self.expose.type != 'HostPort' || !has(self.listenAddresses) "
-                    "|| self.listenAddresses.size() == 1"
-                ),
-                "expose of type HostPort needs exactly one of listenAddresses",
-            ),
-            (
-                (
-                    "(has(self.relayCircuit) ? self.relayCircuit : true) || has(self.expose) "
-                    "|| (has(self.externalAddresses) && self.externalAddresses.size() > 0)"
-                ),
-                "nobody could reach this worker: set relayCircuit, expose or externalAddresses",
-            ),
-        )
-    )
-
-    gateways: Annotated[list[GatewayAddress], Field(min_length=1, max_length=64)] = Field(
-        description="Gateways, with or without /p2p/<id>; one must be reachable."
-    )
-    listen_addresses: Annotated[list[ListenAddress], Field(min_length=1, max_length=16)] = Field(
-        default=["/ip4/0.0.0.0/tcp/4001"], description="Addresses at which the pod accepts peers."
-    )
-    external_addresses: Annotated[list[ExternalAddress], Field(max_length=16)] = Field(
-        default=[], description="Addresses at which peers reach the worker. Default: derived from expose."
-    )
-    exclude_cidr: Annotated[list[Cidr], Field(max_length=256)] | None = Field(
-        default=None,
-        description="Networks in which the worker ignores addresses of peers. Default: all reserved networks.",
-    )
-    relay_circuit: bool = Field(default=True, description="Be reachable through the gateways.")
-    expose: Expose | None = None
+    cel: CelSelector
 
 
 class Gpu(Schema):
     """The GPUs of this worker. Hypha trades their memory, Kubernetes counts devices."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.resourceName) || !has(self.deviceClassName)",
+                "set resourceName (a device plugin) or deviceClassName (DRA), not both",
+            ),
+            (
+                "!has(self.selectors) || has(self.deviceClassName)",
+                "selectors choose among the devices of a DeviceClass: set deviceClassName",
+            ),
+        )
+    )
+
     resource_name: Annotated[str, Field(min_length=1, max_length=317, pattern=r"^[^/]+/[^/]+$")] = Field(
-        default="nvidia.com/gpu", description="Extended resource, also a MIG profile or amd.com/gpu."
+        default="nvidia.com/gpu", description="The device plugin's resource, also a MIG profile or amd.com/gpu."
     )
     device_class_name: Name | None = Field(
         default=None, description="Claim devices of this DeviceClass (DRA) instead of the extended resource."
     )
-    count: Annotated[int, Field(ge=1, le=1024)]
-    memory: Quantity = Field(description="Memory of one device.")
+    selectors: Annotated[list[DeviceSelector], Field(max_length=32)] = Field(
+        default=[],
+        description="Claim only devices for which all these CEL expressions hold, with deviceClassName. Use them if "
+        "the class has devices of different sizes.",
+    )
+    count: Annotated[int, Field(ge=1, le=1024)] = Field(description="Number of devices.")
+    memory: Quantity = Field(
+        description="Memory of one device. The network trades GPU memory, and Kubernetes counts devices. A job gets "
+        "the smallest number of devices that holds the memory it asks for, and its lease reserves and reports the full "
+        "memory of these devices."
+    )
 
     @property
     def memory_gb(self) -> float:
@@ -148,37 +120,55 @@ class Gpu(Schema):
 
 
 class ResourcesSpec(Schema):
-    """What all jobs of this worker may use together."""
+    """What all jobs of this worker may use together.
 
-    cpu: Quantity
-    memory: Quantity
-    storage: Quantity
+    The requests and limits of a job's pod are what its lease reserves. Offer only what the cluster really has, because
+    a job that cannot be scheduled loses its lease.
+    """
+
+    cpu: Quantity = Field(description="Cores.")
+    memory: Quantity = Field(description="Memory.")
+    storage: Quantity = Field(description="Disk space.")
     gpu: Gpu | None = None
+    per_job: PerJob | None = None
+    nodes: NodeKinds = Field(
+        default=[],
+        description="The kinds of nodes that jobs of this worker run on. It then sells only jobs that fit on these "
+        "nodes together, within the amounts above. Default: all resources count as one node, so without perJob one job "
+        "may ask for more than any node of the cluster has.",
+    )
 
     @property
     def capacity(self) -> Resources:
         """The resources in the network's units: cores and GB."""
-        return Resources(**_amounts(self), gpu=self.gpu.memory_gb * self.gpu.count if self.gpu else 0.0)
+        return Resources(**amounts(self), gpu=self.gpu.memory_gb * self.gpu.count if self.gpu else 0.0)
 
 
 class Minimum(Schema):
     """The least that a lease reserves, if the worker has that much."""
 
-    cpu: Quantity = "1"
-    memory: Quantity = "4G"
-    storage: Quantity = "20G"
+    cpu: Quantity = Field(default="1", description="The fewest cores that a lease reserves.")
+    memory: Quantity = Field(default="4G", description="The least memory that a lease reserves.")
+    storage: Quantity = Field(
+        default="20G",
+        description="The least disk space that a lease reserves. A request for less than these, or for an unspecified "
+        "amount (0), is raised to them, or to all that the worker has. A lease with a GPU reserves at least 1 GB of "
+        "GPU memory.",
+    )
 
     @property
     def amounts(self) -> dict[str, float]:
         """The amounts in the network's units: cores and GB."""
-        return _amounts(self)
+        return amounts(self)
 
 
-def _amounts(quantities: ResourcesSpec | Minimum) -> dict[str, float]:
+def amounts(quantities: ResourcesSpec | Minimum | NodeKind | PerJob) -> dict[str, float]:
+    """Return the cores and GB that are set, by resource, without GPUs."""
+    texts = {"cpu": quantities.cpu, "memory": quantities.memory, "storage": quantities.storage}
     return {
-        "cpu": float(parse_quantity(quantities.cpu)),
-        "memory": gigabytes(quantities.memory),
-        "storage": gigabytes(quantities.storage),
+        name: float(parse_quantity(text)) if name == "cpu" else gigabytes(text)
+        for name, text in texts.items()
+        if text is not None
     }
 
 
@@ -199,24 +189,30 @@ class Offer(Terms, Schema):
 
     strategy: Literal["flexible", "whole"] = Field(
         default="whole",
-        description="whole: offer the complete worker; flexible: offer the requested resources at the bid.",
+        description="whole: one job gets the complete worker, with resources.nodes as much as the smallest node that "
+        "it fits on has, with resources.perJob at most that. flexible: each job gets what it asks for (GPUs as "
+        "complete devices), at its bid, while capacity is free.",
     )
     minimum: Minimum = Field(
         default=Minimum(),
-        description="The least that a lease reserves. Requests for less, or for an unspecified amount (0), are raised "
-        "to it.",
+        description="The least that a lease reserves.",
     )
 
 
 class Selection(Schema):
     """Which of several competing requests the worker answers first."""
 
-    strategy: Literal["profit", "utilization", "affinity"] = "profit"
+    strategy: Literal["profit", "utilization", "affinity"] = Field(
+        default="profit",
+        description="profit: the best-paying request first. utilization: the one that uses the largest share of the "
+        "free capacity. affinity: the preferred one; a request for several executors counts as its least preferred "
+        "one. Each strategy rates what the lease would reserve.",
+    )
     schedulers: Annotated[dict[PeerIdKey, Weight], Field(json_schema_extra=PEER_ID_KEYS)] = Field(
-        default={}, description="Affinity: peer id = preference."
+        default={}, description="For affinity: peer id = weight."
     )
     executors: dict[str, Weight] = Field(
-        default={}, description="Affinity: class/name or class of an executor = preference."
+        default={}, description="For affinity: class/name or class of an executor = weight."
     )
 
 
@@ -226,103 +222,82 @@ class Leases(Schema):
     duration_seconds: Annotated[int, Field(ge=5, le=3600)] = Field(
         default=30,
         description="Lease duration, counted from each renewal. If the controller is away for longer than this plus "
-        "one minute, the operator ends its jobs.",
+        "one minute, the operator ends its jobs. Until then, their bridges and executors wait for it. Allow enough "
+        "time to reschedule the controller's pod.",
     )
 
 
-class Jobs(Schema):
-    """Settings of every job."""
+class HeadersSecret(Schema):
+    """A Secret with headers for the collector."""
 
-    allow_private_addresses: bool = Field(
-        default=False, description="Let jobs download from private, local and metadata addresses."
+    name: Name = Field(description="A Secret of this namespace.")
+    key: SecretKey = Field(
+        default="headers", description="Its key, whose value has one header per line, as name: value."
     )
-    exclude_cidr: Annotated[list[Cidr], Field(max_length=64)] = Field(
-        default=[],
-        description="More networks that jobs may not reach: name pod, service and node networks with public addresses.",
-    )
-    hub_endpoint: Annotated[str, Field(max_length=2048, pattern=r"^https?://.+$")] | None = Field(
-        default=None, description="Address of the Hugging Face hub. Default: the public hub."
-    )
-    read_ahead: Annotated[int, Field(ge=0, le=64)] = Field(
-        default=1, description="Slices fetched before the executor asks for them."
-    )
-    start_patience_seconds: Annotated[int, Field(ge=10, le=3600)] = Field(
-        default=60, description="How long a job may be pending before the operator ends it."
-    )
-    termination_grace_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
-        default=DRAIN_S, description="How long the bridge may send results after the executor has ended."
-    )
-    ttl_seconds_after_finished: KeptSeconds = Field(
-        default=KEEP_ENDED_S, description="How long an ended HyphaJob is kept."
-    )
-
-
-class Accelerate(Schema):
-    """Options of `accelerate launch`."""
-
-    mixed_precision: Literal["no", "fp16", "bf16", "fp8"] = "no"
-
-
-class Executor(Schema):
-    """One kind of job that this worker runs, and how."""
-
-    class_: ExecutorClass = Field(alias="class")
-    name: Annotated[str, Field(min_length=1, max_length=253)]
-    image: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
-        default=None, description="Default: the operator's trainer or parameter-server image."
-    )
-    command: list[str] | None = Field(
-        default=None,
-        description="Default: the image's trainer or parameter server. Placeholders such as {SOCKET_PATH} "
-        "are replaced.",
-    )
-    args: list[str] = Field(
-        default=[], description="Added to the command. Placeholders such as {SOCKET_PATH} are replaced."
-    )
-    env: dict[str, str] = Field(default={}, description="Added to the executor's environment.")
-    accelerate: Accelerate = Accelerate()
-    trust_remote_code: bool = Field(default=False, description="Run models that contain code.")
-    queue_name: Annotated[str, Field(min_length=1, max_length=63)] | None = Field(
-        default=None, description="Local queue of Kueue."
-    )
-    runtime_class_name: Name | None = Field(default=None, description="For example gvisor or kata.")
-    template: Passthrough = Field(default={}, description="Pod template overlay (metadata, spec), merged by key.")
-    allow_privileged_template: bool = Field(
-        default=False, description="Let the template weaken the isolation of the pod."
-    )
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """The class and name, which are unique among the executors of a worker."""
-        return self.class_, self.name
 
 
 class Telemetry(Schema):
-    """The OpenTelemetry collector."""
+    """The OpenTelemetry collector (docs/telemetry.md)."""
 
-    endpoint: Annotated[str, Field(max_length=2048, pattern=r"^https?://.+$")]
-    protocol: Literal["http/protobuf"] = "http/protobuf"
-    sampler: Literal["always_on", "always_off", "traceidratio", "parentbased_traceidratio"] = "parentbased_traceidratio"
-    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    endpoint: Annotated[str, Field(max_length=2048, pattern=r"^https?://.+$")] = Field(
+        description="Address of the collector, such as http://otel-collector:4318."
+    )
+    protocol: Literal["http/protobuf", "grpc"] = Field(
+        default="http/protobuf", description="Collectors usually serve it on port 4318, and grpc on port 4317."
+    )
+    headers_secret: HeadersSecret | None = Field(default=None, description="Headers such as Authorization.")
+    sampler: Sampler = Field(default="parentbased_traceidratio", description="Which traces are recorded.")
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0, description="Ratio for the two samplers with traceidratio."
+    )
     attributes: dict[str, str] = Field(default={}, description="Attributes of all exported data.")
 
 
 class Controller(Schema):
     """The pod that runs the node."""
 
-    image: str | None = Field(default=None, description="Default: the operator's worker image.")
-    resources: Passthrough = Field(default={}, description="Container resources; default: small requests.")
-    template: Passthrough = Field(default={}, description="Pod template overlay (metadata, spec), merged by key.")
+    image: str | None = Field(default=None, description="The node's image. Default: the operator's.")
+    resources: Passthrough = Field(
+        default={},
+        description="Resources of the pod's container, through which the bulk data of all jobs passes. Your value "
+        "replaces the default completely, so set a memory limit. Default: small requests, memory limit 2Gi.",
+    )
+    template: Passthrough = Field(
+        default={},
+        description="Overlay for the pod template (metadata, spec), with lists merged by name. The pod leaves an "
+        "unreachable node after 10 s, unless you set tolerations here.",
+    )
 
 
 class HyphaWorkerSpec(Schema):
-    """The desired state of a worker."""
+    """The desired state of a worker.
+
+    The running node takes over changes of offer, selection, schedulers, leases, resources, suspend, suspendDeadline and
+    the time limits of jobs. Other changes of its configuration replace its pod.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                (
+                    "!has(self.schedulers) || !has(self.schedulers.maxShare) || self.schedulers.maxShare >= 1.0 || "
+                    "(has(self.offer) && has(self.offer.strategy) && self.offer.strategy == 'flexible') || "
+                    "has(self.resources.perJob) || (has(self.resources.nodes) && self.resources.nodes.size() > 0)"
+                ),
+                (
+                    "schedulers.maxShare: with the strategy whole, a lease is the complete worker, which is more than "
+                    "any share; use the strategy flexible, or set resources.perJob or resources.nodes"
+                ),
+            ),
+        )
+    )
 
     identity: Identity
     network: NetworkSpec
     resources: ResourcesSpec
     offer: Offer = Offer()
     selection: Selection = Selection()
+    schedulers: Schedulers = Schedulers()
     leases: Leases = Leases()
     jobs: Jobs = Jobs()
     executors: Annotated[
@@ -335,74 +310,22 @@ class HyphaWorkerSpec(Schema):
     ]
     telemetry: Telemetry | None = None
     controller: Controller = Controller()
-    image_pull_secrets: list[Name] = Field(default=[], description="For the controller and all jobs.")
+    common_labels: Labels = Field(
+        default={},
+        description="Labels of every object that the worker makes, its pods and those of its jobs included. An add-on "
+        "that acts on such a label acts on all of them.",
+    )
+    common_annotations: Annotations = Field(
+        default={}, description="Annotations of every object that the worker makes, pods included."
+    )
+    image_pull_secrets: list[Name] = Field(default=[], description="Names of Secrets, for the controller and all jobs.")
     suspend: bool = Field(default=False, description="Make no new offers. Running jobs finish.")
+    suspend_deadline: Time | None = Field(
+        default=None,
+        description="While suspend is true, when the node ends the jobs that still run and notifies their schedulers, "
+        "such as 2030-01-31T08:00:00Z. Default: they run to their end.",
+    )
 
     def executor(self, class_: str, name: str) -> Executor | None:
         """The executor of this class and name."""
         return next((executor for executor in self.executors if executor.key == (class_, name)), None)
-
-
-class VacantLease(Schema):
-    """A lease that a scheduler holds and that has no job yet. The next controller reads it from here."""
-
-    id: UUID
-    scheduler: PeerIdText
-    request_id: UUID
-    executors: list[ExecutorRef]
-    resources: Amounts
-
-
-class Refusal(Schema):
-    """Why the node refused a request for a worker."""
-
-    reason: str
-    message: Text
-
-
-class Requests(Schema):
-    """How the node judged the last hundred requests that it received."""
-
-    considered: int = 0
-    refused: int = 0
-    last_refusal: Refusal | None = None
-
-
-class NodeStatus(Schema):
-    """The state of the node, which only the controller writes."""
-
-    peer_id: str | None = None
-    gateways: list[Text] = Field(default=[], description="Gateways to which the node is connected.")
-    connected_gateways: int = 0
-    listening: list[Text] = Field(default=[], description="Addresses at which the node accepts peers.")
-    circuits: list[Text] = Field(default=[], description="Addresses at which peers reach the node through gateways.")
-    healthy: bool = False
-    certificate_expires: Time | None = None
-    problem: Text | None = Field(default=None, description="Why the node refused its identity.")
-    allocated: Passthrough = Field(
-        default={}, description="Resources that leases reserve: cpu (cores), memory, storage and gpu (GB)."
-    )
-    active_leases: int = 0
-    active_jobs: int = 0
-    leases: list[VacantLease] | None = Field(
-        default=None, description="Leases without a job. HyphaJobs hold the others."
-    )
-    requests: Requests = Requests()
-    pod_name: str | None = Field(default=None, description="The controller pod that wrote this.")
-
-
-class HyphaWorkerStatus(Schema):
-    """The observed state of a worker."""
-
-    observed_generation: int = 0
-    conditions: Conditions = Field(default=[])
-    peer_id: str | None = Field(
-        default=None, description="The first observed peer id. Another one needs allowPeerIdChange."
-    )
-    capacity: Passthrough = Field(
-        default={}, description="Resources that the worker offers: cpu (cores), memory, storage and gpu (GB)."
-    )
-    external_addresses: list[str] = Field(
-        default=[], description="Addresses at which peers outside the cluster reach the worker."
-    )
-    node: NodeStatus = NodeStatus()

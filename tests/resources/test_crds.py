@@ -6,6 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import yaml
 
 from hypha_resources.job import HyphaJobSpec
 from support.api_server import ApiServer
@@ -39,6 +40,105 @@ def test_the_api_server_establishes_the_definitions_without_warnings(objects, ap
     assert len(ours) == 2
     assert all(c["Established"] == c["NamesAccepted"] == "True" for c in conditions)
     assert not any("NonStructuralSchema" in c for c in conditions)
+
+
+def fp8(**executor: Any) -> dict[str, Any]:
+    return {"executors": [{**EXECUTOR, "accelerate": {"mixed_precision": "fp8"}, **executor}]}
+
+
+def test_a_precision_without_a_library_in_the_default_image_is_refused_with_the_remedy(objects, namespace):
+    refused = objects.apply(worker_manifest(namespace, **fp8()))
+    assert "has no library for fp8; set image to one with torchao" in refused["message"]
+    assert "spec" in objects.apply(worker_manifest(namespace, **fp8(image="example.org/trainer:fp8")))
+
+
+def trainer(**executor: Any) -> dict[str, Any]:
+    return {"executors": [{**EXECUTOR, **executor}]}
+
+
+def accelerate(**config: Any) -> dict[str, Any]:
+    return trainer(accelerate=config)
+
+
+WRITTEN_BY_ACCELERATE_CONFIG = """
+compute_environment: LOCAL_MACHINE
+debug: false
+distributed_type: FSDP
+downcast_bf16: 'no'
+enable_cpu_affinity: false
+fsdp_config:
+  fsdp_activation_checkpointing: true
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_cpu_ram_efficient_loading: true
+  fsdp_offload_params: false
+  fsdp_reshard_after_forward: true
+  fsdp_state_dict_type: SHARDED_STATE_DICT
+  fsdp_version: 2
+machine_rank: 0
+main_training_function: main
+mixed_precision: bf16
+num_machines: 1
+num_processes: 4
+rdzv_backend: static
+same_network: true
+tpu_env: []
+tpu_use_cluster: false
+tpu_use_sudo: false
+use_cpu: false
+"""
+
+
+def test_a_file_of_accelerate_stays_exactly_as_it_was_written(objects, namespace):
+    config = yaml.safe_load(WRITTEN_BY_ACCELERATE_CONFIG)
+    applied = objects.apply(worker_manifest(namespace, **accelerate(**config)))
+    assert applied["spec"]["executors"][0]["accelerate"] == config
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"distributed_type": "DEEPSPEED"}, "supports neither DeepSpeed nor Megatron-LM nor TPUs"),
+        ({"distributed_type": "XLA"}, "set distributed_type to NO, MULTI_GPU or FSDP"),
+        ({"tpu_use_cluster": True}, "does not support TPUs"),
+        ({"num_machines": 2}, "the trainer runs on one machine; set num_machines: 1"),
+        ({"machine_rank": 1}, "the trainer runs on one machine"),
+        ({"compute_environment": "AMAZON_SAGEMAKER"}, "set compute_environment: LOCAL_MACHINE"),
+        ({"distributed_type": "FSDP"}, "the trainer shards by FSDP 2; set fsdp_config.fsdp_version: 2"),
+        ({"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 1}}, "set fsdp_config.fsdp_version: 2"),
+        ({"gpu_ids": "0,1"}, "Kubernetes chooses the devices of a job"),
+        ({"parallelism_config": {"parallelism_config_cp_size": 2}}, "set parallelism_config_tp_size alone"),
+        (
+            {
+                "distributed_type": "FSDP",
+                "fsdp_config": {"fsdp_version": 2},
+                "parallelism_config": {"parallelism_config_tp_size": 2},
+            },
+            "either shards or runs tensor parallel",
+        ),
+        ({"deepspeed_config": {"gradient_clipping": 0}}, "gradient_clipping"),
+        ({"fsdp_config": {"fsdp_verion": 2}}, "fsdp_verion: field not declared in schema"),
+        ({"mixed_precision": "fp4"}, "Unsupported value"),
+    ],
+)
+def test_what_the_trainer_cannot_run_is_refused_when_it_is_applied(objects, namespace, config, reason):
+    assert reason in objects.apply(worker_manifest(namespace, **accelerate(**config)))["message"]
+
+
+def test_a_compiler_that_the_default_image_lacks_is_refused_with_the_remedy(objects, namespace):
+    config = {"dynamo_config": {"dynamo_backend": "INDUCTOR"}}
+    refused = objects.apply(worker_manifest(namespace, **accelerate(**config)))
+    assert "has no C compiler for INDUCTOR; set image to one with gcc" in refused["message"]
+    image = trainer(accelerate=config, image="example.org/trainer:gcc")
+    assert "spec" in objects.apply(worker_manifest(namespace, **image))
+
+
+@pytest.mark.parametrize("where", ["command", "args"])
+def test_the_job_in_a_command_line_is_refused_with_the_remedy(objects, namespace, where):
+    refused = objects.apply(worker_manifest(namespace, **trainer(**{where: ["--job", "{JOB_JSON}"]})))
+    assert f"spec.executors[0].{where}[1]" in refused["message"]
+    assert "write {JOB_FILE}, the path of a file with the same JSON" in refused["message"]
+    shell = trainer(command=["sh", "-c", 'exec train --job "$(cat {JOB_FILE})"'])
+    assert "spec" in objects.apply(worker_manifest(namespace, **shell))
 
 
 def test_a_worker_stays_exactly_as_it_was_written(objects, namespace):
@@ -82,6 +182,12 @@ def test_a_worker_stays_exactly_as_it_was_written(objects, namespace):
         (network(expose={"type": "NodePort", "port": 70000}), "spec.network.expose.port"),
         (network(expose={"type": "NodePort", "loadBalancerClass": "a/b"}), "of type LoadBalancer alone"),
         (network(expose={"type": "HostPort", "annotations": {"a": "b"}}), "makes no Service"),
+        (network(expose={"type": "HostPort", "externalTrafficPolicy": "Local"}), "makes no Service"),
+        (network(expose={"type": "NodePort", "ipFamilyPolicy": "Both"}), "Unsupported value"),
+        (network(expose={"type": "NodePort", "sourceRanges": ["10.0.0.0/8"]}), "sourceRanges are of Services"),
+        (network(expose={"type": "LoadBalancer", "sourceRanges": ["10.0.0/8"]}), "write a network as 10.0.0.0/8"),
+        (network(expose={"type": "LoadBalancer", "hosts": ["a.b"]}), "a load balancer has addresses of its own"),
+        (network(expose={"type": "NodePort", "hosts": ["/ip4/1.2.3.4"]}), "write an IP address or a name"),
         (
             network(expose={"type": "HostPort"}, listenAddresses=[LISTEN, "/ip6/::/tcp/4001"]),
             "exactly one of listenAddresses",
@@ -94,6 +200,9 @@ def test_a_worker_stays_exactly_as_it_was_written(objects, namespace):
         (gpu(memory="0Gi"), "must be more than zero"),
         (gpu(count=0), "spec.resources.gpu.count"),
         (gpu(resourceName="gpu"), "spec.resources.gpu.resourceName"),
+        (gpu(resourceName="nvidia.com/gpu", deviceClassName="gpu.nvidia.com"), "set resourceName (a device plugin) or"),
+        (gpu(selectors=[{"cel": {"expression": "true"}}]), "set deviceClassName"),
+        (gpu(deviceClassName="gpu.nvidia.com", selectors=[{"cel": {}}]), "spec.resources.gpu.selectors[0].cel"),
         ({"offer": {"price": 50, "floor": 80}}, "floor is above price"),
         ({"offer": {"floor": 150}}, "floor is above price"),
         ({"offer": {"price": -1}}, "spec.offer.price"),
@@ -104,10 +213,34 @@ def test_a_worker_stays_exactly_as_it_was_written(objects, namespace):
         ({"executors": []}, "spec.executors"),
         ({"executors": [EXECUTOR, EXECUTOR]}, "duplicate entries for key"),
         ({"executors": [{"class": "infer", "name": "x"}]}, "Unsupported value"),
+        ({"executors": [{**EXECUTOR, "labels": {"kueue.x-k8s.io/queue-name": "q"}}]}, "name the queue in queueName"),
+        ({"executors": [{**EXECUTOR, "labels": {"a": "b c"}}]}, "spec.executors[0].labels.a"),
+        ({"executors": [{**EXECUTOR, "labels": {"a b": "c"}}]}, "write keys as name"),
+        ({"executors": [{**EXECUTOR, "annotations": {"A/b": "c"}}]}, "write keys as name"),
+        ({"jobs": {"queueTimeoutSeconds": 9}}, "spec.jobs.queueTimeoutSeconds"),
         ({"executors": [{"name": "x"}]}, "spec.executors[0].class: Required value"),
         ({"telemetry": {"endpoint": "otel:4317"}}, "spec.telemetry.endpoint"),
         ({"telemetry": {"endpoint": "http://otel", "sampleRatio": 2}}, "spec.telemetry.sampleRatio"),
         ({"resorces": {}}, "field not declared in schema"),
+        ({"commonLabels": {"hypha.space/worker": "a"}}, "the operator and Kubernetes set some of these keys"),
+        ({"commonLabels": {"app.kubernetes.io/name": "a"}}, "the operator and Kubernetes set some of these keys"),
+        ({"commonAnnotations": {"job-name": "a"}}, "the operator and Kubernetes set some of these keys"),
+        ({"commonLabels": {"a b": "c"}}, "write keys such as team"),
+        ({"commonLabels": {"team": "a b"}}, "write values of at most 63 letters"),
+        ({"jobs": {"disruption": "Never"}}, "Unsupported value"),
+        ({"jobs": {"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0/8"}}]}]}}, "write a network as 10.0.0.0/8"),
+        ({"jobs": {"egress": [{"to": []}]}}, "spec.jobs.egress[0].to"),
+        ({"jobs": {"egress": [{"to": [{}]}]}}, "write ipBlock, or namespaceSelector and podSelector"),
+        (
+            {"jobs": {"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}]}]}},
+            "write ipBlock, or namespaceSelector and podSelector",
+        ),
+        ({"jobs": {"egress": [{"to": [{"podSelector": {}}], "ports": [{"port": 0}]}]}}, "spec.jobs.egress[0].ports[0]"),
+        ({"jobs": {"proxy": {"https": "proxy:3128"}}}, "spec.jobs.proxy.https"),
+        ({"jobs": {"proxy": {"https": "http://me:password@proxy:3128"}}}, "spec.jobs.proxy.https"),
+        ({"jobs": {"trustBundle": {}}}, "spec.jobs.trustBundle.name"),
+        ({"jobs": {"storage": {"storageClassName": "UPPER"}}}, "spec.jobs.storage.storageClassName"),
+        ({"jobs": {"bridgeResources": {"limits": {"cpu": "0"}}}}, "must be more than zero"),
     ],
 )
 def test_an_invalid_worker_is_refused_with_the_field_or_the_reason(objects, namespace, spec, message):
@@ -121,6 +254,15 @@ def test_an_invalid_worker_is_refused_with_the_field_or_the_reason(objects, name
     [
         issued(trustSecretName="network"),
         network(gateways=[f"{GATEWAY}/p2p/{PEER}"], relayCircuit=False, expose={"type": "LoadBalancer"}),
+        network(expose={"type": "NodePort", "hosts": ["203.0.113.5", "2001:db8::5", "node-1.example.org"]}),
+        network(
+            expose={
+                "type": "LoadBalancer",
+                "ipFamilyPolicy": "PreferDualStack",
+                "externalTrafficPolicy": "Local",
+                "sourceRanges": ["203.0.113.0/24", "2001:db8::/32"],
+            }
+        ),
         network(expose={"type": "HostPort", "port": 4001}, listenAddresses=[LISTEN]),
         network(expose={"type": "LoadBalancer", "loadBalancerClass": "service.k8s.aws/nlb", "annotations": {"a": "b"}}),
         network(gateways=["/ip6/2001:db8::1/tcp/4001", "/dns/g/tcp/65535"], excludeCidr=["10.0.0.1/8", "fc00::/7"]),
@@ -128,14 +270,24 @@ def test_an_invalid_worker_is_refused_with_the_field_or_the_reason(objects, name
             listenAddresses=["/ip6/::/tcp/4001"], externalAddresses=[f"{GATEWAY}/p2p/{PEER}/p2p-circuit/p2p/{PEER}"]
         ),
         gpu(resourceName="nvidia.com/mig-1g.10gb", memory="10Gi", count=7),
-        gpu(deviceClassName="gpu.nvidia.com"),
+        gpu(deviceClassName="gpu.nvidia.com", selectors=[{"cel": {"expression": "device.driver == 'gpu'"}}]),
         {"offer": {"price": 50}},
         {"offer": {"floor": 100}},
         {"offer": {"strategy": "flexible", "floor": 150}},
         {"offer": {"strategy": "flexible", "price": 50, "floor": 80}},
         {"selection": {"strategy": "affinity", "schedulers": {PEER: 2.5}, "executors": {"train": -1}}},
         {"executors": [{**EXECUTOR, "template": {"spec": {"tolerations": [{"operator": "Exists"}]}}}]},
+        {"executors": [EXECUTOR, {"class": "inference", "name": "transformers"}]},
+        {"executors": [{**EXECUTOR, "queueName": "q", "labels": {"kueue.x-k8s.io/priority-class": "low", "a": ""}}]},
+        {"executors": [{**EXECUTOR, "annotations": {"team.example.org/cost": "any text: 42"}}]},
         {"suspend": True},
+        {"commonLabels": {"app.kubernetes.io/part-of": "ml", "team": ""}, "commonAnnotations": {"a.b/c": "any text"}},
+        {"jobs": {"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}]}]}},
+        {"jobs": {"egress": [{"to": [{"podSelector": {"matchLabels": {"a": "b"}}}], "ports": [{"port": 443}]}]}},
+        {"jobs": {"proxy": {"https": "http://proxy:3128", "noProxy": [".internal", "10.0.0.0/8", "fd00::/8"]}}},
+        {"jobs": {"trustBundle": {"name": "corporate"}}},
+        {"jobs": {"disruption": "Allow", "storage": {"storageClassName": "fast"}}},
+        {"jobs": {"bridgeResources": {"requests": {"cpu": "200m"}, "limits": {"cpu": 1}}}},
     ],
 )
 def test_a_valid_worker_is_accepted(objects, namespace, spec):
@@ -253,7 +405,21 @@ def test_kubectl_shows_the_columns(objects, namespace, api_server: ApiServer):
     assert workers[0].split() == ["NAME", "READY", "PEER", "GATEWAYS", "LEASES", "JOBS", "AGE"]
     assert workers[1].split()[:5] == ["gpu", PEER, "1", "2", "2"]
     jobs = api_server.kubectl("get", "hj", "-n", namespace).splitlines()
-    assert jobs[0].split() == ["NAME", "WORKER", "EXECUTOR", "PHASE", "ROUND", "LOSS", "AGE"]
+    assert jobs[0].split() == ["NAME", "WORKER", "EXECUTOR", "PHASE", "ROUND", "LOSS", "DURATION", "AGE"]
     assert jobs[1].split()[1:6] == ["gpu", "diloco-transformer", "Running", "3", "0.25"]
     both = api_server.kubectl("get", "hypha", "-n", namespace, "-o", "name").split()
     assert [name.partition("/")[0] for name in both] == ["hyphajob.hypha.space", "hyphaworker.hypha.space"]
+
+
+def test_people_wait_for_jobs_and_select_them_by_phase_and_worker(objects, namespace, api_server: ApiServer):
+    job = job_manifest(namespace, worker_manifest(namespace))
+    objects.apply(copy.deepcopy(job))
+    now = "2026-01-01T00:00:00Z"
+    complete = {"type": "Complete", "status": "True", "reason": "Completed", "message": "", "lastTransitionTime": now}
+    job_status = {"phase": "Succeeded", "conditions": [complete]}
+    objects.apply({**{k: job[k] for k in ("apiVersion", "kind", "metadata")}, "status": job_status}, status=True)
+    name = f"hj/{job['metadata']['name']}"
+    api_server.kubectl("wait", "-n", namespace, name, "--for=condition=Complete", "--timeout=10s")
+    for phase, found in {"Succeeded": 1, "Running": 0}.items():
+        selector = f"--field-selector=status.phase={phase},spec.workerRef.name=gpu"
+        assert len(api_server.kubectl("get", "hj", "-n", namespace, selector, "-o", "name").split()) == found

@@ -15,10 +15,12 @@ from pydantic import ValidationError
 
 from hypha_contracts.text import MAX_CHARS
 from hypha_contracts.units import QUANTITY_PATTERN, devices_needed, parse_quantity
-from hypha_resources.__main__ import plain, templated
+from hypha_resources.__main__ import manifests, plain, templated
 from hypha_resources.crd import RESOURCES, Resource, definition
 from hypha_resources.job import Lease, redacted
-from hypha_resources.worker import Gpu, HyphaWorkerSpec, NodeStatus, Offer, Refusal, ResourcesSpec
+from hypha_resources.roles import roles
+from hypha_resources.worker import Gpu, HyphaWorkerSpec, Offer, ResourcesSpec
+from hypha_resources.worker_status import NodeStatus, Refusal
 from support.hostile_text import HOSTILE
 from support.resources import worker_manifest
 
@@ -26,22 +28,34 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/hypha-worker/templates/crds"
 
 
-@pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.kind)
+@pytest.mark.parametrize("name", manifests())
 class TestGeneratedFiles:
-    def test_the_definitions_in_the_repository_are_current(self, resource: Resource):
-        assert (ROOT / "crds" / f"{resource.plural}.yaml").read_text() == plain(resource), "run make crds"
+    def test_the_definitions_and_roles_in_the_repository_are_current(self, name: str):
+        assert (ROOT / "crds" / name).read_text() == plain()[name], "run make crds"
 
-    def test_the_chart_has_the_same_definitions_behind_a_switch(self, resource: Resource):
-        text = templated(resource)
+    def test_the_chart_has_the_same_ones_behind_a_switch(self, name: str):
+        text = templated()[name]
         inner = re.fullmatch(r"#.*\n\{\{- if \.Values\.crds\.install \}\}\n(.*)\{\{- end \}\}\n", text, re.DOTALL)
         assert inner
         assert "{{" not in inner[1]
-        manifest = yaml.safe_load(inner[1])
-        assert manifest["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
-        assert manifest == definition(resource)
+        content = list(yaml.safe_load_all(inner[1]))
+        for manifest in content:
+            assert manifest["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+        assert content == manifests()[name]
         if CHART.exists():
-            assert (CHART / f"{resource.plural}.yaml").read_text() == text, "run make crds"
+            assert (CHART / name).read_text() == text, "run make crds"
 
+
+def test_the_clusters_own_roles_include_workers_and_jobs() -> None:
+    """The controller manager adds the rules of roles with these labels to view, edit and admin."""
+    into = {
+        role["metadata"]["name"]: {label.rpartition("-")[2] for label in role["metadata"]["labels"]} for role in roles()
+    }
+    assert into == {"hypha-view": {"view"}, "hypha-edit": {"edit", "admin"}, "hypha-admin": {"admin"}}
+
+
+@pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.kind)
+class TestDefinitions:
     def test_every_text_and_list_of_a_specification_is_bounded(self, resource: Resource):
         schema = definition(resource)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
         unbounded = [path for path, part in _parts(schema) if _is_unbounded(part)]
