@@ -3,29 +3,30 @@
 Exit codes: 0 success; 1 failure (probe: not healthy); 2 wrong command line or configuration; 130 interrupted.
 """
 
+import gc
 import logging
 import os
+import signal
 import sys
+from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from hypha_contracts import descriptors, logs
-from hypha_contracts.text import escaped
+from hypha_contracts import command_line, logs
+from hypha_contracts.command_line import fail
 
 if TYPE_CHECKING:
     from hypha_worker.config_file import Loaded
+    from hypha_worker.doctor.check import Check
 
-app = typer.Typer(
-    name="hypha-worker",
-    help="A worker node for the Hypha network. `hypha-worker --config FILE` alone runs it.\n\n"
-    "Exit codes: 0 success; 1 failure (probe: not healthy); 2 wrong command line or configuration.",
-    no_args_is_help=False,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+app = command_line.new_app(
+    "hypha-worker",
+    "A worker node for the Hypha network. `hypha-worker --config FILE` alone runs it.\n\n"
+    "Exit codes: 0 success; 1 failure (probe: not healthy); 2 wrong command line or configuration; 130 interrupted.",
 )
 
 _OVERRIDES = (
@@ -71,24 +72,16 @@ CidrOption = Annotated[
 
 
 def main() -> NoReturn:
-    """Run the command line. Expected errors are one line on standard error."""
+    """Run the command line."""
+    command_line.run(app, _expected)
+
+
+def _expected() -> command_line.Errors:
     from hypha_network.errors import HyphaNetworkError  # noqa: PLC0415
     from hypha_worker.config_file import ConfigError  # noqa: PLC0415
     from hypha_worker.errors import NodeError  # noqa: PLC0415
 
-    descriptors.raise_limit()
-    try:
-        app(prog_name="hypha-worker")
-    except* ConfigError as group:
-        _fail(str(_first(group)), 2)
-    except* (HyphaNetworkError, NodeError) as group:
-        _fail(str(_first(group)))
-    sys.exit(0)
-
-
-def _first(group: BaseException) -> BaseException:
-    """Return the first error in a nursery's group."""
-    return _first(group.exceptions[0]) if isinstance(group, BaseExceptionGroup) else group
+    return {ConfigError: 2, HyphaNetworkError: 1, NodeError: 1}
 
 
 @app.callback(invoke_without_command=True)
@@ -97,16 +90,12 @@ def _root(
     config: ConfigOption = None,
     log_level: LevelOption = "info",
     log_format: FormatOption = "auto",
-    show_version: Annotated[bool, typer.Option("--version", "-V", help="Print the version and exit.")] = False,
+    show_version: command_line.VersionOption = False,  # noqa: ARG001 - handled before this is called
 ) -> None:
-    if show_version:
-        typer.echo(f"hypha-worker {version('hypha-worker')}")
-        raise typer.Exit
-    if context.invoked_subcommand is None:
-        if config is None:
-            typer.echo(context.get_help())
-            raise typer.Exit(2)
+    if context.invoked_subcommand is None and config is not None:
         run(config=config, log_level=log_level, log_format=log_format)
+    else:
+        command_line.require_command(context)
 
 
 @app.command()
@@ -122,17 +111,20 @@ def run(
     work_dir: WorkDirOption = None,
     exclude_cidr: CidrOption = None,
 ) -> None:
-    """Join the network, offer resources and run jobs until SIGTERM or SIGINT."""
+    """Join the network, offer resources and run jobs until SIGTERM or SIGINT. SIGHUP reads the configuration again."""
     import trio  # noqa: PLC0415 - --help and --version do not need the node
 
     from hypha_worker.node import run_node  # noqa: PLC0415
 
     logs.configure(log_level, log_format)
     overrides = _overrides(gateway, listen, external, relay_circuit, work_dir and work_dir.absolute(), exclude_cidr)
-    loaded = _load(config, overrides)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the node handles it
+    reread = partial(_load, config, overrides)
+    loaded = reread()
     for warning in loaded.warnings:
         logging.getLogger(__name__).warning("%s", warning)
-    trio.run(run_node, loaded.config)
+    gc.freeze()  # a garbage collection that visited every module would stop the node for 100 ms
+    trio.run(run_node, loaded.config, lambda: reread().config)
 
 
 @app.command()
@@ -144,7 +136,11 @@ def init(
     name: Annotated[
         str, typer.Option("--name", "-n", help="Name of this worker and of its certificate files.")
     ] = "worker",
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    unit: Annotated[
+        Path | None, typer.Option("--unit", metavar="FILE", help="Also write a systemd unit that runs this worker.")
+    ] = None,
+    user: Annotated[str, typer.Option("--user", metavar="NAME", help="User of the systemd unit.")] = "hypha",
     gateway: GatewayOption = None,
     listen: ListenOption = None,
     external: ExternalOption = None,
@@ -152,20 +148,40 @@ def init(
     work_dir: WorkDirOption = None,
     exclude_cidr: CidrOption = None,
 ) -> None:
-    """Write a commented configuration."""
+    """Write a commented configuration, and with --unit a systemd service.
+
+    As root: hypha-worker init --config /etc/hypha/worker.toml --unit /etc/systemd/system/hypha-worker.service
+    """
+    from hypha_worker import service  # noqa: PLC0415
     from hypha_worker.template import render  # noqa: PLC0415
 
-    values = _overrides(gateway, listen, external, relay_circuit, work_dir, exclude_cidr)
-    try:
-        with output.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(render(name, values))
-    except FileExistsError:
-        _fail(f"{output} exists. Use --force to overwrite it.", 2)
-    except OSError as error:
-        _fail(f"{output}: {error.strerror}")
-    typer.echo(
-        f"Wrote {output}. Set its gateways, certificates and resources, then run `hypha-worker run --config {output}`."
+    group = service.find_user(user).pw_gid if unit else None
+    if unit:
+        work_dir = (work_dir or service.STATE_DIR).absolute()
+        output.parent.mkdir(parents=True, exist_ok=True)
+    _write(
+        output, render(name, _overrides(gateway, listen, external, relay_circuit, work_dir, exclude_cidr)), force, group
     )
+    if unit and work_dir:
+        _write(unit, service.render_unit(output.absolute(), user, work_dir), force)
+        typer.echo(f"Wrote {output} and {unit}. " + service.next_steps(output, user, unit, name))
+    else:
+        then = f"Set its gateways, certificates and resources, then run `hypha-worker run --config {output}`."
+        typer.echo(f"Wrote {output}. {then}")
+
+
+def _write(path: Path, text: str, force: bool, group: int | None = None) -> None:
+    """Write a file. If it has a group, only the owner and the group may read it, because it may hold secrets."""
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            if group is not None:
+                os.fchown(file.fileno(), -1, group)
+                os.fchmod(file.fileno(), 0o640)
+            file.write(text)
+    except FileExistsError:
+        fail(f"{path} exists. Use --force to overwrite it.", 2)
+    except OSError as error:
+        fail(f"{path}: {error.strerror}")
 
 
 @app.command()
@@ -205,7 +221,7 @@ def probe(
         )
     reason = trio.run(ask, identity, address, timeout / 1000)
     if reason is not None:
-        _fail(f"{address}: {reason}")
+        fail(f"{address}: {reason}")
     typer.echo(f"{address}: healthy")
 
 
@@ -225,19 +241,59 @@ def identity(config: ConfigOption = None) -> None:
     typer.echo(f"valid until  {loaded.not_valid_after:%Y-%m-%d %H:%M:%S} UTC ({days} days)")
 
 
+@app.command()
+def doctor(
+    *,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Find out why a worker does not work, and what to do. Exit 1 if a check failed, otherwise 0.
+
+    It changes nothing and is safe beside a running node.
+    """
+    import trio  # noqa: PLC0415
+
+    from hypha_worker.config_file import ConfigError  # noqa: PLC0415
+    from hypha_worker.doctor import report  # noqa: PLC0415
+    from hypha_worker.doctor.checks import CHECKS  # noqa: PLC0415
+    from hypha_worker.doctor.run import run as examine  # noqa: PLC0415
+    from hypha_worker.doctor.worker import Worker  # noqa: PLC0415
+
+    logging.disable()  # the findings say what the node would log
+    path = _find(config)
+    loaded: Loaded | ConfigError
+    try:
+        loaded = _load(config, {})
+    except ConfigError as error:
+        loaded = error
+    terminal = sys.stderr.isatty()
+    clear = "\r\x1b[K"
+
+    def show(remaining: Sequence["Check"]) -> None:
+        typer.echo(f"{clear}{report.progress(remaining, len(CHECKS))}", err=True, nl=False)
+
+    results = trio.run(examine, Worker(path, loaded, os.environ), CHECKS, show if terminal else lambda _: None)
+    if terminal:
+        typer.echo(clear, err=True, nl=False)
+    if as_json:
+        typer.echo(report.to_json(results, path, version("hypha-worker")))
+    else:
+        for line in report.to_text(results, colour=sys.stdout.isatty()):
+            typer.echo(line)
+    raise typer.Exit(report.exit_code(results))
+
+
+def _find(path: Path | None) -> Path:
+    """Return the configuration file: the given one, or the first default that exists."""
+    return path or next((default for default in DEFAULT_CONFIGS if default.exists()), DEFAULT_CONFIGS[0])
+
+
 def _load(path: Path | None, overrides: dict[str, Any]) -> "Loaded":
     from hypha_worker.config_file import load  # noqa: PLC0415
 
-    found = path or next((default for default in DEFAULT_CONFIGS if default.exists()), DEFAULT_CONFIGS[0])
-    return load(found, os.environ, overrides)
+    return load(_find(path), os.environ, overrides)
 
 
 def _overrides(*options: Any) -> dict[str, Any]:
     """Return the options that the command line sets, by key of the configuration."""
     return {key: value for key, value in zip(_OVERRIDES, options, strict=True) if value not in (None, [])}
-
-
-def _fail(message: str, code: int = 1) -> NoReturn:
-    colour = sys.stderr.isatty()
-    typer.echo(("\x1b[31merror:\x1b[0m " if colour else "error: ") + escaped(" ".join(message.split("\n"))), err=True)
-    sys.exit(code)

@@ -13,21 +13,14 @@ from pydantic.fields import FieldInfo
 
 from hypha_contracts.node_config import NodeConfig
 from hypha_network.wire.addresses import parse_supported
+from hypha_worker.errors import NodeError
 
 _MAX_FILE_BYTES: Final = 32 * 1024
 """The parser and the report of all unknown keys take less than 20 ms for a file of this size."""
 _PREFIX: Final = "HYPHA_"
-_OTEL_KEYS: Final = {
-    "OTEL_EXPORTER_OTLP_ENDPOINT": "telemetry_endpoint",
-    "OTEL_EXPORTER_OTLP_HEADERS": "telemetry_headers",
-    "OTEL_EXPORTER_OTLP_PROTOCOL": "telemetry_protocol",
-    "OTEL_RESOURCE_ATTRIBUTES": "telemetry_attributes",
-    "OTEL_TRACES_SAMPLER": "telemetry_sampler",
-    "OTEL_TRACES_SAMPLER_ARG": "telemetry_sample_ratio",
-}
 
 
-class ConfigError(Exception):
+class ConfigError(NodeError):
     """The configuration cannot be used. The message is one line with the place, the key and what to do."""
 
 
@@ -44,7 +37,7 @@ def load(path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any] | 
 
     Args:
         path: the TOML file. Relative paths in it start at its directory.
-        environ: variables `HYPHA_<KEY>`, `HYPHA_<TABLE>__<KEY>` and OpenTelemetry's `OTEL_*`, which override the file.
+        environ: variables `HYPHA_<KEY>` and `HYPHA_<TABLE>__<KEY>`, which override the file.
         overrides: values by key, which override both.
 
     Raises:
@@ -125,7 +118,6 @@ def _from_environment(environ: Mapping[str, str]) -> dict[tuple[str, ...], tuple
             table = tables().get(key[0]) if len(key) > 1 else NodeConfig
             if table is not None and key[-1] in _keys(table):
                 found[key] = (variable, parse_value(text))
-    found |= {(key,): (variable, environ[variable]) for variable, key in _OTEL_KEYS.items() if environ.get(variable)}
     return found
 
 

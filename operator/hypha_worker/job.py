@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
+from hypha_contracts.trace_context import parse_trace_context
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Resources
 
@@ -18,6 +19,10 @@ class Job:
         scheduler: the peer id of the scheduler that dispatched it.
         resources: the amounts that the lease reserves.
         deadline: when the lease ends unless it is renewed, in seconds since the epoch.
+        price: of the lease.
+        accepted: when the scheduler accepted the lease, in seconds since the epoch; None if that is not known.
+        began: when it was dispatched, in seconds since the epoch.
+        traceparent: the span in which its bridge and executor run. None if nothing is exported.
     """
 
     task_id: UUID
@@ -26,17 +31,28 @@ class Job:
     spec: JobSpec
     resources: Resources
     deadline: float
+    price: float = 0.0
+    accepted: float | None = None
+    began: float = 0.0
+    traceparent: str | None = None
+
+    @property
+    def traced(self) -> bool:
+        """Whether spans of the job are exported."""
+        context = parse_trace_context(self.traceparent)
+        return context is not None and context.sampled
 
 
 @dataclass(frozen=True)
 class AdoptedJob:
     """A job that outlived the node.
 
-    If it no longer runs, its end follows as an event.
+    If it no longer runs, its end follows as an event. Its executor has `started`, or that follows as an event too.
     """
 
     job: Job
     running: bool
+    started: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,16 @@ class Started:
     """The executor of the job runs."""
 
     task_id: UUID
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the job's start is over. Times are seconds since the epoch."""
+
+    task_id: UUID
+    name: str
+    start: float
+    end: float
 
 
 @dataclass(frozen=True)
@@ -55,14 +81,18 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The job crashed, exceeded a limit or was stopped. Nothing of it is left."""
+    """The job crashed, exceeded a limit or was stopped. Nothing of it is left.
+
+    It `blames_cluster` if that is why the executor has not started.
+    """
 
     task_id: UUID
     reason: str
     last_lines: tuple[str, ...] = ()
+    blames_cluster: bool = False
 
 
-JobEvent = Started | Finished | Failed
+JobEvent = Stage | Started | Finished | Failed
 
 
 class RunningJobs(Protocol):

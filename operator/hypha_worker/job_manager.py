@@ -1,5 +1,6 @@
 """Manages the jobs of this node: a runtime runs them, and the connector API connects them to the network."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID
@@ -12,10 +13,13 @@ from hypha_network.network import Network
 from hypha_worker.connector.api import Connector
 from hypha_worker.connector.http_server import Exchange
 from hypha_worker.connector.pushes import PushRouter
-from hypha_worker.job import AdoptedJob, Job, JobEvent, LaunchError, Started
+from hypha_worker.job import AdoptedJob, Failed, Finished, Job, JobEvent, LaunchError
 from hypha_worker.market.ledger import Lease
+from hypha_worker.progress import Report
 from hypha_worker.runtimes.protocol import Runtime, Serve
 from hypha_worker.telemetry import Telemetry
+from hypha_worker.traces.job_traces import DISPATCH
+from hypha_worker.training import TrainingMetrics
 
 
 class JobManager:
@@ -34,13 +38,14 @@ class JobManager:
         self._network = network
         self._adopted = trio.Event()
         self._pushes = PushRouter()
+        self._training = TrainingMetrics(telemetry)
         self._connector = Connector(
             network,
             self._pushes,
             nursery,
             telemetry,
             authenticate=runtime.authenticate,
-            record_progress=runtime.record_progress,
+            record_progress=self._record_progress,
         )
         nursery.start_soon(serve, self._handle)
 
@@ -49,18 +54,35 @@ class JobManager:
         """The events of all jobs. Asking for the next event confirms that the previous one is recorded."""
         return self._events()
 
+    @property
+    def pushes_waiting(self) -> int:
+        """How many pushes of peers wait for their job."""
+        return self._pushes.waiting
+
     async def start(self, lease: Lease, task_id: UUID, spec: JobSpec, scheduler: str) -> None:
         """Start a job under a lease. LaunchError if it cannot run here."""
         if self._connector.scheduler_of(spec.job_id) not in (None, scheduler):
             raise LaunchError(
                 f"tasks of job {spec.job_id} run here for another scheduler. Dispatch a job with an id of its own."
             )
-        job = Job(task_id, lease.id, scheduler, spec, lease.resources, lease.deadline)
-        self._connector.add(job)
+        trace = str(lease.trace.context(DISPATCH)) if lease.trace else None
+        job = Job(
+            task_id,
+            lease.id,
+            scheduler,
+            spec,
+            lease.resources,
+            lease.deadline,
+            price=lease.price,
+            accepted=lease.accepted,
+            began=time.time(),
+            traceparent=trace,
+        )
+        self._add(job)
         try:
             await self._runtime.launch(job)
         except BaseException:
-            self._connector.remove(task_id)
+            self._remove(task_id)
             raise
 
     async def stop_calls(self) -> None:
@@ -72,7 +94,7 @@ class JobManager:
         adopted = await self._runtime.adopt()
         for found in adopted:
             if found.running:
-                self._connector.add(found.job, adopted=True)
+                self._add(found.job, adopted=True)
         self._adopted.set()
         self._network.handle_stream(PUSH, self._pushes.handle)
         return adopted
@@ -83,9 +105,21 @@ class JobManager:
 
     async def _events(self) -> AsyncIterator[JobEvent]:
         async for event in self._runtime.events:
-            if not isinstance(event, Started):
-                self._connector.remove(event.task_id)
+            if isinstance(event, Finished | Failed):
+                self._remove(event.task_id)
             yield event
+
+    def _add(self, job: Job, *, adopted: bool = False) -> None:
+        self._connector.add(job, adopted=adopted)
+        self._training.add(job)
+
+    def _remove(self, task_id: UUID) -> None:
+        self._connector.remove(task_id)
+        self._training.remove(task_id)
+
+    def _record_progress(self, task_id: UUID, report: Report) -> None:
+        self._runtime.record_progress(task_id, report)
+        self._training.record(task_id, report)
 
 
 @asynccontextmanager

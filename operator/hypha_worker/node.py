@@ -3,25 +3,28 @@
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Final
 
 import trio
-from opentelemetry.metrics import Observation
 
 from hypha_contracts.node_config import NodeConfig
-from hypha_contracts.times import KEEP_ENDED_S
 from hypha_messages.api import API
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_network.network import Network, NetworkConfig, open_network
 from hypha_network.wire import addresses
+from hypha_worker.findings import Finding, heed, warning
 from hypha_worker.job_manager import JobManager, open_job_manager
 from hypha_worker.market.arbiter import Arbiter
-from hypha_worker.market.evaluator import Policy, Preferences
 from hypha_worker.market.lease_service import LeaseService
 from hypha_worker.market.ledger import Ledger
+from hypha_worker.market.settings import Permit, settings_of
+from hypha_worker.market.starts import StartRecord
 from hypha_worker.market.waiting import WaitingRequests
-from hypha_worker.runtimes.protocol import Platform
+from hypha_worker.metrics_page import serving_metrics
+from hypha_worker.observations import NetworkObserver, observe_jobs, observe_market
+from hypha_worker.runtimes.protocol import Platform, Reread
 from hypha_worker.runtimes.registry import open_platform
 from hypha_worker.startup import VERSION
 from hypha_worker.telemetry import Telemetry, open_telemetry
@@ -30,24 +33,27 @@ logger = logging.getLogger(__name__)
 
 _FAREWELL_S: Final = 5.0
 """How long a stopping node waits for schedulers to accept the reports of ended jobs."""
+_SUBSCRIBERS_LOG_S: Final = 10.0
+"""How long the node waits at least between two lines about the number of subscribers."""
 
 
-async def run_node(config: NodeConfig) -> None:
-    """Run a worker until SIGTERM or SIGINT.
+async def run_node(config: NodeConfig, reread: Reread) -> None:
+    """Run a worker until SIGTERM or SIGINT. On a host, SIGHUP calls `reread` for a new configuration.
 
     The jobs of a host end with the node, and their schedulers know when this returns. The jobs of a cluster go on.
 
     Raises:
         IdentityError: the certificate, key, trust bundle or revocation lists cannot be used.
         NetworkError: it is impossible to listen.
-        NodeError: the work directory, or the cluster, cannot be used.
+        NodeError: the work directory, the cluster, or the telemetry as configured, cannot be used.
     """
-    _warn_of_excluded_gateways(config)
+    heed(judge_excluded_gateways(config), logger)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_platform(config) as platform:
+        async with open_platform(config, reread) as platform:
             with open_telemetry(config, platform.identity.peer_id, VERSION) as telemetry:
                 platform.observe_jobs(telemetry)
                 async with (
+                    serving_metrics(telemetry),
                     open_network(platform.identity, network_config(config)) as network,
                     open_job_manager(platform.runtime, network, await platform.listen(network), telemetry) as jobs,
                 ):
@@ -65,26 +71,21 @@ class _Node:
         self._network = network
         self._jobs = jobs
         self._resumed = trio.Event()
-        leases, arbiter = config.leases, config.arbiter
-        self._ledger = Ledger(
-            config.capacity,
-            time.time,
-            temporary_s=leases.temporary_ms / 1000,
-            duration_s=leases.duration_s,
-            ended_s=leases.ended_s,
-            kept_s=min(config.kubernetes.ttl_seconds_after_finished, KEEP_ENDED_S) if config.kubernetes else 0,
-            max_live=leases.max_live,
-        )
+        arbiter, settings = config.arbiter, settings_of(config, platform.permit)
+        self._ledger = Ledger(settings.rules, time.time)
+        self._starts = StartRecord()
+        self._starts.on_proven(settings.proven_at)
+        self._topics = settings.policy.topics
         self._waiting = WaitingRequests(arbiter.max_waiting, arbiter.window_ms / 1000, arbiter.window_messages)
         self._arbiter = Arbiter(
             network,
             self._ledger,
-            policy(config),
+            settings,
             telemetry,
+            starts=self._starts,
             waiting=self._waiting,
             requests_per_s=arbiter.requests_per_s,
             wall_clock=time.time,
-            offer_timeout_s=leases.temporary_ms / 1000,
         )
         self._leases = LeaseService(
             network,
@@ -92,33 +93,47 @@ class _Node:
             platform.ledger_store,
             jobs,
             telemetry,
+            starts=self._starts,
             on_offer_accepted=self._on_offer_accepted,
             on_offer_lapsed=self._arbiter.on_offer_lapsed,
             on_capacity_freed=self._arbiter.on_capacity_freed,
-            prune_s=leases.prune_ms / 1000,
             report_s=config.jobs.report_s,
         )
-        self._observe(telemetry)
+        self._offers = settings.offers
+        if config.suspend:
+            logger.info("%s", _offers_now(config, platform.permit))
+        self._network_observer = NetworkObserver(telemetry, network)
+        observe_market(telemetry, self._ledger, self._waiting)
+        observe_jobs(telemetry, self._leases, jobs)
 
     async def run(self, signals: AsyncIterator[int]) -> None:
         """Run until the first signal. A second signal ends the wait for jobs and schedulers."""
-        if not self._platform.accepts_offers:
-            logger.info("the worker is suspended: it makes no offers, and leases and jobs go on")
-            self._arbiter.stop_offering()
         outlive = self._platform.jobs_outlive_node
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._platform.follow, self._apply)
             nursery.start_soon(self._platform.report_status, self._network, self._ledger, self._arbiter.requests)
+            nursery.start_soon(self._network_observer.run)
             nursery.start_soon(self._work)
             number = await anext(signals)
             logger.info(
                 "%s: no more offers, %s", signal.Signals(number).name, "jobs go on" if outlive else "ending jobs"
             )
-            self._arbiter.stop_offering()
+            self._arbiter.stop()
             if outlive:
                 await self._jobs.stop_calls()
             else:
                 await self._end_jobs(signals)
             nursery.cancel_scope.cancel()
+
+    def _apply(self, config: NodeConfig, permit: Permit) -> None:
+        """Go by another configuration or permit from now on."""
+        settings = settings_of(config, permit)
+        if settings.offers != self._offers:
+            self._offers = settings.offers
+            logger.info("%s", _offers_now(config, permit))
+        self._starts.on_proven(settings.proven_at)
+        self._ledger.rules = settings.rules
+        self._arbiter.apply(settings)
 
     async def _work(self) -> None:
         if (saved := await self._platform.ledger_store.load()) is not None:
@@ -131,6 +146,8 @@ class _Node:
             nursery.start_soon(self._leases.run)
             nursery.start_soon(self._arbiter.run)
             nursery.start_soon(self._announce)
+            for topic in self._topics:
+                nursery.start_soon(self._log_subscribers, topic)
 
     async def _end_jobs(self, signals: AsyncIterator[int]) -> None:
         async with trio.open_nursery() as nursery:
@@ -154,39 +171,39 @@ class _Node:
         status = self._network.status()
         logger.info("ready: gateways %s, listening on %s", ", ".join(status.gateways), ", ".join(status.listening))
 
+    async def _log_subscribers(self, topic: str) -> None:
+        """Log how many peers subscribe to a topic of requests: at first, and whenever their number has changed."""
+        network = self._network
+        await network.wait_ready()
+        with trio.move_on_after(_SUBSCRIBERS_LOG_S):  # subscriptions of peers arrive after their connections
+            await network.wait_until(lambda: bool(network.subscribers(topic)))
+        logged: list[str] | None = None
+        while True:
+            await network.wait_until(partial(self._subscribers_differ, topic, logged))
+            logged, connected = network.subscribers(topic), len(network.connected_peers())
+            if logged:
+                logger.info("%d of %d connected peers subscribe to %s", len(logged), connected, topic)
+            else:
+                logger.warning(
+                    "none of %d connected peers subscribes to %s, so no request can arrive. Check the gateways.",
+                    connected,
+                    topic,
+                )
+            await trio.sleep(_SUBSCRIBERS_LOG_S)
+
+    def _subscribers_differ(self, topic: str, before: list[str] | None) -> bool:
+        return before is None or len(self._network.subscribers(topic)) != len(before)
+
     async def _answer_health(self, _peer: str, _request: HealthRequest) -> HealthResponse:
         return HealthResponse(healthy=self._network.status().healthy)
 
-    def _observe(self, telemetry: Telemetry) -> None:
-        def leases() -> Iterable[Observation]:
-            states = [lease.state for lease in self._ledger.leases]
-            return [Observation(states.count(state), {"state": state}) for state in ("offered", "held", "ending")]
 
-        def jobs() -> Iterable[Observation]:
-            return [Observation(sum(lease.task_id is not None for lease in self._ledger.leases))]
-
-        def free() -> Iterable[Observation]:
-            amounts = self._ledger.free().model_dump()
-            return [Observation(amount, {"resource": name}) for name, amount in amounts.items()]
-
-        telemetry.observe("hypha.worker.leases.active", "{lease}", "Leases that reserve something, by state", leases)
-        telemetry.observe("hypha.worker.jobs.active", "{job}", "Running jobs", jobs)
-        telemetry.observe("hypha.worker.resources.free", "1", "Resources that no lease reserves (GB, cores)", free)
-
-
-def policy(config: NodeConfig) -> Policy:
-    """Return the policy by which requests get offers."""
-    return Policy(
-        capacity=config.capacity,
-        minimum=config.minimum,
-        executors=frozenset(executor.descriptor for executor in config.executors),
-        price=config.offer.price,
-        floor=config.offer.floor,
-        offer=config.offer.strategy,
-        selection=config.selection.strategy,
-        preferences=Preferences(config.selection.schedulers, config.selection.executors),
-        gpu_device=config.resources.gpu_device,
-    )
+def _offers_now(config: NodeConfig, permit: Permit) -> str:
+    """Return for the log whether the node makes offers, and if not, why."""
+    if config.suspend:
+        until = f" until {config.suspend_deadline:%Y-%m-%d %H:%M:%S %Z}" if config.suspend_deadline else ""
+        return f"the worker is suspended: it makes no offers, and leases and jobs go on{until}"
+    return "the worker makes offers" if permit.enabled else "no offers, because jobs could not run: see the HyphaWorker"
 
 
 def network_config(config: NodeConfig) -> NetworkConfig:
@@ -194,19 +211,22 @@ def network_config(config: NodeConfig) -> NetworkConfig:
     return NetworkConfig(
         gateways=tuple(config.gateway_addresses),
         listen_addresses=tuple(config.listen_addresses),
-        external_addresses=tuple(config.external_addresses),
+        external_addresses=(
+            *config.external_addresses,
+            *(config.kubernetes.host_addresses if config.kubernetes else ()),
+        ),
         exclude_cidr=tuple(config.exclude_cidr),
         relay_circuit=config.relay_circuit,
     )
 
 
-def _warn_of_excluded_gateways(config: NodeConfig) -> None:
+def judge_excluded_gateways(config: NodeConfig) -> Iterator[Finding]:
+    """Yield a warning for each gateway in a network whose other nodes this node ignores."""
     networks = addresses.parse_cidrs(config.exclude_cidr)
     for text in config.gateway_addresses:
         address = addresses.parse_supported(text)
         if address is not None and addresses.excluded(address, networks):
-            logger.warning(
-                "gateway %s is in a network of exclude_cidr, so other nodes there are reached only through gateways. "
+            yield warning(
+                f"gateway {text} is in a network of exclude_cidr, so peers there are reached only through gateways",
                 "Remove that network from exclude_cidr to reach them directly.",
-                text,
             )

@@ -10,6 +10,7 @@ from typing import Final
 from hypha_contracts.node_config import NodeConfig
 from hypha_network.identity import Identity
 from hypha_worker.errors import NodeError
+from hypha_worker.work_dir import cannot_use
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,15 @@ def load_identity(config: NodeConfig, *, crls_optional: bool = False) -> Identit
     return identity
 
 
+def find_state_dir(work_dir: Path, peer_id: str) -> Path:
+    """Return the directory for jobs and state of a node with this peer id, without making it."""
+    try:
+        shared = work_dir.stat().st_mode & stat.S_IWOTH
+    except OSError:  # it does not exist yet, or this user may not see it
+        shared = 0
+    return work_dir / f"hypha-worker-{peer_id[-8:]}" if shared else work_dir
+
+
 def prepare_state_dir(work_dir: Path, peer_id: str) -> Path:
     """Make and return the private directory for jobs and state. NodeError if it cannot be used.
 
@@ -40,15 +50,13 @@ def prepare_state_dir(work_dir: Path, peer_id: str) -> Path:
     """
     try:
         work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not work_dir.stat().st_mode & stat.S_IWOTH:
+        private = find_state_dir(work_dir, peer_id)
+        if private == work_dir:
             return work_dir
-        private = work_dir / f"hypha-worker-{peer_id[-8:]}"
         private.mkdir(mode=0o700, exist_ok=True)
         found = private.lstat()
     except OSError as error:
-        raise NodeError(
-            f"work_dir {work_dir}: {error.strerror}. Choose a directory that this user may write to."
-        ) from error
+        raise cannot_use(work_dir, error) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise NodeError(f"{private}: not a private directory of this user. Remove it or choose another work_dir.")
     return private

@@ -1,63 +1,115 @@
-"""Metrics and traces of the node, by OpenTelemetry. Without a configured endpoint the instruments do nothing."""
+"""What the node exports: its instruments, and the exporters behind them. Without a configuration they do nothing."""
 
-import logging
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
 
-from opentelemetry.metrics import Meter, NoOpMeter, Observation
-from opentelemetry.trace import NoOpTracer, Tracer
+from opentelemetry.metrics import Meter, Observation
 
 from hypha_contracts.node_config import NodeConfig
+from hypha_network.traffic import PeerCounts
+from hypha_telemetry import node_metrics
+from hypha_telemetry.instruments import Instruments
+from hypha_telemetry.settings import SettingsError, read_settings
+from hypha_telemetry.start import exporting
+from hypha_worker.errors import NodeError
+from hypha_worker.traces.job_metrics import JobMetrics
+from hypha_worker.traces.job_traces import JobTraces
 
-logger = logging.getLogger(__name__)
+Content = Literal["slice", "push"]
+Flow = Literal["receive", "transmit"]
+Outcome = Literal["delivered", "failed"]
 
-SCOPE: Final = "hypha_worker"
+
+@dataclass
+class Transfer:
+    """A slice or push under way. The caller adds the size of each piece."""
+
+    size_bytes: int = 0
 
 
-class Telemetry:
-    """The node's instruments. Names follow OpenTelemetry's conventions. Durations are seconds, sizes are bytes."""
+Page = tuple[Callable[[], bytes], tuple[str | None, int]]
+"""Returns the metrics in Prometheus's format, and the host (None: all addresses) and port where to serve them."""
 
-    def __init__(self, meter: Meter | None = None, tracer: Tracer | None = None) -> None:
-        meter = meter or NoOpMeter(SCOPE)
-        self._meter = meter
-        self.tracer = tracer or NoOpTracer()
-        self.requests = meter.create_counter(
-            "hypha.worker.requests", "{request}", "Requests of schedulers, by decision"
-        )
-        self.offers = meter.create_counter("hypha.worker.offers", "{offer}", "Offers, by outcome")
-        self.offer_latency = meter.create_histogram(
-            "hypha.worker.offer.latency", "s", "From a request's arrival to the scheduler's receipt of the offer"
-        )
-        self.renewals = meter.create_counter("hypha.worker.lease.renewals", "{renewal}", "Lease renewals, by outcome")
-        self.expirations = meter.create_counter("hypha.worker.lease.expirations", "{lease}", "Leases that expired")
-        self.jobs_started = meter.create_counter("hypha.worker.jobs.started", "{job}", "Jobs started, by executor")
-        self.jobs_ended = meter.create_counter("hypha.worker.jobs.ended", "{job}", "Jobs ended, by executor and status")
-        self.job_duration = meter.create_histogram("hypha.worker.job.duration", "s", "How long jobs ran")
-        self.transferred = meter.create_counter("hypha.worker.transfer", "By", "Bytes moved for jobs, by direction")
-        self.slices = meter.create_counter("hypha.worker.slices", "{slice}", "Slices fetched for jobs")
 
-    def observe(self, name: str, unit: str, description: str, read: Callable[[], Iterable[Observation]]) -> None:
-        """Export the result of `read` whenever metrics are collected. It runs in another thread."""
-        self._meter.create_observable_gauge(name, [lambda _options: read()], unit, description)
+class Telemetry(Instruments):
+    """The node's instruments. Metrics that are not set here are observed where their state lives."""
+
+    def __init__(self, meter: Meter | None = None, traces: JobTraces | None = None, page: Page | None = None) -> None:
+        super().__init__(meter)
+        self.traces = traces or JobTraces()
+        self.job_metrics = JobMetrics(self)
+        self.page = page
+        self.requests = self.counter(node_metrics.REQUESTS)
+        self.offers_sent = self.counter(node_metrics.OFFERS_SENT)
+        self.offer_latency = self.histogram(node_metrics.OFFER_LATENCY)
+        self.renewals = self.counter(node_metrics.LEASE_RENEWALS)
+        self.expirations = self.counter(node_metrics.LEASE_EXPIRATIONS)
+        self.dispatches = self.counter(node_metrics.DISPATCHES)
+        self.jobs_started = self.counter(node_metrics.JOBS_STARTED)
+        self.jobs_ended = self.counter(node_metrics.JOBS_ENDED)
+        self.job_duration = self.histogram(node_metrics.JOB_DURATION)
+        self.reports = self.counter(node_metrics.JOB_REPORTS)
+        self.event_loop_lag = self.histogram(node_metrics.EVENT_LOOP_LAG)
+        self._rate = self.histogram(node_metrics.TRANSFER_RATE)
+        self._active: Counter[tuple[Content, Flow]] = Counter()
+        self._bytes: PeerCounts[tuple[Content, Flow]] = PeerCounts()
+        self._slices: PeerCounts[Outcome] = PeerCounts()
+        self.observe(node_metrics.TRANSFERS_ACTIVE, self._transfers_active)
+        self.observe(node_metrics.TRANSFERRED, self._transferred)
+        self.observe(node_metrics.SLICES, self._slices_by_outcome)
+
+    @contextmanager
+    def transfer(self, peer: str, content: Content, flow: Flow) -> Iterator[Transfer]:
+        """Measure a transfer with a peer, which succeeds if the block does."""
+        transfer, began_s = Transfer(), perf_counter()
+        outcome: Outcome = "failed"
+        self._active[content, flow] += 1
+        try:
+            yield transfer
+            outcome = "delivered"
+        finally:
+            self._active[content, flow] -= 1
+            if content == "slice":
+                self._slices.add(peer, transfer.size_bytes, {outcome: 1})
+            if outcome == "delivered":
+                size_bytes = transfer.size_bytes
+                self._bytes.add(peer, size_bytes, {(content, flow): size_bytes})
+                rate = size_bytes / max(perf_counter() - began_s, 1e-6)
+                self._rate.record(rate, {"content": content, "network.io.direction": flow})
+
+    def _transfers_active(self) -> Iterable[Observation]:
+        return [
+            Observation(number, {"content": content, "network.io.direction": flow})
+            for (content, flow), number in list(self._active.items())
+        ]
+
+    def _transferred(self) -> Iterable[Observation]:
+        return [
+            Observation(size_bytes, {"peer": peer, "content": content, "network.io.direction": flow})
+            for (content, flow), peer, size_bytes in self._bytes.all()
+        ]
+
+    def _slices_by_outcome(self) -> Iterable[Observation]:
+        return [Observation(number, {"peer": peer, "outcome": outcome}) for outcome, peer, number in self._slices.all()]
 
 
 @contextmanager
 def open_telemetry(config: NodeConfig, peer_id: str, version: str) -> Iterator[Telemetry]:
-    """Export to the configured endpoint. At the end, send the remaining data within a deadline."""
-    if config.telemetry_endpoint is not None and config.telemetry_protocol == "http/protobuf":
-        from hypha_worker.telemetry_export import Exporters  # noqa: PLC0415 - the SDK is slow to import
+    """Export what the configuration and the environment say. At the end, send the remaining data within a deadline.
 
-        exporters = Exporters(config, SCOPE, peer_id, version)
-        try:
-            yield Telemetry(exporters.meter, exporters.tracer)
-        finally:
-            exporters.shutdown()
-        return
-    if config.telemetry_endpoint is not None:
-        logger.warning(
-            'telemetry_protocol = "%s" is not supported, so nothing is exported. Use "http/protobuf", which collectors '
-            "serve on port 4318.",
-            config.telemetry_protocol,
-        )
-    yield Telemetry()
+    Raises:
+        NodeError: the configured headers cannot be used.
+    """
+    try:
+        settings = read_settings(os.environ, config)
+    except SettingsError as error:
+        raise NodeError(str(error)) from error
+    defaults = {"service.name": "hypha-worker", "service.version": version, "service.instance.id": peer_id}
+    with exporting(settings, defaults, version) as exports:
+        page = (exports.page, settings.prometheus) if exports.page and settings.prometheus else None
+        yield Telemetry(exports.meter, JobTraces(exports.spans, enabled=settings.enabled), page)

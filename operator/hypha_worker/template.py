@@ -26,7 +26,17 @@ name = "diloco-transformer"
 runtime = "process"
 cmd = "python"
 args = [
-    "-m", "hypha_trainer.launch", "-m", "hypha_trainer",
+    "-m", "hypha_executor.restart", "-m", "hypha_trainer.launch", "-m", "hypha_trainer",
+    "--socket", "{SOCKET_PATH}", "--work-dir", "{WORK_DIR}", "--job-file", "{JOB_FILE}",
+]
+
+[[executors]]
+class = "inference"
+name = "transformers"
+runtime = "process"
+cmd = "python"
+args = [
+    "-m", "hypha_trainer.inference",
     "--socket", "{SOCKET_PATH}", "--work-dir", "{WORK_DIR}", "--job-file", "{JOB_FILE}",
 ]
 

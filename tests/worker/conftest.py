@@ -12,6 +12,7 @@ import pytest
 
 from hypha_worker.runtimes.process import control, supervised, supervisor
 from support import jobs
+from support.certs import Pki
 
 
 @pytest.fixture
@@ -26,3 +27,16 @@ def work_dir() -> Iterator[Path]:
                 os.kill(int((job / supervisor.PID_FILE).read_text()), signal.SIGKILL)
         directories.remove(directories.paths(job.name))
     shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def pki() -> Pki:
+    """The authority of a network."""
+    return Pki()
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory whose name is short enough for sockets."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)

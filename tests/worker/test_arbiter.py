@@ -10,15 +10,17 @@ from trio.testing import MockClock
 
 from hypha_messages.types import Resources, peer_id_from_ed25519
 from hypha_worker.market.arbiter import Arbiter
+from hypha_worker.market.capacity import Capacity, NodeKind
 from hypha_worker.market.evaluator import Policy
 from hypha_worker.market.ledger import Ledger
+from hypha_worker.market.starts import StartRecord
 from hypha_worker.market.waiting import WaitingRequests
 from hypha_worker.telemetry import Telemetry
-from support.worker import ALICE, BOB, HALF, TINY, TRAIN, WHOLE, Market, request
+from support.worker import ALICE, BOB, HALF, TINY, TRAIN, WHOLE, Market, request, settings_by
 
 pytestmark = pytest.mark.anyio
 
-WHOLE_WORKER = Policy(capacity=WHOLE, minimum=TINY, executors=frozenset([TRAIN]), price=100, floor=80)
+WHOLE_WORKER = Policy(capacity=Capacity(WHOLE), minimum=TINY, executors=frozenset([TRAIN]), price=100, floor=80)
 FLEXIBLE = replace(WHOLE_WORKER, offer="flexible")
 
 
@@ -32,12 +34,16 @@ class Setting:
 
     def __init__(self, policy: Policy) -> None:
         self.market = Market()
-        self.ledger = Ledger(policy.capacity, trio.current_time)
+        settings = settings_by(policy)
+        self.ledger = Ledger(settings.rules, trio.current_time)
+        self.starts = StartRecord()
+        self.starts.on_proven(settings.proven_at)
         self.arbiter = Arbiter(
             self.market,
             self.ledger,
-            policy,
+            settings,
             Telemetry(),
+            starts=self.starts,
             waiting=WaitingRequests(1000, 0.2, 100),
             requests_per_s=1000,
             wall_clock=trio.current_time,
@@ -91,7 +97,7 @@ async def test_all_requests_that_fit_together_get_offers_at_once() -> None:
 
 
 async def test_each_gpu_is_offered_once_however_little_of_it_is_asked_for() -> None:
-    two_gpus = replace(FLEXIBLE, capacity=Resources(cpu=8, memory=8, storage=8, gpu=160), gpu_device=80)
+    two_gpus = replace(FLEXIBLE, capacity=Capacity(Resources(cpu=8, memory=8, storage=8, gpu=160)), gpu_device=80)
     async with arbiter(two_gpus) as setting:
         setting.market.advertise(ALICE, *[request(Resources(cpu=1, gpu=10)) for _ in range(8)])
         await trio.sleep(0.4)
@@ -222,7 +228,7 @@ async def test_unwanted_requests_leave_the_arbiter_working() -> None:
 
 async def test_a_stopping_node_makes_no_offers() -> None:
     async with arbiter(WHOLE_WORKER) as setting:
-        setting.arbiter.stop_offering()
+        setting.arbiter.stop()
         setting.market.advertise(ALICE, request())
         await trio.sleep(1)
         assert not setting.market.offers
@@ -236,3 +242,109 @@ async def test_five_hundred_requests_a_second_that_fit_all_get_offers() -> None:
             await trio.sleep(0.002)
         await trio.sleep(0.3)
         assert sum(map(len, setting.market.offers.values())) == 1000
+
+
+async def test_a_blocked_scheduler_gets_no_offers_and_the_owner_learns_why() -> None:
+    async with arbiter(replace(WHOLE_WORKER, blocked=frozenset([ALICE]))) as setting:
+        setting.market.advertise(ALICE, request(bid=900))
+        setting.market.advertise(BOB, request())
+        await trio.sleep(0.3)
+        assert set(setting.market.offers) == {BOB}
+        assert not setting.arbiter._serves(ALICE)
+        assert setting.arbiter._serves(BOB)
+        refusal = setting.arbiter.requests.last_refusal
+        assert refusal is not None
+        assert refusal.reason == "SchedulerBlocked"
+
+
+async def test_messages_that_claim_to_come_from_an_excluded_scheduler_hide_no_answered_requests() -> None:
+    async with arbiter(replace(FLEXIBLE, allowed=frozenset([BOB]))) as setting:
+        setting.market.advertise(BOB, request(Resources(cpu=0.1)))
+        await trio.sleep(0.1)
+        for _ in range(200):
+            assert not setting.arbiter._serves(ALICE)
+        assert (setting.arbiter.requests.considered, setting.arbiter.requests.refused) == (1, 0)
+
+
+async def test_a_scheduler_at_its_share_waits_and_others_go_first() -> None:
+    async with arbiter(replace(FLEXIBLE, max_share=0.5)) as setting:
+        setting.market.advertise(ALICE, request(HALF, bid=500), request(HALF, bid=400))
+        setting.market.advertise(BOB, request(HALF, bid=90))
+        await trio.sleep(0.1)
+        assert [offer.price for offer in setting.market.offers[ALICE]] == [500]
+        assert [offer.price for offer in setting.market.offers[BOB]] == [90]
+        await trio.sleep(1)
+        assert [offer.price for offer in setting.market.offers[ALICE]] == [500, 400]
+
+
+async def test_an_offer_takes_another_node_if_the_cheapest_kind_is_taken() -> None:
+    small, large = Resources(cpu=2, memory=8, storage=50), Resources(cpu=4, memory=4, storage=100, gpu=1)
+    total = Resources(cpu=6, memory=12, storage=150, gpu=1)
+    nodes = replace(WHOLE_WORKER, capacity=Capacity(total, kinds=(NodeKind(1, large), NodeKind(1, small))))
+    async with arbiter(nodes) as setting:
+        setting.market.advertise(ALICE, *[request(Resources(cpu=1)) for _ in range(3)])
+        await trio.sleep(0.2)
+        offered = sorted((offer.resources for offer in setting.market.offers[ALICE]), key=lambda part: part.gpu)
+        assert offered == [small, large]
+
+
+async def test_at_most_two_jobs_are_under_way_until_one_has_started() -> None:
+    async with arbiter(FLEXIBLE) as setting:
+        setting.starts.on_proven(None)
+        setting.market.advertise(ALICE, *[request(Resources(cpu=0.1), timeout=1e9) for _ in range(5)])
+        await trio.sleep(0.3)
+        assert len(setting.market.offers[ALICE]) == 2
+        for lease in setting.ledger.leases:
+            setting.ledger.renew(lease.id, ALICE)
+        setting.ledger.assign(ALICE, TRAIN, task_id := uuid4())
+        await trio.sleep(0.5)
+        assert len(setting.market.offers[ALICE]) == 2
+        setting.ledger.record_started(task_id)
+        setting.starts.on_started(trio.current_time())
+        setting.arbiter.on_capacity_freed()
+        await trio.sleep(0.3)
+        assert len(setting.market.offers[ALICE]) == 5
+
+
+async def test_two_failed_starts_stop_the_offers_until_a_proof() -> None:
+    async with arbiter(FLEXIBLE) as setting:
+        for _ in range(2):
+            setting.starts.on_failed(trio.current_time())
+        setting.market.advertise(ALICE, request(HALF))
+        await trio.sleep(0.3)
+        assert not setting.market.offers
+        setting.starts.on_proven(trio.current_time())
+        setting.market.advertise(ALICE, request(HALF))
+        await trio.sleep(0.3)
+        assert len(setting.market.offers[ALICE]) == 1
+
+
+async def test_other_settings_apply_to_requests_that_wait_and_to_later_ones() -> None:
+    async with arbiter(WHOLE_WORKER) as setting:
+        setting.market.advertise(BOB, request(bid=95))
+        await trio.sleep(0.01)
+        (lease,) = setting.ledger.leases
+        setting.ledger.renew(lease.id, BOB)
+        setting.market.advertise(ALICE, request(bid=95))
+        await trio.sleep(0.3)
+        setting.arbiter.apply(settings_by(replace(WHOLE_WORKER, price=200, floor=150)))
+        setting.ledger.assign(BOB, TRAIN, task_id := uuid4())
+        setting.ledger.end(task_id, "Finished")
+        setting.arbiter.on_capacity_freed()
+        await trio.sleep(0.3)
+        assert not setting.market.offers[ALICE]
+        setting.market.advertise(ALICE, request(bid=160))
+        await trio.sleep(0.3)
+        assert [offer.price for offer in setting.market.offers[ALICE]] == [200]
+
+
+async def test_a_suspended_worker_makes_no_offers_until_it_is_resumed() -> None:
+    async with arbiter(WHOLE_WORKER) as setting:
+        setting.arbiter.apply(replace(settings_by(WHOLE_WORKER), offers=False))
+        setting.market.advertise(ALICE, request())
+        await trio.sleep(0.3)
+        assert not setting.market.offers
+        setting.arbiter.apply(settings_by(WHOLE_WORKER))
+        setting.market.advertise(ALICE, request())
+        await trio.sleep(0.3)
+        assert len(setting.market.offers[ALICE]) == 1

@@ -95,6 +95,14 @@ def test_an_unusable_work_dir_is_one_line_and_exit_code_1(directory: Path, tmp_p
     assert "Choose a directory" in one_line(result.stderr)
 
 
+def test_no_garbage_collection_of_a_running_node_looks_at_its_modules(directory: Path) -> None:
+    program = "import gc, trio; trio.run = lambda *_: print(gc.get_freeze_count())"
+    program += "; from hypha_worker.cli import main; main()"
+    command = [sys.executable, "-c", program, "run"]
+    result = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60, check=True)
+    assert int(result.stdout) > 10_000
+
+
 def test_a_probe_without_an_answer_fails_with_a_reason(directory: Path) -> None:
     result = worker("probe", "/ip4/127.0.0.1/tcp/1", cwd=directory)
     assert result.returncode == 1
@@ -140,3 +148,41 @@ def test_text_of_others_in_an_error_is_escaped() -> None:
     result = worker("identity", "--config", "\x1b[2J\u202e.toml")
     assert r"\x1b[2J\u202e.toml" in one_line(result.stderr)
     assert result.stderr.strip().isprintable()
+
+
+@pytest.mark.parametrize("work_dir", ["/proc/self", "/proc/hypha"])
+def test_a_work_dir_that_nobody_can_write_to_is_one_line_with_a_remedy(directory: Path, work_dir: str) -> None:
+    result = worker("run", "--work-dir", work_dir, "--log-level", "error", cwd=directory)
+    assert result.returncode == 1
+    assert f"work_dir {work_dir}: " in one_line(result.stderr)
+    assert "Choose a directory that user" in result.stderr
+
+
+def run_with(directory: Path, tmp_path: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run a node whose configuration differs from the template's."""
+    text = (directory / "worker.toml").read_text()
+    for before, after in changes.items():
+        text = text.replace(before, after)
+    config = directory / f"{tmp_path.name}.toml"
+    config.write_text(text)
+    too_long = tmp_path / ("d" * 60)  # so that the node ends once it has checked the host
+    return worker("run", "--config", config, "--work-dir", too_long, cwd=directory)
+
+
+def test_a_missing_program_and_a_misspelt_placeholder_keep_the_node_from_starting(
+    directory: Path, tmp_path: Path
+) -> None:
+    result = run_with(directory, tmp_path, SOCKET_PATH="SOKET_PATH", **{'cmd = "python"': 'cmd = "no-such-trainer"'})
+    assert result.returncode == 1
+    assert "train/diloco-transformer: no-such-trainer is not in PATH" in result.stderr.splitlines()[-1]
+    assert "{SOKET_PATH} is not a placeholder. Write {SOCKET_PATH} in its args." in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_resources_larger_than_the_machine_are_a_warning_at_the_start(directory: Path, tmp_path: Path) -> None:
+    changes = {"cpu = 4": "cpu = 4000", "gpu = 0": "gpu = 1000000", 'cmd = "python"': f'cmd = "{sys.executable}"'}
+    result = run_with(directory, tmp_path, **changes)
+    warnings = [line for line in result.stderr.splitlines() if "level=warning" in line]
+    assert any("[resources] cpu: the worker offers 4000 cores, and this machine has" in line for line in warnings)
+    assert any("[resources] gpu: the worker offers 1e+06 GB of GPU memory" in line for line in warnings)
+    assert "longer than" in result.stderr

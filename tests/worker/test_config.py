@@ -217,7 +217,7 @@ def test_secrets_do_not_show(file: Path) -> None:
         ('["/ip4/203.0.113.50/tcp/4001"]', "[]", 4, ["gateway_addresses", "at least 1"]),
         ('["/ip4/203.0.113.50/tcp/4001"]', '["/ip4/1.2.3.4/udp/1/quic-v1"]', 4, ["QUIC is not supported"]),
         ('cmd = "uv"\n', "", 13, ["executors[0]", "needs cmd"]),
-        ('class = "train"', 'class = "inference"', 14, ["executors[0].class", "'train' or 'aggregate'"]),
+        ('class = "train"', 'class = "training"', 14, ["executors[0].class", "'train', 'aggregate' or 'inference'"]),
         ('runtime = "parameter-server"', 'runtime = "wasm"', 23, ["executors[1].runtime", "'process'"]),
         (
             'runtime = "parameter-server"',
@@ -306,11 +306,9 @@ def test_the_environment_replaces_the_file_and_the_command_line_both(file: Path)
         "HYPHA_RELAY_CIRCUIT": "false",
         "HYPHA_RESOURCES__CPU": "3",
         "HYPHA_OFFER.FLOOR": "7",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
-        "OTEL_EXPORTER_OTLP_HEADERS": "authorization=secret",
-        "OTEL_RESOURCE_ATTRIBUTES": "a=1,b=2",
-        "OTEL_TRACES_SAMPLER": "traceidratio",
-        "OTEL_TRACES_SAMPLER_ARG": "0.25",
+        "HYPHA_TELEMETRY_ENDPOINT": "http://collector:4318",
+        "HYPHA_TELEMETRY_ATTRIBUTES": "a=1,b=x%20y",
+        "HYPHA_TELEMETRY_PROMETHEUS": "9464",
     }
     config = read(file, MINIMAL, environ, gateway_addresses=["/dns4/argument/tcp/2"]).config
     assert config.work_dir == Path("/srv/env")
@@ -319,8 +317,8 @@ def test_the_environment_replaces_the_file_and_the_command_line_both(file: Path)
     assert not config.relay_circuit
     assert (config.resources.cpu, config.resources.memory, config.offer.floor) == (3, 64, 7)
     assert config.telemetry_endpoint == "http://collector:4318"
-    assert config.telemetry_attributes == {"a": "1", "b": "2"}
-    assert (config.telemetry_sampler, config.telemetry_sample_ratio) == ("traceidratio", 0.25)
+    assert config.telemetry_attributes == {"a": "1", "b": "x y"}
+    assert config.telemetry_prometheus == "9464"
 
 
 def test_an_error_in_the_environment_names_the_variable(file: Path) -> None:
@@ -335,7 +333,7 @@ def test_variables_that_a_cluster_sets_for_services_are_ignored(file: Path) -> N
 def test_both_names_of_a_telemetry_key_are_one_key(file: Path) -> None:
     text = 'exporter_otlp_endpoint = "http://file:4318"\n' + MINIMAL
     assert read(file, text).config.telemetry_endpoint == "http://file:4318"
-    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://environment:4318"}
+    environ = {"HYPHA_TELEMETRY_ENDPOINT": "http://environment:4318"}
     assert read(file, text, environ).config.telemetry_endpoint == "http://environment:4318"
 
 
@@ -365,7 +363,7 @@ def test_every_default_that_the_template_shows_is_the_real_one(file: Path) -> No
     assert read(file, without_value).config == read(file, text).config
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

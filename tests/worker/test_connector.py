@@ -26,13 +26,16 @@ from hypha_messages.types import Message
 from hypha_network.errors import NetworkError
 from hypha_network.network import Network
 from hypha_network.wire.streams import Stream
+from hypha_telemetry import node_metrics
 from hypha_worker.connector import http_server
 from hypha_worker.connector.api import Connector
 from hypha_worker.connector.pushes import PushRouter
 from hypha_worker.job import Job
+from hypha_worker.telemetry import Telemetry
 from support import jobs
 from support.certs import Pki
 from support.networks import direct_address, node
+from support.recorded_metrics import RecordedMetrics
 
 pytestmark = pytest.mark.anyio
 
@@ -106,7 +109,7 @@ class World:
 
 
 @asynccontextmanager
-async def world(work_dir: Path, **changes: Any) -> AsyncIterator[World]:
+async def world(work_dir: Path, telemetry: Telemetry | None = None, **changes: Any) -> AsyncIterator[World]:
     pki = Pki()
     path, token_file = work_dir / "connector.sock", work_dir / "token"
     token_file.write_text(TOKEN)
@@ -120,7 +123,7 @@ async def world(work_dir: Path, **changes: Any) -> AsyncIterator[World]:
             job = replace(jobs.job(spec_for(other.peer_id, **changes)), scheduler=other.peer_id)
             tokens, recorded = {TOKEN: job.task_id}, list[tuple[UUID, Progress]]()
 
-            async def authenticate(token: str, _source: str) -> UUID | None:
+            async def authenticate(token: str) -> UUID | None:
                 await trio.lowlevel.checkpoint()
                 return tokens.get(token)
 
@@ -128,6 +131,7 @@ async def world(work_dir: Path, **changes: Any) -> AsyncIterator[World]:
                 worker,
                 pushes,
                 nursery,
+                telemetry,
                 authenticate=authenticate,
                 record_progress=lambda task_id, progress: recorded.append((task_id, progress)),
             )
@@ -159,6 +163,26 @@ async def test_a_slice_is_assigned_by_the_scheduler_and_pulled_from_its_provider
         await the.call(the.client.pull, the.peer.network.peer_id, "digits", 7, sink)
         assert sink.getvalue() == BIG
         assert the.peer.asked == [RequestData(dataset="digits")]
+
+
+async def test_slices_and_pushes_count_by_peer_content_and_direction(work_dir: Path) -> None:
+    metrics = RecordedMetrics()
+    async with world(work_dir, metrics.telemetry) as the:
+        peer = the.peer.network.peer_id
+        await assign(the, 7, BIG)
+        await the.call(the.client.pull, peer, "digits", 7, io.BytesIO())
+        await assign(the, 8, b"")
+        await the.refusal(the.client.pull, peer, "digits", 8, io.BytesIO())
+        (work_dir / "out").write_bytes(b"out")
+        with (work_dir / "out").open("rb") as file:
+            await the.call(the.client.push, peer, file)
+    assert metrics.of(node_metrics.SLICES) == {(peer, "delivered"): 1, (peer, "failed"): 1}
+    assert metrics.of(node_metrics.TRANSFERRED) == {
+        (peer, "slice", "receive"): len(BIG),
+        (peer, "push", "transmit"): 3,
+    }
+    assert metrics.of(node_metrics.TRANSFER_RATE) == {("slice", "receive"): 1, ("push", "transmit"): 1}
+    assert metrics.of(node_metrics.TRANSFERS_ACTIVE) == {("slice", "receive"): 0, ("push", "transmit"): 0}
 
 
 async def test_a_slice_that_ends_with_a_reset_is_complete(work_dir: Path) -> None:
@@ -215,7 +239,7 @@ async def test_a_slice_that_the_provider_does_not_have_is_not_found(work_dir: Pa
 
 @pytest.mark.parametrize(
     ("answer", "status", "code"),
-    [(DataAssignment(), 404, "not_found"), (DataAssignment(error="no more"), 502, "peer_failed")],
+    [(DataAssignment(), 410, "no_slice"), (DataAssignment(error="no more"), 502, "peer_failed")],
 )
 async def test_a_scheduler_without_a_slice_is_an_error(
     work_dir: Path, answer: DataAssignment, status: int, code: str

@@ -120,7 +120,7 @@ async def world(directory: Path, *, healthy: bool = True, review_s: float = 0) -
             data = others | {"resource": {"dataset": "digits", "index": 0}}
             job = replace(jobs.job(jobs.train_spec(data=data, updates=others, results=others)), scheduler=peer.peer_id)
 
-            async def authenticate(token: str, _source: str) -> UUID | None:
+            async def authenticate(token: str) -> UUID | None:
                 await trio.sleep(0 if token == TOKEN else review_s)
                 return job.task_id if token == TOKEN else None
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypha_worker.errors import NodeError
+from hypha_contracts.bridge_config import CacheConfig
 from hypha_worker.job import LaunchError
 from hypha_worker.runtimes.process import launch
 from hypha_worker.runtimes.process.launch import JobPaths
@@ -47,7 +47,9 @@ SECRETS = (
     "HUGGING_FACE_HUB_TOKEN",
     "AWS_SECRET_ACCESS_KEY",
     "HYPHA_KEY_PEM",
-    "UV_INDEX_PASSWORD",
+    "UV_PUBLISH_TOKEN",
+    "UV_PUBLISH_PASSWORD",
+    "PIP_INDEX_URL",
     "NCCL_AUTH",
 )
 
@@ -58,7 +60,6 @@ def test_the_environment_has_the_necessary_variables_and_no_secret() -> None:
         "LANG": "C.UTF-8",
         "CUDA_VISIBLE_DEVICES": "0,1",
         "HF_HOME": "/cache",
-        "HTTPS_PROXY": "http://user:s3cret@proxy",
         "SSH_AUTH_SOCK": "/s3cret",
         "HOME": "/home/worker",
     }
@@ -85,11 +86,26 @@ def test_the_configured_environment_wins_but_not_over_the_jobs_own() -> None:
     assert environment["WORK_DIR"] == "/srv/hypha-7"
 
 
-def test_only_the_bridge_gets_the_proxies() -> None:
-    host = {"https_proxy": "http://proxy", "HF_TOKEN": "s3cret", "PATH": "/bin"}
-    assert launch.bridge_environment(host, PATHS.work)["https_proxy"] == "http://proxy"
-    assert "HF_TOKEN" not in launch.bridge_environment(host, PATHS.work)
-    assert "https_proxy" not in launch.executor_environment(host, VALUES, None, {})
+PROXIES = (
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+)
+OF_UV = (
+    *("UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_CONFIG_FILE"),
+    *("UV_INDEX_MINE_USERNAME", "UV_INDEX_MINE_PASSWORD", "UV_INDEX_STRATEGY", "UV_HTTP_TIMEOUT", "UV_NATIVE_TLS"),
+    *("UV_INSECURE_HOST", "UV_OFFLINE", "UV_PYTHON_INSTALL_MIRROR", "UV_KEYRING_PROVIDER", "NETRC", "SSL_CERT_FILE"),
+)
+
+
+def test_an_executor_that_uv_installs_gets_the_proxies_and_the_settings_of_uv() -> None:
+    host = {name: f"value of {name}" for name in (*PROXIES, *OF_UV)}
+    environment = launch.executor_environment(host, VALUES, None, {})
+    assert {name: environment.get(name) for name in host} == host
+
+
+def test_the_bridge_gets_the_proxies_and_no_settings_of_uv() -> None:
+    host = dict.fromkeys((*PROXIES, "UV_INDEX_MINE_PASSWORD", "HF_TOKEN"), "value")
+    environment = launch.bridge_environment(host, PATHS.work)
+    assert environment.keys() == {*PROXIES, "HOME", "WORK_DIR"}
 
 
 def test_temporary_files_are_in_the_work_dir_unless_its_path_is_too_long_for_sockets() -> None:
@@ -99,10 +115,11 @@ def test_temporary_files_are_in_the_work_dir_unless_its_path_is_too_long_for_soc
 
 
 def test_a_work_directory_too_long_for_a_socket_is_refused() -> None:
-    launch.check_work_dir(Path("/var/hypha/work"))
-    launch.check_work_dir(Path("/" + "d" * 51))
-    with pytest.raises(NodeError, match="longer than 52 bytes"):
-        launch.check_work_dir(Path("/" + "d" * 52))
+    assert launch.judge_path_length(Path("/" + "d" * 51)).mark == "ok"
+    too_long = launch.judge_path_length(Path("/" + "d" * 52))
+    assert too_long.mark == "failure"
+    assert "longer than 52 bytes" in too_long.message
+    assert too_long.remedy == "Choose a shorter path."
 
 
 def test_the_bridge_configuration_names_the_paths_and_settings_of_the_job() -> None:
@@ -114,6 +131,7 @@ def test_the_bridge_configuration_names_the_paths_and_settings_of_the_job() -> N
         read_ahead=3,
         allow_private_addresses=True,
         exclude_cidr=["44.0.0.0/8"],
+        cache=CacheConfig(directory=Path("/srv/cache"), max_bytes=1000),
     )
     config = launch.bridge_config(PATHS, process, 5_000_000)
     assert config.connector.uds == Path("/srv/connector.sock")
@@ -121,6 +139,7 @@ def test_the_bridge_configuration_names_the_paths_and_settings_of_the_job() -> N
     assert (config.socket, config.work_dir, config.job_file) == (PATHS.socket, PATHS.work, PATHS.job_file)
     assert (config.storage_bytes, config.read_ahead, config.allow_private_addresses) == (5_000_000, 3, True)
     assert config.exclude_cidr == ["44.0.0.0/8"]
+    assert config.cache == CacheConfig(directory=Path("/srv/cache"), max_bytes=1000)
     assert (config.state_dir, config.drain_s) == (PATHS.bridge_state, 60)
 
 
@@ -132,3 +151,8 @@ def test_placeholders_in_inserted_values_are_not_replaced(work_dir: str, job_jso
             assert after == job_json
         elif before == "{{WORK_DIR}}":
             assert after == "{" + work_dir + "}"
+
+
+@pytest.mark.parametrize(("gpu_gb", "device_gb", "gpus"), [(0, 24, 0), (24, 24, 1), (30, 24, 2), (30, 0, 1), (0, 0, 0)])
+def test_an_executor_is_told_how_many_gpus_its_lease_has(gpu_gb: float, device_gb: float, gpus: int) -> None:
+    assert launch.lease_gpus(gpu_gb, device_gb) == gpus

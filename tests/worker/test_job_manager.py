@@ -24,6 +24,7 @@ from hypha_network.changes import Changes
 from hypha_network.errors import StreamReset
 from hypha_network.network import Network
 from hypha_network.wire.streams import Stream
+from hypha_telemetry import node_metrics
 from hypha_worker.connector.http_server import listen_unix, serve_unix
 from hypha_worker.job import Failed, Finished, JobEvent, LaunchError, Started
 from hypha_worker.job_manager import JobManager, open_job_manager
@@ -36,6 +37,7 @@ from hypha_worker.telemetry import Telemetry
 from support import jobs
 from support.certs import Pki
 from support.networks import direct_address, node
+from support.recorded_metrics import RecordedMetrics
 
 pytestmark = pytest.mark.anyio
 
@@ -138,12 +140,14 @@ def serve(path: Path) -> Serve:
 
 
 @asynccontextmanager
-async def worker(pki: Pki, name: str, config: ProcessConfig) -> AsyncIterator[Worker]:
+async def worker(
+    pki: Pki, name: str, config: ProcessConfig, telemetry: Telemetry | None = None
+) -> AsyncIterator[Worker]:
     """A node that runs jobs of one executor with the real bridge."""
     async with (
         open_process_runtime(config) as runtime,
         node(pki, name) as network,
-        open_job_manager(runtime, network, serve(config.connector_socket), Telemetry()) as manager,
+        open_job_manager(runtime, network, serve(config.connector_socket), telemetry or Telemetry()) as manager,
         trio.open_nursery() as nursery,
     ):
         made = Worker(network, manager, config.work_dir)
@@ -181,11 +185,11 @@ class Scheduler:
 
 
 async def test_a_trainer_and_a_parameter_server_exchange_updates_through_their_bridges(work_dir: Path) -> None:
-    pki, job_id = Pki(), uuid4()
+    pki, job_id, metrics = Pki(), uuid4(), RecordedMetrics()
     with trio.fail_after(PATIENCE_S):
         async with (
             node(pki, "scheduler") as network,
-            worker(pki, "trainer", config(work_dir, TRAINER)) as trainer,
+            worker(pki, "trainer", config(work_dir, TRAINER), metrics.telemetry) as trainer,
             worker(pki, "server", config(work_dir / "server", PARAMETER_SERVER)) as server,
         ):
             scheduler = Scheduler(network, tensors(job_id))
@@ -201,6 +205,10 @@ async def test_a_trainer_and_a_parameter_server_exchange_updates_through_their_b
             assert await trainer.end_of(train) == Finished(train)
             assert await server.end_of(aggregate) == Finished(aggregate)
             assert scheduler.progress == [{"status": {"batch_size": 8}}, "update-received"]
+            assert metrics.of(node_metrics.OUTER_STEP) == {("train/test",): 1}
+            assert metrics.of(node_metrics.SLICES)[network.peer_id, "delivered"] >= 1
+            contents = {(content, flow) for _, content, flow in metrics.of(node_metrics.TRANSFERRED)}
+            assert contents == {("slice", "receive"), ("push", "transmit"), ("push", "receive")}
             for made in (trainer, server):
                 await made.jobs.terminate(train if made is trainer else aggregate, "wait for its record to go")
                 assert [path.name for path in made.work_dir.glob("hypha-*")] == []

@@ -28,7 +28,6 @@ namespace = "ns"
 worker = "w"
 worker_uid = "1-2-3"
 peer_id = "{ALICE}"
-accept_offers = false
 
 [[executors]]
 class = "train"
@@ -50,16 +49,12 @@ def read(file: Path, text: str, **environ: str) -> Any:
 def test_a_table_for_the_cluster_makes_jobs_pods(file: Path) -> None:
     cluster = read(file, CONFIG).kubernetes
     assert (cluster.namespace, cluster.worker, cluster.worker_uid) == ("ns", "w", "1-2-3")
-    assert (cluster.peer_id, cluster.accept_offers) == (ALICE, False)
-    assert (cluster.connector_port, cluster.audience, cluster.ttl_seconds_after_finished) == (
-        8443,
-        "hypha-connector",
-        3600,
-    )
+    assert cluster.peer_id == ALICE
+    assert (cluster.connector_port, cluster.audience) == (8443, "hypha-connector")
 
 
 def test_the_environment_sets_its_keys(file: Path) -> None:
-    assert read(file, CONFIG, HYPHA_KUBERNETES__ACCEPT_OFFERS="true").kubernetes.accept_offers
+    assert read(file, CONFIG, HYPHA_KUBERNETES__POD_NAME="w-1").kubernetes.pod_name == "w-1"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +66,7 @@ def test_the_environment_sets_its_keys(file: Path) -> None:
         ('namespace = "ns"', 'namespace = "Not a name"', ["kubernetes.namespace"]),
         ('worker_uid = "1-2-3"', "", ["worker_uid", "missing", "Uid of the HyphaWorker"]),
         (f'peer_id = "{ALICE}"', 'peer_id = "12D3"', ["kubernetes.peer_id"]),
-        ("accept_offers = false", "connector_port = 0", ["kubernetes.connector_port"]),
+        ('worker_uid = "1-2-3"', 'worker_uid = "1-2-3"\nconnector_port = 0', ["kubernetes.connector_port"]),
     ],
 )
 def test_an_error_names_the_key_and_the_remedy(file: Path, old: str, new: str, parts: list[str]) -> None:

@@ -20,7 +20,7 @@ from hypha_worker.market.ledger_file import LedgerFile
 from hypha_worker.runtimes.kubernetes import leases as kubernetes_leases
 from hypha_worker.runtimes.kubernetes.api import KubernetesApi
 from hypha_worker.runtimes.kubernetes.leases import ClusterLedgerStore
-from support.worker import ALICE, HALF, TRAIN, WHOLE
+from support.worker import ALICE, HALF, TRAIN, WHOLE, ledger_of
 
 pytestmark = pytest.mark.anyio
 
@@ -80,7 +80,7 @@ async def open_pod(worker: Worker, directory: Path) -> AsyncIterator[Pod]:
     cluster = KubernetesConfig(namespace="ns", worker="gpu", worker_uid="uid")
     file = LedgerFile(directory / "leases.json")
     store = ClusterLedgerStore(file, cast("KubernetesApi", worker), cluster, lease_s=30)
-    pod = Pod(Ledger(WHOLE, trio.current_time, duration_s=30), store)
+    pod = Pod(ledger_of(WHOLE, trio.current_time, duration_s=30), store)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(store.run)
         if (saved := await store.load()) is not None:
@@ -122,14 +122,36 @@ async def test_the_first_renewal_of_a_lease_writes_the_worker_and_later_ones_do_
 async def test_the_next_pod_has_the_lease_for_its_full_duration(tmp_path: Path) -> None:
     worker = Worker()
     async with open_pod(worker, disk(tmp_path)) as pod:
-        lease = held(pod)
+        held(pod)
+        (lease,) = pod.ledger.leases
         await pod.save()
         await trio.sleep(29)
     async with open_pod(worker, disk(tmp_path)) as pod:
         (found,) = pod.ledger.leases
         assert found.deadline == pytest.approx(trio.current_time() + 30, abs=0.1)
-        assert found == lease.model_copy(update={"deadline": found.deadline, "state": "held", "executors": (TRAIN,)})
+        assert lease.accepted is not None
+        kept = {"deadline": found.deadline, "executors": (TRAIN,), "accepted": int(lease.accepted)}
+        assert found == lease.model_copy(update=kept)
         pod.ledger.assign(ALICE, TRAIN, uuid4())
+
+
+async def test_the_next_pod_has_the_accounts_and_counts_no_lease_twice(tmp_path: Path) -> None:
+    worker = Worker()
+    async with open_pod(worker, disk(tmp_path)) as pod:
+        held(pod)
+        await trio.sleep(10)
+        pod.ledger.assign(ALICE, TRAIN, task_id := uuid4())
+        (lease,) = pod.ledger.leases
+        pod.ledger.end(task_id, "Finished")
+        await pod.save()
+        await trio.sleep(1)
+    async with open_pod(worker, disk(tmp_path)) as pod:
+        (account,) = pod.ledger.accounts.of
+        assert (account.scheduler, account.leases) == (ALICE, 1)
+        assert account.leased_s == pytest.approx(10, abs=1)
+        pod.ledger.recover(lease)
+        pod.ledger.end(task_id, "Finished")
+        assert pod.ledger.accounts.of == (account,)
 
 
 @pytest.mark.parametrize("end", ["a job takes it", "it lapses"])

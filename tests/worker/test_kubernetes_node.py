@@ -1,19 +1,12 @@
 """A whole node in a cluster: its own process, a real API server, a gateway and a scheduler of this process."""
 
-import copy
 import json
-import shutil
 import signal
-import socket
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 import trio
@@ -22,13 +15,13 @@ from hypha_bridge.connector import Connector as Client
 from hypha_contracts.bridge_config import ConnectorConfig
 from hypha_devnet.client import Lease
 from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
-from hypha_network.identity import Identity
+from hypha_messages.types import Resources
 from support.api_server import ApiServer
 from support.certs import Pki
-from support.hypha_jobs import WORKER, Cluster, make_cluster, until
+from support.cluster_node import PROVEN, Stage, stage
+from support.hypha_jobs import Cluster, make_cluster, until
 from support.jobs import STRANGER, train_spec
-from support.networks import DEADLINE_S, direct_address, gateway, member
-from support.node_process import NodeProcess, Scheduler
+from support.networks import DEADLINE_S
 
 pytestmark = pytest.mark.anyio
 
@@ -36,87 +29,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def cluster(api_server: ApiServer, tmp_path: Path) -> Cluster:
     return make_cluster(api_server, tmp_path)
-
-
-@dataclass
-class Stage:
-    """A node in a cluster, and its scheduler."""
-
-    cluster: Cluster
-    node: NodeProcess
-    scheduler: Scheduler
-    port: int
-
-    @property
-    def peer_id(self) -> str:
-        files = [self.node.directory / f"worker-{kind}.pem" for kind in ("cert", "key", "trust")]
-        return Identity.load(*files).peer_id
-
-    async def running_job(self) -> tuple[Lease, UUID]:
-        """Have a job run; its lease and task."""
-        lease = await self.scheduler.lease()
-        task_id = uuid4()
-        spec = train_spec(data={"type": "scheduler", "peer": self.scheduler.network.peer_id, "dataset": "digits"})
-        assert await self.scheduler.dispatch(lease, spec, task_id)
-        self.cluster.say(task_id, "Running")
-        await until(lambda: f"task {task_id}: its executor runs" in self.node.log)
-        return lease, task_id
-
-    def restart(self, *, how: signal.Signals = signal.SIGKILL, forgetful: bool = True) -> None:
-        """Replace the pod: nothing that it wrote to its disk is left."""
-        self.node.signal(how)
-        self.node.close()
-        if forgetful:
-            shutil.rmtree(self.node.work_dir)
-        self.node.start()
-
-    @contextmanager
-    def successor(self) -> Iterator[NodeProcess]:
-        """Run another pod of the same controller beside this one, on another host."""
-        with TemporaryDirectory() as directory:
-            node = copy.copy(self.node)
-            node.directory = Path(shutil.copytree(self.node.directory, Path(directory) / "node"))
-            shutil.rmtree(node.work_dir)
-            node.config = node.directory / self.node.config.name
-            node.config.write_text(node.config.read_text().replace(str(self.port), str(free_port())))
-            node.start()
-            try:
-                yield node
-            finally:
-                node.close()
-
-    async def ready(self) -> None:
-        await until(lambda: self.cluster.worker().get("status", {}).get("node", {}).get("healthy"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@asynccontextmanager
-async def stage(cluster: Cluster, *, lease_s: float = 5.0, **table: Any) -> AsyncIterator[Stage]:
-    pki, port = Pki(), free_port()
-    kubernetes = {"namespace": cluster.namespace, "worker": WORKER, "worker_uid": cluster.worker_uid}
-    tables = {"kubernetes": kubernetes | {"connector_port": port} | table, "leases": {"duration_s": lease_s}}
-    with trio.fail_after(DEADLINE_S), TemporaryDirectory() as directory:
-        async with gateway(pki) as entry, member(pki, "scheduler", entry) as network:
-            node = NodeProcess(pki, Path(directory), direct_address(entry), "", **tables)
-            node.environ = {
-                "HYPHA_KUBE_URL": cluster.access.url,
-                "HYPHA_KUBE_TOKEN_FILE": str(cluster.access.token_file),
-                "HYPHA_KUBE_CA_FILE": str(cluster.access.ca_file),
-                "HYPHA_KUBERNETES__POD_NAME": "w-controller-1-2",
-            }
-            node.start()
-            try:
-                yield Stage(cluster, node, Scheduler(network), port)
-            except BaseException:
-                print(node.log)
-                raise
-            finally:
-                node.close()
 
 
 async def test_a_job_from_its_request_to_its_end(cluster: Cluster, tmp_path: Path) -> None:
@@ -238,20 +150,101 @@ async def test_a_job_that_ended_without_a_node_is_reported(cluster: Cluster) -> 
 async def test_a_suspended_node_makes_no_offers_and_keeps_its_leases(cluster: Cluster) -> None:
     async with stage(cluster) as s:
         lease, task_id = await s.running_job()
-        s.node.config.write_text(
-            s.node.config.read_text().replace("[kubernetes]", "[kubernetes]\naccept_offers = false")
-        )
-        s.restart(how=signal.SIGTERM)
+        cluster.change(suspend=True)
+        await until(lambda: "the worker is suspended" in s.node.log)
         await renewed(s, lease)
         cluster.say(task_id, "Succeeded")
         assert (await s.scheduler.status()).status.type == "Finished"
-        requests = []
-        with trio.move_on_after(1):
-            while True:
-                requests.append(await s.scheduler.ask())
-                await trio.sleep(0.1)
-        assert requests
-        assert not any(request.offers for request in requests)
+        assert await offered(s, within_s=1) is None
+        cluster.change(suspend=False)
+        assert await offered(s) is not None
+
+
+async def test_price_share_and_lists_apply_to_the_running_node(cluster: Cluster) -> None:
+    async with stage(cluster) as s:
+        assert await offered(s) == 100
+        cluster.change(offer={"price": 250, "floor": 1})
+        await until(lambda: "reloaded: offer.price" in s.node.log)
+        assert await offered(s) == 250
+        cluster.change(schedulers={"block": [s.scheduler.network.peer_id]})
+        await until(lambda: "reloaded: schedulers.block" in s.node.log)
+        assert await offered(s, within_s=1) is None
+        last = await until(lambda: cluster.worker()["status"]["node"]["requests"].get("lastRefusal"))
+        assert last["reason"] == "SchedulerBlocked"
+        cluster.change(schedulers=None, resources={"cpu": "2", "perJob": {"cpu": "1500m"}})
+        await until(lambda: cluster.worker()["status"]["node"]["requests"]["refused"] == 0)
+        await until(lambda: "resources.per_job" in s.node.log)
+        assert (await s.scheduler.lease(Resources(cpu=1))).offer.message.resources.cpu == 1.5
+        assert s.node.log.count("subscribed to hypha/worker,") == 1, "the node was restarted"
+
+
+async def test_a_node_makes_no_offers_before_the_operator_permits_them_and_at_most_what_it_permits(
+    cluster: Cluster,
+) -> None:
+    async with stage(cluster) as s:
+        await s.ready()
+        cluster.permit(None)
+        await until(lambda: "no offers, because jobs could not run" in s.node.log)
+        assert await offered(s, within_s=1) is None
+        cluster.permit(PROVEN | {"limit": {"cpu": 0.5, "memory": 2, "storage": 2, "gpu": 1}})
+        cluster.change(offer={"minimum": {"cpu": "100m"}})
+        assert (await s.scheduler.lease(Resources(cpu=0.5))).offer.message.resources.cpu == 0.5
+        cluster.permit({"enabled": False, "provenAt": "2026-01-01T00:00:00Z"})
+        await until(lambda: s.node.log.count("no offers, because jobs could not run") == 2)
+
+
+async def test_two_jobs_that_do_not_start_stop_the_offers_until_a_probe_has_started(cluster: Cluster) -> None:
+    async with stage(cluster) as s:
+        cluster.permit({"enabled": True, "provenAt": None})
+        for _ in range(2):
+            lease, task_id = await s.scheduler.lease(), uuid4()
+            assert await s.scheduler.dispatch(lease, train_spec(), task_id)
+            cluster.say(task_id, "Failed", reason="ImagePull")
+            assert (await s.scheduler.status()).status.type == "Failed"
+        await until(lambda: "jobs do not start" in s.node.log)
+        assert await offered(s, within_s=1) is None
+        cluster.permit(PROVEN | {"provenAt": datetime.now(UTC).isoformat()})
+        assert await offered(s) is not None
+
+
+async def test_a_job_is_ended_once_it_has_run_for_as_long_as_it_may(cluster: Cluster) -> None:
+    async with stage(cluster, lease_s=60) as s:
+        _, task_id = await s.running_job()
+        cluster.change(jobs={"maxDurationSeconds": 10})
+        await until(lambda: "it ran for 10 s" in cluster.job(task_id)["spec"].get("cancel", {}).get("reason", ""))
+        cluster.say(task_id, "Failed", reason="Cancelled")
+        assert (await s.scheduler.status()).status.type == "Failed"
+
+
+async def test_the_deadline_of_a_suspended_worker_ends_its_jobs(cluster: Cluster) -> None:
+    async with stage(cluster, lease_s=60) as s:
+        _, task_id = await s.running_job()
+        cluster.change(suspend=True, suspendDeadline=datetime.now(UTC).isoformat())
+        await until(lambda: "suspended" in cluster.job(task_id)["spec"].get("cancel", {}).get("reason", ""))
+        cluster.say(task_id, "Failed", reason="Cancelled")
+        assert (await s.scheduler.status()).status.type == "Failed"
+
+
+async def test_what_a_scheduler_has_leased_is_counted_and_survives_the_pod(cluster: Cluster) -> None:
+    def accounts() -> list[dict[str, object]]:
+        return list(cluster.worker()["status"]["node"].get("accounts") or [])
+
+    async with stage(cluster, lease_s=60) as s:
+        _, task_id = await s.running_job()
+        lease = cluster.job(task_id)["spec"]["lease"]
+        assert lease["price"] == 100
+        assert lease["accepted"] <= cluster.job(task_id)["metadata"]["creationTimestamp"]
+        s.restart()
+        await until(lambda: f"adopted job {task_id}" in s.node.log)
+        cluster.say(task_id, "Succeeded")
+        assert (await s.scheduler.status()).status.type == "Finished"
+        (account,) = await until(accounts)
+        assert (account["scheduler"], account["leases"]) == (s.scheduler.network.peer_id, 1)
+        assert account["earned"] == pytest.approx(100 * account["leasedSeconds"])
+        await until(lambda: cluster.reported(task_id))
+        s.restart()
+        await s.scheduler.lease()
+        assert accounts() == [account], "a job that ended before the restart was counted again"
 
 
 async def test_a_lease_that_is_not_renewed_ends_its_job(cluster: Cluster) -> None:
@@ -295,3 +288,13 @@ async def renewed(s: Stage, lease: Lease) -> None:
                 await trio.sleep(0.1)
             else:
                 return
+
+
+async def offered(s: Stage, *, within_s: float = DEADLINE_S) -> float | None:
+    """Ask until the worker makes an offer, and return its price; None if it makes none in this time."""
+    requests = []  # an offer may answer an older one, because the worker has a single lease to offer
+    with trio.move_on_after(within_s):
+        while not any(request.offers for request in requests):
+            requests.append(await s.scheduler.ask())
+            await trio.sleep(0.2)
+    return next((request.offers[0].message.price for request in requests if request.offers), None)

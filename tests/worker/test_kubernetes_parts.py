@@ -1,6 +1,7 @@
 """What the Kubernetes runtime is made of: objects, progress, writes that follow a state."""
 
 import math
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from hypha_contracts.names import IGNORE_UPDATES_ANNOTATION, TRACE_ANNOTATION, WORKER_LABEL
 from hypha_contracts.node_config import KubernetesConfig
 from hypha_messages.job import JobSpec
 from hypha_messages.progress import Metrics, Progress, Status
@@ -32,13 +34,28 @@ def seen(spec: JobSpec, **status: Any) -> Any:
     return parse(made | {"metadata": made["metadata"] | {"uid": "1"}, "status": status})
 
 
-@pytest.mark.parametrize("spec", [jobs.train_spec(), jobs.aggregate_spec([jobs.SCHEDULER])])
+@pytest.mark.parametrize(
+    "spec", [jobs.train_spec(), jobs.aggregate_spec([jobs.SCHEDULER]), jobs.inference_spec([jobs.SCHEDULER])]
+)
 def test_a_job_comes_back_from_its_object(spec: JobSpec) -> None:
     launched = jobs.job(spec, cpu=1.5, memory=2, storage=3, gpu=4)
     made = hypha_job(launched, CONFIG, jobs.DATA_NODE, CONTROLLER)
     back = parse(made | {"metadata": made["metadata"] | {"uid": "1"}}).job(launched.deadline)
     assert (back.task_id, back.lease_id, back.scheduler) == (launched.task_id, launched.lease_id, launched.scheduler)
     assert (back.spec, back.resources) == (launched.spec, launched.resources)
+
+
+def test_the_objects_of_a_job_have_the_common_labels_and_annotations_of_the_worker_and_their_own() -> None:
+    config = CONFIG.model_copy(
+        update={"common_labels": {"team": "ml", WORKER_LABEL: "forged"}, "common_annotations": {"cost": "7 a day"}}
+    )
+    launched = replace(jobs.job(jobs.train_spec()), traceparent=f"00-{'ab' * 16}-{'cd' * 8}-01")
+    made = hypha_job(launched, config, jobs.DATA_NODE, CONTROLLER)["metadata"]
+    secret = job_secret(launched, config, "uid")["metadata"]
+    assert made["labels"] == secret["labels"] == {"team": "ml", WORKER_LABEL: "w"}
+    assert secret["annotations"] == {"cost": "7 a day"}
+    own = {TRACE_ANNOTATION: launched.traceparent, IGNORE_UPDATES_ANNOTATION: "true"}
+    assert made["annotations"] == {"cost": "7 a day", **own}
 
 
 def test_a_job_with_secrets_comes_back_without_them() -> None:

@@ -61,7 +61,7 @@ async def test_jobs_outlast_an_api_server_that_is_away(private_api_server: Priva
         with pytest.raises(LaunchError, match="did not answer"):
             await rig.runtime.launch(jobs.job())
         with pytest.raises(HttpError) as caught:
-            await rig.runtime.authenticate(token, "10.0.0.1")
+            await rig.runtime.authenticate(token)
         assert caught.value.status == 503
         await rig.runtime.extend(kept.task_id, kept.deadline + 100)
         rig.runtime.record_progress(kept.task_id, Progress(status=Status(batch_size=8)))

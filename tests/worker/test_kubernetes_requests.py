@@ -8,14 +8,13 @@ from trio.testing import MockClock
 
 from hypha_contracts.node_config import KubernetesConfig
 from hypha_network.network import Network, NetworkStatus
-from hypha_resources.worker import NodeStatus
+from hypha_resources.worker_status import NodeStatus
 from hypha_worker.market.evaluator import Refusal
-from hypha_worker.market.ledger import Ledger
 from hypha_worker.market.request_tally import RequestTally
 from hypha_worker.runtimes.kubernetes.api import KubernetesApi
 from hypha_worker.runtimes.kubernetes.status import StatusReporter
 from support.jobs import SCHEDULER
-from support.worker import WHOLE
+from support.worker import WHOLE, ledger_of
 
 pytestmark = pytest.mark.anyio
 
@@ -57,7 +56,7 @@ async def test_counts_of_requests_are_written_once_a_minute() -> None:
     cluster = KubernetesConfig(namespace="ns", worker="gpu", worker_uid="uid")
     reporter = StatusReporter(cast("KubernetesApi", written), cluster)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(reporter.run, cast("Network", Connected()), Ledger(WHOLE, trio.current_time), requests)
+        nursery.start_soon(reporter.run, cast("Network", Connected()), ledger_of(WHOLE, trio.current_time), requests)
         await trio.sleep(1)
         for _ in range(50):
             requests.record(Refusal("BidBelowFloor", "the bid 1 is below the floor 100"))

@@ -1,5 +1,6 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,11 +15,12 @@ from hypha_messages.api import DispatchJob, DispatchJobOutcome, RenewLease, Rene
 from hypha_messages.job import JobSpec
 from hypha_worker.job import AdoptedJob, Job
 from hypha_worker.market.lease_service import LeaseService
-from hypha_worker.market.ledger import Lease, Ledger, LedgerState
+from hypha_worker.market.ledger import Lease, LedgerState
 from hypha_worker.market.ledger_file import LedgerFile
+from hypha_worker.market.starts import StartRecord
 from hypha_worker.telemetry import Telemetry
 from support.jobs import SCHEDULER, train_spec
-from support.worker import ALICE, BOB, HALF, TRAIN, WHOLE, Jobs, Market
+from support.worker import ALICE, BOB, HALF, TRAIN, WHOLE, Jobs, Market, ledger_of
 
 pytestmark = pytest.mark.anyio
 
@@ -46,7 +48,8 @@ class Setting:
         self.path = directory / "leases.json"
         self.market = Market()
         self.jobs = Jobs()
-        self.ledger = Ledger(WHOLE, trio.current_time)
+        self.ledger = ledger_of(WHOLE, trio.current_time)
+        self.starts = StartRecord()
         self.file = LedgerFile(self.path)
         self.capacity_freed = trio.Event()
         self.service = LeaseService(
@@ -55,6 +58,7 @@ class Setting:
             self.file,
             self.jobs,
             Telemetry(),
+            starts=self.starts,
             on_offer_accepted=lambda _scheduler: None,
             on_offer_lapsed=lambda _scheduler: None,
             on_capacity_freed=lambda: self.capacity_freed.set(),  # noqa: PLW0108 - a test replaces the event
@@ -122,6 +126,16 @@ async def test_a_dispatch_without_a_lease_is_refused(tmp_path: Path, caplog: pyt
         assert not setting.jobs.running
 
 
+async def test_an_offer_that_lapses_is_logged_with_its_scheduler(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with service(tmp_path) as setting:
+        lease = setting.offer()
+        await setting.capacity_freed.wait()
+        assert f"{ALICE}: did not accept the offer of lease {lease.id} in time" in caplog.text
+
+
 async def test_a_repeated_dispatch_starts_the_task_once_even_after_its_end(tmp_path: Path) -> None:
     async with service(tmp_path) as setting:
         task_id = uuid4()
@@ -170,6 +184,14 @@ async def test_a_dispatch_repeated_during_the_start_gets_the_same_answer(tmp_pat
         assert answers == [answers[0]] * 3
         assert answers[0].failed == broken
         assert setting.jobs.starts == [task_id]
+
+
+async def test_offers_count_by_their_outcome(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        accepted, _ = setting.offer(), setting.offer(BOB)
+        await setting.renew(accepted)
+        await setting.capacity_freed.wait()
+        assert setting.ledger.offers_ended == {"accepted": 1, "lapsed": 1}
 
 
 async def test_a_lease_that_lapses_during_the_start_ends_the_job_after_the_start(tmp_path: Path) -> None:
@@ -473,3 +495,77 @@ async def test_a_job_specification_that_is_too_large_is_refused_and_kept_nowhere
         assert not setting.jobs.starts
         assert not setting.on_disk()
         assert not (await setting.dispatch(uuid4(), spec=spec_of(fits))).failed
+
+
+async def test_a_job_that_exceeds_its_time_is_ended_and_its_scheduler_notified(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        setting.ledger.rules = replace(setting.ledger.rules, max_job_s=12)
+        lease, task_id = setting.offer(), uuid4()
+        await setting.renew(lease)
+        await setting.dispatch(task_id)
+        await trio.sleep(8)
+        assert not (await setting.renew(lease)).failed
+        await trio.sleep(8)
+        assert not setting.jobs.running
+        (report,) = setting.market.statuses[ALICE]
+        assert (report.task_id, report.status.type) == (task_id, "Failed")
+        assert "as long as a job of this worker may run" in setting.jobs.reasons[task_id]
+
+
+async def test_the_deadline_of_a_suspension_ends_all_jobs_and_notifies_their_schedulers(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        tasks = []
+        for scheduler in (ALICE, BOB):
+            tasks.append(uuid4())
+            lease = setting.offer(scheduler)
+            await setting.dispatch(tasks[-1], scheduler)
+            await setting.renew(lease, scheduler)
+        setting.ledger.rules = replace(setting.ledger.rules, closes=trio.current_time() + 5)
+        await trio.sleep(4)
+        assert len(setting.jobs.running) == 2
+        await trio.sleep(2)
+        assert not setting.jobs.running
+        reported = [report.task_id for scheduler in (ALICE, BOB) for report in setting.market.statuses[scheduler]]
+        assert reported == tasks
+        assert setting.ledger.free() == WHOLE
+
+
+async def test_two_jobs_that_the_cluster_does_not_start_stop_the_offers_and_one_that_starts_allows_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with service(tmp_path) as setting:
+        for _ in range(2):
+            setting.offer()
+            await setting.dispatch(task_id := uuid4())
+            setting.jobs.fail(task_id, blames_cluster=True)
+            await trio.sleep(1)
+        assert setting.starts.max_unstarted == 0
+        assert "no more offers until a job or a probe has started, because jobs do not start: no image" in caplog.text
+        setting.offer()
+        await setting.dispatch(task_id := uuid4())
+        assert setting.ledger.unstarted == 1
+        setting.jobs.begin(task_id)
+        await trio.sleep(1)
+        assert setting.starts.max_unstarted is None
+        assert setting.ledger.unstarted == 0
+
+
+async def test_a_job_that_fails_by_its_own_fault_stops_nothing(tmp_path: Path) -> None:
+    async with service(tmp_path) as setting:
+        setting.starts.on_proven(0.0)
+        for _ in range(3):
+            setting.offer()
+            await setting.dispatch(task_id := uuid4())
+            setting.jobs.fail(task_id)
+            await trio.sleep(1)
+        assert setting.starts.max_unstarted is None
+
+
+async def test_a_job_of_a_lost_ledger_keeps_its_price_and_its_time(tmp_path: Path) -> None:
+    task_id, now = uuid4(), trio.current_time()
+    times = {"price": 7.0, "accepted": now - 20, "began": now - 10}
+    job = Job(task_id, uuid4(), ALICE, train_spec(), HALF, now + 10, **times)
+    setting = Setting(tmp_path)
+    await setting.service.resume([AdoptedJob(job, running=True, started=False)])
+    (lease,) = setting.ledger.leases
+    assert (lease.price, lease.accepted, lease.dispatched, lease.started) == (7.0, now - 20, now - 10, False)

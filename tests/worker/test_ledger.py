@@ -1,4 +1,5 @@
 from contextlib import suppress
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
@@ -7,6 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from hypha_messages.types import Resources, peer_id_from_ed25519
+from hypha_worker.market.accounts import Account, Accounts
+from hypha_worker.market.capacity import Capacity
 from hypha_worker.market.ledger import (
     MAX_ENDED,
     MAX_ENDED_PER_SCHEDULER,
@@ -16,7 +19,7 @@ from hypha_worker.market.ledger import (
     LedgerError,
     LedgerState,
 )
-from support.worker import AGGREGATE, ALICE, BOB, HALF, TRAIN, WHOLE
+from support.worker import AGGREGATE, ALICE, BOB, HALF, TRAIN, WHOLE, ledger_of
 
 
 class Clock:
@@ -34,7 +37,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def ledger(clock: Clock) -> Ledger:
-    return Ledger(WHOLE, clock)
+    return ledger_of(WHOLE, clock)
 
 
 def offered(ledger: Ledger, scheduler: str = ALICE, resources: Resources = HALF) -> Lease:
@@ -62,7 +65,7 @@ def test_reserved_resources_are_not_offered_again(ledger: Ledger) -> None:
 
 
 def test_amounts_that_exceed_the_capacity_by_a_rounding_error_fit() -> None:
-    ledger = Ledger(Resources(cpu=1), Clock())
+    ledger = ledger_of(Resources(cpu=1), Clock())
     for share in (0.1, 0.1, 0.1, 0.7):
         assert ledger.offer(ALICE, uuid4(), [TRAIN], Resources(cpu=share))
     assert ledger.free().cpu == 0
@@ -71,7 +74,7 @@ def test_amounts_that_exceed_the_capacity_by_a_rounding_error_fit() -> None:
 @pytest.mark.parametrize(("devices", "parts"), [(5, (3, 2)), (10, (2, 2, 3, 2, 1)), (16, (12, 3, 1))])
 def test_all_devices_of_a_worker_can_be_leased_in_any_parts(devices: int, parts: tuple[int, ...]) -> None:
     device_gb = 80 * 2**30 / 1e9
-    ledger = Ledger(Resources(gpu=devices * device_gb), Clock())
+    ledger = ledger_of(Resources(gpu=devices * device_gb), Clock())
     for part in parts:
         assert ledger.offer(ALICE, uuid4(), [TRAIN], Resources(gpu=part * device_gb))
     assert not ledger.fits([Resources(gpu=1e-3)])
@@ -191,7 +194,7 @@ def test_leases_and_jobs_survive_a_restart_and_offers_do_not(ledger: Ledger, clo
     ledger.assign(BOB, TRAIN, ended)
     ledger.end(ended, "Finished")
     offered(ledger, BOB)
-    again = Ledger(WHOLE, clock)
+    again = ledger_of(WHOLE, clock)
     again.restore(LedgerState.model_validate_json(ledger.state().model_dump_json()))
     assert [lease.id for lease in again.leases] == [kept.id]
     assert isinstance(again.find(task_id, ALICE), Lease)
@@ -200,7 +203,7 @@ def test_leases_and_jobs_survive_a_restart_and_offers_do_not(ledger: Ledger, clo
 
 
 def test_the_number_of_leases_is_limited_even_if_they_reserve_nothing(clock: Clock) -> None:
-    ledger = Ledger(WHOLE, clock, max_live=3)
+    ledger = ledger_of(WHOLE, clock, max_live=3)
     crowd = [peer_id_from_ed25519(number.to_bytes(32)) for number in range(4)]
     leases = [ledger.offer(scheduler, uuid4(), [TRAIN], Resources()) for scheduler in crowd]
     assert [lease is not None for lease in leases] == [True, True, True, False]
@@ -218,7 +221,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.ledger = Ledger(WHOLE, self.clock, max_live=5)
+        self.ledger = ledger_of(WHOLE, self.clock, max_live=5)
         self.owners: dict[UUID, str] = {}
         self.promised: dict[UUID, float] = {}
 
@@ -270,7 +273,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         state = LedgerState.model_validate_json(self.ledger.state().model_dump_json())
-        self.ledger = Ledger(WHOLE, self.clock, max_live=5)
+        self.ledger = ledger_of(WHOLE, self.clock, max_live=5)
         self.ledger.restore(state)
 
     @invariant()
@@ -283,12 +286,12 @@ class LedgerMachine(RuleBasedStateMachine):
         assert len(tasks) == len(set(tasks))
 
 
-LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestLedgerMachine = LedgerMachine.TestCase
 
 
 def test_a_scheduler_has_at_most_half_of_the_leases() -> None:
-    ledger = Ledger(WHOLE, Clock(), max_live=20)
+    ledger = ledger_of(WHOLE, Clock(), max_live=20)
     tiny = Resources(cpu=0.001)
     leases = [ledger.offer(ALICE, uuid4(), [TRAIN], tiny) for _ in range(10)]
     for lease in leases[::2]:
@@ -301,7 +304,7 @@ def test_a_scheduler_has_at_most_half_of_the_leases() -> None:
 
 def test_a_scheduler_whose_ended_jobs_are_kept_in_number_dispatches_no_more_until_they_are_removed() -> None:
     clock = Clock()
-    ledger = Ledger(WHOLE, clock, kept_s=3600)
+    ledger = ledger_of(WHOLE, clock, kept_s=3600)
     for _ in range(MAX_ENDED_PER_SCHEDULER):
         run_to_end(ledger, ALICE)
     with pytest.raises(LedgerError, match="64 ended jobs"):
@@ -316,12 +319,12 @@ def test_a_scheduler_whose_ended_jobs_are_kept_in_number_dispatches_no_more_unti
 
 def test_a_job_that_was_recorded_but_never_started_counts_as_kept_and_has_no_end_to_report() -> None:
     clock = Clock()
-    ledger = Ledger(WHOLE, clock, kept_s=3600)
+    ledger = ledger_of(WHOLE, clock, kept_s=3600)
     lease, task_ids = held(ledger), [uuid4() for _ in range(MAX_ENDED_PER_SCHEDULER)]
     for task_id in task_ids:
         ledger.assign(ALICE, TRAIN, task_id)
         ledger.unassign(task_id, recorded=True)
-    again = Ledger(WHOLE, clock, kept_s=3600)
+    again = ledger_of(WHOLE, clock, kept_s=3600)
     again.restore(ledger.state())
     for each in (ledger, again):
         with pytest.raises(LedgerError, match="64 ended jobs"):
@@ -335,7 +338,7 @@ def test_a_job_that_was_recorded_but_never_started_counts_as_kept_and_has_no_end
 
 
 def test_many_schedulers_share_the_number_of_kept_jobs_and_a_new_one_still_dispatches() -> None:
-    ledger = Ledger(WHOLE, Clock(), kept_s=3600)
+    ledger = ledger_of(WHOLE, Clock(), kept_s=3600)
     crowd = [peer_id_from_ed25519(number.to_bytes(32)) for number in range(100)]
     for number in range(100 * MAX_ENDED_PER_SCHEDULER):
         with suppress(LedgerError):
@@ -355,3 +358,105 @@ def run_to_end(ledger: Ledger, scheduler: str) -> None:
         raise
     ledger.end(task_id, "Failed")
     ledger.record_reported(task_id)
+
+
+def test_an_accepted_lease_counts_by_its_price_from_its_acceptance_to_its_end(clock: Clock) -> None:
+    ledger = ledger_of(WHOLE, clock)
+    lease = ledger.offer(ALICE, uuid4(), [TRAIN], HALF, price=3.0)
+    assert lease is not None
+    clock.now += 0.25
+    for _ in range(4):
+        ledger.renew(lease.id, ALICE)
+        clock.now += 5
+    ledger.assign(ALICE, TRAIN, task_id := uuid4())
+    ledger.end(task_id, "Finished")
+    assert ledger.accounts.of == (Account(scheduler=ALICE, leases=1, leased_s=20, earned=60),)
+
+
+def test_offers_count_only_once_they_are_accepted_and_idle_leases_count_too(clock: Clock) -> None:
+    ledger = ledger_of(WHOLE, clock)
+    ledger.offer(ALICE, uuid4(), [TRAIN], HALF, price=3.0)
+    idle = ledger.offer(BOB, uuid4(), [TRAIN], HALF, price=2.0)
+    assert idle is not None
+    ledger.renew(idle.id, BOB)
+    clock.now += 10
+    ledger.expire()
+    assert ledger.accounts.of == (Account(scheduler=BOB, leases=1, leased_s=10, earned=20),)
+
+
+def test_the_accounts_survive_a_restart_and_count_no_lease_twice(clock: Clock) -> None:
+    ledger = ledger_of(WHOLE, clock)
+    lease = ledger.offer(ALICE, uuid4(), [TRAIN], HALF, price=3.0)
+    assert lease is not None
+    ledger.renew(lease.id, ALICE)
+    ledger.assign(ALICE, TRAIN, task_id := uuid4())
+    clock.now += 5
+    (running,) = ledger.leases
+    ledger.end(task_id, "Failed")
+    again = ledger_of(WHOLE, clock)
+    again.restore(LedgerState.model_validate_json(ledger.state().model_dump_json()))
+    again.recover(running)
+    clock.now += 100
+    again.end(task_id, "Failed")
+    assert again.accounts.of == (Account(scheduler=ALICE, leases=1, leased_s=5, earned=15),)
+
+
+def test_twenty_schedulers_have_accounts_and_the_others_share_one() -> None:
+    accounts = Accounts()
+    for number in range(30):
+        accounts = accounts.count(uuid4(), f"scheduler {number}", price=2, leased_s=1)
+    accounts = accounts.count(uuid4(), "scheduler 3", price=2, leased_s=1)
+    assert len(accounts.of) == 21
+    by_name = {account.scheduler: account for account in accounts.of}
+    assert (by_name["other"].leases, by_name["other"].earned) == (10, 20)
+    assert by_name["scheduler 3"].leases == 2
+    assert sum(account.leases for account in accounts.of) == 31
+
+
+def test_a_job_that_runs_for_too_long_loses_its_lease_however_often_that_is_renewed(clock: Clock) -> None:
+    ledger = ledger_of(WHOLE, clock, max_job_s=25)
+    lease, idle = held(ledger), held(ledger, BOB)
+    clock.now += 9
+    ledger.assign(ALICE, TRAIN, uuid4())
+    for _ in range(3):
+        ledger.renew(lease.id, ALICE)
+        ledger.renew(idle.id, BOB)
+        clock.now += 8
+        assert not ledger.expire()
+    clock.now += 1
+    (over,) = ledger.expire()
+    assert (over.id, over.state) == (lease.id, "ending")
+    assert "as long as a job of this worker may run" in over.end_reason
+    with pytest.raises(LedgerError, match="expired"):
+        ledger.renew(lease.id, ALICE)
+
+
+def test_at_the_deadline_of_a_suspended_worker_all_leases_end(clock: Clock) -> None:
+    ledger = ledger_of(WHOLE, clock)
+    held(ledger, BOB)
+    busy = held(ledger)
+    ledger.assign(ALICE, TRAIN, uuid4())
+    ledger.rules = replace(ledger.rules, closes=clock.now + 5)
+    clock.now += 4
+    assert not ledger.expire()
+    clock.now += 1
+    assert len(ledger.expire()) == 2
+    (ending,) = ledger.leases
+    assert (ending.id, ending.state) == (busy.id, "ending")
+    assert "suspended" in ending.end_reason
+
+
+def test_other_rules_apply_to_renewals_and_offers_from_then_on(clock: Clock) -> None:
+    ledger = ledger_of(WHOLE, clock)
+    lease = held(ledger)
+    ledger.rules = replace(ledger.rules, capacity=Capacity(HALF), duration_s=100)
+    assert ledger.offer(BOB, uuid4(), [TRAIN], Resources(cpu=0.1)) is None
+    assert ledger.renew(lease.id, ALICE) == clock.now + 100
+
+
+def test_a_scheduler_gets_no_lease_beyond_its_share(clock: Clock) -> None:
+    ledger = ledger_of(WHOLE, clock, share=HALF)
+    assert ledger.offer(ALICE, uuid4(), [TRAIN], Resources(cpu=1, gpu=4))
+    assert ledger.offer(ALICE, uuid4(), [TRAIN], Resources(gpu=0.1)) is None
+    assert ledger.offer(ALICE, uuid4(), [TRAIN], Resources(cpu=1))
+    assert ledger.offer(BOB, uuid4(), [TRAIN], Resources(gpu=4))

@@ -7,6 +7,7 @@ import pytest
 import trio
 import trio.testing
 
+from hypha_contracts.bridge_config import LentToken
 from hypha_worker.errors import NodeError
 from hypha_worker.job import Failed, Finished, LaunchError, Started
 from hypha_worker.runtimes.process.launch import ProcessConfig
@@ -62,7 +63,45 @@ Path({str(report)!r}).write_text(json.dumps(report))
     assert json.loads(seen["job"]) == json.loads(seen["env"]["JOB_JSON"]) == job.spec.model_dump(mode="json")
     assert seen["env"]["HF_ENDPOINT"] == "http://hub"
     assert seen["env"]["OMP_NUM_THREADS"] == "3"
+    assert seen["env"]["LEASE_GPUS"] == "0"
     assert "s3cret" not in str(seen["env"])
+
+
+async def test_a_kept_model_is_in_the_owners_directory_and_the_log_says_where(
+    work_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    keep = """
+import json, os, sys
+from pathlib import Path
+job = json.loads(Path(sys.argv[3]).read_text())
+Path(os.environ["OUTPUT_DIR"], job["job_id"]).mkdir(parents=True)
+assert os.environ["OUTPUT_MAX_BYTES"] == "7000"
+"""
+    async with open_rig(jobs.config(work_dir, keep, output_dir=tmp_path / "models", output_max_bytes=7000)) as rig:
+        job = jobs.job()
+        assert await rig.run(job) == Finished(job.task_id)
+    kept = tmp_path / "models" / str(job.spec.job_id)
+    assert f"job {job.task_id}: its results are in {kept}" in caplog.text
+
+
+def holders(directory: Path, text: bytes) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file() and text in path.read_bytes()]
+
+
+async def test_a_lent_token_is_named_to_the_bridge_by_its_file(work_dir: Path) -> None:
+    token = work_dir / "hub-token"
+    token.write_text("hf_mine")
+    lent = LentToken(file=token, repositories=frozenset({"digits/gated"}))
+    async with open_rig(jobs.config(work_dir, SLEEP, hub_token=lent)) as rig:
+        job = jobs.job()
+        await rig.runtime.launch(job)
+        await output_of(work_dir, job.task_id, "ready")
+        control = work_dir / "jobs" / str(job.task_id)
+        assert json.loads((control / "bridge.json").read_text())["hub_token"] == lent.model_dump(mode="json")
+        assert holders(work_dir, b"hf_mine") == [token]
+        await rig.runtime.terminate(job.task_id, "enough")
+        await rig.end_of(job.task_id)
 
 
 async def test_a_terminated_job_gets_sigterm_and_takes_its_descendants_along(work_dir: Path) -> None:

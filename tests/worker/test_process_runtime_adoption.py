@@ -87,7 +87,7 @@ async def test_a_running_job_is_adopted_with_its_complete_record(work_dir: Path)
         (adopted,) = await rig.runtime.adopt()
         assert adopted.running
         assert str(adopted.job.task_id) == task
-        assert await rig.runtime.authenticate(record["token"], "process 1") == adopted.job.task_id
+        assert await rig.runtime.authenticate(record["token"]) == adopted.job.task_id
         assert adopted.job.spec.model_dump(mode="json") == record["spec"]
         assert adopted.job.deadline == pytest.approx(time.time() + 60, abs=20)
         (work_dir / f"hypha-{task}" / "go").touch()
@@ -313,7 +313,7 @@ def make_files_of_the_owner(work_dir: Path) -> None:
 async def test_the_owners_files_survive_a_start(work_dir: Path) -> None:
     make_files_of_the_owner(work_dir)
     before = contents(work_dir)
-    async with open_rig(jobs.config(work_dir, "print('done')")) as rig:
+    async with open_rig(jobs.config(work_dir, "print('done')", keep_ended_s=0)) as rig:
         assert await rig.runtime.adopt() == []
         assert await rig.run(job := jobs.job()) == Finished(job.task_id)
     assert contents(work_dir) == before

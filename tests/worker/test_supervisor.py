@@ -149,6 +149,26 @@ async def test_the_kernel_kills_the_executor_first(work_dir: Path) -> None:
         await rig.runtime.terminate(job.task_id, "enough")
 
 
+async def test_a_job_leaves_the_processor_to_the_node(work_dir: Path) -> None:
+    async with open_rig(jobs.config(work_dir, SLEEP)) as rig:
+        job = jobs.job()
+        await rig.runtime.launch(job)
+        await output_of(work_dir, job.task_id, "ready")
+        pid = supervisor_of(work_dir, job.task_id)
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        bridge_and_executor = processes.descendants(pid)
+        assert len(bridge_and_executor) == 2
+        assert all(os.getpriority(os.PRIO_PROCESS, child) == own + 5 for child in bridge_and_executor)
+        assert niceness_of_session(pid) in (None, 5)
+        await rig.runtime.terminate(job.task_id, "enough")
+
+
+def niceness_of_session(pid: int) -> int | None:
+    """Return the niceness of a process's session, or None where the kernel schedules no sessions."""
+    file = Path(f"/proc/{pid}/autogroup")
+    return int(file.read_text().rpartition(" ")[2]) if file.exists() else None
+
+
 def oom_score(pid: int) -> int:
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 

@@ -20,6 +20,7 @@ from hypha_contracts.connector_api import (
     PULL_SLICE,
     RECEIVER_PARAMETER,
     REPORT_PROGRESS,
+    REPORT_TELEMETRY,
     SENDER_HEADER,
     TAKE_PUSH,
     TAKE_PUSH_S,
@@ -29,6 +30,8 @@ from hypha_contracts.connector_api import (
     PullSlice,
 )
 from hypha_contracts.connector_api import PUSH as PUSH_CALL
+from hypha_contracts.job_telemetry import TelemetryBatch
+from hypha_contracts.trace_context import HEADER
 from hypha_messages.api import API, DataAssignment, RequestData
 from hypha_messages.job import PeersReference, SchedulerReference
 from hypha_messages.streams import PULL, PUSH, encode_pull_header
@@ -51,7 +54,8 @@ from hypha_worker.connector.loopback import LoopbackStream, loopback
 from hypha_worker.connector.pushes import PushRouter, PushStream, pieces
 from hypha_worker.job import Job
 from hypha_worker.progress import Report, scheduler_request
-from hypha_worker.telemetry import Telemetry
+from hypha_worker.telemetry import Telemetry, Transfer
+from hypha_worker.traces.intake import TelemetryIntake
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +106,7 @@ class _Session:
         return slice_ in self.assigned or (not self.remembers and slice_.dataset in self.datasets)
 
 
-Authenticate = Callable[[str, str], Awaitable[UUID | None]]
+Authenticate = Callable[[str], Awaitable[UUID | None]]
 """Returns the task whose bridge presented this token from this source, or None. Raises HttpError (503) if the token
 cannot be checked now."""
 
@@ -132,6 +136,7 @@ class Connector:
         self._record_progress = record_progress
         self._nursery = nursery
         self._telemetry = telemetry or Telemetry()
+        self._intake = TelemetryIntake(self._telemetry.traces, self._telemetry.job_metrics)
         self._sessions: dict[UUID, _Session] = {}
         self._rate = FairRate(_CALLS_PER_S, _MAX_CALLS_AT_ONCE)
         self._calls: dict[tuple[str, str], Callable[[_Session, Exchange], Awaitable[None]]] = {
@@ -140,6 +145,7 @@ class Connector:
             PUSH_CALL: self._push,
             TAKE_PUSH: self._take_push,
             REPORT_PROGRESS: self._progress,
+            REPORT_TELEMETRY: self._take_telemetry,
         }
         self._asking = 0  # calls that wait for a scheduler's answer
         self._answered = Changes()
@@ -159,6 +165,7 @@ class Connector:
         """Stop serving a job that has ended."""
         self._sessions.pop(task_id, None)
         self._pushes.remove(task_id)
+        self._intake.end(task_id)
 
     async def stop(self) -> None:
         """Refuse new calls, and return once bridges have the answers of schedulers that they wait for.
@@ -171,7 +178,7 @@ class Connector:
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request."""
-        session = await self._authenticate(exchange.headers.get("authorization", ""), exchange.source)
+        session = await self._authenticate(exchange.headers.get("authorization", ""))
         call = self._calls.get((exchange.method, exchange.path))
         if call is None:
             known = ", ".join(map(str, self._calls))
@@ -186,15 +193,16 @@ class Connector:
         self._asking += asks
         try:
             await trio.sleep(self._rate.take_later(session.job.task_id, trio.current_time()))
-            await call(session, exchange)
+            with self._intake.call(session.job, (exchange.method, exchange.path), exchange.headers.get(HEADER)):
+                await call(session, exchange)
         finally:
             session.calls -= 1
             self._asking -= asks
             self._answered.notify()
 
-    async def _authenticate(self, authorization: str, source: str) -> _Session:
+    async def _authenticate(self, authorization: str) -> _Session:
         scheme, _, token = authorization.partition(" ")
-        task_id = await self._identify(token.strip(), source) if scheme.lower() == "bearer" else None
+        task_id = await self._identify(token.strip()) if scheme.lower() == "bearer" else None
         session = self._sessions.get(task_id) if task_id else None
         if session is None:
             raise HttpError(ErrorCode.UNAUTHORIZED, "the token belongs to no job that runs here")
@@ -210,7 +218,7 @@ class Connector:
         if answer.error is not None:
             raise HttpError(ErrorCode.PEER_FAILED, f"the scheduler has no slice of {wanted.dataset!r}: {answer.error}")
         if answer.data_provider is None or answer.index is None:
-            raise HttpError(ErrorCode.NOT_FOUND, f"the scheduler knows no dataset {wanted.dataset!r}")
+            raise HttpError(ErrorCode.NO_SLICE, f"the scheduler has no slice of {wanted.dataset!r} for this job")
         session.assign(PullSlice(provider=answer.data_provider, dataset=wanted.dataset, index=answer.index))
         await exchange.answer_json(
             AssignedSlice(provider=answer.data_provider, index=answer.index).model_dump(mode="json")
@@ -224,41 +232,41 @@ class Connector:
                 f"slice {wanted.index} of {wanted.dataset!r} at {wanted.provider} is not assigned to this job",
             )
         async with exchange.until_disconnected():
-            with _peer_errors(wanted.provider):
+            with (
+                _peer_errors(wanted.provider),
+                self._telemetry.transfer(wanted.provider, "slice", "receive") as transfer,
+            ):
                 stream = await _within(_OPEN_TIMEOUT_S, self._network.open_stream(wanted.provider, PULL))
                 try:
                     await _within(_OPEN_TIMEOUT_S, stream.send_all(encode_pull_header(wanted)))
-                    await self._relay_slice(wanted, stream, exchange)
+                    await self._relay_slice(wanted, stream, exchange, transfer)
                 finally:
                     stream.reset()
+        self._network.favour(wanted.provider)
 
-    async def _relay_slice(self, wanted: PullSlice, stream: Stream, exchange: Exchange) -> None:
+    async def _relay_slice(self, wanted: PullSlice, stream: Stream, exchange: Exchange, transfer: Transfer) -> None:
         data = await _within(_STALL_TIMEOUT_S, stream.receive_some())
         if not data:
             raise HttpError(ErrorCode.NOT_FOUND, f"{wanted.provider} has no slice {wanted.index} of {wanted.dataset!r}")
         await exchange.start_stream({})
-        size = 0
         # The reference data node ends a slice with a reset. The bridge checks whether the slice is complete.
         with contextlib.suppress(StreamReset):
             while data:
-                size += len(data)
+                transfer.size_bytes += len(data)
                 await exchange.send_piece(data)
                 data = await _within(_STALL_TIMEOUT_S, stream.receive_some())
         await exchange.end_stream()
-        self._telemetry.slices.add(1, {"dataset": wanted.dataset})
-        self._record_transfer(wanted.provider, size, "in", "slice")
 
     async def _push(self, session: _Session, exchange: Exchange) -> None:
         peer = exchange.query.get(RECEIVER_PARAMETER, "")
         if peer not in session.job.spec.receivers:
             raise HttpError(ErrorCode.FORBIDDEN, f"this job does not push to peer {peer!r}")
-        with _peer_errors(peer):
+        with _peer_errors(peer), self._telemetry.transfer(peer, "push", "transmit") as transfer:
             stream = await self._open_push(peer, session.job.scheduler)
             delivered = False
             try:
-                size = 0
                 async for data in exchange.pieces():
-                    size += len(data)
+                    transfer.size_bytes += len(data)
                     await _within(_STALL_TIMEOUT_S, stream.send_all(data))
                 await stream.send_eof()
                 async with exchange.until_disconnected():
@@ -268,7 +276,7 @@ class Connector:
                 if not delivered:
                     stream.reset()
             await stream.aclose()
-        self._record_transfer(peer, size, "out", "push")
+        self._network.favour(peer)
         await exchange.answer_empty()
 
     async def _open_push(self, peer: str, scheduler: str) -> PushStream:
@@ -304,23 +312,18 @@ class Connector:
         await exchange.read_nothing()
 
         async def deliver(peer: str, stream: PushStream) -> None:
-            with _peer_errors(peer):
+            with _peer_errors(peer), self._telemetry.transfer(peer, "push", "receive") as transfer:
                 await exchange.start_stream({SENDER_HEADER: peer})
-                size = 0
                 async for data in pieces(stream):
-                    size += len(data)
+                    transfer.size_bytes += len(data)
                     await exchange.send_piece(data)
                 await exchange.end_stream()
-            self._record_transfer(peer, size, "in", "push")
+            self._network.favour(peer)
 
         async with exchange.until_disconnected():
             taken = await self._pushes.take(session.job.task_id, deliver, TAKE_PUSH_S)
         if not taken:
             await exchange.answer_empty()
-
-    def _record_transfer(self, peer: str, size_bytes: int, direction: str, of: str) -> None:
-        self._telemetry.transferred.add(size_bytes, {"direction": direction, "of": of})
-        self._network.favour(peer)
 
     async def _progress(self, session: _Session, exchange: Exchange) -> None:
         report = _validate(Report, await exchange.read_json())
@@ -328,6 +331,11 @@ class Connector:
             answer = await self._ask(session.job.scheduler, *scheduler_request(session.job.spec.job_id, report))
         self._record_progress(session.job.task_id, report)
         await exchange.answer_json(answer.model_dump(mode="json"))
+
+    async def _take_telemetry(self, session: _Session, exchange: Exchange) -> None:
+        if self._intake.may_report(session.job):
+            self._intake.take(session.job, _validate(TelemetryBatch, await exchange.read_json()))
+        await exchange.answer_empty()
 
     async def _ask(self, peer: str, protocol: Any, message: Message, expected: type[_T]) -> _T:
         with _peer_errors(peer):

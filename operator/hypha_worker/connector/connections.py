@@ -21,8 +21,8 @@ _log = RateLimitedLogger(logging.getLogger(__name__))
 MAX_UNAUTHENTICATED: Final = 128
 UNAUTHENTICATED_PER_S: Final = 20.0
 MAX_UNAUTHENTICATED_AT_ONCE: Final = 256
-"""Connections that one source may make at once, and then in each second, without authenticating. Others cost the node
-no handshake. Those that authenticate do not count."""
+"""How many connections one source may open at once without authenticating; then it may open `UNAUTHENTICATED_PER_S`.
+The node closes further ones before their handshake."""
 _MAX_ACCEPTED_AT_ONCE: Final = 64
 _ACCEPT_PAUSE_S: Final = 0.1
 _CREDENTIALS: Final = struct.Struct("3i")
@@ -44,7 +44,7 @@ class Connection:
         self._authenticated = False
 
     def mark_authenticated(self) -> bool:
-        """Exempt the connection from the limits of unauthenticated ones. False if there are too many of the others."""
+        """Exempt the connection from the limits of unauthenticated ones. False if too many are authenticated."""
         if not self._authenticated:
             self._authenticated = self._limiter.exempt(self._place, self.source)
         return self._authenticated

@@ -50,6 +50,7 @@ _STATUS: Final = {
     ErrorCode.UNAUTHORIZED: HTTPStatus.UNAUTHORIZED,
     ErrorCode.FORBIDDEN: HTTPStatus.FORBIDDEN,
     ErrorCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
+    ErrorCode.NO_SLICE: HTTPStatus.GONE,
     ErrorCode.NO_SUCH_CALL: HTTPStatus.NOT_FOUND,
     ErrorCode.PEER_FAILED: HTTPStatus.BAD_GATEWAY,
     ErrorCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -97,7 +98,7 @@ class Exchange:
         self.headers: dict[str, str] = {}
 
     async def read_head(self) -> None:
-        """Receive the request up to its body. Disconnected if it is none that a bridge makes."""
+        """Receive the request up to its body. Disconnected if no bridge makes such a request."""
         with trio.fail_after(_HEAD_TIMEOUT_S):
             await self._receive_head()
         request = self._http.next_event()
@@ -155,8 +156,11 @@ class Exchange:
 
     async def answer_json(self, value: Any, status: HTTPStatus = HTTPStatus.OK) -> None:
         """Answer with a JSON value."""
-        body = json.dumps(value).encode()
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        await self.answer(json.dumps(value).encode(), "application/json", status)
+
+    async def answer(self, body: bytes, content_type: str, status: HTTPStatus = HTTPStatus.OK) -> None:
+        """Answer with a body."""
+        headers = [("Content-Type", content_type), ("Content-Length", str(len(body)))]
         await self._send(self._response(status, headers), h11.Data(data=body), h11.EndOfMessage())
 
     async def answer_empty(self) -> None:
@@ -268,16 +272,21 @@ async def _serve_one(handler: Handler, exchange: Exchange) -> None:
         report_failure(exchange.source, f"the call {exchange.method} {exchange.path}", error)
 
 
-async def serve_unix(listener: trio.SocketListener, handler: Handler) -> None:
-    """Serve on a Unix socket until cancelled, then remove it."""
+async def serve_plain(listeners: Sequence[trio.SocketListener], handler: Handler) -> None:
+    """Serve without TLS until cancelled."""
 
     async def open_plain(stream: trio.SocketStream) -> ByteStream:
         await trio.lowlevel.checkpoint()
         return stream
 
+    await serve(listeners, handler, open_plain)
+
+
+async def serve_unix(listener: trio.SocketListener, handler: Handler) -> None:
+    """Serve on a Unix socket until cancelled, then remove it."""
     path = listener.socket.getsockname()
     try:
-        await serve([listener], handler, open_plain)
+        await serve_plain([listener], handler)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)  # noqa: PTH108 - as it was bound

@@ -104,6 +104,11 @@ class PushRouter:
         self._rate = FairRate(_PUSHES_PER_S, _MAX_PUSHES_AT_ONCE)
         self._refusal_log = RateLimitedLogger(logger)
 
+    @property
+    def waiting(self) -> int:
+        """How many pushes wait for their job."""
+        return len(self._pushes)
+
     def add(self, task_id: UUID, scheduler: str, label: str, senders: frozenset[str]) -> None:
         """Let a job receive the pushes of these peers from now on. Peers may name it by `label`."""
         self._receivers[task_id] = _Receiver(scheduler, label, senders)

@@ -9,22 +9,25 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import trio
 
-from hypha_messages.advertisement import TOPIC, RequestWorker, decode
+from hypha_messages.advertisement import DECODERS, RequestWorker
 from hypha_messages.api import API, WorkerOffer
 from hypha_messages.types import SystemTime
 from hypha_network.errors import NetworkError
 from hypha_network.network import Network
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.gossip_messages import Gossip
-from hypha_worker.market.evaluator import Policy
 from hypha_worker.market.ledger import Lease, Ledger
 from hypha_worker.market.request_tally import RequestTally
+from hypha_worker.market.settings import Settings
+from hypha_worker.market.starts import StartRecord
 from hypha_worker.market.waiting import Waiting, WaitingRequests
 from hypha_worker.telemetry import Telemetry
+from hypha_worker.traces.job_traces import logged_in
 
 logger = logging.getLogger(__name__)
 _refusal_log = RateLimitedLogger(logger)
@@ -37,48 +40,66 @@ _MAX_SENDING: Final = 32
 
 
 class Arbiter:
-    """Decides which requests get offers, and sends the offers."""
+    """Decides which requests get offers, and sends the offers.
+
+    `starts` limits the offers while jobs do not start.
+    """
 
     def __init__(
         self,
         network: Network,
         ledger: Ledger,
-        policy: Policy,
+        settings: Settings,
         telemetry: Telemetry,
         *,
+        starts: StartRecord,
         waiting: WaitingRequests,
         requests_per_s: float,
         wall_clock: Callable[[], float],
-        offer_timeout_s: float = 0.5,
     ) -> None:
         self._network = network
         self._ledger = ledger
-        self._policy = policy
+        self._settings = settings
+        self._starts = starts
         self._waiting = waiting
         self._requests_per_s = requests_per_s
         self._telemetry = telemetry
+        self._traces = telemetry.traces
         self._wall_clock = wall_clock
-        self._offer_timeout_s = offer_timeout_s
         self._sending: Counter[str] = Counter()
         self._wake = trio.Event()
         self._capacity_freed = False
-        self._offering = True
+        self._stopped = False
         self.requests = RequestTally()
 
     async def run(self) -> None:
         """Answer requests until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._listen)
+            for topic in self._settings.policy.topics:
+                nursery.start_soon(self._listen, topic)
             while True:
                 with trio.move_on_after(self._waiting.due_in(trio.current_time())):
                     await self._wake.wait()
                 self._wake = trio.Event()
-                for lease, waiting, price in self._choose():
-                    nursery.start_soon(self._send_offer, lease, waiting, price)
+                for lease, waiting in self._choose():
+                    nursery.start_soon(self._send_offer, lease, waiting)
 
-    def stop_offering(self) -> None:
-        """Answer no more requests."""
-        self._offering = False
+    def stop(self) -> None:
+        """Answer no more requests, because the node ends."""
+        self._stopped = True
+
+    def apply(self, settings: Settings) -> None:
+        """Decide by other settings from now on. The topics stay."""
+        self._settings = settings
+        policy, now = settings.policy, self._wall_clock()
+        for waiting in self._waiting.all:
+            if policy.exclusion(waiting.scheduler) or policy.refusal(waiting.request, now):
+                self._waiting.remove(waiting)
+        self.on_capacity_freed()
+
+    @property
+    def _offering(self) -> bool:
+        return self._settings.offers and not self._stopped and self._starts.max_unstarted != 0
 
     def on_capacity_freed(self) -> None:
         """Consider waiting requests again, because leases have ended."""
@@ -89,8 +110,10 @@ class Arbiter:
         """Record that a scheduler let an offer lapse."""
         self._waiting.record_lapsed(scheduler, trio.current_time())
 
-    async def _listen(self) -> None:
-        with self._network.subscribe(TOPIC, decode, _BACKLOG, self._requests_per_s) as channel:
+    async def _listen(self, topic: str) -> None:
+        decode, rate = DECODERS[topic], self._requests_per_s
+        with self._network.subscribe(topic, decode, _BACKLOG, rate, self._serves) as channel:
+            logger.info("subscribed to %s, on which schedulers publish requests", topic)
             async for gossip in channel:
                 self._take(gossip)
                 with suppress(trio.WouldBlock):
@@ -98,58 +121,78 @@ class Arbiter:
                         self._take(channel.receive_nowait())
                 self._wake.set()
 
+    def _serves(self, scheduler: str) -> bool:
+        """Whether requests of a scheduler are considered. Called before anything of them is verified or decoded."""
+        if (exclusion := self._settings.policy.exclusion(scheduler)) is None:
+            return True
+        self.requests.record_excluded(exclusion)
+        _refusal_log.info(scheduler, "its requests get no offer: %s", exclusion.message)
+        return False
+
     def _take(self, gossip: Gossip[RequestWorker]) -> None:
         """Refuse one request or let it wait for an offer."""
         now = trio.current_time()
         if not self._offering:
             self._telemetry.requests.add(1, {"decision": "ignored"})
             return
-        request = gossip.message
-        refusal = self._policy.refusal(request, self._wall_clock())
+        request, policy = gossip.message, self._settings.policy
+        refusal = policy.exclusion(gossip.source) or policy.refusal(request, self._wall_clock())
         if refusal is not None:
             self.requests.record(refusal)
             _refusal_log.info(gossip.source, "request %s gets no offer: %s", request.id, refusal.message)
-            self._telemetry.requests.add(1, {"decision": "refused"})
+            self._telemetry.requests.add(1, {"decision": "refused", "reason": refusal.reason})
         elif not self._ledger.answered(gossip.source, request.id):
             added = self._waiting.add(Waiting(gossip.source, request, now))
             if added:
                 self.requests.record(None)
             self._telemetry.requests.add(1, {"decision": "considered" if added else "ignored"})
 
-    def _choose(self) -> list[tuple[Lease, Waiting, float]]:
+    def _choose(self) -> list[tuple[Lease, Waiting]]:
         """Reserve capacity for the best candidates."""
         now = trio.current_time()
         self._waiting.drop_expired(now, self._wall_clock())
         candidates = self._candidates(now) if self._offering else ()
         if not candidates:
             return []
-        if not self._ledger.fits([self._policy.least]):  # rating many requests in vain takes long
+        policy = self._settings.policy
+        if not any(self._ledger.fits([least]) for least in policy.least):  # rating many requests in vain takes long
             self._waiting.pass_over()
             return []
-        with self._telemetry.tracer.start_as_current_span(
-            "evaluate requests", attributes={"requests": len(candidates)}
-        ):
-            free = self._ledger.free()
-            ranked = sorted(
-                candidates,
-                key=lambda w: (
-                    not self._waiting.stands_back(w.scheduler, now),
-                    self._policy.score(w.scheduler, w.request, free),
-                ),
-                reverse=True,
-            )
+        rated = self._wall_clock()
+        free = self._ledger.free()
+        ranked = sorted(
+            candidates,
+            key=lambda w: (
+                not self._waiting.stands_back(w.scheduler, now),
+                policy.score(w.scheduler, w.request, free),
+            ),
+            reverse=True,
+        )
         chosen = []
         for waiting in ranked:
-            if self._sending[waiting.scheduler] >= _MAX_SENDING:
-                continue
-            resources, price = self._policy.terms(waiting.request)
-            lease = self._ledger.offer(waiting.scheduler, waiting.request.id, waiting.request.spec.executor, resources)
-            if lease is not None:
+            arrived = rated - (now - waiting.since)
+            if (lease := self._reserve(waiting, arrived)) is not None:
+                self._traces.hold(lease.trace)
+                self._traces.record(lease.trace, "advertisement", arrived, end=rated)
+                self._traces.record(lease.trace, "evaluation", rated, attributes={"requests": len(candidates)})
                 self._waiting.remove(waiting)
                 self._sending[waiting.scheduler] += 1
-                chosen.append((lease, waiting, price))
+                chosen.append((lease, waiting))
         self._waiting.pass_over()
         return chosen
+
+    def _reserve(self, waiting: Waiting, arrived: float) -> Lease | None:
+        """Reserve what an offer for this request needs. None if that is not possible now."""
+        most, policy, request = self._starts.max_unstarted, self._settings.policy, waiting.request
+        if self._sending[waiting.scheduler] >= _MAX_SENDING or (most is not None and self._ledger.unstarted >= most):
+            return None
+        price, begin = policy.asked_price(request), partial(self._traces.begin, arrived)
+        wanted = waiting.scheduler, request.id, request.spec.executor
+        leases = (
+            self._ledger.offer(*wanted, resources, price=price, begin_trace=begin)
+            for resources in policy.options(request)
+        )
+        return next((lease for lease in leases if lease is not None), None)
 
     def _candidates(self, now: float) -> tuple[Waiting, ...]:
         """Return the requests to consider now.
@@ -163,29 +206,34 @@ class Arbiter:
         outstanding = any(lease.state == "offered" for lease in self._ledger.leases)
         if not outstanding or self._waiting.due_in(now) <= 0:
             return fresh
-        return fresh if self._ledger.fits(self._policy.terms(w.request)[0] for w in fresh) else ()
+        least = (next(iter(self._settings.policy.options(waiting.request)), None) for waiting in fresh)
+        return fresh if self._ledger.fits(resources for resources in least if resources) else ()
 
-    async def _send_offer(self, lease: Lease, waiting: Waiting, price: float) -> None:
+    async def _send_offer(self, lease: Lease, waiting: Waiting) -> None:
         offer = WorkerOffer(
             id=lease.id,
             request_id=lease.request_id,
-            price=price,
+            price=lease.price,
             resources=lease.resources,
             timeout=SystemTime.from_timestamp(lease.deadline),
         )
+        began = self._wall_clock()
         try:
-            with self._telemetry.tracer.start_as_current_span("offer", attributes={"request": str(lease.request_id)}):
-                await self._network.request(lease.scheduler, API, offer, timeout_s=self._offer_timeout_s)
+            await self._network.request(lease.scheduler, API, offer, timeout_s=self._ledger.rules.temporary_s)
         except NetworkError as error:
-            self._telemetry.offers.add(1, {"outcome": "failed"})
             if self._ledger.withdraw(lease.id):
+                self._traces.discard(lease.trace)
                 _failure_log.warning(lease.scheduler, "cannot deliver the offer: %s", error)
                 self.on_offer_lapsed(lease.scheduler)
                 self.on_capacity_freed()
         else:
-            self._telemetry.offers.add(1, {"outcome": "sent"})
+            self._telemetry.offers_sent.add(1)
             self._telemetry.offer_latency.record(trio.current_time() - waiting.since)
-            _offer_log.info(lease.scheduler, "offered lease %s at %g", lease.id, price)
+            self._traces.record(
+                lease.trace, "offer", began, attributes={"price": lease.price, "request": str(lease.request_id)}
+            )
+            with logged_in(lease.trace.context("offer") if lease.trace else None):
+                _offer_log.info(lease.scheduler, "offered lease %s at %g", lease.id, lease.price)
         finally:
             self._end_sending(lease.scheduler)
 

@@ -2,16 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from hypha_contracts.reasons import WorkerReason
-from hypha_contracts.units import RESOURCES, devices_needed
-from hypha_messages.advertisement import RequestWorker
+from hypha_contracts.units import RESOURCES, UNITS, devices_needed, exceeding
+from hypha_messages.advertisement import TOPIC, TOPICS, RequestWorker
 from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.types import Resources
-
-GPU_WEIGHT, CPU_WEIGHT, MEMORY_WEIGHT, STORAGE_WEIGHT = 25.0, 1.0, 0.1, 0.01
-"""The weight of a GB of video memory, a core, a GB of memory and a GB of storage, the same on all nodes."""
+from hypha_worker.market.capacity import Capacity, weigh
 
 Score = tuple[float, float]
 """Larger is better. The second part decides between equal first parts."""
@@ -34,14 +33,18 @@ class Preferences:
 
 @dataclass(frozen=True)
 class Policy:
-    """The worker's capacity, executors, prices and preferences.
+    """The worker's capacity, executors, prices, schedulers and preferences.
 
     Attributes:
-        minimum: the least that a lease reserves, above zero. Its GPU memory is that of leases that ask for any.
+        minimum: the least that a lease reserves, above zero. Its GPU memory is that of leases that ask for any. A
+            request whose lease would then fit on no node gets no offer.
         gpu_device: GB of one GPU. If it is set, leases share no GPU.
+        allowed: the only schedulers that get offers; None if all do.
+        blocked: schedulers that get no offers.
+        max_share: the part of the capacity that one scheduler may have.
     """
 
-    capacity: Resources
+    capacity: Capacity
     minimum: Resources
     executors: frozenset[ExecutorDescriptor]
     price: float
@@ -50,6 +53,24 @@ class Policy:
     selection: Literal["profit", "utilization", "affinity"] = "profit"
     preferences: Preferences = Preferences()
     gpu_device: float = 0.0
+    allowed: frozenset[str] | None = None
+    blocked: frozenset[str] = frozenset()
+    max_share: float = 1.0
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics on which requests for this worker may arrive: that of all workers, and those of its executors."""
+        return sorted({TOPIC} | {TOPICS[executor.class_] for executor in self.executors})
+
+    def exclusion(self, scheduler: str) -> Refusal | None:
+        """Return why a scheduler gets no offers, whatever it asks for, or None if it may get some."""
+        if scheduler in self.blocked:
+            return Refusal(WorkerReason.SCHEDULER_BLOCKED, f"scheduler {scheduler} is blocked")
+        if self.allowed is not None and scheduler not in self.allowed:
+            return Refusal(
+                WorkerReason.SCHEDULER_NOT_ALLOWED, f"scheduler {scheduler} is not in the list of allowed ones"
+            )
+        return None
 
     def refusal(self, request: RequestWorker, now: float) -> Refusal | None:
         """Return why a request never gets an offer, or None if it may get one once it fits into the free capacity."""
@@ -60,27 +81,42 @@ class Policy:
             return Refusal(WorkerReason.NO_EXECUTOR, "it names no executor")
         if request.bid < self.floor:
             return Refusal(WorkerReason.BID_BELOW_FLOOR, f"the bid {request.bid:g} is below the floor {self.floor:g}")
-        wanted = request.spec.resources
-        if not (wanted.fits_into(self.capacity) and self._raised(wanted).fits_into(self.capacity)):
-            return Refusal(WorkerReason.MORE_THAN_CAPACITY, "it asks for more than this worker has")
+        if not self.options(request):
+            return self._too_large(request.spec.resources)
         if request.timeout.timestamp <= now:
             return Refusal(WorkerReason.REQUEST_EXPIRED, "it has expired")
         return None
 
-    @property
-    def least(self) -> Resources:
-        """The least that any lease reserves."""
-        return self._raised(Resources()) if self.offer == "flexible" else self.capacity
+    @cached_property
+    def share(self) -> Resources:
+        """What the leases of one scheduler may reserve together."""
+        return Resources(**{name: amount * self.max_share for name, amount in self.capacity.total})
 
-    def terms(self, request: RequestWorker) -> tuple[Resources, float]:
-        """Return the resources and the price of an offer for this request."""
-        if self.offer == "flexible":
-            return self._raised(request.spec.resources), request.bid
-        return self.capacity, max(self.price, request.bid)
+    @cached_property
+    def least(self) -> tuple[Resources, ...]:
+        """The least that a lease may reserve; a free node of one kind is as good as one of another."""
+        return self.capacity.shapes if self.offer == "whole" else (self._raised(Resources()),)
+
+    def options(self, request: RequestWorker) -> tuple[Resources, ...]:
+        """Return what an offer for this request may reserve, the least first. Empty if it asks for too much.
+
+        With the strategy whole, each option is as much as a node of one kind has.
+        """
+        wanted = request.spec.resources
+        if not wanted.fits_into(self.capacity.total):
+            return ()
+        raised = self._raised(wanted)
+        shapes = tuple(shape for shape in self.capacity.shapes if raised.fits_into(shape))
+        options = shapes if self.offer == "whole" else (raised,) if shapes else ()
+        return tuple(reserved for reserved in options if reserved.fits_into(self.share))
+
+    def asked_price(self, request: RequestWorker) -> float:
+        """Return the price of an offer for this request."""
+        return request.bid if self.offer == "flexible" else max(self.price, request.bid)
 
     def score(self, scheduler: str, request: RequestWorker, free: Resources) -> Score:
         """Rate a request by the selection strategy, for what its lease would reserve. `free` is the free capacity."""
-        reserved, _ = self.terms(request)
+        reserved = next(iter(self.options(request)), request.spec.resources)
         profit = request.bid / weigh(reserved)
         if self.selection == "utilization":
             return self._used_share(reserved, free), profit
@@ -89,16 +125,30 @@ class Policy:
         return profit, 0.0
 
     def _raised(self, wanted: Resources) -> Resources:
-        """Raise amounts to the minimum, or to the capacity if that is less, and GPU memory to complete devices.
+        """Raise amounts to the minimum, and GPU memory to complete devices.
 
         An amount of zero means that the scheduler did not specify it. Only zero GPU memory stays zero: no GPU.
         """
-        least = {name: min(getattr(self.minimum, name), getattr(self.capacity, name)) for name in RESOURCES}
+        least = dict(self.minimum)
         if self.gpu_device:
             least["gpu"] = devices_needed(wanted.gpu, self.gpu_device) * self.gpu_device
         if not wanted.gpu:
             least["gpu"] = 0.0
         return Resources(**{name: max(amount, least[name]) for name, amount in wanted})
+
+    def _too_large(self, wanted: Resources) -> Refusal:
+        """Return of what a request without options asks for more than it may ever get."""
+        total, largest = self.capacity.total, self.capacity.largest
+        needed = self._raised(wanted) if wanted.fits_into(total) else wanted
+        if lacking := _shortages(needed, total, "this worker has"):
+            return Refusal(WorkerReason.MORE_THAN_CAPACITY, f"it asks for {lacking}")
+        if lacking := _shortages(needed, largest, "one job may have at most"):
+            return Refusal(WorkerReason.MORE_THAN_PER_JOB, f"it asks for {lacking}")
+        shapes = [shape for shape in self.capacity.shapes if needed.fits_into(shape)]
+        if not shapes:
+            return Refusal(WorkerReason.MORE_THAN_PER_JOB, "no single node of this worker has all that it asks for")
+        lacking = _shortages(shapes[0] if self.offer == "whole" else needed, self.share, "one scheduler may have")
+        return Refusal(WorkerReason.MORE_THAN_SHARE, f"its lease would reserve {lacking}")
 
     def _used_share(self, reserved: Resources, free: Resources) -> float:
         """Return the mean share of the free capacity that a lease would use, or -1 if it does not fit."""
@@ -114,11 +164,9 @@ class Policy:
         return self.preferences.schedulers.get(scheduler, 0.0) + least
 
 
-def weigh(resources: Resources) -> float:
-    """Return the weighted sum of resources."""
-    return (
-        GPU_WEIGHT * resources.gpu
-        + CPU_WEIGHT * resources.cpu
-        + MEMORY_WEIGHT * resources.memory
-        + STORAGE_WEIGHT * resources.storage
+def _shortages(needed: Resources, most: Resources, limit: str) -> str:
+    """Return each resource of which more is needed than a limit admits, with both amounts."""
+    return ", and for ".join(
+        f"{getattr(needed, name):.9g} {UNITS[name]}, of which {limit} {getattr(most, name):.9g}"
+        for name in exceeding(needed, most)
     )

@@ -34,4 +34,8 @@ class RequestTally:
         """
         self._considered.append(refusal is None)
         if refusal is not None:
-            self.last_refusal = refusal._replace(message=escaped(refusal.message, _MAX_MESSAGE_CHARS))
+            self.record_excluded(refusal)
+
+    def record_excluded(self, refusal: Refusal) -> None:
+        """Record why a request was refused without counting it, because nobody verified whose it is."""
+        self.last_refusal = refusal._replace(message=escaped(refusal.message, _MAX_MESSAGE_CHARS))

@@ -4,17 +4,25 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 from uuid import UUID
 
+from hypha_contracts.node_config import NodeConfig
 from hypha_network.identity import Identity
 from hypha_network.network import Network
 from hypha_worker.connector.http_server import Handler
 from hypha_worker.job import AdoptedJob, Job, RunningJobs
 from hypha_worker.market.ledger import Ledger, LedgerStore
 from hypha_worker.market.request_tally import RequestTally
+from hypha_worker.market.settings import Permit
 from hypha_worker.progress import Report
 from hypha_worker.telemetry import Telemetry
 
 Serve = Callable[[Handler], Awaitable[None]]
 """Serves the connector API with a handler until cancelled."""
+
+Reread = Callable[[], NodeConfig]
+"""Reads the configuration again. NodeError if it cannot be used."""
+
+Apply = Callable[[NodeConfig, Permit], None]
+"""Takes over a configuration, and what the node may sell."""
 
 
 class Runtime(RunningJobs, Protocol):
@@ -26,8 +34,8 @@ class Runtime(RunningJobs, Protocol):
     async def adopt(self) -> list[AdoptedJob]:
         """Find the jobs that outlived the node, and remove the remains of dead ones. Called once, before any launch."""
 
-    async def authenticate(self, token: str, source: str) -> UUID | None:
-        """Return the task whose bridge presented this token, or None. `source` is where the connection came from.
+    async def authenticate(self, token: str) -> UUID | None:
+        """Return the task whose bridge presented this token, or None.
 
         Raises:
             HttpError: (503) the token cannot be checked right now.
@@ -53,12 +61,15 @@ class Platform(Protocol):
         """Keeps the ledger across restarts of the node."""
 
     @property
-    def accepts_offers(self) -> bool:
-        """Whether the node may make offers. Existing leases and jobs go on in any case."""
+    def permit(self) -> Permit:
+        """What the node may sell when it starts."""
 
     @property
     def jobs_outlive_node(self) -> bool:
         """Whether jobs go on when the node stops, for another node to adopt. Otherwise the node ends them."""
+
+    async def follow(self, apply: Apply) -> None:
+        """Call `apply` with the configuration and the permit whenever they have changed, until cancelled."""
 
     async def listen(self, network: Network) -> Serve:
         """Listen for bridges from now on, and return the function that serves them. NodeError if listening fails."""

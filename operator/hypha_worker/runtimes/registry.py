@@ -6,9 +6,9 @@ from pkgutil import resolve_name
 from typing import Final
 
 from hypha_contracts.node_config import NodeConfig
-from hypha_worker.runtimes.protocol import Platform
+from hypha_worker.runtimes.protocol import Platform, Reread
 
-Open = Callable[[NodeConfig], AbstractAsyncContextManager[Platform]]
+Open = Callable[[NodeConfig, Reread], AbstractAsyncContextManager[Platform]]
 
 _RUNTIMES: Final = {
     "process": "hypha_worker.runtimes.process.host:open_host",
@@ -16,7 +16,7 @@ _RUNTIMES: Final = {
 }
 
 
-def open_platform(config: NodeConfig) -> AbstractAsyncContextManager[Platform]:
+def open_platform(config: NodeConfig, reread: Reread) -> AbstractAsyncContextManager[Platform]:
     """Open the platform of the configured runtime.
 
     Raises:
@@ -24,4 +24,4 @@ def open_platform(config: NodeConfig) -> AbstractAsyncContextManager[Platform]:
         NodeError: the work directory, or the cluster, cannot be used.
     """
     open_: Open = resolve_name(_RUNTIMES[config.runtime])
-    return open_(config)
+    return open_(config, reread)

@@ -108,8 +108,12 @@ class KubernetesApi:
         """Apply a JSON patch to an existing object, and return the object. Invalid if a test fails."""
         return await self._call("PATCH", path, body=operations, content=_JSON_PATCH)
 
-    async def watch(self, path: str, selector: str, version: str, record: Callable[[str, Object], None]) -> str:
+    async def watch(
+        self, path: str, selector: Mapping[str, str], version: str, record: Callable[[str, Object], None]
+    ) -> str:
         """Call `record` with each change (ADDED, MODIFIED, DELETED) since a version, until the server ends the watch.
+
+        `selector` is a `labelSelector` or a `fieldSelector` with its value.
 
         Returns:
             The version to continue from.
@@ -119,7 +123,7 @@ class KubernetesApi:
             ApiError: the watch broke or was silent for too long.
         """
         query = {
-            "labelSelector": selector,
+            **selector,
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": version,

@@ -17,11 +17,13 @@ from hypha_worker.errors import NodeError
 from hypha_worker.market.ledger import Ledger
 from hypha_worker.market.ledger_file import LedgerFile
 from hypha_worker.market.request_tally import RequestTally
+from hypha_worker.market.settings import NOTHING, Permit
 from hypha_worker.runtimes.kubernetes.api import ApiAccess, open_api
 from hypha_worker.runtimes.kubernetes.leases import ClusterLedgerStore
 from hypha_worker.runtimes.kubernetes.runtime import KubernetesRuntime, open_kubernetes_runtime
 from hypha_worker.runtimes.kubernetes.status import StatusReporter
-from hypha_worker.runtimes.protocol import Serve
+from hypha_worker.runtimes.kubernetes.worker import HyphaWorkerWatch
+from hypha_worker.runtimes.protocol import Apply, Reread, Serve
 from hypha_worker.startup import LEDGER_FILE, load_identity, prepare_state_dir
 from hypha_worker.telemetry import Telemetry
 
@@ -31,17 +33,27 @@ class Cluster:
     """A `Platform` whose jobs are pods. `open_cluster` makes one."""
 
     jobs_outlive_node: ClassVar = True
+    permit: ClassVar = NOTHING
 
     identity: Identity
     runtime: KubernetesRuntime
     ledger_store: ClusterLedgerStore
     reporter: StatusReporter
+    watch: HyphaWorkerWatch
     config: KubernetesConfig
 
-    @property
-    def accepts_offers(self) -> bool:
-        """Whether the worker is not suspended."""
-        return self.config.accept_offers
+    async def follow(self, apply: Apply) -> None:
+        """Call `apply` whenever the HyphaWorker has changed, until cancelled."""
+
+        def apply_all(config: NodeConfig, permit: Permit) -> None:
+            self.runtime.configure(
+                lease_s=config.leases.duration_s,
+                ended_s=config.leases.ended_s,
+                keep_ended_s=config.jobs.keep_ended_s,
+            )
+            apply(config, permit)
+
+        await self.watch.run(apply_all)
 
     async def listen(self, network: Network) -> Serve:
         """Listen on the connector's port from now on. NodeError if that is impossible."""
@@ -51,12 +63,13 @@ class Cluster:
         """Report the state of the node in the HyphaWorker until cancelled."""
         await self.reporter.run(network, ledger, requests)
 
-    def observe_jobs(self, _telemetry: Telemetry) -> None:
-        """Export nothing, because the kubelet exports what pods use."""
+    def observe_jobs(self, telemetry: Telemetry) -> None:
+        """Export what pods report to use, because the node can only measure processes of its own host."""
+        telemetry.job_metrics.observe_resources()
 
 
 @asynccontextmanager
-async def open_cluster(config: NodeConfig) -> AsyncIterator[Cluster]:
+async def open_cluster(config: NodeConfig, _reread: Reread) -> AsyncIterator[Cluster]:
     """Open the cluster for a worker. Raises what `open_platform` does."""
     cluster, leases = config.kubernetes, config.leases
     assert cluster is not None  # noqa: S101 - its presence chose this runtime
@@ -69,12 +82,17 @@ async def open_cluster(config: NodeConfig) -> AsyncIterator[Cluster]:
         store = ClusterLedgerStore(file, api, cluster, lease_s=leases.duration_s)
         async with (
             open_kubernetes_runtime(
-                api, cluster, peer_id=identity.peer_id, lease_s=leases.duration_s, ended_s=leases.ended_s
+                api,
+                cluster,
+                peer_id=identity.peer_id,
+                lease_s=leases.duration_s,
+                ended_s=leases.ended_s,
+                keep_ended_s=config.jobs.keep_ended_s,
             ) as runtime,
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(store.run)
-            yield Cluster(identity, runtime, store, reporter, cluster)
+            yield Cluster(identity, runtime, store, reporter, HyphaWorkerWatch(api, cluster, config), cluster)
             nursery.cancel_scope.cancel()
 
 

@@ -55,10 +55,12 @@ class HyphaJobs:
 
     Attributes:
         controller: the id of this process.
+        keep_ended_s: how long a HyphaJob that is created from now on is kept once it has ended.
     """
 
-    def __init__(self, api: KubernetesApi, config: KubernetesConfig, peer_id: str) -> None:
+    def __init__(self, api: KubernetesApi, config: KubernetesConfig, peer_id: str, keep_ended_s: int) -> None:
         self.controller = uuid4()
+        self.keep_ended_s = keep_ended_s
         self._api = api
         self._config = config
         self._peer_id = peer_id
@@ -71,11 +73,11 @@ class HyphaJobs:
 
     async def watch(self, version: str, record: Callable[[str, Object], None]) -> str:
         """Call `record` with each change, as `KubernetesApi.watch` does. ApiError."""
-        return await self._api.watch(self._path, self._selector, version, record)
+        return await self._api.watch(self._path, {"labelSelector": self._selector}, version, record)
 
     async def create(self, job: Job) -> ObservedJob:
         """Create the HyphaJob of a job and own it. ApiError."""
-        body = hypha_job(job, self._config, self._peer_id, self.controller)
+        body = hypha_job(job, self._config, self._peer_id, self.controller, self.keep_ended_s)
         return parse(await self._api.apply(self._of(job.task_id), body, deadline_s=_LAUNCH_S))
 
     async def create_secret(self, job: Job, owner_uid: str) -> None:

@@ -1,5 +1,6 @@
 """Converts jobs to objects of the cluster and back. Pure functions."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +10,8 @@ from pydantic import ValidationError
 
 from hypha_contracts import names
 from hypha_contracts.node_config import KubernetesConfig
-from hypha_contracts.reasons import JobReason
+from hypha_contracts.reasons import CLUSTER_REASONS, JobReason
+from hypha_contracts.times import KEEP_ENDED_S
 from hypha_messages.job import JobSpec
 from hypha_messages.validation import describe
 from hypha_resources.common import Condition
@@ -24,18 +26,20 @@ from hypha_resources.job import (
     WorkerRef,
     redacted,
 )
-from hypha_worker.job import Failed, Finished, Job
+from hypha_worker.job import Failed, Finished, Job, Stage
 
 Object = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ObservedJob:
-    """A HyphaJob as the API server returned it."""
+    """A HyphaJob as the API server returned it. It was created at `began`, in seconds since the epoch."""
 
     uid: str
     spec: HyphaJobSpec
     status: HyphaJobStatus
+    began: float = 0.0
+    traceparent: str | None = None
 
     @property
     def terminal(self) -> bool:
@@ -57,12 +61,24 @@ class ObservedJob:
             spec=spec,
             resources=self.spec.resources.resources,
             deadline=deadline,
+            price=self.spec.lease.price,
+            accepted=self.spec.lease.accepted.timestamp() if self.spec.lease.accepted else None,
+            began=self.began,
+            traceparent=self.traceparent,
         )
 
+    def stages(self) -> list[Stage]:
+        """Return the stages of its start that are over."""
+        task_id, stages = self.spec.task_id, self.status.stages
+        return [Stage(task_id, s.name, s.start_time.timestamp(), s.end_time.timestamp()) for s in stages]
 
-def hypha_job(job: Job, config: KubernetesConfig, peer_id: str, controller: UUID) -> Object:
+
+def hypha_job(
+    job: Job, config: KubernetesConfig, peer_id: str, controller: UUID, keep_ended_s: int = KEEP_ENDED_S
+) -> Object:
     """Return the HyphaJob of a job, without secrets. `controller` is its owner."""
     descriptor = job.spec.descriptor
+    trace = {names.TRACE_ANNOTATION: job.traceparent} if job.traceparent else {}
     spec = HyphaJobSpec(
         worker_ref=WorkerRef(name=config.worker, uid=config.worker_uid),
         worker_peer_id=peer_id,
@@ -70,11 +86,16 @@ def hypha_job(job: Job, config: KubernetesConfig, peer_id: str, controller: UUID
         job_id=job.spec.job_id,
         scheduler=job.scheduler,
         controller=controller,
-        lease=Lease(id=job.lease_id, deadline=timestamp(job.deadline)),
+        lease=Lease(
+            id=job.lease_id,
+            deadline=timestamp(job.deadline),
+            price=job.price,
+            accepted=None if job.accepted is None else timestamp(job.accepted),
+        ),
         executor=ExecutorRef(class_=descriptor.class_, name=descriptor.name),
         config=redacted(job.spec.model_dump(mode="json", include={"executor"})),
         resources=Amounts.of(job.resources),
-        ttl_seconds_after_finished=config.ttl_seconds_after_finished,
+        ttl_seconds_after_finished=keep_ended_s,
     )
     return {
         "apiVersion": names.API_VERSION,
@@ -82,7 +103,7 @@ def hypha_job(job: Job, config: KubernetesConfig, peer_id: str, controller: UUID
         "metadata": {
             "name": names.job_name(job.task_id),
             "namespace": config.namespace,
-            "labels": {names.WORKER_LABEL: config.worker},
+            **_common_metadata(config, {names.IGNORE_UPDATES_ANNOTATION: "true", **trace}),
             "ownerReferences": [
                 names.owner_reference(names.WORKER_KIND, config.worker, config.worker_uid, block_deletion=False)
             ],
@@ -102,11 +123,17 @@ def job_secret(job: Job, config: KubernetesConfig, owner_uid: str) -> Object:
         "metadata": {
             "name": name,
             "namespace": config.namespace,
-            "labels": {names.WORKER_LABEL: config.worker},
+            **_common_metadata(config, {}),
             "ownerReferences": [names.owner_reference(names.JOB_KIND, name, owner_uid, block_deletion=False)],
         },
         "stringData": {names.JOB_FILE_KEY: job.spec.model_dump_json()},
     }
+
+
+def _common_metadata(config: KubernetesConfig, own_annotations: Mapping[str, str]) -> Object:
+    annotations = {**config.common_annotations, **own_annotations}
+    labels = {**config.common_labels, names.WORKER_LABEL: config.worker}
+    return {"labels": labels, **({"annotations": annotations} if annotations else {})}
 
 
 def parse(found: Object) -> ObservedJob:
@@ -116,11 +143,17 @@ def parse(found: Object) -> ObservedJob:
             uid=found["metadata"]["uid"],
             spec=HyphaJobSpec.model_validate(found["spec"]),
             status=HyphaJobStatus.model_validate(found.get("status") or {}),
+            began=_seconds(found["metadata"].get("creationTimestamp")),
+            traceparent=(found["metadata"].get("annotations") or {}).get(names.TRACE_ANNOTATION),
         )
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing") from error
     except ValidationError as error:
         raise ValueError(describe(error, "HyphaJob")) from error
+
+
+def _seconds(time: str | None) -> float:
+    return datetime.fromisoformat(time).timestamp() if time else 0.0
 
 
 def end_of(observed: ObservedJob) -> Finished | Failed:
@@ -130,7 +163,8 @@ def end_of(observed: ObservedJob) -> Finished | Failed:
         return Finished(observed.spec.task_id)
     message = next((c.message for c in status.conditions if c.type == "Ready" and c.message), "")
     reason = ": ".join(text for text in (status.reason or "it failed", message) if text)
-    return Failed(observed.spec.task_id, reason, tuple(status.last_lines))
+    blames_cluster = status.reason in CLUSTER_REASONS and status.start_time is None
+    return Failed(observed.spec.task_id, reason, tuple(status.last_lines), blames_cluster)
 
 
 def reported_status(seconds: float) -> Object:

@@ -20,6 +20,7 @@ import trio
 from hypha_contracts.kubernetes_errors import ApiError, Forbidden, NotFound, Refused, Unavailable
 from hypha_contracts.names import job_user
 from hypha_contracts.node_config import KubernetesConfig
+from hypha_contracts.times import KEEP_ENDED_S
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.job import Progress
 from hypha_worker.errors import NodeError
@@ -29,7 +30,7 @@ from hypha_worker.runtimes.kubernetes.api import KubernetesApi, Object, retry_un
 from hypha_worker.runtimes.kubernetes.jobs import HyphaJobs, TakenOverError
 from hypha_worker.runtimes.kubernetes.objects import ObservedJob, end_of, parse
 from hypha_worker.runtimes.kubernetes.throttle import Throttle
-from hypha_worker.runtimes.kubernetes.tokens import Pod, TokenReviewer
+from hypha_worker.runtimes.kubernetes.tokens import Pod, TokenVerifier
 
 logger = logging.getLogger(__name__)
 _rate_limited_log = RateLimitedLogger(logger)
@@ -48,6 +49,7 @@ class _Tracked:
         ours: whether its HyphaJob has named this node. If it names another node later, that node has claimed it.
         claimed: set once this node has claimed it, or its launch has failed.
         ended: set once it is terminal or gone.
+        traced: whether the stages of its start are still to be reported for its trace.
         writing: cancels the writers.
     """
 
@@ -61,6 +63,7 @@ class _Tracked:
     pod: Pod | None = None
     ours: bool = False
     started: bool = False
+    traced: bool = False
     reported: bool = False
     claimed: trio.Event = field(default_factory=trio.Event)
     ended: trio.Event = field(default_factory=trio.Event)
@@ -79,17 +82,22 @@ class KubernetesRuntime:
         peer_id: str,
         lease_s: float,
         ended_s: float,
+        keep_ended_s: int,
     ) -> None:
-        self._hypha_jobs = HyphaJobs(api, config, peer_id)
+        self._hypha_jobs = HyphaJobs(api, config, peer_id, keep_ended_s)
         self._config = config
         self._nursery = nursery
         self._lease_s = lease_s
         self._ended_s = ended_s
         self._jobs: dict[UUID, _Tracked] = {}
-        # Two events a job at most, and leases bound the jobs.
+        # A few events a job at most, and leases bound the jobs.
         self._send, self._receive = trio.open_memory_channel[JobEvent](math.inf)
         user = job_user(config.namespace, config.worker)
-        self._reviewer = TokenReviewer(api, user, config.audience)
+        self._tokens = TokenVerifier(api, user, config.audience)
+
+    def configure(self, *, lease_s: float, ended_s: float, keep_ended_s: int) -> None:
+        """Use other times from now on; see `open_kubernetes_runtime`."""
+        self._lease_s, self._ended_s, self._hypha_jobs.keep_ended_s = lease_s, ended_s, keep_ended_s
 
     @property
     def events(self) -> AsyncIterator[JobEvent]:
@@ -162,9 +170,9 @@ class KubernetesRuntime:
             tracked.reported = True
             self._nursery.start_soon(self._conclude, tracked)
 
-    async def authenticate(self, token: str, source: str) -> UUID | None:
-        """Return the task whose pod the token was made for, or None. HttpError (503) if it cannot be reviewed now."""
-        pod = await self._reviewer.pod(token, source)
+    async def authenticate(self, token: str) -> UUID | None:
+        """Return the task whose pod the token was made for, or None. HttpError (503) if it cannot be verified now."""
+        pod = await self._tokens.pod(token)
         if pod is None:
             return None
         return next((t.task_id for t in self._jobs.values() if t.pod == pod and not t.ended.is_set()), None)
@@ -176,6 +184,7 @@ class KubernetesRuntime:
             ProgressTally(trio.current_time(), progress),
             Throttle(lambda: self._lease_s / 3, partial(self._write_deadline, job.task_id)),
             Throttle(lambda: interval_s(len(self._jobs)), partial(self._write_progress, job.task_id)),
+            traced=job.traced,
         )
 
     async def _create(self, job: Job, tracked: _Tracked) -> None:
@@ -209,11 +218,12 @@ class KubernetesRuntime:
         tracked = self._jobs[job.task_id] = self._track(job, observed.status.progress)
         tracked.uid = observed.uid
         tracked.started = observed.status.phase == "Running"
+        tracked.traced = job.traced and not tracked.started
         if observed.terminal:
             tracked.claimed.set()
         self._nursery.start_soon(self._write, tracked)
         self._advance(tracked, observed)
-        return AdoptedJob(job, running=not observed.terminal)
+        return AdoptedJob(job, running=not observed.terminal, started=tracked.started)
 
     def _still_renewed(self, observed: ObservedJob, now: float) -> bool:
         """Whether the lease of a finished job can still be renewed, so that its end must be reported again."""
@@ -287,6 +297,10 @@ class KubernetesRuntime:
             return
         if status.pod_name and status.pod_uid:
             tracked.pod = Pod(status.pod_name, status.pod_uid)
+        if tracked.traced and (status.phase == "Running" or observed.terminal):
+            tracked.traced = False
+            for stage in observed.stages():
+                self._send.send_nowait(stage)
         if status.phase == "Running" and not tracked.started:
             tracked.started = True
             self._send.send_nowait(Started(tracked.task_id))
@@ -355,12 +369,20 @@ def _advice(error: ApiError) -> str:
 
 @asynccontextmanager
 async def open_kubernetes_runtime(
-    api: KubernetesApi, config: KubernetesConfig, *, peer_id: str, lease_s: float, ended_s: float
+    api: KubernetesApi,
+    config: KubernetesConfig,
+    *,
+    peer_id: str,
+    lease_s: float,
+    ended_s: float,
+    keep_ended_s: int = KEEP_ENDED_S,
 ) -> AsyncIterator[KubernetesRuntime]:
     """Run the jobs of a HyphaWorker. At the end they go on, for the next node to adopt.
 
     A lease lasts for `lease_s` from each renewal. The lease of a finished job can be renewed for `ended_s`.
+    An ended HyphaJob is kept for `keep_ended_s`.
     """
     async with trio.open_nursery() as nursery:
-        yield KubernetesRuntime(api, config, nursery, peer_id=peer_id, lease_s=lease_s, ended_s=ended_s)
+        times = {"lease_s": lease_s, "ended_s": ended_s}
+        yield KubernetesRuntime(api, config, nursery, peer_id=peer_id, **times, keep_ended_s=keep_ended_s)
         nursery.cancel_scope.cancel()

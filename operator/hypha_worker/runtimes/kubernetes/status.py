@@ -15,7 +15,7 @@ from hypha_contracts.units import RESOURCES
 from hypha_network.errors import IdentityError
 from hypha_network.network import Network
 from hypha_network.rate_limited_log import RateLimitedLogger
-from hypha_resources.worker import NodeStatus, Refusal, Requests
+from hypha_resources.worker_status import NodeStatus, Refusal, Requests
 from hypha_worker.errors import NodeError
 from hypha_worker.market.ledger import Ledger
 from hypha_worker.market.request_tally import RequestTally

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
+from hypha_contracts import names, trace_context
 from hypha_messages.job import JobSpec
 from hypha_messages.types import Message, PeerId, Resources, Uuid
 from hypha_network.rate_limited_log import RateLimitedLogger
@@ -46,6 +47,10 @@ class JobRecord(Message):
     scheduler: PeerId
     spec: JobSpec
     resources: Resources
+    price: float = 0.0
+    accepted: float | None = None
+    began: float = 0.0
+    traceparent: str | None = None
     token: str
 
 
@@ -59,10 +64,10 @@ class FoundJob:
 
 
 class ControlDirectories:
-    """The control directories of all jobs below one work directory."""
+    """The control directories of all jobs below one work directory. Later jobs run by the current `config`."""
 
     def __init__(self, config: ProcessConfig) -> None:
-        self._config = config
+        self.config = config
         self._log = RateLimitedLogger(logger)
         self._limits_log = RateLimitedLogger(logger)
         self._jobs_dir = config.jobs_dir
@@ -71,7 +76,7 @@ class ControlDirectories:
 
     def paths(self, task_id: UUID | str) -> JobPaths:
         """Return the paths of a job."""
-        return JobPaths(self._jobs_dir / str(task_id), self._config.work_dir / f"{_WORK_PREFIX}{task_id}")
+        return JobPaths(self._jobs_dir / str(task_id), self.config.work_dir / f"{_WORK_PREFIX}{task_id}")
 
     def launch(self, job: Job, token: str) -> Supervised:
         """Record the job and start its supervisor. LaunchError if that fails, in which case nothing of it is left."""
@@ -92,14 +97,14 @@ class ControlDirectories:
             raise
         except OSError as error:
             self.remove(paths)
-            raise LaunchError(f"task {job.task_id} cannot be set up in {self._config.work_dir}: {error}") from error
+            raise LaunchError(f"task {job.task_id} cannot be set up in {self.config.work_dir}: {error}") from error
 
     def adopt(self) -> list[FoundJob]:
         """Find the jobs of an earlier node, oldest first, and remove its directories that belong to no job."""
         controls = [path for path in self._jobs_dir.iterdir() if directories.is_of_node(path)]
         controls.sort(key=lambda control: _modified_at(self.paths(control.name).record))
         found = [adopted for control in controls if (adopted := self._adopt(control))]
-        for path in self._config.work_dir.glob(f"{_WORK_PREFIX}*"):
+        for path in self.config.work_dir.glob(f"{_WORK_PREFIX}*"):
             task_id = path.name.removeprefix(_WORK_PREFIX)
             if directories.is_of_node(path, _WORK_PREFIX) and not self.paths(task_id).control.exists():
                 logger.info("removing %s, which belongs to no job", path)
@@ -113,15 +118,27 @@ class ControlDirectories:
         try:
             ended = supervisor.Exit(**json.loads((paths.control / supervisor.EXIT_FILE).read_text()))
         except (OSError, ValueError, TypeError):
-            return Failed(task_id, _reason_without_exit(paths), _last_lines(paths.control / "supervisor.log"))
+            return Failed(
+                task_id, _reason_without_exit(paths), _last_lines(paths.control / supervisor.SUPERVISOR_LOG_FILE)
+            )
+        if ended.finished:
+            self._report_results(paths)
         if ended.finished and ended.undelivered:
             self._log.warning(f"job {task_id}", "it finished, but its bridge did not deliver all files")
         return Finished(task_id) if ended.finished else Failed(task_id, ended.reason, tuple(ended.last_lines))
 
+    def _report_results(self, paths: JobPaths) -> None:
+        """Log where the trained model or the predictions of a finished job are, if they were kept."""
+        with contextlib.suppress(OSError, ValueError):
+            record = JobRecord.model_validate_json(paths.record.read_bytes())
+            if self.config.output_dir and (kept := self.config.output_dir / str(record.spec.job_id)).is_dir():
+                logger.info("job %s: its results are in %s", record.task_id, kept)
+
     def remove(self, paths: JobPaths) -> None:
-        """Remove everything of a job."""
+        """Remove everything of a job but its logs, which are kept for a while."""
         self._clear(paths)
         paths.record.unlink(missing_ok=True)
+        self.config.ended_logs.keep(paths.control)
         directories.remove_tree(paths.control)
 
     def _clear(self, paths: JobPaths) -> None:
@@ -149,14 +166,14 @@ class ControlDirectories:
         job_json = record.spec.model_dump_json()
         replace_file(paths.job_file, job_json, durable=False)
         replace_file(paths.token_file, record.token, durable=False)
-        bridge = launch.bridge_config(paths, self._config, applied.storage_bytes)
+        bridge = launch.bridge_config(paths, self.config, applied.storage_bytes)
         replace_file(paths.bridge_config, bridge.to_json(), durable=False)
         plan = self._plan(record, paths, applied, job_json)
         replace_file(paths.control / supervisor.PLAN_FILE, plan.to_json(), durable=False)
         return supervised.start(paths)
 
     def _apply_limits(self, record: JobRecord) -> limits.Limits:
-        if not self._config.limits:
+        if not self.config.limits:
             return limits.Limits()
         planned = limits.plan_limits(record.resources, record.task_id, self._hierarchies)
         try:
@@ -171,36 +188,35 @@ class ControlDirectories:
         return planned
 
     def _plan(self, record: JobRecord, paths: JobPaths, applied: limits.Limits, job_json: str) -> supervisor.Plan:
-        executor = self._config.executors.get(str(record.spec.descriptor))
+        executor = self.config.executors.get(str(record.spec.descriptor))
         if executor is None:
             raise LaunchError(f"the configuration has no executor {record.spec.descriptor}. Add it to [[executors]].")
         values = launch.variables(paths, job_json)
-        if any("{JOB_JSON}" in arg for arg in executor.args):
-            self._log.warning(
-                f"executor {record.spec.descriptor}",
-                "its args hold {JOB_JSON}: tokens in it show in the process list. Use {JOB_FILE}.",
-            )
+        trace = {trace_context.VARIABLE: record.traceparent} if record.traceparent else {}
         return supervisor.Plan(
             work_dir=str(paths.work),
             socket=str(paths.socket),
             bridge_state=str(paths.bridge_state),
             bridge=supervisor.Command(
-                args=[*self._config.bridge, "--config", str(paths.bridge_config)],
-                env=launch.bridge_environment(os.environ, paths.work),
+                args=[*self.config.bridge, "--config", str(paths.bridge_config)],
+                env=launch.bridge_environment(os.environ, paths.work) | trace,
             ),
             executor=supervisor.Command(
                 args=launch.executor_args(executor.args, values),
-                env=launch.executor_environment(os.environ, values, applied.threads, executor.environment),
+                env=launch.executor_environment(
+                    os.environ, values, applied.threads, self.config.output_variables | dict(executor.environment)
+                )
+                | {names.LEASE_GPUS: str(launch.lease_gpus(record.resources.gpu, self.config.gpu_device_gb)), **trace},
             ),
             rlimits=dict(applied.rlimits),
             groups=[str(group.path) for group in applied.groups],
             oom_counter=str(applied.oom_counter) if applied.oom_counter else None,
             storage_bytes=applied.storage_bytes,
-            start_s=self._config.start_s,
-            grace_s=self._config.grace_s,
-            kill_after_s=self._config.kill_after_s,
-            drain_s=self._config.drain_s + self._config.kill_after_s,  # longer than the bridge's own limit
-            log_bytes=self._config.log_bytes,
+            start_s=self.config.start_s,
+            grace_s=self.config.grace_s,
+            kill_after_s=self.config.kill_after_s,
+            drain_s=self.config.drain_s + self.config.kill_after_s,  # longer than the bridge's own limit
+            log_bytes=self.config.log_bytes,
         )
 
     def _adopt(self, control: Path) -> FoundJob | None:
@@ -213,7 +229,8 @@ class ControlDirectories:
             logger.info("removing %s, which has no readable record: %s", control, error)
             self.remove(paths)
             return None
-        job = Job(record.task_id, record.lease_id, record.scheduler, record.spec, record.resources, deadline)
+        fields = {name: getattr(record, name) for name in JobRecord.model_fields if name != "token"}
+        job = Job(**fields, deadline=deadline)
         return FoundJob(job, record.token, self._resume(record, paths, deadline))
 
     def _resume(self, record: JobRecord, paths: JobPaths, deadline: float) -> Supervised | None:

@@ -174,18 +174,14 @@ def remove_groups(paths: list[Path]) -> None:
 def find_hierarchies(proc: Path = Path("/proc/self")) -> tuple[Hierarchy, ...]:
     """Return the hierarchies in which this process may make groups, and log why it cannot use the others."""
     try:
-        own = parse_own_groups((proc / "cgroup").read_text())
-        mounts = parse_mounts((proc / "mountinfo").read_text())
+        own = _own_directories(proc)
     except OSError as error:
         logger.warning("control groups cannot be used: %s", error)
         return ()
     found = []
-    for controllers, path in own.items():
-        base = next(
-            (b for names, root, point in mounts if names == controllers and (b := _below(path, root, point))), None
-        )
+    for controllers, base in own:
         wanted = frozenset(CONTROLLERS) & controllers if controllers else frozenset(CONTROLLERS)
-        if base is None or not wanted:
+        if not wanted:
             continue
         try:
             if controllers:
@@ -197,6 +193,64 @@ def find_hierarchies(proc: Path = Path("/proc/self")) -> tuple[Hierarchy, ...]:
         if hierarchy.controllers:
             found.append(hierarchy)
     return tuple(found)
+
+
+def usable_controllers(proc: Path = Path("/proc/self")) -> frozenset[str]:
+    """Return the controllers by which a process may limit jobs. Unlike `find_hierarchies`, it changes nothing."""
+    usable: set[str] = set()
+    with contextlib.suppress(OSError):
+        for controllers, base in _own_directories(proc):
+            if controllers:
+                usable |= controllers if os.access(base, os.W_OK) else set()
+            else:
+                parent = base.parent if base.name == _NODE_GROUP else base
+                if os.access(parent, os.W_OK) and os.access(parent / "cgroup.subtree_control", os.W_OK):
+                    usable.update((parent / "cgroup.controllers").read_text().split())
+    return frozenset(CONTROLLERS) & usable
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What the control groups above a process leave to it. Infinite without a limit."""
+
+    cpu: float
+    memory_bytes: float
+
+
+def find_quota(proc: Path = Path("/proc/self")) -> Quota:
+    """Return the smallest limits of the control groups that contain a process."""
+    cpus, memories = [math.inf], [math.inf]
+    with contextlib.suppress(OSError):
+        for _, base in _own_directories(proc):
+            for group in (base, *base.parents):
+                cpus += _ratios(_words(group / "cpu.max"))
+                cpus += _ratios([*_words(group / "cpu.cfs_quota_us"), *_words(group / "cpu.cfs_period_us")])
+                for name in ("memory.max", "memory.limit_in_bytes"):
+                    memories += [int(word) for word in _words(group / name) if word.isdigit()]
+    return Quota(min(cpus), min(memories))
+
+
+def _words(file: Path) -> list[str]:
+    try:
+        return file.read_text().split()
+    except OSError:  # the group has no such limit
+        return []
+
+
+def _ratios(words: list[str]) -> list[float]:
+    """Return quota by period, or nothing if the quota is `max` or -1."""
+    return [int(words[0]) / int(words[1])] if len(words) == 2 and words[0].isdigit() else []
+
+
+def _own_directories(proc: Path) -> list[tuple[frozenset[str], Path]]:
+    """Return the directories of a process's groups with their controllers. Version 2 has the empty set. OSError."""
+    mounts = parse_mounts((proc / "mountinfo").read_text())
+    found = []
+    for controllers, path in parse_own_groups((proc / "cgroup").read_text()).items():
+        bases = (b for names, root, point in mounts if names == controllers and (b := _below(path, root, point)))
+        if (base := next(bases, None)) is not None:
+            found.append((controllers, base))
+    return found
 
 
 def parse_own_groups(text: str) -> dict[frozenset[str], str]:

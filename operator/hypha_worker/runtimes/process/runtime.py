@@ -8,8 +8,10 @@ import logging
 import os
 import secrets
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Final
 from uuid import UUID
 
@@ -18,15 +20,18 @@ import trio
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_worker.errors import NodeError
 from hypha_worker.files import replace_file
-from hypha_worker.job import AdoptedJob, Job, JobEvent, LaunchError, Started
+from hypha_worker.findings import heed
+from hypha_worker.job import AdoptedJob, Job, JobEvent, LaunchError, Stage, Started
 from hypha_worker.progress import Report
 from hypha_worker.runtimes.process import launch, supervisor
 from hypha_worker.runtimes.process.control import ControlDirectories
 from hypha_worker.runtimes.process.launch import ProcessConfig
 from hypha_worker.runtimes.process.supervised import Supervised
 
-_kill_log = RateLimitedLogger(logging.getLogger(__name__))
+logger = logging.getLogger(__name__)
+_kill_log = RateLimitedLogger(logger)
 
+_PRUNE_LOGS_EVERY_S: Final = 60.0
 _TOKEN_BYTES: Final = 32
 _BEYOND_KILL_S: Final = 15.0
 """How much longer than the job's grace period a supervisor may take to end before the node kills it."""
@@ -45,6 +50,11 @@ class ProcessRuntime:
         self._ending: dict[UUID, trio.Event] = {}
         self._token_hashes: dict[UUID, bytes] = {}
 
+    def configure(self, *, connector_deadline_s: float) -> None:
+        """Let the bridges of later jobs wait this long for a node that does not answer."""
+        self._config = replace(self._config, connector_deadline_s=connector_deadline_s)
+        self._directories.config = self._config
+
     @property
     def events(self) -> AsyncIterator[JobEvent]:
         """The events of all jobs. Asking for the next event confirms that the previous one is recorded."""
@@ -59,7 +69,10 @@ class ProcessRuntime:
         self._token_hashes[job.task_id] = _hash(token)  # the bridge may call before the launch has returned
         try:
             with trio.CancelScope(shield=True):  # otherwise a supervisor might run unobserved
-                self._follow(job.task_id, await trio.to_thread.run_sync(self._directories.launch, job, token))
+                began = time.time()
+                supervised = await trio.to_thread.run_sync(self._directories.launch, job, token)
+                stage = Stage(job.task_id, "process started", began, time.time())
+                self._follow(job.task_id, supervised, stage if job.traced else None)
         except BaseException:
             del self._token_hashes[job.task_id]
             raise
@@ -103,7 +116,7 @@ class ProcessRuntime:
                 self._follow(adopted.job.task_id, adopted.supervised)
         return [AdoptedJob(adopted.job, running=adopted.supervised is not None) for adopted in found]
 
-    async def authenticate(self, token: str, _source: str) -> UUID | None:
+    async def authenticate(self, token: str) -> UUID | None:
         """Return the task whose bridge presented this token, or None."""
         await trio.lowlevel.checkpoint()
         presented = _hash(token)
@@ -114,14 +127,16 @@ class ProcessRuntime:
         if (launching := self._launching.get(task_id)) is not None:
             await launching.wait()
 
-    def _follow(self, task_id: UUID, supervised: Supervised | None) -> None:
+    def _follow(self, task_id: UUID, supervised: Supervised | None, stage: Stage | None = None) -> None:
         self._ending[task_id] = trio.Event()
         if supervised:
             self._running[task_id] = supervised
-        self._nursery.start_soon(self._follow_to_end, task_id, supervised)
+        self._nursery.start_soon(self._follow_to_end, task_id, supervised, stage)
 
-    async def _follow_to_end(self, task_id: UUID, supervised: Supervised | None) -> None:
+    async def _follow_to_end(self, task_id: UUID, supervised: Supervised | None, stage: Stage | None) -> None:
         """Wait for the supervisor, clean up, send the event and, once that is recorded, remove the record."""
+        if stage:
+            await self._events.put(stage)
         if supervised:
             await self._watch(task_id, supervised)
         event = await trio.to_thread.run_sync(self._directories.conclude, task_id)
@@ -173,6 +188,12 @@ def _signal(supervised: Supervised, number: signal.Signals) -> None:
         signal.pidfd_send_signal(supervised.pidfd, number)
 
 
+async def _prune_logs(config: ProcessConfig) -> None:
+    while True:
+        await trio.to_thread.run_sync(config.ended_logs.prune)
+        await trio.sleep(_PRUNE_LOGS_EVERY_S)
+
+
 @asynccontextmanager
 async def open_process_runtime(config: ProcessConfig) -> AsyncIterator[ProcessRuntime]:
     """Open the work directory for this node alone. Jobs that still run at the end go on, for the next node to adopt.
@@ -180,9 +201,9 @@ async def open_process_runtime(config: ProcessConfig) -> AsyncIterator[ProcessRu
     Raises:
         NodeError: the work directory cannot be used, or another node uses it.
     """
-    launch.check_work_dir(config.work_dir)
+    heed([launch.judge_path_length(config.work_dir)], logger)
     config.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (config.work_dir / "node.lock").open("ab") as lock:
+    with (config.work_dir / launch.LOCK).open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -190,5 +211,7 @@ async def open_process_runtime(config: ProcessConfig) -> AsyncIterator[ProcessRu
                 f"another node uses work_dir {config.work_dir}. Stop it or choose another directory."
             ) from error
         async with trio.open_nursery() as nursery:
-            yield ProcessRuntime(config, nursery)
+            runtime = ProcessRuntime(config, nursery)
+            nursery.start_soon(_prune_logs, config)
+            yield runtime
             nursery.cancel_scope.cancel()

@@ -37,7 +37,7 @@ def start(paths: JobPaths) -> Supervised:
     notify_fd, notify_end = os.pipe()
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with (paths.control / "supervisor.log").open("ab") as log:
+        with (paths.control / supervisor.SUPERVISOR_LOG_FILE).open("ab") as log:
             process = subprocess.Popen(
                 supervisor.command(paths.control / supervisor.PLAN_FILE, lock_fd, notify_end),
                 stdin=subprocess.DEVNULL,

@@ -30,6 +30,7 @@ STOP_FILE: Final = "stop"
 EXIT_FILE: Final = "exit.json"
 OUTPUT_FILE: Final = "output.log"
 BRIDGE_LOG_FILE: Final = "bridge.log"
+SUPERVISOR_LOG_FILE: Final = "supervisor.log"
 STARTED: Final = b"started"
 """Written to the notification pipe once the executor runs."""
 
@@ -332,6 +333,7 @@ def main(arguments: list[str]) -> None:
     for inherited in (lock_fd, notify_fd):
         os.set_inheritable(inherited, False)
     control_dir = plan_file.parent
+    processes.yield_to_the_node()
     supervisor = Supervisor(Plan.from_json(plan_file.read_text()), control_dir)
     replace_file(control_dir / PID_FILE, str(os.getpid()))
     processes.become_subreaper()

@@ -1,0 +1,1 @@
+"""The trace of each job: spans of the node, and those that the job reports about itself."""
