@@ -1,11 +1,15 @@
 """The operator's settings, from the environment variables that the chart sets."""
 
+import json
+import os
+import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 class SettingsError(Exception):
-    """A required environment variable is not set."""
+    """A required environment variable is not set, or one has an unusable value."""
 
 
 @dataclass(frozen=True)
@@ -17,15 +21,22 @@ class Settings:
     trainer_image: str
     parameter_server_image: str
     image_pull_policy: str = "IfNotPresent"
-    token_reviewer_role: str = "hypha-token-reviewer"  # noqa: S105 - a name
-    """The ClusterRole that may create TokenReviews; the operator binds each worker's service account to it."""
+    replica: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
+    """The name of this process among the release's replicas; in a pod, the name of the pod."""
+
+    metrics_from: tuple[Any, ...] = ({"namespaceSelector": {}},)
+    """Who may read the metrics of controllers, as in `from` of a NetworkPolicy: by default the pods of all namespaces,
+    because Prometheus may run in any of them."""
+
+    user_ids: bool = True
+    """Whether pods name their user and group. OpenShift's default policy assigns them, and refuses others."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
         """Read `HYPHA_WORKER_IMAGE` and the other variables.
 
         Raises:
-            SettingsError: the variable of an image is not set.
+            SettingsError: the variable of an image is not set, or another variable has an unusable value.
         """
 
         def image(part: str) -> str:
@@ -40,5 +51,25 @@ class Settings:
             trainer_image=image("TRAINER"),
             parameter_server_image=image("PARAMETER_SERVER"),
             image_pull_policy=environ.get("HYPHA_IMAGE_PULL_POLICY") or cls.image_pull_policy,
-            token_reviewer_role=environ.get("HYPHA_TOKEN_REVIEWER_ROLE") or cls.token_reviewer_role,
+            user_ids=_flag("HYPHA_USER_IDS", environ.get("HYPHA_USER_IDS"), default=cls.user_ids),
+            metrics_from=_peers(environ.get("HYPHA_METRICS_FROM")) or cls.metrics_from,
+            **({"replica": environ["HYPHA_POD_NAME"]} if environ.get("HYPHA_POD_NAME") else {}),
         )
+
+
+def _flag(variable: str, text: str | None, *, default: bool) -> bool:
+    if text not in (None, "", "true", "false"):
+        raise SettingsError(f"{variable} is {text!r}. Set it to true or false.")
+    return text == "true" if text else default
+
+
+def _peers(text: str | None) -> tuple[Any, ...]:
+    if not text:
+        return ()
+    try:
+        peers = json.loads(text)
+    except ValueError:
+        peers = None
+    if not isinstance(peers, list):
+        raise SettingsError('HYPHA_METRICS_FROM: write a list in JSON, such as [{"namespaceSelector": {}}]')
+    return tuple(peers)

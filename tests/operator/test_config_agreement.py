@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hypha_operator.workers.node_config import config_toml
+from hypha_operator.workers.node_config import config_toml, node_config
 from hypha_resources.worker import HyphaWorkerSpec
 from hypha_worker.config_file import load
 from support.resources import GATEWAY, PEER, worker_manifest
@@ -60,7 +60,7 @@ def accepted(directory: Path, **fields: Any) -> bool:
         return False
     addresses = spec.network.external_addresses
     file = directory / "worker.toml"
-    file.write_text(config_toml(manifest, spec, external_addresses=addresses, accept_offers=True, peer_id=PEER))
+    file.write_text(config_toml(node_config(manifest, spec, addresses=addresses, peer_id=PEER)))
     config = load(file, {}).config
     assert (config.gateway_addresses, config.listen_addresses) == (spec.network.gateways, spec.network.listen_addresses)
     offer = spec.offer.model_dump(by_alias=False) | {"minimum": spec.offer.minimum.amounts}

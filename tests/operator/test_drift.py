@@ -21,6 +21,14 @@ from hypha_operator.machinery.drift import covers, is_applied, marked
         ([{"name": "b"}, {"name": "a", "x": 1}], [{"name": "a"}]),
         ({"ingress": None}, {"ingress": []}),
         ({"env": [{"name": "INJECTED"}]}, {"env": []}),
+        (
+            {"tolerations": [{"key": "spot", "operator": "Exists"}, {"key": "lost", "effect": "NoExecute", "s": 1}]},
+            {"tolerations": [{"key": "lost", "effect": "NoExecute"}]},
+        ),
+        (
+            {"volumeMounts": [{"name": "a", "mountPath": "/1"}, {"name": "a", "mountPath": "/2"}]},
+            {"volumeMounts": [{"name": "a", "mountPath": "/2"}]},
+        ),
     ],
 )
 def test_fields_added_by_others_and_equal_quantities_are_no_drift(observed, desired):
@@ -35,6 +43,8 @@ def test_fields_added_by_others_and_equal_quantities_are_no_drift(observed, desi
         ({}, {"a": 1}),
         ({"ports": [{"port": 1}]}, {"ports": [{"port": 1}, {"port": 2}]}),
         ({"rules": ["a", "b"]}, {"rules": ["a"]}),
+        ({"tolerations": [{"key": "a"}]}, {"tolerations": [{"key": "a"}, {"key": "b"}]}),
+        ({"volumeMounts": [{"name": "b", "mountPath": "/"}]}, {"volumeMounts": [{"name": "a", "mountPath": "/"}]}),
         ({"selector": {"a": "b", "more": "c"}}, {"selector": {"a": "b"}}),
         ({"ingress": [{"from": []}]}, {"ingress": []}),
         ([{"name": "a", "image": "evil"}], [{"name": "a", "image": "good"}]),

@@ -9,7 +9,8 @@ import pytest
 from hypha_contracts.reasons import JobReason
 from hypha_operator.jobs.children import network_policy
 from hypha_operator.jobs.decision import Decision, decide, retention_left
-from hypha_operator.jobs.phase import ObservedJob, classify, status_of
+from hypha_operator.jobs.observed import ObservedJob
+from hypha_operator.jobs.phase import classify, status_of
 from hypha_operator.machinery.drift import marked
 from hypha_operator.pods.state import Finding
 from hypha_operator.settings import Settings

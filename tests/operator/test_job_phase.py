@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from hypha_contracts.reasons import JobReason
-from hypha_operator.jobs.phase import FIELDS, ObservedJob, State, classify, status_of
+from hypha_operator.jobs.observed import ObservedJob
+from hypha_operator.jobs.phase import FIELDS, State, classify, status_of
 from hypha_operator.machinery.conditions import differs
 from hypha_operator.pods.state import Finding
 from hypha_resources.job import HyphaJobSpec, HyphaJobStatus
@@ -29,6 +30,7 @@ def observe(
     invalid: Finding | None = None,
     refused: Finding | None = None,
     lease_lost: bool = False,
+    jobs: dict[str, Any] | None = None,
     **spec: Any,
 ) -> ObservedJob:
     manifest = hypha_job(status=status or {}, **spec)
@@ -38,7 +40,7 @@ def observe(
         manifest,
         HyphaJobSpec.model_validate(manifest["spec"]),
         now,
-        worker_manifest(),
+        worker_manifest(jobs=jobs or {}),
         found,
         pods,
         lease_lost=lease_lost,
@@ -84,17 +86,93 @@ def test_a_job_whose_executor_ended_is_delivering_results_while_its_bridge_runs(
     assert (state.phase, state.finding.reason, state.terminal) == ("Running", "DeliveringResults", False)
 
 
-def test_a_queued_job_waits_forever() -> None:
-    state = classify(observe(the_job=job(suspend=True), after_s=1e6))
-    assert (state.phase, state.finding.reason, state.stalled) == ("Pending", "Queued", False)
+MESH = {"name": "istio-proxy", "image": "mesh:1", "imageID": "", "ready": True, "restartCount": 0, "state": running()}
+
+
+def meshed(executor: dict[str, Any], **rest: Any) -> dict[str, Any]:
+    """Return a pod into which a mesh has injected a container that never ends by itself."""
+    manifest = pod(executor=executor, **rest)
+    manifest["status"]["containerStatuses"].append(MESH)
+    return manifest
+
+
+def test_a_container_that_a_mesh_injects_does_not_keep_the_job_from_ending() -> None:
+    assert classify(observe(meshed(running(), bridge=running()))).finding.reason == "ExecutorRuns"
+    first = observe(meshed(terminated(0), bridge=running()))
+    state = classify(first)
+    assert (state.phase, state.finding.reason, state.ending) == ("Running", "DeliveringResults", True)
+    assert "istio-proxy" in state.finding.message
+    delivering = then(first, state, meshed(terminated(0), bridge=running(), deleted=200), after_s=40)
+    state = classify(delivering)
+    assert (state.phase, state.finding.reason, state.ending) == ("Running", "DeliveringResults", True)
+    delivered = then(delivering, state, meshed(terminated(0), bridge=terminated(0), deleted=200), after_s=45)
+    state = classify(delivered)
+    assert (state.phase, state.finding.reason, state.ending) == ("Running", "Completed", True)
+    gone = then(delivered, state, after_s=50, the_job=None)
+    assert (classify(gone).phase, classify(gone).finding.reason) == ("Succeeded", "Completed")
+
+
+def test_results_that_a_bridge_could_not_deliver_beside_a_mesh_are_reported() -> None:
+    first = observe(meshed(terminated(0), bridge=running()))
+    failed = then(first, classify(first), meshed(terminated(0), bridge=terminated(1), deleted=200), after_s=45)
+    state = classify(failed)
+    assert state.finding.reason == "ResultsUndelivered"
+    gone = then(failed, state, after_s=50, the_job=None)
+    assert (classify(gone).phase, classify(gone).finding.reason) == ("Failed", "ResultsUndelivered")
+    unseen = then(first, classify(first), after_s=300, the_job=None)
+    assert (classify(unseen).phase, classify(unseen).finding.reason) == ("Failed", "ResultsUndelivered")
+    assert "unobserved" in classify(unseen).finding.message
+
+
+def test_a_job_whose_executor_failed_beside_a_mesh_ends() -> None:
+    first = observe(meshed(terminated(1), bridge=running()))
+    state = classify(first)
+    assert (state.phase, state.finding.reason, state.ending) == ("Running", "ExecutorFailed", True)
+    gone = then(first, state, after_s=50, the_job=None)
+    assert (classify(gone).phase, classify(gone).finding.reason) == ("Failed", "ExecutorFailed")
+
+
+def test_a_queued_job_waits_until_its_queue_timeout_and_then_fails() -> None:
+    suspended = job(condition("Suspended", seconds=1), suspend=True)
+    waits = classify(observe(the_job=suspended, after_s=300))
+    assert (waits.phase, waits.finding.reason, waits.stalled, waits.ending) == ("Pending", "Queued", False, False)
+    last = observe(the_job=suspended, after_s=301)
+    state = classify(last)
+    assert (state.phase, state.finding.reason, state.ending) == ("Pending", "QueueTimeout", True)
+    assert "not admitted the job within 300 s. Give the queue as much quota" in state.finding.message
+    over = then(last, state, the_job=None, after_s=302)
+    assert (classify(over).phase, classify(over).finding.reason) == ("Failed", "QueueTimeout")
+
+
+def test_the_worker_sets_the_time_in_a_queue() -> None:
+    observed = observe(the_job=job(suspend=True), after_s=11, jobs={"queueTimeoutSeconds": 10})
+    assert (observed.queue_timeout.total_seconds(), classify(observed).ending) == (10, True)
+
+
+def test_the_status_of_a_trainer_says_which_claim_holds_its_model() -> None:
+    said = "The trained model is in /output/7b0f."
+    log = "executor +5.0s the trained model is in /output/7b0f\nexecutor +5.1s training finished after 3 rounds\n"
+    ended = pod("Succeeded", bridge=terminated(0), executor=terminated(0, message=log))
+    assert said not in classify(observe(ended)).finding.message, "it has no claim"
+    ended["metadata"]["labels"] = {"hypha.space/job": "hypha-1"}
+    ended["spec"]["volumes"] = [{"name": "output", "persistentVolumeClaim": {"claimName": "models"}}]
+    state = classify(observe(ended))
+    assert state.phase == "Succeeded"
+    assert f"{said} That is below hypha-1 in the PersistentVolumeClaim models." in state.finding.message
 
 
 def test_a_job_whose_executor_and_bridge_succeeded_has_succeeded() -> None:
     observed = observe(pod("Succeeded", bridge=terminated(0), executor=terminated(0)))
     state = classify(observed)
     assert (state.phase, state.finding.reason) == ("Succeeded", "Completed")
-    assert conditions(observed, state) == {"Ready": "True", "Reconciling": "False", "Stalled": "False"}
-    assert status_of(observed, state)["completionTime"] == at(60)
+    assert conditions(observed, state) == {
+        "Complete": "True",
+        "Ready": "True",
+        "Reconciling": "False",
+        "Stalled": "False",
+    }
+    status = status_of(observed, state)
+    assert (status["completionTime"], status["duration"]) == (at(60), "0m55s")
 
 
 DISRUPTED = {"type": "DisruptionTarget", "status": "True", "lastTransitionTime": at(20)}
@@ -180,11 +258,6 @@ ENDS: dict[str, tuple[dict[str, Any], str, str]] = {
         "NodeLost",
         "its node is gone.*node no longer exists",
     ),
-    "refused by the kubelet": (
-        pod("Failed", reason="OutOfcpu", message="Node didn't have enough resource: cpu, requested: 4000"),
-        "Unschedulable",
-        rf"node {NODE} did not run the pod: OutOfcpu: Node didn't have enough",
-    ),
     "the executor failed": (
         pod("Failed", bridge=terminated(0), executor=terminated(2, message=TRACE)),
         "ExecutorFailed",
@@ -233,7 +306,12 @@ def test_the_status_of_an_ended_pod_gives_the_reason_of_the_failure(
     ready = next(found for found in status["conditions"] if found["type"] == "Ready")
     assert ready["reason"] == reason
     assert re.search(message, ready["message"]), ready["message"]
-    assert conditions(observed, state) == {"Ready": "False", "Reconciling": "False", "Stalled": "True"}
+    assert conditions(observed, state) == {
+        "Failed": "True",
+        "Ready": "False",
+        "Reconciling": "False",
+        "Stalled": "True",
+    }
     HyphaJobStatus.model_validate(status)
 
 
@@ -246,6 +324,11 @@ def test_the_executor_s_last_lines_are_kept_when_it_failed() -> None:
     ]
 
 
+def test_the_executor_s_last_lines_are_kept_when_it_succeeded() -> None:
+    observed = observe(pod("Succeeded", bridge=terminated(0), executor=terminated(0, message="round 7\nthe end\n")))
+    assert status_of(observed, classify(observed))["lastLines"] == ["round 7", "the end"]
+
+
 def test_a_job_with_a_failed_executor_has_not_ended_before_its_bridge() -> None:
     observed = observe(pod(bridge=running(), executor=terminated(1, message=TRACE)))
     state = classify(observed)
@@ -256,6 +339,148 @@ def test_a_job_with_a_failed_executor_has_not_ended_before_its_bridge() -> None:
         False,
     )
     assert conditions(observed, state)["Ready"] == "False"
+
+
+LOST_TRACK = terminated(137, "ContainerStatusUnknown") | {}
+LOST_TRACK["terminated"] = {"exitCode": 137, "reason": "ContainerStatusUnknown", "startedAt": None}
+EVICTED_BY_API = DISRUPTED | {"reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting"}
+TAKEN: dict[str, tuple[dict[str, Any], str, str]] = {
+    "its node had no room": (
+        pod("Failed", reason="OutOfcpu", message="Node didn't have enough resource: cpu, requested: 4000"),
+        "Unschedulable",
+        rf"node {NODE} did not run the pod: OutOfcpu: Node didn't have enough",
+    ),
+    "the device plugin restarted": (
+        pod("Failed", reason="UnexpectedAdmissionError", message="Allocate failed: nvidia.com/gpu"),
+        "Unschedulable",
+        "UnexpectedAdmissionError: Allocate failed",
+    ),
+    "its node ran out of disk while it pulled": (
+        pod(
+            "Failed",
+            bridge=running(),
+            executor=LOST_TRACK,
+            reason="Evicted",
+            message="The node was low on resource: ephemeral-storage.",
+            conditions=(DISRUPTED | {"reason": "TerminationByKubelet"},),
+        ),
+        "Evicted",
+        "short of resources",
+    ),
+    "its node is drained": (
+        pod("Pending", bridge=running(), executor=waiting("PodInitializing"), conditions=(EVICTED_BY_API,), deleted=90),
+        "Evicted",
+        "its node was drained",
+    ),
+    "it is preempted": (
+        pod("Pending", conditions=(DISRUPTED | {"reason": "PreemptionByScheduler", "message": PREEMPTED},), deleted=90),
+        "Preempted",
+        "higher priority",
+    ),
+    "its node is lost": (
+        pod(
+            "Pending",
+            executor=waiting("PodInitializing"),
+            conditions=(DISRUPTED | {"reason": "DeletionByTaintManager"}, condition("Ready", False, seconds=1)),
+            deleted=90,
+        ),
+        "NodeLost",
+        "does not answer",
+    ),
+    "somebody deletes it": (pod("Pending", deleted=90), "JobDeleted", "another client deleted the job's pod"),
+}
+taken = pytest.mark.parametrize(("its_pod", "reason", "message"), TAKEN.values(), ids=TAKEN)
+
+
+@taken
+def test_before_its_executor_has_started_a_job_gets_another_pod_when(
+    its_pod: dict[str, Any], reason: str, message: str
+) -> None:
+    observed = observe(its_pod, status={"startingSince": at(0)})
+    state = classify(observed)
+    assert (state.phase, state.finding.reason, state.ending) == ("Pending", reason, False)
+    assert state.replaced_in == timedelta()
+    assert re.search(message, state.finding.message), state.finding.message
+    assert "creates another pod" in state.finding.message
+    assert conditions(observed, state) == {"Ready": "False", "Reconciling": "True", "Stalled": "False"}
+    status = status_of(observed, state)
+    assert "startTime" not in status
+    assert next(c["reason"] for c in status["conditions"] if c["type"] == "Reconciling") == "Replacing"
+
+
+@taken
+def test_once_its_executor_has_started_a_job_fails_when(its_pod: dict[str, Any], reason: str, message: str) -> None:
+    observed = observe(its_pod, status={"startingSince": at(0), "startTime": at(5)})
+    state = classify(observed)
+    assert (state.ending or state.terminal, state.finding.reason) == (True, reason)
+    assert state.replaced_in is None
+
+
+@taken
+def test_after_the_start_timeout_a_job_fails_when(its_pod: dict[str, Any], reason: str, message: str) -> None:
+    state = classify(observe(its_pod, after_s=1801, status={"startingSince": at(0)}))
+    assert (state.ending or state.terminal, state.finding.reason) == (True, reason)
+
+
+def test_a_cancelled_job_gets_no_other_pod() -> None:
+    its_pod, _, _ = TAKEN["its node is drained"]
+    state = classify(observe(its_pod, cancel={"reason": "enough"}))
+    assert (state.replaced_in, state.finding.reason) == (None, "Cancelled")
+
+
+def test_a_pod_that_is_gone_before_its_end_was_observed_may_have_started() -> None:
+    found = condition("Failed", reason="PodFailurePolicy", message="Pod x has condition DisruptionTarget")
+    state = classify(observe(the_job=job(found), status={"podUid": "x", "startingSince": at(0)}))
+    assert (state.phase, state.finding.reason) == ("Failed", "Evicted")
+
+
+@pytest.mark.parametrize(("after_s", "left_s"), [(1, 9), (9, 1), (10, 0), (11, 0)])
+def test_a_node_that_rejects_each_pod_at_once_is_not_tried_without_pause(after_s: float, left_s: float) -> None:
+    rejected, _, _ = TAKEN["the device plugin restarted"]
+    state = classify(observe(rejected, after_s=after_s, status={"startingSince": at(0)}))
+    assert state.replaced_in == timedelta(seconds=left_s)
+
+
+def test_the_pauses_between_rejected_pods_grow() -> None:
+    rejected, _, _ = TAKEN["the device plugin restarted"]
+    state = classify(observe(rejected, after_s=11, status={"startingSince": at(-400)}))
+    assert state.replaced_in
+    assert state.replaced_in > timedelta(seconds=90)
+
+
+def test_the_successor_of_a_taken_pod_is_just_another_pod() -> None:
+    gone = observe(the_job=None, status={"podUid": "x", "podName": "p", "startingSince": at(0)})
+    state = classify(gone)
+    assert (state.phase, state.finding.reason, state.ending) == ("Pending", "PodPending", False)
+
+
+def test_a_job_whose_image_is_pulled_for_hours_ends() -> None:
+    slow = pod("Pending", bridge=running(), executor=waiting("PodInitializing"), conditions=(SCHEDULED,))
+    started = {"startingSince": at(0)}
+    assert not classify(observe(slow, after_s=1799, status=started)).ending
+    state = classify(observe(slow, after_s=1800, status=started))
+    assert (state.ending, state.finding.reason) == (True, "StartTimeout")
+    assert "jobs.startTimeoutSeconds" in state.finding.message
+
+
+def test_a_job_runs_for_longer_than_it_may_take_to_start() -> None:
+    observed = observe(RUNNING, after_s=1e6, status={"startingSince": at(0)})
+    assert classify(observed).finding.reason == "ExecutorRuns"
+    behind = observe(after_s=1e6, status={"startingSince": at(0), "startTime": at(5), "podUid": "x"})
+    assert not classify(behind).ending, "the watch of pods is behind"
+
+
+def test_the_time_in_a_queue_does_not_count_as_time_to_start() -> None:
+    queued = observe(the_job=job(suspend=True), status={"startingSince": at(0)})
+    assert "startingSince" not in status_of(queued, classify(queued))
+    new = observe(the_job=None)
+    assert status_of(new, classify(new))["startingSince"] == at(60)
+
+
+def test_a_program_that_does_not_exist_has_not_started() -> None:
+    missing, _, _ = ENDS["the executor's program is missing"]
+    observed = observe(missing)
+    assert "startTime" not in status_of(observed, classify(observed))
 
 
 @pytest.mark.parametrize(
@@ -495,9 +720,35 @@ def test_a_job_whose_job_was_deleted_ends(the_job: dict[str, Any] | None) -> Non
     assert (classify(last).phase, classify(last).finding.reason) == ("Failed", "JobDeleted")
 
 
-def test_a_job_that_its_queue_suspends_again_ends_as_preempted() -> None:
-    state = classify(observe(RUNNING, status={"podUid": "x"}, the_job=job(suspend=True)))
+@pytest.mark.parametrize("executor", [running(), terminated(137), None], ids=["runs", "ended", "gone with its pod"])
+def test_a_job_that_its_queue_suspends_after_its_executor_started_ends_as_preempted(
+    executor: dict[str, Any] | None,
+) -> None:
+    pods = [pod(bridge=running(), executor=executor, deleted=90)] if executor else []
+    status = {"podUid": "x"} | ({} if executor else {"startTime": at(5)})
+    state = classify(observe(*pods, status=status, the_job=job(suspend=True)))
     assert (state.ending, state.finding.reason) == (True, "Preempted")
+
+
+PULLING = {"bridge": running(2), "executor": waiting("PodInitializing"), "conditions": (SCHEDULED,)}
+
+
+@pytest.mark.parametrize(
+    "leaving",
+    [pod("Pending", **PULLING, deleted=90), pod("Failed", **PULLING, deleted=90), None],
+    ids=["ending", "ended", "gone"],
+)
+def test_a_job_that_its_queue_suspends_before_its_executor_started_waits_in_the_queue_again(
+    leaving: dict[str, Any] | None,
+) -> None:
+    first = observe(pod("Pending", **PULLING), after_s=50)
+    suspended = job(condition("Suspended", seconds=60), suspend=True)
+    pods = [leaving] if leaving else []
+    again = then(first, classify(first), *pods, after_s=340, the_job=suspended)
+    state = classify(again)
+    assert (state.phase, state.finding.reason, state.ending) == ("Pending", "Queued", False)
+    assert "suspended the job's Job again before its executor started" in state.finding.message
+    assert classify(then(again, state, *pods, after_s=360, the_job=suspended)).ending, "300 s after it was suspended"
 
 
 def test_a_job_that_is_invalid_before_anything_was_created_fails_at_once() -> None:
@@ -546,3 +797,23 @@ def test_text_of_others_in_a_status_is_escaped_and_bounded(observed: Callable[[s
         status = json.dumps(status_of(found, classify(found)), ensure_ascii=False)
         assert status.isprintable()
         assert len(status.encode()) < 64 * 1024
+
+
+def test_the_status_has_the_stages_of_the_start_that_are_over() -> None:
+    prepared = condition("PodReadyToStartContainers", seconds=2)
+    scheduled = condition("PodScheduled", seconds=1)
+    pulling = pod("Pending", bridge=running(4), executor=waiting("PodInitializing"), conditions=(scheduled, prepared))
+    observed = observe(pulling)
+    stages = status_of(observed, classify(observed))["stages"]
+    assert [(stage["name"], stage["startTime"], stage["endTime"]) for stage in stages] == [
+        ("pod scheduled", at(0), at(1)),
+        ("pod prepared", at(1), at(2)),
+        ("bridge image pulled", at(2), at(4)),
+    ]
+    done = observe(pod(bridge=running(4), executor=running(9), conditions=(scheduled, prepared)))
+    status = status_of(done, classify(done))
+    assert status["stages"] == [*stages, {"name": "image pulled", "startTime": at(4), "endTime": at(9)}]
+    assert "stages" in FIELDS
+    HyphaJobStatus.model_validate(status)
+    gone = observe(status=status)
+    assert status_of(gone, classify(gone))["stages"] == status["stages"]

@@ -2,11 +2,12 @@
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from e2e.cluster.kwok import kwok, pod_placement
+from e2e.cluster.kwok import MISSING_IMAGE, kwok, pod_placement
 from hypha_operator.machinery import kinds
 from hypha_operator.machinery.cluster import MAX_EVENTS_PER_MINUTE
 from hypha_operator.machinery.kinds import EVENT, HYPHA_JOB, JOB, NETWORK_POLICY, POD, RESOURCE_CLAIM_TEMPLATE, WORKER
@@ -16,7 +17,7 @@ from support.operating import KilledError
 from support.operator_objects import ROOM
 from support.operator_objects import WORKER as WORKER_NAME
 from support.resources import install_definitions
-from support.webhooks import broken_webhook
+from support.webhooks import broken_webhook, patched, webhook
 
 pytestmark = pytest.mark.anyio
 LEASE = {"cpu": 1.0, "memory": 1.0, "storage": 1.0, "gpu": 0.0}
@@ -58,6 +59,27 @@ async def test_a_job_runs_ends_and_is_removed_once_its_end_is_reported(world: Jo
     await world.until(lambda: not world.items(HYPHA_JOB) + world.items(JOB) + world.items(NETWORK_POLICY) + world.pods)
     others_hold_the_devices = {("Warning", "Unschedulable")}  # the nodes are those of all tests
     assert set(world.events()) - others_hold_the_devices == {("Normal", "ExecutorRuns"), ("Normal", "Completed")}
+
+
+async def test_an_ended_hypha_job_outlives_its_pod_and_keeps_its_last_lines(
+    world: JobWorld,
+) -> None:
+    world.call("PATCH", world.path(WORKER, WORKER_NAME), {"spec": {"jobs": {"podTtlSecondsAfterFinished": 60}}})
+    world.make_job(ttlSecondsAfterFinished=600)
+    await world.until_phase("Running")
+    world.end_pod(message="round 7\nthe loss is 0.25")
+    await world.until_phase("Succeeded")
+    left_s = await world.step()
+    assert left_s is not None
+    assert 50 < left_s <= 60
+    assert world.pods
+    world.clock.ahead_s += 61
+    await world.until(lambda: not world.items(JOB) + world.pods)
+    assert (world.status["phase"], world.status["lastLines"]) == ("Succeeded", ["round 7", "the loss is 0.25"])
+    world.clock.ahead_s += 3600
+    written = len(world.writes)
+    await world.step()
+    assert world.writes[written:] == [], "the end is not reported yet, so the HyphaJob stays"
 
 
 async def test_kubectl_wait_for_a_condition_does_not_wait_for_a_renewal(world: JobWorld) -> None:
@@ -238,6 +260,43 @@ async def test_a_webhook_that_does_not_answer_is_reported_and_ends_the_job(world
     assert world.status["reason"] == "AdmissionRefused"
 
 
+async def test_a_job_into_whose_pod_a_mesh_injected_a_container_ends_with_executor_and_bridge(
+    world: JobWorld, tmp_path: Path
+) -> None:
+    def inject(_: dict[str, Any]) -> dict[str, Any]:
+        return patched({"op": "add", "path": "/spec/containers/-", "value": {"name": "istio-proxy", "image": "mesh:1"}})
+
+    with webhook(world.server, world.namespace, "mutating", "pods", inject, tmp_path / "pki"):
+        world.make_job()
+        await world.until_phase("Running")
+    [pod] = world.pods
+    assert [container["name"] for container in pod["spec"]["containers"]] == ["executor", "istio-proxy"]
+    path = world.path(POD, pod["metadata"]["name"])
+    kept = [*pod["metadata"].get("finalizers", []), "example.org/kubelet"]  # until this test has written its end
+    world.call("PATCH", path, {"metadata": {"finalizers": kept}})
+
+    def write(bridge: dict[str, Any]) -> None:
+        common = {"image": "x", "imageID": "", "ready": False, "restartCount": 0}
+        mesh = {"name": "istio-proxy", "state": {"running": {}}, **common}
+        ended = {"exitCode": 0, "startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:01:00Z"}
+        executor = {"name": "executor", "state": {"terminated": ended}, **common}
+        bridges = [{"name": "bridge", "state": bridge, **common}]
+        status = {"initContainerStatuses": bridges, "containerStatuses": [executor, mesh], "phase": "Running"}
+        world.call("PATCH", f"{path}/status", {"status": status})
+
+    write({"running": {}})
+    await world.until(lambda: "deletionTimestamp" in world.pods[0]["metadata"])
+    assert (world.status["phase"], world.status["reason"]) == ("Running", "DeliveringResults")
+    write({"terminated": {"exitCode": 0}})
+    await world.until(lambda: world.status["reason"] == "Completed")
+    assert world.status["phase"] == "Running", "its pod is still there"
+    await world.restart()
+    left = [name for name in world.pods[0]["metadata"]["finalizers"] if name != "example.org/kubelet"]
+    world.call("PATCH", path, {"metadata": {"finalizers": left}})
+    await world.until_phase("Succeeded")
+    assert (world.pods, world.items(JOB)) == ([], [])
+
+
 async def test_a_deleted_job_is_not_created_again(world: JobWorld) -> None:
     world.make_job()
     await world.until_phase("Running")
@@ -253,6 +312,70 @@ async def test_a_deleted_pod_ends_the_job(world: JobWorld) -> None:
     await world.until_phase("Failed")
     assert world.status["reason"] in ("JobDeleted", "ExecutorFailed")
     assert world.pods == []
+
+
+@pytest.fixture
+async def unstarted(control_plane: ApiServer, placement: dict[str, Any]) -> AsyncIterator[JobWorld]:
+    """A job whose executor's image is pulled and pulled."""
+    executor = {"template": placement, "image": MISSING_IMAGE}
+    settings = {"jobs": {"startPatienceSeconds": 3600}}
+    async with open_job_world(control_plane, executor=executor, **settings) as world:
+        world.make_job()
+        await world.until(lambda: world.status.get("reason") == "ImagePull")
+        yield world
+
+
+async def replaced(world: JobWorld, before: dict[str, Any]) -> None:
+    """Wait until the job has another Job with another pod, which has not started."""
+
+    def is_replaced() -> bool:
+        others = [pod for pod in world.pods if pod["metadata"]["uid"] != before["metadata"]["uid"]]
+        return len(others) == 1 and world.status.get("podUid") == others[0]["metadata"]["uid"]
+
+    await world.until(is_replaced)
+    assert world.status["phase"] in ("Pending", "Starting")
+    assert "startTime" not in world.status
+    assert len(world.items(JOB)) == 1
+
+
+async def test_a_pod_that_is_evicted_before_its_executor_started_is_replaced(unstarted: JobWorld) -> None:
+    (pod,) = unstarted.pods
+    name = pod["metadata"]["name"]
+    about = {"name": name, "namespace": unstarted.namespace}
+    unstarted.call(
+        "POST",
+        unstarted.path(POD, name, "eviction"),
+        {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": about},
+    )
+    await replaced(unstarted, pod)
+    assert ("Warning", "Evicted") in unstarted.events()
+
+
+async def test_a_pod_that_its_node_rejects_is_replaced(unstarted: JobWorld) -> None:
+    (pod,) = unstarted.pods
+    rejected = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed"}
+    unstarted.call("PATCH", unstarted.path(POD, pod["metadata"]["name"], "status"), {"status": rejected})
+    unstarted.clock.ahead_s += 11
+    await replaced(unstarted, pod)
+
+
+async def test_a_job_that_is_deleted_before_its_executor_started_is_created_again(unstarted: JobWorld) -> None:
+    (pod,) = unstarted.pods
+    unstarted.call("DELETE", unstarted.path(JOB, unstarted.name), {"propagationPolicy": "Background"})
+    await replaced(unstarted, pod)
+
+
+async def test_an_operator_that_is_killed_while_it_replaces_a_pod_replaces_it_all_the_same(unstarted: JobWorld) -> None:
+    for write in (2, 3):  # the first one deletes the Job
+        (pod,) = unstarted.pods
+        cluster = unstarted.operating.cluster
+        cluster.kill_at = len(cluster.writes) + write
+        unstarted.call("DELETE", unstarted.path(POD, pod["metadata"]["name"]))
+        try:
+            await replaced(unstarted, pod)
+        except KilledError:
+            await unstarted.restart()
+            await replaced(unstarted, pod)
 
 
 async def test_an_evicted_pod_ends_the_job(world: JobWorld) -> None:
@@ -372,3 +495,46 @@ async def test_an_object_gets_a_limited_number_of_events_and_their_text_is_escap
     world.clock.ahead_s += 61
     await cluster.event(hypha_job, "Normal", "Completed", "it ended")
     assert ("Normal", "Completed") in world.events()
+
+
+@pytest.fixture
+async def queued(control_plane: ApiServer, placement: dict[str, Any]) -> AsyncIterator[JobWorld]:
+    """A world whose job is for a queue, and whose pods stay pending until a test removes their gate."""
+    gated = {"spec": placement["spec"] | {"schedulingGates": [{"name": "hypha.test/later"}]}}
+    async with open_job_world(control_plane, executor={"queueName": "q", "template": gated}) as world:
+        world.make_job()
+        await world.until(lambda: world.status.get("reason") == "Queued")
+        suspend(world, False)
+        await world.until(lambda: world.status.get("podUid"))
+        yield world
+
+
+def suspend(world: JobWorld, suspended: bool) -> None:
+    """Suspend or resume the Job, as a queue does."""
+    world.call("PATCH", world.path(JOB, world.name), {"spec": {"suspend": suspended}})
+
+
+async def test_a_job_that_its_queue_suspends_before_its_executor_started_runs_once_it_is_admitted_again(
+    queued: JobWorld,
+) -> None:
+    first = queued.status["podUid"]
+    suspend(queued, True)
+    await queued.until(lambda: queued.status["reason"] == "Queued" and not queued.pods)
+    suspend(queued, False)
+    await queued.until(lambda: queued.status["podUid"] != first)
+    pod = queued.path(POD, queued.pods[0]["metadata"]["name"])
+    queued.call("PATCH", pod, {"spec": {"schedulingGates": None}})
+    await queued.until_phase("Running")
+    assert [reason for _, reason in queued.events()].count("Queued") == 2
+
+
+async def test_a_pod_whose_deletion_is_known_before_the_suspension_of_its_job_does_not_end_the_job(
+    queued: JobWorld,
+) -> None:
+    pod = queued.pods[0]
+    suspend(queued, True)
+    version = str(int(pod["metadata"]["resourceVersion"]) + 1)
+    pod["metadata"] |= {"deletionTimestamp": queued.deadline(30), "resourceVersion": version}
+    assert queued.operating.store.put(POD, pod)
+    await queued.step(observe=False)
+    assert queued.status["reason"] == "Queued"

@@ -1,11 +1,7 @@
 """Faults of the operator's process, which has the chart's permissions and is restarted as by the kubelet."""
 
-import os
 import random
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from chart.operator_process import grant
-from chart.rendering import Manifest, one, render
+from chart.operator_process import Release
+from chart.rendering import Manifest, one
 from e2e.cluster.tools import ROOT
 from hypha_operator.machinery.kinds import CONFIG_MAP, WORKER
 from support.api_server import ApiServer, PrivateApiServer
+from support.collector import http_collector
 from support.people import User
 from support.resources import install_definitions, worker_manifest
 
@@ -27,48 +24,29 @@ class Supervised:
     """An operator of one namespace that is restarted whenever it ends."""
 
     def __init__(self, api: ApiServer, namespace: str, directory: Path) -> None:
-        self._home = api.namespace()
-        self.manifests = render(values={"watchNamespace": namespace}, namespace=self._home)
-        self._api, self._namespace, self._log = api, namespace, directory / "operator.log"
-        grant(api, self.manifests)
-        account = one(self.manifests, "ServiceAccount")["metadata"]["name"]
-        (container,) = one(self.manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
-        chosen = {variable["name"]: variable["value"] for variable in container["env"]}
-        kubeconfig = api.service_account_kubeconfig(self._home, account)
-        self._environment = os.environ | chosen | {"KUBECONFIG": str(kubeconfig)}
+        self.release = Release(api, {"watchNamespace": namespace})
+        self._log = directory / "operator.log"
         self.starts = 0
         self._start()
 
     def _start(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        program = Path(sys.executable).parent / "hypha-operator"
-        command = [str(program), "run", f"--namespace={self._namespace}", f"--port={port}"]
         self.starts += 1
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
+        self.process = self.release.start(self._log)
 
     def kill(self) -> None:
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
+        self.process.kill()
 
     def until(self, condition: Callable[[], object], timeout_s: float = 90) -> None:
         """Keep it running until a condition holds."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, f"not within {timeout_s:g} s:\n{self._log.read_text()[-4000:]}"
-            if self._process.poll() is not None:
+            if self.process.process.poll() is not None:
                 self._start()
             time.sleep(0.1)
 
     def end(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            assert self._process.wait(30) == 0, self._log.read_text()[-4000:]
-        finally:
-            self._process.kill()
-            self._process.wait()
+        assert self.process.end() == 0, self._log.read_text()[-4000:]
 
 
 @contextmanager
@@ -99,15 +77,33 @@ def test_an_operator_without_permissions_loses_nothing_and_continues_once_it_has
     with supervised(served, namespace, tmp_path) as operator:
         worker = user.apply(worker_manifest(namespace))
         operator.until(lambda: reason(user, worker) == "Starting")
-        binding = one([m for m in operator.manifests if m["kind"] == "RoleBinding"], "RoleBinding")["metadata"]["name"]
+        binding = one([m for m in operator.release.manifests if m["kind"] == "RoleBinding"], "RoleBinding")["metadata"][
+            "name"
+        ]
         served.kubectl("delete", "rolebinding", binding, f"-n{namespace}")
         user.apply(worker_manifest(namespace, offer={"price": 7, "floor": 7}))
         user.apply(worker_manifest(namespace, "second"))
         time.sleep(3)  # in which it tries, and must not
         assert "price = 7" not in config(user)
-        grant(served, operator.manifests)
+        operator.release.grant()
         operator.until(lambda: "price = 7" in config(user))
         operator.until(lambda: "price = 100" in config(user, "second"))
+
+
+def test_an_operator_sends_its_metrics_and_its_log_to_a_collector(
+    served: ApiServer, namespace: str, user: User, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with http_collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "500")
+        monkeypatch.setenv("OTEL_TRACES_SAMPLER", "unknown")
+        with supervised(served, namespace, tmp_path) as operator:
+            user.apply(worker_manifest(namespace))
+            operator.until(lambda: collector.value("hypha.operator.objects", kind="HyphaWorker") == 1)
+            operator.until(lambda: collector.value("hypha.operator.reconcile", outcome="done"))
+            assert operator.starts == 1
+        assert any(record.body.string_value.startswith("serving") for record in collector.logs)
+        assert {resource["service.name"] for resource in collector.resources} == {"hypha-operator"}
 
 
 def test_an_operator_killed_at_random_moments_completes_every_worker(
@@ -127,8 +123,6 @@ def test_an_operator_killed_at_random_moments_completes_every_worker(
         for name in names:
             user.delete(worker_manifest(namespace, name))
         operator.until(lambda: not any(user.get(worker_manifest(namespace, name)) for name in names))
-    bindings = served.kubectl("get", "clusterrolebindings", "-oname")
-    assert f"hypha-{namespace}-worker-" not in bindings
 
 
 def test_an_operator_waits_for_late_definitions_and_survives_their_upgrade(

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from hypha_contracts.names import job_labels
+from hypha_operator.pods.accelerate import ACCELERATE_ANNOTATION
 from hypha_operator.pods.overlay import OverlayError, merge_pod_template
 from hypha_operator.pods.pod import pod_template
 from support.operating import SETTINGS
@@ -14,7 +16,10 @@ from support.operator_objects import job_spec, worker_spec
 from support.pod_security import breaches_of_isolation, breaches_of_restricted, named_secrets
 
 BASE = pod_template(
-    "hypha-1", "gpu", job_spec(resources={"cpu": 4, "memory": 16, "storage": 10, "gpu": 60}), worker_spec(), SETTINGS
+    {"name": "hypha-1", "namespace": "gpu"},
+    job_spec(resources={"cpu": 4, "memory": 16, "storage": 10, "gpu": 60}),
+    worker_spec(),
+    SETTINGS,
 )
 IDENTITY = {"gpu-worker-identity"}
 
@@ -147,14 +152,14 @@ WEAKENING = [
             "cdi.k8s.io/gpu",
             "networking.gke.io/interfaces",
             "kubernetes.io/egress-bandwidth",
-            "sidecar.istio.io/inject",
+            "sidecar.istio.io/userVolume",
             "vault.hashicorp.com/agent-inject",
             "an-add-on.of-the-future.example/networks",
         )
     ),
     *(
         ({"metadata": {"labels": {name: "x"}}}, f"metadata.labels[{name}]")
-        for name in ("sidecar.istio.io/inject", "azure.workload.identity/use", "aadpodidbinding")
+        for name in ("sidecar.istio.io/userVolume", "azure.workload.identity/use", "aadpodidbinding")
     ),
     *(
         ({"spec": {field: value}}, f"spec.{field}")
@@ -210,6 +215,7 @@ WEAKENING = [
         "spec.containers[second].stdin",
     ),
     ({"spec": {"containers": [{"name": "second", "image": "x"}]}}, "limits.memory"),
+    (in_executor(livenessProbe={"tcpSocket": {"host": "10.0.0.1", "port": 1}}), "livenessProbe"),
 ]
 BREAKING = [
     ({"spec": {"restartPolicy": "Always"}}, "spec.restartPolicy"),
@@ -237,7 +243,6 @@ BREAKING = [
     (in_executor(volumeMounts=[{"mountPath": "/job", "name": "job"}]), "volumeMounts[/job]"),
     (in_executor(terminationMessagePolicy="File"), "terminationMessagePolicy"),
     (in_executor(volumeDevices=[{"name": "disk", "devicePath": "/dev/sda"}]), "volumeDevices"),
-    (in_executor(livenessProbe={"tcpSocket": {"host": "10.0.0.1", "port": 1}}), "livenessProbe"),
     (volume(secret={"secretName": "gpu-worker-identity"}), "gpu-worker-identity"),
     (volume(projected={"sources": [{"secret": {"name": "gpu-worker-identity"}}]}), "gpu-worker-identity"),
     (in_executor(envFrom=[{"secretRef": {"name": "gpu-worker-identity"}}]), "gpu-worker-identity"),
@@ -401,7 +406,7 @@ OVERLAY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(overlay=OVERLAY)
 def test_no_template_makes_a_pod_that_is_not_isolated(overlay: dict[str, Any]) -> None:
     before = copy.deepcopy(overlay)
@@ -415,7 +420,7 @@ def test_no_template_makes_a_pod_that_is_not_isolated(overlay: dict[str, Any]) -
     assert merge(overlay, merged) == merged, "merging once more changes nothing"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(overlay=OVERLAY)
 def test_no_opt_in_makes_a_pod_that_does_not_work(overlay: dict[str, Any]) -> None:
     try:
@@ -427,8 +432,17 @@ def test_no_opt_in_makes_a_pod_that_does_not_work(overlay: dict[str, Any]) -> No
         k: ours.get(k) for k in ("command", "restartPolicy", "startupProbe")
     }
     assert [v for v in merged["spec"]["volumes"] if v in BASE["spec"]["volumes"]] == BASE["spec"]["volumes"]
-    assert merged["metadata"]["labels"].items() >= BASE["metadata"]["labels"].items()
+    assert merged["metadata"]["labels"].items() >= job_labels("gpu-worker", "hypha-1").items()
     assert not IDENTITY & named_secrets(merged["spec"])
+
+
+def test_a_template_may_let_a_mesh_and_the_autoscaler_at_the_pod() -> None:
+    labels = {"sidecar.istio.io/inject": "true", "istio.io/dataplane-mode": None}
+    annotations = {"linkerd.io/inject": "enabled", "cluster-autoscaler.kubernetes.io/safe-to-evict": "true"}
+    metadata = merge({"metadata": {"labels": labels, "annotations": annotations}})["metadata"]
+    assert metadata["labels"] == job_labels("gpu-worker", "hypha-1") | {"sidecar.istio.io/inject": "true"}
+    del metadata["annotations"][ACCELERATE_ANNOTATION]
+    assert metadata["annotations"] == annotations | {"karpenter.sh/do-not-disrupt": "true"}
 
 
 def test_what_templates_are_for_needs_no_opt_in() -> None:
@@ -477,6 +491,9 @@ def test_what_templates_are_for_needs_no_opt_in() -> None:
                         "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}],
                         "envFrom": [{"configMapRef": {"name": "a"}}],
                         "volumeMounts": [{"name": "data", "mountPath": "/data", "readOnly": True}],
+                        "livenessProbe": probe,
+                        "readinessProbe": probe,
+                        "startupProbe": probe,
                     },
                     {
                         "name": "metrics",

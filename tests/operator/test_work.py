@@ -212,3 +212,42 @@ async def test_a_key_that_changes_without_end_runs_at_its_interval_while_another
             await settle()
         assert recorded.runs == [(A, clock.monotonic())] * MAX_BURST
         assert len(queue._idle_s) == 1
+
+
+async def test_changes_go_before_the_backlog_with_which_a_leader_begins():
+    clock = ManualClock()
+    recorded = Recorded(clock)
+    queue = WorkQueue(recorded.reconcile, clock, lambda *_: None, concurrency=1)  # type: ignore[arg-type]
+    old = [Key(WORKER, "ns", f"old-{number}") for number in range(5)]
+    gate = asyncio.Event()
+
+    async def slow(_: Key) -> None:
+        await gate.wait()
+
+    recorded.does = slow
+    task = asyncio.create_task(queue.run([A, *old]))
+    await settle()
+    queue.add(B)
+    queue.add(old[3])
+    assert queue.waiting == len(old) + 1
+    gate.set()
+    await settle()
+    assert [key for key, _ in recorded.runs] == [A, B, old[3], *old[:3], old[4]]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_queue_that_stands_by_keeps_nothing_and_begins_with_all_keys_when_it_runs_again():
+    async with running() as (queue, recorded, clock):
+        recorded.does = lambda _: asyncio.sleep(0, 30.0)
+        queue.add(A)
+        await settle()
+    queue.add(B)
+    await clock.pass_(60)
+    assert queue.waiting == 0
+    assert recorded.runs == [(A, 0)]
+    task = asyncio.create_task(queue.run([A]))
+    await settle()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert recorded.runs == [(A, 0), (A, 60)]

@@ -8,7 +8,8 @@ import pytest
 
 from hypha_operator.machinery.conditions import Condition, merged
 from hypha_operator.workers.conditions import ObservedWorker, classify
-from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
+from hypha_resources.worker import HyphaWorkerSpec
+from hypha_resources.worker_status import NodeStatus
 from support.resources import GATEWAY, PEER, worker_manifest
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -71,7 +72,27 @@ def test_a_worker_that_serves_is_ready_and_settled():
         "Connected": True,
         "IdentityValid": True,
         "RequestsAnswered": None,
+        "ExecutorsValid": None,
+        "JobsStart": None,
     }
+
+
+INVALID = Condition("ExecutorsValid", False, "InvalidTemplate", "Executor train/x: remove nodeSelecter.")
+BLOCKED = Condition("JobsStart", False, "ImagePull", "2 jobs of train/x did not start.")
+
+
+@pytest.mark.parametrize("observed", [HEALTHY, replace(HEALTHY, pod=None)], ids=["served", "starting"])
+def test_a_worker_that_may_not_sell_is_stalled_and_names_the_first_cause(observed: ObservedWorker) -> None:
+    both = replace(observed, executors_valid=INVALID, jobs_start=BLOCKED)
+    for found, reason, cause in (
+        (both, "ExecutorsInvalid", INVALID),
+        (replace(observed, jobs_start=BLOCKED), "JobsDoNotStart", BLOCKED),
+    ):
+        conditions = conditions_of(found)
+        assert (conditions["Ready"].status, conditions["Ready"].reason) == (False, reason)
+        assert conditions["Ready"].message == cause.message
+        assert conditions["Stalled"].status is True
+        assert conditions[cause.type] == cause
 
 
 def test_a_suspended_worker_is_ready():

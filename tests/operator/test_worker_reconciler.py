@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,6 @@ from hypha_contracts.kubernetes_errors import Unavailable
 from hypha_contracts.names import DRAIN_FINALIZER
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.kinds import (
-    CLUSTER_ROLE_BINDING,
     CONFIG_MAP,
     DEPLOYMENT,
     HYPHA_JOB,
@@ -20,9 +20,12 @@ from hypha_operator.machinery.kinds import (
     Key,
     Manifest,
 )
-from support.operating import operating
-from support.people import report
-from support.resources import GATEWAY, PEER, job_manifest, worker_manifest
+from hypha_operator.workers.rollout import MAX_AT_ONCE
+from support.api_server import ApiServer
+from support.operating import SETTINGS, operating
+from support.people import User, report
+from support.resources import GATEWAY, PEER, install_definitions, job_manifest, worker_manifest
+from support.waiting import until
 from support.webhooks import broken_webhook
 
 pytestmark = pytest.mark.anyio
@@ -41,12 +44,12 @@ async def test_a_new_worker_gets_a_controller_that_starts(served, namespace, use
         await operator.settle()
         made = set(await operator.objects())
     assert made == {
-        "ClusterRoleBinding hypha-NS.gpu-token-reviewer",
         "ConfigMap gpu-controller",
         "Deployment gpu-controller",
         "HyphaWorker gpu",
         "NetworkPolicy gpu-controller",
         "PodDisruptionBudget gpu-controller",
+        "PodDisruptionBudget gpu-job",
         "Role gpu-controller",
         "RoleBinding gpu-controller",
         "Service gpu-connector",
@@ -82,6 +85,8 @@ async def test_once_the_node_reports_it_is_ready_and_its_peer_id_is_kept(served,
         "Connected": ("True", "Connected"),
         "IdentityValid": ("True", "Valid"),
         "RequestsAnswered": ("Unknown", "NoRequests"),
+        "ExecutorsValid": ("True", "Validated"),
+        "JobsStart": ("Unknown", "NotTried"),
     }
     assert worker["status"]["peerId"] == PEER
     assert worker["status"]["node"]["connectedGateways"] == 1
@@ -143,9 +148,7 @@ async def test_a_new_operator_writes_only_objects_that_it_cannot_watch(served, n
         await first.settle()
     async with operating(served.kubeconfig, namespace) as second:
         await second.settle()
-        assert [write.rpartition("/")[2] for write in second.cluster.writes] == [
-            f"hypha-{namespace}.gpu-token-reviewer"
-        ]
+        assert second.cluster.writes == []
 
 
 async def test_no_field_of_the_user_ever_changes(served, namespace, user):
@@ -164,11 +167,11 @@ async def test_no_field_of_the_user_ever_changes(served, namespace, user):
     assert after["metadata"].get("annotations") is None
     assert after["metadata"].get("labels") is None
     assert [entry for entry in after["metadata"]["managedFields"] if entry["manager"] == "user"] == owned
-    assert after["metadata"]["finalizers"] == ["hypha.space/drain"]
+    assert "finalizers" not in after["metadata"]
     assert after["metadata"]["generation"] == 1
 
 
-async def test_a_change_of_the_spec_is_rolled_out(served, namespace, user):
+async def test_a_change_of_the_price_configures_the_next_pod_and_replaces_none(served, namespace, user):
     user.apply(worker_manifest(namespace))
     async with operating(served.kubeconfig, namespace) as operator:
         await operator.settle()
@@ -180,9 +183,40 @@ async def test_a_change_of_the_spec_is_rolled_out(served, namespace, user):
     assert before is not None
     assert after is not None
     assert config is not None
-    assert after["metadata"]["generation"] == before["metadata"]["generation"] + 1
-    assert "accept_offers = false" in config["data"]["worker.toml"]
+    assert after["metadata"]["generation"] == before["metadata"]["generation"]
+    assert "suspend = true" in config["data"]["worker.toml"]
     assert "price = 7" in config["data"]["worker.toml"]
+
+
+async def test_an_upgrade_of_the_operator_replaces_few_controllers_at_a_time(served, namespace, user):
+    def images(operator):
+        found = [operator.store.get(DEPLOYMENT, namespace, f"w{number}-controller") for number in range(5)]
+        return [manifest["spec"]["template"]["spec"]["containers"][0]["image"] for manifest in found]
+
+    def run(operator, name):
+        controller = operator.store.get(DEPLOYMENT, namespace, name)
+        available = {"type": "Available", "status": "True", "reason": "x", "message": ""}
+        generation = controller["metadata"]["generation"]
+        user.status(controller, "cluster", observedGeneration=generation, conditions=[available])
+
+    for number in range(5):
+        user.apply(worker_manifest(namespace, f"w{number}"))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        old = images(operator)[0]
+        for number in range(5):
+            run(operator, f"w{number}-controller")
+    upgraded = replace(SETTINGS, worker_image="worker:new")
+    async with operating(served.kubeconfig, namespace, settings=upgraded) as operator:
+        await operator.settle()
+        assert images(operator) == ["worker:new"] * MAX_AT_ONCE + [old] * (5 - MAX_AT_ONCE)
+        await operator.reconcile_all()
+        assert images(operator).count("worker:new") == MAX_AT_ONCE
+        run(operator, "w1-controller")
+        await operator.observe()
+        assert await operator.reconcile(Key(WORKER, namespace, "w3")) == 30
+        assert images(operator).count("worker:new") == MAX_AT_ONCE + 1
+        assert await operator.reconcile(Key(WORKER, namespace, "w4")) == 5
 
 
 async def test_a_node_port_is_known_before_the_first_pod(served, namespace, user):
@@ -280,20 +314,6 @@ async def test_a_worker_that_its_node_would_refuse_leaves_the_node_unchanged(ser
     assert "spec.network.gateways.0" in ready["message"]
 
 
-async def test_a_binding_to_the_role_of_another_release_is_recreated(served, namespace, user):
-    name = f"hypha-{namespace}.gpu-token-reviewer"
-    group = "rbac.authorization.k8s.io"
-    old = {"apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name}}
-    user.apply({**old, "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "of-another-release"}})
-    worker = user.apply(worker_manifest(namespace))
-    async with operating(served.kubeconfig, namespace) as operator:
-        await operator.settle()
-    assert conditions(user.get(worker))["Ready"] == ("False", "Starting")
-    binding = user.get(old)
-    assert binding is not None
-    assert binding["roleRef"]["name"] == "hypha-token-reviewer"
-
-
 async def test_an_object_of_another_owner_is_not_taken_over(served, namespace, user):
     theirs = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "gpu-controller"}}
     user.apply({**theirs, "data": {"worker.toml": "mine"}})
@@ -318,6 +338,46 @@ async def test_a_service_of_the_user_with_the_labels_of_the_worker_is_not_delete
     async with operating(served.kubeconfig, namespace) as operator:
         await operator.settle()
     assert user.get(theirs) is not None
+
+
+async def test_evictions_of_jobs_are_refused_unless_the_worker_allows_them(control_plane: ApiServer) -> None:
+    """The eviction API of the real API server decides, with the budget as the disruption controller counts it."""
+    install_definitions(control_plane)
+    namespace = control_plane.namespace()
+    user = User(control_plane, namespace)
+    labels = {"hypha.space/worker": "gpu", "app.kubernetes.io/component": "job"}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "job", "labels": labels},
+        "spec": {"automountServiceAccountToken": False, "containers": [{"name": "executor", "image": "x"}]},
+    }
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "job", "namespace": namespace}}
+
+    def evicted() -> int:
+        with control_plane.client() as client:
+            path = f"/api/v1/namespaces/{namespace}/pods/job/eviction?dryRun=All"
+            return client.post(path, json=eviction).status_code
+
+    control_plane.token(namespace, "default")
+    user.apply(worker_manifest(namespace))
+    async with operating(control_plane.kubeconfig, namespace) as operator:
+        await operator.settle()
+        user.apply(pod)
+        ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+        user.status(pod, "kubelet", conditions=[ready], phase="Running")
+        until(lambda: _counted(control_plane, namespace) == 1)
+        assert evicted() == 429
+        user.apply(worker_manifest(namespace, jobs={"disruption": "Allow"}))
+        await operator.settle()
+        until(lambda: evicted() == 201)
+
+
+def _counted(server: ApiServer, namespace: str) -> int | None:
+    """Return how many healthy pods the disruption controller has counted."""
+    with server.client() as client:
+        found = client.get(f"/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets/gpu-job").json()
+    return (found.get("status") or {}).get("currentHealthy")
 
 
 class Later(Clock):
@@ -345,6 +405,9 @@ async def test_a_failed_apply_is_reported_and_does_not_block_a_deletion(served, 
             assert conditions(shown)["Stalled"] == ("False", "NotStalled")
             assert "broken.example.org" in user.events()["ApplyFailed"]["message"]
             user.apply(job_manifest(namespace, worker), manager="hypha-worker")
+            await operator.observe()
+            with pytest.raises(Unavailable, match="failed calling webhook"):
+                await operator.reconcile(Key(WORKER, namespace, "gpu"))
             user.delete(worker)
             await operator.observe()
             await operator.reconcile(Key(WORKER, namespace, "gpu"))
@@ -359,7 +422,7 @@ class TestDeletion:
         async with operating(served.kubeconfig, namespace) as operator:
             await operator.settle()
             job = user.apply(job_manifest(namespace, worker), manager="hypha-worker")
-            await operator.observe()
+            await operator.settle()
             user.delete(worker)
             await operator.observe()
             await operator.reconcile(Key(WORKER, namespace, "gpu"))
@@ -367,9 +430,6 @@ class TestDeletion:
             assert cancelled is not None
             assert cancelled["spec"]["cancel"] == {"reason": "the worker is being deleted"}
             assert conditions(user.get(worker))["Ready"] == ("False", "Draining")
-            config = operator.store.get(CONFIG_MAP, namespace, "gpu-controller")
-            assert config is not None
-            assert "accept_offers = false" in config["data"]["worker.toml"]
             user.status(job, "hypha-operator", phase="Failed")
             await operator.observe()
             assert await operator.reconcile(Key(WORKER, namespace, "gpu")) == 2
@@ -378,8 +438,51 @@ class TestDeletion:
             await operator.observe()
             assert await operator.reconcile(Key(WORKER, namespace, "gpu")) is None
             assert user.get(worker) is None
-            binding = f"hypha-{namespace}.gpu-token-reviewer"
-            assert await operator.cluster.get(CLUSTER_ROLE_BINDING, None, binding) is None
+
+    async def test_an_idle_worker_has_no_finalizer_and_is_deleted_without_an_operator(self, served, namespace, user):
+        worker = user.apply(worker_manifest(namespace))
+        async with operating(served.kubeconfig, namespace) as operator:
+            await operator.settle()
+        user.delete(worker)
+        assert user.get(worker) is None
+
+    async def test_the_finalizer_is_held_from_the_first_job_until_the_last_one_is_reported(
+        self, served, namespace, user
+    ):
+        worker = user.apply(worker_manifest(namespace))
+
+        def held() -> bool:
+            return DRAIN_FINALIZER in user.get(worker)["metadata"].get("finalizers", [])
+
+        async with operating(served.kubeconfig, namespace) as operator:
+            await operator.settle()
+            assert not held()
+            one, other = (user.apply(job_manifest(namespace, worker), manager="hypha-worker") for _ in range(2))
+            await operator.settle()
+            assert held()
+            for job in (one, other):
+                assert held()
+                user.status(job, "hypha-operator", phase="Failed")
+                await operator.settle()
+                assert held()
+                reported = {"type": "Reported", "status": "True", "reason": "EndReported", "message": ""}
+                user.status(job, "hypha-worker", conditions=[reported | {"lastTransitionTime": "2026-01-01T00:00:00Z"}])
+                await operator.settle()
+            assert not held()
+
+    async def test_a_worker_whose_jobs_have_no_definition_any_more_has_nothing_to_drain(self, private_api_server):
+        api = private_api_server.api
+        install_definitions(api)
+        namespace = api.namespace()
+        user = User(api, namespace)
+        worker = user.apply(worker_manifest(namespace))
+        async with operating(api.kubeconfig, namespace) as operator:
+            user.apply(job_manifest(namespace, worker), manager="hypha-worker")
+            await operator.settle()
+            api.kubectl("delete", "crd", "hyphajobs.hypha.space", "--timeout=30s")
+            user.delete(worker)
+            await operator.settle()
+        assert user.get(worker) is None
 
     async def test_a_worker_that_was_never_valid_is_deleted_immediately(self, served, namespace, user):
         worker = user.apply(worker_manifest(namespace, controller={"template": {"spec": {"hostPID": True}}}))
@@ -395,7 +498,7 @@ class TestDeletion:
         async with operating(served.kubeconfig, namespace) as operator:
             await operator.settle()
             user.apply(job_manifest(namespace, worker), manager="hypha-worker")
-            await operator.observe()
+            await operator.settle()
             user.delete(worker, propagation="Foreground")
             user.delete({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "gpu-controller"}})
             await operator.observe()
@@ -424,8 +527,10 @@ class TestDeletion:
     async def test_a_worker_that_changes_during_its_deletion_is_reconciled_again(self, served, namespace, user):
         worker = user.apply(worker_manifest(namespace))
         async with operating(served.kubeconfig, namespace) as operator:
+            job = user.apply(job_manifest(namespace, worker), manager="hypha-worker")
             await operator.settle()
             user.delete(worker)
+            user.delete(job)
             await operator.observe()
             user.merge(worker, {"metadata": {"annotations": {"example.org/new": "yes"}}})
             assert await operator.reconcile(Key(WORKER, namespace, "gpu")) == 2
@@ -437,8 +542,8 @@ class TestDeletion:
         clock = Later()
         worker = user.apply(worker_manifest(namespace, jobs={"terminationGraceSeconds": 30}))
         async with operating(served.kubeconfig, namespace, clock) as operator:
-            await operator.settle()
             user.apply(job_manifest(namespace, worker), manager="hypha-worker")
+            await operator.settle()
             user.delete(worker)
             await operator.observe()
             key = Key(WORKER, namespace, "gpu")

@@ -1,30 +1,47 @@
 """Build the children of a HyphaJob: its NetworkPolicy, its ResourceClaimTemplate and its Job."""
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 
-from hypha_contracts.addresses import reachable_blocks
-from hypha_contracts.names import BRIDGE, CONNECTOR_PORT, EXECUTOR, JOB_LABEL, controller_selector, identity_secret
+from hypha_contracts.addresses import Block, is_reachable, opened_blocks, reachable_blocks
+from hypha_contracts.names import (
+    BRIDGE,
+    CONNECTOR_PORT,
+    EXECUTOR,
+    JOB_LABEL,
+    QUEUE_LABEL,
+    controller_selector,
+    identity_secret,
+)
 from hypha_operator.machinery.kinds import JOB, NETWORK_POLICY, RESOURCE_CLAIM_TEMPLATE, Manifest
-from hypha_operator.machinery.manifests import child
+from hypha_operator.machinery.manifests import child, ip_blocks, with_common
 from hypha_operator.pods.executor import CLAIM, devices_of, executor_of
 from hypha_operator.pods.overlay import merge_pod_template
 from hypha_operator.pods.pod import pod_template
 from hypha_operator.settings import Settings
 from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec
+from hypha_resources.worker_jobs import EgressRule
 
-QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 
-
-def job_children(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) -> list[Manifest]:
+def job_children(
+    hypha_job: Manifest,
+    job: HyphaJobSpec,
+    worker: HyphaWorkerSpec,
+    settings: Settings,
+    routes: Sequence[Manifest] = (),
+) -> list[Manifest]:
     """Return a HyphaJob's children in the order of creation: NetworkPolicy, ResourceClaimTemplate if any, Job.
+
+    `routes` are rules of its NetworkPolicy that lead to the configured servers.
 
     Raises:
         UnbuildableJobError: the worker lacks the executor or GPUs.
         OverlayError: the executor's template is not acceptable.
     """
     manifest = _job_manifest(hypha_job, job, worker, settings)
-    return [network_policy(hypha_job, job, worker), *_claim_templates(hypha_job, job, worker), manifest]
+    policy = network_policy(hypha_job, job, worker, routes)
+    return [policy, *_claim_templates(hypha_job, job, worker), manifest]
 
 
 def _job_manifest(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec, settings: Settings) -> Manifest:
@@ -32,7 +49,7 @@ def _job_manifest(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpe
     executor, metadata = executor_of(job, worker), hypha_job["metadata"]
     identity = worker.identity.secret_name or identity_secret(job.worker_ref.name)
     template = merge_pod_template(
-        pod_template(metadata["name"], metadata["namespace"], job, worker, settings),
+        pod_template(metadata, job, worker, settings),
         executor.template,
         allow_privileged=executor.allow_privileged_template,
         leased=(EXECUTOR,),
@@ -57,38 +74,72 @@ def _job_manifest(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpe
         "template": template,
     }
     manifest = child(hypha_job, JOB, metadata["name"], spec=spec)
+    manifest["metadata"]["labels"] = {**executor.labels, **manifest["metadata"]["labels"]}
+    if executor.annotations:
+        manifest["metadata"]["annotations"] = dict(executor.annotations)
     if executor.queue_name:
         manifest["metadata"]["labels"][QUEUE_LABEL] = executor.queue_name
         spec["suspend"] = True  # until Kueue admits it
-    return manifest
+    return _with_common(manifest, worker)
 
 
-def network_policy(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec) -> Manifest:
-    """Return the NetworkPolicy: the pod reaches DNS, its connector and the networks that jobs may fetch from."""
+def _with_common(manifest: Manifest, worker: HyphaWorkerSpec) -> Manifest:
+    return with_common(manifest, worker.common_labels, worker.common_annotations)
+
+
+def network_policy(
+    hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec, routes: Sequence[Manifest] = ()
+) -> Manifest:
+    """Return the NetworkPolicy: the pod reaches DNS, its connector and whatever jobs may fetch from."""
     jobs = worker.jobs
-    blocks = [
-        {"ipBlock": {"cidr": str(network), **({"except": [*map(str, excluded)]} if excluded else {})}}
-        for network, excluded in reachable_blocks(
-            jobs.exclude_cidr, allow_private_addresses=jobs.allow_private_addresses
-        )
-    ]
+    reachable = reachable_blocks(jobs.exclude_cidr, allow_private_addresses=jobs.allow_private_addresses)
     connector = controller_selector(job.worker_ref.name)
     name = hypha_job["metadata"]["name"]
-    spec = {
+    spec: dict[str, Any] = {
         "podSelector": {"matchLabels": {JOB_LABEL: name}},
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [],
         "egress": [
-            {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]},
+            {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]},
+            # The pods of OpenShift's DNS listen at this port, and policies apply behind a Service.
+            {
+                "to": [{"namespaceSelector": {}}],
+                "ports": [{"protocol": protocol, "port": 5353} for protocol in ("UDP", "TCP")],
+            },
             {
                 "to": [{"podSelector": {"matchLabels": connector}}],
                 "ports": [{"protocol": "TCP", "port": CONNECTOR_PORT}],
             },
-            # A rule without blocks would allow every destination.
-            *([{"to": blocks, "ports": [{"protocol": "TCP"}]}] if blocks else []),
+            {"to": ip_blocks(reachable), "ports": [{"protocol": "TCP"}]},
+            *map(_egress_rule, jobs.egress),
+            *(_beyond(reachable, route) for route in routes),
         ],
     }
-    return child(hypha_job, NETWORK_POLICY, name, spec=spec)
+    spec["egress"] = [rule for rule in spec["egress"] if rule.get("to") != []]  # without peers it would lead everywhere
+    return _with_common(child(hypha_job, NETWORK_POLICY, name, spec=spec), worker)
+
+
+def _beyond(reachable: Sequence[Block], route: Manifest) -> Manifest:
+    """Return a route without addresses that a pod reaches anyway, because those of public servers change often."""
+    peers = [
+        peer
+        for peer in route["to"]
+        if "ipBlock" not in peer
+        or not is_reachable(peer["ipBlock"]["cidr"].partition("/")[0], route["ports"][0]["port"], reachable)
+    ]
+    return {**route, "to": peers}
+
+
+def _egress_rule(rule: EgressRule) -> Manifest:
+    """Return a rule of the worker, with its IPv4 networks behind NAT64 too."""
+    peers: list[Manifest] = []
+    for peer in rule.to:
+        if peer.ip_block:
+            peers += ip_blocks(opened_blocks(peer.ip_block.cidr, peer.ip_block.except_))
+        else:
+            peers.append(peer.model_dump(exclude_none=True))
+    ports = [port.model_dump(exclude_none=True) for port in rule.ports]
+    return {"to": peers, **({"ports": ports} if ports else {})}
 
 
 def _claim_templates(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorkerSpec) -> list[Manifest]:
@@ -96,6 +147,13 @@ def _claim_templates(hypha_job: Manifest, job: HyphaJobSpec, worker: HyphaWorker
     gpu, devices = worker.resources.gpu, devices_of(job, worker)
     if not (gpu and gpu.device_class_name and devices):
         return []
-    exactly = {"deviceClassName": gpu.device_class_name, "allocationMode": "ExactCount", "count": devices}
-    spec = {"spec": {"devices": {"requests": [{"name": CLAIM, "exactly": exactly}]}}}
-    return [child(hypha_job, RESOURCE_CLAIM_TEMPLATE, hypha_job["metadata"]["name"], spec=spec)]
+    exactly: dict[str, Any] = {
+        "deviceClassName": gpu.device_class_name,
+        "allocationMode": "ExactCount",
+        "count": devices,
+    }
+    if gpu.selectors:
+        exactly["selectors"] = [selector.model_dump() for selector in gpu.selectors]
+    spec = _with_common({"spec": {"devices": {"requests": [{"name": CLAIM, "exactly": exactly}]}}}, worker)
+    template = child(hypha_job, RESOURCE_CLAIM_TEMPLATE, hypha_job["metadata"]["name"], spec=spec)
+    return [_with_common(template, worker)]

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from hypha_contracts.reasons import JobReason
 from hypha_messages.validation import describe
 from hypha_operator.jobs.children import job_children, network_policy
-from hypha_operator.jobs.phase import FIELDS, POD_TIMEOUT, ObservedJob, State, classify, status_of
+from hypha_operator.jobs.observed import ObservedJob, jobs_of
+from hypha_operator.jobs.phase import FIELDS, POD_TIMEOUT, State, classify, status_of
 from hypha_operator.machinery.conditions import differs, is_true
 from hypha_operator.machinery.drift import is_applied, marked
 from hypha_operator.machinery.kinds import Manifest
@@ -46,6 +47,7 @@ class Decision:
         children: objects to apply, in this order, before the Job.
         create_job: the Job to create.
         end_job: the Job to delete after the status with the reason is written.
+        replace_job: the Job to delete before the status is written. A later decision creates it again.
         status: the status to write, or None if it has not changed.
         event: the Event to post.
         next_s: seconds until the next reconcile.
@@ -55,6 +57,7 @@ class Decision:
     children: tuple[Manifest, ...]
     create_job: Manifest | None
     end_job: Manifest | None
+    replace_job: Manifest | None
     status: dict[str, Any] | None
     event: Event | None
     next_s: float
@@ -65,7 +68,7 @@ def decide(observed: ObservedJob, settings: Settings) -> Decision:
     state = classify(observed)
     children: tuple[Manifest, ...] = ()
     create_job = None
-    if observed.worker and not (state.terminal or state.ending):
+    if observed.worker and not (state.terminal or state.ending or (observed.job is None and observed.has_live_pods)):
         try:
             children, create_job = _missing_children(observed, observed.worker, settings)
         except (UnbuildableJobError, OverlayError, ValidationError) as error:
@@ -80,6 +83,7 @@ def decide(observed: ObservedJob, settings: Settings) -> Decision:
         children,
         create_job,
         end_job=observed.job if state.ending and not observed.is_job_deleted else None,
+        replace_job=observed.job if state.replaced_in == timedelta() and not observed.is_job_deleted else None,
         status=status if changed else None,
         event=_event(observed, state) if changed else None,
         next_s=_next_s(observed, state),
@@ -88,10 +92,20 @@ def decide(observed: ObservedJob, settings: Settings) -> Decision:
 
 def retention_left(hypha_job: Manifest, now: datetime) -> timedelta:
     """Return how much longer to keep a HyphaJob that has ended."""
-    status = hypha_job["status"]
-    ended = datetime.fromisoformat(status.get("completionTime") or hypha_job["metadata"]["creationTimestamp"])
     kept = timedelta(seconds=hypha_job["spec"].get("ttlSecondsAfterFinished", 0))
-    return ended + kept + (timedelta(0) if is_true(hypha_job, REPORTED) else _UNREPORTED_RETENTION) - now
+    return _ended_at(hypha_job) + kept + (timedelta(0) if is_true(hypha_job, REPORTED) else _UNREPORTED_RETENTION) - now
+
+
+def pod_retention_left(hypha_job: Manifest, worker: Manifest | None, now: datetime) -> timedelta:
+    """Return how much longer to keep the pod of a HyphaJob that has ended."""
+    kept = timedelta(seconds=jobs_of(worker).pod_ttl_seconds_after_finished)
+    return _ended_at(hypha_job) + kept - now
+
+
+def _ended_at(hypha_job: Manifest) -> datetime:
+    return datetime.fromisoformat(
+        hypha_job["status"].get("completionTime") or hypha_job["metadata"]["creationTimestamp"]
+    )
 
 
 def _missing_children(
@@ -102,18 +116,20 @@ def _missing_children(
     claims: list[Manifest] = []
     job = None
     if observed.job is None:
-        policy, *claims, job = job_children(observed.hypha_job, observed.spec, spec, settings)
+        policy, *claims, job = job_children(observed.hypha_job, observed.spec, spec, settings, observed.routes)
     else:
-        policy = network_policy(observed.hypha_job, observed.spec, spec)
+        policy = network_policy(observed.hypha_job, observed.spec, spec, observed.routes)
     policy = marked(policy)
-    return (*([] if is_applied(observed.network_policy, policy) else [policy]), *claims), job
+    uncertain = observed.network_policy is not None and not observed.routes_known
+    return (*([] if uncertain or is_applied(observed.network_policy, policy) else [policy]), *claims), job
 
 
 def _event(observed: ObservedJob, state: State) -> Event | None:
     reason, before = state.finding.reason, observed.status
     if (reason, state.phase) == (before.get("reason"), before.get("phase")) or reason in _WITHOUT_EVENT:
         return None
-    warns = (state.stalled or state.ending or state.phase == "Failed") and reason != JobReason.CANCELLED
+    warns = state.stalled or state.ending or state.replaced_in is not None or state.phase == "Failed"
+    warns = warns and reason != JobReason.CANCELLED
     return Event("Warning" if warns else "Normal", reason, state.finding.message)
 
 
@@ -122,7 +138,11 @@ def _next_s(observed: ObservedJob, state: State) -> float:
         return 0.0  # schedules the removal
     if state.ending or state.stalled:
         return _BLOCKED_S
+    if state.replaced_in is not None:
+        return state.replaced_in.total_seconds() or _BLOCKED_S
     delays = [observed.lease_left_s]
+    if observed.is_queued:
+        delays.append((observed.queue_timeout - observed.queued_for).total_seconds())
     if state.phase == "Starting":
         delays.append(_STARTING_S)
     if state.finding.reason == JobReason.POD_PENDING and observed.job and not observed.pods:

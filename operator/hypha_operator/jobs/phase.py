@@ -1,89 +1,61 @@
-"""Derive a HyphaJob's phase, conditions and status from everything observed about it. Performs no I/O."""
+"""Derive a HyphaJob's phase, conditions and status from everything observed about it. Performs no I/O.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+The rule for restarts: until its executor has started, a job has lost nothing. So if the cluster takes its pod (rejects,
+evicts, preempts or deletes it, or loses its node), the operator creates another one, as long as the start timeout
+permits. A queue that suspends the Job admits it again. Once the executor has started, the job fails with that reason.
+"""
+
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from pydantic import ValidationError
-
 from hypha_contracts.names import EXECUTOR, controller_name
 from hypha_contracts.reasons import JobReason
+from hypha_operator.jobs.observed import ObservedJob
 from hypha_operator.machinery.conditions import Condition, find_condition, is_true, merged, timestamp
 from hypha_operator.machinery.kinds import Manifest
-from hypha_operator.pods.state import Finding, container_state, end_of_job, end_of_pod, is_over, obstacle_of
-from hypha_resources.job import TERMINAL, HyphaJobSpec, Phase
-from hypha_resources.worker import Jobs
+from hypha_operator.pods.stages import stages_of
+from hypha_operator.pods.state import (
+    Finding,
+    container_state,
+    end_of_bridge,
+    end_of_job,
+    end_of_pod,
+    has_started,
+    lingering_container,
+    obstacle_of,
+)
+from hypha_resources.job import TERMINAL, Phase
 
+_TAKEN: Final = frozenset(
+    {
+        JobReason.UNSCHEDULABLE,  # of a pod that has ended: its node rejected it
+        JobReason.EVICTED,
+        JobReason.PREEMPTED,
+        JobReason.NODE_LOST,
+        JobReason.JOB_DELETED,
+    }
+)
+"""How a pod ends if the cluster takes it away."""
+_SHORTEST_LIFE: Final = timedelta(seconds=10)
+_LIFE_FACTOR: Final = 4
+"""A node may reject each pod at once, so a Job must be 10 s old, and a quarter as old as all attempts."""
 POD_TIMEOUT: Final = timedelta(seconds=10)
 """How long a Job may have no pod before the operator reads the Job's Events to find out why."""
-FIELDS: Final = ("phase", "reason", "podName", "podUid", "nodeName", "startTime", "completionTime", "lastLines")
+FIELDS: Final = (
+    "phase",
+    "reason",
+    "podName",
+    "podUid",
+    "nodeName",
+    "startingSince",
+    "startTime",
+    "completionTime",
+    "duration",
+    "lastLines",
+    "stages",
+)
 """Fields of the status, besides conditions, that the operator writes. The node writes the others."""
-
-
-@dataclass(frozen=True)
-class ObservedJob:
-    """A HyphaJob and its objects at one moment.
-
-    Attributes:
-        hypha_job: the manifest of the HyphaJob.
-        spec: its specification.
-        now: the time of the observation.
-        worker: the manifest of its HyphaWorker, or None if the worker was deleted.
-        job: its Job, if there is one.
-        pods: the Job's pods, the newest last.
-        network_policy: its NetworkPolicy, if there is one.
-        lease_lost: whether the controller failed to renew the lease in time.
-        lease_left_s: seconds until the operator has to check the lease again.
-        invalid: why its Job cannot be created.
-        refused: why the API server currently refuses its Job or pod.
-    """
-
-    hypha_job: Manifest
-    spec: HyphaJobSpec
-    now: datetime
-    worker: Manifest | None = None
-    job: Manifest | None = None
-    pods: Sequence[Manifest] = field(default=())
-    network_policy: Manifest | None = None
-    lease_lost: bool = False
-    lease_left_s: float = 0.0
-    invalid: Finding | None = None
-    refused: Finding | None = None
-
-    @property
-    def status(self) -> Mapping[str, Any]:
-        """The HyphaJob's current status."""
-        return self.hypha_job.get("status") or {}
-
-    @property
-    def pod(self) -> Manifest | None:
-        """The newest pod."""
-        return self.pods[-1] if self.pods else None
-
-    @property
-    def job_age(self) -> timedelta:
-        """The age of the Job; zero without a Job."""
-        return self.now - datetime.fromisoformat(self.job["metadata"]["creationTimestamp"]) if self.job else timedelta()
-
-    @property
-    def is_job_deleted(self) -> bool:
-        """Whether the Job is being deleted."""
-        return self.job is not None and "deletionTimestamp" in self.job["metadata"]
-
-    @property
-    def is_job_suspended(self) -> bool:
-        """Whether a queue has suspended the Job, so that it creates no pod."""
-        return bool(self.job and (self.job.get("spec") or {}).get("suspend"))
-
-    @property
-    def start_timeout(self) -> timedelta:
-        """How long the job may stay blocked before the operator ends it; the default if the worker is invalid."""
-        try:
-            jobs = Jobs.model_validate((self.worker or {}).get("spec", {}).get("jobs") or {})
-        except ValidationError:
-            jobs = Jobs()
-        return timedelta(seconds=jobs.start_patience_seconds)
 
 
 @dataclass(frozen=True)
@@ -95,12 +67,14 @@ class State:
         finding: the reason for the phase.
         stalled: whether an obstacle blocks the job. The operator ends a job that stays blocked.
         ending: whether its Job has to be deleted.
+        replaced_in: time until its Job is deleted and created again, because the cluster took its pod. None: it stays.
     """
 
     phase: Phase
     finding: Finding
     stalled: bool = False
     ending: bool = False
+    replaced_in: timedelta | None = None
 
     @property
     def terminal(self) -> bool:
@@ -110,17 +84,35 @@ class State:
 
 def classify(observed: ObservedJob) -> State:
     """Return the state of a HyphaJob whose recorded phase is not terminal."""
+    if observed.is_queued:
+        observed = replace(observed, pods=())
     phase, recorded, end = _phase(observed), _recorded_stop_reason(observed), _end(observed)
-    if end and not recorded and _is_over(observed):
+    if recorded and recorded.reason == JobReason.DELIVERING_RESULTS:
+        return _ended_by_operator(observed, phase, recorded)
+    stop_reason = recorded or _stop_reason(observed)
+    if end and not stop_reason and _may_replace(observed, end):
+        return _replaced(observed, end)
+    if end and not recorded and not observed.has_live_pods:
         return State("Succeeded" if end.reason == JobReason.COMPLETED else "Failed", end)
-    if stop_reason := recorded or _stop_reason(observed):
+    if stop_reason:
         return _stopped(stop_reason, observed, phase)
-    if end:  # if the pod is being deleted, record the end now, because the pod's status disappears with it
-        return State(phase, end, ending=any("deletionTimestamp" in pod["metadata"] for pod in observed.pods))
+    return _queued(observed) if observed.is_queued else _ongoing(observed, phase, end)
+
+
+def _ongoing(observed: ObservedJob, phase: Phase, end: Finding | None) -> State:
+    """Return the state of a job that may continue, and whose executor may have ended."""
+    lingers = lingering_container(observed.pod) if observed.pod else None
+    if end or lingers:  # if the pod is being deleted, record the end now, because the pod's status disappears with it
+        message = f"The executor has ended. The operator ends the pod, in which container {lingers} still runs."
+        deleted = any("deletionTimestamp" in pod["metadata"] for pod in observed.pods)
+        finding = end or Finding(JobReason.DELIVERING_RESULTS, message)
+        return State(phase, finding, ending=deleted or lingers is not None)
     obstacle = obstacle_of(observed.pod, observed.now) if observed.pod else observed.refused
     since = _stalled_since(observed)
-    if obstacle and since is not None and observed.now - since >= observed.start_timeout:
+    if obstacle and since is not None and observed.now - since >= observed.start_patience:
         return _stopped(obstacle, observed, phase)
+    if not observed.has_started and observed.starting_for >= observed.start_timeout:
+        return _stopped(obstacle or _too_slow(observed), observed, phase)
     return State(phase, obstacle or _progress(observed, phase), stalled=obstacle is not None)
 
 
@@ -139,8 +131,8 @@ def status_of(observed: ObservedJob, state: State) -> dict[str, Any]:
     observed generation is current would wait forever.
     """
     before, pod = observed.status, observed.pod
-    running = container_state(pod, EXECUTOR, "running") if pod else None
-    ended = container_state(pod, EXECUTOR, "terminated") if pod else None
+    start_time = (_start_of(pod) if pod else None) or before.get("startTime")
+    since = None if observed.is_queued else before.get("startingSince") or timestamp(observed.now)
     status = {
         "phase": state.phase,
         "reason": state.finding.reason,
@@ -148,11 +140,30 @@ def status_of(observed: ObservedJob, state: State) -> dict[str, Any]:
         "podName": pod["metadata"]["name"] if pod else before.get("podName"),
         "podUid": pod["metadata"]["uid"] if pod else before.get("podUid"),
         "nodeName": ((pod.get("spec") or {}).get("nodeName") if pod else None) or before.get("nodeName"),
-        "startTime": (running or ended or {}).get("startedAt") or before.get("startTime"),
+        "startingSince": since,
+        "startTime": start_time,
         "completionTime": timestamp(observed.now) if state.terminal else None,
+        "duration": _duration(start_time, observed.now) if state.terminal and start_time else None,
         "lastLines": list(state.finding.last_lines) or None,
+        "stages": (stages_of(pod) if pod else None) or before.get("stages"),
     }
     return {name: value for name, value in status.items() if value is not None}
+
+
+def _start_of(pod: Manifest) -> str | None:
+    """Return when a pod's executor started, or about when if the node lost track of it."""
+    if not has_started(pod):
+        return None
+    state = container_state(pod, EXECUTOR, "running") or container_state(pod, EXECUTOR, "terminated") or {}
+    return state.get("startedAt") or pod["metadata"]["creationTimestamp"]  # type: ignore[no-any-return]
+
+
+def _duration(start_time: str, end: datetime) -> str:
+    """Return a time such as `2h5m` or `3m8s` for people."""
+    seconds = max(0, round((end - datetime.fromisoformat(start_time)).total_seconds()))
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes}m" if hours else f"{minutes}m{seconds}s"
 
 
 def _conditions(state: State) -> list[Condition]:
@@ -160,6 +171,7 @@ def _conditions(state: State) -> list[Condition]:
     if state.terminal:
         succeeded = state.phase == "Succeeded"
         return [
+            Condition("Complete" if succeeded else "Failed", True, reason, message),
             Condition("Ready", succeeded, reason, message),
             Condition("Reconciling", False, JobReason.ENDED),
             Condition("Stalled", not succeeded, reason, "" if succeeded else message),
@@ -167,9 +179,15 @@ def _conditions(state: State) -> list[Condition]:
     runs = reason == JobReason.EXECUTOR_RUNS
     return [
         Condition("Ready", runs, reason, message),
-        Condition("Reconciling", not runs, JobReason.ENDING if state.ending else reason),
+        Condition("Reconciling", not runs, _progress_reason(state)),
         Condition("Stalled", state.stalled, reason, message if state.stalled else ""),
     ]
+
+
+def _progress_reason(state: State) -> JobReason:
+    if state.ending:
+        return JobReason.ENDING
+    return state.finding.reason if state.replaced_in is None else JobReason.REPLACING
 
 
 def _recorded_stop_reason(observed: ObservedJob) -> Finding | None:
@@ -199,12 +217,57 @@ def _stop_reason(observed: ObservedJob) -> Finding | None:
 
 def _lost_job(observed: ObservedJob) -> Finding | None:
     """Return why a Job that had a pod cannot finish: another client deleted or suspended the Job."""
-    had_pod = "podUid" in observed.status
-    if had_pod and (observed.job is None or observed.is_job_deleted):
+    if observed.has_started and (observed.job is None or observed.is_job_deleted):
         return Finding(JobReason.JOB_DELETED, f"another client deleted the job's Job. {JobReason.JOB_DELETED.remedy}")
-    if had_pod and observed.is_job_suspended:
+    if observed.is_job_suspended and not observed.is_queued:
         return Finding(JobReason.PREEMPTED, "the queue suspended the job's Job to free capacity for another job")
     return None
+
+
+def _ended_by_operator(observed: ObservedJob, phase: Phase, recorded: Finding) -> State:
+    """Return the state of a job whose pod the operator ends because its executor has succeeded."""
+    end = end_of_bridge(observed.pod) if observed.pod else None
+    if end is None and not observed.has_live_pods:
+        message = f"the bridge ended unobserved, so results may be lost. {JobReason.RESULTS_UNDELIVERED.remedy}"
+        end = Finding(JobReason.RESULTS_UNDELIVERED, message)
+    return _stopped(end, observed, phase) if end else State(phase, recorded, ending=True)
+
+
+def _queued(observed: ObservedJob) -> State:
+    """Return the state of a job whose executor has not started and that a queue holds, for the first time or again."""
+    if observed.queued_for >= observed.queue_timeout:
+        message = (
+            f"the queue has not admitted the job within {observed.queue_timeout.total_seconds():g} s. "
+            f"{JobReason.QUEUE_TIMEOUT.remedy}"
+        )
+        return _stopped(Finding(JobReason.QUEUE_TIMEOUT, message), observed, "Pending")
+    message = "The job's Job is suspended until the queue admits it."
+    if "podUid" in observed.status:
+        message = f"The queue suspended the job's Job again before its executor started. {message}"
+    return State("Pending", Finding(JobReason.QUEUED, message))
+
+
+def _may_replace(observed: ObservedJob, end: Finding) -> bool:
+    """Whether the job gets another pod after its pod ended in this way. This is the rule for restarts.
+
+    If the operator has not observed the end of the pod, the executor may have started, so the job gets none.
+    """
+    in_time = observed.starting_for < observed.start_timeout
+    return bool(observed.pods) and end.reason in _TAKEN and not observed.has_started and in_time
+
+
+def _replaced(observed: ObservedJob, end: Finding) -> State:
+    """Return the state of a job whose pod the cluster took. A pod that is being deleted is replaced at once."""
+    message = f"{end.message} The executor had not started, so the operator creates another pod."
+    leaves = any("deletionTimestamp" in pod["metadata"] for pod in observed.pods)
+    life = timedelta() if leaves else max(_SHORTEST_LIFE, observed.starting_for / _LIFE_FACTOR)
+    return State("Pending", Finding(end.reason, message), replaced_in=max(life - observed.job_age, timedelta()))
+
+
+def _too_slow(observed: ObservedJob) -> Finding:
+    waits = "its images are pulled" if observed.pod else "the cluster creates its pod"
+    message = f"the executor has not started within {observed.start_timeout.total_seconds():g} s, in which {waits}"
+    return Finding(JobReason.START_TIMEOUT, f"{message}. {JobReason.START_TIMEOUT.remedy}")
 
 
 def _stopped(stop_reason: Finding, observed: ObservedJob, phase: Phase) -> State:
@@ -212,13 +275,9 @@ def _stopped(stop_reason: Finding, observed: ObservedJob, phase: Phase) -> State
     no_more_pods = job is None or is_true(job, "Complete") or is_true(job, "Failed")
     if not no_more_pods and observed.is_job_deleted:
         no_more_pods = bool(observed.pods)  # a Job that is being deleted waits for its pod, even on a lost node
-    if no_more_pods and _is_over(observed):
-        return State("Failed", stop_reason)
+    if no_more_pods and not observed.has_live_pods:
+        return State("Succeeded" if stop_reason.reason == JobReason.COMPLETED else "Failed", stop_reason)
     return State(phase, stop_reason, ending=True)
-
-
-def _is_over(observed: ObservedJob) -> bool:
-    return all(is_over(pod, observed.now) for pod in observed.pods)
 
 
 def _end(observed: ObservedJob) -> Finding | None:
@@ -236,8 +295,7 @@ def _stalled_since(observed: ObservedJob) -> datetime | None:
 def _phase(observed: ObservedJob) -> Phase:
     if observed.pod is None or not (observed.pod.get("spec") or {}).get("nodeName"):
         return "Pending"
-    started = any(container_state(observed.pod, EXECUTOR, state) for state in ("running", "terminated"))
-    return "Running" if started else "Starting"
+    return "Running" if has_started(observed.pod) else "Starting"
 
 
 def _progress(observed: ObservedJob, phase: Phase) -> Finding:
@@ -247,8 +305,6 @@ def _progress(observed: ObservedJob, phase: Phase) -> Finding:
         return Finding(JobReason.EXECUTOR_RUNS, "The executor runs.")
     if phase == "Starting":
         return Finding(JobReason.POD_STARTS, "The node pulls images and starts the bridge.")
-    if observed.is_job_suspended:
-        return Finding(JobReason.QUEUED, "The job's Job is suspended until the queue admits it.")
     return Finding(
         JobReason.POD_PENDING, "The job's pod waits for a node." if observed.pod else "The cluster creates its pod."
     )

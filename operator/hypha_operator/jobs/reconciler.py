@@ -1,20 +1,20 @@
 """Reconcile a HyphaJob: observe, decide, apply the children, write the status once, post Events."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
 
-from hypha_contracts.kubernetes_errors import ApiError, Conflict, Forbidden, Invalid, NotFound, Unavailable
-from hypha_contracts.names import JOB_LABEL
-from hypha_contracts.reasons import JobReason
-from hypha_operator.jobs.decision import Decision, decide, retention_left
-from hypha_operator.jobs.phase import ObservedJob, lacks_pod
+from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound
+from hypha_contracts.names import JOB_LABEL, QUEUE_LABEL
+from hypha_contracts.reasons import CLUSTER_REASONS, JobReason
+from hypha_operator.jobs.decision import Decision, decide, pod_retention_left, retention_left
+from hypha_operator.jobs.observed import ObservedJob, jobs_of
+from hypha_operator.jobs.phase import lacks_pod
+from hypha_operator.jobs.refused_pod import refused_pod
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
+from hypha_operator.machinery.conditions import is_true
 from hypha_operator.machinery.drift import is_owned
 from hypha_operator.machinery.kinds import (
-    EVENT,
     HYPHA_JOB,
     JOB,
     NETWORK_POLICY,
@@ -25,21 +25,33 @@ from hypha_operator.machinery.kinds import (
     Manifest,
 )
 from hypha_operator.machinery.manifests import identity_of
+from hypha_operator.machinery.routes import Routes
 from hypha_operator.machinery.store import Store
 from hypha_operator.pods.lease import LeaseWatch
+from hypha_operator.pods.refusal import NO_CLAIM_TEMPLATES, refusal_of
 from hypha_operator.pods.state import Finding
 from hypha_operator.settings import Settings
 from hypha_resources.job import TERMINAL, HyphaJobSpec
 
-_LACKS_RIGHT: Final = re.compile(r"cannot \w+ resource")
-
 
 class JobReconciler:
-    """Runs each HyphaJob as a pod and writes its status."""
+    """Runs each HyphaJob as a pod and writes its status.
 
-    def __init__(self, store: Store, cluster: Cluster, clock: Clock, settings: Settings) -> None:
+    Args:
+        store: the objects that the watches have shown.
+        cluster: the API server.
+        clock: the source of time.
+        settings: images and names.
+        on_start: receives the worker of a job whose start, successful or not, may change what the worker may sell.
+    """
+
+    def __init__(
+        self, store: Store, cluster: Cluster, clock: Clock, settings: Settings, on_start: Callable[[Key], object]
+    ) -> None:
         self._store, self._cluster, self._clock, self._settings = store, cluster, clock, settings
+        self._on_start = on_start
         self._leases = LeaseWatch()
+        self._routes = Routes(cluster, clock)
         self._uids: dict[Key, str] = {}
 
     async def reconcile(self, key: Key) -> float | None:
@@ -59,7 +71,12 @@ class JobReconciler:
         if decision.state.terminal and not observed.pods:  # the cache may be stale, so confirm absence
             observed = await self._observe_uncached(observed)
             decision = decide(observed, self._settings)
+        if replaced := decision.replace_job:  # the pod may outlive its Job, for example on a lost node
+            metadata = replaced["metadata"]
+            await self._cluster.delete(JOB, metadata["namespace"], metadata["name"], uid=metadata["uid"])
         await self._report(hypha_job, decision)
+        if observed.worker and _concerns(observed.worker, observed, decision):
+            self._on_start(Key(WORKER, key.namespace, observed.spec.worker_ref.name))
         if decision.end_job:
             metadata = decision.end_job["metadata"]  # a foreground deletion keeps the Job until its pod is gone
             await self._cluster.delete(
@@ -80,13 +97,15 @@ class JobReconciler:
             pods=_pods_of(job, self._store.of_job(POD, namespace, name)),
             network_policy=self._store.get(NETWORK_POLICY, namespace, name),
         )
-        if job is None and "podUid" in observed.status:
+        if (job is None and "podUid" in observed.status) or _may_be_requeued(observed):
             observed = await self._observe_uncached(observed)
         if worker := await self._worker(observed):
             lost = await self._is_lease_lost(observed)
+            routes, known = await self._routes.to(jobs_of(worker).servers, namespace)
             observed = replace(observed, worker=worker, lease_lost=lost, lease_left_s=max(self._lease_s(observed), 0.0))
+            observed = replace(observed, routes=routes, routes_known=known)
         if job := observed.job if lacks_pod(observed) else None:
-            observed = replace(observed, refused=await self._refused_pod(job))
+            observed = replace(observed, refused=await refused_pod(job, self._cluster))
         return observed
 
     async def _observe_uncached(self, observed: ObservedJob) -> ObservedJob:
@@ -126,20 +145,13 @@ class JobReconciler:
         uid, deadline = observed.hypha_job["metadata"]["uid"], observed.spec.lease.deadline
         return self._leases.remaining_s(uid, deadline, self._clock.now(), self._clock.monotonic())
 
-    async def _refused_pod(self, job: Manifest) -> Finding | None:
-        """Return why a Job has no pod. Only the Job's Events give the reason."""
-        metadata = job["metadata"]
-        selector = f"involvedObject.uid={metadata['uid']},reason=FailedCreate"
-        events = await self._cluster.find(EVENT, metadata["namespace"], field_selector=selector)
-        return _refusal(max(events, key=lambda event: str(event.get("lastTimestamp")))["message"]) if events else None
-
     async def _apply(self, decision: Decision, observed: ObservedJob) -> ObservedJob:
         """Apply the children, create the Job, and return the observation with the API server's answer."""
         job = decision.create_job
         try:
             for child in decision.children:
                 await self._cluster.apply(child)
-            return replace(observed, job=await self._cluster.create(job)) if job else observed
+            return _with_job(observed, await self._cluster.create(job)) if job else observed
         except ApiError as error:
             if job is None:
                 raise
@@ -151,19 +163,18 @@ class JobReconciler:
             metadata = observed.hypha_job["metadata"]
             job = await self._cluster.get(JOB, metadata["namespace"], metadata["name"])
             if job and is_owned(job, observed.hypha_job):
-                return replace(observed, job=job)
+                return _with_job(observed, job)
             message = f"a Job of another owner has the HyphaJob's name. {JobReason.NAME_TAKEN.remedy}"
             return replace(observed, refused=Finding(JobReason.NAME_TAKEN, message))
-        if isinstance(error, Invalid):
-            message = f"the API server refuses the Job: {error.message}. Correct the executor's template."
-            return replace(observed, invalid=Finding(JobReason.INVALID_TEMPLATE, message))
         claims = any(child["kind"] == RESOURCE_CLAIM_TEMPLATE.name for child in decision.children)
         if isinstance(error, NotFound) and claims:
-            message = "this cluster serves no ResourceClaimTemplates (Kubernetes 1.34). Use gpu.resourceName."
-            return replace(observed, invalid=Finding(JobReason.INVALID_TEMPLATE, message))
-        if _is_admission(error):
-            return replace(observed, refused=_refusal(error.message))
-        raise error
+            return replace(observed, invalid=Finding(JobReason.INVALID_TEMPLATE, NO_CLAIM_TEMPLATES))
+        refusal = refusal_of(error)
+        if refusal is None:
+            raise error
+        if refusal.reason == JobReason.INVALID_TEMPLATE:
+            return replace(observed, invalid=refusal)
+        return replace(observed, refused=refusal)
 
     async def _report(self, hypha_job: Manifest, decision: Decision) -> None:
         """Write the status if it changed, then post the Event."""
@@ -173,14 +184,35 @@ class JobReconciler:
             await self._cluster.event(hypha_job, event.type, event.reason, event.message)
 
     async def _expire(self, hypha_job: Manifest) -> float | None:
-        """Delete a HyphaJob whose retention is over, or return the seconds that are left."""
+        """Delete a HyphaJob whose retention is over, or its pod, or return the seconds that are left."""
         metadata = hypha_job["metadata"]
         self._leases.release(metadata["uid"])
         left_s = retention_left(hypha_job, self._clock.now()).total_seconds()
         if left_s > 0:
-            return left_s
+            return min(left_s, await self._expire_pod(hypha_job))
         await self._cluster.delete(HYPHA_JOB, metadata["namespace"], metadata["name"], uid=metadata["uid"])
         return None
+
+    async def _expire_pod(self, hypha_job: Manifest) -> float:
+        """Delete the Job and pod of an ended HyphaJob once their retention is over, or return the seconds left."""
+        metadata = hypha_job["metadata"]
+        job = self._store.get(JOB, metadata["namespace"], metadata["name"])
+        if job is None or "deletionTimestamp" in job["metadata"] or not is_owned(job, hypha_job):
+            return float("inf")
+        worker = self._store.get(WORKER, metadata["namespace"], hypha_job["spec"]["workerRef"]["name"])
+        left_s = pod_retention_left(hypha_job, worker, self._clock.now()).total_seconds()
+        if left_s <= 0:
+            uid = job["metadata"]["uid"]
+            await self._cluster.delete(JOB, metadata["namespace"], metadata["name"], uid=uid)
+            return float("inf")
+        return left_s
+
+
+def _may_be_requeued(observed: ObservedJob) -> bool:
+    """Whether a queue may have suspended the Job: its pods are being deleted, and their watch may be ahead."""
+    queued = observed.job is not None and QUEUE_LABEL in observed.job["metadata"].get("labels", {})
+    deleted = any("deletionTimestamp" in pod["metadata"] for pod in observed.pods)
+    return queued and deleted and not observed.is_job_suspended
 
 
 def _pods_of(job: Manifest | None, pods: Sequence[Manifest]) -> tuple[Manifest, ...]:
@@ -189,14 +221,16 @@ def _pods_of(job: Manifest | None, pods: Sequence[Manifest]) -> tuple[Manifest, 
     return tuple(sorted(owned, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"])))
 
 
-def _is_admission(error: ApiError) -> bool:
-    """Whether admission refused the object, rather than RBAC or an overloaded API server."""
-    if isinstance(error, Unavailable):
-        return "failed calling webhook" in error.message
-    return isinstance(error, Forbidden) and not _LACKS_RIGHT.search(error.message)
+def _with_job(observed: ObservedJob, job: Manifest) -> ObservedJob:
+    """Return the observation with another Job, which has none of the pods of its predecessor."""
+    return replace(observed, job=job, pods=_pods_of(job, observed.pods))
 
 
-def _refusal(message: str) -> Finding:
-    if "exceeded quota" in message:
-        return Finding(JobReason.QUOTA_EXCEEDED, f"{message}. {JobReason.QUOTA_EXCEEDED.remedy}")
-    return Finding(JobReason.ADMISSION_REFUSED, f"the API server refuses the pod: {message}")
+def _concerns(worker: Manifest, observed: ObservedJob, decision: Decision) -> bool:
+    """Whether a change of a job's status tells something new about whether the worker's jobs start."""
+    status = decision.status
+    if status is None:
+        return False
+    if is_true(worker, "JobsStart"):  # most jobs, so that they cause no reconciles of their worker
+        return status["phase"] == "Failed" and "startTime" not in status and status["reason"] in CLUSTER_REASONS
+    return "startTime" in status or decision.state.stalled or decision.state.terminal or observed.is_queued

@@ -2,17 +2,23 @@
 
 import json
 import logging
+import math
 import os
+import socket
+import struct
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from hashlib import sha256
+from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from hypha_contracts.backoff import Backoff
@@ -20,7 +26,7 @@ from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound, Unav
 from hypha_contracts.text import escaped
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.conditions import timestamp
-from hypha_operator.machinery.kinds import EVENT, Kind, Manifest, kind_of
+from hypha_operator.machinery.kinds import EVENT, HYPHA_JOB, WORKER, Kind, Manifest, kind_of
 
 FIELD_MANAGER: Final = "hypha-operator"
 _APPLY: Final = "application/apply-patch+yaml"
@@ -50,6 +56,9 @@ class Cluster:
         clock: the source of time for retries.
         on_write: receives every object that a write returned, so that the operator knows its own writes immediately.
         on_call: receives method and status of every call. The status is 0 if there was no answer.
+        writes_until_s: returns the monotonic time until which this replica may write. Every write ends by then.
+        attempts: the maximum number of attempts of a call.
+        attempt_s: the deadline of each.
     """
 
     def __init__(
@@ -58,8 +67,13 @@ class Cluster:
         clock: Clock,
         on_write: Callable[[Kind, Manifest], object],
         on_call: Callable[[str, int], object] = lambda _method, _status: None,
+        *,
+        writes_until_s: Callable[[], float] = lambda: math.inf,
+        attempts: int = _ATTEMPTS,
+        attempt_s: float = _CALL_S,
     ) -> None:
         self._client, self._clock, self._on_write, self._on_call = client, clock, on_write, on_call
+        self._writes_until_s, self._attempts, self._attempt_s = writes_until_s, attempts, attempt_s
         self._events: OrderedDict[str, tuple[int, float, datetime]] = OrderedDict()
         self._posted: OrderedDict[str, deque[float]] = OrderedDict()
 
@@ -80,21 +94,38 @@ class Cluster:
     async def pages(
         self, kind: Kind, namespace: str | None, selectors: dict[str, str], *, metadata_only: bool = False
     ) -> AsyncIterator[list[Manifest]]:
-        """Yield all objects in pages."""
+        """Yield all objects in pages. There are none of a kind that the API server does not serve."""
         query = {"limit": str(_PAGE), **{key: value for key, value in selectors.items() if value}}
         accept = _METADATA_ONLY if metadata_only else "application/json"
         while True:
-            answer = await self._call("GET", kind.path(namespace), query, accept=accept)
+            try:
+                answer = await self._call("GET", kind.path(namespace), query, accept=accept)
+            except NotFound:  # the API server does not serve this kind (any more)
+                return
             yield [{"apiVersion": kind.api_version, "kind": kind.name, **item} for item in answer["items"] or ()]
             if not (token := answer["metadata"].get("continue")):
                 return
             query["continue"] = token
+
+    async def missing(self) -> list[str]:
+        """Return which of HyphaWorkers and HyphaJobs the API server does not serve."""
+        try:
+            served = await self._call("GET", f"/apis/{WORKER.api_version}")
+        except NotFound:
+            served = {"resources": []}
+        names = {resource["name"] for resource in served["resources"]}
+        return [kind.plural for kind in (WORKER, HYPHA_JOB) if kind.plural not in names]
 
     async def create(self, manifest: Manifest) -> Manifest:
         """Create an object. Raises `Conflict` if the name is taken, and `Invalid` also for an unknown field."""
         kind, metadata = kind_of(manifest), manifest["metadata"]
         query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
         return await self._write("POST", kind.path(metadata.get("namespace")), query, manifest)
+
+    async def check(self, manifest: Manifest) -> None:
+        """Have the API server check whether it would create an object (dry run). Raises as `create` does."""
+        query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict", "dryRun": "All"}
+        await self._call("POST", kind_of(manifest).path(manifest["metadata"].get("namespace")), query, manifest)
 
     async def apply(self, manifest: Manifest, *, force: bool = True) -> Manifest:
         """Create an object, or set the manifest's fields of an existing object and keep the others (server-side apply).
@@ -215,7 +246,7 @@ class Cluster:
         content_type: str = "application/json",
     ) -> Manifest:
         headers = {"Accept": accept, "Content-Type": content_type}
-        for pause_s in islice(_BACKOFF.pauses(), _ATTEMPTS - 1):
+        for pause_s in islice(_BACKOFF.pauses(), self._attempts - 1):
             try:
                 return await self._once(method, path, query, body, headers)
             except Unavailable as error:
@@ -227,6 +258,12 @@ class Cluster:
         self, method: str, path: str, query: dict[str, str] | None, body: Manifest | None, headers: dict[str, str]
     ) -> Manifest:
         call = f"{method} {path}"
+        left_s = self._attempt_s
+        if method != "GET":
+            left_s = min(left_s, self._writes_until_s() - self._clock.monotonic())
+            if left_s <= 0:
+                raise ApiError(call, 0, "NotLeading", "another replica of the operator may lead by now")
+            query = {**(query or {}), "timeout": f"{math.ceil(left_s)}s"}  # then the API server abandons it too
         try:
             request = await self._client.param_serialize(
                 method,
@@ -236,7 +273,7 @@ class Cluster:
                 body=body,
                 auth_settings=["BearerToken"],
             )
-            response = await self._client.call_api(*request, _request_timeout=aiohttp.ClientTimeout(total=_CALL_S))
+            response = await self._client.call_api(*request, _request_timeout=aiohttp.ClientTimeout(total=left_s))
             text = await response.response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             self._on_call(method, 0)
@@ -253,6 +290,33 @@ class Cluster:
         return answer
 
 
+class _Connections(RESTClientObject):
+    """Connections that drop what was not sent when they are closed, so that no request arrives after its deadline."""
+
+    def _create_connector(self) -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector(limit=self.maxsize, ssl=self.ssl_context, socket_factory=_socket)
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    family, type_, protocol, *_ = address
+    made = socket.socket(family, type_, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return made
+
+
+def open_client(configuration: Configuration, name: str) -> ApiClient:
+    """Return a client of the API server. Close it after use.
+
+    Args:
+        configuration: the access to the API server.
+        name: the name of this replica, which the API server's audit log then shows with each call.
+    """
+    client = ApiClient(configuration)
+    client.rest_client = _Connections(configuration)
+    client.user_agent = f"{FIELD_MANAGER}/{version('hypha-worker')} ({name})"
+    return client
+
+
 class NoClusterError(Exception):
     """Neither a service account nor a kubeconfig names an API server."""
 
@@ -260,17 +324,27 @@ class NoClusterError(Exception):
 async def load_configuration() -> Configuration:
     """Return the access to the API server, from the pod's service account or from the kubeconfig.
 
+    No proxy of the environment is used. Its NO_PROXY may name networks, which the client does not understand.
+
     Raises:
         NoClusterError: there is neither.
     """
-    configuration = Configuration()
+    configuration = Configuration(client_session_kwargs={"trust_env": False})
     try:
         if os.environ.get("KUBERNETES_SERVICE_HOST"):
             load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         else:
-            await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            files = os.environ.get("KUBECONFIG") or "~/.kube/config"
+            _check_kubeconfig(files)
+            await load_kube_config(config_file=files, client_configuration=configuration)  # type: ignore[no-untyped-call]
     except (ConfigException, OSError) as error:
         raise NoClusterError(
             f"no API server is configured: {error}. Run in a pod with a service account, or set KUBECONFIG."
         ) from error
     return configuration
+
+
+def _check_kubeconfig(files: str) -> None:
+    """Raise FileNotFoundError if none of the files exists, because the loader then reports an empty configuration."""
+    if not any(Path(file).expanduser().exists() for file in files.split(os.pathsep)):
+        raise FileNotFoundError(f"{files}: no such file")

@@ -7,6 +7,7 @@ from typing import Any
 
 from hypha_contracts.text import escaped
 from hypha_operator.machinery.kinds import Manifest
+from hypha_resources.job import REPORTED, TERMINAL
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,16 @@ def find_condition(manifest: Manifest | None, type_: str) -> Mapping[str, Any]:
 def is_true(manifest: Manifest | None, type_: str) -> bool:
     """Whether an object has a condition of this type, with status True."""
     return bool(find_condition(manifest, type_).get("status") == "True")
+
+
+def is_ended(hypha_job: Manifest) -> bool:
+    """Whether no part of a HyphaJob runs any more."""
+    return (hypha_job.get("status") or {}).get("phase") in TERMINAL
+
+
+def is_open(hypha_job: Manifest) -> bool:
+    """Whether a HyphaJob has not ended, or its node has not recorded that the scheduler knows the end."""
+    return not (is_ended(hypha_job) and is_true(hypha_job, REPORTED))
 
 
 def merged(

@@ -12,6 +12,12 @@ from hypha_operator.machinery.kinds import Manifest
 _ATOMIC: Final = frozenset({"selector", "podSelector", "nodeSelector"})
 """Fields that must match completely, because an additional entry in a selector makes it select less."""
 
+_ITEM_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
+    "tolerations": ("key", "operator", "value", "effect"),
+    "volumeMounts": ("mountPath",),
+}
+"""What identifies the items of a list to which admission adds items. In other lists, names do."""
+
 
 def marked(desired: Manifest) -> Manifest:
     """Return a manifest with its digest as an annotation."""
@@ -32,34 +38,48 @@ def is_applied(observed: Manifest | None, desired: Manifest) -> bool:
     return observed is not None and covers(observed, desired)
 
 
+def projected(observed: Any, desired: Any) -> Any:
+    """Return the part of an observed value that a desired one sets, with complete lists."""
+    if not (isinstance(observed, Mapping) and isinstance(desired, Mapping)):
+        return observed
+    return {key: projected(observed.get(key), value) for key, value in desired.items()}
+
+
 def covers(observed: Any, desired: Any) -> bool:
     """Whether an observed value contains a desired one.
 
-    Empty values may be missing, lists of named items may have more items, and equal quantities may be written
-    differently (1000m is 1).
+    Empty values may be missing, lists of items with names or other keys may have more items, and equal quantities may
+    be written differently (1000m is 1).
     """
     if isinstance(desired, Mapping):
         observed = observed if isinstance(observed, Mapping) else {}
         return all(
-            (observed.get(key) or {}) == value if key in _ATOMIC else covers(observed.get(key), value)
+            (observed.get(key) or {}) == value if key in _ATOMIC else _covers_field(key, observed.get(key), value)
             for key, value in desired.items()
         )
     if isinstance(desired, list):
-        return _covers_list(observed if isinstance(observed, list) else [], desired)
+        return _covers_field("", observed, desired)
     left_out = not desired and observed is None
     return left_out or bool(desired == observed) or _same_amount(desired, observed)
 
 
-def _covers_list(observed: list[Any], desired: list[Any]) -> bool:
-    before, after = _by_name(observed), _by_name(desired)
+def _covers_field(field: str, observed: Any, desired: Any) -> bool:
+    if not isinstance(desired, list):
+        return covers(observed, desired)
+    observed, keys = observed if isinstance(observed, list) else [], _ITEM_KEYS.get(field, ("name",))
+    before, after = _by_keys(observed, keys), _by_keys(desired, keys)
     if before is not None and after is not None:
         return all(covers(before.get(name), item) for name, item in after.items())
     return len(observed) == len(desired) and all(map(covers, observed, desired))
 
 
-def _by_name(items: list[Any]) -> dict[str, Any] | None:
-    """Return items by name, or None unless every item has a unique name."""
-    named = {item["name"]: item for item in items if isinstance(item, Mapping) and isinstance(item.get("name"), str)}
+def _by_keys(items: list[Any], keys: tuple[str, ...]) -> dict[tuple[str, ...], Any] | None:
+    """Return items by the values of their keys, or None unless these are texts and identify every item."""
+    named = {
+        tuple(str(item.get(key, "")) for key in keys): item
+        for item in items
+        if isinstance(item, Mapping) and any(isinstance(item.get(key), str) for key in keys)
+    }
     return named if len(named) == len(items) else None
 
 

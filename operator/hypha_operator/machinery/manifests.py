@@ -1,17 +1,13 @@
 """Parts that several manifests share: identity and metadata, security contexts, and tolerations."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from hypha_contracts.addresses import Block
 from hypha_contracts.names import USER_ID, WORKER_KIND, controller_labels, job_labels, owner_reference
 from hypha_operator.machinery.kinds import Kind, Manifest
 
-POD_SECURITY: Final = {
-    "runAsNonRoot": True,
-    "runAsUser": USER_ID,
-    "runAsGroup": USER_ID,
-    "fsGroup": USER_ID,
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
+_USER_IDS: Final = {"runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID}
 CONTAINER_SECURITY: Final = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -19,6 +15,12 @@ CONTAINER_SECURITY: Final = {
     "runAsNonRoot": True,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
+
+
+def pod_security(*, user_ids: bool) -> dict[str, Any]:
+    """Return the security context of a pod, with or without the ids of its user and group."""
+    ids = _USER_IDS if user_ids else {}
+    return {"runAsNonRoot": True, **ids, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
 def identity_of(manifest: Manifest) -> Manifest:
@@ -46,6 +48,25 @@ def child(owner: Manifest, kind: Kind, name: str, **content: Any) -> Manifest:
         },
         **content,
     }
+
+
+def ip_blocks(blocks: Iterable[Block]) -> list[Manifest]:
+    """Return blocks of addresses as peers of a NetworkPolicy. Their ports belong into the rule."""
+    return [
+        {"ipBlock": {"cidr": str(block.network), **({"except": [*map(str, block.excluded)]} if block.excluded else {})}}
+        for block in blocks
+    ]
+
+
+def with_common(manifest: Manifest, labels: Mapping[str, str], annotations: Mapping[str, str]) -> Manifest:
+    """Return a manifest that also has these labels and annotations, like its pod template. Its own take precedence."""
+    metadata = dict(manifest.get("metadata") or {})
+    for field, common in (("labels", labels), ("annotations", annotations)):
+        if common:
+            metadata[field] = {**common, **(metadata.get(field) or {})}
+    template = (manifest.get("spec") or {}).get("template")
+    made = {"spec": manifest["spec"] | {"template": with_common(template, labels, annotations)}} if template else {}
+    return {**manifest, "metadata": metadata, **made}
 
 
 def lost_node_tolerations(seconds: int) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import asyncio
 import heapq
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final, TypeAlias
 
 from hypha_contracts.backoff import Backoff
@@ -53,6 +53,7 @@ class WorkQueue:
         self._reconcile_key, self._clock, self._on_reconcile = reconcile, clock, on_reconcile
         self._free, self._backoff = concurrency, backoff
         self._ready: dict[Key, None] = {}
+        self._backlog: dict[Key, None] = {}
         self._due_s: dict[Key, float] = {}
         self._timers: list[tuple[float, Key]] = []
         self._running: dict[Key, float] = {}
@@ -60,9 +61,15 @@ class WorkQueue:
         self._pauses: dict[Key, Iterator[float]] = {}
         self._idle_s: OrderedDict[Key, float] = OrderedDict()
         self._changed = asyncio.Event()
+        self._is_running = False
 
     def add(self, key: Key, after_s: float = 0.0) -> None:
-        """Reconcile a key as soon as possible, or after a time in seconds. The earliest of several times counts."""
+        """Reconcile a key as soon as possible, or after a time in seconds. The earliest of several times counts.
+
+        No-op while the queue does not run, because `run` begins with all keys.
+        """
+        if not self._is_running:
+            return
         after_s = max(after_s, self._hold_s(key))
         if after_s <= 0:
             self._enqueue(key)
@@ -94,26 +101,47 @@ class WorkQueue:
     @property
     def waiting(self) -> int:
         """The number of keys that are ready."""
-        return len(self._ready)
+        return len(self._ready.keys() | self._backlog.keys())
 
     def longest_s(self) -> float:
         """Return for how many seconds the oldest running reconcile has been running."""
         return self._clock.monotonic() - min(self._running.values(), default=self._clock.monotonic())
 
-    async def run(self) -> None:
-        """Reconcile keys until cancelled, which also cancels running reconciles."""
+    async def run(self, backlog: Iterable[Key] = ()) -> None:
+        """Reconcile keys until cancelled, which also cancels running reconciles. May be called again afterwards.
+
+        Args:
+            backlog: all keys, in the order in which to reconcile them. Keys that are added go before them.
+        """
+        self._backlog, self._is_running = dict.fromkeys(backlog), True
+        try:
+            await self._run()
+        finally:
+            self._is_running = False
+            for keys in (self._ready, self._backlog, self._due_s, self._timers, self._again, self._pauses):
+                keys.clear()
+
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._changed.clear()
                 self._release_due()
-                while self._ready and self._free:
-                    key = next(iter(self._ready))
-                    del self._ready[key]
+                while self._free and (key := self._next()):
                     self._free -= 1
                     self._running[key] = now_s = self._clock.monotonic()
                     self._count(key, now_s)
                     tasks.create_task(self._reconcile(key), name=str(key))
                 await self._wait()
+
+    def _next(self) -> Key | None:
+        """Remove the key to reconcile next from those that are ready, and return it."""
+        for ready in (self._ready, self._backlog):
+            for key in ready:
+                if key not in self._running:
+                    del ready[key]
+                    self._backlog.pop(key, None)
+                    return key
+        return None
 
     def _release_due(self) -> None:
         now_s = self._clock.monotonic()

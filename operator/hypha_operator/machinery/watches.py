@@ -1,20 +1,26 @@
 """The watches, which kopf runs. Each change goes into the store, and the affected keys go into the queue."""
 
 import asyncio
+import logging
+import signal
 from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
 import kopf
+from kopf._cogs.clients.errors import APINotFoundError
 from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 from kubernetes.aio.client import Configuration
 
-from hypha_contracts.names import JOB_LABEL, WORKER_LABEL
+from hypha_contracts.names import DRAIN_FINALIZER, JOB_LABEL, WORKER_LABEL
 from hypha_operator.machinery.cluster import Cluster
+from hypha_operator.machinery.conditions import is_open
 from hypha_operator.machinery.kinds import CHILDREN, HYPHA_JOB, SELECTORS, WATCHED, WORKER, Key, Kind, Manifest
 from hypha_operator.machinery.queue import WorkQueue
 from hypha_operator.machinery.store import Store
 from hypha_resources.job import TERMINAL
+
+_log = logging.getLogger(__name__)
 
 
 class Watches:
@@ -61,7 +67,7 @@ class Watches:
                 yield from self._jobs_of(namespace, metadata["name"])
         elif kind == HYPHA_JOB:
             yield Key(HYPHA_JOB, namespace, metadata["name"])
-            if worker and self._is_deleted(namespace, worker):
+            if worker and self._concerns_drain(manifest, namespace, worker):
                 yield Key(WORKER, namespace, worker)
         elif job:
             yield Key(HYPHA_JOB, namespace, job)
@@ -73,9 +79,14 @@ class Watches:
             if (job.get("status") or {}).get("phase") not in TERMINAL:
                 yield Key(HYPHA_JOB, namespace, job["metadata"]["name"])
 
-    def _is_deleted(self, namespace: str, worker: str) -> bool:
-        owner = self._store.get(WORKER, namespace, worker)
-        return owner is not None and "deletionTimestamp" in owner["metadata"]
+    def _concerns_drain(self, job: Manifest, namespace: str, name: str) -> bool:
+        """Whether the drain of a job's worker may go on, or its finalizer has to be added or removed."""
+        worker = self._store.get(WORKER, namespace, name)
+        if worker is None:
+            return False
+        open_ = is_open(job) and self._store.version(HYPHA_JOB, namespace, job["metadata"]["name"]) is not None
+        held = DRAIN_FINALIZER in worker["metadata"].get("finalizers", [])
+        return "deletionTimestamp" in worker["metadata"] or open_ != held
 
 
 def _generation(manifest: Manifest | None) -> tuple[Any, Any]:
@@ -92,7 +103,7 @@ async def prime(watches: Watches, cluster: Cluster, namespaces: Iterable[str | N
     """List all objects before the first reconcile, so that no decision rests on an incomplete store.
 
     Raises:
-        ApiError: a list failed, for example because the definitions or the operator's roles are missing.
+        ApiError: a list failed, for example because the operator's roles are missing.
     """
     for kind, namespace in product(WATCHED, namespaces):
         async for page in cluster.pages(kind, namespace, SELECTORS[kind]):
@@ -175,3 +186,34 @@ def kopf_settings() -> kopf.OperatorSettings:
     for kind in CHILDREN:
         chosen.watching.label_selectors[kind.api_version, kind.plural] = WORKER_LABEL
     return chosen
+
+
+async def start_watches(
+    watches: Watches, configuration: Configuration, namespaces: tuple[str, ...], stopped: asyncio.Event
+) -> asyncio.Task[None]:
+    """Start the watches and return the task that runs them. SIGTERM and SIGINT set the event from now on.
+
+    The task ends with an error if a watch fails permanently, and without one if the API server ceases to serve a kind.
+    """
+    started = asyncio.Event()
+    operator = kopf.operator(
+        registry=kopf_registry(watches, configuration),
+        settings=kopf_settings(),
+        memories=NoMemories(),
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+        ready_flag=started,
+    )
+
+    async def watch() -> None:
+        try:
+            await operator
+        except APINotFoundError as error:
+            _log.warning("a watched kind is not served any more: %s", error)
+
+    watching, starting = asyncio.create_task(watch()), asyncio.create_task(started.wait())
+    await asyncio.wait({watching, starting}, return_when=asyncio.FIRST_COMPLETED)
+    starting.cancel()
+    for stop in (signal.SIGTERM, signal.SIGINT):  # kopf's own handlers would end the watches before the rest
+        asyncio.get_running_loop().add_signal_handler(stop, stopped.set)
+    return watching

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final
 
-from hypha_contracts.names import JOB_FILE_KEY
+from hypha_contracts.names import JOB_FILE_KEY, LEASE_GPUS
 from hypha_contracts.units import devices_needed, to_bytes
+from hypha_operator.pods.accelerate import ACCELERATE_FILE, process_count
 from hypha_resources.job import HyphaJobSpec
-from hypha_resources.worker import Executor, HyphaWorkerSpec
+from hypha_resources.worker import HyphaWorkerSpec
+from hypha_resources.worker_executors import Executor
 
 WORK_DIR: Final = "/job/work"
 SOCKET: Final = f"{WORK_DIR}/bridge.sock"
@@ -16,6 +18,8 @@ JOB_FILE: Final = f"/etc/hypha/job/{JOB_FILE_KEY}"
 CLAIM: Final = "gpu"
 """The name of the pod's claim on devices (DRA)."""
 
+_DTYPES: Final = {"no": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "bfloat16"}
+"""The dtype of the model in inference, by the executor's mixed precision. Weights are not kept in fp8."""
 _VARIABLES: Final = {"SOCKET_PATH": SOCKET, "WORK_DIR": WORK_DIR, "JOB_FILE": JOB_FILE}
 _PLACEHOLDER: Final = re.compile("|".join(f"{{{name}}}" for name in _VARIABLES))
 _OPTIONS: Final = ("--socket", SOCKET, "--work-dir", WORK_DIR, "--job-file", JOB_FILE)
@@ -60,7 +64,11 @@ def memory_bytes(job: HyphaJobSpec) -> int:
 
 
 def executor_resources(job: HyphaJobSpec, worker: HyphaWorkerSpec) -> dict[str, Any]:
-    """Return requests and limits from the lease. Storage has no limit here because the volume has one."""
+    """Return requests and limits from the lease. Storage has no limit here because the volume has one.
+
+    Only a volume on the disk of the node takes the node's storage. A job for a queue does not request storage. Queues
+    cover CPU, memory and devices as a rule, and Kueue never admits a job that requests anything else.
+    """
     amounts = {"cpu": f"{_millicores(job)}m", "memory": str(memory_bytes(job))}
     gpu, devices = worker.resources.gpu, devices_of(job, worker)
     claims: dict[str, Any] = {}
@@ -69,35 +77,43 @@ def executor_resources(job: HyphaJobSpec, worker: HyphaWorkerSpec) -> dict[str, 
             claims = {"claims": [{"name": CLAIM}]}
         else:
             amounts[gpu.resource_name] = str(devices)
-    return {"requests": amounts | {"ephemeral-storage": str(storage_bytes(job))}, "limits": amounts, **claims}
+    queued = executor_of(job, worker).queue_name is not None
+    on_node = worker.jobs.storage.storage_class_name is None
+    storage = {"ephemeral-storage": str(storage_bytes(job))} if on_node and not queued else {}
+    return {"requests": amounts | storage, "limits": amounts, **claims}
 
 
-def executor_command(executor: Executor, devices: int) -> tuple[list[str], list[str]]:
+def executor_command(executor: Executor) -> tuple[list[str], list[str]]:
     """Return the container's command and arguments."""
     added = [_replaced(argument) for argument in executor.args]
     if executor.command is not None:
         return [_replaced(argument) for argument in executor.command], added
+    trusting = ["--trust-remote-code"] if executor.trust_remote_code else []
     if executor.class_ == "aggregate":
         return ["python", "-m", "hypha_parameter_server"], [*_OPTIONS, *added]
-    launch = ["python", "-m", "hypha_trainer.launch", "--num_machines", "1", "--num_processes", str(max(devices, 1))]
-    launch += ["--mixed_precision", executor.accelerate.mixed_precision, "--dynamo_backend", "no"]
-    launch += ["--multi_gpu"] if devices > 1 else []
-    trusting = ["--trust-remote-code"] if executor.trust_remote_code else []
+    if executor.class_ == "inference":  # one process, which spreads the model over all devices
+        dtype = _DTYPES[executor.accelerate.mixed_precision]
+        return ["python", "-m", "hypha_trainer.inference"], [*_OPTIONS, "--dtype", dtype, *trusting, *added]
+    launch = ["python", "-m", "hypha_executor.restart", "-m", "hypha_trainer.launch", "--config_file", ACCELERATE_FILE]
     return [*launch, "-m", "hypha_trainer"], [*_OPTIONS, *trusting, *added]
 
 
-def executor_environment(job: HyphaJobSpec, executor: Executor, devices: int) -> list[dict[str, str]]:
-    """Return the container's environment: defaults, then the worker's variables, then the job's paths."""
+def executor_environment(
+    job: HyphaJobSpec, executor: Executor, devices: int, trace: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """Return the container's environment: defaults, then the worker's variables, then the job's own."""
+    processes = process_count(executor.accelerate, devices) if executor.class_ == "train" else 1
     defaults = {
         "HOME": WORK_DIR,
+        "USER": "hypha",  # for libraries that ask who runs them, where the image knows no user of this id
         "TMPDIR": f"{WORK_DIR}/tmp",  # noqa: S108 - a directory of this job alone
         "HF_HOME": f"{WORK_DIR}/.cache/huggingface",
-        "OMP_NUM_THREADS": str(max(_millicores(job) // 1000 // max(devices, 1), 1)),
+        "OMP_NUM_THREADS": str(max(_millicores(job) // 1000 // processes, 1)),
         "PYTHONUNBUFFERED": "1",
     }
     if not devices:  # otherwise the NVIDIA runtime gives CUDA images all GPUs of the node
         defaults["NVIDIA_VISIBLE_DEVICES"] = "void"
-    return to_env(defaults | executor.env | _VARIABLES)
+    return to_env({**defaults, **executor.env, **_VARIABLES, LEASE_GPUS: str(devices), **trace})
 
 
 def to_env(variables: Mapping[str, str]) -> list[dict[str, str]]:

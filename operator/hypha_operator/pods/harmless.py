@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
+from hypha_operator.pods.addons import CHANGEABLE
+
 Shape: TypeAlias = "Callable[[Any], bool] | Mapping[str, Shape] | list[Shape]"
 """What a value may be: a predicate, an object with these fields, or a list of such items."""
 _Object: TypeAlias = "dict[str, Shape]"
@@ -190,7 +192,8 @@ def unknown_parts(template: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _is_of_an_add_on(key: str) -> bool:
     """Whether an add-on or a container runtime may read this key. By convention, theirs have a domain in them."""
-    return key in _IDENTITY_KEYS or not (_OWN_KEY.fullmatch(key) or key.startswith(_KEY_PREFIXES))
+    harmless = _OWN_KEY.fullmatch(key) or key.startswith(_KEY_PREFIXES) or key in CHANGEABLE
+    return key in _IDENTITY_KEYS or not harmless
 
 
 def _unknown(value: Any, shape: Shape, path: str) -> Iterator[tuple[str, str]]:

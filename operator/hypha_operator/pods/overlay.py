@@ -8,6 +8,7 @@ from typing import Any, Final
 from hypha_contracts.names import GROUP
 from hypha_contracts.times import STOP_S
 from hypha_contracts.units import parse_quantity
+from hypha_operator.pods.addons import CHANGEABLE
 from hypha_operator.pods.harmless import unknown_parts
 
 _KEYS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -34,7 +35,10 @@ _FREE: Final = frozenset({"tolerations", "imagePullSecrets", "runtimeClassName"}
 """Pod fields of the operator's that a template may change."""
 _POD_CONTEXT: Final = frozenset({"fsGroupChangePolicy", "supplementalGroups", "supplementalGroupsPolicy"})
 _CONTAINER_ADDITIONS: Final = frozenset(
-    {"image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "ports", "resources", "lifecycle", "workingDir"}
+    {
+        *("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "ports", "resources", "lifecycle"),
+        *("workingDir", "startupProbe", "livenessProbe", "readinessProbe"),
+    }
 )
 _CONTAINER_FREE: Final = frozenset({"image", "imagePullPolicy"})
 _RESERVED_LABELS: Final = (f"{GROUP}/", "app.kubernetes.io/", "batch.kubernetes.io/", "job-name", "controller-uid")
@@ -217,11 +221,14 @@ def _of_metadata(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
     )
     ours, labels = before.get("labels", {}), _mapping(after.get("labels", {}), "metadata.labels")
     for name in {*ours, *labels}:
-        if ours.get(name) != labels.get(name) and (name in ours or str(name).startswith(_RESERVED_LABELS)):
+        reserved = (name in ours and name not in CHANGEABLE) or str(name).startswith(_RESERVED_LABELS)
+        if ours.get(name) != labels.get(name) and reserved:
             yield _reserved(f"metadata.labels[{name}]", "selects the policies that protect the pod")
     annotations = _mapping(after.get("annotations", {}), "metadata.annotations")
     yield from (
-        _reserved(f"metadata.annotations[{name}]") for name in _changed(before.get("annotations", {}), annotations)
+        _reserved(f"metadata.annotations[{name}]")
+        for name in _changed(before.get("annotations", {}), annotations)
+        if name not in CHANGEABLE
     )
 
 

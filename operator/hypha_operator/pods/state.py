@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from hypha_contracts.names import BRIDGE, EXECUTOR
+from hypha_contracts.names import BRIDGE, EXECUTOR, JOB_LABEL, OUTPUT_VOLUME
 from hypha_contracts.reasons import JobReason
 from hypha_contracts.text import escaped
 from hypha_operator.machinery.conditions import container_statuses, find_condition, is_true
@@ -35,6 +35,8 @@ _DISRUPTIONS: Final = {
     "TerminationByKubelet": (JobReason.EVICTED, "its node was short of resources or shut down"),
 }
 """The reason of the pod's condition DisruptionTarget: the reason and the message for the job."""
+_MODEL_KEPT: Final = re.compile(r"the trained model is in (\S+)")
+"""What `hypha_trainer.output` logs."""
 _COMPLETED_MESSAGE: Final = "The executor has ended and the bridge has delivered its results."
 
 
@@ -57,6 +59,28 @@ def container_state(pod: Manifest, name: str, state: str) -> Mapping[str, Any] |
     container = next((container for container in container_statuses(pod) if container["name"] == name), {})
     found: Mapping[str, Any] | None = (container.get("state") or {}).get(state)
     return found
+
+
+def lingering_container(pod: Manifest) -> str | None:
+    """Return a container that keeps the pod running after its executor has ended, such as a mesh's, or None."""
+    if container_state(pod, EXECUTOR, "terminated") is None or _status(pod).get("phase") in ("Succeeded", "Failed"):
+        return None
+    others = (container for container in _status(pod).get("containerStatuses") or () if container["name"] != EXECUTOR)
+    return next((str(other["name"]) for other in others if "terminated" not in (other.get("state") or {})), None)
+
+
+def end_of_bridge(pod: Manifest) -> Finding | None:
+    """Return whether the bridge of a pod whose executor has succeeded delivered the results, or None while it runs."""
+    return _delivered(pod) if container_state(pod, BRIDGE, "terminated") else None
+
+
+def has_started(pod: Manifest) -> bool:
+    """Whether the executor's program has been running, however it ended. A container that was never created has not."""
+    if container_state(pod, EXECUTOR, "running"):
+        return True
+    ended = container_state(pod, EXECUTOR, "terminated")
+    created = ended and (ended.get("startedAt") or ended.get("containerID"))
+    return bool(ended and created and ended.get("reason") not in _NO_PROGRAM)
 
 
 def end_of_pod(pod: Manifest, memory_gb: float, storage_gb: float) -> Finding | None:
@@ -141,7 +165,20 @@ def _delivered(pod: Manifest) -> Finding:
             f"{JobReason.RESULTS_UNDELIVERED.remedy}",
             lines,
         )
-    return Finding(JobReason.COMPLETED, _COMPLETED_MESSAGE)
+    lines = _last_lines(container_state(pod, EXECUTOR, "terminated"))
+    return Finding(JobReason.COMPLETED, " ".join(filter(None, (_COMPLETED_MESSAGE, _kept_model(pod)))), lines)
+
+
+def _kept_model(pod: Manifest) -> str:
+    """Return where the executor says that it has kept the model, and which claim holds it."""
+    spec = pod.get("spec") or {}
+    volume = next((volume for volume in spec.get("volumes") or () if volume["name"] == OUTPUT_VOLUME), None)
+    lines = _last_lines(container_state(pod, EXECUTOR, "terminated"))
+    folder = next((found[1] for line in reversed(lines) if (found := _MODEL_KEPT.search(line))), None)
+    if volume is None or folder is None:
+        return ""
+    claim, directory = volume["persistentVolumeClaim"]["claimName"], pod["metadata"]["labels"].get(JOB_LABEL, "")
+    return f"The trained model is in {folder}. That is below {directory} in the PersistentVolumeClaim {claim}."
 
 
 def _disruption(pod: Manifest, storage_gb: float) -> Finding | None:
@@ -175,6 +212,8 @@ def _failure(pod: Manifest, memory_gb: float) -> Finding | None:
     if executor.get("reason") in _NO_PROGRAM:
         message = f"the executor cannot start: {executor.get('message', '').strip()}"
         return Finding(JobReason.START_FAILED, message, lines)
+    if not has_started(pod):  # the kubelet says so of a container that it has not created
+        return None
     last = f": {lines[-1]}" if lines else ""
     return _deletion(pod) or Finding(
         JobReason.EXECUTOR_FAILED, f"the executor ended with {_exit(executor)}{last}. See {logs}", lines

@@ -1,16 +1,7 @@
 """Build the service accounts of the controller and of the jobs, and the controller's permissions."""
 
-from hypha_contracts.names import (
-    GROUP,
-    JOBS,
-    NAMESPACE_LABEL,
-    WORKERS,
-    controller_labels,
-    controller_name,
-    job_account,
-    reviewer_binding,
-)
-from hypha_operator.machinery.kinds import CLUSTER_ROLE_BINDING, ROLE, ROLE_BINDING, SERVICE_ACCOUNT, Manifest
+from hypha_contracts.names import GROUP, JOBS, WORKERS, controller_name, job_account
+from hypha_operator.machinery.kinds import ROLE, ROLE_BINDING, SERVICE_ACCOUNT, Manifest
 from hypha_operator.machinery.manifests import child
 
 _RBAC = "rbac.authorization.k8s.io"
@@ -23,7 +14,7 @@ def access(hypha_worker: Manifest) -> list[Manifest]:
     rules = [
         {"apiGroups": [GROUP], "resources": [JOBS], "verbs": ["get", "list", "watch", "create", "patch"]},
         {"apiGroups": [GROUP], "resources": [f"{JOBS}/status"], "verbs": ["patch"]},
-        {"apiGroups": [GROUP], "resources": [WORKERS], "resourceNames": [worker], "verbs": ["get"]},
+        {"apiGroups": [GROUP], "resources": [WORKERS], "resourceNames": [worker], "verbs": ["get", "watch"]},
         {"apiGroups": [GROUP], "resources": [f"{WORKERS}/status"], "resourceNames": [worker], "verbs": ["patch"]},
         {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
     ]
@@ -39,18 +30,3 @@ def access(hypha_worker: Manifest) -> list[Manifest]:
             subjects=[{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
         ),
     ]
-
-
-def token_reviewer(hypha_worker: Manifest, role: str) -> Manifest:
-    """Return the ClusterRoleBinding for token reviews. It has no owner, because it is cluster-scoped."""
-    namespace, worker = hypha_worker["metadata"]["namespace"], hypha_worker["metadata"]["name"]
-    return {
-        "apiVersion": CLUSTER_ROLE_BINDING.api_version,
-        "kind": CLUSTER_ROLE_BINDING.name,
-        "metadata": {
-            "name": reviewer_binding(namespace, worker),
-            "labels": {**controller_labels(worker), NAMESPACE_LABEL: namespace},
-        },
-        "roleRef": {"apiGroup": _RBAC, "kind": "ClusterRole", "name": role},
-        "subjects": [{"kind": "ServiceAccount", "name": controller_name(worker), "namespace": namespace}],
-    }

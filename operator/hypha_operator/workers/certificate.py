@@ -17,6 +17,8 @@ def certificate(hypha_worker: Manifest, spec: HyphaWorkerSpec) -> Manifest | Non
         "issuerRef": {"name": issuer.name, "kind": issuer.kind, "group": issuer.group},
         "privateKey": {"algorithm": "Ed25519", "encoding": "PKCS8", "rotationPolicy": "Never"},
         "usages": ["digital signature", "client auth", "server auth"],
+        # The reference expects this name of every peer that it dials.
+        "ipAddresses": ["0.0.0.0"],  # noqa: S104 - nothing binds to it
         "dnsNames": [f"{metadata['name']}.{metadata['namespace']}.{GROUP}"],
     }
     return child(hypha_worker, CERTIFICATE, identity_secret(metadata["name"]), spec=content)

@@ -2,30 +2,43 @@
 
 from typing import Final
 
-from hypha_contracts.kubernetes_errors import Conflict, Forbidden, Invalid, NotFound
-from hypha_contracts.names import identity_secret, p2p_service_name
+from hypha_contracts.kubernetes_errors import Conflict, Forbidden, Invalid, NotFound, Refused, is_admission
+from hypha_contracts.names import identity_secret, job_account, p2p_service_name
 from hypha_contracts.reasons import WorkerReason
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.drift import is_applied, is_owned, marked
-from hypha_operator.machinery.kinds import CERTIFICATE, CLUSTER_ROLE_BINDING, SERVICE, Manifest, kind_of
+from hypha_operator.machinery.drift import is_applied, is_owned, marked, projected
+from hypha_operator.machinery.kinds import (
+    CERTIFICATE,
+    DEPLOYMENT,
+    POD_DISRUPTION_BUDGET,
+    SERVICE,
+    Key,
+    Kind,
+    Manifest,
+    kind_of,
+)
+from hypha_operator.machinery.manifests import with_common
 from hypha_operator.machinery.store import Store
 from hypha_operator.pods.overlay import OverlayError
 from hypha_operator.settings import Settings
-from hypha_operator.workers.access import access, token_reviewer
+from hypha_operator.workers.access import access
 from hypha_operator.workers.certificate import certificate
 from hypha_operator.workers.controller import config_map, deployment
 from hypha_operator.workers.network import (
     connector_service,
     disruption_budget,
     external_addresses,
+    job_disruption_budget,
     network_policy,
     p2p_service,
 )
+from hypha_operator.workers.rollout import Rollouts
 from hypha_resources.worker import HyphaWorkerSpec
 
-_UNWATCHED_S: Final = 600.0
-"""How often the operator applies objects that it does not watch."""
+_TURN_S: Final = 5.0
+
+_REASONS: Final = {Forbidden: WorkerReason.FORBIDDEN, Invalid: WorkerReason.REFUSED}
 
 
 class RefusedError(Exception):
@@ -41,15 +54,23 @@ class WorkerChildren:
 
     def __init__(self, store: Store, cluster: Cluster, clock: Clock, settings: Settings) -> None:
         self._store, self._cluster, self._clock, self._settings = store, cluster, clock, settings
-        self._bound_s: dict[str, float] = {}  # by uid: the time of the last apply of the token reviewer's binding
+        self._admitted: dict[str, dict[str, tuple[Manifest, Manifest]]] = {}
+        """By uid, then by kind and name of a child that admission changed: the applied and the resulting manifest."""
+        self._rollouts = Rollouts()
+        self._waiting: set[str] = set()  # uids of workers whose controller waits for its new image
         self._uncertified: dict[str, int] = {}  # by uid: the generation for which no Certificate is left to delete
 
     def release(self, uid: str) -> None:
         """Release what is remembered about a deleted worker."""
-        self._bound_s.pop(uid, None)
+        self._admitted.pop(uid, None)
+        self._waiting.discard(uid)
         self._uncertified.pop(uid, None)
 
-    async def apply(self, worker: Manifest, spec: HyphaWorkerSpec, *, accept_offers: bool) -> list[str]:
+    def retry_s(self, uid: str) -> float:
+        """Return the seconds after which to apply the children again, because a controller waits for its turn."""
+        return _TURN_S if uid in self._waiting else float("inf")
+
+    async def apply(self, worker: Manifest, spec: HyphaWorkerSpec) -> list[str]:
         """Apply all children. Return the addresses for peers outside the cluster, as `external_addresses` does.
 
         Raises:
@@ -57,58 +78,61 @@ class WorkerChildren:
             ApiError: the API server did not answer, or refused for a reason that may be temporary.
         """
         try:
-            return await self._apply_all(worker, spec, accept_offers=accept_offers)
+            return await self._apply_all(worker, spec)
         except OverlayError as error:
             raise RefusedError(WorkerReason.INVALID_TEMPLATE, f"spec.controller.template: {error}") from error
-        except Forbidden as error:
-            raise RefusedError(WorkerReason.FORBIDDEN, f"{error}. {WorkerReason.FORBIDDEN.remedy}") from error
-        except Invalid as error:
-            raise RefusedError(WorkerReason.REFUSED, f"{error}. {WorkerReason.REFUSED.remedy}") from error
+        except Refused as error:
+            reason = _reason_of(error)
+            if reason is None:
+                raise
+            raise RefusedError(reason, f"{error}. {reason.remedy}") from error
 
-    async def _apply_all(self, worker: Manifest, spec: HyphaWorkerSpec, *, accept_offers: bool) -> list[str]:
-        network = connector_service(worker), network_policy(worker, spec), disruption_budget(worker)
-        for manifest in (*access(worker), *network):
-            await self._apply(manifest)
-        await self._bind(worker)
+    async def _apply_all(self, worker: Manifest, spec: HyphaWorkerSpec) -> list[str]:
+        policy = network_policy(worker, spec, self._settings.metrics_from)
+        for manifest in (*access(worker), connector_service(worker), policy, disruption_budget(worker)):
+            await self._apply(spec, manifest)
+        name = worker["metadata"]["name"]
+        budget = job_disruption_budget(worker, spec)
+        await self._apply_or_delete(worker, spec, POD_DISRUPTION_BUDGET, job_account(name), budget)
         await self._apply_certificate(worker, spec)
-        addresses = external_addresses(spec, await self._apply_p2p_service(worker, spec))
+        service = await self._apply_or_delete(worker, spec, SERVICE, p2p_service_name(name), p2p_service(worker, spec))
+        addresses = external_addresses(spec, service)
         pinned = (worker.get("status") or {}).get("peerId")
-        await self._apply(config_map(worker, spec, addresses, accept_offers=accept_offers, peer_id=pinned))
-        await self._apply(deployment(worker, spec, addresses, self._settings, accept_offers=accept_offers))
+        await self._apply(spec, config_map(worker, spec, addresses, peer_id=pinned))
+        await self._apply_deployment(worker, spec, deployment(worker, spec, addresses, self._settings))
         return addresses
 
-    async def _apply(self, desired: Manifest) -> None:
-        kind, metadata = kind_of(desired), desired["metadata"]
-        await self._apply_to(self._store.get(kind, metadata["namespace"], metadata["name"]), desired)
+    async def _apply_deployment(self, worker: Manifest, spec: HyphaWorkerSpec, desired: Manifest) -> None:
+        """Apply the controller, unless it gets a new image and too many others are down because of theirs."""
+        metadata = desired["metadata"]
+        key = Key(DEPLOYMENT, metadata["namespace"], metadata["name"])
+        observed = self._store.get(*key)
+        self._waiting.discard(worker["metadata"]["uid"])
+        now_s = self._clock.monotonic()
+        if self._rollouts.admits(key, observed, desired, now_s, lambda other: self._store.get(*other)):
+            await self._apply_to(observed, spec, desired)
+        else:
+            self._waiting.add(worker["metadata"]["uid"])
 
-    async def _apply_to(self, observed: Manifest | None, desired: Manifest) -> None:
-        desired = marked(desired)
-        if is_applied(observed, desired):
+    async def _apply(self, spec: HyphaWorkerSpec, desired: Manifest) -> None:
+        kind, metadata = kind_of(desired), desired["metadata"]
+        await self._apply_to(self._store.get(kind, metadata["namespace"], metadata["name"]), spec, desired)
+
+    async def _apply_to(self, observed: Manifest | None, spec: HyphaWorkerSpec, desired: Manifest) -> None:
+        desired = marked(with_common(desired, spec.common_labels, spec.common_annotations))
+        metadata = desired["metadata"]
+        admitted, name = self._admitted.setdefault(_owner_uid(desired), {}), f"{desired['kind']} {metadata['name']}"
+        applied, resulting = admitted.get(name, ({}, {}))
+        if is_applied(observed, desired) or (applied == desired and is_applied(observed, resulting)):
             return
         try:
-            await self._cluster.apply(desired, force=observed is not None)
+            answer = await self._cluster.apply(desired, force=observed is not None)
         except Conflict as error:
             raise _name_taken(desired, str(error)) from error
-
-    async def _bind(self, worker: Manifest) -> None:
-        uid, now_s = worker["metadata"]["uid"], self._clock.monotonic()
-        if now_s - self._bound_s.get(uid, float("-inf")) < _UNWATCHED_S:
-            return
-        role = self._settings.token_reviewer_role
-        binding = token_reviewer(worker, role)
-        try:
-            try:
-                await self._cluster.apply(binding)
-            except Invalid:  # another release created it for its own role, and the role of a binding is immutable
-                await self._cluster.delete(CLUSTER_ROLE_BINDING, None, binding["metadata"]["name"])
-                await self._cluster.apply(binding)
-        except NotFound as error:
-            raise RefusedError(
-                WorkerReason.ROLE_MISSING,
-                f"ClusterRole {role}, which lets the controller review its jobs' tokens, does not exist. "
-                f"{WorkerReason.ROLE_MISSING.remedy}",
-            ) from error
-        self._bound_s[uid] = now_s
+        if is_applied(answer, desired):
+            admitted.pop(name, None)
+        else:
+            admitted[name] = desired, projected(answer, desired)
 
     async def _apply_certificate(self, worker: Manifest, spec: HyphaWorkerSpec) -> None:
         metadata = worker["metadata"]
@@ -116,7 +140,7 @@ class WorkerChildren:
         if desired is None and self._uncertified.get(metadata["uid"]) == metadata["generation"]:
             return
         namespace, name = metadata["namespace"], identity_secret(metadata["name"])
-        found = await self._cluster.get(CERTIFICATE, namespace, name)
+        found = await self._certificate(namespace, name, desired)
         ours = found is not None and is_owned(found, worker)
         if desired is None:
             if found and ours:
@@ -126,21 +150,49 @@ class WorkerChildren:
         if found and not ours:
             raise _name_taken(desired, "the worker does not own it")
         try:
-            await self._apply_to(found, desired)
+            await self._apply_to(found, spec, desired)
         except NotFound as error:
             raise RefusedError(
                 WorkerReason.CERT_MANAGER_MISSING,
                 f"This cluster does not have cert-manager. {WorkerReason.CERT_MANAGER_MISSING.remedy}",
             ) from error
 
-    async def _apply_p2p_service(self, worker: Manifest, spec: HyphaWorkerSpec) -> Manifest | None:
-        """Apply or delete the Service for peers. Return it as it is in the store."""
-        namespace, name = worker["metadata"]["namespace"], p2p_service_name(worker["metadata"]["name"])
-        if desired := p2p_service(worker, spec):
-            await self._apply(desired)
-        elif (known := self._store.get(SERVICE, namespace, name)) and is_owned(known, worker):
-            await self._cluster.delete(SERVICE, namespace, name, uid=known["metadata"]["uid"])
-        return self._store.get(SERVICE, namespace, name)
+    async def _certificate(self, namespace: str, name: str, desired: Manifest | None) -> Manifest | None:
+        """Return the Certificate. A release of one namespace has no right to it if cert-manager was installed later."""
+        try:
+            return await self._cluster.get(CERTIFICATE, namespace, name)
+        except Forbidden as error:
+            if desired is None:
+                return None
+            raise RefusedError(
+                WorkerReason.CERT_MANAGER_MISSING,
+                "This cluster does not have cert-manager, or did not have it when the chart was installed or upgraded. "
+                f"{WorkerReason.CERT_MANAGER_MISSING.remedy}",
+            ) from error
+
+    async def _apply_or_delete(
+        self, worker: Manifest, spec: HyphaWorkerSpec, kind: Kind, name: str, desired: Manifest | None
+    ) -> Manifest | None:
+        """Apply a child, or delete it if it is not desired. Return it as it is in the store."""
+        namespace = worker["metadata"]["namespace"]
+        if desired is not None:
+            await self._apply(spec, desired)
+        elif (known := self._store.get(kind, namespace, name)) and is_owned(known, worker):
+            await self._cluster.delete(kind, namespace, name, uid=known["metadata"]["uid"])
+        return self._store.get(kind, namespace, name)
+
+
+def _owner_uid(manifest: Manifest) -> str:
+    return str(manifest["metadata"]["ownerReferences"][0]["uid"])
+
+
+def _reason_of(error: Refused) -> WorkerReason | None:
+    """Return why the API server will refuse a child until somebody changes something, or None if it may not."""
+    if "exceeded quota" in error.message:
+        return WorkerReason.QUOTA_EXCEEDED
+    if is_admission(error):
+        return WorkerReason.ADMISSION_REFUSED
+    return next((reason for kind, reason in _REASONS.items() if isinstance(error, kind)), None)
 
 
 def _name_taken(desired: Manifest, why: str) -> RefusedError:

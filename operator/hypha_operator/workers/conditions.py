@@ -7,14 +7,17 @@ from typing import Any, Final
 
 from hypha_contracts.names import controller_name
 from hypha_contracts.reasons import WorkerReason
+from hypha_contracts.times import CERTIFICATE_EXPIRES_SOON
 from hypha_operator.machinery.conditions import Condition, container_statuses, find_condition, is_true
 from hypha_operator.machinery.kinds import Manifest
-from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
+from hypha_resources.worker import HyphaWorkerSpec
+from hypha_resources.worker_status import NodeStatus
 
 VOLUMES_TIMEOUT: Final = timedelta(seconds=20)
 """How long a pod may wait for its volumes before the operator reports a missing Secret."""
-EXPIRES_SOON: Final = timedelta(days=7)
 _IMAGE_REASONS: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+_NOT_VALIDATED: Final = Condition("ExecutorsValid", None, WorkerReason.NOT_VALIDATED)
+_NOT_TRIED: Final = Condition("JobsStart", None, WorkerReason.NOT_TRIED)
 _NOT_REPORTED: Final = "The controller has not reported yet."
 
 
@@ -29,6 +32,8 @@ class ObservedWorker:
         secrets: the Secrets that the controller mounts: the identity's and the network's.
         certificate: the cert-manager Certificate, if the spec asks for one.
         pinned_peer_id: the peer id that the node reported first.
+        executors_valid: whether the API server accepts a job of each executor.
+        jobs_start: whether jobs start.
         draining: a message about what the deletion waits for, or None if the worker is not being deleted.
     """
 
@@ -45,6 +50,8 @@ class ObservedWorker:
     node: NodeStatus = field(default_factory=NodeStatus)
     pinned_peer_id: str | None = None
     draining: str | None = None
+    executors_valid: Condition = _NOT_VALIDATED
+    jobs_start: Condition = _NOT_TRIED
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,8 @@ def classify(observed: ObservedWorker) -> list[Condition]:
         _connected(observed),
         _identity_valid(observed),
         _requests_answered(observed),
+        observed.executors_valid,
+        observed.jobs_start,
     ]
 
 
@@ -98,6 +107,10 @@ def _findings(observed: ObservedWorker) -> Iterator[_Finding]:
     identity = _identity_valid(observed)
     if identity.status is False:  # before the pod, because the node exits for this reason
         yield _Finding(identity.reason, identity.message, stalled=True)
+    if observed.executors_valid.status is False:
+        yield _Finding(WorkerReason.EXECUTORS_INVALID, observed.executors_valid.message, stalled=True)
+    if observed.jobs_start.status is False:
+        yield _Finding(WorkerReason.JOBS_DO_NOT_START, observed.jobs_start.message, stalled=True)
     yield from _of_deployment(observed)
     if observed.pod is not None:
         yield from _of_pod(observed, observed.pod)
@@ -239,7 +252,7 @@ def _unexpired(observed: ObservedWorker, secret: str) -> Condition:
             f"The certificate in Secret {secret} expired at {expires:%Y-%m-%d %H:%M} UTC. "
             f"{WorkerReason.CERTIFICATE_EXPIRED.remedy}",
         )
-    if expires is not None and expires - observed.now < EXPIRES_SOON:
+    if expires is not None and expires - observed.now < CERTIFICATE_EXPIRES_SOON:
         return Condition(
             "IdentityValid",
             True,

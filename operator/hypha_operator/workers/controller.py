@@ -1,16 +1,26 @@
 """Build the controller: the Deployment that runs the node, and the node's ConfigMap."""
 
-import json
 from hashlib import sha256
 from typing import Any, Final
 
 from hypha_contracts import names
+from hypha_contracts.node_config import NodeConfig
 from hypha_operator.machinery.kinds import CONFIG_MAP, DEPLOYMENT, Manifest
-from hypha_operator.machinery.manifests import CONTAINER_SECURITY, POD_SECURITY, child, lost_node_tolerations
+from hypha_operator.machinery.manifests import CONTAINER_SECURITY, child, lost_node_tolerations, pod_security
+from hypha_operator.pods.addons import NO_MESH_ANNOTATIONS, NO_MESH_LABELS
 from hypha_operator.pods.overlay import merge_pod_template
 from hypha_operator.settings import Settings
-from hypha_operator.workers.network import HOST_IP, p2p_ports
-from hypha_operator.workers.node_config import IDENTITY_DIR, TRUST_DIR, WORK_DIR, config_toml
+from hypha_operator.workers.network import host_ports, p2p_ports
+from hypha_operator.workers.node_config import (
+    HEADERS_FILE,
+    IDENTITY_DIR,
+    TELEMETRY_DIR,
+    TRUST_DIR,
+    WORK_DIR,
+    config_toml,
+    fixed_part,
+    node_config,
+)
 from hypha_resources.worker import HyphaWorkerSpec
 
 _CONFIG_DIR: Final = "/etc/hypha/config"
@@ -21,45 +31,40 @@ _LOST_NODE_S: Final = 10
 _RESOURCES: Final = {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
 
 
-def config_map(
-    hypha_worker: Manifest, spec: HyphaWorkerSpec, addresses: list[str], *, accept_offers: bool, peer_id: str | None
-) -> Manifest:
+def config_map(hypha_worker: Manifest, spec: HyphaWorkerSpec, addresses: list[str], *, peer_id: str | None) -> Manifest:
     """Return the ConfigMap with the node's configuration."""
-    text = config_toml(
-        hypha_worker,
-        spec,
-        external_addresses=[address for address in addresses if HOST_IP not in address],
-        accept_offers=accept_offers,
-        peer_id=None if spec.identity.allow_peer_id_change else peer_id,
-    )
+    text = config_toml(_config(hypha_worker, spec, addresses, peer_id))
     return child(
         hypha_worker, CONFIG_MAP, names.controller_name(hypha_worker["metadata"]["name"]), data={_CONFIG_KEY: text}
     )
 
 
-def deployment(
-    hypha_worker: Manifest,
-    spec: HyphaWorkerSpec,
-    addresses: list[str],
-    settings: Settings,
-    *,
-    accept_offers: bool,
-) -> Manifest:
+def _config(hypha_worker: Manifest, spec: HyphaWorkerSpec, addresses: list[str], peer_id: str | None) -> NodeConfig:
+    return node_config(
+        hypha_worker,
+        spec,
+        addresses=addresses,
+        peer_id=None if spec.identity.allow_peer_id_change else peer_id,
+    )
+
+
+def deployment(hypha_worker: Manifest, spec: HyphaWorkerSpec, addresses: list[str], settings: Settings) -> Manifest:
     """Return the controller's Deployment.
 
-    A change of the configuration replaces the pod. A change of the required peer id alone does not, because the
-    running node has that peer id.
+    Only a change of what a running node cannot change itself replaces the pod.
 
     Raises:
         OverlayError: the worker's template for the controller is not acceptable.
     """
     worker = hypha_worker["metadata"]["name"]
-    fixed = config_map(hypha_worker, spec, addresses, accept_offers=accept_offers, peer_id=None)["data"][_CONFIG_KEY]
-    changes = fixed + str(spec.identity.allow_peer_id_change)
+    fixed = fixed_part(_config(hypha_worker, spec, addresses, None)) + str(spec.identity.allow_peer_id_change)
     template = {
         "metadata": {
-            "labels": names.controller_labels(worker),
-            "annotations": {names.CONFIG_ANNOTATION: sha256(changes.encode()).hexdigest()[:16]},
+            "labels": {**NO_MESH_LABELS, **names.controller_labels(worker)},
+            "annotations": {
+                **NO_MESH_ANNOTATIONS,
+                names.CONFIG_ANNOTATION: sha256(fixed.encode()).hexdigest()[:16],
+            },
         },
         "spec": _pod_spec(worker, spec, addresses, settings),
     }
@@ -96,7 +101,7 @@ def _pod_spec(worker: str, spec: HyphaWorkerSpec, addresses: list[str], settings
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": _GRACE_S,
         "imagePullSecrets": [{"name": name} for name in spec.image_pull_secrets],
-        "securityContext": POD_SECURITY,
+        "securityContext": pod_security(user_ids=settings.user_ids),
         "tolerations": lost_node_tolerations(_LOST_NODE_S),
         "containers": [_container(spec, addresses, settings)],
         "volumes": [
@@ -111,15 +116,25 @@ def _pod_spec(worker: str, spec: HyphaWorkerSpec, addresses: list[str], settings
                     ]
                 },
             },
+            *_headers_volume(spec),
             {"name": "work", "emptyDir": {}},
             {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
         ],
     }
 
 
+def _headers_volume(spec: HyphaWorkerSpec) -> list[dict[str, Any]]:
+    """Return the volume with the headers for the collector, if the spec names a Secret."""
+    if spec.telemetry is None or (secret := spec.telemetry.headers_secret) is None:
+        return []
+    items = [{"key": secret.key, "path": HEADERS_FILE}]
+    return [{"name": "telemetry", "secret": {"secretName": secret.name, "items": items, "defaultMode": 0o440}}]
+
+
 def _container(spec: HyphaWorkerSpec, addresses: list[str], settings: Settings) -> dict[str, Any]:
     ports: list[dict[str, Any]] = [{"name": "connector", "containerPort": names.CONNECTOR_PORT, "protocol": "TCP"}]
     ports += [{"name": f"p2p-{port}", "containerPort": port, "protocol": "TCP"} for port in p2p_ports(spec)]
+    ports += [{"name": "metrics", "containerPort": names.METRICS_PORT, "protocol": "TCP"}]
     return {
         "name": names.CONTROLLER,
         "image": spec.controller.image or settings.worker_image,
@@ -137,6 +152,10 @@ def _container(spec: HyphaWorkerSpec, addresses: list[str], settings: Settings) 
             {"name": "config", "mountPath": _CONFIG_DIR, "readOnly": True},
             {"name": "identity", "mountPath": IDENTITY_DIR, "readOnly": True},
             {"name": "trust", "mountPath": TRUST_DIR, "readOnly": True},
+            *(
+                {"name": volume["name"], "mountPath": TELEMETRY_DIR, "readOnly": True}
+                for volume in _headers_volume(spec)
+            ),
             {"name": "work", "mountPath": WORK_DIR},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of this pod alone
         ],
@@ -145,12 +164,9 @@ def _container(spec: HyphaWorkerSpec, addresses: list[str], settings: Settings) 
 
 def _environment(addresses: list[str]) -> list[dict[str, Any]]:
     """Return the settings that depend on the pod or its node. They take precedence over the configuration file."""
-    environment: list[dict[str, Any]] = [_from_pod("HYPHA_KUBERNETES__POD_NAME", "metadata.name")]
-    if any(HOST_IP in address for address in addresses):
-        environment += [
-            _from_pod("HOST_IP", "status.hostIP"),
-            {"name": "HYPHA_EXTERNAL_ADDRESSES", "value": json.dumps(addresses)},
-        ]
+    environment = [_from_pod("HYPHA_KUBERNETES__POD_NAME", "metadata.name")]
+    if host_ports(addresses):
+        environment.append(_from_pod("HYPHA_KUBERNETES__HOST_IPS", "status.hostIPs"))
     return environment
 
 

@@ -1,17 +1,21 @@
-"""Drain a worker that is being deleted: cancel its jobs and wait until the node has notified their schedulers."""
+"""Drain a worker that is being deleted: cancel its jobs and wait until the node has notified their schedulers.
+
+The finalizer that delays the deletion is held only while there are such jobs, so that an idle worker can be deleted
+even if its operator is gone.
+"""
 
 import logging
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
-from hypha_contracts.kubernetes_errors import Conflict
-from hypha_contracts.names import WORKER_LABEL, reviewer_binding
+from hypha_contracts.kubernetes_errors import Conflict, NotFound
+from hypha_contracts.names import DRAIN_FINALIZER, WORKER_LABEL
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.conditions import is_true
-from hypha_operator.machinery.kinds import CLUSTER_ROLE_BINDING, HYPHA_JOB, Manifest
+from hypha_operator.machinery.conditions import is_ended, is_open
+from hypha_operator.machinery.kinds import HYPHA_JOB, Manifest
 from hypha_operator.machinery.manifests import identity_of
-from hypha_resources.job import REPORTED, TERMINAL
 
 REASON: Final = "the worker is being deleted"
 NOT_DRAINED: Final = (
@@ -29,6 +33,33 @@ def is_foreground(worker: Manifest) -> bool:
     return "foregroundDeletion" in worker["metadata"].get("finalizers", [])
 
 
+async def hold(worker: Manifest, jobs: Iterable[Manifest], cluster: Cluster) -> None:
+    """Add the finalizer that keeps a deleted worker while it has jobs to drain, or remove it if there are none."""
+    if not any(map(is_open, jobs)):
+        await release(worker, cluster)
+    elif DRAIN_FINALIZER not in worker["metadata"].get("finalizers", []):
+        held = identity_of(worker)
+        held["metadata"]["finalizers"] = [DRAIN_FINALIZER]
+        await cluster.apply(held)
+
+
+async def release(worker: Manifest, cluster: Cluster) -> bool:
+    """Remove the finalizer, whichever field manager set it. Return False if the worker has changed in the meantime."""
+    finalizers = worker["metadata"].get("finalizers", [])
+    if DRAIN_FINALIZER not in finalizers:
+        return True
+    released = identity_of(worker)
+    released["metadata"]["resourceVersion"] = worker["metadata"]["resourceVersion"]
+    released["metadata"]["finalizers"] = [name for name in finalizers if name != DRAIN_FINALIZER]
+    try:
+        await cluster.merge(released)
+    except Conflict:
+        return False
+    except NotFound:
+        pass
+    return True
+
+
 async def drain(worker: Manifest, grace_s: float, cluster: Cluster, clock: Clock) -> str | None:
     """Cancel the worker's jobs. Return what the deletion waits for, or None if the worker is drained.
 
@@ -42,9 +73,9 @@ async def drain(worker: Manifest, grace_s: float, cluster: Cluster, clock: Clock
     selector = f"{WORKER_LABEL}={metadata['name']}"
     jobs = await cluster.find(HYPHA_JOB, metadata["namespace"], label_selector=selector)
     for job in jobs:
-        if not _is_ended(job) and "cancel" not in job["spec"]:
+        if not is_ended(job) and "cancel" not in job["spec"]:
             await _cancel(job, cluster)
-    open_jobs = [job for job in jobs if not (_is_ended(job) and is_true(job, REPORTED))]
+    open_jobs = [job for job in jobs if is_open(job)]
     deadline = datetime.fromisoformat(metadata["deletionTimestamp"]) + timedelta(seconds=grace_s) + _REPORTING
     if open_jobs and clock.now() < deadline:
         if is_foreground(worker):
@@ -52,16 +83,11 @@ async def drain(worker: Manifest, grace_s: float, cluster: Cluster, clock: Clock
         return f"{len(open_jobs)} of its jobs are ending; the node notifies schedulers until {deadline:%H:%M:%S} UTC."
     for job in open_jobs:
         _log.warning("%s/%s: the node did not report its end", metadata["namespace"], job["metadata"]["name"])
-    await cluster.delete(CLUSTER_ROLE_BINDING, None, reviewer_binding(metadata["namespace"], metadata["name"]))
     return None
 
 
 async def _cancel(job: Manifest, cluster: Cluster) -> None:
     try:
         await cluster.apply({**identity_of(job), "spec": {"cancel": {"reason": REASON}}})
-    except Conflict:
+    except (Conflict, NotFound):
         _log.info("%s/%s: deleted before it was cancelled", job["metadata"]["namespace"], job["metadata"]["name"])
-
-
-def _is_ended(job: Manifest) -> bool:
-    return (job.get("status") or {}).get("phase") in TERMINAL

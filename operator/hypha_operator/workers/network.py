@@ -1,13 +1,16 @@
 """Build the objects that make a controller reachable, and derive its external addresses."""
 
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any, Final
 
 from hypha_contracts.names import (
     CONNECTOR_PORT,
+    METRICS_PORT,
     connector_service_name,
     controller_name,
     controller_selector,
+    job_account,
     job_selector,
     p2p_service_name,
 )
@@ -15,8 +18,11 @@ from hypha_operator.machinery.kinds import NETWORK_POLICY, POD_DISRUPTION_BUDGET
 from hypha_operator.machinery.manifests import child
 from hypha_resources.worker import HyphaWorkerSpec
 
-HOST_IP: Final = "$(HOST_IP)"
-"""A placeholder for the IP address of the pod's node. The kubelet replaces it in the pod's environment."""
+HOST_IP: Final = "HOST_IP"
+"""A placeholder for the IP address of the pod's node. The node completes such addresses when it starts."""
+_FAMILIES: Final = {"ip4": "IPv4", "ip6": "IPv6"}
+
+_EVERY_POD: Final = 2**31 - 1
 
 
 def p2p_ports(spec: HyphaWorkerSpec) -> list[int]:
@@ -48,18 +54,39 @@ def p2p_service(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Manifes
     if expose.port is not None:
         ports[0]["nodePort" if expose.type == "NodePort" else "port"] = expose.port
     worker = hypha_worker["metadata"]["name"]
+    optional = {
+        "loadBalancerClass": expose.load_balancer_class,
+        "loadBalancerSourceRanges": expose.source_ranges,
+        "externalTrafficPolicy": expose.external_traffic_policy,
+        **_address_families(worker_spec),
+    }
     spec: dict[str, Any] = {
         "type": expose.type,
         "selector": controller_selector(worker),
         "publishNotReadyAddresses": True,
         "ports": ports,
+        **{field: value for field, value in optional.items() if value},
     }
-    if expose.load_balancer_class:
-        spec["loadBalancerClass"] = expose.load_balancer_class
     service = child(hypha_worker, SERVICE, p2p_service_name(worker), spec=spec)
     if expose.annotations:
         service["metadata"]["annotations"] = expose.annotations
     return service
+
+
+def _listen_families(spec: HyphaWorkerSpec) -> list[str]:
+    """Return the protocols (ip4, ip6) of the addresses at which the node listens."""
+    return list(dict.fromkeys(address.split("/")[1] for address in spec.network.listen_addresses))
+
+
+def _address_families(spec: HyphaWorkerSpec) -> dict[str, Any]:
+    """Return the address families of a Service whose every address leads to a listener of the node."""
+    families, expose = _listen_families(spec), spec.network.expose
+    policy = expose.ip_family_policy if expose else None
+    if len(families) > 1 and policy is None:
+        return {"ipFamilyPolicy": "PreferDualStack"}
+    if policy in ("PreferDualStack", "RequireDualStack"):  # the cluster chooses which family comes first
+        return {"ipFamilyPolicy": policy}
+    return {"ipFamilyPolicy": policy, "ipFamilies": [_FAMILIES[families[0]]]}
 
 
 def _port(name: str, port: int) -> dict[str, Any]:
@@ -77,27 +104,37 @@ def external_addresses(spec: HyphaWorkerSpec, service: Manifest | None) -> list[
     if network.external_addresses or expose is None:
         return network.external_addresses
     if expose.type == "HostPort":
-        return [_of_host(spec, expose.port or p2p_ports(spec)[0])]
-    ports = (service or {}).get("spec", {}).get("ports", [])
+        return _of_hosts(expose.hosts, _listen_families(spec), [expose.port or p2p_ports(spec)[0]])
+    service_spec = (service or {}).get("spec", {})
+    ports = service_spec.get("ports", [])
     if expose.type == "NodePort":
-        return [_of_host(spec, port["nodePort"]) for port in ports if port.get("nodePort")]
+        served = service_spec.get("ipFamilies") or ()
+        families = [family for family, name in _FAMILIES.items() if name in served] or _listen_families(spec)
+        return _of_hosts(expose.hosts, families, [port["nodePort"] for port in ports if port.get("nodePort")])
     ingress = (service or {}).get("status", {}).get("loadBalancer", {}).get("ingress") or []
-    return [f"{_host(entry)}/tcp/{port['port']}" for entry in ingress for port in ports]
+    hosts = [_host(entry.get("ip") or entry["hostname"]) for entry in ingress]
+    return [f"{host}/tcp/{port['port']}" for host in hosts for port in ports]
 
 
-def _of_host(spec: HyphaWorkerSpec, port: int) -> str:
-    version = "ip4" if any(address.startswith("/ip4/") for address in spec.network.listen_addresses) else "ip6"
-    return f"/{version}/{HOST_IP}/tcp/{port}"
+def _of_hosts(hosts: Sequence[str], families: Sequence[str], ports: Sequence[int]) -> list[str]:
+    """Return the addresses of these hosts, or else of the node of the pod."""
+    begins = [_host(host) for host in hosts] or [f"/{family}/{HOST_IP}" for family in families]
+    return [f"{begin}/tcp/{port}" for begin in begins for port in ports]
 
 
-def _host(ingress: dict[str, str]) -> str:
-    if address := ingress.get("ip"):
-        return f"/ip{ip_address(address).version}/{address}"
-    return f"/dns/{ingress['hostname']}"
+def _host(host: str) -> str:
+    try:
+        return f"/ip{ip_address(host).version}/{host}"
+    except ValueError:
+        return f"/dns/{host}"
 
 
-def network_policy(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Manifest:
-    """Return the NetworkPolicy: peers reach the peer-to-peer ports, and the worker's jobs reach the connector."""
+def network_policy(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec, metrics_from: Sequence[Any]) -> Manifest:
+    """Return the NetworkPolicy.
+
+    Peers reach the peer-to-peer ports, the worker's jobs reach the connector, and clients as in `metrics_from` the
+    metrics.
+    """
     worker = hypha_worker["metadata"]["name"]
     spec = {
         "podSelector": {"matchLabels": controller_selector(worker)},
@@ -108,6 +145,7 @@ def network_policy(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Mani
                 "from": [{"podSelector": {"matchLabels": job_selector(worker)}}],
                 "ports": [{"protocol": "TCP", "port": CONNECTOR_PORT}],
             },
+            {"from": list(metrics_from), "ports": [{"protocol": "TCP", "port": METRICS_PORT}]},
         ],
     }
     return child(hypha_worker, NETWORK_POLICY, controller_name(worker), spec=spec)
@@ -124,7 +162,28 @@ def disruption_budget(hypha_worker: Manifest) -> Manifest:
     return child(hypha_worker, POD_DISRUPTION_BUDGET, controller_name(worker), spec=spec)
 
 
-def with_host_ip(addresses: list[str], host_ip: str | None) -> list[str]:
-    """Return the addresses with `HOST_IP` replaced, without those that need a host IP that is not known yet."""
-    known = [address for address in addresses if host_ip or HOST_IP not in address]
-    return [address.replace(HOST_IP, host_ip or "") for address in known]
+def job_disruption_budget(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Manifest | None:
+    """Return the PodDisruptionBudget that refuses every eviction of a running job, unless the spec allows them."""
+    if worker_spec.jobs.disruption == "Allow":
+        return None
+    worker = hypha_worker["metadata"]["name"]
+    # A budget for the pods of Jobs may count only pods, because a Job has no scale subresource.
+    spec = {"minAvailable": _EVERY_POD, "selector": {"matchLabels": job_selector(worker)}}
+    return child(hypha_worker, POD_DISRUPTION_BUDGET, job_account(worker), spec=spec)
+
+
+def host_ports(addresses: Sequence[str]) -> list[tuple[str, int]]:
+    """Return protocol and port of the addresses with `HOST_IP`."""
+    parts = [address.split("/") for address in addresses if HOST_IP in address]
+    return [(protocol, int(port)) for _, protocol, _, _, port in parts]
+
+
+def with_host_ips(addresses: Sequence[str], host_ips: Sequence[str]) -> list[str]:
+    """Return the addresses with `HOST_IP` replaced by each address of the node that has the family."""
+    known = [address for address in addresses if HOST_IP not in address]
+    return known + [
+        f"/{protocol}/{ip}/tcp/{port}"
+        for protocol, port in host_ports(addresses)
+        for ip in host_ips
+        if protocol == f"ip{ip_address(ip).version}"
+    ]

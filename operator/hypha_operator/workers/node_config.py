@@ -6,98 +6,92 @@ from typing import Any, Final
 
 import tomlkit
 
-from hypha_contracts.names import CONNECTOR_PORT, TOKEN_AUDIENCE
-from hypha_contracts.node_config import (
-    ExecutorConfig,
-    JobsConfig,
-    KubernetesConfig,
-    LeasesConfig,
-    MinimumConfig,
-    NodeConfig,
-    OfferConfig,
-    ResourcesConfig,
-    SelectionConfig,
-)
+from hypha_contracts.names import CONNECTOR_PORT, METRICS_PORT, TOKEN_AUDIENCE
+from hypha_contracts.node_config import ExecutorConfig, HostPort, JobsConfig, KubernetesConfig, NodeConfig
 from hypha_operator.machinery.kinds import Manifest
+from hypha_operator.workers.network import HOST_IP, host_ports
+from hypha_resources.node_tables import FOLLOWED, job_limits, market_tables
 from hypha_resources.worker import HyphaWorkerSpec
 
 IDENTITY_DIR: Final = "/etc/hypha/identity"
 TRUST_DIR: Final = "/etc/hypha/trust"
+TELEMETRY_DIR: Final = "/etc/hypha/telemetry"
+HEADERS_FILE: Final = "headers"
 WORK_DIR: Final = "/var/lib/hypha"
 
 
-def config_toml(
-    hypha_worker: Manifest,
-    spec: HyphaWorkerSpec,
-    *,
-    external_addresses: list[str],
-    accept_offers: bool,
-    peer_id: str | None,
-) -> str:
-    """Return the text of the node's configuration file.
+def config_toml(config: NodeConfig) -> str:
+    """Return the text of the node's configuration file."""
+    return tomlkit.dumps(config.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True))
+
+
+def fixed_part(config: NodeConfig) -> str:
+    """Return the part of a configuration that a running node cannot change, as text.
+
+    The node follows the other part in its HyphaWorker. A running node has the required peer id already.
+    """
+    followed: dict[str, Any] = dict.fromkeys(FOLLOWED, True) | {"kubernetes": {"peer_id"}}
+    return config.model_dump_json(by_alias=True, exclude_unset=True, exclude_none=True, exclude=followed)
+
+
+def node_config(
+    hypha_worker: Manifest, spec: HyphaWorkerSpec, *, addresses: list[str], peer_id: str | None
+) -> NodeConfig:
+    """Return the node's configuration.
 
     Args:
         hypha_worker: the worker, for its name and uid.
         spec: its specification.
-        external_addresses: the addresses for peers outside the cluster.
-        accept_offers: False while the worker is suspended or being deleted.
+        addresses: the addresses for peers outside the cluster, as `external_addresses` returns them.
         peer_id: the only peer id that the node may have. None permits any peer id.
     """
     metadata = hypha_worker["metadata"]
-    gpu, network = spec.resources.gpu, spec.network
-    config = NodeConfig(
+    network = spec.network
+    return NodeConfig(
         cert_pem=Path(IDENTITY_DIR, "tls.crt"),
         key_pem=Path(IDENTITY_DIR, "tls.key"),
         trust_pem=Path(TRUST_DIR, "ca.crt"),
         crls_pem=Path(TRUST_DIR, "crl.pem"),
         gateway_addresses=network.gateways,
         listen_addresses=network.listen_addresses,
-        external_addresses=external_addresses,
+        external_addresses=[address for address in addresses if HOST_IP not in address],
         **({} if network.exclude_cidr is None else {"exclude_cidr": network.exclude_cidr}),
         relay_circuit=network.relay_circuit,
         work_dir=Path(WORK_DIR),
         **_telemetry(spec, metadata),
-        resources=ResourcesConfig(
-            **spec.resources.capacity.model_dump(), **({"gpu_device": gpu.memory_gb} if gpu else {})
-        ),
-        offer=OfferConfig(
-            **spec.offer.model_dump(by_alias=False, exclude={"minimum"}),
-            minimum=MinimumConfig(**spec.offer.minimum.amounts),
-        ),
-        selection=SelectionConfig(**spec.selection.model_dump(by_alias=False)),
-        leases=LeasesConfig(duration_s=spec.leases.duration_seconds),
-        jobs=JobsConfig(
-            allow_private_addresses=spec.jobs.allow_private_addresses,
-            exclude_cidr=spec.jobs.exclude_cidr,
-            read_ahead=spec.jobs.read_ahead,
-        ),
+        **market_tables(spec),
+        jobs=JobsConfig(**job_limits(spec)),
         kubernetes=KubernetesConfig(
             namespace=metadata["namespace"],
             worker=metadata["name"],
             worker_uid=metadata["uid"],
             connector_port=CONNECTOR_PORT,
             audience=TOKEN_AUDIENCE,
-            ttl_seconds_after_finished=spec.jobs.ttl_seconds_after_finished,
-            accept_offers=accept_offers,
             peer_id=peer_id,
+            host_ports=[HostPort(protocol=protocol, port=port) for protocol, port in host_ports(addresses)],
+            common_labels=spec.common_labels,
+            common_annotations=spec.common_annotations,
         ),
         executors=[
             ExecutorConfig(class_=executor.class_, name=executor.name, runtime="kubernetes")
             for executor in spec.executors
         ],
     )
-    return tomlkit.dumps(config.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True))
 
 
 def _telemetry(spec: HyphaWorkerSpec, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    prometheus = {"telemetry_prometheus": f":{METRICS_PORT}"}
     if (telemetry := spec.telemetry) is None:
-        return {}
+        return prometheus
     attributes = {
         "k8s.namespace.name": metadata["namespace"],
         "service.instance.id": f"{metadata['namespace']}/{metadata['name']}",
         **telemetry.attributes,
     }
+    headers = {"telemetry_headers_file": Path(TELEMETRY_DIR, HEADERS_FILE)} if telemetry.headers_secret else {}
     return {
+        **prometheus,
+        **headers,
         "telemetry_endpoint": telemetry.endpoint,
         "telemetry_protocol": telemetry.protocol,
         "telemetry_sampler": telemetry.sampler,

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound
+from hypha_contracts.kubernetes_errors import ApiError
 from hypha_contracts.names import DRAIN_FINALIZER, controller_name, identity_secret
 from hypha_contracts.reasons import WorkerReason
 from hypha_contracts.times import DRAIN_S
@@ -15,23 +15,34 @@ from hypha_messages.validation import describe
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.conditions import Condition, differs, find_condition, merged
-from hypha_operator.machinery.kinds import CERTIFICATE, DEPLOYMENT, POD, WORKER, Key, Manifest
+from hypha_operator.machinery.kinds import CERTIFICATE, DEPLOYMENT, HYPHA_JOB, POD, WORKER, Key, Manifest
 from hypha_operator.machinery.manifests import identity_of
 from hypha_operator.machinery.store import Store
+from hypha_operator.offers.observer import OfferObserver, Offers, as_before
 from hypha_operator.settings import Settings
 from hypha_operator.workers.children import RefusedError, WorkerChildren
 from hypha_operator.workers.conditions import ObservedWorker, classify
 from hypha_operator.workers.controller import identity_secrets
-from hypha_operator.workers.drain import NOT_DRAINED, drain, is_foreground
-from hypha_operator.workers.network import with_host_ip
-from hypha_resources.worker import HyphaWorkerSpec, NodeStatus
+from hypha_operator.workers.drain import NOT_DRAINED, drain, hold, is_foreground, release
+from hypha_operator.workers.network import with_host_ips
+from hypha_resources.worker import HyphaWorkerSpec
+from hypha_resources.worker_status import NodeStatus
 
 _SETTLED_S: Final = 600.0
 _SETTLING_S: Final = 30.0
 _DRAINING_S: Final = 2.0
-_FIELDS: Final = ("observedGeneration", "peerId", "capacity", "externalAddresses")
+_FIELDS: Final = ("observedGeneration", "peerId", "capacity", "externalAddresses", "offering")
 """Fields of the status, besides conditions, that the operator writes. The node writes the others."""
-_WITHOUT_EVENT: Final = frozenset({WorkerReason.NOT_REPORTED, WorkerReason.NO_REQUESTS})
+_WITHOUT_EVENT: Final = frozenset(
+    {
+        WorkerReason.NOT_REPORTED,
+        WorkerReason.NO_REQUESTS,
+        WorkerReason.NOT_VALIDATED,
+        WorkerReason.VALIDATED,
+        WorkerReason.NOT_TRIED,
+        WorkerReason.JOBS_START,
+    }
+)
 _NORMAL: Final = frozenset({WorkerReason.STARTING, WorkerReason.DRAINING})
 """Reasons of conditions that are not True but do not deserve a warning."""
 
@@ -61,21 +72,24 @@ class WorkerReconciler:
     def __init__(self, store: Store, cluster: Cluster, clock: Clock, settings: Settings) -> None:
         self._store, self._cluster, self._clock = store, cluster, clock
         self._children = WorkerChildren(store, cluster, clock, settings)
+        self._offers = OfferObserver(store, cluster, clock, settings)
         self._uids: dict[Key, str] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring a worker's children in line with it; return seconds until the next reconcile."""
         worker = self._store.get(WORKER, key.namespace, key.name)
         if worker is None:
-            self._children.release(self._uids.pop(key, ""))
+            uid = self._uids.pop(key, "")
+            self._children.release(uid)
+            self._offers.release(uid)
             return None
         self._uids[key] = worker["metadata"]["uid"]
         deleting = "deletionTimestamp" in worker["metadata"]
         if deleting and DRAIN_FINALIZER not in worker["metadata"].get("finalizers", []):
             return None  # the garbage collector deletes the children
         if not deleting:
-            await self._add_finalizer(worker)
-        applied = await self._apply_children(worker, accept_offers=not deleting)
+            await hold(worker, self._store.of_worker(HYPHA_JOB, key.namespace, key.name), self._cluster)
+        applied = await self._apply_children(worker)
         draining = None
         if deleting:
             if applied.failure:
@@ -85,36 +99,17 @@ class WorkerReconciler:
             grace_s = applied.spec.jobs.termination_grace_seconds if applied.spec else DRAIN_S
             draining = await drain(worker, grace_s, self._cluster, self._clock)
             if draining is None:
-                return await self._remove_finalizer(worker)
-        observed = await self._observe(worker, applied, draining)
-        left_s = await self._report(worker, observed, applied.addresses)
+                return None if await release(worker, self._cluster) else _DRAINING_S
+        offers = as_before(worker)
+        if applied.spec and not (deleting or applied.refusal or applied.failure):
+            offers = await self._offers.observe(worker, applied.spec)
+        observed = await self._observe(worker, applied, offers, draining)
+        left_s = await self._report(worker, observed, applied.addresses, offers)
         if applied.failure and not deleting:
             raise applied.failure
-        return left_s
+        return min(left_s, self._children.retry_s(worker["metadata"]["uid"]))
 
-    async def _add_finalizer(self, worker: Manifest) -> None:
-        """Add the finalizer that keeps a deleted worker until it is drained."""
-        if DRAIN_FINALIZER not in worker["metadata"].get("finalizers", []):
-            held = identity_of(worker)
-            held["metadata"]["finalizers"] = [DRAIN_FINALIZER]
-            await self._cluster.apply(held)
-
-    async def _remove_finalizer(self, worker: Manifest) -> float | None:
-        """Remove the finalizer, whichever field manager set it. Return seconds until the next attempt, if it failed."""
-        released = identity_of(worker)
-        released["metadata"]["resourceVersion"] = worker["metadata"]["resourceVersion"]
-        released["metadata"]["finalizers"] = [
-            name for name in worker["metadata"]["finalizers"] if name != DRAIN_FINALIZER
-        ]
-        try:
-            await self._cluster.merge(released)
-        except Conflict:
-            return _DRAINING_S  # another client changed the worker in the meantime
-        except NotFound:
-            pass
-        return None
-
-    async def _apply_children(self, worker: Manifest, *, accept_offers: bool) -> _Applied:
+    async def _apply_children(self, worker: Manifest) -> _Applied:
         try:
             spec = HyphaWorkerSpec.model_validate(worker["spec"])
         except ValidationError as error:
@@ -124,18 +119,20 @@ class WorkerReconciler:
         if is_foreground(worker):
             return _Applied(spec, known)  # the garbage collector would delete new children
         try:
-            addresses = await self._children.apply(worker, spec, accept_offers=accept_offers and not spec.suspend)
+            addresses = await self._children.apply(worker, spec)
         except RefusedError as error:
             return _Applied(spec, refusal=(error.reason, str(error)))
         except ApiError as error:
             return _Applied(spec, known, failure=error)
         return _Applied(spec, addresses)
 
-    async def _observe(self, worker: Manifest, applied: _Applied, draining: str | None) -> ObservedWorker:
+    async def _observe(
+        self, worker: Manifest, applied: _Applied, offers: Offers, draining: str | None
+    ) -> ObservedWorker:
         namespace, name = worker["metadata"]["namespace"], worker["metadata"]["name"]
         status = worker.get("status") or {}
         spec = applied.spec
-        issued = spec is not None and spec.identity.issuer_ref is not None
+        issued = spec is not None and spec.identity.issuer_ref is not None and applied.refusal is None
         return ObservedWorker(
             name=name,
             namespace=namespace,
@@ -150,6 +147,8 @@ class WorkerReconciler:
             node=NodeStatus.model_validate(status.get("node") or {}),
             pinned_peer_id=status.get("peerId"),
             draining=draining,
+            executors_valid=offers.valid,
+            jobs_start=offers.start,
         )
 
     def _controller_pod(self, namespace: str, name: str) -> Manifest | None:
@@ -161,10 +160,10 @@ class WorkerReconciler:
         ]
         return max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
 
-    async def _report(self, worker: Manifest, observed: ObservedWorker, addresses: list[str]) -> float:
+    async def _report(self, worker: Manifest, observed: ObservedWorker, addresses: list[str], offers: Offers) -> float:
         """Write the status if it changed; return seconds until the next reconcile."""
         conditions = classify(observed)
-        status = _status(worker, observed, conditions, addresses)
+        status = _status(worker, observed, conditions, addresses, offers)
         if differs(worker, status, _FIELDS):
             await self._cluster.apply_status({**identity_of(worker), "status": status})
             await self._post_events(worker, conditions)
@@ -172,7 +171,7 @@ class WorkerReconciler:
             return 0.0  # put the peer id into the node's configuration
         if observed.draining is not None:
             return _DRAINING_S
-        return _SETTLED_S if conditions[0].status else _SETTLING_S
+        return min(offers.next_s, _SETTLED_S if conditions[0].status else _SETTLING_S)
 
     async def _post_events(self, worker: Manifest, conditions: Sequence[Condition]) -> None:
         """Post an Event for each condition whose reason changed. Conditions with the same reason share one Event."""
@@ -188,16 +187,21 @@ class WorkerReconciler:
 
 
 def _status(
-    worker: Manifest, observed: ObservedWorker, conditions: Sequence[Condition], addresses: list[str]
+    worker: Manifest,
+    observed: ObservedWorker,
+    conditions: Sequence[Condition],
+    addresses: list[str],
+    offers: Offers,
 ) -> dict[str, Any]:
     generation = worker["metadata"]["generation"]
     identity = next(condition for condition in conditions if condition.type == "IdentityValid")
-    host_ip = ((observed.pod or {}).get("status") or {}).get("hostIP")
+    host_ips = [item["ip"] for item in ((observed.pod or {}).get("status") or {}).get("hostIPs") or ()]
     status = {
         "observedGeneration": generation,
         "conditions": merged(worker, conditions, generation, observed.now),
         "peerId": observed.node.peer_id if identity.status else observed.pinned_peer_id,
         "capacity": observed.spec.resources.capacity.model_dump() if observed.spec else None,
-        "externalAddresses": with_host_ip(addresses, host_ip) or None,
+        "externalAddresses": with_host_ips(addresses, host_ips) or None,
+        "offering": offers.offering,
     }
     return {key: value for key, value in status.items() if value is not None}

@@ -1,0 +1,187 @@
+"""Build the objects of a job that nobody requested: those that the API server only checks, and the probe."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from hypha_contracts.names import (
+    BRIDGE,
+    EXECUTOR,
+    GENERATION_ANNOTATION,
+    JOB_KIND,
+    JOB_LABEL,
+    PROBED_ANNOTATION,
+    probe_labels,
+    probe_name,
+)
+from hypha_contracts.units import RESOURCES
+from hypha_messages.types import peer_id_from_ed25519
+from hypha_operator.jobs.children import job_children
+from hypha_operator.machinery.kinds import POD, Manifest
+from hypha_operator.machinery.manifests import child
+from hypha_operator.offers.limits import Limits
+from hypha_operator.settings import Settings
+from hypha_resources.job import Amounts, ExecutorRef, HyphaJobSpec, Lease, WorkerRef
+from hypha_resources.worker import HyphaWorkerSpec
+from hypha_resources.worker_executors import Executor
+
+_NOBODY: Final = UUID(int=0)
+_PEER: Final = peer_id_from_ed25519(bytes(32))
+_WAIT: Final = (
+    "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); signal.sigwait([signal.SIGTERM])"
+)
+"""The bridge's program in a probe: it ends when the executor has ended, and sends nothing."""
+_EMPTY: Final = {"emptyDir": {"sizeLimit": "1Mi"}}
+_GRACE_S: Final = 5
+_MARGIN_S: Final = 120
+"""How much longer than a job a probe may take before Kubernetes ends it, in case the operator is away."""
+_KEPT_S: Final = 600
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The objects of a job that nobody requested: its Job, and what the Job needs.
+
+    Attributes:
+        executor: class and name of the executor.
+        claims: its ResourceClaimTemplate, if any.
+        job: its Job.
+    """
+
+    executor: str
+    claims: tuple[Manifest, ...]
+    job: Manifest
+
+    @property
+    def pod(self) -> dict[str, Any]:
+        """The specification of its pod."""
+        spec: dict[str, Any] = self.job["spec"]["template"]["spec"]
+        return spec
+
+
+def label_of(executor: Executor) -> str:
+    """Return an executor's class and name for messages and annotations."""
+    return "/".join(executor.key)
+
+
+def typical(spec: HyphaWorkerSpec, limits: Limits) -> Amounts:
+    """Return the resources of a typical job: the complete worker, or with the strategy `flexible` the smallest job."""
+    most = spec.resources.capacity.model_dump()
+    return fitting(Amounts(**(most if spec.offer.strategy == "whole" else _least(spec))), spec, limits)
+
+
+def fitting(amounts: Amounts, spec: HyphaWorkerSpec, limits: Limits) -> Amounts:
+    """Return the amounts, cut down to what the worker may sell, but not below the smallest job."""
+    most, least = spec.resources.capacity, _least(spec)
+    now = limits.per_job or limits.limit or Amounts.of(most)
+    return Amounts(
+        **{
+            name: min(max(min(getattr(amounts, name), getattr(now, name)), least[name]), getattr(most, name))
+            for name in RESOURCES
+        }
+    )
+
+
+def _least(spec: HyphaWorkerSpec) -> dict[str, float]:
+    """Return the resources of the smallest job, with one device if the worker has any."""
+    return spec.offer.minimum.amounts | {"gpu": spec.resources.gpu.memory_gb if spec.resources.gpu else 0.0}
+
+
+def trial(worker: Manifest, spec: HyphaWorkerSpec, executor: Executor, amounts: Amounts, settings: Settings) -> Trial:
+    """Return a job of this executor with these resources, which the worker itself owns.
+
+    Raises:
+        UnbuildableJobError: the worker lacks GPUs.
+        OverlayError: the executor's template is not acceptable.
+    """
+    metadata = worker["metadata"]
+    owner = {
+        "kind": JOB_KIND,
+        "metadata": {**metadata, "name": probe_name(metadata["name"]), "annotations": {}},
+        "spec": {"workerRef": {"name": metadata["name"]}},
+    }
+    job = HyphaJobSpec(
+        worker_ref=WorkerRef(name=metadata["name"], uid=metadata["uid"]),
+        worker_peer_id=_PEER,
+        task_id=_NOBODY,
+        job_id=_NOBODY,
+        scheduler=_PEER,
+        lease=Lease(id=_NOBODY, deadline=metadata["creationTimestamp"]),
+        executor=ExecutorRef(class_=executor.class_, name=executor.name),
+        resources=amounts,
+    )
+    _policy, *children = job_children(owner, job, spec, settings)
+    *claims, made = (_owned(worker, manifest) for manifest in children)
+    return Trial(label_of(executor), tuple(claims), made)
+
+
+def _owned(worker: Manifest, made: Manifest) -> Manifest:
+    """Return a child of a job as the worker's child."""
+    metadata = made["metadata"]
+    references = child(worker, POD, metadata["name"])["metadata"]["ownerReferences"]
+    labels = _labels_of_probe(worker, metadata["labels"])
+    return {**made, "metadata": {**metadata, "labels": labels, "ownerReferences": references}}
+
+
+def _labels_of_probe(worker: Manifest, labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels of an object of a job as those of an object of the worker's probe."""
+    kept = {key: value for key, value in labels.items() if key != JOB_LABEL}
+    return {**kept, **probe_labels(worker["metadata"]["name"])}
+
+
+def checked(trial: Trial) -> list[Manifest]:
+    """Return what the API server has to check before it would run a job: its objects, and the pod of its Job."""
+    metadata, template = trial.job["metadata"], trial.job["spec"]["template"]
+    pod: Manifest = {
+        "apiVersion": POD.api_version,
+        "kind": POD.name,
+        "metadata": {**template["metadata"], "namespace": metadata["namespace"]},
+        "spec": template["spec"],
+    }
+    return [_unnamed(manifest, metadata["name"]) for manifest in (*trial.claims, trial.job, pod)]
+
+
+def _unnamed(manifest: Manifest, prefix: str) -> Manifest:
+    """Return a manifest for whose name the API server chooses the end, so that it never exists already."""
+    metadata = {key: value for key, value in manifest["metadata"].items() if key not in ("name", "ownerReferences")}
+    return {**manifest, "metadata": {**metadata, "generateName": f"{prefix}-"}}
+
+
+def probe(worker: Manifest, spec: HyphaWorkerSpec, executor: Executor, amounts: Amounts, settings: Settings) -> Trial:
+    """Return a job whose executor only shows its help: what is left is whether it starts.
+
+    It has the image, devices, queue, template and resources of a job, but neither a token nor a task.
+    """
+    made = copy.deepcopy(trial(worker, spec, executor, amounts, settings))
+    job = made.job
+    metadata, template = job["metadata"], job["spec"]["template"]
+    metadata["annotations"] = {
+        **metadata.get("annotations", {}),
+        PROBED_ANNOTATION: label_of(executor),
+        GENERATION_ANNOTATION: str(worker["metadata"]["generation"]),
+    }
+    template["metadata"]["labels"] = _labels_of_probe(worker, template["metadata"]["labels"])
+    job["spec"] |= {
+        "activeDeadlineSeconds": spec.jobs.start_timeout_seconds + _MARGIN_S,
+        "ttlSecondsAfterFinished": _KEPT_S,
+    }
+    pod = template["spec"]
+    pod["terminationGracePeriodSeconds"] = _GRACE_S
+    pod["volumes"] = [_harmless(volume, metadata["name"]) for volume in pod["volumes"]]
+    for container in (*pod["initContainers"], *pod["containers"]):
+        if container["name"] == BRIDGE:
+            container |= {"command": ["python", "-c", _WAIT], "env": []}
+            del container["startupProbe"]
+        elif container["name"] == EXECUTOR:
+            container |= {"command": [container["command"][0], "--help"], "args": []}
+    return made
+
+
+def _harmless(volume: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a volume, or an empty one in place of the task, which a probe does not have, and of a token."""
+    sources = (volume.get("projected") or {}).get("sources") or ()
+    lends_token = any("serviceAccountToken" in source for source in sources)
+    of_task = (volume.get("secret") or {}).get("secretName") == name
+    return {"name": volume["name"], **_EMPTY} if lends_token or of_task else volume

@@ -1,0 +1,34 @@
+"""Derive why the API server refuses a job's objects from its errors and Events. Performs no I/O."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from hypha_contracts.kubernetes_errors import ApiError, Invalid, is_admission
+from hypha_contracts.reasons import JobReason
+from hypha_operator.machinery.kinds import Manifest
+from hypha_operator.pods.state import Finding
+
+NO_CLAIM_TEMPLATES: Final = "this cluster serves no ResourceClaimTemplates (Kubernetes 1.34). Use gpu.resourceName."
+
+
+def refusal_of(error: ApiError) -> Finding | None:
+    """Return why the API server refuses an object, or None if the error says nothing about the object."""
+    if is_admission(error):
+        return _refusal(error.message)
+    if isinstance(error, Invalid):
+        message = f"the API server refuses it: {error.message}. Correct the executor's template."
+        return Finding(JobReason.INVALID_TEMPLATE, message)
+    return None
+
+
+def refusal_in(events: Sequence[Manifest]) -> Finding | None:
+    """Return why a Job has no pod according to its Events `FailedCreate`, or None without such Events."""
+    newest = max(events, key=lambda event: str(event.get("lastTimestamp")), default=None)
+    return _refusal(newest["message"]) if newest else None
+
+
+def _refusal(message: str) -> Finding:
+    if "exceeded quota" in message:
+        return Finding(JobReason.QUOTA_EXCEEDED, f"{message}. {JobReason.QUOTA_EXCEEDED.remedy}")
+    remedy = JobReason.ADMISSION_REFUSED.remedy
+    return Finding(JobReason.ADMISSION_REFUSED, f"admission refuses the pod: {message}. {remedy}")

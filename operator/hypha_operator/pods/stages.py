@@ -1,0 +1,39 @@
+"""Derive the stages of a job's start from its pod. The kubelet reports times in whole seconds. Performs no I/O."""
+
+from itertools import pairwise
+from typing import Any, Final
+
+from hypha_contracts.names import BRIDGE, EXECUTOR
+from hypha_operator.machinery.conditions import find_condition, is_true
+from hypha_operator.machinery.kinds import Manifest
+from hypha_operator.pods.state import container_state
+
+_STATES: Final = ("running", "terminated")
+
+
+def stages_of(pod: Manifest) -> list[dict[str, Any]]:
+    """Return the stages that are over, in their order.
+
+    The kubelet does not report when it has pulled an image. So `image pulled` includes the start of the container.
+    """
+    times = [
+        ("pod scheduled", pod["metadata"]["creationTimestamp"]),
+        ("pod prepared", _transition(pod, "PodScheduled")),
+        ("bridge image pulled", _transition(pod, "PodReadyToStartContainers")),
+        ("image pulled", _started(pod, BRIDGE)),
+        ("", _started(pod, EXECUTOR)),
+    ]
+    return [
+        {"name": name, "startTime": start, "endTime": end}
+        for (name, start), (_, end) in pairwise(times)
+        if start and end
+    ]
+
+
+def _transition(pod: Manifest, type_: str) -> str | None:
+    return find_condition(pod, type_)["lastTransitionTime"] if is_true(pod, type_) else None
+
+
+def _started(pod: Manifest, container: str) -> str | None:
+    found = (container_state(pod, container, state) for state in _STATES)
+    return next((state.get("startedAt") for state in found if state), None)

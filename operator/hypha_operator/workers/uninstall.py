@@ -1,0 +1,82 @@
+"""Prepare the removal of a release: stop its replicas, and remove what would otherwise outlive or block it."""
+
+import logging
+from typing import Final
+
+from hypha_contracts.kubernetes_errors import ApiError, Conflict, Forbidden, NotFound
+from hypha_operator.machinery.claims import REPLICA, claims_of
+from hypha_operator.machinery.clock import Clock
+from hypha_operator.machinery.cluster import Cluster
+from hypha_operator.machinery.election import (
+    LEASE_NAME,
+    LEASE_S,
+    UNINSTALLER,
+    lease_of,
+    lease_place,
+    observed,
+    write_lease,
+)
+from hypha_operator.machinery.kinds import LEASE, WORKER
+from hypha_operator.workers.drain import release
+
+_ATTEMPTS: Final = 20
+_PAUSE_S: Final = 0.2
+_HELD_S: Final = 60
+
+_log = logging.getLogger(__name__)
+
+
+class UninstallError(Exception):
+    """The release could not be prepared for its removal."""
+
+
+async def uninstall(cluster: Cluster, clock: Clock, name: str, namespaces: tuple[str, ...]) -> None:
+    """Stop the replicas of a release, and remove its finalizers and Leases. Workers and jobs go on.
+
+    Args:
+        cluster: the API server.
+        clock: the source of time.
+        name: the release, as `<namespace>/<name>`.
+        namespaces: the namespaces that the release serves; empty for the complete cluster.
+
+    Raises:
+        UninstallError: something could not be removed.
+    """
+    try:
+        await _uninstall(cluster, clock, name, namespaces)
+    except (Forbidden, NotFound) as error:  # its namespace is being deleted, or was
+        _log.warning("not everything can be removed, see docs/operations.md: %s", error)
+    except ApiError as error:
+        raise UninstallError(f"{error}. Try again, or uninstall with --no-hooks (docs/operations.md).") from error
+
+
+async def _uninstall(cluster: Cluster, clock: Clock, name: str, namespaces: tuple[str, ...]) -> None:
+    place, holder = lease_place(namespaces), f"{name}/{REPLICA}"
+    if not await _take(cluster, clock, name, place):
+        return
+    await clock.sleep(LEASE_S)  # until then, a replica that does not know it yet may write
+    scopes = namespaces or (None,)
+    claims = [claim for scope in scopes for claim in await claims_of(cluster, scope, holder)]
+    for namespace in {*namespaces[:1], *(claim["metadata"]["namespace"] for claim in claims)}:
+        for worker in await cluster.find(WORKER, namespace):
+            if not await release(worker, cluster):
+                raise UninstallError(f"HyphaWorker {namespace}/{worker['metadata']['name']} changes. Try again.")
+    for claim in claims:
+        await cluster.delete(LEASE, claim["metadata"]["namespace"], LEASE_NAME, uid=claim["metadata"]["uid"])
+    await cluster.delete(LEASE, *place)
+
+
+async def _take(cluster: Cluster, clock: Clock, name: str, place: tuple[str, str]) -> bool:
+    """Take the Lease, so that no replica leads any more. Return False if another release holds it."""
+    for _ in range(_ATTEMPTS):
+        before = observed(await cluster.get(LEASE, *place), None, clock.monotonic())
+        if before.release not in ("", name):
+            _log.info("release %s serves %s, so there is nothing to remove", before.release, place[0])
+            return False
+        try:
+            await write_lease(cluster, lease_of(place, before, f"{name}/{UNINSTALLER}", _HELD_S, clock.now()))
+        except Conflict:  # a replica renewed it at the same time
+            await clock.sleep(_PAUSE_S)
+        else:
+            return True
+    raise UninstallError(f"Lease {place[0]}/{place[1]} changes all the time. Stop the operator, then try again.")

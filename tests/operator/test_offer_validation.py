@@ -1,0 +1,188 @@
+"""Executors that the API server would refuse are found before any job is sold."""
+
+from typing import Any
+
+import pytest
+
+from hypha_operator.machinery.conditions import find_condition
+from hypha_operator.machinery.kinds import WORKER, Key, Manifest
+from support.api_server import ApiServer
+from support.operating import Operating, operating
+from support.people import User
+from support.resources import job_manifest, worker_manifest
+from support.webhooks import broken_webhook
+
+pytestmark = pytest.mark.anyio
+
+PRIVILEGED = {"template": {"spec": {"hostNetwork": True}}, "allowPrivilegedTemplate": True}
+FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "a field with a typo": (
+        {"template": {"spec": {"nodeSelecter": {"zone": "a"}}}},
+        "InvalidTemplate",
+        "Executor train/diloco-transformer: template.spec.nodeSelecter",
+    ),
+    "a typo that only the API server knows": (
+        {"template": {"spec": {"affinity": {"nodeAffinityy": {}}}}},
+        "InvalidTemplate",
+        "nodeAffinityy",
+    ),
+    "a value that the API server refuses": (
+        {"template": {"spec": {"nodeSelector": {"not a label!": "x"}}}},
+        "InvalidTemplate",
+        "nodeSelector",
+    ),
+    "a host network": (PRIVILEGED, "AdmissionRefused", "violates PodSecurity"),
+    "no such priority": (
+        {"template": {"spec": {"priorityClassName": "nonsense"}}},
+        "AdmissionRefused",
+        "no PriorityClass with name nonsense",
+    ),
+}
+
+
+def manifest(namespace: str, executor: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
+    """A worker with one executor."""
+    train = {"class": "train", "name": "diloco-transformer", **(executor or {})}
+    return worker_manifest(namespace, **{"executors": [train], **spec})
+
+
+def told(worker: Manifest | None, type_: str = "ExecutorsValid") -> tuple[str, str]:
+    found = find_condition(worker, type_)
+    return found["status"], found["reason"]
+
+
+async def reconcile(operator: Operating) -> float | None:
+    await operator.observe()
+    return await operator.reconcile(Key(WORKER, operator.namespace, "gpu"))
+
+
+def fill_quota(server: ApiServer, namespace: str, hard: dict[str, str]) -> None:
+    """Make a quota that is used up. No controller counts here, so write its status."""
+    quota = {"metadata": {"name": "full"}, "spec": {"hard": hard}}
+    made = server.post(f"/api/v1/namespaces/{namespace}/resourcequotas", quota)
+    with server.client() as client:
+        path = f"/api/v1/namespaces/{namespace}/resourcequotas/full/status"
+        client.put(path, json=made | {"status": {"hard": hard, "used": hard}}).raise_for_status()
+
+
+async def test_a_worker_whose_executors_are_accepted_may_sell(served, namespace, user):
+    worker = user.apply(manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        assert [check.rpartition("/")[2] for check in operator.cluster.checks] == ["jobs", "pods"]
+    shown = user.get(worker)
+    assert told(shown) == ("True", "Validated")
+    assert told(shown, "JobsStart") == ("Unknown", "NotTried")
+    assert shown["status"]["offering"] == {"enabled": True}
+
+
+@pytest.mark.parametrize(("executor", "reason", "words"), FAULTS.values(), ids=FAULTS)
+async def test_a_worker_may_not_sell_an_executor_with(served, executor, reason, words):
+    namespace = served.namespace(**{"pod-security.kubernetes.io/enforce": "restricted"})
+    user = User(served, namespace)
+    worker = user.apply(manifest(namespace, executor))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        shown = user.get(worker)
+        assert told(shown) == ("False", reason)
+        assert words in find_condition(shown, "ExecutorsValid")["message"]
+        assert shown["status"]["offering"]["enabled"] is False
+        assert told(shown, "Stalled") == ("True", "ExecutorsInvalid")
+        assert words in find_condition(shown, "Ready")["message"]
+        assert words in user.events()["ExecutorsInvalid"]["message"]
+        user.apply(manifest(namespace))
+        await operator.settle()
+        shown = user.get(worker)
+        assert told(shown) == ("True", "Validated")
+        assert shown["status"]["offering"]["enabled"] is True
+
+
+async def test_a_full_quota_is_found_and_its_mending_noticed_within_a_minute(served, namespace, user):
+    fill_quota(served, namespace, {"pods": "1"})
+    worker = user.apply(manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        shown = user.get(worker)
+        assert told(shown) == ("False", "QuotaExceeded")
+        assert "Raise the ResourceQuota" in find_condition(shown, "ExecutorsValid")["message"]
+        assert shown["status"]["offering"]["enabled"] is False
+        with served.client() as client:
+            client.delete(f"/api/v1/namespaces/{namespace}/resourcequotas/full").raise_for_status()
+        memory = next(iter(operator.reconcilers[WORKER]._offers._memories.values()))
+        assert memory.validation.pause_s <= 60
+        after_s = await reconcile(operator)
+        assert after_s is not None
+        assert after_s <= 60
+
+
+async def test_a_quota_that_the_worker_s_own_jobs_use_up_is_no_fault(served, namespace, user):
+    worker = user.apply(manifest(namespace))
+    job = user.apply(job_manifest(namespace, worker), manager="hypha-worker")
+    user.status(job, "hypha-operator", phase="Running", podUid="1", podName="x")
+    fill_quota(served, namespace, {"pods": "1"})
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.observe()
+        await reconcile(operator)
+    assert told(user.get(worker)) == ("True", "Validated")
+
+
+async def test_offers_are_no_larger_than_what_the_quota_leaves(served, namespace, user):
+    quota = {"metadata": {"name": "small"}, "spec": {"hard": {"requests.cpu": "10"}}}
+    made = served.post(f"/api/v1/namespaces/{namespace}/resourcequotas", quota)
+    with served.client() as client:
+        path = f"/api/v1/namespaces/{namespace}/resourcequotas/small/status"
+        status = {"hard": {"requests.cpu": "10"}, "used": {"requests.cpu": "2"}}
+        client.put(path, json=made | {"status": status}).raise_for_status()
+    worker = user.apply(manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+    offering = user.get(worker)["status"]["offering"]
+    assert offering["limit"]["cpu"] == 7.9, "10 cores, without the 2 that are used and the 0.1 of the bridge"
+    assert offering["enabled"] is True
+
+
+async def test_a_webhook_that_does_not_answer_is_named(served, namespace, user):
+    worker = user.apply(manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        with broken_webhook(served, namespace):
+            user.apply(manifest(namespace, {"env": {"A": "b"}}))
+            await operator.observe()
+            await reconcile(operator)
+            shown = user.get(worker)
+            assert told(shown) == ("False", "AdmissionRefused")
+            assert "broken.example.org" in find_condition(shown, "ExecutorsValid")["message"]
+
+
+async def test_a_settled_worker_is_not_checked_again_and_again(served, namespace, user):
+    user.apply(manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        before = list(operator.cluster.checks)
+        for _ in range(5):
+            await operator.reconcile_all()
+        assert operator.cluster.checks == before
+    async with operating(served.kubeconfig, namespace) as successor:
+        await successor.settle()
+        assert successor.cluster.checks == [], "the status says that the executors are valid"
+
+
+async def test_workers_with_the_same_executors_share_an_answer_and_others_do_not(served, namespace, user):
+    async with operating(served.kubeconfig, namespace) as operator:
+        for name in ("one", "two", "three"):
+            user.apply(worker_manifest(namespace, name, executors=manifest(namespace)["spec"]["executors"]))
+        user.apply(
+            worker_manifest(namespace, "other", executors=manifest(namespace, {"env": {"A": "b"}})["spec"]["executors"])
+        )
+        await operator.settle()
+        assert len(operator.cluster.checks) == 2 * 2
+        for name in ("one", "two", "three", "other"):
+            assert told(user.get(worker_manifest(namespace, name))) == ("True", "Validated")
+
+
+async def test_the_api_server_keeps_nothing_of_what_it_checked(served, namespace, user):
+    user.apply(manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        assert operator.cluster.checks
+        assert [name for name in await operator.objects() if name.startswith(("Job ", "Pod "))] == []
