@@ -18,8 +18,12 @@ from hypha_bridge.compatibility import FetchRequest, ReceiveRequest, SendRequest
 from hypha_bridge.errors import BridgeError
 from hypha_bridge.fetch import FetchedFile
 from hypha_bridge.inbox import Emit, Pointer
+from hypha_bridge.metrics import AnyProgress
 from hypha_contracts.connector_api import ErrorBody
-from hypha_messages.progress import Progress, ProgressResponse
+from hypha_contracts.job_telemetry import TelemetryBatch
+from hypha_contracts.trace_context import HEADER
+from hypha_executor.telemetry import Telemetry
+from hypha_messages.progress import ProgressResponse
 from hypha_messages.validation import describe
 
 logger = logging.getLogger(__name__)
@@ -31,6 +35,7 @@ _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     "4XX": {"model": ErrorBody, "description": "the bridge refuses the request as it is"},
     "5XX": {"model": ErrorBody, "description": "the node, a peer, a server or the storage failed"},
 }
+_TRACEPARENT: Final = HEADER.encode()
 
 _STOCK_PEERS: Final = {"type": "peers", "peers": ["12D3KooW..."], "strategy": {"type": "All"}}
 _PEERS: Final = {"type": "Peers", "peers": ["12D3KooW..."], "strategy": "All"}
@@ -56,6 +61,7 @@ _EVENTS: Final[dict[int | str, dict[str, Any]]] = {
 }
 _PROGRESS: Final[dict[str, Any]] = {
     "a batch is done": {"value": {"status": {"batch_size": 32}}},
+    "a slice is predicted": {"value": {"predicted": {"index": 7, "samples": 128}}},
     "a round's metrics": {"value": {"metrics": {"round": 1, "metrics": {"loss": 0.5}}}},
     "a stage": {"value": "update", "description": "or `updated`, `update-received`"},
 }
@@ -79,6 +85,7 @@ def create_app(bridge: Bridge) -> FastAPI:
         responses=_ERRORS,
     )
     app.add_middleware(LimitBody)
+    app.add_middleware(Traced, telemetry=bridge.telemetry)
     app.add_exception_handler(BridgeError, _bridge_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
@@ -97,7 +104,7 @@ def create_app(bridge: Bridge) -> FastAPI:
     @app.post("/resources/send", response_class=Response)
     async def send(request: Annotated[SendRequest, Body(openapi_examples=_SEND)]) -> Response:
         """Send a file to peers in the background. After the answer, the executor may change or delete the file."""
-        await bridge.outbox.send(request.send, request.path)
+        await bridge.outbox.send(request.send, request.path, wait=request.wait)
         return Response()
 
     @app.post("/resources/receive", response_class=Response, responses=_EVENTS)
@@ -109,9 +116,15 @@ def create_app(bridge: Bridge) -> FastAPI:
         return EventStream(bridge.inbox.listen(request.receive, request.out_dir, last_event_id))
 
     @app.post("/status/send", response_model=ProgressResponse)
-    async def status(progress: Annotated[Progress, Body(openapi_examples=_PROGRESS)]) -> Response:
+    async def status(progress: Annotated[AnyProgress, Body(openapi_examples=_PROGRESS)]) -> Response:
         """Report progress to the scheduler and return its answer."""
         return Response(await bridge.report(progress), media_type="application/json")
+
+    @app.post("/telemetry", response_class=Response, status_code=HTTPStatus.NO_CONTENT)
+    async def telemetry(batch: TelemetryBatch) -> Response:
+        """Take finished spans and metrics of the executor. The bridge sends them to the worker, or loses them."""
+        bridge.pass_on(batch)
+        return Response(status_code=HTTPStatus.NO_CONTENT)
 
     return app
 
@@ -168,6 +181,20 @@ class LimitBody:
             return message
 
         await self._app(scope, counted, send)
+
+
+class Traced:
+    """Makes what a request causes a descendant of the span that its header `traceparent` names."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+        self._app = app
+        self._telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        named = next((value for name, value in scope.get("headers", ()) if name == _TRACEPARENT), b"")
+        with self._telemetry.within(named.decode("latin-1")):
+            await self._app(scope, receive, send)
 
 
 async def _bridge_error(request: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 Documented: `{"fetch": reference, "out_dir"?}`, `{"send": reference, "path"}`, `{"receive": reference, "out_dir"?}`,
 with types in PascalCase and a strategy as text.
 Stock: a bare reference to fetch, else `{"resource": reference, "path"?}`. One request may mix them.
+An extension of this project: `"wait": true` in a request to send.
 """
 
 from typing import Annotated, Any
@@ -58,6 +59,7 @@ class SendRequest(BaseModel):
 
     send: Annotated[AnyReference, Field(validation_alias=AliasChoices("send", "resource"))]
     path: str
+    wait: bool = Field(default=False, description="Answer once the peers have received the file.")
 
 
 class ReceiveRequest(BaseModel):

@@ -14,7 +14,7 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, Final, Protocol, TypeVar, cast
 from urllib.parse import quote
 
@@ -31,6 +31,7 @@ from hypha_contracts.connector_api import (
     PUSH,
     RECEIVER_PARAMETER,
     REPORT_PROGRESS,
+    REPORT_TELEMETRY,
     SENDER_HEADER,
     STALL_TIMEOUT_S,
     TAKE_PUSH,
@@ -40,6 +41,7 @@ from hypha_contracts.connector_api import (
     NextSlice,
     PullSlice,
 )
+from hypha_contracts.trace_context import HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +80,15 @@ _Connection = _UnixConnection | PinnedConnection
 
 
 class Connector:
-    """Calls the node on behalf of one job. Thread-safe; every call has its own connection."""
+    """Calls the node on behalf of one job. Thread-safe; every call has its own connection.
 
-    def __init__(self, config: ConnectorConfig) -> None:
+    Args:
+        traceparent: returns the span in which a call is made, for the node.
+    """
+
+    def __init__(self, config: ConnectorConfig, traceparent: Callable[[], str | None] = lambda: None) -> None:
         self._config = config
+        self._traceparent = traceparent
         self._lock = threading.Lock()
         self._open: set[_Connection] = set()
         self._closed = threading.Event()
@@ -148,6 +155,10 @@ class Connector:
         """Report progress and return the scheduler's answer (JSON); ConnectorError."""
         return self._call(REPORT_PROGRESS, progress)
 
+    def report_telemetry(self, batch: object) -> None:
+        """Send spans and metrics once; ConnectorError."""
+        self._call(REPORT_TELEMETRY, batch)
+
     def _call(self, call: Call, body: object) -> bytes:
         with self._request(call, json.dumps(body).encode()) as response:
             return response.read(_MAX_ANSWER_BYTES)
@@ -165,7 +176,10 @@ class Connector:
                 self._open.add(connection)
             if self._closed.is_set():
                 raise ConnectionAbortedError("the bridge is stopping")
-            _send(connection, call, query, token, body)
+            headers = {"Authorization": f"Bearer {token}"}
+            if traceparent := self._traceparent():
+                headers[HEADER] = traceparent
+            _send(connection, call, query, headers, body)
             response = connection.getresponse()
             if response.status not in (http.client.OK, http.client.NO_CONTENT):
                 raise _refusal(response, call)
@@ -193,9 +207,12 @@ class Connector:
         return _UnixConnection(os.fspath(config.uds or ""))
 
 
-def _send(connection: _Connection, call: Call, query: str, token: str, body: bytes | BinaryIO | None) -> None:
+def _send(
+    connection: _Connection, call: Call, query: str, headers: Mapping[str, str], body: bytes | BinaryIO | None
+) -> None:
     connection.putrequest(call.method, call.path + query)
-    connection.putheader("Authorization", f"Bearer {token}")
+    for name, value in headers.items():
+        connection.putheader(name, value)
     if body is None:
         connection.endheaders()
     elif isinstance(body, bytes):

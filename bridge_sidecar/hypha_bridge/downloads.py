@@ -2,18 +2,23 @@
 
 import contextlib
 import logging
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 import httpx
 
 from hypha_bridge.address_policy import RestrictedTransport
 from hypha_bridge.connector import BACKOFF
+from hypha_bridge.decoding import Decoder, EncodingError
 from hypha_bridge.errors import invalid_request, source_failed
 from hypha_bridge.storage import StagedFile, Storage
-from hypha_contracts.addresses import reachable_blocks
+from hypha_bridge.trust import why_untrusted
 from hypha_contracts.bridge_config import BridgeConfig
+from hypha_contracts.proxies import Proxies
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +31,17 @@ _RETRYABLE: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 class Downloads:
     """Downloads over HTTP(S). Thread-safe."""
 
-    def __init__(self, config: BridgeConfig, storage: Storage) -> None:
+    def __init__(self, config: BridgeConfig, storage: Storage, authorities: Path) -> None:
         self._storage = storage
         self._deadline_s = config.download_deadline_s
         self._stopping = threading.Event()
-        blocks = reachable_blocks(config.exclude_cidr, allow_private_addresses=config.allow_private_addresses)
+        context, proxies = ssl.create_default_context(cafile=authorities), config.proxy or Proxies()
+        http, https = (
+            RestrictedTransport(config.reachable, context, partial(proxies.of, scheme)) for scheme in ("http", "https")
+        )
         self._client = httpx.Client(
-            transport=RestrictedTransport(blocks),
+            transport=https,
+            mounts={"http://": http},
             timeout=_TIMEOUT,
             headers={"Accept-Encoding": "identity"},
             trust_env=False,
@@ -67,20 +76,24 @@ class Downloads:
         headers = {"Range": f"bytes={staged.size_bytes}-", "If-Range": validator} if validator else {}
         try:
             with self._open(url, headers) as response:
-                expected = self._prepare(response, staged)
-                validator = _validator(response)
-                for chunk in response.iter_raw(_BUFFER_BYTES):
+                body = self._prepare(response, staged)
+                validator = body.validator
+                for piece in body.pieces():
                     if self._stopping.is_set():
                         raise source_failed("the bridge is stopping")
-                    staged.write(chunk)
+                    staged.write(piece)
+        except EncodingError as error:
+            raise source_failed(f"{_shown(url)}: {error}") from error
         except httpx.UnsupportedProtocol as error:
             raise source_failed(f"{_shown(url)} redirects to something that is not HTTP: {error}") from error
         except httpx.TransportError as error:
+            if reason := why_untrusted(error):
+                raise source_failed(f"{_shown(url)}: {reason}") from error
             raise _Broken(f"{type(error).__name__}: {error}", validator) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise source_failed(f"{_shown(url)}: {error}") from error
-        if expected is not None and staged.size_bytes != expected:
-            raise _Broken(f"{staged.size_bytes} of {expected} bytes", validator)
+        if problem := body.problem():
+            raise _Broken(problem, validator)
         return validator
 
     @contextlib.contextmanager
@@ -95,8 +108,8 @@ class Downloads:
                 request = response.next_request
         raise source_failed(f"{_shown(url)}: more than {_MAX_REDIRECTS} redirects")
 
-    def _prepare(self, response: httpx.Response, staged: StagedFile) -> int | None:
-        """Check the response and start over unless it resumes. Return the size of the complete file if it is known."""
+    def _prepare(self, response: httpx.Response, staged: StagedFile) -> "_Body":
+        """Check the response and start over unless it resumes. Return its body."""
         if response.status_code in _RETRYABLE:
             raise _Broken(f"HTTP {response.status_code}", None)
         if response.status_code not in (httpx.codes.OK, httpx.codes.PARTIAL_CONTENT):
@@ -106,11 +119,47 @@ class Downloads:
             staged.restart()
         if response.status_code == httpx.codes.PARTIAL_CONTENT and not resumed:
             raise _Broken("the server resumed at a byte that the bridge did not ask for", None)
+        body = _Body(response)
+        if resumed and body.decoder:
+            raise _Broken("the server resumed with an encoding that the file did not have before", None)
+        self._storage.check(body.length or 0)
+        return body
+
+
+class _Body:
+    """The body of a response: the file, or the rest of it.
+
+    Attributes:
+        length: how many bytes the server announces, if it does.
+        validator: the entity tag with which the download may resume.
+        decoder: decodes the body if the server has encoded it. Such a download starts over after a break, because its
+            bytes are not those of the file.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
         length = response.headers.get("Content-Length", "")
-        if not length.isdecimal():
-            return None
-        self._storage.check(int(length))
-        return staged.size_bytes + int(length)
+        self.length = int(length) if length.isdecimal() else None
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        self.decoder = Decoder(encoding) if encoding not in ("identity", "") else None
+        self.validator = None if self.decoder else _validator(response)
+        self._response = response
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the bytes of the file; EncodingError or an error of the library."""
+        for chunk in self._response.iter_raw(_BUFFER_BYTES):
+            if self.decoder:
+                yield from self.decoder.feed(chunk)
+            else:
+                yield chunk
+
+    def problem(self) -> str | None:
+        """Return why the body that was read to its end is incomplete, or None."""
+        received = self._response.num_bytes_downloaded
+        if self.length not in (None, received):
+            return f"{received} of {self.length} bytes"
+        if received and self.decoder and not self.decoder.complete:
+            return f"the compressed data breaks off after {received} bytes"
+        return None
 
 
 class _Broken(Exception):  # noqa: N818 - an interruption

@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,9 @@ from hypha_bridge.errors import invalid_request
 from hypha_bridge.hub import Hub
 from hypha_bridge.slices import PulledSlice, ReadAhead
 from hypha_bridge.storage import JobFiles
+from hypha_bridge.trust import write_authorities
 from hypha_contracts.bridge_config import BridgeConfig
+from hypha_executor.telemetry import Attributes, Telemetry
 from hypha_messages.job import (
     DataSlice,
     HuggingFaceReference,
@@ -58,12 +61,14 @@ class FetchedFile(BaseModel):
 class Fetcher:
     """Fetches references into the work directory."""
 
-    def __init__(self, config: BridgeConfig, files: JobFiles, connector: Connector) -> None:
+    def __init__(self, config: BridgeConfig, files: JobFiles, connector: Connector, telemetry: Telemetry) -> None:
         self._read_ahead = config.read_ahead
+        self._telemetry = telemetry
         self._files = files
         self._connector = connector
-        self._downloads = Downloads(config, files.storage)
-        self._hub = Hub(config, files)
+        authorities = write_authorities(config.trust_pem, files.staging)
+        self._downloads = Downloads(config, files.storage, authorities)
+        self._hub = Hub(config, files, authorities)
         self._queues: dict[tuple[str, str], ReadAhead] = {}
         self._first_dataset: str | None = None
         self._threads = CapacityLimiter(_CONCURRENT_FETCHES)
@@ -98,7 +103,8 @@ class Fetcher:
         targets = [(name, (*directory, *paths.parse_file(name))) for name in reference.filenames]
 
         def download(name: str, target: tuple[str, ...]) -> FetchedFile:
-            with self._hub.download(reference, name) as path:
+            with self._measured("hub") as measured, self._hub.download(reference, name) as (path, cached):
+                measured |= {"bytes": path.stat().st_size, "source": "cache" if cached else "hub"}
                 with path.open("rb") as file:
                     checksum = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
                 return self._place(path, target, path.stat().st_size, checksum, reference.type)
@@ -107,8 +113,9 @@ class Fetcher:
         return [await self._in_thread(partial(download, name, target)) for name, target in targets]
 
     def _from_uri(self, reference: UriReference, target: tuple[str, ...]) -> FetchedFile:
-        with self._files.stage() as staged:
+        with self._measured("http") as size, self._files.stage() as staged:
             self._downloads.download(reference.value, staged)
+            size["bytes"] = staged.size_bytes
             return self._place(staged.path, target, staged.size_bytes, staged.checksum, reference.type)
 
     async def _from_peer(self, reference: PeersReference, directory: tuple[str, ...]) -> FetchedFile:
@@ -118,23 +125,44 @@ class Fetcher:
         peers = reference.peers
         if reference.strategy.type == "Random":
             peers = random.sample(peers, len(peers))
-        pulled = await self._in_thread(lambda: self._pull(peers, wanted.dataset, wanted.index))
+
+        def pull() -> PulledSlice:
+            with self._measured("peer", "slice") as span:
+                return self._pull(peers, wanted.dataset, wanted.index, span)
+
+        pulled = await self._in_thread(pull)
         return self._place_slice(pulled, wanted.dataset, directory, reference.type)
 
     def _queue(self, reference: SchedulerReference) -> ReadAhead:
         def pull_next() -> PulledSlice:
-            assigned = self._connector.retrying(lambda: self._connector.next_slice(reference.peer, reference.dataset))
-            return self._pull([assigned.provider], reference.dataset, assigned.index)
+            with self._measured("peer", "slice") as span:
+                asking = partial(self._connector.next_slice, reference.peer, reference.dataset)
+                assigned = self._connector.retrying(asking)
+                return self._pull([assigned.provider], reference.dataset, assigned.index, span)
 
         key = (reference.peer, reference.dataset)
         if key not in self._queues:
             if len(self._queues) >= _MAX_DATASETS:
                 raise invalid_request(f"a job reads at most {_MAX_DATASETS} datasets")
-            self._queues[key] = ReadAhead(lambda: self._in_thread(pull_next), self._read_ahead)
+            self._queues[key] = ReadAhead(lambda: self._in_thread(pull_next), self._read_ahead, self._on_ahead)
         return self._queues[key]
 
-    def _pull(self, providers: list[str], dataset: str, index: int) -> PulledSlice:
-        return slices.pull(self._connector, self._files, providers, DataSlice(dataset=dataset, index=index))
+    def _on_ahead(self) -> None:
+        depth = sum(queue.depth for queue in self._queues.values())
+        self._telemetry.set("hypha.job.slices.ahead", depth)
+
+    @contextmanager
+    def _measured(self, source: str, name: str = "fetch") -> Iterator[Attributes]:
+        """Record a fetch whose size the block sets. The block may correct the source."""
+        with self._telemetry.span(name, {"source": source}) as attributes:
+            yield attributes
+        received = {"source": str(attributes["source"]), "network.io.direction": "receive"}
+        self._telemetry.add("hypha.job.transfer", float(attributes["bytes"]), received)
+
+    def _pull(self, providers: list[str], dataset: str, index: int, span: Attributes) -> PulledSlice:
+        pulled = slices.pull(self._connector, self._files, providers, DataSlice(dataset=dataset, index=index))
+        span |= {"bytes": pulled.size_bytes, "index": pulled.index}
+        return pulled
 
     def _place_slice(self, pulled: PulledSlice, dataset: str, directory: tuple[str, ...], source: str) -> FetchedFile:
         self._first_dataset = self._first_dataset or dataset

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from hypha_bridge.storage import JobFiles, StagedFile, check_complete
 from hypha_contracts.bridge_config import BridgeConfig
 from hypha_contracts.limits import MAX_TAKEN_PER_PEER
 from hypha_executor.errors import MalformedFileError, TruncatedFileError
+from hypha_executor.telemetry import Telemetry
 from hypha_messages.job import JobSpec, PeersReference, Reference
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class _Arriving:
     def __init__(self, peer: str, budget: PushBudget) -> None:
         self.peer = peer
         self.counted_bytes = 0
+        self.began_ns = time.time_ns()
         self._budget = budget
 
     def write(self, data: memoryview) -> None:
@@ -72,7 +75,10 @@ class _Arriving:
 class Inbox:
     """Takes pushes from the node and hands them to listeners."""
 
-    def __init__(self, config: BridgeConfig, job: JobSpec, files: JobFiles, connector: Connector) -> None:
+    def __init__(
+        self, config: BridgeConfig, job: JobSpec, files: JobFiles, connector: Connector, telemetry: Telemetry
+    ) -> None:
+        self._telemetry = telemetry
         self._senders = job.senders
         self._files = files
         self._connector = connector
@@ -166,6 +172,9 @@ class Inbox:
             if problem := _problem(staged.path):
                 raise invalid_request(f"dropped a push of {staged.size_bytes} bytes from {peer}: {problem}")
         logger.info("received %d bytes from %s", staged.size_bytes, peer)
+        self._telemetry.record("push received", arriving.began_ns, {"peer": peer, "bytes": staged.size_bytes})
+        received = {"source": "peer", "network.io.direction": "receive"}
+        self._telemetry.add("hypha.job.transfer", staged.size_bytes, received)
         pointer = Pointer(path="", size=staged.size_bytes, from_peer=peer, sequence=-1, checksum=staged.checksum)
         return _Waiting(staged.path, pointer)
 

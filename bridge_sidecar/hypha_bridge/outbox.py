@@ -20,6 +20,7 @@ from hypha_bridge.connector import BACKOFF, Connector
 from hypha_bridge.errors import BridgeError, ConnectorError, forbidden, invalid_request
 from hypha_bridge.storage import JobFiles, snapshot
 from hypha_contracts.bridge_config import BridgeConfig
+from hypha_executor.telemetry import Telemetry
 from hypha_messages.job import JobSpec, PeersReference, Reference
 
 logger = logging.getLogger(__name__)
@@ -45,19 +46,25 @@ class _File:
 class Outbox:
     """Sends files to peers of the job."""
 
-    def __init__(self, config: BridgeConfig, job: JobSpec, files: JobFiles, connector: Connector) -> None:
+    def __init__(
+        self, config: BridgeConfig, job: JobSpec, files: JobFiles, connector: Connector, telemetry: Telemetry
+    ) -> None:
+        self._telemetry = telemetry
         self._receivers = job.receivers
         self._max_pending = config.pending_sends
         self._deadline_s = max(config.send_deadline_s, config.connector.deadline_s)  # the peer is behind the node
         self._drain_s = config.drain_s
         self._files = files
         self._connector = connector
-        self._pending: dict[asyncio.Task[None], _File] = {}
+        self._pending: dict[asyncio.Task[bool], _File] = {}
         self._turns: WeakValueDictionary[frozenset[str], asyncio.Lock] = WeakValueDictionary()
         self._threads = CapacityLimiter(_CONCURRENT_PUSHES)
 
-    async def send(self, reference: Reference, path: str) -> None:
-        """Copy a file and begin to send the copy; BridgeError."""
+    async def send(self, reference: Reference, path: str, *, wait: bool = False) -> None:
+        """Copy a file and begin to send the copy; BridgeError.
+
+        With `wait`, return once the peers have received it: all of them if the strategy is All, else one.
+        """
         if not isinstance(reference, PeersReference):
             raise invalid_request(f"files are sent to peers, not to {reference.type!r}")
         peers = list(dict.fromkeys(reference.peers))
@@ -72,6 +79,8 @@ class Outbox:
         task = asyncio.create_task(self._deliver(file, peers, reference.strategy.type))
         self._pending[task] = file
         task.add_done_callback(self._pending.pop)
+        if wait and not await asyncio.shield(task):
+            raise BridgeError(502, "peer_failed", f"a peer did not receive {path}; the bridge's log says why")
 
     async def drain(self) -> int:
         """Wait until everything is sent or the configured time has passed. Abandon and log the rest.
@@ -95,19 +104,19 @@ class Outbox:
         finally:
             os.close(fd)
 
-    async def _deliver(self, file: _File, peers: list[str], strategy: str) -> None:
+    async def _deliver(self, file: _File, peers: list[str], strategy: str) -> bool:
+        """Push a file to all of these peers or to one of them. Return whether they received it."""
         try:
             if strategy == "All":
-                await asyncio.gather(*(self._push_to_any([peer], file) for peer in peers))
-            else:
-                if strategy == "Random":
-                    random.shuffle(peers)
-                await self._push_to_any(peers, file)
+                return all(await asyncio.gather(*(self._push_to_any([peer], file) for peer in peers)))
+            if strategy == "Random":
+                random.shuffle(peers)
+            return await self._push_to_any(peers, file)
         finally:
             file.copy.unlink(missing_ok=True)
 
-    async def _push_to_any(self, peers: list[str], file: _File) -> None:
-        """Push to the first of these peers that accepts the file. Try them in turn until the deadline."""
+    async def _push_to_any(self, peers: list[str], file: _File) -> bool:
+        """Push to the first of these peers that accepts the file. Try them in turn until the deadline; False then."""
         async with self._turns.setdefault(frozenset(peers), asyncio.Lock()):
             pauses = BACKOFF.pauses(self._deadline_s)
             candidates = peers
@@ -125,14 +134,17 @@ class Outbox:
                     else:
                         logger.info("sent %s to %s", file.path, peer)
                         file.arrived = True
-                        return
+                        return True
                 candidates = [peer for peer in candidates if peer not in refused]
                 pause_s = next(pauses, None)
                 if pause_s is None:
                     break
                 await asyncio.sleep(pause_s)
             logger.error("abandoned sending %s to %s", file.path, ", ".join(peers))
+            return False
 
     def _push(self, peer: str, copy: Path) -> None:
-        with copy.open("rb") as file:
+        size_bytes = copy.stat().st_size
+        with self._telemetry.span("push", {"peer": peer, "bytes": size_bytes}), copy.open("rb") as file:
             self._connector.push(peer, file)
+        self._telemetry.add("hypha.job.transfer", size_bytes, {"source": "peer", "network.io.direction": "transmit"})

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,8 @@ from hypha_contracts.bridge_config import BridgeConfig
 
 MAX_CONNECTIONS: Final = 128
 """Above it the bridge answers 503, because its own memory is not part of the job's limits."""
+_START_FIELD: Final = 19
+"""Of /proc/self/stat, counted from the field after the name: when the process started, in ticks since the boot."""
 _REQUESTS_END_S: Final = 2
 _KEEP_ALIVE_S: Final = 86_400  # closing a connection between two batches would race with the next report
 
@@ -43,10 +46,22 @@ class BridgeServer(uvicorn.Server):
         self._path.unlink(missing_ok=True)
         return self.bridge.undelivered
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve."""
+        await super().startup(sockets)
+        self.bridge.telemetry.record("bridge ready", process_started_ns())
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop the event streams first, because they would never end by themselves."""
         await self.bridge.inbox.close()
         await super().shutdown(sockets)
+
+
+def process_started_ns() -> int:
+    """Return when this process started, in nanoseconds since the epoch."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[_START_FIELD])
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.time_ns() - int(age_s * 1e9)
 
 
 def listen(path: Path) -> socket.socket:

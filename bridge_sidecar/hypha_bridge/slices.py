@@ -56,21 +56,34 @@ def pull(connector: Connector, files: JobFiles, providers: Sequence[str], slice_
 class ReadAhead:
     """The slices of one dataset in the scheduler's order, of which up to `depth` are pulled ahead."""
 
-    def __init__(self, pull_next: Callable[[], Awaitable[PulledSlice]], depth: int) -> None:
+    def __init__(
+        self, pull_next: Callable[[], Awaitable[PulledSlice]], depth: int, on_change: Callable[[], None]
+    ) -> None:
         self._pull_next = pull_next
+        self._on_change = on_change
         self._depth = depth
         self._ahead: deque[asyncio.Task[PulledSlice]] = deque()
         self._one_at_a_time = asyncio.Lock()
+
+    @property
+    def depth(self) -> int:
+        """How many slices are complete before the executor has asked for them."""
+        return sum(task.done() for task in self._ahead)
 
     async def next(self) -> PulledSlice:
         """Return the next slice and begin to pull the following ones; BridgeError."""
         slice_ = await self._take_ahead() or await self._pull()
         while len(self._ahead) < self._depth:
             task = asyncio.create_task(self._pull())
-            # Retrieve the error, because asyncio logs unretrieved errors.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            task.add_done_callback(self._on_pulled)
             self._ahead.append(task)
+        self._on_change()
         return slice_
+
+    def _on_pulled(self, done: asyncio.Task[PulledSlice]) -> None:
+        if not done.cancelled():
+            done.exception()  # asyncio logs unretrieved errors
+        self._on_change()
 
     async def _take_ahead(self) -> PulledSlice | None:
         if not self._ahead:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,9 @@ async def server(config: BridgeConfig) -> AsyncIterator[BridgeServer]:
     yield server
     server.should_exit = True
     await running
+    if "huggingface_hub" in sys.modules:  # a bridge binds the client to its hub, for its whole process
+        http = sys.modules["huggingface_hub.utils._http"]
+        http.set_client_factory(http.default_client_factory)
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 import http.server
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -12,6 +12,7 @@ import pytest
 
 from hypha_bridge.address_policy import RestrictedTransport
 from hypha_bridge.errors import BridgeError
+from hypha_bridge.happy_eyeballs import Address, connect_to_any
 from hypha_contracts.addresses import reachable_blocks
 from support.addresses import PUBLIC, SPECIAL
 
@@ -45,19 +46,19 @@ def server() -> Iterator[http.server.ThreadingHTTPServer]:
 
 
 def client(*exclude_cidr: str, allow_private_addresses: bool = False) -> httpx.Client:
-    transport = RestrictedTransport(reachable_blocks(exclude_cidr, allow_private_addresses=allow_private_addresses))
-    return httpx.Client(transport=transport, follow_redirects=True)
+    blocks = reachable_blocks(exclude_cidr, allow_private_addresses=allow_private_addresses)
+    return httpx.Client(transport=RestrictedTransport(blocks, ssl.create_default_context()), follow_redirects=True)
 
 
 def answer_of(client: httpx.Client, monkeypatch: pytest.MonkeyPatch, address: str) -> str:
     """Return how a request to a name with this address ends: refused, or with an attempt to connect."""
     connected: list[str] = []
 
-    def create_connection(address: tuple[str, int], *_: Any, **__: Any) -> socket.socket:
-        connected.append(address[0])
+    def connect_to_any(addresses: list[Address], _timeout_s: float) -> socket.socket:
+        connected.extend(str(address.sockaddr[0]) for address in addresses)
         raise OSError("no network in this test")
 
-    monkeypatch.setattr("httpcore._backends.sync.socket.create_connection", create_connection)
+    monkeypatch.setattr("hypha_bridge.address_policy.connect_to_any", connect_to_any)
     _resolving(monkeypatch, [[address]])
     with pytest.raises((BridgeError, httpx.ConnectError)) as refusal:
         client.get("http://name.example/")
@@ -102,8 +103,7 @@ def _resolving(monkeypatch: pytest.MonkeyPatch, answers: list[list[str]]) -> lis
         asked.append(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers.pop(0)]
 
-    resolver = SimpleNamespace(getaddrinfo=getaddrinfo, SOCK_STREAM=socket.SOCK_STREAM)
-    monkeypatch.setattr("hypha_bridge.address_policy.socket", resolver)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return asked
 
 
@@ -118,13 +118,12 @@ def test_the_connection_goes_to_the_address_that_was_checked_and_redirects_are_c
 ) -> None:
     """A rebinding name server answers with a public address first, then with a private one."""
     connected: list[str] = []
-    real_connect = socket.create_connection
 
-    def create_connection(address: tuple[str, int], *args: Any, **options: Any) -> socket.socket:
-        connected.append(address[0])
-        return real_connect(("127.0.0.1", server.server_port), *args, **options)
+    def connect_to_this_machine(addresses: list[Address], timeout_s: float) -> socket.socket:
+        connected.extend(str(address.sockaddr[0]) for address in addresses)
+        return connect_to_any([Address(socket.AF_INET, ("127.0.0.1", server.server_port))], timeout_s)
 
-    monkeypatch.setattr("httpcore._backends.sync.socket.create_connection", create_connection)
+    monkeypatch.setattr("hypha_bridge.address_policy.connect_to_any", connect_to_this_machine)
     asked = _resolving(monkeypatch, [["93.184.215.14"], ["127.0.0.1"]])
     with client() as guarded, pytest.raises(BridgeError):
         guarded.get("http://rebinding.example/away")

@@ -1,5 +1,6 @@
 """Downloads over HTTP: they resume after a break, and an incomplete file never counts as complete."""
 
+import gzip
 import hashlib
 import http.server
 import os
@@ -16,6 +17,7 @@ import pytest
 from hypha_bridge.downloads import file_name
 from hypha_bridge.errors import BridgeError
 from hypha_contracts.bridge_config import BridgeConfig
+from support.bridge_node import staged
 
 pytestmark = pytest.mark.anyio
 
@@ -36,6 +38,7 @@ class Site(http.server.ThreadingHTTPServer):
         self.statuses: list[int] = []
         self.asked: list[str | None] = []
         self.lengths = True
+        self.encoding: str | None = None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # a client that goes away is part of the tests
@@ -85,6 +88,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(site.content) - 1}/{len(site.content)}")
         if site.etag:
             self.send_header("ETag", site.etag)
+        if site.encoding:
+            self.send_header("Content-Encoding", site.encoding)
         if site.lengths:
             self.send_header("Content-Length", str(len(data)))
         else:
@@ -107,7 +112,9 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def config(config: BridgeConfig) -> BridgeConfig:
-    return config.model_copy(update={"allow_private_addresses": True, "storage_bytes": 10_000_000})
+    return config.model_copy(
+        update={"allow_private_addresses": True, "storage_bytes": 10_000_000, "download_deadline_s": 3}
+    )
 
 
 async def fetch(bridge: httpx.AsyncClient, url: str) -> httpx.Response:
@@ -199,6 +206,82 @@ async def test_a_file_of_unknown_length_is_read_to_its_end(
 ) -> None:
     site.lengths = False
     await assert_whole(await fetch(bridge, f"{site.url}/x"), config)
+
+
+def raw_deflate(data: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-15)
+    return compressor.compress(data) + compressor.flush()
+
+
+TEXT = b"weights " * 300_000
+COMPRESSED = {
+    "gzip": ("gzip", gzip.compress(TEXT)),
+    "x-gzip": ("X-GZip", gzip.compress(TEXT)),
+    "several members": ("gzip", gzip.compress(TEXT[:1000]) + gzip.compress(TEXT[1000:])),
+    "padding": ("gzip", gzip.compress(TEXT) + bytes(512)),
+    "zlib": ("deflate", zlib.compress(TEXT)),
+    "raw deflate": ("deflate", raw_deflate(TEXT)),
+    "identity": ("identity", TEXT),
+}
+
+
+@pytest.mark.parametrize("form", COMPRESSED)
+@pytest.mark.parametrize("lengths", [True, False])
+async def test_a_file_that_the_server_compressed_unasked_is_decoded(
+    bridge: httpx.AsyncClient, site: Site, config: BridgeConfig, form: str, lengths: bool
+) -> None:
+    site.encoding, site.content = COMPRESSED[form]
+    site.lengths = lengths
+    await assert_whole(await fetch(bridge, f"{site.url}/x"), config, TEXT)
+
+
+async def test_a_compressed_file_that_breaks_off_is_downloaded_from_its_start(
+    bridge: httpx.AsyncClient, site: Site, config: BridgeConfig
+) -> None:
+    site.encoding, site.content = "gzip", gzip.compress(CONTENT, 1)
+    site.break_after = [2_200_000]
+    await assert_whole(await fetch(bridge, f"{site.url}/x"), config)
+    assert site.asked == [None, None]
+
+
+async def test_a_compressed_file_without_its_end_is_never_complete(
+    bridge: httpx.AsyncClient, site: Site, config: BridgeConfig
+) -> None:
+    site.encoding, site.content, site.lengths = "gzip", gzip.compress(TEXT)[:-9], False
+    answer = await fetch(bridge, f"{site.url}/x")
+    assert (answer.status_code, answer.json()["error"]) == (502, "source_failed")
+    assert "the compressed data breaks off" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "gzip, br", "rot13"])
+async def test_another_encoding_is_refused_by_name(bridge: httpx.AsyncClient, site: Site, encoding: str) -> None:
+    site.encoding = encoding
+    answer = await fetch(bridge, f"{site.url}/x")
+    assert (answer.status_code, answer.json()["error"]) == (502, "source_failed")
+    assert f"sends the file encoded ({encoding})" in answer.json()["detail"]
+
+
+async def test_damaged_compressed_data_is_an_error(bridge: httpx.AsyncClient, site: Site) -> None:
+    site.encoding = "gzip"
+    answer = await fetch(bridge, f"{site.url}/x")
+    assert (answer.status_code, answer.json()["error"]) == (502, "source_failed")
+    assert "compressed data is damaged" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("lengths", [True, False])
+async def test_a_bomb_fills_neither_the_storage_nor_the_memory(
+    bridge: httpx.AsyncClient, site: Site, config: BridgeConfig, lengths: bool
+) -> None:
+    bomb = zlib.compressobj(wbits=31)
+    site.encoding = "gzip"
+    site.content = b"".join(bomb.compress(bytes(1_000_000)) for _ in range(300)) + bomb.flush()
+    site.lengths = lengths
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    answer = await fetch(bridge, f"{site.url}/x")
+    assert (answer.status_code, answer.json()["error"]) == (507, "storage_exceeded")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+    assert not (config.work_dir / "artifacts").exists()
+    assert staged(config) == []
 
 
 @pytest.mark.parametrize("status", [401, 404, 410])

@@ -68,7 +68,7 @@ async def test_a_slice_that_could_not_be_read_ahead_is_requested_again_when_need
     assign(node, 1)
     assert (await bridge.post("/resources/fetch", json=STOCK)).status_code == 200
     answer = await bridge.post("/resources/fetch", json=STOCK)
-    assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
+    assert (answer.status_code, answer.json()["error"]) == (410, "no_slice")
     assign(node, 2)
     assert (await bridge.post("/resources/fetch", json=STOCK)).json()[0]["path"] == "artifacts/2"
 

@@ -1,6 +1,8 @@
 """The bridge as a process, driven by a client with the requests of the stock executor."""
 
 import json
+import os
+import pwd
 import signal
 import socket
 import stat
@@ -18,6 +20,7 @@ from hypha_bridge.bridge import Bridge
 from hypha_bridge.config import ConfigError
 from hypha_contracts.bridge_config import BridgeConfig
 from support.bridge_node import FakeNode, safetensors
+from support.waiting import until
 
 from .conftest import OTHER, PROVIDER, SCHEDULER, SERVER, peers
 
@@ -68,6 +71,40 @@ def process(config: BridgeConfig, config_file: Path) -> Iterator[subprocess.Pope
         probe.close()
         yield process
         process.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts processes of other users")
+def test_a_bridge_runs_as_a_user_that_the_machine_does_not_know(
+    node: FakeNode, config: BridgeConfig, config_file: Path
+) -> None:
+    """OpenShift chooses a user id for each namespace, and group 0."""
+    user = 1_000_680_000
+    with pytest.raises(KeyError):
+        pwd.getpwuid(user)
+    volume = config_file.parent
+    for directory in volume.parents[:3]:  # pytest's own directories are private
+        directory.chmod(directory.stat().st_mode | 0o011)
+    for path in (volume, *volume.rglob("*")):
+        os.chown(path, user, 0)
+    node.slices["digits", 3] = safetensors(1003)
+    node.assign("digits", PROVIDER, 3)
+    # It imports all modules as root, because the interpreter of the tests may be root's alone.
+    program = (
+        "import certifi, os, uvicorn.lifespan.on, uvicorn.loops.auto, uvicorn.protocols.http.h11_impl; "
+        "from hypha_bridge.__main__ import main; "
+        f"certifi.where(); os.setgroups([]); os.setgid(0); os.setuid({user}); main()"
+    )
+    command = [sys.executable, "-c", program, "--config", config_file]
+    environment = {"PATH": os.environ["PATH"], "HOME": "/"}
+    with subprocess.Popen(command, env=environment, cwd="/") as process:
+        until(lambda: config.socket.is_socket() or process.poll() is not None)
+        with StockClient(config.socket) as client:
+            slices = {"type": "scheduler", "peer": SCHEDULER, "dataset": "digits"}
+            [fetched] = client.post("/resources/fetch", slices).json()
+        file = config.work_dir / fetched["path"]
+        assert (file.read_bytes(), file.stat().st_uid) == (node.slices["digits", 3], user)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
 
 
 def test_a_round_of_the_stock_executor_succeeds(
@@ -187,19 +224,19 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "named", "code"),
     [
-        ({"work_dir": "/nowhere/work"}, "/nowhere"),
-        ({"storage_bytes": -1}, "storage_bytes"),
-        ({"speed": "fast"}, "speed"),
-        ({"job_file": "/nowhere/job.json"}, "/nowhere/job.json"),
-        ({"connector": {"uds": "x"}}, "connector.token_file"),
+        ({"work_dir": "/nowhere/work"}, "/nowhere", 1),
+        ({"storage_bytes": -1}, "storage_bytes", 2),
+        ({"speed": "fast"}, "speed", 2),
+        ({"job_file": "/nowhere/job.json"}, "/nowhere/job.json", 2),
+        ({"connector": {"uds": "x"}}, "connector.token_file", 2),
     ],
 )
-def test_an_unusable_configuration_is_named(config_file: Path, change: dict[str, Any], named: str) -> None:
+def test_an_unusable_configuration_is_named(config_file: Path, change: dict[str, Any], named: str, code: int) -> None:
     config_file.write_text(json.dumps(json.loads(config_file.read_text()) | change))
     ended = run("--config", config_file)
-    assert ended.returncode == 1
+    assert ended.returncode == code
     assert named in ended.stderr
     assert "Traceback" not in ended.stderr
 

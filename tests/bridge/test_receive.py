@@ -122,17 +122,19 @@ async def test_a_listener_that_returns_gets_the_pushes_that_arrived_meanwhile(
         assert (await anext(events))["sequence"] == 1
 
 
+@pytest.mark.parametrize(("last_event_id", "repeated"), [("0", [1, 2]), ("-1", [0, 1, 2])])
 async def test_last_event_id_repeats_lost_events(
-    bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
+    bridge: httpx.AsyncClient, node: FakeNode, last_event_id: str, repeated: list[int]
 ) -> None:
+    """With -1, a restarted executor that has dealt with no event gets all of them."""
     async with listening(bridge) as events:
         for size in (10, 20, 30):
             node.incoming.put((SERVER, safetensors(size)))
             last = await anext(events)
-    async with listening(bridge, **{"Last-Event-ID": "0"}) as events:
-        again = [await anext(events) for _ in range(2)]
-    assert [event["sequence"] for event in again] == [1, 2]
-    assert again[1] == last
+    async with listening(bridge, **{"Last-Event-ID": last_event_id}) as events:
+        again = [await anext(events) for _ in repeated]
+    assert [event["sequence"] for event in again] == repeated
+    assert again[-1] == last
 
 
 async def test_each_listener_gets_only_pushes_of_its_peers(bridge: httpx.AsyncClient, node: FakeNode) -> None:

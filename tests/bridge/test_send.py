@@ -46,6 +46,19 @@ async def test_both_forms_of_a_request_send_a_file(
     assert await received(node) == [(SERVER, content)]
 
 
+async def test_an_executor_that_waits_gets_its_answer_once_all_peers_have_the_file(
+    bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
+) -> None:
+    (config.work_dir / "predictions").write_bytes(b"x")
+    node.push_gate.clear()
+    sending = asyncio.create_task(bridge.post("/resources/send", json=stock("predictions") | {"wait": True}))
+    done, _ = await asyncio.wait([sending], timeout=0.2)
+    assert not done
+    node.push_gate.set()
+    assert (await sending).status_code == 200
+    assert not node.received.empty()
+
+
 async def test_the_file_may_be_overwritten_and_deleted_as_soon_as_the_bridge_has_answered(
     bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
 ) -> None:
@@ -172,6 +185,26 @@ async def test_a_bad_send_is_refused_with_a_reason(
     (config.work_dir / "link").symlink_to("/etc/passwd")
     answer = await bridge.post("/resources/send", json=body)
     assert (answer.status_code, answer.json()["error"]) == (status, code)
+
+
+class TestWithAShortDeadline:
+    @pytest.fixture
+    def config(self, config: BridgeConfig) -> BridgeConfig:
+        return config.model_copy(
+            update={
+                "send_deadline_s": 0.3,
+                "connector": config.connector.model_copy(update={"deadline_s": 0.3}),
+            }
+        )
+
+    async def test_an_executor_that_waits_learns_that_one_of_several_peers_does_not_take_the_file(
+        self, bridge: httpx.AsyncClient, node: FakeNode, config: BridgeConfig
+    ) -> None:
+        (config.work_dir / "predictions").write_bytes(b"x")
+        node.refusing_peers[OTHER] = 1000
+        answer = await bridge.post("/resources/send", json=stock("predictions", "All", SERVER, OTHER) | {"wait": True})
+        assert (answer.status_code, answer.json()["error"]) == (502, "peer_failed")
+        assert await received(node) == [(SERVER, b"x")]
 
 
 class TestWithLittlePatienceForPeers:

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.anyio
         ("update-received", "update-received"),
         ({"status": {"batch_size": 32}}, {"status": {"batch_size": 32}}),
         ({"status": {"batch_size": 32, "round_time": -12}}, {"status": {"batch_size": 32}}),
+        ({"predicted": {"index": 3, "samples": 8}}, {"predicted": {"index": 3, "samples": 8}}),
         ({"metrics": {"round": 2, "metrics": {"loss": 0.5}}}, {"metrics": {"round": 2, "metrics": {"loss": 0.5}}}),
     ],
 )
@@ -28,6 +29,25 @@ async def test_progress_is_forwarded_in_its_form_on_the_wire(
     answer = await bridge.post("/status/send", json=progress)
     assert (answer.status_code, answer.json()) == (200, {"type": "Ok"})
     assert node.reported == [forwarded]
+
+
+@pytest.mark.parametrize("written", ["NaN", "Infinity", "-Infinity", "1e999", "1e40", "null"])
+async def test_a_metric_that_is_no_finite_number_is_dropped_and_logged_once_and_the_report_goes_on(
+    bridge: httpx.AsyncClient, node: FakeNode, caplog: pytest.LogCaptureFixture, written: str
+) -> None:
+    body = f'{{"metrics": {{"round": 2, "metrics": {{"loss": {written}, "samples": 8}}}}}}'
+    for _ in range(2):
+        answer = await bridge.post("/status/send", content=body, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()) == (200, {"type": "Ok"})
+    assert node.reported == [{"metrics": {"round": 2, "metrics": {"samples": 8}}}] * 2
+    [logged] = [record for record in caplog.messages if "loss" in record]
+    assert "the metric loss of round 2 is not a finite number" in logged
+
+
+async def test_a_metric_that_is_no_number_is_refused(bridge: httpx.AsyncClient, node: FakeNode) -> None:
+    answer = await bridge.post("/status/send", json={"metrics": {"round": 2, "metrics": {"loss": "low"}}})
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
+    assert node.reported == []
 
 
 async def test_the_schedulers_answer_is_returned(bridge: httpx.AsyncClient, node: FakeNode) -> None:
