@@ -21,16 +21,20 @@ def test_reports_are_written_as_the_scheduler_reads_them() -> None:
     scheduler = Scheduler()
     progress = Progress(scheduler)
     progress.batch_trained(8)
-    progress.metrics(2, {"loss": 0.5})
+    progress.metrics(2, {"loss": 0.5, "gradient": float("nan"), "norm": float("inf")})
     progress.update_due()
     progress.update_merged()
     progress.outer_step_taken()
+    progress.batch_predicted(8)
+    progress.slice_predicted(3, 20)
     assert scheduler.reports == [
         {"status": {"batch_size": 8}},
         {"metrics": {"round": 2, "metrics": {"loss": 0.5}}},
         "update",
         "update-received",
         "updated",
+        {"status": {"batch_size": 8}},
+        {"predicted": {"index": 3, "samples": 20}},
     ]
 
 

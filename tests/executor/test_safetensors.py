@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save, save_file
@@ -29,6 +29,7 @@ from hypha_executor.safetensors import (
     parse_header,
     read_header,
 )
+from support.machine import slowdown
 
 
 def header(fields, data_bytes=0):
@@ -68,21 +69,20 @@ def test_the_reference_implementation_reads_what_is_laid_out():
         (b"\xff\xfe", 0, "not a JSON object"),
         (b"[" * 100_000, 0, "not a JSON object"),
         (b"[]", 0, "not a JSON object"),
-        (b'{"a": 1' + b"0" * 5000 + b"}", 0, "begins no tensor"),
-        (b'{"a":' * 100_000, 0, "begins no tensor"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", 0, "begins no JSON value"),
+        (b'{"a":' * 100_000, 0, "begins no JSON value"),
+        (b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0],"more":"' + b"b" * 5_000 + b'"}}', 0, "at most 4096"),
         (b'{"\xff":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}', 0, "not UTF-8"),
         (b'{"\\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}', 0, "not UTF-8"),
         (b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},}', 0, "begins no tensor"),
-        (b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0],}}', 0, "begins no tensor"),
+        (b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0],}}', 0, "begins no JSON value"),
         (b'{"a":{"dtype":"U8","dtype":"U8","shape":[0]}}', 0, "without one of"),
-        (b'{"a":{"dtype":"U8","shape":[00],"data_offsets":[0,0]}}', 0, "begins no tensor"),
+        (b'{"a":{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}}', 0, "begins no tensor"),
+        (b'{"a":{"dtype":"U9","shape":[0],"data_offsets":[0,0]}}', 0, "which the format does not know"),
+        (b'{"a":{"dtype":"U8","shape":[00],"data_offsets":[0,0]}}', 0, "begins no JSON value"),
         (b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}} x', 0, "continues after its end"),
         (b'{"__metadata__":{},"__metadata__":{},', 0, "begins no tensor"),
-        (
-            b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
-            0,
-            "two tensors of the name",
-        ),
+        (b'{"__metadata__":null,"__metadata__":{},', 0, "begins no tensor"),
         ({}, 0, "begins no tensor"),
         ({"__metadata__": {}}, 0, "no tensors"),
         ({"__metadata__": field()}, 4, "without one of"),
@@ -92,7 +92,6 @@ def test_the_reference_implementation_reads_what_is_laid_out():
         ({"__metadata__": {"a": "b" * (MAX_VALUE_BYTES + 1)}, "a": field()}, 4, "text to text"),
         ({"a" * (MAX_NAME_BYTES + 1): field()}, 4, "begins no tensor"),
         ({"a": []}, 4, "begins no tensor"),
-        ({"a": {**field(), "more": 1}}, 4, "begins no tensor"),
         ({"a": field(["F32"])}, 4, "begins no tensor"),
         ({"a": field(shape=(-1,))}, 4, "begins no tensor"),
         ({"a": field(shape=(True,))}, 4, "begins no tensor"),
@@ -188,6 +187,8 @@ BOMBS = {
     + b'},"a":%s}' % TENSOR,
     "a long text": b'{"__metadata__":{"a":"' + b"b" * 1_000_000 + b'"}}',
     "white space": b'{"a":{' + b" " * 1_000_000,
+    "unusual entries": b"{" + b",".join(b'"%d":["U8",[0],[0,0]]' % number for number in range(20_000)) + b"}",
+    "unusual nesting": b'{"a":{"x":[' + b"[]," * 1_300 + b'[]],"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
     "digits": b'{"a":{"shape":[' + b"1" * 1_000_000,
 }
 
@@ -202,7 +203,7 @@ def test_a_header_costs_at_most_twelve_times_its_size_in_memory(bomb):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak <= 64 * 1024 + 12 * len(BOMBS[bomb])
+    assert peak <= 256 * 1024 + 12 * len(BOMBS[bomb])
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
@@ -214,7 +215,7 @@ def test_a_header_costs_time_in_proportion_to_its_size(bomb):
         return time.thread_time() - began
 
     kib = len(BOMBS[bomb]) / 1024
-    assert min(seconds() for _ in range(3)) <= 0.001 + 100e-6 * kib
+    assert min(seconds() / slowdown() for _ in range(3)) <= 0.001 + 100e-6 * kib
 
 
 def test_headers_are_read_one_at_a_time(tmp_path):
@@ -272,6 +273,113 @@ def test_what_is_read_is_what_the_format_s_own_library_reads(
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(TruncatedFileError):
         open_header(path)
+
+
+def json_text(value):
+    """Write JSON in which an object is a tuple of pairs, which may repeat names, and a byte string is as it is."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, tuple):
+        return "{" + ",".join(f"{json_text(name)}:{json_text(item)}" for name, item in value) + "}"
+    if isinstance(value, list):
+        return "[" + " , ".join(map(json_text, value)) + "]"
+    return json.dumps(value)
+
+
+ODD = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.sampled_from(
+        [b"1e3", b"-0", b"0.0", b"1e999", b"18446744073709551615", b"18446744073709551616", b"NaN", b"01"]
+    )
+    | st.sampled_from([b'"\\ud800"', b'"\\ud83d\\ude00"', b'"\\u0000"', b'"\t"', b"'a'", b""])
+    | st.text(max_size=2),
+    lambda inner: st.lists(inner, max_size=2) | st.lists(st.tuples(st.text(max_size=1), inner), max_size=2).map(tuple),
+    max_leaves=4,
+)
+
+
+@st.composite
+def odd_entries(draw):
+    """Entries of one-byte tensors, in forms that other writers may use, and some that no reader takes."""
+    entries, position = [], 0
+    for _ in range(draw(st.integers(1, 3))):
+        size = draw(st.integers(0, 2))
+        members = [
+            ("dtype", draw(st.sampled_from(["U8", "I8", "BOOL", (("U8", None),), (("U8", ()),)]) | ODD)),
+            ("shape", draw(st.just([size]) | st.just([size, 1]) | ODD)),
+            ("data_offsets", draw(st.just([position, position + size]) | ODD)),
+        ]
+        if draw(st.booleans()):
+            entry = [item for _, item in members] + draw(st.lists(ODD, max_size=1))
+        else:
+            more = draw(
+                st.lists(st.tuples(st.sampled_from(["x", "dtype", "shape", b'"sh\\u0061pe"']), ODD), max_size=2)
+            )
+            entry = tuple(draw(st.permutations([*members, *more])))
+        entries.append(
+            (draw(st.sampled_from(["a", "b", "c", b'"\\u0061"'])), draw(st.just(entry) | st.just(entry) | ODD))
+        )
+        position += size
+    texts = st.lists(st.tuples(st.sampled_from(["x", "y"]), st.just("1") | st.text(max_size=2) | ODD), max_size=2)
+    metadata = [("__metadata__", draw(st.none() | texts.map(tuple) | ODD)) for _ in range(draw(st.integers(0, 2)))]
+    return tuple(draw(st.permutations([*entries, *metadata]))), position
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    odd_entries(),
+    st.sampled_from(["", " ", "\n\t", "\ufeff"]),
+    st.sampled_from(["", " \r\n", "\0", "}"]),
+    st.integers(-1, 1),
+)
+def test_odd_headers_are_taken_as_the_format_s_own_library_takes_them(tmp_path_factory, odd, before, after, extra):
+    entries, data_bytes = odd
+    text = (before + json_text(entries) + after).encode()
+    path = tmp_path_factory.mktemp("odd") / "file"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(max(0, data_bytes + extra)))
+    try:
+        found = read_header(path)
+        result = {name: list(tensor.shape) for name, tensor in found.tensors.items()}, found.metadata
+    except MalformedFileError:
+        result = None
+    try:
+        with safe_open(path, "numpy") as file:
+            expected = {name: file.get_slice(name).get_shape() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError:
+        expected = None
+    assert result == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b' {"__metadata__":null,"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
+        b'{"a":{"dtype":"U8","shape":[0],"checksum":{"a":[1]},"data_offsets":[0,0]}}',
+        b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
+        b'{"a":["U8",[0],[0,0]]}',
+    ],
+    ids=["leading space and no metadata", "an unknown member", "a name twice", "a list of members"],
+)
+def test_a_header_that_the_format_s_own_library_takes_is_taken(tmp_path, text):
+    (tmp_path / "file").write_bytes(struct.pack("<Q", len(text)) + text)
+    with safe_open(tmp_path / "file", "numpy") as file:
+        assert list(file.keys()) == ["a"]
+    assert read_header(tmp_path / "file").layout == {"a": ("U8", (0,))}
+
+
+@pytest.mark.parametrize("depth", [1, 124, 125, 126, 127, 128, 5000])
+def test_nesting_is_limited_as_in_the_format_s_own_library(tmp_path, depth):
+    text = b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0],"x":%s%s}}' % (b"[" * depth, b"]" * depth)
+    (tmp_path / "file").write_bytes(struct.pack("<Q", len(text)) + text)
+    try:
+        load((tmp_path / "file").read_bytes())
+    except SafetensorError:
+        with pytest.raises(MalformedFileError):
+            read_header(tmp_path / "file")
+    else:
+        assert read_header(tmp_path / "file").layout == {"a": ("U8", (0,))}
 
 
 @given(st.binary(max_size=100), st.sampled_from([b"", struct.pack("<Q", 70), struct.pack("<Q", 3)]))

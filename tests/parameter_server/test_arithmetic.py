@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from hypha_executor.safetensors import lay_out, open_header, read_header
-from hypha_parameter_server import arithmetic
+from hypha_parameter_server import arithmetic, halves
 from hypha_parameter_server.arithmetic import DTYPES, Nesterov, PerKind, Source, check, outer_step, spans
 from hypha_parameter_server.errors import Refused
 
@@ -27,7 +27,7 @@ def small_chunks(monkeypatch):
 def write(path, tensors, order=None, metadata=None):
     """Writes named arrays, laid out in the given order."""
     names = order or list(tensors)
-    codes = {dtype: code for code, dtype in DTYPES.items()}
+    codes = {dtype: code for code, dtype in DTYPES.items()} | {np.dtype(np.uint8): "U8", np.dtype(np.int8): "I8"}
     head, _ = lay_out([(name, codes[tensors[name].dtype], tensors[name].shape) for name in names], metadata or {})
     path.write_bytes(head + b"".join(tensors[name].tobytes() for name in names))
     return path
@@ -44,7 +44,7 @@ def read(path):
 def step(directory, files, shares, optimizer, first):
     momentum = directory / "momentum"
     sources = [
-        Source(path, read_header(path), PerKind(share, share)) for path, share in zip(files, shares, strict=True)
+        Source(path, read_header(path), PerKind(share, share, share)) for path, share in zip(files, shares, strict=True)
     ]
     outer_step(
         sources,
@@ -60,7 +60,7 @@ def step(directory, files, shares, optimizer, first):
 def check_file(path):
     descriptor, header = open_header(path)
     try:
-        return check(descriptor, header).floats
+        return check(descriptor, header).weights
     finally:
         os.close(descriptor)
 
@@ -90,7 +90,7 @@ def rounds_of_files(draw):
     return layout, orders, files, [count / sum(samples) for count in samples]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rounds_of_files(), st.floats(0.01, 2), st.floats(0, 0.99))
 def test_updates_are_those_of_plain_float64_arithmetic(tmp_path_factory, case, learning_rate, momentum):
     layout, orders, rounds, shares = case
@@ -129,20 +129,54 @@ def test_weights_follow_the_trajectory_of_torch_sgd_with_nesterov(tmp_path):
         np.testing.assert_allclose(weights, parameter.detach().numpy(), atol=1e-5)
 
 
-def test_integers_are_averaged_and_rounded(tmp_path):
+def test_integers_are_averaged_and_rounded_without_momentum_and_learning_rate(tmp_path):
+    for number in range(3):
+        files = [
+            write(tmp_path / name, {"w": np.ones(2, np.float32), "n": np.array([count, -count, 100], np.int64)})
+            for name, count in [("a", 10), ("b", 15)]
+        ]
+        update = step(tmp_path, files, [0.5, 0.5], Nesterov(0.7, 0.9), first=number == 0)["n"]
+        assert update.dtype == np.int64
+        assert update.tolist() == [12, -12, 100]
+
+
+def test_bytes_that_went_down_are_averaged_as_signed_numbers(tmp_path):
     files = [
-        write(tmp_path / name, {"n": np.array([count, -count, 100], dtype)})
-        for name, count, dtype in [("a", 10, np.int64), ("b", 15, np.int64)]
+        write(
+            tmp_path / name, {"w": np.ones(2, np.float32), "left": np.array([start - count], np.int16).astype(np.uint8)}
+        )
+        for name, start, count in [("a", 0, 2), ("b", 0, 4)]
     ]
-    update = step(tmp_path, files, [0.5, 0.5], Nesterov(1.0, 0.0), first=True)["n"]
-    assert update.dtype == np.int64
-    assert update.tolist() == [12, -12, 100]
+    change = step(tmp_path, files, [0.5, 0.5], Nesterov(0.7, 0.9), first=True)["left"]
+    assert (np.array([10], np.uint8) + change.view(np.uint8)).tolist() == [7]
 
 
-@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64", "I8", "U8", "I64"])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.sampled_from([np.float16, ml_dtypes.bfloat16, np.float32]), st.floats(0.01, 2), st.floats(0, 0.99))
+def test_variances_stay_between_those_of_the_trainers(tmp_path_factory, data, kind, learning_rate, momentum):
+    directory = tmp_path_factory.mktemp("variances")
+    workers = data.draw(st.integers(1, 5))
+    samples = data.draw(st.lists(st.integers(1, 1000), min_size=workers, max_size=workers))
+    positive = st.lists(st.floats(0, 1000, width=16), min_size=9, max_size=9)
+    variance = np.array(data.draw(positive), kind)
+    for number in range(3):
+        local = [np.array(data.draw(positive), kind) for _ in samples]
+        files = [
+            write(directory / f"worker-{index}", {"w": np.ones(3, kind), "bn.running_var": own - variance})
+            for index, own in enumerate(local)
+        ]
+        shares = [count / sum(samples) for count in samples]
+        update = step(directory, files, shares, Nesterov(learning_rate, momentum), first=number == 0)
+        variance = variance + update["bn.running_var"]
+        assert variance.min() >= 0
+        rounding = 2000 * float(ml_dtypes.finfo(kind).eps)
+        assert (variance.astype(float) <= np.max(local, axis=0).astype(float) + rounding).all()
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64"])
 def test_results_beyond_the_range_are_clipped(tmp_path, dtype):
     kind = DTYPES[dtype]
-    largest = np.iinfo(kind).max if kind.kind in "iu" else ml_dtypes.finfo(kind).max
+    largest = ml_dtypes.finfo(kind).max
     files = [write(tmp_path / f"worker-{index}", {"w": np.full(20, largest, kind)}) for index in range(3)]
     for number in range(4):
         update = step(tmp_path, files, [1 / 3] * 3, Nesterov(2.0, 0.9), first=number == 0)["w"].astype(np.float64)
@@ -168,13 +202,57 @@ def test_large_finite_numbers_are_accepted(tmp_path, dtype):
     assert check_file(file) == pytest.approx(float(largest) / 2)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rounds_of_files())
 def test_the_length_is_the_euclidean_norm_of_all_tensors(tmp_path_factory, case):
     _, orders, rounds, _ = case
     file = write(tmp_path_factory.mktemp("length") / "file", rounds[0][0], orders[0])
     flat = np.concatenate([array.astype(np.float64).ravel() for array in rounds[0][0].values()])
     assert check_file(file) == pytest.approx(float(np.linalg.norm(flat)), rel=1e-5)
+
+
+def test_every_half_widens_as_in_numpy():
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    wide = np.empty(1 << 16, np.float32)
+    halves.widen(every, wide)
+    assert np.array_equal(wide, every.astype(np.float32), equal_nan=True)
+
+
+@pytest.mark.parametrize("kept", ["normal", "finite"])
+def test_halves_widen_as_in_numpy_however_many_are_below_the_smallest_normal_one(kept):
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    chosen = every[np.isfinite(every) & ((np.abs(every) >= 2.0**-14) | (kept == "finite"))]
+    chosen = np.append(np.tile(chosen, 2 if kept == "normal" else 1), np.float16([0.0, -0.0, 6e-8, -5e-5]))
+    wide = np.empty(len(chosen), np.float32)
+    halves.widen(chosen, wide)
+    assert np.array_equal(wide.view(np.uint32), chosen.astype(np.float32).view(np.uint32))
+
+
+def narrowed(values):
+    target, scratch = np.empty(len(values), np.float16), np.empty((2, len(values)), np.float32)
+    halves.narrow(values, target, (scratch[0], scratch[1]))
+    return target.view(np.uint16)
+
+
+def test_numbers_around_every_half_narrow_as_in_numpy():
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = np.sort(every[np.isfinite(every)].astype(np.float32))
+    ties = (finite[1:] + finite[:-1]) / 2
+    exact = np.concatenate([finite, -finite, ties])
+    around = [np.nextafter(exact, limit).astype(np.float32) for limit in (np.float32(-70000), np.float32(70000))]
+    tiny = np.array([1e-45, -1e-45, 1e-38, -1e-39, 2.0**-25, -(2.0**-25), 2.0**-26], np.float32)
+    values = np.concatenate([exact, *around, tiny])
+    values = values[np.abs(values) <= 65504]
+    assert np.array_equal(narrowed(values)[values != 0], values.astype(np.float16).view(np.uint16)[values != 0])
+    assert np.array_equal(narrowed(np.zeros(3, np.float32)), np.zeros(3, np.uint16))
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-65504, 65504, width=32), min_size=1))
+def test_numbers_narrow_as_in_torch(numbers):
+    values = np.array(numbers, np.float32)
+    expected = torch.from_numpy(values).to(torch.float16).numpy()
+    assert np.array_equal(narrowed(values), expected.view(np.uint16))
 
 
 def test_adjacent_tensors_become_one_span(tmp_path):
@@ -193,26 +271,37 @@ def test_tensors_in_another_order_are_matched_by_name(tmp_path):
 
 def test_a_file_truncated_after_its_check_is_an_error_not_a_crash(tmp_path):
     file = write(tmp_path / "file", {"w": np.ones(100, np.float32)})
-    source = Source(file, read_header(file), PerKind(1.0, 1.0))
+    source = Source(file, read_header(file), PerKind(1.0, 1.0, 1.0))
     os.truncate(file, file.stat().st_size - 200)
     with pytest.raises(OSError, match="truncated"):
         outer_step([source], Nesterov(1.0, 0.0), None, (tmp_path / "m", {}), (tmp_path / "u", {}))
 
 
-def test_floats_and_integers_have_lengths_and_factors_of_their_own(tmp_path):
-    file = write(tmp_path / "file", {"w": np.full(4, 2, np.float32), "steps": np.array([500], np.int64)})
+def test_each_kind_has_a_length_and_a_factor_of_its_own(tmp_path):
+    tensors = {
+        "bn.running_var": np.full(4, 50, np.float32),
+        "w": np.full(4, 2, np.float32),
+        "steps": np.array([500], np.int64),
+    }
+    file = write(tmp_path / "file", tensors)
     descriptor, header = open_header(file)
-    assert check(descriptor, header) == PerKind(4.0, 500.0)
+    assert check(descriptor, header) == PerKind(4.0, 100.0, 500.0)
     os.close(descriptor)
-    source = Source(file, header, PerKind(0.5, 0.1))
+    source = Source(file, header, PerKind(0.5, 0.2, 0.1))
     outer_step([source], Nesterov(1.0, 0.0), None, (tmp_path / "m", {}), (tmp_path / "u", {}))
     found = read(tmp_path / "u")
-    assert (found["w"].tolist(), found["steps"].tolist()) == ([1.0] * 4, [50])
+    assert (found["w"].tolist(), found["bn.running_var"].tolist(), found["steps"].tolist()) == ([1] * 4, [10] * 4, [50])
+    assert read(tmp_path / "m").keys() == {"w"}
+
+
+def test_a_file_without_weights_is_refused(tmp_path):
+    with pytest.raises(Refused, match="has no weights"):
+        check_file(write(tmp_path / "file", {"n": np.ones(3, np.int64), "bn.running_mean": np.ones(3, np.float32)}))
 
 
 def test_a_tensor_that_cannot_be_averaged_is_refused(tmp_path):
     path = tmp_path / "file"
-    save_file({"mask": np.ones(3, bool)}, path)
+    save_file({"w": np.ones(3), "mask": np.ones(3, bool)}, path)
     with pytest.raises(Refused, match="'mask' of dtype BOOL"):
         check_file(path)
 
@@ -228,11 +317,11 @@ EXTREMES = {
     "F16": [65504.0, -65504.0, 6e-8, 0.0, 1.0],
     "F64": [1.7976931348623157e308, -1.7976931348623157e308, 5e-324, 0.0, 1.0],
     "I64": [2**63 - 1, -(2**63), 0, 1],
-    "U8": [255, 0, 1],
+    "U8": [-128, 127, 0, 1],
 }
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(sorted(EXTREMES)),
     st.integers(1, 10),
@@ -248,13 +337,13 @@ def test_finite_gradients_never_lead_to_infinities_or_nan(
     samples = data.draw(st.lists(st.integers(1, 2**53), min_size=members, max_size=members))
     for number in range(3):
         files = [
-            write(directory / f"worker-{member}", {"w": np.array(data.draw(values), DTYPES[dtype])})
+            write(directory / f"worker-{member}", {"v": np.ones(1), "w": np.array(data.draw(values), DTYPES[dtype])})
             for member in range(members)
         ]
         shares = [count / sum(samples) for count in samples]
         update = step(directory, files, shares, Nesterov(learning_rate, momentum), first=number == 0)["w"]
         assert np.isfinite(update.astype(np.float64)).all()
-        assert np.isfinite(read(directory / "momentum")["w"]).all()
+        assert all(np.isfinite(array).all() for array in read(directory / "momentum").values())
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -14,7 +14,7 @@ POLICY = Policy(deadline_s=600, quorum=0.5)
 
 
 def contribution(peer, round=None, samples=None, layout=b"layout", norm=1.0, integers=0.0):  # noqa: A002
-    return Contribution(peer, Path(peer), layout, PerKind(norm, integers), round, samples)
+    return Contribution(peer, Path(peer), layout, PerKind(norm, 0, integers), round, samples)
 
 
 def chosen(pending, *, refused="", members="abcd", awaited=None, expected=None, waited_s=0.0, policy=POLICY):
@@ -26,7 +26,7 @@ def chosen(pending, *, refused="", members="abcd", awaited=None, expected=None, 
 
 
 def shares(pending, policy=POLICY):
-    return [weight.floats for weight in weights(pending, policy)]
+    return [weight.weights for weight in weights(pending, policy)]
 
 
 def test_before_the_deadline_a_round_waits_for_every_member():
@@ -83,19 +83,29 @@ def test_nothing_is_selected_from_nothing():
 
 
 def test_a_label_other_than_the_expected_round_is_untimely():
-    check_round(3, 3)
-    check_round(None, 3)
-    check_round(8, None)
+    check_round(3, 3, owed=True)
+    check_round(None, 3, owed=False)
+    check_round(8, None, owed=False)
     with pytest.raises(Untimely, match="late"):
-        check_round(2, 3)
+        check_round(2, 3, owed=False)
     with pytest.raises(Untimely, match="early"):
-        check_round(4, 3)
+        check_round(4, 3, owed=False)
+
+
+def test_without_a_label_the_first_pseudo_gradient_after_a_missed_round_is_for_that_one() -> None:
+    with pytest.raises(Untimely, match="its sender missed the last one"):
+        check_round(None, 3, owed=True)
+    attendance = Attendance(frozenset("abc"))
+    attendance.close_round(set("a"), set())
+    assert attendance.owing == set("bc")
+    attendance.close_round(set("a"), set("b"))
+    assert attendance.owing == set("c")
 
 
 @pytest.mark.parametrize("label", [0, 10**6 + 1, 2**53])
 def test_no_job_begins_with_an_implausible_round(label):
     with pytest.raises(Refused, match="from 1 to 1000000"):
-        check_round(label, None)
+        check_round(label, None, owed=False)
 
 
 def test_a_round_does_not_wait_for_a_member_that_is_excused():
@@ -111,7 +121,7 @@ def test_a_member_that_is_always_late_delays_fewer_and_fewer_rounds():
         if "c" in attendance.awaited:
             delayed.append(number)
         assert {"a", "b"} <= attendance.awaited
-        attendance.close_round(set("ab"))
+        attendance.close_round(set("ab"), set())
     assert delayed == [1, 3, 7, 15, 31, 63, 127, 255, 511]
 
 
@@ -121,16 +131,16 @@ def test_a_member_that_misses_every_other_round_delays_fewer_and_fewer_rounds_to
     for _ in range(1000):
         awaited = "c" in attendance.awaited
         delays += awaited
-        attendance.close_round(set("ab") if awaited else set("abc"))
+        attendance.close_round(set("ab") if awaited else set("abc"), set())
     assert delays <= 10
 
 
 def test_a_member_that_missed_one_round_is_awaited_again_after_the_next():
     attendance = Attendance(set("ab"))
-    attendance.close_round(set("a"))
+    attendance.close_round(set("a"), set())
     assert attendance.awaited == {"a"}
     for _ in range(3):
-        attendance.close_round(set("ab"))
+        attendance.close_round(set("ab"), set())
         assert attendance.awaited == {"a", "b"}
 
 
@@ -190,7 +200,7 @@ def test_gradients_of_length_zero_clip_nothing(lengths):
 def test_a_large_counter_does_not_hide_a_large_gradient():
     pending = [contribution(peer, norm=1, integers=1e6) for peer in "abc"]
     liar = contribution("liar", norm=1e6, integers=1e6)
-    assert weights([*pending, liar], POLICY)[-1] == PerKind(0.25 * 2 / 1e6, 0.25)
+    assert weights([*pending, liar], POLICY)[-1] == PerKind(0.25 * 2 / 1e6, 0.25, 0.25)
 
 
 @given(

@@ -8,14 +8,24 @@ import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast, ViTImageProcessor, Wav2Vec2FeatureExtractor
+from transformers import (
+    CLIPImageProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    ViTImageProcessor,
+    Wav2Vec2FeatureExtractor,
+)
 
+from hypha_executor.bridge import Bridge
 from hypha_executor.errors import JobError
 from hypha_messages.job import ModelType, PreprocessorType
 from hypha_trainer.job import parse_train_job
 from hypha_trainer.models import auto_class, load_model, load_preprocessor
 from hypha_trainer.preprocessing import Preparation, slice_names
-from support.trainer import job_spec, language_model
+from hypha_trainer.slices import fetch_slices
+from support.trainer import Hub, job_spec, language_model
+
+from .conftest import OpenBridge
 
 STOCK_SPELLINGS = ["seq-2-seq-lm", "speech-seq-2-seq", "vision-2-seq"]
 NOT_IN_TRANSFORMERS_5 = {"next-sentence-prediction", "keypoint-detection", "keypoint-matching"}
@@ -56,6 +66,16 @@ def test_a_model_without_weights_starts_alike_in_every_trainer(
     other = load_model("image-classification", tmp_path, trust_remote_code=False, placement={})
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     assert "have no weights; every trainer starts from the same random ones" in capsys.readouterr().out
+
+
+def test_a_slice_beside_a_model_without_weights_is_not_taken_for_its_weights(
+    hub: Hub, open_bridge: OpenBridge, model_folder: Path
+) -> None:
+    bridge = open_bridge(hub)
+    job = job_spec()["executor"]["config"]
+    fetched = next(fetch_slices(Bridge(bridge.socket, bridge.work_dir), job["data"]))
+    (fetched.parent / "config.json").write_bytes((model_folder / "config.json").read_bytes())
+    assert load_model("image-classification", fetched.parent, trust_remote_code=False, placement={}).training
 
 
 def test_a_head_that_the_files_lack_starts_alike_in_every_trainer(model_folder: Path) -> None:
@@ -149,6 +169,22 @@ def test_a_tokenizer_reads_text_from_rows_of_bytes_and_padding_is_not_learnt(tmp
     made = prepare({"text": torch.from_numpy(np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(2, 16).copy())})
     assert made["input_ids"].tolist() == [[2, 3, 2], [3, 0, 0]]
     assert made["labels"].tolist() == [[2, 3, 2], [3, -100, -100]]
+
+
+def test_a_processor_pads_texts_beside_images(tmp_path: Path) -> None:
+    words = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1, "one": 2, "two": 3, "<image>": 4}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    special = {"pad_token": "[PAD]", "additional_special_tokens": ["<image>"]}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)
+    images = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
+    LlavaProcessor(images, tokenizer, patch_size=8, vision_feature_select_strategy="full").save_pretrained(tmp_path)
+    job = parse_train_job(preprocessing_job("auto", ["images", "text"], ["input_ids", "pixel_values"]))
+    prepare = Preparation(job, load_preprocessor("auto", tmp_path, trust_remote_code=False))
+    rows = [list(text.ljust(24, b"\0")) for text in (b"<image> one two one", b"<image> two")]
+    text = torch.tensor(rows, dtype=torch.uint8)
+    made = prepare({"text": text, "images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)})
+    assert made["input_ids"].tolist() == [[4, 2, 3, 2], [4, 3, 0, 0]]
+    assert made["pixel_values"].shape == (2, 3, 8, 8)
 
 
 def test_a_feature_extractor_takes_rows_of_sound(tmp_path: Path) -> None:

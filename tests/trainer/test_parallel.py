@@ -4,13 +4,16 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
+from safetensors.torch import save_file
+from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
 from hypha_trainer.training import main
-from support.trainer import Bridge, Hub, language_job, language_model, write_text_slices
+from support.trainer import Bridge, Hub, job_spec, language_job, language_model, write_text_slices
 
 from .conftest import OpenBridge
 
@@ -23,8 +26,8 @@ def language_hub(folder: Path) -> Hub:
     return Hub(folder / "model", write_text_slices(folder), batches=6, rounds=2, learning_rate=0.7, momentum=0.9)
 
 
-def arguments(bridge: Bridge) -> list[str]:
-    return ["--socket", str(bridge.socket), "--work-dir", str(bridge.work_dir), "--job", json.dumps(SPEC)]
+def arguments(bridge: Bridge, spec: dict[str, Any] = SPEC) -> list[str]:
+    return ["--socket", str(bridge.socket), "--work-dir", str(bridge.work_dir), "--job", json.dumps(spec)]
 
 
 LAUNCH = (
@@ -35,7 +38,7 @@ LAUNCH = (
 
 def start(*command: str, **environment: str) -> "subprocess.Popen[str]":
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
-    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def listening(launcher: psutil.Process) -> set[tuple[int, str]]:
@@ -48,7 +51,7 @@ def listening(launcher: psutil.Process) -> set[tuple[int, str]]:
     return found
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp", "tensor-parallel"])
+@pytest.mark.parametrize("way", ["ddp", "ddp-compiled", "fsdp", "fsdp-compiled", "tensor-parallel"])
 def test_two_processes_train_exactly_as_one(
     way: str, tmp_path: Path, open_bridge: OpenBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +72,40 @@ def test_two_processes_train_exactly_as_one(
             torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-5)
     assert all(gradient.abs().max() > 1e-3 for gradient in alone.gradients[1].values())
     assert [metadata["samples"] for metadata in hub.metadata] == ["54", "54"]
+
+
+def test_two_processes_train_a_model_that_uses_other_layers_in_each_batch_and_some_parameters_never(
+    tmp_path: Path, open_bridge: OpenBridge
+) -> None:
+    config = Wav2Vec2Config(
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8,),
+        conv_stride=(5,),
+        conv_kernel=(10,),
+        num_feat_extract_layers=1,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        classifier_proj_size=8,
+        num_labels=4,
+        layerdrop=0.5,  # each process drops its own layers
+        apply_spec_augment=False,  # so masked_spec_embed is not used
+    )
+    Wav2Vec2ForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    torch.manual_seed(0)
+    rows = {"input_values": torch.randn(20, 400), "labels": torch.arange(20) % 4}
+    save_file(rows, tmp_path / "slice.safetensors")
+    hub = Hub(tmp_path / "model", [tmp_path / "slice.safetensors"], batches=8, rounds=2)
+    files = {"type": "huggingface", "repository": "tests/sound", "filenames": ["config.json", "model.safetensors"]}
+    model = {"task": "audio-classification", "artifact": files, "input-names": ["input_values", "labels"]}
+    process = start(*LAUNCH, "-m", "hypha_trainer.training", *arguments(open_bridge(hub), job_spec(model=model)))
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert len(hub.gradients) == 2
+    assert any(gradient.abs().max() > 1e-4 for gradient in hub.gradients[0].values())
+    assert hub.gradients[0]["wav2vec2.masked_spec_embed"].abs().max() == 0, "unused, so not even decayed"
 
 
 def test_fsdp_of_the_first_version_is_refused_with_the_remedy(tmp_path: Path, open_bridge: OpenBridge) -> None:

@@ -1,9 +1,7 @@
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification
 
+from hypha_telemetry.job_metrics import PROGRESS
 from hypha_trainer.training import main
 from support.trainer import JOB_ID, Bridge, Hub, batches_of_last_round, job_spec
 
 from .conftest import OpenBridge
-
-
-@pytest.fixture(autouse=True)
-def restored_process_state() -> Iterator[None]:
-    handler, environment = signal.getsignal(signal.SIGTERM), dict(os.environ)
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    os.environ.clear()
-    os.environ.update(environment)
 
 
 def arguments(bridge: Bridge, spec: dict[str, Any], *more: str) -> list[str]:
@@ -62,7 +52,9 @@ def test_a_job_is_trained_to_its_end(hub: Hub, open_bridge: OpenBridge, tmp_path
         expected = start_weights[name] + sum(gradient[name] for gradient in hub.gradients)
         torch.testing.assert_close(tensor, expected)
     assert any(gradient.abs().max() > 1e-4 for gradient in hub.gradients[1].values())
-    assert {path.name for path in bridge.work_dir.iterdir()} == {"artifacts", "incoming", "bridge.sock"}
+    kept = {"global-weights.safetensors", "progress.json"}
+    assert {path.name for path in bridge.work_dir.iterdir()} == {"artifacts", "incoming", "bridge.sock", *kept}
+    assert not (bridge.work_dir / "artifacts" / "model.safetensors").exists(), "the kept weights are in its place"
     assert not list((bridge.work_dir / "incoming").iterdir())
 
 
@@ -124,8 +116,8 @@ def test_a_job_that_cannot_be_trained_ends_with_one_line_and_an_exit_code(
     hub: Hub, open_bridge: OpenBridge, capfd: pytest.CaptureFixture[str], change: dict[str, Any], code: int, says: str
 ) -> None:
     assert main(arguments(open_bridge(hub), job_spec(**change))) == code
-    last = capfd.readouterr().out.splitlines()[-1]
-    assert "error: " in last
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
     assert says in last
 
 
@@ -135,7 +127,7 @@ def test_a_batch_that_the_model_refuses_is_described(
     for path in hub.slices:
         save_file({"pixel_values": torch.zeros(20, 3, 8, 8), "labels": torch.zeros(20, dtype=torch.uint8)}, path)
     assert main(arguments(open_bridge(hub), job_spec())) == 1
-    assert "refused a batch (pixel_values float32 [8, 3, 8, 8], labels int64 [8])" in capfd.readouterr().out
+    assert "refused a batch (pixel_values float32 [8, 3, 8, 8], labels int64 [8])" in capfd.readouterr().err
 
 
 def test_a_terminated_trainer_stops_while_it_waits_for_an_update(hub: Hub, open_bridge: OpenBridge) -> None:
@@ -164,4 +156,20 @@ def test_an_update_that_does_not_come_in_time_is_reported_with_the_remedy(
 ) -> None:
     hub.trainers = 2
     assert main(arguments(open_bridge(hub), job_spec(), "--update-timeout-s", "0.1")) == 3
-    assert "is the parameter server alive? (--update-timeout-s" in capfd.readouterr().out
+    assert "is the parameter server alive? (--update-timeout-s" in capfd.readouterr().err
+
+
+def test_a_traced_job_reports_its_rounds_and_what_it_waited_for(
+    hub: Hub, open_bridge: OpenBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACEPARENT", f"00-{'ab' * 16}-{'cd' * 8}-01")
+    assert main(arguments(open_bridge(hub), job_spec())) == 0
+    spans = [span for batch in hub.telemetry for span in batch["spans"]]
+    rounds = [span["attributes"]["round"] for span in spans if span["name"] == "pseudo-gradient sent"]
+    assert rounds == list(range(1, hub.rounds + 1))
+    assert {"batch", "pseudo-gradient sent", "update received", "outer step"} == {span["name"] for span in spans}
+    metrics = [metric for batch in hub.telemetry for metric in batch["metrics"]]
+    known = {item.metric.name: item for item in PROGRESS}
+    assert all(known[metric["name"]].allows(metric["attributes"]) for metric in metrics)
+    waited = {metric["attributes"]["for"] for metric in metrics if metric["name"] == "hypha.job.waiting.time"}
+    assert waited == {"data", "network", "update"}

@@ -6,7 +6,9 @@ None of these modules depends on a particular executor:
 - `job`: the job specification.
 - `bridge`: fetch files, send files, report progress.
 - `incoming`: the files that peers push.
-- `progress`: the values of the DiLoCo progress protocol and their answers, which occur only in this module.
+- `progress`: the values of the progress protocol and their answers, which occur only in this module.
 - `safetensors`, `labels`: the files that executors exchange.
+- `telemetry`, `resources`: spans and metrics of the executor, and what its container uses.
+- `restart`: starts an executor again after a crash.
 - `errors`: the errors that end an executor, and its exit codes.
 """

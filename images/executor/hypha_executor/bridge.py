@@ -4,12 +4,16 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 
 from hypha_executor.errors import BridgeError
+from hypha_executor.resources import Resources
+from hypha_executor.telemetry import HEADER, Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +35,27 @@ _ANSWER_S: Final = 6 * 3600.0
 
 A bridge that ends meanwhile breaks the connection. A shorter limit would abandon reports that are delivered after all.
 """
+_TELEMETRY_S: Final = 5.0
 
 Reference = Mapping[str, Any]
 """A reference from the job specification, such as `executor.config.data`."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slice of a dataset that the scheduler has assigned to the job.
+
+    Attributes:
+        index: Its place in the dataset, by the data node's numbering.
+        path: Its file, which the executor may delete.
+    """
+
+    index: int
+    path: Path
+
+
+class _NoSliceError(BridgeError):
+    """The scheduler has no slice for the job."""
 
 
 class Retries:
@@ -72,6 +94,7 @@ class Bridge:
 
     Attributes:
         work_dir: The job's work directory, absolute.
+        telemetry: Records spans and metrics, which the worker exports.
     """
 
     def __init__(self, socket: Path, work_dir: Path) -> None:
@@ -80,6 +103,7 @@ class Bridge:
         transport = httpx.HTTPTransport(uds=str(socket))
         timeout = httpx.Timeout(_ANSWER_S, connect=5.0)
         self._client = httpx.Client(transport=transport, base_url="http://bridge", timeout=timeout)
+        self.telemetry = Telemetry(self._send_telemetry, measure=Resources().measure)
 
     def fetch(self, reference: Reference) -> list[Path]:
         """Make the bridge fetch the files of a reference into the work directory; return their paths.
@@ -95,16 +119,34 @@ class Bridge:
         except (KeyError, TypeError):
             raise BridgeError(f"the bridge's answer to a fetch lists no files: {entries!r}"[:300]) from None
 
-    def send(self, reference: Reference, path: Path) -> None:
-        """Make the bridge push a file of the work directory to the peers of a reference.
+    def next_slice(self, reference: Reference) -> Slice | None:
+        """Make the bridge fetch the next slice of a scheduler's dataset; None if the scheduler has none for this job.
 
-        Returns once the bridge has taken the request. The file must not change until the peers have it.
+        Needs the bridge of this project: the reference implementation's does not say that there is no slice.
 
         Raises:
-            BridgeError: The bridge is gone or refuses.
+            BridgeError: The bridge is gone or cannot fetch the slice.
+        """
+        try:
+            (path,) = self.fetch(reference)
+            return Slice(int(path.name), path)  # the bridge names a slice's file by the slice's index
+        except _NoSliceError:
+            return None
+        except ValueError:
+            raise BridgeError("the bridge's answer to a fetch names no slice; is data a scheduler's dataset?") from None
+
+    def send(self, reference: Reference, path: Path, *, wait: bool = False) -> None:
+        """Make the bridge push a file of the work directory to the peers of a reference.
+
+        Returns once the bridge has taken the request. The file must not change until the peers have it. With `wait`,
+        which needs the bridge of this project, it returns once they have it.
+
+        Raises:
+            BridgeError: The bridge is gone or refuses, or with `wait`, a peer did not receive the file.
             ValueError: The file is outside the work directory.
         """
-        self._post("/resources/send", {"resource": reference, "path": str(path.relative_to(self.work_dir))})
+        body = {"resource": reference, "path": str(path.relative_to(self.work_dir))}
+        self._post("/resources/send", {**body, "wait": True} if wait else body)
 
     def report(self, progress: object) -> Any:
         """Report progress (JSON) to the scheduler; return its answer (JSON). See `hypha_executor.progress`.
@@ -147,14 +189,21 @@ class Bridge:
         """Return whether the socket has been removed, which ends the job."""
         return not self._socket.exists()
 
+    def _send_telemetry(self, batch: object) -> None:
+        self._client.post("/telemetry", json=batch, timeout=_TELEMETRY_S)
+
     def _post(self, path: str, body: object) -> Any:
+        traceparent = self.telemetry.traceparent
+        headers = {HEADER: traceparent} if traceparent else {}
         retries = Retries(f"POST {path}")
         while True:
             started = time.monotonic()
             try:
-                response = self._client.post(path, json=body)
+                response = self._client.post(path, json=body, headers=headers)
                 if response.is_success:
                     return response.json() if response.content else None
+                if response.status_code == HTTPStatus.GONE:
+                    raise _NoSliceError(_describe(response))
                 problem = _describe(response)
                 final = response.status_code < 500 or time.monotonic() - started > RETRY_FOR_S
             except httpx.HTTPError as error:

@@ -4,7 +4,7 @@ import json
 import logging
 import queue
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import httpx
@@ -27,10 +27,12 @@ class Received:
     Attributes:
         peer: The id of the peer that sent it.
         path: Where the file is, relative to the work directory; `Bridge.inside` returns the absolute path.
+        event_id: The event that announced it. Empty if the bridge numbers no events.
     """
 
     peer: str
     path: str
+    event_id: str = ""
 
 
 class Incoming:
@@ -38,11 +40,17 @@ class Incoming:
 
     A thread subscribes to the bridge's event stream at once. When the stream breaks, it subscribes again after the last
     event that it has read.
+
+    Args:
+        bridge: The job's bridge.
+        reference: The peers.
+        after: The last event that an earlier process of this executor has dealt with. The bridge repeats later ones.
     """
 
-    def __init__(self, bridge: Bridge, reference: Reference) -> None:
+    def __init__(self, bridge: Bridge, reference: Reference, after: str | None = None) -> None:
         self._bridge = bridge
         self._reference = reference
+        self._after = after
         self._queue: queue.Queue[Received | BridgeError] = queue.Queue(_MAX_WAITING)
         self._opened = threading.Event()
         threading.Thread(target=self._follow, name="incoming", daemon=True).start()
@@ -72,7 +80,7 @@ class Incoming:
 
     def _follow(self) -> None:
         retries = Retries("POST /resources/receive")
-        last_id = None
+        last_id = self._after
         while True:
             problem = "the stream ended"
             try:
@@ -80,7 +88,7 @@ class Incoming:
                     retries.succeeded()
                     self._opened.set()
                     for received in parse_event(data):
-                        self._queue.put(received)
+                        self._queue.put(replace(received, event_id=event_id))
                     last_id = event_id or last_id
             except httpx.HTTPError as error:
                 problem = f"{type(error).__name__}: {error}"

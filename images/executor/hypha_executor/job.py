@@ -72,7 +72,7 @@ class JobSpec:
 
 
 def parse_job(text: str, executor_class: str) -> JobSpec:
-    """Parse a job specification for an executor of one class: `train` or `aggregate`.
+    """Parse a job specification for an executor of one class: `train`, `aggregate` or `inference`.
 
     Raises:
         JobError: The text is not JSON, the job is of another class, or a field is missing or wrong.

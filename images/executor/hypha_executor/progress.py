@@ -1,8 +1,9 @@
-"""The DiLoCo progress protocol on the executor's side: the values that are reported and the answers to them.
+"""The progress protocol on the executor's side: the values that are reported and the answers to them.
 
 No other module of an executor knows these values. Another control protocol gets a module of its own beside this one.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,9 +36,21 @@ class Progress:
         """Report a trained batch. The answer may set the number of batches until the update."""
         return self._report({"status": {"batch_size": samples}})
 
+    def batch_predicted(self, samples: int) -> Answer:
+        """Report a batch whose predictions are computed. The answer says whether the job is done."""
+        return self._report({"status": {"batch_size": samples}})
+
+    def slice_predicted(self, index: int, samples: int) -> Answer:
+        """Report that the predictions of a slice have arrived at their peers. The answer says whether the job is done.
+
+        It is `failed` if the scheduler does not count the slice.
+        """
+        return self._report({"predicted": {"index": index, "samples": samples}})
+
     def metrics(self, round_number: int, values: Mapping[str, float]) -> Answer:
-        """Report measurements of a round (from 1)."""
-        return self._report({"metrics": {"round": round_number, "metrics": dict(values)}})
+        """Report measurements of a round (from 1). Values that are not finite are left out, because JSON has none."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        return self._report({"metrics": {"round": round_number, "metrics": finite}})
 
     def update_due(self) -> Answer:
         """Report that a trainer has trained the round's last batch and is about to send its pseudo-gradient."""

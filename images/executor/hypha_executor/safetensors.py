@@ -1,12 +1,14 @@
 """SafeTensors files: read with every field checked, because peers send them, and written tensor by tensor.
 
-A header is matched entry by entry against the one form that an entry may have. JSON in general is not decoded, so a
-header costs less than ten times its size in memory and no time beyond its first unsound entry.
+The format's own library decides what a sound header is. This reader takes what that takes, within the limits below, and
+refuses a file without tensors. A header is matched entry by entry against the usual form of an entry. Only an entry of
+another form is decoded as JSON, so a header costs little memory, and no time beyond its first unsound entry.
 """
 
 import hashlib
 import json
 import math
+import operator
 import os
 import re
 import stat
@@ -15,11 +17,12 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from hypha_executor.errors import MalformedFileError, TruncatedFileError
+from hypha_executor.header_values import MAX_VALUES, metadata_of, parse_value, tensor_members
 
 ITEM_BYTES: Final[Mapping[str, int]] = {
     "F64": 8,
@@ -34,27 +37,41 @@ ITEM_BYTES: Final[Mapping[str, int]] = {
 }
 """The dtypes that can be averaged, and the size of an element in bytes."""
 
+_ITEM_BITS: Final[Mapping[str, int]] = {
+    **{dtype: 8 * size for dtype, size in ITEM_BYTES.items()},
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "BOOL": 8,
+    "U16": 16,
+    "U32": 32,
+    "C64": 64,
+    "U64": 64,
+    **dict.fromkeys(("F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E5M2FNUZ", "F8_E4M3FNUZ"), 8),
+}
+"""All dtypes of the format, and the size of an element in bits."""
+
 MAX_HEADER_BYTES: Final = 16 << 20
-"""The largest models have headers of 12 MiB: those with a tensor for each of tens of thousands of experts' matrices."""
+"""The largest models, with a tensor for each of tens of thousands of experts, have headers of 12 MiB."""
 MAX_TENSORS: Final = 100_000
 MAX_DIMENSIONS: Final = 16
 MAX_NAME_BYTES: Final = 1024
-MAX_METADATA: Final = 1024
-"""The number of entries in `__metadata__`."""
-MAX_VALUE_BYTES: Final = 256 << 10
-"""The length of one value in `__metadata__`."""
+MAX_METADATA: Final = 1024  # entries in `__metadata__`
+MAX_VALUE_BYTES: Final = 256 << 10  # of one value in `__metadata__`
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]
 """The dtype and the shape of each tensor by its name. All files of a job have the same layout."""
 
 _LENGTH: Final = struct.Struct("<Q")
+_SIZES: Final = 2**64  # the format's library multiplies in 64 bits, from left to right
+_WHITE: Final = (b" ", b"\t", b"\r", b"\n")
 
 
 class Tensor(NamedTuple):
     """One tensor of a file.
 
     Attributes:
-        dtype: One of `ITEM_BYTES`, or another dtype of the format.
+        dtype: One of the format's dtypes, not only those that can be averaged.
         shape: Its dimensions; empty for a scalar.
         offset: Its first byte, counted from the start of the file.
         end: The byte after its last one.
@@ -137,7 +154,7 @@ def _read_header(descriptor: int) -> Header:
             f"has a header of {length} bytes; a SafeTensors header has 2 to {MAX_HEADER_BYTES}, with less than "
             f"{MAX_TENSORS} tensors"
         )
-    if prefix[_LENGTH.size :] not in (b"{", b""):
+    if prefix[_LENGTH.size :] not in (b"", b"{", b" ", b"\t", b"\r", b"\n"):
         raise MalformedFileError("has a header that is not a JSON object")
     if status.st_size < _LENGTH.size + length:
         raise TruncatedFileError(f"is truncated: {status.st_size} bytes, of which its header takes {length}")
@@ -163,6 +180,7 @@ def _pattern(text: bytes) -> re.Pattern[bytes]:
     return re.compile(text)
 
 
+_OPENING: Final = _pattern(rb" \{")
 _TENSOR: Final = _pattern(
     rb" (<name>) : \{(?:"
     rb' "dtype" : "([A-Z0-9_]{1,16})" <more>|'
@@ -172,9 +190,9 @@ _TENSOR: Final = _pattern(
 )
 _METADATA: Final = _pattern(rb' "__metadata__" : \{')
 _PAIR: Final = _pattern(rb" (<name>) : (<value>) ([,}])")
+_KEY: Final = _pattern(rb" (<name>) : ")
 _CLOSING: Final = _pattern(rb" \}")
 _SEPARATOR: Final = _pattern(rb" ([,}])")
-_BLANK: Final = _pattern(rb" ")
 
 
 def parse_header(text: bytes, file_bytes: int) -> Header:
@@ -193,29 +211,40 @@ def parse_header(text: bytes, file_bytes: int) -> Header:
 
 def _parse(text: bytes) -> Header:
     """Parse a header without comparing the tensors' places with each other; ValueError if it is not UTF-8."""
-    if not text.startswith(b"{"):
+    opening = _OPENING.match(text)
+    if opening is None:
         raise MalformedFileError("has a header that is not a JSON object")
     start = _LENGTH.size + len(text)
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] | None = None
-    position, separator = 1, b","
+    position, separator, unusual = opening.end(), b",", 0
     while separator == b",":
         if match := _TENSOR.match(text, position):
             name, tensor = _parse_tensor(match, start)
-            if name in tensors:
-                raise MalformedFileError(f"has two tensors of the name {_short(name)}")
-            if len(tensors) == MAX_TENSORS:
-                raise MalformedFileError(f"holds more than {MAX_TENSORS} tensors")
-            tensors[name] = tensor
             position, separator = match.end(), match[6]
-        elif metadata is None and (opening := _METADATA.match(text, position)):
-            metadata, position, separator = _parse_metadata(text, opening.end())
+        elif metadata is None and (begin := _METADATA.match(text, position)):
+            metadata, position, separator = _parse_metadata(text, begin.end())
+            continue
+        elif (key := _KEY.match(text, position)) and (unusual := unusual + 1) <= MAX_VALUES:
+            begin_at, name = position, _text(key[1])
+            value, position = parse_value(text, key.end())
+            position, separator = _after(text, position)
+            try:
+                if name == "__metadata__" and metadata is None:
+                    metadata = metadata_of(value)
+                    continue
+                dtype, shape, offsets = tensor_members(value if name != "__metadata__" else None)
+            except ValueError:
+                raise _no_entry(text, begin_at) from None
+            if len(shape) > MAX_DIMENSIONS:
+                raise _no_entry(text, begin_at)
+            tensor = _placed(name, dtype, tuple(shape), (start + offsets[0], start + offsets[1]))
         else:
-            raise MalformedFileError(
-                f"has a header whose byte {position} begins no tensor of dtype, shape and data_offsets: "
-                f"{_short(text[position : position + 80])}"
-            )
-    if not _BLANK.fullmatch(text, position):
+            raise _no_entry(text, position)
+        if len(tensors) == MAX_TENSORS:
+            raise MalformedFileError(f"holds more than {MAX_TENSORS} tensors")
+        tensors[name] = tensor  # of two tensors of a name, the format's library reads the last one
+    if text[position:].strip(b" \t\r\n"):
         raise MalformedFileError(f"has a header that continues after its end: {_short(text[position : position + 80])}")
     return Header(tensors, metadata or {})
 
@@ -238,10 +267,22 @@ def _parse_metadata(text: bytes, position: int) -> tuple[dict[str, str], int, by
             break
     else:
         position = closing.end()
+    return metadata, *_after(text, position)
+
+
+def _after(text: bytes, position: int) -> tuple[int, bytes]:
+    """Return the position after an entry's separator, and the separator."""
     after = _SEPARATOR.match(text, position)
     if after is None:
-        raise MalformedFileError("has a header that breaks off after its __metadata__")
-    return metadata, after.end(), after[1]
+        raise MalformedFileError(f"has a header that breaks off at byte {position}, after an entry")
+    return after.end(), after[1]
+
+
+def _no_entry(text: bytes, position: int) -> MalformedFileError:
+    return MalformedFileError(
+        f"has a header whose byte {position} begins no tensor of dtype, shape and data_offsets: "
+        f"{_short(text[position : position + 80])}"
+    )
 
 
 def _text(quoted: bytes) -> str:
@@ -258,11 +299,21 @@ def _parse_tensor(match: re.Match[bytes], start: int) -> tuple[str, Tensor]:
     if dtype is None or shape is None or begin is None or name == "__metadata__":
         raise MalformedFileError(f"has tensor {_short(name)} without one of dtype, shape and data_offsets")
     dimensions = tuple(map(int, shape.split(b","))) if shape else ()
-    tensor = Tensor(dtype.decode(), dimensions, start + int(begin), start + int(end))
-    item_bytes = ITEM_BYTES.get(tensor.dtype)
-    if item_bytes is not None and tensor.elements * item_bytes != tensor.end - tensor.offset:
+    kind, place = dtype.decode(), (start + int(begin), start + int(end))
+    if 0 in dimensions or math.prod(dimensions) * _ITEM_BITS.get(kind, 0) != 8 * (place[1] - place[0]):
+        return name, _placed(name, kind, dimensions, place)
+    return name, Tensor(kind, dimensions, *place)
+
+
+def _placed(name: str, dtype: str, shape: tuple[int, ...], place: tuple[int, int]) -> Tensor:
+    """Return a tensor, or say what is wrong with it."""
+    tensor = Tensor(dtype, shape, *place)
+    if dtype not in _ITEM_BITS:
+        raise MalformedFileError(f"has tensor {_short(name)} of dtype {dtype}, which the format does not know")
+    overflows = 0 in shape and max(accumulate(shape, operator.mul)) >= _SIZES
+    if overflows or tensor.elements * _ITEM_BITS[dtype] != 8 * (tensor.end - tensor.offset):
         raise MalformedFileError(f"has tensor {_short(name)} whose data_offsets do not fit its shape and dtype")
-    return name, tensor
+    return tensor
 
 
 def _in_order(tensors: Mapping[str, Tensor], start: int, file_bytes: int) -> dict[str, Tensor]:

@@ -6,22 +6,23 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hypha_executor.arguments import executor_parser, read_job
+from hypha_executor.arguments import executor_parser, print_error, read_job
 from hypha_executor.bridge import Bridge
 from hypha_executor.errors import ExecutorError
 from hypha_executor.incoming import Incoming
+from hypha_executor.last_lines import LastLines
 from hypha_parameter_server.job import parse_aggregate_job
 from hypha_parameter_server.rounds import Policy
 from hypha_parameter_server.server import Server
 from hypha_parameter_server.store import Store
 
-log = logging.getLogger("hypha_parameter_server")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; return the exit code: 0 once the scheduler says that the job is done, else that of the error."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    last_lines = LastLines()
+    handlers = [logging.StreamHandler(sys.stderr), last_lines]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         job = parse_aggregate_job(read_job(options))
@@ -29,13 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bridge, store = Bridge(options.socket, options.work_dir), Store(options.work_dir, job.job_id)
         Server(job, bridge, store, policy).run(Incoming(bridge, job.updates))
     except (ExecutorError, OSError) as error:
-        log.error("%s", error)  # noqa: TRY400 - the text says what to do
+        print_error(str(error))
         return error.exit_code if isinstance(error, ExecutorError) else ExecutorError.exit_code
+    last_lines.leave()
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = executor_parser("hypha_parameter_server", "Averages the pseudo-gradients of one Hypha job.")
+    parser = executor_parser(
+        "python -m hypha_parameter_server", "Average the pseudo-gradients of one Hypha job.", "hypha-worker"
+    )
     parser.add_argument(
         "--deadline-s",
         type=_positive,

@@ -9,15 +9,16 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from hypha_executor.kinds import Kind, kind_of
 from hypha_executor.safetensors import Header, Tensor, lay_out
+from hypha_parameter_server import halves
 from hypha_parameter_server.errors import Refused
 
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
@@ -29,25 +30,31 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "I32": np.dtype(np.int32),
     "I16": np.dtype(np.int16),
     "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
+    "U8": np.dtype(np.int8),  # the change of a byte is signed: 254 is -2, because it wraps when a trainer adds it
 }
 """NumPy's dtypes of all those that can be averaged."""
 
 CHUNK_ELEMENTS: Final = 1 << 18
+"""Smaller chunks would fit a core's cache, but then threads wait for Python's lock more often than they calculate."""
 _WIDEST: Final = 8
 _THREADS: Final = min(4, os.cpu_count() or 1)
-_HALVES: Final = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Elements of one dtype that are contiguous in each of several files; `offsets` are their first bytes there."""
+    """Elements of one dtype and kind, contiguous in each of several files; `offsets` are their first bytes there."""
 
     dtype: str
+    kind: Kind
     count: int
     offsets: tuple[int, ...]
+
+    @property
+    def working(self) -> str:
+        """The dtype for calculations with these elements."""
+        return "F32" if self.kind == "weights" and self.dtype != "F64" else "F64"
 
     def at(self, index: int, first: int, dtype: str) -> int:
         """Return the offset of the element `first` in the file `index`, whose elements have this dtype."""
@@ -64,20 +71,16 @@ def spans(files: Sequence[Mapping[str, Tensor]]) -> Iterator[Span]:
     for name, tensor in files[0].items():
         tensors = [file[name] for file in files]
         offsets = tuple(item.offset for item in tensors)
-        if pending is not None and pending.dtype == tensor.dtype and offsets == ends:
-            pending = Span(pending.dtype, pending.count + tensor.elements, pending.offsets)
+        kind = kind_of(name, tensor.dtype)
+        if pending is not None and (pending.dtype, pending.kind) == (tensor.dtype, kind) and offsets == ends:
+            pending = replace(pending, count=pending.count + tensor.elements)
         else:
             if pending is not None:
                 yield pending
-            pending = Span(tensor.dtype, tensor.elements, offsets)
+            pending = Span(tensor.dtype, kind, tensor.elements, offsets)
         ends = tuple(item.end for item in tensors)
     if pending is not None:
         yield pending
-
-
-def working_dtype(dtype: str) -> str:
-    """Return the dtype for sums and momentum of tensors of `dtype`."""
-    return "F32" if dtype in ("F32", "F16", "BF16") else "F64"
 
 
 class _Buffers:
@@ -85,10 +88,10 @@ class _Buffers:
 
     def __init__(self) -> None:
         self._raw = np.empty(CHUNK_ELEMENTS * _WIDEST, np.uint8)
-        self._working = [np.empty(CHUNK_ELEMENTS * _WIDEST, np.uint8) for _ in range(3)]
+        self._working = [np.empty(CHUNK_ELEMENTS * _WIDEST, np.uint8) for _ in range(4)]
 
     def working(self, index: int, count: int, dtype: str) -> Array:
-        """Return one of three arrays for calculations; its content is undefined."""
+        """Return one of four arrays for calculations; its content is undefined."""
         return _as_array(self._working[index], count, dtype)
 
     def read(self, descriptor: int, offset: int, count: int, dtype: str) -> Array:
@@ -101,16 +104,18 @@ class _Buffers:
     def write(self, descriptor: int, offset: int, values: Array, dtype: str) -> None:
         """Write working values to a file, rounded to `dtype` and clipped to its range."""
         array = values if values.dtype == DTYPES[dtype] else _as_array(self._raw, len(values), dtype)
-        if array is not values:
+        if array.dtype == np.float16 and values.dtype == np.float32:
+            halves.narrow(values, array, (self.working(1, len(values), "F32"), self.working(3, len(values), "F32")))
+        elif array is not values:
             np.copyto(array, np.rint(values, out=values) if array.dtype.kind in "iu" else values, casting="unsafe")
         if os.pwrite(descriptor, array.view(np.uint8).data, offset) < array.nbytes:
             raise OSError("a write was incomplete; the disk may be full")
 
 
 def _widen(raw: Array, target: Array) -> None:
-    """Copy to a wider dtype. A lookup table converts half precision twice as fast as NumPy."""
-    if raw.dtype == np.float16:
-        np.take(_HALVES, raw.view(np.uint16), out=target, mode="clip")
+    """Copy to a wider dtype."""
+    if raw.dtype == np.float16 and target.dtype == np.float32:
+        halves.widen(raw, target)
     else:
         np.copyto(target, raw, casting="unsafe")
 
@@ -159,32 +164,36 @@ def _read(buffers: _Buffers, part: Span, first: int, descriptor: int, index: int
 
 
 class PerKind(NamedTuple):
-    """A number for the tensors of floats, and one for those of integers, such as counters of a much larger scale."""
+    """A number for each kind of tensors. Counters and variances may be of a much larger scale than weights."""
 
-    floats: float
+    weights: float
+    statistics: float
     integers: float
 
-    def of(self, dtype: str) -> float:
-        """Return the number for tensors of this dtype."""
-        return self.integers if DTYPES[dtype].kind in "iu" else self.floats
+    def of(self, kind: Kind) -> float:
+        """Return the number for tensors of this kind."""
+        return {"weights": self.weights, "statistics": self.statistics, "integers": self.integers}[kind]
 
 
 def check(descriptor: int, header: Header) -> PerKind:
     """Return the Euclidean lengths of a file's tensors, all tensors of a kind as one vector.
 
     Raises:
-        Refused: A tensor cannot be averaged, an element is NaN or infinite, or a length is beyond a float64.
+        Refused: There are no weights, a tensor cannot be averaged, an element is NaN or infinite, or a length is
+            beyond a float64.
     """
+    if all(kind_of(name, tensor.dtype) != "weights" for name, tensor in header.tensors.items()):
+        raise Refused("has no weights, only statistics and counters")
     for name, tensor in header.tensors.items():
         if tensor.dtype not in DTYPES:
             raise Refused(
                 f"has tensor {name[:100]!r} of dtype {tensor.dtype}; only {', '.join(DTYPES)} can be averaged"
             )
-    lengths: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
+    lengths: dict[Kind, list[float]] = {"weights": [], "statistics": [], "integers": []}
 
     def add_length(part: Span, first: int, buffers: _Buffers) -> None:
         raw = _read(buffers, part, first, descriptor, 0)
-        values = buffers.working(0, len(raw), working_dtype(part.dtype))
+        values = buffers.working(0, len(raw), part.working)
         if raw.dtype == values.dtype:
             values = raw
         else:
@@ -198,16 +207,13 @@ def check(descriptor: int, header: Header) -> PerKind:
             largest = np.abs(values).max()
             scaled = values / largest
             length = float(largest) * math.sqrt(float(np.dot(scaled, scaled)))
-        lengths[part.dtype].append(length)
+        lengths[part.kind].append(length)
 
     _each_chunk(spans([header.tensors]), add_length)
-    floats, integers = (
-        math.hypot(*chain.from_iterable(lengths[dtype] for dtype in DTYPES if (DTYPES[dtype].kind in "iu") is whole))
-        for whole in (False, True)
-    )
-    if not math.isfinite(floats):
+    result = PerKind(**{kind: math.hypot(*found) for kind, found in lengths.items()})
+    if not all(map(math.isfinite, result)):
         raise Refused("is longer than a float64 can say")
-    return PerKind(floats, integers)
+    return result
 
 
 @dataclass(frozen=True)
@@ -236,30 +242,36 @@ def outer_step(
 ) -> None:
     """Average checked files of one layout, advance the momentum, and write momentum and update (path, metadata).
 
-    Sums are in float32 (in float64 for float64 and integers). Results are clipped to the range of their dtype, so that
-    finite inputs never lead to infinities or NaN.
+    Only weights have momentum and a learning rate. The update of statistics and integers is their mean, with sums in
+    float64. So no result is beyond the trainers' own, and a variance that they all keep positive never becomes
+    negative. Sums of weights are in float32 (in float64 for float64). Results are clipped to the range of their dtype,
+    so that finite inputs never lead to infinities or NaN.
 
     Raises:
         OSError: A file cannot be read or written.
     """
-    layout = [(name, tensor.dtype, tensor.shape) for name, tensor in sources[0].header.tensors.items()]
-    update_head, update = lay_out(layout, update_out[1])
+    tensors = sources[0].header.tensors
+    weights = {name: tensor for name, tensor in tensors.items() if kind_of(name, tensor.dtype) == "weights"}
+    others = {name: tensor for name, tensor in tensors.items() if name not in weights}
+    update_head, update = lay_out([(name, item.dtype, item.shape) for name, item in tensors.items()], update_out[1])
     momentum_head, momentum = lay_out(
-        [(name, working_dtype(dtype), shape) for name, dtype, shape in layout], momentum_out[1]
+        [(name, "F64" if item.dtype == "F64" else "F32", item.shape) for name, item in weights.items()],
+        momentum_out[1],
     )
-    files: list[Mapping[str, Tensor]] = [source.header.tensors for source in sources]
+    files: list[Mapping[str, Tensor]] = [*(source.header.tensors for source in sources[1:]), update]
     descriptors: list[int] = []
     try:
         descriptors.extend(os.open(source.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC) for source in sources)
         for path, head in ((update_out[0], update_head), (momentum_out[0], momentum_head)):
             descriptors.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
             os.pwrite(descriptors[-1], head, 0)
-        files += [update, momentum]
+        old_momentum: list[Mapping[str, Tensor]] = []
         if momentum_in is not None:
             descriptors.append(os.open(momentum_in[0], os.O_RDONLY | os.O_CLOEXEC))
-            files.append(momentum_in[1].tensors)
+            old_momentum.append(momentum_in[1].tensors)
         step = _Step(descriptors, [source.share for source in sources], optimizer, momentum_in is not None)
-        _each_chunk(spans(files), step)
+        _each_chunk(spans([weights, *files, momentum, *old_momentum]), step.take)
+        _each_chunk(spans([others, *files]) if others else (), step.average)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -276,38 +288,54 @@ class _Step:
         self._optimizer = optimizer
         self._has_momentum = has_momentum
 
-    def __call__(self, part: Span, first: int, buffers: _Buffers) -> None:
-        count = min(CHUNK_ELEMENTS, part.count - first)
-        dtype = working_dtype(part.dtype)
-        kind = DTYPES[dtype].type
-        mean, scratch, momentum = (buffers.working(index, count, dtype) for index in range(3))
-        for index, share in enumerate(self._shares):
-            raw = _read(buffers, part, first, self._descriptors[index], index)
-            target = scratch if index else mean
-            if raw.dtype == target.dtype:
-                np.multiply(raw, kind(share.of(part.dtype)), out=target)
-            else:
-                _widen(raw, target)
-                np.multiply(target, kind(share.of(part.dtype)), out=target)
-            if index:
-                np.add(mean, scratch, out=mean)
+    def average(self, part: Span, first: int, buffers: _Buffers) -> None:
+        """Write the mean of statistics or integers as their update."""
+        mean = self._mean(part, first, buffers)
+        np.clip(mean, *_LIMITS[part.dtype], out=mean)
+        self._write(len(self._shares), (part, first), buffers, mean, part.dtype)
+
+    def take(self, part: Span, first: int, buffers: _Buffers) -> None:
+        """Advance the momentum of weights and write their update."""
+        dtype = part.working
+        mean = self._mean(part, first, buffers)
+        momentum = buffers.working(2, len(mean), dtype)
         # A sum may overflow to an infinity. It never becomes NaN, because only finite numbers are added to it and only
         # positive ones multiply it, and it is clipped before it is written.
-        mu = kind(self._optimizer.momentum)
+        mu = DTYPES[dtype].type(self._optimizer.momentum)
         update = len(self._shares)
         if self._has_momentum:
-            old = buffers.read(self._descriptors[-1], part.at(update + 2, first, dtype), count, dtype)
+            old = buffers.read(self._descriptors[-1], part.at(update + 2, first, dtype), len(mean), dtype)
             np.multiply(old, mu, out=momentum)
             np.add(momentum, mean, out=momentum)
             np.clip(momentum, *_LIMITS[dtype], out=momentum)
         else:
             np.clip(mean, *_LIMITS[dtype], out=momentum)
-        buffers.write(self._descriptors[update + 1], part.at(update + 1, first, dtype), momentum, dtype)
+        self._write(update + 1, (part, first), buffers, momentum, dtype)
         np.multiply(momentum, mu, out=momentum)
         np.add(momentum, mean, out=momentum)
         np.multiply(momentum, self._learning_rate(dtype), out=momentum)
         np.clip(momentum, *_LIMITS[part.dtype], out=momentum)
-        buffers.write(self._descriptors[update], part.at(update, first, part.dtype), momentum, part.dtype)
+        self._write(update, (part, first), buffers, momentum, part.dtype)
+
+    def _mean(self, part: Span, first: int, buffers: _Buffers) -> Array:
+        count = min(CHUNK_ELEMENTS, part.count - first)
+        mean, scratch = (buffers.working(index, count, part.working) for index in range(2))
+        for index, share in enumerate(self._shares):
+            raw = _read(buffers, part, first, self._descriptors[index], index)
+            target = scratch if index else mean
+            factor = target.dtype.type(share.of(part.kind))
+            if raw.dtype == target.dtype:
+                np.multiply(raw, factor, out=target)
+            else:
+                _widen(raw, target)
+                np.multiply(target, factor, out=target)
+            if index:
+                np.add(mean, scratch, out=mean)
+        return mean
+
+    def _write(self, file: int, at: tuple[Span, int], buffers: _Buffers, values: Array, dtype: str) -> None:
+        part, first = at
+        buffers.write(self._descriptors[file], part.at(file, first, dtype), values, dtype)
 
     def _learning_rate(self, dtype: str) -> Any:
         """Return the learning rate in a dtype in which it might be zero or infinite."""

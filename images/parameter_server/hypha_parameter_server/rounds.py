@@ -61,20 +61,27 @@ class Selection:
     misfits: Sequence[Contribution]
 
 
-def check_round(label: int | None, expected: int | None) -> None:
-    """Refuse a pseudo-gradient of another round. Before the first outer step, `expected` is None.
+def check_round(label: int | None, expected: int | None, *, owed: bool) -> None:
+    """Refuse a pseudo-gradient of another round, because it starts from other weights than those of this round.
+
+    Args:
+        label: The round in its metadata.
+        expected: The round being collected; None before the first outer step.
+        owed: Whether its sender sent nothing for the round before. Without a label, this is taken for that one.
 
     Raises:
         Refused: There is no such round to begin with.
-        Untimely: The label is set and differs from the expected round.
+        Untimely: It is for another round.
     """
     if label is None:
+        if owed:
+            raise Untimely("late", "is late: it names no round, and its sender missed the last one")
         return
     if expected is None and not 1 <= label <= MAX_FIRST_ROUND:
         raise Refused(f"is for round {label}, and a job begins with a round from 1 to {MAX_FIRST_ROUND}")
     if expected is not None and label != expected:
         when = "late" if label < expected else "early"
-        raise Untimely(f"is {when}: it is for round {label}, and round {expected} is being collected")
+        raise Untimely(when, f"is {when}: it is for round {label}, and round {expected} is being collected")
 
 
 def check_job(label: str | None, job_id: str) -> None:
@@ -152,9 +159,14 @@ class Attendance:
     A member that misses the deadline of a round is not awaited in the next one, after its second miss in the next
     three, then seven, and so on. So a member that is always late costs a job a few deadlines, not one for each round.
     It takes part in every round for which it is in time.
+
+    Attributes:
+        owing: The members that sent nothing during the last round. A trainer sends one pseudo-gradient for each round,
+            so theirs is still to come.
     """
 
     def __init__(self, members: Set[str]) -> None:
+        self.owing: Set[str] = frozenset()
         self._members = members
         self._misses: Counter[str] = Counter()
         self._excused: Counter[str] = Counter()
@@ -164,8 +176,9 @@ class Attendance:
         """The members for which the current round waits."""
         return {peer for peer in self._members if not self._excused[peer]}
 
-    def close_round(self, sent: Set[str]) -> None:
-        """Record who has sent something for the round that closes."""
+    def close_round(self, sent: Set[str], late: Set[str]) -> None:
+        """Record who has sent something for the round that closes, and who for an earlier one."""
+        self.owing = self._members - sent - late
         for peer in self._members:
             if self._excused[peer]:
                 self._excused[peer] -= 1
@@ -185,11 +198,13 @@ def weights(chosen: Sequence[Contribution], policy: Policy) -> list[PerKind]:
         samples = [1] * len(chosen)
     most = MAX_SAMPLES_FACTOR * median_low(count for count in samples if count)
     counts = [min(count, most) for count in samples]
-    floats = _clipping([item.length.floats for item in chosen], policy.clip_factor)
-    integers = _clipping([item.length.integers for item in chosen], policy.clip_factor)
+    total = sum(counts)
+    clipping = [
+        _clipping(lengths, policy.clip_factor) for lengths in zip(*(item.length for item in chosen), strict=True)
+    ]
     return [
-        PerKind(count / sum(counts) * of_floats, count / sum(counts) * of_integers)
-        for count, of_floats, of_integers in zip(counts, floats, integers, strict=True)
+        PerKind(*(count / total * factor for factor in factors))
+        for count, *factors in zip(counts, *clipping, strict=True)
     ]
 
 

@@ -44,7 +44,9 @@ class Server:
         self._attendance = Attendance(job.members)
         self._pending: dict[str, Contribution] = {}
         self._refused: set[str] = set()
+        self._late: set[str] = set()
         self._round_began: float | None = None
+        self._deadline = 0.0
         self._overdue = False
 
     def run(self, incoming: Incoming) -> None:
@@ -64,7 +66,10 @@ class Server:
             if selection is not None:
                 done = self._close_round(selection)
                 continue
+            began = time.monotonic()
             arrived = incoming.next(self._until_deadline_s())
+            waited_s = time.monotonic() - began
+            self._bridge.telemetry.add("hypha.job.waiting.time", waited_s, {"for": "pseudo-gradients"})
             if arrived is not None:
                 self._receive(arrived)
         log.info("The scheduler says that the job is done")
@@ -91,7 +96,11 @@ class Server:
         except (Refused, MalformedFileError) as verdict:
             log.warning("Refused: the pseudo-gradient from %s %s", peer, verdict)
             path.unlink(missing_ok=True)
-            if not isinstance(verdict, Untimely):
+            outcome = verdict.outcome if isinstance(verdict, Refused) else Refused.outcome
+            self._count(outcome)
+            if outcome == "late":
+                self._late.add(peer)
+            if outcome == Refused.outcome:
                 self._refused.add(peer)
                 self._start_clock()
             return
@@ -99,25 +108,39 @@ class Server:
         self._refused.discard(peer)
         self._start_clock()
         log.info(
-            "Pseudo-gradient from %s: round %s, %s samples, length %.4g (%d of %d)",
+            "Pseudo-gradient from %s: round %s, %s samples, length %.4g (%d of %d); %s",
             peer,
             "unknown" if contribution.round is None else contribution.round,
             "unknown" if contribution.samples is None else contribution.samples,
-            contribution.length.floats,
+            contribution.length.weights,
             len(self._pending),
             len(self._job.members),
+            self._waiting_for(),
         )
+
+    def _count(self, outcome: str, increase: int = 1) -> None:
+        self._bridge.telemetry.add("hypha.job.pseudo_gradients", increase, {"outcome": outcome})
+
+    def _waiting_for(self) -> str:
+        """Say when the round closes, and for whom it waits; the metrics say the same."""
+        missing = sorted(self._job.members - self._pending.keys() - self._refused)
+        self._bridge.telemetry.set("hypha.job.round.missing", len(missing))
+        awaited = sorted(self._attendance.awaited & set(missing))
+        if not awaited:
+            return "the round waits for nobody"
+        closes = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._deadline))
+        return f"the round waits until {closes} for {', '.join(awaited)}"
 
     def _check(self, peer: str, path: Path) -> Contribution:
         if peer in self._pending:
-            raise Untimely("is its second for this round")
+            raise Untimely("second", "is its second for this round")
         try:
             descriptor, header = open_header(path)
         except OSError as error:  # a symbolic link, for example
             raise Refused(f"cannot be opened: {error.strerror}") from error
         try:
             labels = parse_labels(header.metadata)
-            check_round(labels.round, self._expected)
+            check_round(labels.round, self._expected, owed=peer in self._attendance.owing - self._late)
             check_job(labels.job_id, self._job.job_id)
             if self._store.layout is not None:
                 check_layout(header.layout, self._store.layout)
@@ -129,6 +152,8 @@ class Server:
     def _start_clock(self) -> None:
         if self._round_began is None:
             self._round_began = time.monotonic()
+            self._deadline = time.time() + self._policy.deadline_s
+            self._bridge.telemetry.set("hypha.job.round.deadline", self._deadline)
 
     def _until_deadline_s(self) -> float | None:
         if self._round_began is None or self._overdue:
@@ -175,17 +200,21 @@ class Server:
             Source(item.path, read_header(item.path), share)
             for item, share in zip(selection.chosen, shares, strict=True)
         ]
-        self._store.merge(selection.round, sources, Nesterov(self._job.learning_rate, self._job.momentum))
+        with self._bridge.telemetry.span("outer step", {"round": selection.round, "pseudo_gradients": len(sources)}):
+            self._store.merge(selection.round, sources, Nesterov(self._job.learning_rate, self._job.momentum))
         log.info(
             "Round %d: merged %d pseudo-gradients in %.2f s, shares %s",
             selection.round,
             len(sources),
             time.monotonic() - began,
-            ", ".join(f"{share.floats:.3f}" for share in shares),
+            ", ".join(f"{share.weights:.3f}" for share in shares),
         )
-        self._attendance.close_round(self._pending.keys() | self._refused)
+        self._count("merged", len(sources))
+        self._count(Refused.outcome, len(selection.misfits))
+        self._attendance.close_round(self._pending.keys() | self._refused, self._late)
         self._pending.clear()
         self._refused.clear()
+        self._late.clear()
         self._round_began = None
         self._overdue = False
         return self._deliver()
@@ -197,7 +226,7 @@ class Server:
         would let it continue after the last round.
         """
         delivery = self._store.delivery()
-        if delivery.round is None:
+        if (round_number := delivery.round) is None:
             return False
         if delivery.done is None:
             answer = self._progress.outer_step_taken()
@@ -206,6 +235,7 @@ class Server:
             delivery = replace(delivery, done=answer.done)
             self._store.record(delivery)
         if not delivery.sent:
-            self._bridge.send(self._job.results, self._store.last_update())
+            with self._bridge.telemetry.span("update sent", {"round": round_number}):
+                self._bridge.send(self._job.results, self._store.last_update())
             self._store.record(replace(delivery, sent=True))
         return bool(delivery.done)

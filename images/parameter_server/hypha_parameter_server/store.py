@@ -1,7 +1,7 @@
 """The state that outlives the process, in a directory of its own in the work directory.
 
-    momentum.safetensors        the momentum after the last round; its metadata has `round`, and in `consumed` the files
-                                that it was made from
+    momentum.safetensors        the weights' momentum after the last round; its metadata has `round`, and in `consumed`
+                                the files that it was made from
     update-<round>.safetensors  the last two updates, because the bridge may still be sending both
     delivery.json               the last round that was reported to the scheduler, its answer, and whether it was sent
     <peer>.<n>.safetensors      pseudo-gradients claimed from the bridge's directory, not yet part of a round
@@ -141,7 +141,7 @@ class Store:
         """
         new_momentum, new_update = self._own / "momentum.new", self._own / "update.new"
         consumed = json.dumps([source.path.name for source in sources])
-        labels = Labels(self._job_id, number).to_metadata()
+        labels = Labels(self._job_id, number, statistics="mean").to_metadata()
         outer_step(
             sources,
             optimizer,

@@ -1,4 +1,4 @@
-"""A training job: the part of its specification that the trainer reads."""
+"""Jobs of training and of inference: the part of their specifications that this package reads."""
 
 from dataclasses import dataclass
 
@@ -50,6 +50,25 @@ class TrainJob:
     batch_size: int
 
 
+@dataclass(frozen=True)
+class InferenceJob:
+    """What to infer with, on which data, and which peers get the predictions. The references are for the bridge.
+
+    Attributes:
+        results: None if no peer gets the predictions.
+        outputs: The outputs of the model to keep; None for all.
+    """
+
+    job_id: str
+    model: Artifact
+    preprocessor: Artifact | None
+    data: Reference
+    dataset: str
+    results: Reference | None
+    batch_size: int
+    outputs: tuple[str, ...] | None
+
+
 SCHEDULE_STEPS = {"cosine-with-warmup": "training_steps", "linear-with-warmup": "training_steps", "wsd": "decay_steps"}
 
 
@@ -72,6 +91,27 @@ def parse_train_job(text: str) -> TrainJob:
         optimizer=_optimizer(config.node("optimizer")),
         schedule=_schedule(schedule) if schedule else None,
         batch_size=int(config.number("batch_size", low=1)),
+    )
+
+
+def parse_inference_job(text: str) -> InferenceJob:
+    """Parse a job specification.
+
+    Raises:
+        JobError: A field is missing or wrong; the text names its path.
+    """
+    spec = parse_job(text, "inference")
+    config = spec.config
+    preprocessor, results, data = config.optional("preprocessor"), config.optional("results"), config.node("data")
+    return InferenceJob(
+        job_id=spec.job_id,
+        model=_artifact(config.node("model")),
+        preprocessor=_artifact(preprocessor) if preprocessor else None,
+        data=data.value,
+        dataset=data.text("dataset"),
+        results=results.value if results else None,
+        batch_size=int(config.number("batch_size", low=1)),
+        outputs=None if config.value.get("outputs") is None else config.texts("outputs"),
     )
 
 

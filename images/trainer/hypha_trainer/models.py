@@ -1,6 +1,8 @@
 """Build models and preprocessors: the transformers class of each type, and the files that it loads."""
 
 import json
+from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,9 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig
 
-from hypha_executor.errors import JobError
+from hypha_executor.bridge import Reference
+from hypha_executor.errors import ExecutorError, JobError
+from hypha_trainer.arguments import arrange_arguments
 from hypha_trainer.log import log
 
 SEED = 20_77
@@ -75,14 +79,24 @@ _PREPROCESSOR_CLASSES = {
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 
 
-def load_model(task: str, folder: Path, *, trust_remote_code: bool, placement: dict[str, Any]) -> torch.nn.Module:
-    """Build the model from the files in `folder`, in float32, in training mode.
+def load_model(
+    task: str,
+    folder: Path,
+    *,
+    trust_remote_code: bool,
+    placement: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+    complete: bool = False,
+) -> torch.nn.Module:
+    """Build the model from the files in `folder`, in training mode.
 
     Args:
         task: The job's model type, by its documented name or that of the Rust nodes.
         folder: The folder with config.json.
         trust_remote_code: Whether to run code that is among the files.
         placement: More arguments of `from_pretrained`, which place the model on devices.
+        dtype: The dtype of its floating-point weights.
+        complete: Whether the files must hold all weights. Otherwise the missing ones are random.
 
     Raises:
         JobError: The type is unknown or the files cannot be used.
@@ -95,13 +109,62 @@ def load_model(task: str, folder: Path, *, trust_remote_code: bool, placement: d
     options = {"trust_remote_code": trust_remote_code}
     try:
         if any(match for pattern in _WEIGHTS for match in folder.glob(pattern)):
-            model = builder.from_pretrained(folder, dtype=torch.float32, **options, **placement)
+            model, loaded = builder.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, **options, **placement
+            )
+            if complete and loaded["missing_keys"]:
+                raise JobError(
+                    f"the model's files lack the weights {sorted(loaded['missing_keys'])[:3]}; is it trained?"
+                )
+        elif complete:
+            raise JobError("the model's files have no weights; add model.safetensors to its filenames")
         else:
             log("the model's files have no weights; every trainer starts from the same random ones")
             model = builder.from_config(AutoConfig.from_pretrained(folder, **options), **options).float()
     except (ValueError, OSError, KeyError, ImportError, AttributeError, RuntimeError) as error:
         raise JobError(f"the model cannot be built as {task!r}: {_one_line(error)}") from error
+    arrange_arguments(model)
     return model.train()  # type: ignore[no-any-return]
+
+
+def free_storage(folder: Path, reference: Reference) -> None:
+    """Delete the weights of a loaded model, because the trainer keeps the global weights in their place.
+
+    A restarted trainer fetches them again.
+    """
+    for name in reference.get("filenames", ()):
+        if any(fnmatch(name, pattern) for pattern in _WEIGHTS):
+            (folder / name).unlink(missing_ok=True)
+
+
+def set_pad_token(model: torch.nn.Module, pad_token_id: int | None) -> None:
+    """Name the padding's token to a model that has none: classifiers of texts look for the last token before it."""
+    config: Any = model.config
+    if pad_token_id is not None and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = pad_token_id
+
+
+def disable_cache(model: torch.nn.Module) -> None:
+    """Let the model keep no keys and values, which no training needs and which recomputed activations would add twice."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "use_cache", False):
+            config.use_cache = False  # type: ignore[union-attr]
+
+
+def run_model(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
+    """Return the model's outputs for a batch.
+
+    Raises:
+        ExecutorError: The model refused the batch, or the GPU's memory is too small.
+    """
+    try:
+        return model(**inputs)
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise ExecutorError("out of GPU memory; use a smaller batch_size or a larger worker") from error
+        shapes = ", ".join(f"{k} {v.dtype} {list(v.shape)}".replace("torch.", "") for k, v in inputs.items())
+        raise ExecutorError(f"the model refused a batch ({shapes}): {' '.join(str(error).split())[:400]}") from error
 
 
 def load_preprocessor(task: str, folder: Path, *, trust_remote_code: bool) -> Any:

@@ -3,14 +3,18 @@
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from hypha_executor.errors import JobError
-from hypha_trainer.job import Artifact, TrainJob
+from hypha_trainer.job import Artifact, InferenceJob, TrainJob
 
 Tensors = dict[str, torch.Tensor]
 
+NEXT_TOKEN_TASKS = {"causal-lm", "image-text-to-text", "vision-2-seq", "vison2-seq", "vision2-seq"}
+"""Model types whose labels, if nothing else brings them, are the input tokens."""
 
-def slice_names(job: TrainJob) -> tuple[tuple[str, ...], tuple[str, ...]]:
+
+def slice_names(job: TrainJob | InferenceJob) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the tensors that a slice must have, and those that it may have instead of the preprocessor's outputs."""
     if job.preprocessor is None:
         return job.model.input_names, ()
@@ -18,10 +22,30 @@ def slice_names(job: TrainJob) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return required, tuple(name for name in job.model.input_names if name not in required)
 
 
+def ensure_pad_token(preprocessor: Any) -> int | None:
+    """Let a tokenizer without a padding token pad with its end token. Return the padding's id; None without tokenizer.
+
+    Padding must be found by the attention mask from then on, because the end token is also part of texts.
+
+    Raises:
+        JobError: The tokenizer has neither token.
+    """
+    tokenizer = getattr(preprocessor, "tokenizer", preprocessor)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return None
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise JobError(
+                "the tokenizer has neither a padding nor an end token; add pad_token to its tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return int(tokenizer.pad_token_id)
+
+
 class Preparation:
     """Applies the job's preprocessor, selects the model's inputs and converts them to the model's dtypes."""
 
-    def __init__(self, job: TrainJob, preprocessor: Any):
+    def __init__(self, job: TrainJob | InferenceJob, preprocessor: Any):
         self._job = job
         self._preprocessor = preprocessor
 
@@ -33,7 +57,7 @@ class Preparation:
         """
         stage = self._job.preprocessor
         made = self._preprocess(stage, rows) if stage else rows
-        if self._job.model.task == "causal-lm" and "labels" not in made and "input_ids" in made:
+        if self._job.model.task in NEXT_TOKEN_TASKS and "labels" not in made and "input_ids" in made:
             made = {**made, "labels": _causal_labels(made)}
         if missing := [name for name in self._job.model.input_names if name not in made]:
             raise JobError(
@@ -46,6 +70,8 @@ class Preparation:
         options: dict[str, Any] = {"return_tensors": "pt"}
         if stage.task == "tokenizer":
             options |= {"padding": True, "truncation": True}
+        elif "text" in stage.input_names:  # a processor of text and images; cutting the text could cut its image tokens
+            options["padding"] = True
         try:
             made = self._preprocessor(**taken, **options)
         except Exception as error:

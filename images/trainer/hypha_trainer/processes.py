@@ -87,7 +87,9 @@ class Processes:
                 box = [_Raised(error)]
         dist.broadcast_object_list(box, src=0, group=group)
         if isinstance(box[0], _Raised):
-            raise box[0].error if self.main else ExecutorError(f"the main process stopped: {box[0].error}")
+            cause = box[0].error
+            kind = type(cause) if isinstance(cause, ExecutorError) else ExecutorError  # it decides the exit code
+            raise cause if self.main else kind(f"the main process stopped: {cause}")
         return box[0]  # type: ignore[no-any-return]
 
 

@@ -35,6 +35,10 @@ class Countdown:
         if answer.batches_left is not None:
             self.left = max(0, answer.batches_left - batches_since)
 
+    def resume(self, batches_left: int | None) -> None:
+        """Begin with what the scheduler told an earlier process of this trainer. One batch is trained in any case."""
+        self.left = None if batches_left is None else max(1, batches_left)
+
     @property
     def over(self) -> bool:
         """Whether the update is due."""
@@ -101,9 +105,14 @@ class Metrics:
     """Sends loss, batch time and samples from a thread of its own, for each batch, or for several if they are fast."""
 
     def __init__(
-        self, progress: Progress, every_s: float = METRICS_EVERY_S, clock: Callable[[], float] = time.monotonic
+        self,
+        progress: Progress,
+        every_s: float = METRICS_EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
+        restarts: int = 0,
     ):
         self._progress = progress
+        self._constant = {"restarts": float(restarts)} if restarts else {}
         self._every_s = every_s
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, "metrics")
@@ -121,7 +130,7 @@ class Metrics:
         """Send the collected metrics."""
         if self._batches:
             self._last_s = self._clock()
-            self._sending = self._thread.submit(self._send, round_number, summarise(self._batches))
+            self._sending = self._thread.submit(self._send, round_number, summarise(self._batches) | self._constant)
             self._batches = []
 
     def _send(self, round_number: int, metrics: Mapping[str, float]) -> None:

@@ -46,6 +46,9 @@ class Weights:
         main: Whether this is the main process, the only one that gets complete tensors.
         alone: Whether there are no other processes.
         device: The device of this process.
+
+    Attributes:
+        untrained: The tensors, by the checkpoint's names, that no optimizer trains: buffers and frozen parameters.
     """
 
     def __init__(self, model: torch.nn.Module, groups: list[Group], *, main: bool, alone: bool, device: torch.device):
@@ -54,6 +57,9 @@ class Weights:
         self._main = main
         self._alone = alone
         self._device = device
+        # Not `named_parameters`: wrappers that recompute activations add to its names.
+        trained = {name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.requires_grad}
+        self.untrained = frozenset(name for group in groups if trained.isdisjoint(group.shapes) for name in group.names)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the current weights by the checkpoint's names. The other processes get none, but must iterate too."""

@@ -1,12 +1,12 @@
 """Prepare the training of a job: processes, data, the model on its devices, and its weights."""
 
-import shutil
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from hypha_executor.bridge import Bridge
@@ -14,13 +14,14 @@ from hypha_executor.errors import JobError
 from hypha_trainer.job import TrainJob
 from hypha_trainer.log import log
 from hypha_trainer.loop import Training
-from hypha_trainer.models import load_model, load_preprocessor
+from hypha_trainer.models import disable_cache, load_model, load_preprocessor, set_pad_token
 from hypha_trainer.optimizer import make_optimizer, make_schedule
-from hypha_trainer.preprocessing import Preparation, slice_names
+from hypha_trainer.preprocessing import Preparation, ensure_pad_token, slice_names
 from hypha_trainer.processes import Processes
 from hypha_trainer.replicas import Weights, exchanged_groups
 from hypha_trainer.slices import Batches, fetch_slices
-from hypha_trainer.weights import Tensors, save_tensors
+from hypha_trainer.tuning import read_tuning, recompute_activations
+from hypha_trainer.weights import Tensors
 
 
 def make_processes(accelerator: Accelerator) -> Processes:
@@ -53,6 +54,7 @@ def make_training(
     if job.preprocessor and preprocessor_folder:
         task = job.preprocessor.task
         preprocessor = load_preprocessor(task, preprocessor_folder, trust_remote_code=trust_remote_code)
+    pad_token_id = ensure_pad_token(preprocessor)
     required, optional = slice_names(job)
     batches = Batches(
         fetch_slices(bridge, job.data),
@@ -66,32 +68,28 @@ def make_training(
     plain = load_model(
         job.model.task, model_folder, trust_remote_code=trust_remote_code, placement=_placement(accelerator)
     )
+    set_pad_token(plain, pad_token_id)
+    disable_cache(plain)
     groups = exchanged_groups(plain)
+    tuning = read_tuning(os.environ)
+    if tuning.recompute_activations and accelerator.distributed_type != DistributedType.FSDP:
+        recompute_activations(plain)  # for FSDP, accelerate does it
     optimizer = make_optimizer(job.optimizer, plain.parameters())
     schedule = make_schedule(job.schedule, optimizer)
     count = sum(parameter.numel() for parameter in plain.parameters())
+    # Some models use a parameter only in some batches (experts, dropped layers) or never (mask tokens).
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
     model, prepared = accelerator.prepare(plain, optimizer)
-    weights = Weights(
-        accelerator.unwrap_model(model), groups, main=processes.main, alone=processes.alone, device=accelerator.device
-    )
+    # Not the prepared model: its wrappers (DDP, torch.compile) add to the names of the tensors.
+    weights = Weights(plain, groups, main=processes.main, alone=processes.alone, device=accelerator.device)
     start = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.tensors()}
     torch.seed()  # from now on every process draws different random numbers
     if processes.main:
         log(
             f"{type(plain).__name__}, {count:,} parameters, {accelerator.num_processes} x {accelerator.device.type}, "
-            f"mixed precision: {accelerator.mixed_precision}"
+            f"mixed precision: {accelerator.mixed_precision if accelerator.native_amp else 'no'}"
         )
-    return Training(accelerator, processes, model, prepared, schedule, weights, batches), start
-
-
-def keep_model(weights: Tensors, source: Path, folder: Path) -> None:
-    """Write the trained weights and the model's configuration to a folder that outlives the job."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in source.glob("*.json"):
-        if not file.name.endswith(".index.json"):
-            shutil.copyfile(file, folder / file.name)
-    save_tensors(folder / "model.safetensors", weights.items(), weights, {"format": "pt"})
-    log(f"the trained model is in {folder}")
+    return Training(accelerator, processes, model, prepared, schedule, weights, batches, tuning), start
 
 
 def _placement(accelerator: Accelerator) -> dict[str, Any]:

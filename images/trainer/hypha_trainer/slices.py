@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +34,17 @@ class Batch:
     samples: int
     share: float
     """The fraction of the batch's samples that this process has."""
+    tokens: int = 0
+    """Those in the complete batch, estimated from this process's share; 0 if it holds no text."""
+
+    def parts(self, count: int) -> list[tuple[Tensors, float]]:
+        """Cut this process's samples into parts; return the inputs of each, and its share of these samples."""
+        rows = length(self.inputs)
+        edges = [rows * number // count for number in range(count + 1)]
+        return [
+            ({name: tensor[first:last] for name, tensor in self.inputs.items()}, (last - first) / rows)
+            for first, last in pairwise(edges)
+        ]
 
 
 def fetch_slices(bridge: Bridge, reference: Reference) -> Iterator[Path]:
@@ -43,7 +55,7 @@ def fetch_slices(bridge: Bridge, reference: Reference) -> Iterator[Path]:
     number = 0
     while True:
         for fetched in bridge.fetch(reference):
-            path = fetched.with_name(f"slice-{number}.safetensors")
+            path = fetched.with_name(f"slice-{number}")  # with a suffix it would pass for the model's weights
             fetched.rename(path)
             number += 1
             yield path
@@ -81,11 +93,11 @@ def cut(slices: Iterator[Tensors], batch_size: int) -> Iterator[Tensors]:
         if rest and not _match(rest, tensors):
             yield rest
             rest = {}
-        start, size = 0, _length(tensors)
+        start, size = 0, length(tensors)
         if rest:
-            start = min(batch_size - _length(rest), size)
+            start = min(batch_size - length(rest), size)
             rest = {name: torch.cat([rest[name], tensor[:start]]) for name, tensor in tensors.items()}
-            if _length(rest) < batch_size:
+            if length(rest) < batch_size:
                 continue
             yield rest
         end = start + (size - start) // batch_size * batch_size
@@ -94,12 +106,21 @@ def cut(slices: Iterator[Tensors], batch_size: int) -> Iterator[Tensors]:
         rest = {name: tensor[end:] for name, tensor in tensors.items()} if end < size else {}
 
 
-def _length(tensors: Tensors) -> int:
+def length(tensors: Tensors) -> int:
+    """Return the number of samples."""
     return len(next(iter(tensors.values())))
 
 
 def _match(one: Tensors, other: Tensors) -> bool:
     return all(one[name].shape[1:] == other[name].shape[1:] and one[name].dtype == other[name].dtype for name in one)
+
+
+def count_tokens(inputs: Tensors) -> int:
+    """Return the number of tokens without padding; 0 if the inputs hold no text."""
+    for name in ("attention_mask", "input_ids"):
+        if "input_ids" in inputs and name in inputs:
+            return int((inputs[name] != 0).sum()) if name == "attention_mask" else inputs[name].numel()
+    return 0
 
 
 class Batches:
@@ -137,15 +158,17 @@ class Batches:
     def _batches(self) -> Iterator[Batch]:
         pin = self._device.type == "cuda"
         for rows in cut(self._slices(), self._batch_size):
-            samples = _length(rows)
+            samples = length(rows)
             first, last = self._processes.rows(samples)
             if samples < self._processes.data_ranks:
                 continue  # the rest of a slice, too small for all processes
             inputs = self._prepare({name: tensor[first:last] for name, tensor in rows.items()})
+            tokens = count_tokens(inputs)
             if pin:
                 inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
             inputs = {name: tensor.to(self._device, non_blocking=pin) for name, tensor in inputs.items()}
-            yield Batch(inputs, samples, (last - first) / samples)
+            share = (last - first) / samples
+            yield Batch(inputs, samples, share, round(tokens / share))
 
     def _slices(self) -> Iterator[Tensors]:
         while True:
@@ -157,10 +180,27 @@ class Batches:
             yield tensors
 
 
+def ahead(source: Iterator[T], count: int, name: str) -> Iterator[T]:
+    """Yield the items of `source`, of which a thread makes up to `count` ahead. Raise the error that it raises."""
+    items: queue.Queue[T | Exception] = queue.Queue(maxsize=count)
+    _start(name, lambda: _pour(source, items))
+    while True:
+        try:
+            item = _take(items)
+        except _EndError:
+            return
+        yield item
+
+
+class _EndError(Exception):
+    """There are no more items."""
+
+
 def _pour(source: Iterator[T], sink: "queue.Queue[T | Exception]") -> None:
     try:
         for item in source:
             sink.put(item)
+        sink.put(_EndError())
     except Exception as error:  # _take raises it
         sink.put(error)
 
