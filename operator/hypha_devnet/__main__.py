@@ -3,18 +3,15 @@
 import sys
 from typing import Final
 
-from hypha_contracts import descriptors
-
 _INTERRUPTED: Final = 130
 
 
 def main() -> None:
     """Run the command line."""
-    descriptors.raise_limit()
     try:
-        from hypha_devnet.cli import app  # noqa: PLC0415 - the import takes seconds, and Ctrl-C may come meanwhile
+        from hypha_devnet.cli import main as run  # noqa: PLC0415 - the import takes long, and Ctrl-C may come meanwhile
 
-        app(prog_name="hypha-devnet")
+        run()
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
 

@@ -1,5 +1,6 @@
 """The command line `hypha-devnet`."""
 
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -7,21 +8,18 @@ from typing import Annotated, NoReturn
 import trio
 import typer
 
-from hypha_contracts import logs
-from hypha_contracts.text import escaped
+from hypha_contracts import command_line, logs
+from hypha_contracts.kubernetes_errors import ApiError
 from hypha_devnet import certs
-from hypha_devnet.config import Config, DataConfig, NodeConfig, SchedulerConfig, load
+from hypha_devnet.config import DataConfig, NodeConfig, SchedulerConfig, load
 from hypha_devnet.events import Events
-from hypha_devnet.roles.node import leaves, until_signal
+from hypha_devnet.roles.node import until_signal
 from hypha_network.errors import HyphaNetworkError
 from hypha_network.wire.addresses import AddressError
 from hypha_worker.config_file import ConfigError
+from hypha_worker.errors import NodeError
 
-app = typer.Typer(
-    help="A small Hypha network: gateway, data node, scheduler, model hub, certificates, demo.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = command_line.new_app("hypha-devnet")
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="The node's TOML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the file: key.key=value.")]
@@ -29,12 +27,18 @@ WithEvents = Annotated[bool, typer.Option("--events", help="Write events to stan
 LogLevel = Annotated[logs.LogLevel, typer.Option("--log-level", help="The least to log, on standard error.")]
 
 
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context, show_version: command_line.VersionOption = False) -> None:  # noqa: ARG001
+    """Run a small Hypha network: gateway, data node, scheduler, model hub, certificates, demo."""
+    command_line.require_command(context)
+
+
 @app.command()
 def gateway(config: ConfigFile, sets: Set = None, events: WithEvents = False, log_level: LogLevel = "info") -> None:
     """Run a gateway, through which nodes join the network and reach each other."""
     from hypha_devnet.roles.gateway import run_gateway  # noqa: PLC0415 - each command loads what it needs
 
-    settings = _load(NodeConfig, config, sets)
+    settings = load(NodeConfig, config, sets or ())
     _run(lambda: run_gateway(settings, Events.to_stdout(events)), log_level)
 
 
@@ -43,7 +47,7 @@ def data(config: ConfigFile, sets: Set = None, events: WithEvents = False, log_l
     """Run a data node: announce directories of slices as datasets and serve them."""
     from hypha_devnet.roles.data_node import run_data_node  # noqa: PLC0415
 
-    settings = _load(DataConfig, config, sets)
+    settings = load(DataConfig, config, sets or ())
     _run(lambda: run_data_node(settings, Events.to_stdout(events)), log_level)
 
 
@@ -52,7 +56,7 @@ def scheduler(config: ConfigFile, sets: Set = None, events: WithEvents = False, 
     """Run one training job: find workers, dispatch to them, and lead their rounds. Exits 0 when the job is done."""
     from hypha_devnet.roles.scheduler import run_scheduler  # noqa: PLC0415
 
-    settings = _load(SchedulerConfig, config, sets)
+    settings = load(SchedulerConfig, config, sets or ())
     _run(lambda: run_scheduler(settings, Events.to_stdout(events)), log_level, terminated_code=143)
 
 
@@ -71,7 +75,37 @@ def certificates(
         for path in certs.make(directory, organisation, nodes or [], revoke or []):
             typer.echo(path)
     except (OSError, ValueError) as error:
-        _fail(str(error))
+        command_line.fail(str(error))
+
+
+@app.command(name="cluster-certs")
+def cluster_certificates(
+    nodes: Annotated[list[str], typer.Option("--node", help="A node to make a certificate for.")],
+    namespace: Annotated[str, typer.Option(help="The namespace of the Secrets.")],
+    log_level: LogLevel = "info",
+) -> None:
+    """Fill the Secrets NODE-identity of a namespace with certificates, as the service account of this pod.
+
+    The Secrets, and devnet-authorities for the keys of the authorities, must exist. What they hold is kept.
+    """
+    from hypha_devnet.cluster_secrets import fill_secrets  # noqa: PLC0415
+    from hypha_worker.runtimes.kubernetes.api import ApiAccess, open_api  # noqa: PLC0415
+
+    async def fill() -> int:
+        async with open_api(ApiAccess.find(os.environ)) as api:
+            for secret in await fill_secrets(api, namespace, nodes):
+                typer.echo(secret)
+        return 0
+
+    _run(fill, log_level, terminated_code=143)
+
+
+@app.command()
+def digits(directory: Annotated[Path, typer.Argument(help="The directory of the files.")]) -> None:
+    """Write the demo's digits: data/digits and data/digits-held-out for a data node, and hub, the root of a hub."""
+    from hypha_devnet.demo import digits_data  # noqa: PLC0415
+
+    digits_data.write(directory)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
@@ -79,7 +113,7 @@ def hub(context: typer.Context) -> None:
     """Serve model repositories to huggingface_hub clients."""
     from hypha_devnet.roles.hub import app as hub_app  # noqa: PLC0415
 
-    hub_app(context.args, prog_name="hypha-devnet hub")
+    hub_app(context.args, prog_name="hypha-devnet hub", standalone_mode=False)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
@@ -87,29 +121,14 @@ def demo(context: typer.Context) -> None:
     """Train a model over a network on this machine, and show the progress."""
     from hypha_devnet.demo.run import app as demo_app  # noqa: PLC0415
 
-    demo_app(context.args, prog_name="hypha-devnet demo")
-
-
-def _load(model: type[Config], path: Path, sets: list[str] | None) -> Config:
-    try:
-        return load(model, path, sets or ())
-    except ConfigError as error:
-        _fail(str(error))
+    raise typer.Exit(demo_app(context.args, prog_name="hypha-devnet demo", standalone_mode=False))
 
 
 def _run(serve: Callable[[], Awaitable[int]], log_level: logs.LogLevel, terminated_code: int = 0) -> NoReturn:
     logs.configure(log_level)
-    reasons: list[str] = []
-    code = 2
-    try:
-        code = trio.run(until_signal, serve, terminated_code)
-    except* (ConfigError, HyphaNetworkError, AddressError) as group:
-        reasons = [str(error) for error in leaves(group)]
-    if reasons:
-        _fail("; ".join(reasons))
-    raise SystemExit(code)
+    raise typer.Exit(trio.run(until_signal, serve, terminated_code))
 
 
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"hypha-devnet: {escaped(message)}", err=True)
-    raise SystemExit(2)
+def main() -> NoReturn:
+    """Run the command line."""
+    command_line.run(app, lambda: {ConfigError: 2, AddressError: 2, HyphaNetworkError: 1, ApiError: 1, NodeError: 1})

@@ -11,7 +11,7 @@ import trio
 
 from hypha_devnet.events import Events
 from hypha_messages import api
-from hypha_messages.advertisement import TOPIC, RequestWorker, WorkerSpec, encode
+from hypha_messages.advertisement import RequestWorker, WorkerSpec, encode, topic_of
 from hypha_messages.job import JobSpec
 from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
 from hypha_messages.types import Message, SystemTime
@@ -125,12 +125,13 @@ class SchedulerClient:
 
     async def advertise(self, wanted: Wanted) -> Request:
         """Publish a request once there is a peer that subscribes; NetworkError if that is impossible."""
-        await self.network.wait_until(lambda: bool(self.network.subscribers(TOPIC)))
+        topic = topic_of(wanted.spec)
+        await self.network.wait_until(lambda: bool(self.network.subscribers(topic)))
         request = Request()
         self._requests[request.id] = request
         timeout = SystemTime.from_timestamp(time.time() + REQUEST_TIMEOUT_S)
         message = RequestWorker(id=request.id, spec=wanted.spec, timeout=timeout, bid=wanted.bid)
-        await self.network.publish(TOPIC, encode(message))
+        await self.network.publish(topic, encode(message))
         self._events.emit("request", role=wanted.role, request=str(request.id), wanted=wanted.count, bid=wanted.bid)
         return request
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from hypha_contracts.addresses import RESERVED_CIDRS
 from hypha_messages.job import (
+    MAX_PEERS,
     Adam,
     HuggingFaceReference,
     Model,
@@ -19,7 +20,7 @@ from hypha_messages.job import (
     WarmupSchedule,
     WarmupStableDecay,
 )
-from hypha_messages.types import Amount, Resources
+from hypha_messages.types import Amount, PeerId, Resources
 from hypha_messages.validation import describe
 from hypha_network.network import NetworkConfig
 from hypha_worker.config_file import ConfigError, parse_value, read
@@ -95,7 +96,7 @@ class _Source(BaseModel):
 
 
 class ModelSource(_Source):
-    """The model to train."""
+    """The model to train or to infer with."""
 
     type: ModelType
 
@@ -135,28 +136,36 @@ class Price(BaseModel):
     max: Amount = 100.0
 
 
-class JobResources(BaseModel):
-    """The resources that the job needs of its workers, and the prices that it pays.
+class WorkerResources(BaseModel):
+    """The workers that the job needs, and the price that it pays.
 
     Attributes:
-        num_workers: How many trainers to find.
-        min_workers: The job continues as long as this many trainers are left; default: all.
-        worker: The resources of each trainer.
-        parameter_server: The resources of the parameter server.
-        worker_price: The price of a trainer.
-        parameter_server_price: The price of the parameter server.
+        num_workers: How many workers to find.
+        worker: The resources of each worker.
+        worker_price: The price of a worker.
         deadline_s: How long to look for workers.
-        stall_s: The job fails if no worker reports any progress for this long.
+        stall_s: How long workers may report no progress.
     """
 
     num_workers: Annotated[int, Field(ge=1)]
-    min_workers: Annotated[int, Field(ge=1)] | None = None
     worker: Resources
-    parameter_server: Resources
     worker_price: Price = Price()
-    parameter_server_price: Price = Price()
     deadline_s: Annotated[float, Field(gt=0)] = 120.0
     stall_s: Annotated[float, Field(gt=0)] = 3600.0
+
+
+class JobResources(WorkerResources):
+    """The trainers that a training job needs, and its parameter server.
+
+    Attributes:
+        min_workers: The job continues as long as this many trainers are left; default: all.
+        parameter_server: The resources of the parameter server.
+        parameter_server_price: The price of the parameter server.
+    """
+
+    min_workers: Annotated[int, Field(ge=1)] | None = None
+    parameter_server: Resources
+    parameter_server_price: Price = Price()
 
 
 class DilocoJob(BaseModel):
@@ -173,10 +182,60 @@ class DilocoJob(BaseModel):
     resources: JobResources
 
 
-class SchedulerSection(BaseModel):
-    """The table `[scheduler]`."""
+class Results(BaseModel):
+    """Who gets the predictions of an inference job. With neither key, the workers keep them where their owners say.
 
-    job: DilocoJob
+    Attributes:
+        directory: The scheduler itself gets them, and writes a file for each slice into this directory.
+        max_gb: The most that the scheduler takes as the predictions of one slice.
+        peers: The peers that get them instead.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    directory: Path | None = None
+    max_gb: Annotated[float, Field(gt=0)] = 1.0
+    peers: Annotated[tuple[PeerId, ...], Field(max_length=MAX_PEERS)] = ()
+
+    @model_validator(mode="after")
+    def _one_receiver(self) -> "Results":
+        if self.directory is not None and self.peers:
+            raise ValueError("set either directory or peers")
+        return self
+
+
+class InferenceJob(BaseModel):
+    """An inference job: every slice of a dataset is predicted once.
+
+    Attributes:
+        executor: The name of the executor, of class inference.
+        outputs: The outputs of the model to keep; default: all.
+    """
+
+    type: Literal["inference"]
+    executor: str = "transformers"
+    model: ModelSource
+    preprocessor: PreprocessorSource | None = None
+    dataset: Dataset
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    outputs: tuple[str, ...] | None = None
+    results: Results = Results()
+    resources: WorkerResources
+
+
+_JOB_TYPES: Final = ("diloco", "inference")
+
+
+def _job_type(job: Any) -> str:
+    return str(job.get("type", "diloco") if isinstance(job, dict) else getattr(job, "type", ""))
+
+
+class SchedulerSection(BaseModel):
+    """The table `[scheduler]`. A job without a type is a training job, as for the reference implementation."""
+
+    job: Annotated[
+        Annotated[DilocoJob, Tag("diloco")] | Annotated[InferenceJob, Tag("inference")], Discriminator(_job_type)
+    ]
 
 
 class SchedulerConfig(NodeConfig):
@@ -193,7 +252,10 @@ def load(model: type[Config], path: Path, overrides: Sequence[str] = ()) -> Conf
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error, 'the configuration')}") from error
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        # The type of the job is no key of its table.
+        keys = [{**detail, "loc": [key for key in detail["loc"] if key not in _JOB_TYPES]} for detail in details]
+        raise ConfigError(f"{path}: {describe(keys, 'the configuration')}") from error
 
 
 def _set(values: dict[str, Any], override: str) -> None:

@@ -11,17 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from e2e.monitoring import running_collector
+from e2e.traces import IN_A_PROCESS, OF_A_PARAMETER_SERVER, OF_A_TRAINER, OF_INFERENCE, trees_at
+from support.waiting import until
+
 pytestmark = pytest.mark.timeout(400)
 
 
 class Demo:
     """A running demo; tests wait for lines of its output."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, *options):
         self.output = directory / "demo-output"
         # Everything that it starts inherits the environment, or runs in its temporary directory.
         self._temporary = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # short, for the sockets' names
-        command = [sys.executable, "-m", "hypha_devnet", "demo", "--output", self.output]
+        command = [sys.executable, "-m", "hypha_devnet", "demo", "--output", self.output, *options]
         environment = {**os.environ, "TMPDIR": str(self._temporary)}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
@@ -40,8 +44,13 @@ class Demo:
         self.reads(r"\A\Z")
         return self.process.wait()
 
-    def pid_of(self, *words):
-        return next(pid for pid, command in _commands() if all(word in command for word in (str(self.output), *words)))
+    def pid_of(self, *words, without=None):
+        wanted = (str(self.output), *words)
+        return next(
+            pid
+            for pid, command in _commands()
+            if all(word in command for word in wanted) and not (without and without in command)
+        )
 
     def left(self):
         """Return the processes and files that it has left behind besides its output."""
@@ -62,8 +71,8 @@ def _commands():
 
 
 @pytest.fixture
-def demo(tmp_path_factory):
-    running = Demo(tmp_path_factory.mktemp("d"))
+def demo(request, tmp_path_factory):
+    running = Demo(tmp_path_factory.mktemp("d"), *getattr(request, "param", ()))
     yield running
     if running.process.poll() is None:
         running.process.terminate()
@@ -71,7 +80,31 @@ def demo(tmp_path_factory):
     running.tidy()
 
 
-def test_the_demo_trains_as_well_as_a_single_process_and_lists_its_files(demo):
+@pytest.fixture
+def collector(monkeypatch, tmp_path):
+    """A real collector, to which the nodes of a demo that is requested later export."""
+    with running_collector(tmp_path) as running:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", running.http)
+        yield running
+
+
+def check_traces(collector):
+    """One complete trace for each of the three jobs of the training, and for an inference job."""
+
+    def jobs_with(span):
+        return [job.paths for job in trees_at(collector) if "job" in job.spans and span in job.spans]
+
+    until(lambda: len(jobs_with("outer step")) == 3 and jobs_with("predictions delivered"))
+    jobs = jobs_with("outer step")
+    assert len(jobs) == 3
+    assert all(job >= IN_A_PROCESS for job in jobs)
+    lacking = [sorted(expected - job) for job in jobs for expected in (OF_A_TRAINER, OF_A_PARAMETER_SERVER)]
+    assert lacking.count([]) == 3, lacking
+    lacking = [sorted((OF_INFERENCE | IN_A_PROCESS) - job) for job in jobs_with("predictions delivered")]
+    assert lacking.count([]) == len(lacking), lacking
+
+
+def test_the_demo_trains_as_well_as_a_single_process_and_lists_its_files(collector, demo):
     assert demo.ends() == 0, demo.text
     accuracy = float(re.search(r"Trained over the network +([0-9.]+)%", demo.text)[1])
     alone = float(re.search(r"Trained in one process +([0-9.]+)%", demo.text)[1])
@@ -79,10 +112,31 @@ def test_the_demo_trains_as_well_as_a_single_process_and_lists_its_files(demo):
     assert accuracy >= alone - 2
     assert "good: above 95%, within 2 points" in demo.text
     assert "round 20 of 20" in demo.text
+    inference = re.search(r"Inferred over the network +([0-9.]+)% .* the same as in one process", demo.text)
+    assert float(inference[1]) == accuracy
+    assert len(list((demo.output / "predictions").glob("*.safetensors"))) == 8
     assert (demo.output / "loss.png").stat().st_size > 20_000
     first, second = demo.output.glob("models/trainer-*/*/model.safetensors")
     assert first.read_bytes() == second.read_bytes()
     assert {log.stem for log in (demo.output / "logs").iterdir()} >= {"gateway", "scheduler", "trainer-1", "hub"}
+    check_traces(collector)
+    assert demo.left() == []
+
+
+@pytest.mark.parametrize("demo", [("--model", "causal-lm", "--rounds", "8")], indirect=True)
+def test_a_language_model_learns_over_the_network_and_writes(demo):
+    assert demo.ends() == 1, demo.text  # eight rounds are not enough for a good model
+    perplexities = {
+        line[:20]: float(value) for line, value in re.findall(r"^(.+?) +perplexity ([0-9.]+)", demo.text, re.MULTILINE)
+    }
+    network, inferred, alone, frequencies = perplexities.values()
+    assert inferred == network
+    assert "the same as in one process" in demo.text
+    assert max(alone, network) < 0.9 * frequencies
+    assert "round 8 of 8" in demo.text
+    assert re.search(r"^It writes +The .", demo.text, re.MULTILINE)
+    first, second = demo.output.glob("models/trainer-*/*/model.safetensors")
+    assert first.read_bytes() == second.read_bytes()
     assert demo.left() == []
 
 
@@ -117,3 +171,18 @@ def test_a_directory_with_other_files_is_left_unchanged(tmp_path):
     assert result.returncode == 1
     assert "holds something other than an earlier demo" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+@pytest.mark.alone
+def test_a_trainer_that_is_killed_in_a_round_goes_on_and_both_end_with_the_same_model(demo):
+    assert demo.reads("round 4 of"), demo.text
+    crashed = demo.pid_of("-m hypha_trainer.training", "models/trainer-1", without="hypha_executor.restart")
+    os.kill(crashed, signal.SIGKILL)
+    assert demo.reads("round 8 of"), demo.text
+    goes_on = demo.pid_of("-m hypha_trainer.training", "models/trainer-1", without="hypha_executor.restart")
+    assert goes_on != crashed
+    assert demo.ends() == 0, demo.text
+    assert "round 20 of 20" in demo.text
+    first, second = demo.output.glob("models/trainer-*/*/model.safetensors")
+    assert first.read_bytes() == second.read_bytes()
+    assert demo.left() == []

@@ -1,17 +1,22 @@
 """The demo's parts: its board, view, plot and configurations."""
 
 import io
+import math
 
+import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import save_file
 
 from hypha_devnet.config import DataConfig, SchedulerConfig, load
 from hypha_devnet.demo.board import PHASES, Board
+from hypha_devnet.demo.inference import inference_job, next_token_loss, score_predictions
+from hypha_devnet.demo.models import DIGITS, LANGUAGE, MODELS
 from hypha_devnet.demo.plot import plot, smoothed
 from hypha_devnet.demo.run import Result
 from hypha_devnet.demo.settings import (
+    NEEDED,
     NODES,
-    SETTINGS,
     TRAINERS,
     WORKERS,
     Files,
@@ -81,7 +86,7 @@ def test_the_board_fits_the_terminal(board, width, phase):
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     console.print(draw(board, 1002.5))
     text = console.file.getvalue()
-    for shown in (*WORKERS, "9.5 s", "0.1234", f"round 1 of {SETTINGS.rounds}", "640 of 1280 samples"):
+    for shown in (*WORKERS, "9.5 s", "0.1234", f"round 1 of {DIGITS.rounds}", "640 of 1280 samples"):
         assert shown in text
     assert "…" not in text
 
@@ -125,17 +130,53 @@ def test_the_plot_is_drawn(board, tmp_path):
     [(0.97, 0.975, True), (0.99, 0.95, True), (0.95, 0.95, False), (0.96, 0.99, False), (0.951, 0.96, True)],
 )
 def test_the_verdict_requires_both_accuracy_and_closeness(network, alone, good):
-    assert Result(network, alone).good == good
+    assert DIGITS.score.verdict(network, alone, baseline=0.1).good == good
 
 
-def test_the_nodes_understand_their_configurations(tmp_path):
+@pytest.mark.parametrize(
+    ("network", "alone", "good"),
+    [(1.8, 1.8, True), (1.8, 1.9, True), (2.05, 1.8, True), (2.1, 1.8, False), (2.2, 2.2, False)],
+)
+def test_the_verdict_on_a_language_model_requires_a_low_perplexity_and_closeness(network, alone, good):
+    assert LANGUAGE.score.verdict(network, alone, baseline=3.24).good == good
+
+
+def test_an_inference_job_that_predicts_otherwise_than_one_process_is_noticed():
+    assert Result(0.975, 0.975 + 1e-8, 0.97, 0.1, "").same
+    assert not Result(0.975, 0.9722, 0.97, 0.1, "").same  # one digit of 360
+
+
+def test_predictions_are_joined_with_their_slices_by_index(tmp_path):
     files = Files(tmp_path)
+    files.held_out.mkdir(parents=True)
+    files.predictions.mkdir()
+    for index, labels in enumerate(([3, 1], [2])):
+        slice_ = {"labels": np.array(labels), "pixel_values": np.zeros((len(labels), 1), np.float32)}
+        save_file(slice_, files.held_out / f"slice-{index:04}.safetensors")
+        logits = np.eye(10, dtype=np.float32)[labels]
+        save_file({"logits": logits if index else logits[::-1].copy()}, files.predictions / f"{index}.safetensors")
+    assert score_predictions(files) == pytest.approx(1 / 3)
+
+
+def test_the_loss_of_a_language_model_is_that_of_each_next_token():
+    logits = np.log(np.array([[[0.5, 0.5], [0.9, 0.1], [0.2, 0.8]]]))
+    assert next_token_loss(logits, np.array([[0, 1, 1]])) == pytest.approx(-(math.log(0.5) + math.log(0.1)) / 2)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_the_nodes_understand_their_configurations(tmp_path, model):
+    files = Files(tmp_path, model)
     data = {**node_config(files, "data", GATEWAY), "dataset_path": str(files.dataset)}
     assert load(DataConfig, write_config(files, "data", data)).datasets == (files.dataset,)
-    job = {**node_config(files, "scheduler", GATEWAY), "scheduler": {"job": job_config()}}
+    inference = {"scheduler": {"job": inference_job(files, "a/b", NEEDED)}}
+    loaded = load(SchedulerConfig, write_config(files, "inference", node_config(files, "x", GATEWAY) | inference))
+    assert loaded.scheduler.job.results.directory == files.predictions
+    assert loaded.scheduler.job.model.input_names == model.input_names[:-1]
+    assert (loaded.scheduler.job.preprocessor is not None) == model.tokenized
+    job = {**node_config(files, "scheduler", GATEWAY), "scheduler": {"job": job_config(model)}}
     loaded = load(SchedulerConfig, write_config(files, "scheduler", job)).scheduler.job
-    assert loaded.rounds.update_rounds == SETTINGS.rounds
-    assert loaded.schedule.training_steps == SETTINGS.steps
+    assert loaded.rounds.update_rounds == model.rounds
+    assert loaded.schedule.training_steps == model.steps(2 * model.batch_size)
     for worker in WORKERS:
         path = write_config(files, worker, worker_config(files, worker, GATEWAY, tmp_path / "work"))
         assert load_worker(path, {}, {}).config.gateway_addresses == [GATEWAY]

@@ -12,6 +12,8 @@ import pytest
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -32,7 +34,8 @@ def root(tmp_path_factory):
         "digits/small@v2/config.json": b'{"version": 2}',
         "digits/secret/config.json": b'{"secret": true}',
         "outside.txt": b"content outside",
-        "tokens.toml": b'"digits/secret" = ["hf_right"]\n',
+        "digits/gated/config.json": b'{"gated": true}',
+        "tokens.toml": b'"digits/secret" = ["hf_right"]\n"digits/gated" = { gated = ["hf_admitted"] }\n',
     }
     for name, content in files.items():
         path = root / name
@@ -114,11 +117,31 @@ def test_a_private_repository_opens_to_its_token_only(api, endpoint, tmp_path):
     path = hf_hub_download("digits/secret", "config.json", token="hf_right", cache_dir=tmp_path / "mine", **where)
     assert json.loads(Path(path).read_text()) == {"secret": True}
     assert HfApi(endpoint, token="hf_right").model_info("digits/secret").private
-    for token in (False, "hf_wrong", "hf_rightt", "hf_"):
+    for token in (False, "hf_admitted"):
         with pytest.raises(RepositoryNotFoundError):
             hf_hub_download("digits/secret", "config.json", token=token, cache_dir=tmp_path / "theirs", **where)
         with pytest.raises(RepositoryNotFoundError):
             HfApi(endpoint, token=token).model_info("digits/secret")
+
+
+@pytest.mark.parametrize("repository", ["digits/secret", "digits/gated", "digits/small", "digits/none"])
+@pytest.mark.parametrize("token", ["hf_wrong", "hf_rightt", "hf_"])
+def test_a_token_that_the_hub_does_not_know_is_refused(endpoint, tmp_path, repository, token):
+    with pytest.raises(HfHubHTTPError) as refused:
+        hf_hub_download(repository, "config.json", token=token, endpoint=endpoint, cache_dir=tmp_path)
+    assert (type(refused.value), refused.value.response.status_code) == (HfHubHTTPError, 401)
+
+
+def test_everybody_sees_a_gated_repository_and_those_with_access_read_it(api, endpoint, tmp_path):
+    assert api.model_info("digits/gated").gated == "manual"
+    assert [entry.path for entry in api.list_repo_tree("digits/gated")] == ["config.json"]
+    where = {"endpoint": endpoint, "cache_dir": tmp_path}
+    for token, status in ((False, 401), ("hf_right", 403)):
+        with pytest.raises(GatedRepoError) as refused:
+            hf_hub_download("digits/gated", "config.json", token=token, **where)
+        assert refused.value.response.status_code == status
+    path = hf_hub_download("digits/gated", "config.json", token="hf_admitted", **where)
+    assert json.loads(Path(path).read_text()) == {"gated": True}
 
 
 def test_a_missing_repository_revision_or_file_is_not_found(api, endpoint, tmp_path):

@@ -2,7 +2,7 @@ import heapq
 from collections import Counter
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hypha_devnet.roles.rounds import Rounds, Slices, State, Trainer
@@ -33,7 +33,6 @@ TRAINERS = st.dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(TRAINERS, st.integers(1, 2000), st.integers(1, 4))
 @example({"a": (1, 2.5), "b": (1, 2.9547507643541344), "c": (16, 2.9547507643541344)}, 220, 1)
 def test_every_round_ends_with_an_update_of_every_trainer_and_at_least_the_samples(

@@ -1,6 +1,6 @@
 import time
 import uuid
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import trio
 
+from hypha_contracts.command_line import leaves
 from hypha_devnet import client
 from hypha_devnet.client import Offer
 from hypha_devnet.config import DilocoJob
-from hypha_devnet.events import Events
 from hypha_devnet.roles.allocation import AllocationError, choose
-from hypha_devnet.roles.node import leaves
-from hypha_devnet.roles.scheduler import JobFailedError, Scheduler
+from hypha_devnet.roles.scheduler import Scheduler
+from hypha_devnet.roles.steps import JobFailedError
 from hypha_messages.advertisement import TOPIC, decode
 from hypha_messages.api import API, JobStatus, ReportJobStatus, RequestData, WorkerOffer
 from hypha_messages.job import DataRecord
@@ -23,27 +23,11 @@ from hypha_messages.types import Resources, SystemTime
 from hypha_network.network import Network
 from support.certs import Pki
 from support.networks import gateway, member, node
+from support.recorded_events import Recorded
 from support.volunteers import Rendezvous, Volunteer
 
 pytestmark = pytest.mark.anyio
 SLICES = 5
-
-
-class Recorded(Events):
-    """Events that collect in a list."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.all: list[dict[str, Any]] = []
-        self.happened: defaultdict[str, trio.Event] = defaultdict(trio.Event)
-
-    def emit(self, event: str, **values: Any) -> None:
-        super().emit(event, **values)
-        self.all.append({"event": event, **values})
-        self.happened[event].set()
-
-    def of(self, event: str) -> list[dict[str, Any]]:
-        return [entry for entry in self.all if entry["event"] == event]
 
 
 def job(**changes: Any) -> DilocoJob:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from hypha_contracts.text import escaped
-from hypha_devnet.demo.settings import SERVER, SETTINGS, TRAINERS, WORKERS
+from hypha_devnet.demo.models import DIGITS, DemoModel
+from hypha_devnet.demo.settings import SERVER, TRAINERS, WORKERS
 
-PHASES: Final = ("certificates", "network", "workers", "training", "judgement")
+PHASES: Final = ("certificates", "network", "workers", "training", "inference", "judgement")
 _RECENT: Final = 6
 
 
@@ -31,13 +32,14 @@ class Board:
     """The state of the demo. Times are in seconds since the epoch; `rounds` has the duration of each round."""
 
     began: float
+    model: DemoModel = DIGITS
     peers: dict[str, str] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=lambda: {name: Worker() for name in WORKERS})
     phase: str = PHASES[0]
     rounds: list[float] = field(default_factory=list)
     samples: int = 0
     alone: list[tuple[float, float]] = field(default_factory=list)
-    alone_accuracy: float | None = None
+    alone_score: float | None = None
     line_count: int = 0
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
@@ -60,13 +62,14 @@ class Board:
         return self.workers.setdefault(self.name(event["peer"]), Worker())
 
     def _model_prepared(self, event: Mapping[str, Any]) -> None:
-        self.add_line(f"{event['train']} digits in {event['slices']} slices to train on, {event['held_out']} held out")
+        samples = f"{event['train']} {self.model.samples} in {event['slices']} slices"
+        self.add_line(f"{samples} to train on, {event['held_out']} held out")
 
     def _model_alone(self, event: Mapping[str, Any]) -> None:
         self.alone.append((event["samples"], event["loss"]))
 
     def _model_trained_alone(self, event: Mapping[str, Any]) -> None:
-        self.alone_accuracy = event["accuracy"]
+        self.alone_score = event["score"]
 
     def _data_announced(self, event: Mapping[str, Any]) -> None:
         self.add_line(f"the data node announces {event['dataset']}: {event['slices']} slices")
@@ -105,7 +108,7 @@ class Board:
         metrics = event["metrics"]
         if "loss" in metrics:
             worker = self._worker(event)
-            worker.samples += int(metrics.get("samples", SETTINGS.batch_size))
+            worker.samples += int(metrics.get("samples", self.model.batch_size))
             worker.losses.append((worker.samples, metrics["loss"]))
 
     def _scheduler_updating(self, event: Mapping[str, Any]) -> None:
@@ -130,6 +133,20 @@ class Board:
 
     def _scheduler_failed(self, event: Mapping[str, Any]) -> None:
         self.add_line(f"the job failed: {event['reason']}")
+
+    def _inference_dispatched(self, event: Mapping[str, Any]) -> None:
+        self._worker(event).state = "infers"
+        self.add_line(f"the inference job is dispatched to {self.name(event['peer'])}")
+
+    def _inference_predicted(self, event: Mapping[str, Any]) -> None:
+        done = f"{event['done']} of {event['of']}"
+        self.add_line(f"{self.name(event['peer'])} has predicted held-out slice {event['index']}: {done}")
+
+    def _inference_job_status(self, event: Mapping[str, Any]) -> None:
+        self._worker(event).state = event["status"].lower()
+
+    def _inference_failed(self, event: Mapping[str, Any]) -> None:
+        self.add_line(f"the inference job failed: {event['reason']}")
 
     def trainers_with_losses(self) -> list[str]:
         """Return the trainers that have reported a loss."""

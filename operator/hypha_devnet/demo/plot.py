@@ -10,20 +10,21 @@ mpl.use("Agg")  # before the import of pyplot, which would look for a screen
 from matplotlib.figure import Figure
 
 from hypha_devnet.demo.board import Board
-from hypha_devnet.demo.settings import SETTINGS, TRAINERS
+from hypha_devnet.demo.settings import TRAINERS
 
 _COLOURS: Final = ("#0072b2", "#e69f00")
 _ALONE: Final = "#777777"
 _SMOOTHED: Final = 5
 
 
-def plot(board: Board, accuracy: float, alone_accuracy: float, path: Path) -> None:
+def plot(board: Board, score: float, alone_score: float, path: Path) -> None:
     """Plot the losses over the samples that all trainers together have seen, and save the plot."""
+    model = board.model
     figure = Figure(figsize=(10, 5.6), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    for number in range(1, SETTINGS.rounds + 1):
-        axes.axvline(number * SETTINGS.samples_per_round / 1000, color="#dddddd", linewidth=0.8, zorder=0)
-    label = f"one process ({alone_accuracy:.1%} of held-out digits right)"
+    for number in range(1, model.rounds + 1):
+        axes.axvline(number * model.samples_per_round / 1000, color="#dddddd", linewidth=0.8, zorder=0)
+    label = f"one process ({model.score.text(alone_score)})"
     axes.plot(*_thousands(board.alone, 1), color=_ALONE, linewidth=1.4, linestyle=(0, (4, 2)), label=label)
     for trainer, colour in zip(TRAINERS, _COLOURS, strict=True):
         points = board.workers[trainer].losses
@@ -31,11 +32,11 @@ def plot(board: Board, accuracy: float, alone_accuracy: float, path: Path) -> No
         smooth = [(x, y) for (x, _), y in zip(points, smoothed([loss for _, loss in points]), strict=True)]
         axes.plot(*_thousands(smooth, len(TRAINERS)), color=colour, linewidth=1.8, label=trainer)
     axes.set_yscale("log")
-    axes.set_xlim(0, SETTINGS.rounds * SETTINGS.samples_per_round / 1000)
+    axes.set_xlim(0, model.total_samples / 1000)
     axes.set_xlabel("training samples seen, all trainers together (thousands); a line marks each outer step")
     axes.set_ylabel("training loss")
     axes.set_title(
-        f"Handwritten digits, trained over a Hypha network: {accuracy:.1%} of held-out digits right",
+        f"{model.title}, trained over a Hypha network: {model.score.text(score)}",
         loc="left",
         fontweight="bold",
     )

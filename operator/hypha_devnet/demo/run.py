@@ -1,27 +1,33 @@
 """`hypha-devnet demo`: a network on this machine trains a model and shows its progress."""
 
+import math
 import os
 import shutil
 import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import trio
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from hypha_contracts import logs
+from hypha_contracts import command_line, logs
+from hypha_contracts.command_line import leaves
+from hypha_contracts.text import escaped_lines
 from hypha_devnet import certs
 from hypha_devnet.demo.board import Board
+from hypha_devnet.demo.inference import inference_job, publish, score_predictions, trained_repository
+from hypha_devnet.demo.models import MODELS, ModelName
 from hypha_devnet.demo.plot import plot
 from hypha_devnet.demo.processes import Process, ProcessDiedError, Processes, open_processes
 from hypha_devnet.demo.settings import (
+    NEEDED,
     NODES,
-    SETTINGS,
     TRAINERS,
     WORKERS,
     Files,
@@ -32,7 +38,7 @@ from hypha_devnet.demo.settings import (
     write_config,
 )
 from hypha_devnet.demo.view import LiveView, PlainView, View
-from hypha_devnet.roles.node import healthy, leaves
+from hypha_devnet.roles.node import healthy
 from hypha_network.changes import Changes
 from hypha_network.errors import HyphaNetworkError
 from hypha_network.network import NetworkConfig, open_network
@@ -40,13 +46,14 @@ from hypha_network.network import NetworkConfig, open_network
 _MARKER: Final = ".hypha-demo"
 _READY_S: Final = 90.0
 _JOB_S: Final = 600.0
+_ROUNDING: Final = 1e-3
 _POLL_S: Final = 0.25
 _REFRESH_S: Final = 0.25
 _INTERRUPTED: Final = 130
 _MAX_TEMPORARY_CHARACTERS: Final = 28
 _DEVNET: Final = ("-m", "hypha_devnet")
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = command_line.new_app("hypha-devnet demo")
 
 
 class DemoError(Exception):
@@ -55,31 +62,45 @@ class DemoError(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """How well the models read the held-out digits."""
+    """How good the models are.
+
+    Attributes:
+        network: the score of the model that the network trained, judged in one process.
+        inference: the score of the same model, by the predictions of the inference job.
+        alone: the score of the model that one process trained.
+        baseline: the score of the simplest guess.
+        example: what the network's model writes.
+    """
 
     network: float
+    inference: float
     alone: float
+    baseline: float
+    example: str
 
     @property
-    def good(self) -> bool:
-        """Whether the network's model is as good as it should be."""
-        return self.network > SETTINGS.wanted_accuracy and self.alone - self.network <= SETTINGS.wanted_closeness
+    def same(self) -> bool:
+        """Whether the inference job predicts as one process does, apart from rounding."""
+        return math.isclose(self.network, self.inference, rel_tol=_ROUNDING)
 
 
 @app.command()
 def demo(
+    model: Annotated[ModelName, typer.Option(help="What to train.")] = ModelName.DIGITS,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to train; fewer than by default end worse.")] = None,
     output: Annotated[Path, typer.Option(help="Directory for the results; replaces those of an earlier demo.")] = Path(
         "demo-output"
     ),
     plain: Annotated[bool, typer.Option("--plain", help="Print lines instead of a board.")] = False,
 ) -> None:
-    """Train a digit classifier over a Hypha network on this machine, with a process and a certificate for each node."""
+    """Train a model over a Hypha network on this machine, with a process and a certificate for each node."""
     console = Console()
     view: View = PlainView(console) if plain or not console.is_terminal else LiveView(console)
     result: Result | None = None
     problems: list[str] = []
     try:
-        files = Files(_fresh(output.absolute()))
+        chosen = replace(MODELS[model], rounds=rounds) if rounds else MODELS[model]
+        files = Files(_fresh(output.absolute()), chosen)
         with tempfile.TemporaryDirectory(prefix="hypha-demo-", dir=_short_directory()) as work_dir, view.screen():
             result = trio.run(_Demo(files, Path(work_dir), view).run)
     except* (DemoError, ProcessDiedError, HyphaNetworkError, OSError) as group:
@@ -90,8 +111,7 @@ def demo(
     if result is None:
         console.print("Interrupted; every process has ended.")
         raise typer.Exit(_INTERRUPTED)
-    _report(console, files, result)
-    raise typer.Exit(0 if result.good else 1)
+    raise typer.Exit(0 if _report(console, files, result) else 1)
 
 
 def _fresh(output: Path) -> Path:
@@ -119,7 +139,7 @@ class _Demo:
         self._files = files
         self._work_dir = work_dir
         self._view = view
-        self._board = Board(time.time())
+        self._board = Board(time.time(), files.model)
         self._events: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._changes = Changes()
         self._processes: Processes
@@ -143,7 +163,8 @@ class _Demo:
 
     async def _train(self) -> Result:
         files, board, start = self._files, self._board, self._processes.start
-        model = await start("model", ["-m", "hypha_devnet.demo.model", files.root], talks=True)
+        lesson = (files.model.name, str(files.model.rounds), files.root)
+        model = await start("model", ["-m", "hypha_devnet.demo.model", *lesson], talks=True)
         certs.make(files.certificates, "demo", NODES)
         board.peers = {load_identity(files, node).peer_id: node for node in NODES}
         board.phase = "network"
@@ -157,25 +178,23 @@ class _Demo:
             config = worker_config(files, worker, gateway, self._work_dir / str(number))
             path = write_config(files, worker, config)
             await start(worker, ["-m", "hypha_worker", "run", "--config", path], {"HF_ENDPOINT": hub})
-        await self._event("model", "prepared")
-        await self._node("data", {**node_config(files, "data", gateway), "dataset_path": str(files.dataset)})
+        prepared = await self._event("model", "prepared")
+        datasets = [str(files.dataset), str(files.held_out)]
+        await self._node("data", {**node_config(files, "data", gateway), "dataset_paths": datasets})
         await self._until_ready(gateway)
         board.phase = "training"
-        scheduler_config = {**node_config(files, "scheduler", gateway), "scheduler": {"job": job_config()}}
-        scheduler = await self._node("scheduler", scheduler_config)
-        with trio.move_on_after(_JOB_S) as limit:
-            status = await scheduler.ended()
-        if limit.cancelled_caught or status:
-            problem = "did not end in time" if limit.cancelled_caught else "failed"
-            raise DemoError(
-                f"the job {problem}. The end of the scheduler's log, {scheduler.log}:\n{scheduler.last_lines()}"
-            )
+        await self._run_job("scheduler", job_config(files.model), gateway)
+        board.phase = "inference"
+        publish(files)
+        await self._run_job("inference", inference_job(files, trained_repository(files), NEEDED), gateway)
         board.phase = "judgement"
         await self._processes.stop(WORKERS)
         (trained,) = files.trained(TRAINERS[0]).iterdir()
         await model.send_line(str(trained))
         judged = await self._event("model", "judged")
-        result = Result(judged["accuracy"], (await self._event("model", "trained_alone"))["accuracy"])
+        alone = await self._event("model", "trained_alone")
+        inference = score_predictions(files)
+        result = Result(judged["score"], inference, alone["score"], prepared["baseline"], judged["example"])
         plot(board, result.network, result.alone, files.plot)
         return result
 
@@ -183,9 +202,21 @@ class _Demo:
         quiet = {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
         return {**os.environ, **quiet, "TMPDIR": str(self._work_dir)}  # torch leaves directories there
 
-    async def _node(self, name: str, config: Mapping[str, Any]) -> Process:
+    async def _run_job(self, name: str, job: Mapping[str, Any], gateway: str) -> None:
+        """Run a job to its end with a scheduler of this name."""
+        config = {**node_config(self._files, name, gateway), "scheduler": {"job": job}}
+        scheduler = await self._node(name, config, role="scheduler")
+        with trio.move_on_after(_JOB_S) as limit:
+            status = await scheduler.ended()
+        if limit.cancelled_caught or status:
+            problem = "did not end in time" if limit.cancelled_caught else "failed"
+            raise DemoError(
+                f"the job {problem}. The end of the scheduler's log, {scheduler.log}:\n{scheduler.last_lines()}"
+            )
+
+    async def _node(self, name: str, config: Mapping[str, Any], role: str | None = None) -> Process:
         path = write_config(self._files, name, config)
-        return await self._processes.start(name, [*_DEVNET, name, "--config", path, "--events"])
+        return await self._processes.start(name, [*_DEVNET, role or name, "--config", path, "--events"])
 
     def _take(self, source: str, event: Mapping[str, Any]) -> None:
         self._events[source, event["event"]] = event
@@ -233,30 +264,39 @@ class _Demo:
             scope.cancel()
 
 
-def _report(console: Console, files: Files, result: Result) -> None:
-    """Print the result and the paths of all files."""
-    close = "within" if result.alone - result.network <= SETTINGS.wanted_closeness else "NOT within"
-    above = "above" if result.network > SETTINGS.wanted_accuracy else "NOT above"
-    verdict = "[bold green]good[/]" if result.good else "[bold red]not good enough[/]"
-    points = SETTINGS.wanted_closeness * 100
+def _report(console: Console, files: Files, result: Result) -> bool:
+    """Print the result and the paths of all files; return whether the model is good."""
+    score = files.model.score
+    same = "the same as" if result.same else "NOT the same as"
+    verdict = score.verdict(result.network, result.alone, result.baseline)
     lines = [
-        ("Trained over the network", f"[bold]{result.network:.1%}[/] of the held-out digits read right"),
-        ("Trained in one process", f"{result.alone:.1%}, on the same number of samples"),
-        ("Verdict", f"{verdict}: {above} {SETTINGS.wanted_accuracy:.0%}, {close} {points:.0f} points of it"),
+        ("Trained over the network", f"[bold]{score.text(result.network)}[/]"),
+        ("Inferred over the network", f"{score.text(result.inference)}, {same} in one process"),
+        ("Trained in one process", f"{score.text(result.alone)}, on the same number of samples"),
+        (files.model.baseline, score.text(result.baseline)),
+        ("Verdict", f"[bold {'green]good' if verdict.good else 'red]not good enough'}[/]: {verdict.reason}"),
+        *((heading, escape(line)) for heading, line in _written(result.example)),
         ("", ""),
         *((what, f"{_short(where)}  [dim]{how}[/]") for what, where, how in _places(files)),
     ]
     for heading, text in lines:
         console.print(f"{heading:26}{text}", highlight=False, soft_wrap=True)
+    return verdict.good and result.same
+
+
+def _written(example: str) -> list[tuple[str, str]]:
+    lines = escaped_lines(example) if example else []
+    return [("" if number else "It writes", line) for number, line in enumerate(lines)]
 
 
 def _places(files: Files) -> list[tuple[str, Path, str]]:
-    python = "AutoModelForImageClassification.from_pretrained(...)"
+    python = f"{files.model.loader}.from_pretrained(...)"
     return [
         ("Loss plot", files.plot, ""),
         ("Trained models", files.root / "models", python),
         ("Model hub", files.hub, f"hypha-devnet hub --root {_short(files.hub)}"),
         ("Slices", files.dataset, "safetensors.numpy.load_file(...)"),
+        ("Predictions", files.predictions, f"one file for each slice of data/{files.held_out.name}"),
         ("Logs", files.logs, f"less {_short(files.logs)}/scheduler.log"),
         ("Configurations", files.configurations, "one for each node"),
         ("Certificates", files.certificates, "openssl x509 -text -noout -in ...-cert.pem"),

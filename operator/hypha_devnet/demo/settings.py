@@ -1,50 +1,22 @@
-"""The demo's numbers, files and configurations. The numbers come from experiments."""
+"""The demo's files, nodes and their configurations."""
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import tomlkit
 
+from hypha_devnet.demo.models import DIGITS, DemoModel
 from hypha_network.identity import Identity
 
 TRAINERS: Final = ("trainer-1", "trainer-2")
 SERVER: Final = "parameter-server"
 WORKERS: Final = (*TRAINERS, SERVER)
-NODES: Final = ("gateway", "data", "scheduler", *WORKERS, "demo")
-REPOSITORY: Final = "hypha-demo/digits"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train the digits. The network and the single process see the same number of samples.
-
-    Attributes:
-        held_out: The share of the images that no training sees.
-        samples_per_round: Counted over all trainers.
-        steps: The steps over which a trainer's learning rate decays.
-        steps_alone: The same for the single process, whose steps are smaller.
-    """
-
-    seed: int = 0
-    held_out: float = 0.2
-    slices: int = 8
-    batch_size: int = 32
-    samples_per_round: int = 1280
-    rounds: int = 20
-    learning_rate: float = 2e-3
-    warmup_steps: int = 20
-    steps: int = 420
-    steps_alone: int = 820
-    outer_learning_rate: float = 0.7
-    outer_momentum: float = 0.5
-    wanted_accuracy: float = 0.95
-    wanted_closeness: float = 0.02
-
-
-SETTINGS: Final = Settings()
+NODES: Final = ("gateway", "data", "scheduler", "inference", *WORKERS, "demo")
+NEEDED: Final = {"cpu": 1, "memory": 4, "storage": 2, "gpu": 0}
+"""The resources that a job needs of each worker, in cores and GB."""
+_OPTIONS: Final = ("--socket", "{SOCKET_PATH}", "--work-dir", "{WORK_DIR}", "--job-file", "{JOB_FILE}")
 
 
 class Files:
@@ -54,21 +26,27 @@ class Files:
         certificates: Certificates, keys and revocation lists.
         configurations: One TOML file for each node.
         logs: One file for each process.
-        dataset: The slices; the directory's name is the dataset's.
+        dataset: The slices to train on; the directory's name is the dataset's.
+        held_out: The slices of held-out samples, with their labels.
+        predictions: What the inference job says about them.
         hub: The model hub's repositories.
-        model: The untrained model in the hub.
+        model: The demo's model.
+        untrained: The untrained model in the hub.
         alone: The model that the single process has trained.
         plot: The plot of the losses.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, model: DemoModel = DIGITS) -> None:
         self.root = root
+        self.model = model
         self.certificates = root / "certificates"
         self.configurations = root / "configurations"
         self.logs = root / "logs"
-        self.dataset = root / "data" / "digits"
+        self.dataset = root / "data" / model.name
+        self.held_out = root / "data" / f"{model.name}-held-out"
+        self.predictions = root / "predictions"
         self.hub = root / "hub"
-        self.model = self.hub / REPOSITORY
+        self.untrained = self.hub / model.repository
         self.alone = root / "models" / "single-process"
         self.plot = root / "loss.png"
 
@@ -102,56 +80,61 @@ def node_config(files: Files, node: str, gateway: str | None) -> dict[str, Any]:
 
 def worker_config(files: Files, worker: str, gateway: str, work_dir: Path) -> dict[str, Any]:
     """Return the configuration of a worker, as its owner would write it."""
-    executor: dict[str, Any]
     if worker == SERVER:
-        executor = {"class": "aggregate", "name": "parameter-server", "runtime": "parameter-server"}
+        executors = [{"class": "aggregate", "name": "parameter-server", "runtime": "parameter-server"}]
     else:
-        executor = {
-            "class": "train",
-            "name": "diloco-transformer",
-            "runtime": "process",
-            "cmd": sys.executable,
-            "args": [
-                *("-m", "hypha_trainer.training", "--socket", "{SOCKET_PATH}", "--work-dir", "{WORK_DIR}"),
-                *("--job-file", "{JOB_FILE}", "--output-dir", str(files.trained(worker))),
-            ],
-            "env": {"OMP_NUM_THREADS": "1"},
-        }
+        kept = ["--output-dir", str(files.trained(worker))]
+        restarted = ["-m", "hypha_executor.restart", "-m", "hypha_trainer.training"]
+        executors = [
+            _program("train", "diloco-transformer", [*restarted, *_OPTIONS, *kept]),
+            _program("inference", "transformers", ["-m", "hypha_trainer.inference", *_OPTIONS]),
+        ]
     return {
         **node_config(files, worker, gateway),
         "work_dir": str(work_dir),
         "resources": {"cpu": 1, "memory": 8, "storage": 10},
         # The model hub is on loopback, too. Control groups would outlive a killed worker.
         "jobs": {"allow_private_addresses": True, "limits": False},
-        "executors": [executor],
+        "executors": executors,
     }
 
 
-def job_config() -> dict[str, Any]:
+def _program(class_: str, name: str, args: list[str]) -> dict[str, Any]:
+    program = {"runtime": "process", "cmd": sys.executable, "args": args, "env": {"OMP_NUM_THREADS": "1"}}
+    return {"class": class_, "name": name, **program}
+
+
+def job_config(model: DemoModel = DIGITS) -> dict[str, Any]:
     """Return the job that the scheduler runs."""
-    needed = {"cpu": 1, "memory": 4, "storage": 2, "gpu": 0}
+    tokenizer = {
+        "type": "tokenizer",
+        "repository": model.repository,
+        "filenames": ["tokenizer.json", "tokenizer_config.json"],
+        "input_names": ["text"],
+    }
     return {
         "type": "diloco",
-        "dataset": {"dataset": "digits"},
+        "dataset": {"dataset": model.name},
         "model": {
-            "type": "image-classification",
-            "repository": REPOSITORY,
+            "type": model.type,
+            "repository": model.repository,
             "filenames": ["config.json", "model.safetensors"],
-            "input_names": ["pixel_values", "labels"],
+            "input_names": list(model.input_names),
         },
+        **({"preprocessor": tokenizer} if model.tokenized else {}),
         "rounds": {
-            "update_rounds": SETTINGS.rounds,
-            "avg_samples_between_updates": SETTINGS.samples_per_round,
-            "max_batch_size": SETTINGS.batch_size,
+            "update_rounds": model.rounds,
+            "avg_samples_between_updates": model.samples_per_round,
+            "max_batch_size": model.batch_size,
         },
-        "inner_optimizer": {"learning-rate": SETTINGS.learning_rate},
-        "outer_optimizer": {"learning-rate": SETTINGS.outer_learning_rate, "momentum": SETTINGS.outer_momentum},
+        "inner_optimizer": {"learning-rate": model.learning_rate},
+        "outer_optimizer": {"learning-rate": model.outer_learning_rate, "momentum": model.outer_momentum},
         "schedule": {
             "type": "cosine-with-warmup",
-            "warmup_steps": SETTINGS.warmup_steps,
-            "training_steps": SETTINGS.steps,
+            "warmup_steps": model.warmup_steps,
+            "training_steps": model.steps(model.batch_size * len(TRAINERS)),
         },
-        "resources": {"num_workers": len(TRAINERS), "worker": needed, "parameter_server": needed},
+        "resources": {"num_workers": len(TRAINERS), "worker": NEEDED, "parameter_server": NEEDED},
     }
 
 

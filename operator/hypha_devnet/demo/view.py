@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hypha_devnet.demo.board import PHASES, Board
-from hypha_devnet.demo.settings import SETTINGS, WORKERS
+from hypha_devnet.demo.settings import WORKERS
 
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 _SPARKS: Final = 12
@@ -93,11 +93,12 @@ def _phases(board: Board) -> Text:
 
 def _progress(board: Board) -> Table:
     table = Table.grid(padding=(0, 2))
-    done = len(board.rounds) + min(1.0, board.samples / SETTINGS.samples_per_round)
+    model = board.model
+    done = len(board.rounds) + min(1.0, board.samples / model.samples_per_round)
     table.add_row(
-        f"round [bold]{min(len(board.rounds) + 1, SETTINGS.rounds)}[/] of {SETTINGS.rounds}",
-        ProgressBar(total=SETTINGS.rounds, completed=done, width=44),
-        f"{board.samples} of {SETTINGS.samples_per_round} samples",
+        f"round [bold]{min(len(board.rounds) + 1, model.rounds)}[/] of {model.rounds}",
+        ProgressBar(total=model.rounds, completed=done, width=44),
+        f"{board.samples} of {model.samples_per_round} samples",
         f"last round {board.rounds[-1]:.1f} s" if board.rounds else "",
     )
     return table
@@ -126,11 +127,10 @@ def _workers(board: Board, now: float) -> Table:
 
 def _alone(board: Board) -> Text:
     text = Text("for comparison, one process:  ", style="dim")
-    if board.alone_accuracy is not None:
-        return text.append(f"done, {board.alone_accuracy:.1%} of the held-out digits read right")
+    if board.alone_score is not None:
+        return text.append(f"done, {board.model.score.text(board.alone_score)}")
     samples, loss = board.alone[-1] if board.alone else (0, float("nan"))
-    total = SETTINGS.rounds * SETTINGS.samples_per_round
-    return text.append(f"{samples / total:.0%}" + (f", loss {loss:.4f}" if board.alone else ""))
+    return text.append(f"{samples / board.model.total_samples:.0%}" + (f", loss {loss:.4f}" if board.alone else ""))
 
 
 def sparks(values: Sequence[float]) -> str:

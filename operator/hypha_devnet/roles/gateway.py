@@ -8,7 +8,8 @@ import trio
 from hypha_devnet.config import NodeConfig
 from hypha_devnet.events import Events
 from hypha_devnet.roles.node import join
-from hypha_messages.advertisement import TOPIC, decode
+from hypha_messages.advertisement import DECODERS
+from hypha_network.network import Network
 
 logger = logging.getLogger(__name__)
 
@@ -18,9 +19,14 @@ async def run_gateway(config: NodeConfig, events: Events) -> int:
     network_config = replace(config.network(), relay_circuit=False, relay_server=True, kademlia_server=True)
     async with join(config, network_config) as network:
         events.emit("listening", peer_id=network.peer_id, addresses=network.addresses())
-        # Only subscribers of a topic forward its messages.
-        async with network.subscribe(TOPIC, decode) as advertisements:
-            async for advertisement in advertisements:
-                logger.debug("forwarded request %s of %s", advertisement.message.id, advertisement.source)
-        await trio.sleep_forever()
+        async with trio.open_nursery() as nursery:
+            for topic in DECODERS:
+                nursery.start_soon(_forward, network, topic)
     return 0
+
+
+async def _forward(network: Network, topic: str) -> None:
+    """Forward the requests on a topic, which only its subscribers do."""
+    async with network.subscribe(topic, DECODERS[topic]) as advertisements:
+        async for advertisement in advertisements:
+            logger.debug("forwarded request %s of %s", advertisement.message.id, advertisement.source)

@@ -13,8 +13,9 @@ import uvicorn
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import FileResponse, JSONResponse
 
+from hypha_contracts import command_line
 from hypha_devnet.events import Events
-from hypha_devnet.roles.repositories import DEFAULT_REVISION, NotFoundError, Repositories, Snapshot, read_tokens
+from hypha_devnet.roles.repositories import DEFAULT_REVISION, HubError, Repositories, Snapshot, not_found, read_access
 
 Authorization = Annotated[str | None, Header()]
 
@@ -29,12 +30,10 @@ def build(repositories: Repositories) -> FastAPI:
     """Build the hub's HTTP API."""
     api = FastAPI(title="Hypha devnet model hub", docs_url=None, redoc_url=None)
 
-    @api.exception_handler(NotFoundError)
-    def not_found(request: Request, error: NotFoundError) -> JSONResponse:
-        # The real hub answers 401 where a token might help.
-        no_token = error.code == "RepoNotFound" and "authorization" not in request.headers
-        headers = {"X-Error-Code": error.code, "X-Error-Message": str(error)}
-        return JSONResponse({"error": str(error)}, 401 if no_token else 404, headers)
+    @api.exception_handler(HubError)
+    def refused(_: Request, error: HubError) -> JSONResponse:
+        headers = {"X-Error-Message": str(error)} | ({"X-Error-Code": error.code} if error.code else {})
+        return JSONResponse({"error": str(error)}, error.status, headers)
 
     @api.get("/health")
     def health() -> dict[str, bool]:
@@ -66,8 +65,8 @@ def build(repositories: Repositories) -> FastAPI:
         return _model(snapshot)
 
     @api.api_route("/{repository:path}/resolve/{revision}/{name:path}", methods=["GET", "HEAD"])
-    def resolve(snapshot: Requested, name: str) -> FileResponse:
-        file = snapshot.file(name)
+    def resolve(snapshot: Requested, name: str, authorization: Authorization = None) -> FileResponse:
+        file = snapshot.file(name, _token(authorization))
         headers = {"ETag": f'"{file.sha256}"', "X-Repo-Commit": snapshot.commit}
         return _File(file.path, headers=headers, filename=file.path.name)
 
@@ -88,7 +87,7 @@ def _model(snapshot: Snapshot) -> dict[str, Any]:
         "modelId": snapshot.repository,
         "sha": snapshot.commit,
         "private": snapshot.private,
-        "gated": False,
+        "gated": "manual" if snapshot.gated else False,
         "disabled": False,
         "tags": [],
         "downloads": 0,
@@ -111,27 +110,28 @@ def _tree(snapshot: Snapshot, prefix: str, recursive: bool) -> list[dict[str, An
             entry = {"type": "file", "path": file.name, "size": file.size_bytes, "oid": file.sha256}
             entries[file.name] = entry
     if prefix and not entries:
-        raise NotFoundError("EntryNotFound", f"{snapshot.repository} has no folder {prefix!a}")
+        raise not_found("EntryNotFound", f"{snapshot.repository} has no folder {prefix!a}")
     return list(entries.values())
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = command_line.new_app("hypha-devnet hub")
 
 
 @app.command()
 def hub(
     root: Annotated[Path, typer.Option(help="Holds owner/name/...; other revisions are owner/name@revision/...")],
     listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 chooses a free one.")] = "127.0.0.1:0",
-    tokens: Annotated[Path | None, typer.Option(help='TOML file; "owner/name" = ["token"] is private.')] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help='TOML file: "owner/name" = ["token"] is private, {gated = ["token"]} gated.')
+    ] = None,
     events: Annotated[bool, typer.Option("--events", help="Write the address to standard output as JSON.")] = False,
 ) -> None:
     """Serve model repositories to huggingface_hub clients (HF_ENDPOINT=http://HOST:PORT)."""
     try:
-        repositories = Repositories(root, read_tokens(tokens) if tokens else {})
+        repositories = Repositories(root, read_access(tokens) if tokens else {})
         listener = _listen(listen)
     except (OSError, ValueError) as error:
-        typer.echo(f"hypha-devnet hub: {error}", err=True)
-        raise typer.Exit(2) from error
+        command_line.fail(str(error), 2)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     typer.echo(f"Serving {root} at {url}", err=True)

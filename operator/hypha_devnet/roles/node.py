@@ -59,11 +59,3 @@ async def until_signal(serve: Callable[[], Awaitable[int]], terminated_code: int
             code = await serve()
             nursery.cancel_scope.cancel()
     return code
-
-
-def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    """Return the exceptions of a group and of the groups inside it."""
-    found: list[BaseException] = []
-    for error in group.exceptions:
-        found += leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found

@@ -5,7 +5,7 @@ import hmac
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,12 +17,18 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0
 _REVISION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
-class NotFoundError(Exception):
-    """The repository, revision or file does not exist, or is private; `code` is the hub's error code."""
+class HubError(Exception):
+    """A refusal as the real hub words it: a status, and the hub's error code (empty for a wrong token)."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
+        self.status = status
         self.code = code
+
+
+def not_found(code: str, message: str) -> HubError:
+    """Return the error for something that does not exist."""
+    return HubError(404, code, message)
 
 
 @dataclass(frozen=True)
@@ -36,31 +42,58 @@ class File:
 
 
 @dataclass(frozen=True)
+class Access:
+    """Who may read a repository that is not public: those with one of the tokens.
+
+    Of a private repository, others do not learn that it exists. Of a gated one, everybody sees the list of its files.
+    """
+
+    tokens: tuple[str, ...]
+    gated: bool = False
+
+    def admits(self, token: str | None) -> bool:
+        """Return whether a token may read the repository's files."""
+        return _is_among(token, self.tokens)
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A repository at a revision. The commit is a hash of the contents, so it changes with them."""
 
     repository: str
     commit: str
     files: Mapping[str, File]
-    private: bool
+    access: Access | None
 
-    def file(self, name: str) -> File:
-        """Return the file of a name; NotFoundError."""
+    @property
+    def gated(self) -> bool:
+        """Whether everybody may see the repository, and some may read its files."""
+        return self.access is not None and self.access.gated
+
+    @property
+    def private(self) -> bool:
+        """Whether others do not learn that the repository exists."""
+        return self.access is not None and not self.access.gated
+
+    def file(self, name: str, token: str | None) -> File:
+        """Return the file of a name; HubError."""
+        if self.access and not self.access.admits(token):
+            raise _restricted(self.repository, token)
         try:
             return self.files[name]
         except KeyError:
-            raise NotFoundError("EntryNotFound", f"{self.repository} has no file {name!a}") from None
+            raise not_found("EntryNotFound", f"{self.repository} has no file {name!a}") from None
 
 
 class Repositories:
     """The repositories under a root. Safe to use from several threads."""
 
-    def __init__(self, root: Path, tokens: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(self, root: Path, access: Mapping[str, Access]) -> None:
         """Serve a root.
 
         Args:
             root: the directory of the repositories.
-            tokens: by private repository, the tokens that may read it.
+            access: by repository that is not public, who may read it.
 
         Raises:
             ValueError: the root is not a directory.
@@ -68,23 +101,28 @@ class Repositories:
         if not root.is_dir():
             raise ValueError(f"{root} is not a directory")
         self._root = root.resolve()
-        self._tokens = tokens
+        self._access = access
+        self._known = [token for one in access.values() for token in one.tokens]
         self._digests: dict[tuple[Path, int, int, int], str] = {}
         self._lock = threading.Lock()
 
     def snapshot(self, repository: str, revision: str, token: str | None) -> Snapshot:
         """Return a repository at a branch, tag or commit.
 
-        Raises NotFoundError. The error does not tell a private repository from one that does not exist.
+        Raises HubError. The error does not tell a private repository from one that does not exist.
         """
+        if token is not None and not _is_among(token, self._known):
+            raise HubError(401, "", "Invalid credentials in Authorization header")
         directory = self._root / repository
-        if not _NAME.fullmatch(repository) or not directory.is_dir() or not self._may_read(repository, token):
-            raise NotFoundError("RepoNotFound", "there is no such repository, or it needs another token")
+        if not _NAME.fullmatch(repository) or not directory.is_dir() or not self._may_see(repository, token):
+            # The real hub answers 401 where a token might help.
+            status = 401 if token is None else 404
+            raise HubError(status, "RepoNotFound", "there is no such repository, or it needs another token")
         for name, candidate in self.revisions(repository).items():
             snapshot = self._read(repository, candidate)
             if revision in (name, snapshot.commit):
                 return snapshot
-        raise NotFoundError("RevisionNotFound", f"{repository} has no revision {revision!a}")
+        raise not_found("RevisionNotFound", f"{repository} has no revision {revision!a}")
 
     def revisions(self, repository: str) -> dict[str, Path]:
         """Return the revisions of an existing repository, and their directories."""
@@ -96,11 +134,9 @@ class Repositories:
                 found[revision] = path
         return found
 
-    def _may_read(self, repository: str, token: str | None) -> bool:
-        accepted = self._tokens.get(repository)
-        if accepted is None:
-            return True
-        return any(hmac.compare_digest(one.encode(), (token or "").encode()) for one in accepted)
+    def _may_see(self, repository: str, token: str | None) -> bool:
+        access = self._access.get(repository)
+        return access is None or access.gated or access.admits(token)
 
     def _read(self, repository: str, directory: Path) -> Snapshot:
         files = {}
@@ -113,7 +149,7 @@ class Repositories:
                     files[inside] = File(inside, path, path.stat().st_size, self._sha256(path))
         listing = "".join(f"{file.sha256} {file.name}\n" for file in files.values())
         commit = hashlib.sha1(listing.encode(), usedforsecurity=False).hexdigest()
-        return Snapshot(repository, commit, files, repository in self._tokens)
+        return Snapshot(repository, commit, files, self._access.get(repository))
 
     def _sha256(self, path: Path) -> str:
         status = path.stat()
@@ -125,10 +161,36 @@ class Repositories:
             return self._digests[key]
 
 
-def read_tokens(path: Path) -> dict[str, tuple[str, ...]]:
-    """Read the private repositories from a TOML file (`"owner/name" = ["token", ...]`); ValueError, OSError."""
-    tokens = rtoml.loads(path.read_text())
-    for repository, accepted in tokens.items():
-        if not isinstance(accepted, list) or not all(isinstance(one, str) and one for one in accepted):
-            raise ValueError(f'{path}: {repository!r}: write it as "owner/name" = ["token", ...]')
-    return {repository: tuple(accepted) for repository, accepted in tokens.items()}
+def _is_among(token: str | None, accepted: Iterable[str]) -> bool:
+    return any(hmac.compare_digest(one.encode(), (token or "").encode()) for one in accepted)
+
+
+def _restricted(repository: str, token: str | None) -> HubError:
+    if token is None:
+        message = (
+            f"Access to model {repository} is restricted. You must have access to it and be authenticated to access "
+            "it. Please log in."
+        )
+        return HubError(401, "GatedRepo", message)
+    message = (
+        f"Access to model {repository} is restricted and you are not in the authorized list. Visit its page to ask for "
+        "access."
+    )
+    return HubError(403, "GatedRepo", message)
+
+
+def read_access(path: Path) -> dict[str, Access]:
+    """Read who may read which repositories from a TOML file; ValueError, OSError.
+
+    `"owner/name" = ["token", ...]` is private, `"owner/name" = { gated = ["token", ...] }` is gated.
+    """
+    return {repository: _access(path, repository, value) for repository, value in rtoml.loads(path.read_text()).items()}
+
+
+def _access(path: Path, repository: str, value: object) -> Access:
+    gated = isinstance(value, dict) and value.keys() == {"gated"}
+    tokens = value["gated"] if isinstance(value, dict) and gated else value
+    if not isinstance(tokens, list) or not all(isinstance(one, str) and one for one in tokens):
+        form = '"owner/name" = ["token", ...] if it is private, or { gated = ["token", ...] }'
+        raise ValueError(f"{path}: {repository!r}: write it as {form}")
+    return Access(tuple(tokens), gated)

@@ -4,34 +4,31 @@ import logging
 import math
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import trio
-from pydantic import ValidationError
 
+from hypha_contracts.command_line import leaves
 from hypha_devnet.client import Lease, SchedulerClient, Wanted
-from hypha_devnet.config import DilocoJob, SchedulerConfig
+from hypha_devnet.config import DilocoJob, InferenceJob, SchedulerConfig
 from hypha_devnet.events import Events
 from hypha_devnet.roles.allocation import AllocationError, allocate
-from hypha_devnet.roles.node import join, leaves
+from hypha_devnet.roles.inference import InferenceScheduler
+from hypha_devnet.roles.node import join
 from hypha_devnet.roles.rounds import Rounds, Slices, Trainer
+from hypha_devnet.roles.steps import FINISH_GRACE_S, Dataset, JobFailedError, all_of, find_dataset, join_network
 from hypha_messages.advertisement import WorkerSpec
 from hypha_messages.api import DataAssignment, ReportJobStatus
 from hypha_messages.job import (
     AggregateConfig,
     AggregateExecutor,
-    DataRecord,
     ExecutorDescriptor,
     ExecutorName,
     JobSpec,
-    PeersReference,
     SchedulerReference,
-    SelectionStrategy,
     TrainConfig,
     TrainExecutor,
 )
 from hypha_messages.progress import ProgressResponse, ReportProgress
-from hypha_messages.validation import describe
 from hypha_network.changes import Changes
 from hypha_network.errors import NetworkError
 from hypha_network.network import Network
@@ -40,28 +37,12 @@ logger = logging.getLogger(__name__)
 
 TRAIN_EXECUTOR = "diloco-transformer"
 AGGREGATE_EXECUTOR = "parameter-server"
-RECORD_RETRY_S = 0.5
 STEP_WAIT_S = 5.0
 """How long the answer to a trainer that has merged waits for the parameter server's report of that step."""
-FINISH_GRACE_S = 15.0
-"""Grace period in which workers may end their jobs and report it."""
-
-
-class JobFailedError(Exception):
-    """The job failed; the text says why."""
-
-
-@dataclass
-class Dataset:
-    """The slices, and the data node that has them."""
-
-    name: str
-    provider: str
-    slices: Slices
 
 
 class Scheduler:
-    """Runs one job."""
+    """Runs one DiLoCo job."""
 
     def __init__(self, network: Network, job: DilocoJob, events: Events) -> None:
         self._network = network
@@ -73,6 +54,7 @@ class Scheduler:
         )
         self._rounds = Rounds({}, job.rounds.avg_samples_between_updates, job.rounds.update_rounds)
         self._dataset: Dataset | None = None
+        self._slices = Slices(0)
         self._parameter_server = ""
         self._tasks: dict[uuid.UUID, str] = {}
         self._changes = Changes()
@@ -83,8 +65,10 @@ class Scheduler:
         """Run the job to its end; JobFailedError or AllocationError if it fails."""
         resources = self._job.resources
         async with trio.open_nursery() as nursery:
-            await self._join(resources.deadline_s)
-            self._dataset = await self._find_dataset(resources.deadline_s)
+            await join_network(self._network, resources.deadline_s)
+            name = self._job.dataset.dataset
+            self._dataset = await find_dataset(self._network, name, self._events, resources.deadline_s)
+            self._slices = Slices(self._dataset.slices)
             trainers, server = await self._allocate(nursery)
             await self._dispatch(trainers, server)
             await self._until(lambda: self._rounds.done)
@@ -92,12 +76,6 @@ class Scheduler:
                 await self._until(lambda: not self._tasks)
             nursery.cancel_scope.cancel()
         self._events.emit("finished", job=str(self._job_id), rounds=self._rounds.round)
-
-    async def _join(self, deadline_s: float) -> None:
-        with trio.move_on_after(deadline_s) as scope:
-            await self._network.wait_ready()
-        if scope.cancelled_caught:
-            raise JobFailedError(f"no gateway was reached within {deadline_s:g} s; check gateway_addresses")
 
     async def _allocate(self, nursery: trio.Nursery) -> tuple[list[Lease], Lease]:
         resources = self._job.resources
@@ -132,23 +110,6 @@ class Scheduler:
             complete = not any(lease.lost.is_set() for lease in trainers)
         return trainers, servers[0]
 
-    async def _find_dataset(self, deadline_s: float) -> Dataset:
-        name = self._job.dataset.dataset
-        with trio.move_on_after(deadline_s):
-            while True:
-                try:
-                    record = await self._network.get_record(name)
-                    if record is not None and record.publisher is not None:
-                        count = DataRecord.model_validate_json(record.value).num_slices
-                        self._events.emit("dataset", dataset=name, provider=record.publisher, slices=count)
-                        return Dataset(name, record.publisher, Slices(count))
-                except NetworkError as error:
-                    logger.warning("no record of dataset %s yet: %s", name, error)
-                except ValidationError as error:
-                    logger.warning("the record of dataset %s is unusable: %s", name, describe(error, "record"))
-                await trio.sleep(RECORD_RETRY_S)
-        raise JobFailedError(f"no data node announced the dataset {name!r} within {deadline_s:g} s")
-
     async def _dispatch(self, trainers: list[Lease], server: Lease) -> None:
         self._parameter_server = server.peer_id
         for lease in trainers:
@@ -179,7 +140,7 @@ class Scheduler:
         return max(1, min(limit, math.floor(lease.offer.message.resources.gpu / wanted_gpu)))
 
     def _train_spec(self, peer_id: str) -> JobSpec:
-        server = _peers([self._parameter_server])
+        server = all_of([self._parameter_server])
         job = self._job
         config = TrainConfig(
             model=job.model.model(),
@@ -197,7 +158,7 @@ class Scheduler:
 
     def _aggregate_spec(self, trainers: list[str]) -> JobSpec:
         config = AggregateConfig(
-            updates=_peers(trainers), results=_peers(trainers), optimizer=self._job.outer_optimizer
+            updates=all_of(trainers), results=all_of(trainers), optimizer=self._job.outer_optimizer
         )
         return JobSpec(
             job_id=self._job_id,
@@ -220,8 +181,7 @@ class Scheduler:
             self._failure = f"lost the worker {peer_id}: {reason}"
         elif peer_id in self._rounds.trainers:
             del self._rounds.trainers[peer_id]
-            if self._dataset is not None:
-                self._dataset.slices.give_back(peer_id)
+            self._slices.give_back(peer_id)
             if len(self._rounds.trainers) < needed:
                 self._failure = f"lost the trainer {peer_id}: {reason}; {needed} are needed"
         self._changes.notify()
@@ -238,12 +198,12 @@ class Scheduler:
 
     def _assign_slice(self, peer_id: str, name: str) -> DataAssignment:
         dataset = self._dataset
-        if dataset is None or name != dataset.name or not dataset.slices.count:
+        if dataset is None or name != dataset.name or not dataset.slices:
             return DataAssignment()
         if peer_id not in self._rounds.trainers:
             return DataAssignment(error="this peer is not a trainer of the job")
-        index = dataset.slices.next(peer_id)
-        self._events.emit("slice", peer=peer_id, index=index, epoch=dataset.slices.epoch)
+        index = self._slices.next(peer_id)
+        self._events.emit("slice", peer=peer_id, index=index, epoch=self._slices.epoch)
         return DataAssignment(data_provider=dataset.provider, index=index)
 
     def _on_status(self, peer_id: str, report: ReportJobStatus) -> None:
@@ -324,7 +284,11 @@ async def run_scheduler(config: SchedulerConfig, events: Events) -> int:
         events.emit("listening", peer_id=network.peer_id, addresses=network.addresses())
         reason = "stopped by a signal"
         try:
-            await Scheduler(network, config.scheduler.job, events).run()
+            job = config.scheduler.job
+            if isinstance(job, InferenceJob):
+                await InferenceScheduler(network, job, events).run()
+            else:
+                await Scheduler(network, job, events).run()
             reason = ""
         except* (JobFailedError, AllocationError) as group:
             reason = "; ".join(str(error) for error in leaves(group))
@@ -333,7 +297,3 @@ async def run_scheduler(config: SchedulerConfig, events: Events) -> int:
                 logger.error("the job failed: %s", reason)
                 events.emit("failed", reason=reason)
     return 1 if reason else 0
-
-
-def _peers(peers: list[str]) -> PeersReference:
-    return PeersReference(peers=peers, strategy=SelectionStrategy(type="All"))
