@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs crds reasons images base-image sbom requirements attack bench clean
+.PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs monitoring crds reasons metrics checks images kind-images release dist base-image sbom requirements attack zoo bench clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,8 +17,8 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: install ## Train a digit classifier over a Hypha network on this machine (3 minutes)
-	@$(BIN)/hypha-devnet demo
+demo: install ## Train a digit classifier over a Hypha network on this machine (3 minutes), or with MODEL=causal-lm a language model
+	@$(BIN)/hypha-devnet demo $(if $(MODEL),--model $(MODEL))
 
 test: install tools-api lint ## Lint, type-check and run every test
 	$(BIN)/pytest -n auto -m "not alone"
@@ -40,13 +40,17 @@ format: install ## Format the code
 bench: install ## Measure performance; HYPHA_BIN=DIR, the directory of the Rust nodes' binaries, adds them for comparison
 	$(BIN)/python -m benchmarks
 
+zoo: install ## Train a tiny model of every type with two trainers, and compare it with one process; FAMILIES="llama ctc" chooses some
+	PYTHONPATH=tests $(BIN)/python -m zoo $(FAMILIES)
+
 attack: install ## Attack a node with a hundred peers for ATTACK_S seconds, by default 600; ATTACK_PROFILE=1 profiles the node
 	ATTACK_S=$${ATTACK_S:-600} $(BIN)/pytest tests/system/test_every_attack_at_once.py
 
-tools-api: install ## Build the programs that the tests need into .tools, such as the API server (5 minutes the first time)
-	@$(BIN)/python -m e2e.cluster.tools etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm3 helm
+tools-api: install ## Build the programs that the tests need into .tools, such as the API server (9 minutes the first time)
+	@$(BIN)/python -m e2e.cluster.tools etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm3 helm \
+	  prometheus promtool collector
 
-tools: install ## Build all programs of a cluster and helm into .tools (10 minutes the first time)
+tools: install ## Build all programs of a cluster, helm and Prometheus into .tools (14 minutes the first time)
 	@$(BIN)/python -m e2e.cluster.tools
 
 cluster: tools ## As root: start a Kubernetes cluster of one node on this machine, or repair it
@@ -66,15 +70,35 @@ cluster-down: install ## Remove the cluster, its processes and its files
 chart-docs: install ## Write the table of values into the chart's README
 	@$(BIN)/python charts/chart_docs.py
 
-crds: install ## Write crds/ and the chart's CRD templates from the models
+monitoring: install ## Write the chart's dashboards and alerts, and the table of docs/monitoring.md
+	@$(BIN)/python -m charts.monitoring
+
+crds: install ## Write crds/, the chart's CRD templates and the tables of docs/hyphaworker.md from the models
 	$(BIN)/python -m hypha_resources
 	$(BIN)/python -m hypha_resources --chart
+	$(BIN)/python -m hypha_resources.reference docs/hyphaworker.md
 
-reasons: install ## Write the tables of reasons in docs/kubernetes.md
-	$(BIN)/python -m hypha_contracts.reasons docs/kubernetes.md
+reasons: install ## Write the tables of reasons in docs/conditions.md
+	$(BIN)/python -m hypha_contracts.reasons_page docs/conditions.md
 
-images: install ## Build the container images that changed; docs/images.md explains CONTAINER_TOOL, BASE, TORCH, REGISTRY, TAG
+checks: install ## Write the table of the doctor's checks in docs/troubleshooting.md
+	$(BIN)/python -m hypha_worker.doctor.page docs/troubleshooting.md
+
+metrics: install ## Write the tables of metrics in docs/telemetry.md
+	$(BIN)/python -m hypha_telemetry.catalogue docs/telemetry.md
+
+images: install ## Build the container images that changed; docs/images.md explains PLATFORM, CONTAINER_TOOL, BASE, TORCH, REGISTRY, TAG
 	@$(BIN)/python -m images.build
+
+kind-images: install ## Build the images for CPUs and load them into the kind cluster KIND_CLUSTER (kind)
+	@TORCH=cpu $(BIN)/python -m images.build --archive
+	@for archive in .images/*.tar; do kind load image-archive "$$archive" --name "$(or $(KIND_CLUSTER),kind)" || exit; done
+
+release: install ## Build the images, push them to REGISTRY, and package wheel and chart with their digests; DRY_RUN=1 prints the steps
+	@$(BIN)/python -m images.release $(if $(DRY_RUN),--dry-run)
+
+dist: install ## Build the wheel, the source archive and the chart's archive into dist/, reproducibly and with checksums
+	@$(BIN)/python -m images.dist
 
 sbom: install ## Write a bill of materials (CycloneDX) of each image and of the wheel to .images/sbom
 	@$(BIN)/python -m images.sbom
@@ -88,8 +112,8 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 requirements: install ## Compile requirements/*.txt from pyproject.toml
 	$(COMPILE) --extra dev pyproject.toml -o requirements/dev.txt
 	$(COMPILE) requirements/go.in -o requirements/go.txt
-	for image in operator worker bridge parameter-server trainer; do \
-	  $(COMPILE) --constraint requirements/dev.txt --extra $$image pyproject.toml -o requirements/$$image.txt || exit; done
+	for extra in node operator worker bridge devnet parameter-server trainer; do \
+	  $(COMPILE) --constraint requirements/dev.txt --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit; done
 
 clean: ## Remove everything that the other targets created
 	@test ! -e .cluster || $(MAKE) cluster-down

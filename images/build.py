@@ -1,7 +1,8 @@
 """`python -m images.build [IMAGE ...]`: build the images that have changed.
 
-Environment: REGISTRY and TAG (the images' names), BASE (their base image), TORCH (`cuda` or `cpu`), CONTAINER_TOOL,
-SOURCE_DATE_EPOCH (the time of every file in the images, in seconds).
+Environment: REGISTRY and TAG (the images' names), BASE (their base image), PLATFORM (such as linux/arm64), TORCH (the
+trainer's build of PyTorch) and TORCH_INDEX (its package index), CONTAINER_TOOL, SOURCE_DATE_EPOCH (the time of every
+file in the images, in seconds).
 """
 
 import argparse
@@ -14,6 +15,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from platform import machine
 from typing import Final
 
 from images.base import build_base, install_programs
@@ -22,7 +24,10 @@ from images.cpu_torch import without_cuda
 from images.pip_settings import secrets
 from images.sbom import write_image_bill
 from images.tool import BuildError, ContainerTool, find_tool
+from images.torch_variants import check_variant, take_from_index
 
+PLATFORMS: Final = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
+"""The platforms of images, by the names that machines have for themselves."""
 _EPOCH_S: Final = "315532800"  # 1980, the earliest time that a wheel can hold
 
 
@@ -33,7 +38,9 @@ class Settings:
     registry: str
     tag: str
     base: str | None
+    platform: str | None
     torch: str
+    torch_index: str | None
     epoch_s: int
 
     @property
@@ -54,13 +61,31 @@ def settings_of(environment: dict[str, str]) -> Settings:
     """
     values = {key: value for key, value in environment.items() if value}
     torch = values.get("TORCH", "cuda")
-    if torch not in {"cuda", "cpu"}:
-        raise BuildError(f"TORCH={torch}: must be cuda or cpu")
+    check_variant(torch, values.get("TORCH_INDEX"))
+    platform = values.get("PLATFORM")
+    check_platform(platform, torch)
     epoch = values.get("SOURCE_DATE_EPOCH", _EPOCH_S)
     if not epoch.isdecimal():
         raise BuildError(f"SOURCE_DATE_EPOCH={epoch}: must be a whole number of seconds")
     registry, tag = values.get("REGISTRY", "localhost/hypha"), values.get("TAG", _project()["version"])
-    return Settings(registry, tag, values.get("BASE"), torch, int(epoch))
+    return Settings(registry, tag, values.get("BASE"), platform, torch, values.get("TORCH_INDEX"), int(epoch))
+
+
+def check_platform(platform: str | None, torch: str) -> None:
+    """Check that images for a platform can be built; None is the platform of this machine.
+
+    Raises:
+        BuildError: They cannot.
+    """
+    if platform is None:
+        return
+    if platform not in PLATFORMS.values():
+        raise BuildError(f"PLATFORM={platform}: must be one of {', '.join(PLATFORMS.values())}")
+    if torch == "cpu" and platform != PLATFORMS.get(machine()):
+        raise BuildError(
+            f"TORCH=cpu with PLATFORM={platform}: the libraries that stand in for CUDA's are compiled for this "
+            "machine; build on a machine of that platform, or without TORCH=cpu"
+        )
 
 
 def _project() -> dict[str, str]:
@@ -72,22 +97,30 @@ def build(image: Image, settings: Settings, tool: ContainerTool, *, archive: boo
     """Build an image if anything in it has changed; return `built` or `unchanged`."""
     context = OUTPUT / "context" / image.name
     wheel = lay_out(image, ROOT / "requirements" / f"{image.name}.txt", context)
-    if image.name == "trainer" and settings.torch == "cpu":
-        without_cuda(context)
+    arguments = {"WHEEL": wheel} | ({"BASE": settings.base} if settings.base else {})
+    labels = {"org.opencontainers.image.title": f"hypha-worker {image.name}", **_labels()}
+    if image.name == "trainer":
+        labels["space.hypha.torch"] = settings.torch
+        if settings.torch == "cpu":
+            without_cuda(context)
+        elif settings.torch_index:
+            take_from_index(context)
+            arguments["TORCH_INDEX"] = settings.torch_index
     reference = settings.reference(image.name)
     base = (settings.base, tool.image_id(settings.base)) if settings.base else ()
-    inputs = digest(context, tool.name, reference, str(settings.epoch_s), *base)
+    inputs = digest(
+        context, tool.name, reference, settings.platform or "", str(settings.epoch_s), *base, *arguments.values()
+    )
     stamp, saved = OUTPUT / f"{image.name}.digest", OUTPUT / f"{image.name}.tar"
     changed = not stamp.exists() or stamp.read_text() != inputs or not tool.image_id(reference)
     if changed:
         stamp.unlink(missing_ok=True)
         saved.unlink(missing_ok=True)
-        labels = {"org.opencontainers.image.title": f"hypha-worker {image.name}", **_labels()}
-        arguments = {"WHEEL": wheel} | ({"BASE": settings.base} if settings.base else {})
         with tempfile.TemporaryDirectory() as private:
             tool.build(
                 *(context, reference),
                 target=image.name,
+                platform=settings.platform,
                 epoch_s=settings.epoch_s,
                 arguments=arguments,
                 labels=labels,

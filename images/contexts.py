@@ -24,16 +24,24 @@ class Image:
     Attributes:
         name: Its name, which is also that of its target, its extra and its requirements file.
         packages: The directories of our packages in it, relative to the project's root.
+        in_chart: Whether the chart's values name it.
     """
 
     name: str
     packages: tuple[str, ...]
+    in_chart: bool = True
 
 
 IMAGES: Final = (
     Image(
         "operator",
-        ("operator/hypha_messages", "operator/hypha_contracts", "operator/hypha_resources", "operator/hypha_operator"),
+        (
+            "operator/hypha_messages",
+            "operator/hypha_contracts",
+            "operator/hypha_resources",
+            "operator/hypha_telemetry",
+            "operator/hypha_operator",
+        ),
     ),
     Image(
         "worker",
@@ -41,6 +49,7 @@ IMAGES: Final = (
             "operator/hypha_messages",
             "operator/hypha_contracts",
             "operator/hypha_resources",
+            "operator/hypha_telemetry",
             "operator/hypha_network",
             "operator/hypha_worker",
         ),
@@ -53,6 +62,20 @@ IMAGES: Final = (
             "images/executor/hypha_executor",
             "bridge_sidecar/hypha_bridge",
         ),
+    ),
+    Image(
+        "devnet",
+        (
+            "operator/hypha_messages",
+            "operator/hypha_contracts",
+            "operator/hypha_resources",
+            "operator/hypha_telemetry",
+            "operator/hypha_network",
+            "operator/hypha_worker",
+            "operator/hypha_devnet",
+            "images/executor/hypha_executor",
+        ),
+        in_chart=False,
     ),
     Image("parameter-server", ("images/executor/hypha_executor", "images/parameter_server/hypha_parameter_server")),
     Image("trainer", ("images/executor/hypha_executor", "images/trainer/hypha_trainer")),
@@ -90,6 +113,7 @@ def lay_out(image: Image, requirements: Path, directory: Path) -> str:
     for file in ("Containerfile", "minimal.py"):
         shutil.copyfile(ROOT / "images" / file, directory / file)
     (directory / "overlay").mkdir()
+    (directory / "torch.txt").touch()
     wheel = build_wheel(image.packages, directory)
     return f"{wheel.name}#sha256={hashlib.sha256(wheel.read_bytes()).hexdigest()}"
 

@@ -1,8 +1,10 @@
 """The program that builds the images: podman, docker or buildah."""
 
+import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ class ContainerTool:
         reference: str,
         *,
         target: str | None = None,
+        platform: str | None = None,
         epoch_s: int,
         arguments: Mapping[str, str],
         labels: Mapping[str, str],
@@ -35,12 +38,15 @@ class ContainerTool:
     ) -> None:
         """Build a target (default: the last) of the Containerfile in a directory, which is also the build context.
 
+        The steps run programs of the platform (default: this machine's), so another one needs emulation.
+
         `secrets` are files, by id, that build steps may mount and that no layer keeps.
         """
         command = [self.name, "build", "--file", str(context / "Containerfile"), "--tag", reference]
         if self.name != "docker":  # docker caches layers by default and takes the time from the environment
             command += ["--layers", "--force-rm", "--timestamp", str(epoch_s)]
         command += ["--target", target] if target else []
+        command += ["--platform", platform] if platform else []
         command += ["--network", "host"] if self.name == "buildah" else []
         command += [f"--build-arg={key}={value}" for key, value in arguments.items()]
         command += [f"--label={key}={value}" for key, value in labels.items()]
@@ -59,6 +65,24 @@ class ContainerTool:
         done = subprocess.run([self.name, "images", "--quiet", "--no-trunc", reference], capture_output=True, text=True)  # noqa: PLW1510
         return done.stdout.strip()
 
+    def push(self, reference: str) -> str:
+        """Push an image to its registry; return its digest there, as `sha256:...`."""
+        with tempfile.TemporaryDirectory() as directory:
+            if self.name == "docker":
+                self._run(["docker", "push", "--quiet", reference])
+                return self._repository_digest(reference)
+            file = Path(directory, "digest")
+            self._run([self.name, "push", "--quiet", "--digestfile", str(file), reference])
+            return file.read_text().strip()
+
+    def _repository_digest(self, reference: str) -> str:
+        """Return the digest under which docker has pushed an image to the registry of a reference."""
+        command = ["docker", "image", "inspect", "--format", "{{json .RepoDigests}}", reference]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        digests: list[str] = json.loads(printed)
+        repository = reference.rpartition(":")[0]
+        return next(entry.partition("@")[2] for entry in digests if entry.startswith(f"{repository}@"))
+
     def save(self, reference: str, archive: Path) -> None:
         """Write an image to a file that containerd, docker and podman load. It appears only when it is complete."""
         part = archive.with_suffix(".part")
@@ -75,7 +99,9 @@ class ContainerTool:
         except subprocess.CalledProcessError as error:
             raise BuildError(
                 f"{' '.join(command[:2])} ended with status {error.returncode}; its output says why."
-                " If it cannot pull the base image, run `make base-image` and set BASE=localhost/hypha/base:debian"
+                " If it cannot pull the base image, run `make base-image` and set BASE=localhost/hypha/base:debian."
+                " If it cannot run programs of another PLATFORM, build on such a machine, or install the emulation"
+                " (Debian: apt-get install qemu-user-static)"
             ) from None
 
 

@@ -1,6 +1,7 @@
 """The build of the images: the settings of the environment and of pip, and PyTorch without CUDA."""
 
 import ctypes
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from images.contexts import ROOT
 from images.cpu_torch import STAND_INS, filtered, without_cuda
 from images.pip_settings import certificates, pip_conf
 from images.tool import BuildError, find_tool
+from images.torch_variants import FROM_AN_INDEX
+
+INDEX = "https://torch.example.org/whl"
 
 
 def test_images_have_the_names_that_the_chart_uses() -> None:
@@ -29,9 +33,79 @@ def test_an_empty_variable_counts_as_absent() -> None:
     assert settings_of({"TAG": "", "BASE": "", "SOURCE_DATE_EPOCH": ""}) == settings_of({})
 
 
-@pytest.mark.parametrize("variables", [{"TORCH": "rocm"}, {"SOURCE_DATE_EPOCH": "today"}])
+@pytest.mark.parametrize("variables", [{"TORCH": "rocm"}, {"TORCH": "cu126"}, {"SOURCE_DATE_EPOCH": "today"}])
 def test_an_unusable_setting_is_refused_by_name(variables: dict[str, str]) -> None:
     with pytest.raises(BuildError, match="=".join(*variables.items())):
+        settings_of(variables)
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"TORCH": "cu126"}, "TORCH=cu126 needs TORCH_INDEX"),
+        ({"TORCH_INDEX": INDEX}, "no use with TORCH=cuda"),
+        ({"TORCH": "cu126", "TORCH_INDEX": "https://user:word@torch.example.org"}, "without credentials"),
+    ],
+)
+def test_a_build_of_pytorch_needs_its_own_index_and_no_credentials(variables: dict[str, str], says: str) -> None:
+    with pytest.raises(BuildError, match=says):
+        settings_of(variables)
+
+
+def built(image: str, variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Build an image with a tool that only records its arguments, and return those of the build."""
+    recorder = tmp_path / "bin" / "podman"
+    recorder.parent.mkdir()
+    recorder.write_text(
+        f"#!{shutil.which('sh')}\n[ $1 = build ] && printf '%s\\n' \"$@\" > {tmp_path}/command\nexit 0\n"
+    )
+    recorder.chmod(0o755)
+    monkeypatch.setattr("images.build.OUTPUT", tmp_path / "output")
+    monkeypatch.setattr("images.build.write_image_bill", lambda _: None)
+    for name, value in {**variables, "CONTAINER_TOOL": "podman"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", str(recorder.parent), prepend=":")
+    assert main([image]) == 0
+    return (tmp_path / "command").read_text().splitlines()
+
+
+@pytest.mark.parametrize("variant", FROM_AN_INDEX)
+def test_a_trainer_with_another_build_of_pytorch_takes_it_from_the_index_that_the_caller_names(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = built("trainer", {"TORCH": variant, "TORCH_INDEX": INDEX}, tmp_path, monkeypatch)
+    assert f"--build-arg=TORCH_INDEX={INDEX}" in command
+    assert f"--label=space.hypha.torch={variant}" in command
+    context = Path(command[-1])
+    from_index = (context / "torch.txt").read_text()
+    assert re.findall(r"^[a-z]+", from_index, re.MULTILINE) == ["torch", "torchvision"]
+    hashed = (context / "requirements.txt").read_text()
+    assert not re.search(r"^(torch|torchvision|triton|nvidia-.*|cuda-.*)==", hashed, re.MULTILINE)
+    assert re.search("^transformers==", hashed, re.MULTILINE)
+    steps = (context / "Containerfile").read_text()
+    assert '--index-url "${TORCH_INDEX}" --requirement /opt/hypha/torch.txt' in steps
+
+
+@pytest.mark.parametrize("platform", ["linux/amd64", "linux/arm64"])
+def test_images_are_built_for_the_wanted_platform(
+    platform: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = built("bridge", {"PLATFORM": platform}, tmp_path, monkeypatch)
+    assert command[command.index("--platform") + 1] == platform
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"PLATFORM": "windows/amd64"}, "PLATFORM=windows/amd64: must be one of linux/amd64, linux/arm64"),
+        ({"PLATFORM": "linux/arm64", "TORCH": "cpu"}, "build on a machine of that platform, or without TORCH=cpu"),
+    ],
+)
+def test_a_platform_that_cannot_be_built_is_refused_with_the_remedy(
+    variables: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("images.build.machine", lambda: "x86_64")
+    with pytest.raises(BuildError, match=says):
         settings_of(variables)
 
 
