@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from hypha_contracts.pages import replace_table
+
 CHART = Path(__file__).parent / "hypha-worker"
 BEGIN, END = "<!-- values: made by `make chart-docs` -->\n", "<!-- end of values -->\n"
 KEY = re.compile(r"( *)([A-Za-z][A-Za-z0-9]*):")
@@ -60,11 +62,7 @@ def table(values_yaml: str) -> str:
 
 def with_table(readme: str, values_yaml: str) -> str:
     """Return the README with the table between its markers. Raises ValueError if the README has no markers."""
-    head, begin, rest = readme.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md: the table belongs between the lines {BEGIN!r} and {END!r}")
-    return head + begin + table(values_yaml) + end + tail
+    return replace_table(readme, "values", BEGIN, END, table(values_yaml))
 
 
 def main(arguments: list[str]) -> str | None:

@@ -40,6 +40,9 @@ EVERYTHING: Manifest = {
     "networkPolicy": {"enabled": True, "metricsFrom": [{"namespaceSelector": {}}]},
     "metrics": {
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}, "interval": "15s"},
+        "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+        "kubeStateMetrics": {"enabled": True, "serviceAccount": {"name": "ksm"}},
         "dashboards": {"enabled": True},
     },
     "worker": {"create": True, "name": "w", "spec": WORKER_SPEC},
@@ -67,9 +70,12 @@ def helm(which: str, *arguments: str, values: Manifest | None = None, kubeconfig
     return subprocess.run(command, input=document, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
-def render(which: str = "helm", values: Manifest | None = None, *, namespace: str = NAMESPACE) -> list[Manifest]:
-    """Return the objects of a release, as `helm template` renders them."""
-    text = helm(which, "template", RELEASE, str(CHART), "--namespace", namespace, values=values or {})
+def render(
+    which: str = "helm", values: Manifest | None = None, *, namespace: str = NAMESPACE, serves: tuple[str, ...] = ()
+) -> list[Manifest]:
+    """Return the objects of a release, as `helm template` renders them for a cluster that also serves some APIs."""
+    apis = [f"--api-versions={api}" for api in serves]
+    text = helm(which, "template", RELEASE, str(CHART), "--namespace", namespace, *apis, values=values or {})
     return [manifest for manifest in yaml.safe_load_all(text) if manifest]
 
 

@@ -1,4 +1,4 @@
-"""docs/kubernetes.md explains every field, and its commands work."""
+"""The generated pages are up to date, every field has a meaning, and the commands of the pages work."""
 
 import os
 import re
@@ -10,10 +10,12 @@ from typing import Any
 import yaml
 
 from e2e.cluster.tools import ROOT, tool
-from hypha_contracts.reasons import with_tables
+from hypha_contracts import reasons_page
+from hypha_resources import reference
 from support.api_server import ApiServer
 
-TEXT = (ROOT / "docs" / "kubernetes.md").read_text()
+DOCS = ROOT / "docs"
+REFERENCE = (DOCS / "hyphaworker.md").read_text()
 
 
 def fields(schema: dict[str, Any], path: str = "") -> Iterator[str]:
@@ -28,20 +30,23 @@ def fields(schema: dict[str, Any], path: str = "") -> Iterator[str]:
 def test_every_field_of_a_hyphaworker_is_explained_and_no_other() -> None:
     definition = yaml.safe_load((ROOT / "crds" / "hyphaworkers.yaml").read_text())
     spec = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
-    section = TEXT.partition("## A HyphaWorker, field by field")[2].partition("\n## ")[0]
-    explained = set()
-    for row in re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE):
-        explained |= set(re.findall(r"`([^`]+)`", row))
-    assert explained == set(fields(spec))
+    rows = re.findall(r"^\| `([^`]+)` \|.*\| ([^|]*) \|$", REFERENCE, re.MULTILINE)
+    assert {path for path, _ in rows} == set(fields(spec))
+    assert [path for path, meaning in rows if not meaning.strip()] == []
+
+
+def test_the_tables_of_fields_are_up_to_date() -> None:
+    assert reference.with_tables(REFERENCE) == REFERENCE, "run make crds"
 
 
 def test_the_tables_of_reasons_are_up_to_date() -> None:
-    assert with_tables(TEXT) == TEXT, "run make reasons"
+    page = (DOCS / "conditions.md").read_text()
+    assert reasons_page.with_tables(page) == page, "run make reasons"
 
 
-def test_the_command_for_argocd_adds_the_health_checks(api_server: ApiServer) -> None:
+def test_the_command_for_argocd_adds_the_health_checks_and_the_fields_to_ignore(api_server: ApiServer) -> None:
     """The other keys of ArgoCD's ConfigMap stay."""
-    (block,) = re.findall(r"```sh\n(checks=.*?)```", TEXT, re.DOTALL)
+    (block,) = re.findall(r"```sh\n(checks=.*?)```", (DOCS / "operations.md").read_text(), re.DOTALL)
     for manifest in (
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "argocd"}},
         {
@@ -57,6 +62,8 @@ def test_the_command_for_argocd_adds_the_health_checks(api_server: ApiServer) ->
     subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=ROOT, env=environment, check=True, timeout=60)
     data = yaml.safe_load(api_server.kubectl("get", "-nargocd", "configmap/argocd-cm", "-oyaml"))["data"]
     assert data.pop("a") == "b"
-    checks = {f"resource.customizations.health.hypha.space_{kind}": kind for kind in ("HyphaWorker", "HyphaJob")}
-    lua = ROOT / "charts" / "argocd" / "resource_customizations" / "hypha.space"
-    assert data == {key: (lua / kind / "health.lua").read_text() for key, kind in checks.items()}
+    directory = ROOT / "charts" / "argocd" / "resource_customizations" / "hypha.space"
+    assert data == {
+        f"resource.customizations.{file.stem}.hypha.space_{file.parent.name}": file.read_text()
+        for file in (*directory.glob("*/health.lua"), *directory.glob("*/ignoreResourceUpdates.yaml"))
+    }

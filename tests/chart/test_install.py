@@ -33,10 +33,11 @@ def test_a_worker_created_by_an_upgrade_outlives_the_release(which: str, private
     run("upgrade", RELEASE, str(CHART), values=with_worker)
     assert _get(api, "hyphaworker/w")["metadata"]["generation"] == before["generation"]
 
-    run("uninstall", RELEASE)
+    run("uninstall", RELEASE, "--no-hooks")  # no kubelet runs the hook's pod here
     assert _get(api, "hyphaworker/w")["metadata"]["uid"] == before["uid"]
     kinds = "deployments,services,serviceaccounts,clusterroles,clusterrolebindings,configmaps"
     assert not api.kubectl("get", kinds, "-A", "-lapp.kubernetes.io/instance=hypha-worker", "-o=name")
+    assert "clusterrole.rbac.authorization.k8s.io/hypha-edit" in api.kubectl("get", "clusterroles", "-o=name")
 
 
 def test_a_release_of_helm_3_is_upgraded_by_helm_4(private_api_server: PrivateApiServer) -> None:
@@ -50,7 +51,7 @@ def test_a_release_of_helm_3_is_upgraded_by_helm_4(private_api_server: PrivateAp
 
 
 def test_the_api_server_accepts_every_object_by_server_side_apply(definitions: ApiServer, namespace: str) -> None:
-    manifests = [m for m in render(values=EVERYTHING, namespace=namespace) if m["kind"] != "ServiceMonitor"]
+    manifests = render(values=EVERYTHING, namespace=namespace)
     for manifest in manifests:
         manifest["metadata"].setdefault("annotations", {}).pop("helm.sh/hook", None)
     definitions.kubectl("apply", "--server-side", "--dry-run=server", "-f-", stdin=yaml.safe_dump_all(manifests))
@@ -65,7 +66,10 @@ def test_the_pods_of_the_chart_run_where_restricted_is_enforced(api_server: ApiS
     account = of_kind(manifests, "ServiceAccount")
     default = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": namespace}}
     api_server.kubectl("apply", "-f-", stdin=yaml.safe_dump_all([*account, default]))
-    pods = [operator, *of_kind(manifests, "Pod")]
+    (hook,) = of_kind(manifests, "Job")
+    uninstall = {**operator, "metadata": {"name": "uninstall", "namespace": namespace}}
+    uninstall["spec"] = hook["spec"]["template"]["spec"]
+    pods = [operator, uninstall, *of_kind(manifests, "Pod")]
     api_server.kubectl("create", "--dry-run=server", "-f-", stdin=yaml.safe_dump_all(pods))
 
 

@@ -13,10 +13,15 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from chart.operator_process import OperatorProcess, running
-from chart.rendering import CHART, Manifest, of_kind, render
+from chart.operator_process import OperatorProcess, Release, running
+from chart.rendering import Manifest, of_kind, render
 from e2e.cluster.tools import ROOT
+from e2e.monitoring import running_prometheus
+from hypha_telemetry.metric import Kind
+from hypha_telemetry.operator_metrics import OPERATOR_METRICS
+from hypha_telemetry.process_metrics import PROCESS_METRICS
 from support.api_server import ApiServer, PrivateApiServer
+from support.dashboards import assert_series, dashboard_queries, is_about_the_operator, scraping
 from support.waiting import until
 
 EXAMPLE = ROOT / "examples" / "hyphaworker.yaml"
@@ -33,7 +38,7 @@ class Confined:
     process: OperatorProcess
 
     def assert_it_lacked_no_right(self) -> None:
-        assert "forbidden" not in self.process.log.read_text().lower()
+        assert "forbidden: user" not in self.process.log.read_text().lower()
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +74,8 @@ def _make_and_take_away(api: ApiServer, namespace: str) -> None:
     worker["metadata"]["namespace"] = namespace
     api.kubectl("apply", "--server-side", "-f-", stdin=yaml.safe_dump(worker))
     until(lambda: get(api, namespace, "deployment/worker-controller"))
-    binding = f"clusterrolebinding/hypha-{namespace}.worker-token-reviewer"
-    until(lambda: get(api, namespace, binding))
     api.kubectl("wait", f"-n{namespace}", "hyphaworker/worker", "--for=condition=Ready=False", "--timeout=30s")
     api.kubectl("delete", f"-n{namespace}", "hyphaworker/worker", "--timeout=30s")
-    assert not get(api, namespace, binding)
 
 
 def test_a_hyphajob_gets_a_job_that_ends_when_it_is_cancelled(confined: Confined) -> None:
@@ -100,7 +102,7 @@ def test_a_hyphajob_gets_a_job_that_ends_when_it_is_cancelled(confined: Confined
 
 
 def test_no_example_is_changed_by_the_operator(confined: Confined) -> None:
-    """Fields and managers stay. Every worker gets a controller, except the one that needs cert-manager."""
+    """Fields and managers stay. Every worker starts, except those that need cert-manager or a sandbox."""
     api, namespace = confined.api, confined.namespace
     workers = [
         {**manifest, "metadata": {**manifest["metadata"], "namespace": namespace}}
@@ -109,6 +111,7 @@ def test_no_example_is_changed_by_the_operator(confined: Confined) -> None:
         if manifest["kind"] == "HyphaWorker" and path != EXAMPLE
     ]
     names = [worker["metadata"]["name"] for worker in workers]
+    reasons = {"issued-worker": "CertManagerMissing", "sandboxed-worker": "ExecutorsInvalid"}
 
     def users_part(name: str) -> tuple[Manifest, list[Manifest]]:
         live = get(api, namespace, f"hyphaworker/{name}")
@@ -117,7 +120,7 @@ def test_no_example_is_changed_by_the_operator(confined: Confined) -> None:
     api.kubectl("apply", "--server-side", "-f-", stdin=yaml.safe_dump_all(workers))
     before = {name: users_part(name) for name in names}
     for name in names:
-        reason = "CertManagerMissing" if name == "issued-worker" else "Starting"
+        reason = reasons.get(name, "Starting")
         condition = f"--for=jsonpath={{.status.conditions[?(@.type=='Ready')].reason}}={reason}"
         api.kubectl("wait", f"-n{namespace}", f"hyphaworker/{name}", condition, "--timeout=30s")
     assert {name: users_part(name) for name in names} == before
@@ -125,13 +128,24 @@ def test_no_example_is_changed_by_the_operator(confined: Confined) -> None:
     confined.assert_it_lacked_no_right()
 
 
-def test_the_dashboard_queries_only_metrics_of_the_operator(confined: Confined) -> None:
-    dashboard = json.loads((CHART / "dashboards" / "hypha-operator.json").read_text())
-    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    asked = {metric for expression in expressions for metric in re.findall(r"\b(?:hypha|process)_\w+", expression)}
+def test_every_query_of_the_dashboards_about_the_operator_returns_a_series(confined: Confined, tmp_path: Path) -> None:
+    asked = [expression for expression in dashboard_queries() if is_about_the_operator(expression)]
+    assert len(asked) >= 6
+    with running_prometheus(tmp_path, scraping("hypha-operator", confined.process.address)) as prometheus:
+        _make_and_take_away(confined.api, confined.namespace)
+        assert_series(prometheus, asked)
+
+
+def test_the_operator_exports_what_the_catalogue_says(confined: Confined) -> None:
     _make_and_take_away(confined.api, confined.namespace)
     until(lambda: "hypha_operator_reconcile_seconds_count{" in confined.process.metrics())
-    assert asked <= set(re.findall(r"^(\w+?)(?:\{| )", confined.process.metrics(), re.MULTILINE))
+    page = confined.process.metrics()
+    families = dict(re.findall(r"^# TYPE (\w+) (\w+)$", page, re.MULTILINE))
+    kinds = {Kind.UP_DOWN_COUNTER: "gauge"}
+    documented = {m.prometheus_name: kinds.get(m.kind, m.kind.value) for m in (*OPERATOR_METRICS, *PROCESS_METRICS)}
+    assert {name: families.get(name) for name in documented} == documented
+    assert {name for name in families if name.startswith("hypha_")} <= documented.keys()
+    assert 'service_name="hypha-operator"' in page
 
 
 @dataclass(frozen=True)
@@ -165,11 +179,44 @@ class HelmTest:
 
 def test_the_helm_test_needs_no_permissions_and_reports_problems(confined: Confined, tmp_path: Path) -> None:
     helm_test = HelmTest.of(confined.api, confined.namespace, tmp_path)
-    passed = "HyphaWorkers and HyphaJobs are served, and the operator is healthy\n"
+    passed = "HyphaWorkers and HyphaJobs are served, and the operator is ready: it leads\n"
     assert helm_test.run(confined.process.address) == (0, passed)
     assert "Look at its log" in helm_test.run("127.0.0.1:9")[1]
     (tmp_path / "token").write_text("nobody's")
     assert "401 Unauthorized" in helm_test.run(confined.process.address)[1]
+
+
+def test_an_operator_that_may_list_nothing_is_healthy_but_not_ready_and_the_helm_test_says_why(
+    definitions: ApiServer, tmp_path: Path
+) -> None:
+    release = Release(definitions, {}, apply=False)
+    operator = release.start(tmp_path / "operator.log")
+    try:
+        until(lambda: "cannot list resource" in operator.probe("/readyz")[1], timeout_s=60)
+        assert operator.probe("/readyz")[0] == 503
+        assert operator.probe("/healthz") == (200, "ok")
+        code, output = HelmTest.of(definitions, definitions.namespace(), tmp_path).run(operator.address)
+        assert code == 1
+        assert "cannot list resource" in output
+    finally:
+        operator.kill()
+
+
+def test_an_operator_is_ready_once_the_definitions_are_served(
+    private_api_server: PrivateApiServer, tmp_path: Path
+) -> None:
+    api = private_api_server.api
+    release = Release(api, {})
+    operator = release.start(tmp_path / "operator.log")
+    try:
+        until(lambda: "does not serve hyphaworkers, hyphajobs" in operator.probe("/readyz")[1], timeout_s=60)
+        assert operator.probe("/healthz") == (200, "ok")
+        api.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
+        assert operator.process.wait(30) == 0  # the kubelet starts it again
+        operator = release.start(tmp_path / "operator.log")
+        until(lambda: operator.probe("/readyz") == (200, "leads"), timeout_s=60)
+    finally:
+        operator.kill()
 
 
 def test_the_helm_test_says_which_definitions_are_missing(private_api_server: PrivateApiServer, tmp_path: Path) -> None:

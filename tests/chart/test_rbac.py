@@ -8,8 +8,8 @@ import httpx
 import pytest
 import yaml
 
-from chart.operator_process import grant
-from chart.rendering import Manifest, of_kind, one, render
+from chart.operator_process import Release
+from chart.rendering import CHART, HELMS, Manifest, helm, one, render
 from e2e.cluster.tools import ROOT
 from hypha_operator.jobs.children import job_children
 from hypha_operator.machinery.kinds import kind_of
@@ -34,22 +34,29 @@ NEEDED = {
     "/configmaps": KEEP,
     "/serviceaccounts": KEEP,
     "/services": OWN,
-    "/pods": READ,
+    "/pods": (*READ, "create"),
+    "/resourcequotas": ("list",),
     "/events": ("list", "create", "patch"),
     "apps/deployments": KEEP,
     "batch/jobs": (*READ, "create", "delete"),
-    "policy/poddisruptionbudgets": KEEP,
+    "policy/poddisruptionbudgets": OWN,
     "networking.k8s.io/networkpolicies": KEEP,
     "rbac.authorization.k8s.io/roles": KEEP,
     "rbac.authorization.k8s.io/rolebindings": KEEP,
     "cert-manager.io/certificates": ("get", "create", "patch", "delete"),
     "resource.k8s.io/resourceclaimtemplates": ("create", "patch"),
+    "coordination.k8s.io/leases": ("create",),
 }
-NEEDED_IN_CLUSTER = {"rbac.authorization.k8s.io/clusterrolebindings": ("create", "patch", "delete")}
+CERTIFICATES = {"cert-manager.io/certificates": NEEDED["cert-manager.io/certificates"]}
+LEASES = "coordination.k8s.io/leases"
+LEASE_VERBS = ("get", "list", "patch", "delete")
+"""What the operator may do with its own Leases, by name."""
+NEEDED_IN_ALL_NAMESPACES = {"/nodes": ("list",)}
+"""What an operator of a single namespace does not have."""
 ALL = (*OWN, "update", "deletecollection", "escalate", "bind", "impersonate", "use")
 NEVER = {
     "/secrets": (*READ, "update", "patch", "delete", "deletecollection"),
-    "/pods": ("create", "update", "patch", "delete", "deletecollection"),
+    "/pods": ("update", "patch", "delete", "deletecollection"),
     "/pods/exec": ALL,
     "/pods/attach": ALL,
     "/pods/log": ALL,
@@ -57,7 +64,7 @@ NEVER = {
     "/pods/ephemeralcontainers": ALL,
     "/serviceaccounts": ("impersonate", "update"),
     "/serviceaccounts/token": ALL,
-    "/nodes": ALL,
+    "/nodes": ("get", "watch", "create", "patch", "delete", "update", "deletecollection"),
     "/nodes/proxy": ALL,
     "/namespaces": ALL,
     "/persistentvolumes": ALL,
@@ -69,7 +76,8 @@ NEVER = {
     "rbac.authorization.k8s.io/roles": ("escalate", "bind", "update"),
     "rbac.authorization.k8s.io/rolebindings": ("update", "deletecollection"),
     "rbac.authorization.k8s.io/clusterroles": ALL,
-    "rbac.authorization.k8s.io/clusterrolebindings": (*READ, "update", "deletecollection"),
+    "rbac.authorization.k8s.io/clusterrolebindings": ALL,
+    "coordination.k8s.io/leases": (*LEASE_VERBS, "update", "deletecollection"),
     "admissionregistration.k8s.io/mutatingwebhookconfigurations": ALL,
     "admissionregistration.k8s.io/validatingwebhookconfigurations": ALL,
 }
@@ -82,10 +90,10 @@ class Operator:
     client: httpx.Client
     settings: Settings
 
-    def may(self, resource: str, verb: str, namespace: str | None) -> bool:
+    def may(self, resource: str, verb: str, namespace: str | None, name: str = "") -> bool:
         group, _, rest = resource.partition("/")
         plural, _, subresource = rest.partition("/")
-        about = {"group": group, "resource": plural, "subresource": subresource, "verb": verb}
+        about = {"group": group, "resource": plural, "subresource": subresource, "verb": verb, "name": name}
         review = {"spec": {"resourceAttributes": about | ({"namespace": namespace} if namespace else {})}}
         answer = self.client.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", json=review)
         return bool(answer.raise_for_status().json()["status"]["allowed"])
@@ -104,13 +112,21 @@ def listed(rights: dict[str, tuple[str, ...]]) -> set[str]:
     return {f"{verb} {what}" for what, verbs in rights.items() for verb in verbs}
 
 
+def granted(role: Manifest) -> set[str]:
+    """Return what a role grants without naming objects."""
+    rules = [rule for rule in role["rules"] if "resourceNames" not in rule]
+    for rule in rules:
+        assert "*" not in {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
+    return {
+        f"{v} {g}/{r}" for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]
+    }
+
+
 def installed(api: ApiServer, values: Manifest) -> Iterator[Operator]:
     home = api.namespace()
-    manifests = render(values=values, namespace=home)
-    grant(api, manifests)
-    account = one(manifests, "ServiceAccount")["metadata"]["name"]
-    environment = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]["env"]
-    settings = Settings.from_environment({variable["name"]: variable["value"] for variable in environment})
+    release = Release(api, values, home)
+    account = one(release.manifests, "ServiceAccount")["metadata"]["name"]
+    settings = Settings.from_environment(release.environment())
     with api.client(api.token(home, account)) as client:
         yield Operator(client, settings)
 
@@ -128,7 +144,8 @@ def confined(definitions: ApiServer, namespace: str) -> Iterator[Operator]:
 
 
 def test_the_operator_has_its_permissions_in_every_namespace(operator: Operator) -> None:
-    assert operator.allowed(NEEDED | NEEDED_IN_CLUSTER, None) == listed(NEEDED | NEEDED_IN_CLUSTER)
+    needed = NEEDED | NEEDED_IN_ALL_NAMESPACES
+    assert operator.allowed(needed, None) == listed(needed)
 
 
 def test_the_operator_has_no_other_permissions(operator: Operator) -> None:
@@ -138,46 +155,42 @@ def test_the_operator_has_no_other_permissions(operator: Operator) -> None:
 def test_an_operator_of_one_namespace_has_permissions_only_there(
     confined: Operator, namespace: str, api_server: ApiServer
 ) -> None:
-    assert confined.allowed(NEEDED, namespace) == listed(NEEDED)
+    assert confined.allowed(NEEDED, namespace) == listed(NEEDED) - listed(CERTIFICATES)
     assert confined.allowed(NEVER, namespace) == set()
     assert confined.allowed(NEEDED, api_server.namespace()) == set()
-    assert confined.allowed(NEEDED | NEEDED_IN_CLUSTER, None) == listed(NEEDED_IN_CLUSTER)
+    assert confined.allowed(NEEDED | NEEDED_IN_ALL_NAMESPACES, None) == set()
+
+
+@pytest.mark.parametrize("verb", LEASE_VERBS)
+def test_the_operator_may_use_only_its_own_leases(
+    verb: str, operator: Operator, confined: Operator, namespace: str
+) -> None:
+    assert operator.may(LEASES, verb, "default", "hypha-operator-cluster")
+    assert operator.may(LEASES, verb, namespace, "hypha-operator")
+    assert confined.may(LEASES, verb, namespace, "hypha-operator")
+    assert not confined.may(LEASES, verb, "default", "hypha-operator-cluster")
+    assert not operator.may(LEASES, verb, "kube-system", "kube-scheduler")
+
+
+def test_a_release_of_one_namespace_has_the_right_to_certificates_only_where_cert_manager_is_installed() -> None:
+    values = {"watchNamespace": "n"}
+    for which in HELMS:
+        text = helm(which, "template", "r", str(CHART), "--api-versions=cert-manager.io/v1", values=values)
+        role = one([m for m in yaml.safe_load_all(text) if m], "Role")
+        assert granted(role) - granted(one(render(which, values), "Role")) == listed(CERTIFICATES)
+
+
+def test_a_release_of_one_namespace_has_no_object_outside_of_namespaces() -> None:
+    manifests = render(values={"watchNamespace": "n", "crds": {"install": False}})
+    assert [m["kind"] for m in manifests if "namespace" not in m["metadata"]] == []
 
 
 def test_the_lists_above_name_every_rule_of_the_chart() -> None:
     """A new rule of the chart must be added to the lists of this module."""
-    granted = set()
-    for role in of_kind(render(values={"watchNamespace": "n"}), "Role") + of_kind(render(), "ClusterRole"):
-        if role["metadata"]["name"].endswith(("-edit", "-view", "-token-reviewer")):
-            continue
-        for rule in role["rules"]:
-            assert "*" not in {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
-            if "resourceNames" not in rule:
-                granted |= {f"{v} {g}/{r}" for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
-    assert granted == listed(NEEDED | NEEDED_IN_CLUSTER)
-
-
-def test_the_operator_can_bind_the_token_reviewer_and_no_other_role(
-    operator: Operator, namespace: str, api_server: ApiServer
-) -> None:
-    def bind(role: str) -> httpx.Response:
-        binding = {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": {"name": f"hypha-{namespace}-{uuid4().hex[:8]}-token-reviewer"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
-            "subjects": [{"kind": "ServiceAccount", "name": "w-controller", "namespace": namespace}],
-        }
-        return operator.apply("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding)
-
-    answer = bind(operator.settings.token_reviewer_role)
-    assert answer.status_code == 201, answer.text
-    for role in ("cluster-admin", "system:node", "system:aggregate-to-edit", "system:kube-scheduler"):
-        assert bind(role).status_code == 403, role
-    with api_server.client(api_server.token(namespace, "w-controller")) as controller:
-        review = {"spec": {"token": "x", "audiences": ["hypha-connector"]}}
-        assert controller.post("/apis/authentication.k8s.io/v1/tokenreviews", json=review).status_code == 201
-    api_server.kubectl("delete", f"clusterrolebinding/{answer.json()['metadata']['name']}")
+    role = one(render(values={"crds": {"install": False}}), "ClusterRole")
+    assert granted(role) == listed(NEEDED | NEEDED_IN_ALL_NAMESPACES)
+    (named,) = [rule for rule in role["rules"] if "resourceNames" in rule]
+    assert (named["resources"], named["verbs"]) == (["leases"], list(LEASE_VERBS))
 
 
 @pytest.mark.parametrize("mode", ["operator", "confined"])
@@ -209,17 +222,6 @@ def test_the_operator_can_grant_a_controller_its_permissions_and_no_more(
     assert grant(rule("", "secrets", "get")) == 403
     assert grant(rule("", "pods/exec", "create")) == 403
     assert grant(rule("*", "*", "*")) == 403
-
-
-def test_the_clusters_own_roles_include_workers() -> None:
-    """The controller manager adds the rules of roles with these labels to view, edit and admin."""
-    roles = {m["metadata"]["name"]: m for m in of_kind(render(), "ClusterRole")}
-    (edit,) = (role for name, role in roles.items() if name.endswith("-edit"))
-    (view,) = (role for name, role in roles.items() if name.endswith("-view"))
-    prefix = "rbac.authorization.k8s.io/aggregate-to-"
-    assert {edit["metadata"]["labels"][f"{prefix}{role}"] for role in ("edit", "admin")} == {"true"}
-    assert view["metadata"]["labels"][f"{prefix}view"] == "true"
-    assert view["rules"][0]["verbs"] == list(READ)
 
 
 @pytest.mark.parametrize("mode", ["operator", "confined"])

@@ -1,4 +1,4 @@
-"""The program of `helm test`: check that the API server serves both resources and that the operator is healthy."""
+"""The program of `helm test`: check that the API server serves both resources and that the operator is ready."""
 
 import json
 import os
@@ -27,13 +27,15 @@ def missing() -> set[str]:
     return NEEDED - {resource["name"] for resource in json.load(answer)["resources"]}
 
 
-def check_health() -> None:
-    """Raise OSError or HTTPException if the operator is not healthy."""
+def readiness() -> str:
+    """Return whether the replica that answers leads or stands by. OSError or HTTPException if it is not ready."""
     operator = HTTPConnection(os.environ["OPERATOR"], timeout=DEADLINE_S)
-    operator.request("GET", "/healthz")
+    operator.request("GET", "/readyz")
     answer = operator.getresponse()
+    text = answer.read(1000).decode(errors="replace")
     if answer.status != 200:
-        raise HTTPException(f"GET /healthz: {answer.status} {answer.read(1000).decode(errors='replace')}")
+        raise HTTPException(f"GET /readyz: {answer.status} {text}")
+    return text
 
 
 def main() -> str | None:
@@ -47,10 +49,10 @@ def main() -> str | None:
     except (OSError, HTTPException) as error:
         return f"the API server: {error}"
     try:
-        check_health()
+        state = readiness()
     except (OSError, HTTPException) as error:
         return f"the operator at {os.environ['OPERATOR']}: {error}. Look at its log."
-    print("HyphaWorkers and HyphaJobs are served, and the operator is healthy")
+    print(f"HyphaWorkers and HyphaJobs are served, and the operator is ready: it {state}")
     return None
 
 

@@ -18,10 +18,6 @@
 {{- printf "%s-%s" .Release.Namespace (include "hypha-worker.fullname" .) -}}
 {{- end -}}
 
-{{- define "hypha-worker.tokenReviewer" -}}
-{{- include "hypha-worker.clusterName" . }}-token-reviewer
-{{- end -}}
-
 {{- define "hypha-worker.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "hypha-worker.fullname" .) .Values.serviceAccount.name -}}
@@ -54,4 +50,48 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- with $root.Values.images.registry }}{{ trimSuffix "/" . }}/{{ end -}}
 {{- $image.repository -}}
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ coalesce $image.tag $root.Values.images.tag $root.Chart.AppVersion }}{{ end -}}
+{{- end -}}
+
+{{/* Whether pods name their user: "true" or "false". */}}
+{{- define "hypha-worker.userIds" -}}
+{{- if eq (toString .Values.podSecurity.userIds) "auto" -}}
+{{- not (.Capabilities.APIVersions.Has "security.openshift.io/v1") -}}
+{{- else -}}
+{{- .Values.podSecurity.userIds -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The arguments that name what the operator serves. */}}
+{{- define "hypha-worker.scope" -}}
+{{- if .Values.watchNamespace -}}
+- --namespace={{ .Values.watchNamespace }}
+{{- else -}}
+- --all-namespaces
+{{- end }}
+- --release={{ .Release.Namespace }}/{{ include "hypha-worker.fullname" . }}
+{{- end -}}
+
+{{/* The parts that the specifications of the chart's pods share. */}}
+{{- define "hypha-worker.pod" -}}
+enableServiceLinks: false
+{{- with .Values.images.pullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- $context := .Values.operator.podSecurityContext }}
+{{- if ne (include "hypha-worker.userIds" .) "true" }}
+{{- $context = omit $context "runAsUser" "runAsGroup" "fsGroup" }}
+{{- end }}
+{{- with $context }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.operator.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.operator.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
