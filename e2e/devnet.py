@@ -12,6 +12,7 @@ import tomlkit
 
 from e2e.processes import Event, Process
 from hypha_devnet import certs
+from hypha_devnet.demo.inference import inference_job
 from hypha_devnet.demo.settings import Files, job_config, load_identity, node_config
 from hypha_network.identity import Identity
 
@@ -62,7 +63,8 @@ class Devnet:
         )
         self.hub = hub.event("listening")["url"]
         preparing.event("prepared", _READY_S)
-        self._node("data", {"dataset_path": str(files.dataset)}).event("announced", _READY_S)
+        datasets = [str(files.dataset), str(files.held_out)]
+        self._node("data", {"dataset_paths": datasets}).event("announced", _READY_S)
 
     def stop(self) -> None:
         """End all processes."""
@@ -108,6 +110,15 @@ class Devnet:
         process = self._start(name, "-m", "e2e.digits_scheduler", str(self._write(name, config)), str(updates))
         return Training(self, process, updates, rounds)
 
+    def infer(self) -> "Inference":
+        """Start a job that predicts the held-out digits with the untrained model, on one worker."""
+        job = inference_job(self.files, self.files.model.repository, NEEDED["trainer"])
+        job["resources"]["num_workers"] = 1
+        config = self._node_config("scheduler") | {"scheduler": {"job": job}}
+        path = self._write("inference", config)
+        process = self._start("inference", "-m", "hypha_devnet", "scheduler", "--config", str(path), "--events")
+        return Inference(process, self.files.predictions)
+
     def judge(self, updates: Path) -> float:
         """Return the accuracy on held-out digits of the model that results from these updates."""
         judge = self._start(f"judge-{updates.name}", "-m", "e2e.digits", "judge", str(self.directory), str(updates))
@@ -132,6 +143,18 @@ class Devnet:
         process = Process(name, [sys.executable, *args], self.files.logs, environment)
         self._processes.append(process)
         return process
+
+
+@dataclass
+class Inference:
+    """A job that predicts the held-out digits."""
+
+    process: Process
+    predictions: Path
+
+    def of(self, name: str) -> list[Event]:
+        """Return the scheduler's events of a name so far."""
+        return self.process.of(name)
 
 
 @dataclass

@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from hypha_devnet.demo.model import accuracy, prepare
+from hypha_devnet.demo.model import judge, prepare
+from hypha_devnet.demo.models import DIGITS
 from hypha_devnet.demo.settings import Files
 
 
 def trained(files: Files, updates: Path, output: Path) -> Path:
     """Write the trained model, which is the sum of the untrained weights and the updates."""
-    shutil.copytree(files.model, output, dirs_exist_ok=True)
+    shutil.copytree(files.untrained, output, dirs_exist_ok=True)
     weights = load_file(output / "model.safetensors")
     for path in sorted(updates.glob("*.safetensors")):
         for name, update in load_file(path).items():
@@ -31,11 +32,11 @@ def main(what: str, directory: Path, updates: Path | None = None) -> None:
     torch.set_num_threads(1)
     files = Files(directory)
     if what == "prepare":
-        train, held_out = prepare(files)
-        print(json.dumps({"event": "prepared", "train": train, "held_out": held_out}), flush=True)
+        prepared = prepare(files)
+        print(json.dumps({"event": "prepared", "train": prepared.train, "held_out": prepared.held_out}), flush=True)
     elif updates is not None:
         model = trained(files, updates, updates.with_name(f"{updates.name}-model"))
-        print(json.dumps({"event": "judged", "accuracy": accuracy(model)}), flush=True)
+        print(json.dumps({"event": "judged", "accuracy": judge(DIGITS, model)[0]}), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ from pathlib import Path
 import trio
 
 from hypha_contracts import logs
-from hypha_devnet.config import SchedulerConfig, load
+from hypha_contracts.command_line import leaves
+from hypha_devnet.config import DilocoJob, SchedulerConfig, load
 from hypha_devnet.events import Events
 from hypha_devnet.roles.allocation import AllocationError
-from hypha_devnet.roles.node import join, leaves, until_signal
-from hypha_devnet.roles.scheduler import JobFailedError, Scheduler
+from hypha_devnet.roles.node import join, until_signal
+from hypha_devnet.roles.scheduler import Scheduler
+from hypha_devnet.roles.steps import JobFailedError
 from hypha_messages.job import AggregateExecutor, JobSpec
 from hypha_messages.streams import PUSH
 from hypha_network.changes import Changes
@@ -61,15 +63,17 @@ class Updates:
 
 async def run(config: SchedulerConfig, directory: Path, events: Events) -> int:
     """Run the job; return 0 when it is done and all updates have arrived."""
+    job = config.scheduler.job
+    assert isinstance(job, DilocoJob)
     async with join(config) as network:
         events.emit("listening", peer_id=network.peer_id, addresses=network.addresses())
         updates = Updates(directory, events)
         network.handle_stream(PUSH, updates.take)
         reasons: list[str] = []
         try:
-            await Observer(network, config.scheduler.job, events).run()
+            await Observer(network, job, events).run()
             with trio.fail_after(_LAST_UPDATE_S):
-                await updates.until(config.scheduler.job.rounds.update_rounds)
+                await updates.until(job.rounds.update_rounds)
         except* (JobFailedError, AllocationError, trio.TooSlowError) as group:
             reasons = [str(error) or type(error).__name__ for error in leaves(group)]
     if reasons:

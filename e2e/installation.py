@@ -14,6 +14,7 @@ from e2e.kube import Kube, eventually
 from e2e.settings import ROOT, Settings
 from images.build import settings_of
 from images.contexts import IMAGES, OUTPUT
+from images.release import chart_key
 
 NAMESPACE: Final = "hypha-system"
 RELEASE: Final = "hypha"
@@ -42,7 +43,9 @@ def load_images(directory: Path = OUTPUT) -> list[str]:
         if not mark.exists() or mark.read_text() != digest:
             own.load(directory / f"{image.name}.tar")
             mark.write_text(digest)
-        key = f"images.{_camel(image.name)}"
+        if not image.in_chart:
+            continue
+        key = f"images.{chart_key(image.name)}"
         arguments += ["--set", f"{key}.repository={image.name}", "--set-string", f"{key}.tag={built.tag}"]
     # The tags stay the same, so this annotation replaces the operator's pod when its image has changed.
     of_all = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
@@ -55,11 +58,6 @@ def load_images(directory: Path = OUTPUT) -> list[str]:
     ]
 
 
-def _camel(name: str) -> str:
-    first, *rest = name.split("-")
-    return first + "".join(part.title() for part in rest)
-
-
 def install(kube: Kube, settings: Settings) -> None:
     """Install or upgrade the chart, and wait until the operator is ready."""
     images = load_images() if settings.own_cluster else []
@@ -67,6 +65,11 @@ def install(kube: Kube, settings: Settings) -> None:
     chart = ("upgrade", "--install", RELEASE, str(ROOT / "charts" / "hypha-worker"), "--create-namespace", "--wait")
     _helm(kube, settings, *chart, "--set", "operator.resources.requests.cpu=50m", *images, *values)
     eventually("the operator is ready", lambda: operator_ready(kube))
+
+
+def uninstall(kube: Kube, settings: Settings) -> None:
+    """Uninstall the release and wait until its objects are gone. HyphaWorkers stay."""
+    _helm(kube, settings, "uninstall", RELEASE, "--wait")
 
 
 def check_release(kube: Kube, settings: Settings) -> None:
@@ -112,6 +115,18 @@ def host(settings: Settings) -> str:
     if not settings.own_cluster:
         raise AssertionError("E2E_HOST is not set; set it to the address of this machine that the cluster's pods reach")
     return Cluster().network.host
+
+
+@contextmanager
+def policies_ignored() -> Iterator[None]:
+    """Stop the engine of NetworkPolicies of `make cluster` for as long as the context lasts."""
+    own = Cluster()
+    own.stop("kube-router")
+    own.node.forget_policies()
+    try:
+        yield
+    finally:
+        own.start("kube-router")
 
 
 @contextmanager

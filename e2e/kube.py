@@ -15,12 +15,26 @@ T = TypeVar("T")
 Object = dict[str, Any]
 
 _GROUPS: Final = {
+    "admissionregistration.k8s.io/v1": ("mutatingwebhookconfigurations",),
+    "apiextensions.k8s.io/v1": ("customresourcedefinitions",),
     "apps/v1": ("deployments", "replicasets"),
     "batch/v1": ("jobs",),
+    "cert-manager.io/v1": ("certificates", "certificaterequests", "clusterissuers", "issuers"),
+    "coordination.k8s.io/v1": ("leases",),
+    "discovery.k8s.io/v1": ("endpointslices",),
     "hypha.space/v1alpha1": ("hyphaworkers", "hyphajobs"),
+    "kueue.x-k8s.io/v1beta2": (
+        "clusterqueues",
+        "localqueues",
+        "resourceflavors",
+        "workloadpriorityclasses",
+        "workloads",
+    ),
     "networking.k8s.io/v1": ("networkpolicies",),
+    "node.k8s.io/v1": ("runtimeclasses",),
     "policy/v1": ("poddisruptionbudgets",),
     "rbac.authorization.k8s.io/v1": ("roles", "rolebindings", "clusterrolebindings"),
+    "resource.k8s.io/v1": ("deviceclasses", "resourceclaims", "resourceslices"),
     "scheduling.k8s.io/v1": ("priorityclasses",),
 }
 _VERSIONS: Final = {kind: version for version, kinds in _GROUPS.items() for kind in kinds}

@@ -37,7 +37,7 @@ def targets(kube: Kube) -> dict[str, list[int]]:
 def refuses(kube: Kube, where: str, answers: dict[str, str]) -> bool:
     """Return whether a port refuses a job by requiring a TLS certificate, an error answer, or closing the connection.
 
-    Two services may answer: DNS (names, and metrics), and the operator's metrics.
+    These may answer: DNS (names, and metrics), and the metrics of operators and controllers.
     """
     opened = {what for what, answer in answers.items() if not _REFUSAL.match(answer)}
     return not opened or (where.rpartition(":")[0] in _serving_addresses(kube) and opened <= {"plain /metrics"})
@@ -45,21 +45,26 @@ def refuses(kube: Kube, where: str, answers: dict[str, str]) -> bool:
 
 def _serving_addresses(kube: Kube) -> set[str]:
     addresses: set[str] = set()
-    for selector in ("k8s-app=kube-dns", "app.kubernetes.io/component=operator"):
+    components = ("operator", "controller")
+    for selector in ("k8s-app=kube-dns", *(f"app.kubernetes.io/component={name}" for name in components)):
         addresses |= {pod["status"].get("podIP", "") for pod in kube.list_of("pods", None, selector)}
         addresses.update(*(item["spec"].get("clusterIPs", ()) for item in kube.list_of("services", None, selector)))
     return addresses
 
 
 def needed(kube: Kube, worker: Worker) -> set[str]:
-    """Return the addresses and ports that a job needs: DNS, and its worker's connector."""
-    endpoints = set()
+    """Return the addresses and ports that a job needs: DNS, and its worker's connector, as Services and behind them."""
+    found = set()
     for namespace, name in (("kube-system", "kube-dns"), (worker.namespace, f"{worker.name}-connector")):
         service = kube.get("services", namespace, name)
         if service is not None:
             ports = [port["port"] for port in service["spec"]["ports"]]
-            endpoints |= {f"{ip}:{port}" for ip in service["spec"]["clusterIPs"] for port in ports}
-    return endpoints
+            found |= {f"{ip}:{port}" for ip in service["spec"]["clusterIPs"] for port in ports}
+        for part in kube.list_of("endpointslices", namespace, f"kubernetes.io/service-name={name}"):
+            ports = [port["port"] for port in part["ports"] if port["protocol"] == "TCP"]
+            addresses = [address for endpoint in part["endpoints"] for address in endpoint["addresses"]]
+            found |= {f"{address}:{port}" for address in addresses for port in ports}
+    return found
 
 
 def policies_enforced(kube: Kube, worker: Worker, image: str) -> bool:

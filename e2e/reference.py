@@ -11,7 +11,8 @@ import tomlkit
 from e2e.devnet import NEEDED, Devnet
 from e2e.kube import eventually
 from e2e.processes import Process
-from hypha_devnet.demo.settings import SETTINGS, certificate_keys, job_config
+from hypha_devnet.demo.models import DIGITS
+from hypha_devnet.demo.settings import certificate_keys, job_config
 
 DONE: Final = "Job is completed."
 GPU: Final = {"count": 1, "memory": "32G"}
@@ -52,7 +53,7 @@ class Reference:
         """Start a job that trains the digits."""
         job = job_config()
         del job["schedule"]
-        job["rounds"] |= {"update_rounds": rounds, "max_batch_size": SETTINGS.batch_size}
+        job["rounds"] |= {"update_rounds": rounds, "max_batch_size": DIGITS.batch_size}
         job["resources"] |= {
             "worker": NEEDED["trainer"] | {"gpu": 1.0},
             "parameter_server": NEEDED["server"] | {"gpu": 0.0},

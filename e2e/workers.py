@@ -133,6 +133,12 @@ def trainer_spec(devnet: Devnet, name: str) -> dict[str, Any]:
     return spec(devnet, name, resources=_quantities(NEEDED["trainer"]), executors=executors)
 
 
+def inference_spec(devnet: Devnet, name: str) -> dict[str, Any]:
+    """Return the spec of a worker that infers."""
+    executors = [{"class": "inference", "name": "transformers"}]
+    return spec(devnet, name, resources=_quantities(NEEDED["trainer"]), executors=executors)
+
+
 def server_spec(devnet: Devnet, name: str) -> dict[str, Any]:
     """Return the spec of a worker that aggregates."""
     executors = [{"class": "aggregate", "name": "parameter-server"}]

@@ -5,7 +5,7 @@ from e2e.devnet import Devnet
 from e2e.kube import Kube, condition
 from e2e.settings import Settings
 from e2e.workers import Worker
-from hypha_devnet.demo.settings import SETTINGS
+from hypha_devnet.demo.models import DIGITS
 
 _JOB_S = 600
 
@@ -17,10 +17,10 @@ def test_the_release_passes_its_own_test(kube: Kube, operator: None, settings: S
 def test_the_digits_are_trained_by_pods_to_the_accuracy_of_the_demo(
     kube: Kube, devnet: Devnet, farm: list[Worker]
 ) -> None:
-    training = devnet.train(SETTINGS.rounds)
+    training = devnet.train(DIGITS.rounds)
     tasks = training.tasks()
     accuracy = training.accuracy(_JOB_S)
-    assert accuracy > SETTINGS.wanted_accuracy
+    assert DIGITS.score.verdict(accuracy, alone=accuracy, baseline=0).good
     for task in tasks:
         job = kube.get("hyphajobs", farm[0].namespace, f"hypha-{task}")
         assert job is not None

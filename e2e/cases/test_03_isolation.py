@@ -114,7 +114,7 @@ def test_a_job_that_looks_for_secrets_finds_none(
 
 
 def test_a_job_that_scans_every_pod_service_and_node_finds_no_open_port_that_serves_it(
-    kube: Kube, worker: Worker, tasks: Tasks
+    kube: Kube, worker: Worker, tasks: Tasks, settings: Settings
 ) -> None:
     program = _program("scanner")
     targets = open_ports.targets(kube)
@@ -125,7 +125,7 @@ def test_a_job_that_scans_every_pod_service_and_node_finds_no_open_port_that_ser
     image = installation.image(kube, "HYPHA_PARAMETER_SERVER_IMAGE")
     needed = open_ports.needed(kube, worker)
     assert needed <= set(found), f"the scan missed {needed - set(found)}"
-    if open_ports.policies_enforced(kube, worker, image):
+    if settings.own_cluster or open_ports.policies_enforced(kube, worker, image):
         assert set(found) <= needed, set(found) - needed
     else:
         controller = worker.controller()

@@ -41,6 +41,7 @@ def test_a_job_of_the_reference_scheduler_runs_in_pods(
     specs = {name: workers.trainer_spec(devnet, name) | network for name in ("trainer-1", "trainer-2")}
     for spec in specs.values():
         spec["resources"]["gpu"] = reference.GPU
+        spec["executors"][0]["args"] = ["--allow-fewer-gpus"]  # the GPUs of this cluster exist only in its books
     specs["server"] = workers.server_spec(devnet, "server") | network
     farm = [Worker(kube, devnet, namespace, name, spec).apply() for name, spec in specs.items()]
     for worker in farm:

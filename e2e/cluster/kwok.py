@@ -34,6 +34,34 @@ spec:
         lastTransitionTime: {{ Now | Quote }}
       {{ end }}
 """
+MISSING_IMAGE: Final = "registry.invalid/nobody/nothing:0"
+"""An image that no simulated node can pull."""
+POD_LACKS_IMAGE: Final = """
+apiVersion: kwok.x-k8s.io/v1alpha1
+kind: Stage
+metadata: {name: pod-lacks-image}
+spec:
+  resourceRef: {apiGroup: v1, kind: Pod}
+  selector:
+    matchExpressions:
+    - {key: .metadata.deletionTimestamp, operator: DoesNotExist}
+    - {key: .status.phase, operator: In, values: [Pending]}
+    - {key: '.spec.containers.[].image', operator: In, values: [MISSING_IMAGE]}
+    - {key: .status.containerStatuses, operator: DoesNotExist}
+  next:
+    statusTemplate: |
+      phase: Pending
+      containerStatuses:
+      {{ range .spec.containers }}
+      - name: {{ .name | Quote }}
+        image: {{ .image | Quote }}
+        imageID: ""
+        restartCount: 0
+        ready: false
+        started: false
+        state: {waiting: {reason: ImagePullBackOff, message: "Back-off pulling image"}}
+      {{ end }}
+""".replace("MISSING_IMAGE", MISSING_IMAGE)
 POD_RUNS: Final = """
 apiVersion: kwok.x-k8s.io/v1alpha1
 kind: Stage
@@ -44,6 +72,7 @@ spec:
     matchExpressions:
     - {key: .metadata.deletionTimestamp, operator: DoesNotExist}
     - {key: .status.phase, operator: In, values: [Pending]}
+    - {key: '.spec.containers.[].image', operator: NotIn, values: [MISSING_IMAGE]}
   next:
     statusTemplate: |
       {{ $now := Now }}
@@ -75,7 +104,7 @@ spec:
         started: true
         state: {running: {startedAt: {{ $now | Quote }}}}
       {{ end }}
-"""
+""".replace("MISSING_IMAGE", MISSING_IMAGE)
 POD_GOES: Final = """
 apiVersion: kwok.x-k8s.io/v1alpha1
 kind: Stage
@@ -117,7 +146,7 @@ def kwok(api_server: ApiServer, directory: Path, *, nodes: int = 1, gpus: int = 
     owner = uuid4().hex[:12]
     names = [f"kwok-{owner}-{number}" for number in range(nodes)]
     stages = directory / "stages.yaml"
-    stages.write_text("---".join([NODE_BECOMES_READY, POD_RUNS, POD_GOES]))
+    stages.write_text("---".join([NODE_BECOMES_READY, POD_LACKS_IMAGE, POD_RUNS, POD_GOES]))
     command = (
         tool("kwok"),
         f"--kubeconfig={api_server.kubeconfig}",
@@ -148,9 +177,13 @@ def kwok(api_server: ApiServer, directory: Path, *, nodes: int = 1, gpus: int = 
 
 def pod_placement(nodes: list[str]) -> dict[str, Any]:
     """Return the part of a pod's spec that places it on nodes of `kwok`."""
-    owner = nodes[0].split("-")[1]
     toleration = {"key": OWNER, "operator": "Exists"}
-    return {"nodeSelector": {OWNER: owner}, "tolerations": [toleration]}
+    return {"nodeSelector": {OWNER: owner_of(nodes)}, "tolerations": [toleration]}
+
+
+def owner_of(nodes: list[str]) -> str:
+    """Return the label that all nodes of one `kwok` have."""
+    return nodes[0].split("-")[1]
 
 
 def _node(name: str, owner: str, gpus: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The node: containerd, the kubelet, kube-proxy and DNS, all in the cluster's network namespace."""
+"""The node: containerd, the kubelet, kube-proxy, kube-router and DNS, all in the cluster's network namespace."""
 
 import json
 import shutil
@@ -26,6 +26,7 @@ PACKAGES: Final = {
     "containerd": "containerd",
     "runc": "runc",
     "iptables": "iptables",
+    "ipset": "ipset",
     "nft": "nftables",
     "ip": "iproute2",
     "busybox": "busybox-static",
@@ -33,6 +34,7 @@ PACKAGES: Final = {
 PLUGINS: Final = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 _KUBELET_PORT: Final = 10248
 _PROXY_PORT: Final = 10256
+_ROUTER_PORT: Final = 20244
 _DNS_PORT: Final = 8181
 
 
@@ -93,8 +95,14 @@ class Node:
             Program("containerd", self._containerd(), self._containerd_answers),
             Program("kubelet", self._kubelet(), lambda: self._answers(_KUBELET_PORT, "/healthz")),
             Program("kube-proxy", self._kube_proxy(), lambda: self._answers(_PROXY_PORT, "/livez")),
+            Program("kube-router", self._kube_router(), lambda: self._answers(_ROUTER_PORT, "/healthz")),
             Program("coredns", self._coredns(), lambda: self._answers(_DNS_PORT, "/ready")),
         ]
+
+    def forget_policies(self) -> None:
+        """Remove the rules of network policies, which stay in the kernel when kube-router ends."""
+        for chain in ("INPUT", "FORWARD", "OUTPUT"):
+            subprocess.run([*self.network.enter, "iptables", "--flush", f"KUBE-ROUTER-{chain}"], check=True)
 
     def make_cgroups(self) -> None:
         """Create the control group of all pods, in each hierarchy of version 1 or with all controllers of version 2."""
@@ -237,6 +245,23 @@ runtime_type = "io.containerd.runc.v2"
         }
         path = self._write("kube-proxy.yaml", yaml.safe_dump(configuration))
         return (*self.network.enter, tool("kube-proxy"), f"--config={path}")
+
+    def _kube_router(self) -> tuple[str, ...]:
+        """Return the command of the engine of NetworkPolicies; kube-router can also route and proxy."""
+        kubeconfig = self.plane.pki.kubeconfig(
+            self.directory / "kube-router.kubeconfig", self.plane.url, "kube-router", ("system:masters",)
+        )
+        return (
+            *self.network.enter,
+            tool("kube-router"),
+            f"--kubeconfig={kubeconfig}",
+            f"--hostname-override={NAME}",
+            f"--service-cluster-ip-range={self.network.service_range}",
+            "--run-firewall",
+            "--run-router=false",
+            "--run-service-proxy=false",
+            f"--health-port={_ROUTER_PORT}",
+        )
 
     def _coredns(self) -> tuple[str, ...]:
         kubeconfig = self.plane.pki.kubeconfig(self.directory / "coredns.kubeconfig", self.plane.url, "system:coredns")
