@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 
 from benchmarks.figures import table
 from benchmarks.nodes import BenchmarkError, rust_binaries
-from hypha_devnet.roles.node import leaves
+from hypha_contracts.command_line import leaves
 
-NAMES = ("fetch", "allocation", "outer_step", "parameter_server", "connector", "muxer")
+NAMES = ("fetch", "allocation", "outer_step", "parameter_server", "connector", "muxer", "telemetry", "trainer")
 ON_KUBERNETES = ("reconcile", "dispatch")
 """These benchmarks need `make tools` and take long, so they run only if named."""
 ALL = (*NAMES, *ON_KUBERNETES)

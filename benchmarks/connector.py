@@ -112,7 +112,7 @@ def serve(path: Path, identity: Identity | None, piece_bytes: int, total_bytes: 
         async with trio.open_nursery() as nursery:
             made = job()
 
-            async def authenticate(token: str, _source: str) -> UUID | None:
+            async def authenticate(token: str) -> UUID | None:
                 await trio.lowlevel.checkpoint()
                 return made.task_id if token == TOKEN else None
 

@@ -1,7 +1,9 @@
 """The executor of every measured worker. It uses the reference form of the bridge's API, and measures times.
 
-`executor.py WORK REPORT NUMBER [DIRECTORY]` fetches NUMBER slices, or takes part in NUMBER outer steps together with
-the other executors that use DIRECTORY. It writes seconds to REPORT as JSON. It needs only the standard library.
+`executor.py fetch REPORT NUMBER [DIRECTORY]` fetches NUMBER slices. With DIRECTORY it fetches slice N only once the
+file N is there, and then removes that file. `executor.py outer-steps REPORT NUMBER DIRECTORY` takes part in NUMBER
+outer steps together with the other executors that use DIRECTORY. Both write seconds to REPORT as JSON. It needs only
+the standard library.
 """
 
 import http.client
@@ -11,7 +13,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +50,17 @@ def arrivals(resource: Any) -> Iterator[Path]:
             yield Path(os.environ["WORK_DIR"], json.loads(line[5:])["path"])
 
 
-def fetch(config: Any, number: int) -> Iterator[float]:
+def fetch(config: Any, number: int, turns: Path | None = None) -> Iterator[float]:
     """Yield the seconds from each request for a slice to the bridge's answer."""
-    for _ in range(number):
+    for i in range(number):
+        while turns and not (turns / str(i)).exists():
+            time.sleep(0.01)
         started = time.monotonic()
         (file,) = json.load(post("/resources/fetch", config["data"]))
         yield time.monotonic() - started
         Path(os.environ["WORK_DIR"], file["path"]).unlink()
+        if turns:
+            (turns / str(i)).unlink()
 
 
 def outer_steps(config: Any, number: int, directory: Path) -> Iterator[tuple[float, float]]:
@@ -111,7 +117,8 @@ def make_gradient(path: Path, size_bytes: int) -> None:
 def main() -> None:
     work, report, number, *directory = sys.argv[1:]
     config = json.loads(os.environ["JOB_JSON"])["executor"]["config"]
-    times = fetch(config, int(number)) if work == "fetch" else outer_steps(config, int(number), Path(directory[0]))
+    work_of: Callable[..., Iterator[Any]] = {"fetch": fetch, "outer-steps": outer_steps}[work]
+    times = work_of(config, int(number), *map(Path, directory))
     partial = Path(f"{report}.part")
     partial.write_text(json.dumps(list(times)))
     partial.rename(report)

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +126,9 @@ class Stage:
             "relay_circuit": True,
         }
 
-    def start(self, name: str, kind: Kind, program: str, config: dict[str, Any]) -> Node:
+    def start(
+        self, name: str, kind: Kind, program: str, config: dict[str, Any], environment: Mapping[str, str] | None = None
+    ) -> Node:
         """Start a node: the Rust program hypha-PROGRAM, or this project's."""
         path = self.directory / f"{name}.toml"
         path.write_text(tomlkit.dumps(config))
@@ -146,7 +148,7 @@ class Stage:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "RUST_LOG": "info", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "RUST_LOG": "info", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", **(environment or {})},
             )
         identity = Identity.load(Path(config["cert_pem"]), Path(config["key_pem"]), Path(config["trust_pem"]))
         node = Node(name, program, identity.peer_id, process, log)
@@ -160,8 +162,15 @@ class Stage:
             del config["external_addresses"]
         return self.start(name, kind, "data", {**config, "dataset_path": str(dataset)})
 
-    def start_worker(self, name: str, kind: Kind, arguments: Sequence[str] | None) -> Node:
-        """Start a worker that runs the executor with these arguments, or a parameter server."""
+    def start_worker(
+        self,
+        name: str,
+        kind: Kind,
+        arguments: Sequence[str] | None,
+        environment: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> Node:
+        """Start a worker with more settings that runs the executor with these arguments, or a parameter server."""
         work_dir = self.directory / f"work-{name}"
         work_dir.mkdir()
         executor: dict[str, Any]
@@ -177,11 +186,12 @@ class Stage:
             "resources": {"cpu": 4, "memory": 16, "storage": 64, "gpu": 0},
             "offer": {"price": 1.0, "floor": 1.0, "strategy": {"type": "flexible"}},
             "executors": [executor],
+            **settings,
         }
         if kind == "ours":
             config["jobs"] = {"read_ahead": 0}  # the Rust worker fetches one slice at a time, too
             config["offer"]["minimum"] = dict.fromkeys(("cpu", "memory", "storage"), 0.001)  # it has no minimum
-        return self.start(name, kind, "worker", config)
+        return self.start(name, kind, "worker", config, environment)
 
     async def stop(self, *nodes: Node) -> None:
         """Stop these nodes, or all."""

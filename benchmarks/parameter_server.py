@@ -38,11 +38,14 @@ SMALL = Scale(file_bytes=1e6)
 
 def run(scale: Scale) -> list[Figure]:
     """Measure a round with momentum in which every worker's file is checked, as in all rounds but the first."""
-    with tempfile.TemporaryDirectory() as name:
-        return measure(Path(name), scale.file_bytes, WORKERS)
+    figures = []
+    for dtype in ("F32", "F16", "BF16"):
+        with tempfile.TemporaryDirectory() as name:
+            figures += measure(Path(name), scale.file_bytes, WORKERS, dtype)
+    return figures
 
 
-def measure(directory: Path, size_bytes: float, workers: int, dtype: str = "F32") -> list[Figure]:
+def measure(directory: Path, size_bytes: float, workers: int, dtype: str) -> list[Figure]:
     """Measure with files that were just written, as if peers had just pushed them."""
     files = [directory / f"worker-{number}" for number in range(workers)]
     for number, path in enumerate(files):
@@ -54,12 +57,12 @@ def measure(directory: Path, size_bytes: float, workers: int, dtype: str = "F32"
     step_s, memory_mib = timed(lambda: run_step(files, directory, first=False))
     _, memory_of_two_mib = timed(lambda: run_step(files[:2], directory, first=False))
     return [
-        Figure(f"reading and writing {workers} x {size_bytes / 1e9:g} GB once", copying_s, "s"),
-        Figure("checking the files, as they arrive", checking_s, "s"),
-        Figure("outer step", step_s, "s"),
-        Figure("speed against reading and writing", copying_s / (checking_s + step_s), "x", at_least=0.5),
-        Figure(f"memory, {workers} workers", memory_mib, "MiB"),
-        Figure("memory, 2 workers", memory_of_two_mib, "MiB"),
+        Figure(f"{dtype}: reading and writing {workers} x {size_bytes / 1e9:g} GB once", copying_s, "s"),
+        Figure(f"{dtype}: checking the files, as they arrive", checking_s, "s"),
+        Figure(f"{dtype}: outer step", step_s, "s"),
+        Figure(f"{dtype}: speed against reading and writing", copying_s / (checking_s + step_s), "x", at_least=0.5),
+        Figure(f"{dtype}: memory, {workers} workers", memory_mib, "MiB"),
+        Figure(f"{dtype}: memory, 2 workers", memory_of_two_mib, "MiB"),
     ]
 
 
@@ -93,7 +96,7 @@ def run_check(files: list[Path]) -> None:
 
 def run_step(files: list[Path], directory: Path, *, first: bool) -> None:
     """Run the outer step of a round."""
-    sources = [Source(path, read_header(path), PerKind(1 / len(files), 1 / len(files))) for path in files]
+    sources = [Source(path, read_header(path), PerKind(*[1 / len(files)] * 3)) for path in files]
     momentum = None if first else (directory / "momentum", read_header(directory / "momentum"))
     outer_step(sources, Nesterov(0.7, 0.9), momentum, (directory / "momentum.new", {}), (directory / "update", {}))
     (directory / "momentum.new").rename(directory / "momentum")

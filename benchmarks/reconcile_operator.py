@@ -80,7 +80,7 @@ class Release:
         needed = [m for m in manifests if m["apiVersion"].startswith("rbac.") or m["kind"] == "ServiceAccount"]
         self._kubectl("apply", "--server-side", "-f-", stdin=yaml.safe_dump_all([namespace, *needed]))
         self._kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
-        self._kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(ROOT / "crds"))
+        self._kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
 
     @contextmanager
     def operator(self, directory: Path) -> Iterator[Operator]:
@@ -90,13 +90,15 @@ class Release:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        environment = {variable["name"]: variable["value"] for variable in self._container["env"]}
+        environment = {
+            variable["name"]: variable["value"] for variable in self._container["env"] if "value" in variable
+        }
         environment["KUBECONFIG"] = str(kubeconfig)
         program = str(Path(sys.executable).parent / self._container["command"][0])
         variables = (f"{name}={value}" for name, value in environment.items())
         command = ("env", *variables, program, *self._container["args"], f"--port={port}")
         address = f"127.0.0.1:{port}"
-        operator = Program("operator", command, lambda: _is_healthy(address))
+        operator = Program("operator", command, lambda: _leads(address))
         processes = Processes(directory, [operator], die_with_parent=True)
         processes.up()
         try:
@@ -117,9 +119,9 @@ class Release:
             raise BenchmarkError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
 
 
-def _is_healthy(address: str) -> bool:
+def _leads(address: str) -> bool:
     try:
-        return httpx.get(f"http://{address}/healthz", trust_env=False).is_success
+        return httpx.get(f"http://{address}/readyz", trust_env=False).text == "leads"
     except httpx.TransportError:
         return False
 

@@ -16,9 +16,11 @@ FIGURES = {
     "fetch": "our data node to our worker",
     "allocation": "our worker, lone request, p50",
     "outer_step": "1 MB, all ours",
-    "parameter_server": "outer step",
+    "parameter_server": "F32: outer step",
     "connector": "pull in pieces of 16 KiB",
     "muxer": "muxer, 16 KiB frames",
+    "telemetry": "with telemetry, median",
+    "trainer": "trainer / bare loop",
     "reconcile": "calls per worker",
 }
 """One figure of each benchmark."""

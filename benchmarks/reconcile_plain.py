@@ -1,0 +1,125 @@
+"""A plain script that creates the objects that the operator created. It shows what the control plane itself takes."""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+
+import httpx
+
+from benchmarks.nodes import BenchmarkError
+from benchmarks.reconcile_load import Manifest, watch
+from benchmarks.reconcile_operator import until
+from e2e.cluster.control_plane import ControlPlane
+from hypha_contracts.names import JOB_LABEL, WORKER_LABEL
+from hypha_operator.machinery.kinds import CHILDREN, HYPHA_JOB, POD, WORKER, Kind, kind_of
+
+_AT_ONCE = 16
+"""As many as the operator reconciles at once."""
+_PAGE = 500
+_GENERATED = (
+    "uid",
+    "resourceVersion",
+    "creationTimestamp",
+    "generation",
+    "managedFields",
+    "ownerReferences",
+    "finalizers",
+)
+_CHOSEN_BY_SERVER = {"Service": ("clusterIP", "clusterIPs"), "Job": ("selector",)}
+
+Objects = dict[str, list[Manifest]]
+"""By the label of the owner: a HyphaWorker or a HyphaJob with all of its objects, in the order to create them."""
+
+
+def recorded(plane: ControlPlane) -> tuple[Objects, Objects]:
+    """Return the objects of each worker and of each job, as they are to be created again."""
+    workers, jobs = defaultdict[str, list[Manifest]](list), defaultdict[str, list[Manifest]](list)
+    with plane.client() as client:
+        for kind in (WORKER, HYPHA_JOB, *(kind for kind in CHILDREN if kind != POD)):
+            selector = WORKER_LABEL if kind in CHILDREN else ""
+            for manifest in _listed(client, kind, selector):
+                metadata = manifest["metadata"]
+                labels = metadata.get("labels") or {}
+                if job := metadata["name"] if kind == HYPHA_JOB else labels.get(JOB_LABEL):
+                    jobs[job].append(_bare(kind, manifest))
+                else:
+                    workers[metadata["name"] if kind == WORKER else labels[WORKER_LABEL]].append(_bare(kind, manifest))
+    return dict(workers), dict(jobs)
+
+
+def _listed(client: httpx.Client, kind: Kind, selector: str) -> Iterable[Manifest]:
+    query = {"limit": str(_PAGE), "labelSelector": selector}
+    while True:
+        answer = client.get(kind.path(None), params=query).raise_for_status().json()
+        yield from answer["items"]
+        if not (token := answer["metadata"].get("continue")):
+            return
+        query["continue"] = token
+
+
+def _bare(kind: Kind, manifest: Manifest) -> Manifest:
+    """Return an object without what the API server or a controller added."""
+    metadata = {key: value for key, value in manifest["metadata"].items() if key not in _GENERATED}
+    bare = {key: value for key, value in manifest.items() if key not in ("status", "metadata")}
+    bare |= {"apiVersion": kind.api_version, "kind": kind.name, "metadata": metadata}
+    if kind.name in _CHOSEN_BY_SERVER:
+        bare["spec"] = {key: value for key, value in bare["spec"].items() if key not in _CHOSEN_BY_SERVER[kind.name]}
+    if kind.name == "Job":
+        template = bare["spec"]["template"]
+        kept = {
+            k: v for k, v in template["metadata"]["labels"].items() if "controller-uid" not in k and "job-name" not in k
+        }
+        bare["spec"]["template"] = {**template, "metadata": {**template["metadata"], "labels": kept}}
+    return bare
+
+
+class PlainScript:
+    """Creates recorded objects on another control plane.
+
+    Args:
+        plane: the control plane, which has the definitions.
+        workers: the objects of each worker.
+        jobs: the objects of each job.
+        owners: what kwok's nodes were called when the objects were recorded, and what they are called now.
+    """
+
+    def __init__(self, plane: ControlPlane, workers: Objects, jobs: Objects, owners: tuple[str, str]) -> None:
+        self._plane, self._workers, self._jobs = plane, workers, jobs
+        self._owners = owners
+        self._running: dict[str, set[str]] = {"controller": set(), "job": set()}
+
+    def run(self, timeout_s: float) -> float:
+        """Create all objects of the workers, then those of the jobs; return the seconds until all pods run."""
+        for component in self._running:
+            watch(self._plane, "/api/v1/pods", f"app.kubernetes.io/component={component}", self._on_pod)
+        with self._plane.client() as client:
+            namespaces = {manifest["metadata"]["namespace"] for manifest in chain(*self._workers.values())}
+            for namespace in namespaces:
+                client.post("/api/v1/namespaces", json={"metadata": {"name": namespace}}).raise_for_status()
+            started = time.monotonic()
+            for component, objects in (("controller", self._workers), ("job", self._jobs)):
+                with ThreadPoolExecutor(_AT_ONCE) as threads:
+                    for _ in threads.map(lambda group: self._create(client, group), objects.values()):
+                        pass
+                self._await(component, len(objects), timeout_s)
+        return time.monotonic() - started
+
+    def _await(self, component: str, count: int, timeout_s: float) -> None:
+        running = self._running[component]
+        until(lambda: len(running) >= count, f"the pods of all {component}s run", timeout_s)
+
+    def _create(self, client: httpx.Client, group: list[Manifest]) -> None:
+        for manifest in group:
+            content = json.dumps(manifest).replace(*self._owners)
+            path = kind_of(manifest).path(manifest["metadata"]["namespace"])
+            answer = client.post(path, content=content, headers={"Content-Type": "application/json"})
+            if not answer.is_success:
+                raise BenchmarkError(f"{manifest['kind']} {manifest['metadata']['name']}: {answer.text}")
+
+    def _on_pod(self, _type: str, pod: Manifest) -> None:
+        if (pod.get("status") or {}).get("phase") == "Running":
+            labels = pod["metadata"]["labels"]
+            self._running[labels["app.kubernetes.io/component"]].add(labels.get(JOB_LABEL) or labels[WORKER_LABEL])
