@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -107,10 +107,19 @@ class ApiServer:
 class PrivateApiServer:
     """An API server whose processes one test controls."""
 
-    def __init__(self, directory: Path, *, controllers: bool = False) -> None:
+    def __init__(self, directory: Path, *, controllers: bool = False, audit_policy: str = "") -> None:
         self._stack = ExitStack()
         plane = ControlPlane(directory, ports=self._stack.enter_context(reserved_ports()), controllers=controllers)
-        self.processes = Processes(directory / "run", plane.programs(), die_with_parent=True)
+        self.audit_log = directory / "audit.log"
+        programs = plane.programs()
+        if audit_policy:
+            (policy := directory / "audit-policy.yaml").write_text(audit_policy)
+            flags = (f"--audit-policy-file={policy}", f"--audit-log-path={self.audit_log}")
+            programs = [
+                replace(program, command=(*program.command, *flags)) if program.name == "kube-apiserver" else program
+                for program in programs
+            ]
+        self.processes = Processes(directory / "run", programs, die_with_parent=True)
         self.api = ApiServer(directory, plane.url)
         assert plane.kubeconfig == self.api.kubeconfig
 

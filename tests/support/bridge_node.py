@@ -33,6 +33,8 @@ class FakeNode:
         self.incoming: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self.received: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self.reported: list[Any] = []
+        self.telemetry: list[Any] = []
+        self.traceparents: list[tuple[str, str | None]] = []
         self.answers: queue.Queue[dict[str, Any]] = queue.Queue()
         self.requests: list[tuple[str, Any]] = []
         self.faults: dict[str, list[Fault]] = {}
@@ -75,6 +77,15 @@ class FakeNode:
 
     def assign(self, dataset: str, provider: str, index: int) -> None:
         self.assignments[dataset].put((provider, index))
+
+    def answer(self, progress: Any) -> dict[str, Any]:
+        """Act as the scheduler that gets a report of the job."""
+        self.reported.append(progress)
+        return {"type": "Ok"} if self.answers.empty() else self.answers.get_nowait()
+
+    def take(self, peer: str, data: bytes) -> None:
+        """Act as the peer that gets a push of the job."""
+        self.received.put((peer, data))
 
     def fail_next(self, call: str, *faults: Fault) -> None:
         """Answer the next calls, such as `GET /pushes`, with these faults."""
@@ -154,13 +165,15 @@ class Handler(JsonHandler):
         else:
             request = json.loads(self.body())
             self.node.requests.append((url.path, request))
-            {"/slices/next": self.next_slice, "/slices/pull": self.pull, "/progress": self.progress}[url.path](request)
+            self.node.traceparents.append((url.path, self.headers.get("traceparent")))
+            calls = {"/slices/next": self.next_slice, "/slices/pull": self.pull, "/progress": self.progress}
+            (calls | {"/telemetry": self.telemetry})[url.path](request)
 
     def next_slice(self, request: dict[str, Any]) -> None:
         try:
             provider, index = self.node.assignments[request["dataset"]].get_nowait()
         except queue.Empty:
-            self.refuse(404, "not_found")
+            self.refuse(410, "no_slice")
         else:
             self.reply({"provider": provider, "index": index})
 
@@ -172,8 +185,12 @@ class Handler(JsonHandler):
             self.stream(data)
 
     def progress(self, request: Any) -> None:
-        self.node.reported.append(request)
-        self.reply(self.node.answers.get_nowait() if not self.node.answers.empty() else {"type": "Ok"})
+        self.reply(self.node.answer(request))
+
+    def telemetry(self, request: Any) -> None:
+        self.node.telemetry.append(request)
+        self.send_response(204)
+        self.end_headers()
 
     def hand_over_push(self) -> None:
         with self.node.waiting_for_push():
@@ -197,7 +214,7 @@ class Handler(JsonHandler):
         length = int(self.headers["Content-Length"])
         data = self.rfile.read(length)
         if len(data) == length:
-            self.node.received.put((peer, data))
+            self.node.take(peer, data)
             self.send_response(204)
             self.end_headers()
 

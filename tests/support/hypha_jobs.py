@@ -32,7 +32,7 @@ GROUP = "hypha.space"
 _RULES: list[dict[str, Any]] = [
     {"apiGroups": [GROUP], "resources": ["hyphajobs"], "verbs": ["get", "list", "watch", "create", "patch"]},
     {"apiGroups": [GROUP], "resources": ["hyphajobs/status"], "verbs": ["patch"]},
-    {"apiGroups": [GROUP], "resources": ["hyphaworkers"], "verbs": ["get"], "resourceNames": [WORKER]},
+    {"apiGroups": [GROUP], "resources": ["hyphaworkers"], "verbs": ["get", "watch"], "resourceNames": [WORKER]},
     {"apiGroups": [GROUP], "resources": ["hyphaworkers/status"], "verbs": ["patch"], "resourceNames": [WORKER]},
     {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
 ]
@@ -71,6 +71,15 @@ class Cluster:
 
     def worker(self) -> dict[str, Any]:
         return dict(self.call("GET", self.path("hyphaworkers", WORKER)))
+
+    def change(self, **spec: Any) -> None:
+        """Change fields of the HyphaWorker's specification; None removes them."""
+        self.call("PATCH", self.path("hyphaworkers", WORKER), {"spec": spec}, "application/merge-patch+json")
+
+    def permit(self, offering: dict[str, Any] | None) -> None:
+        """Write what the worker may sell into its status, as the operator does; None removes it."""
+        path = self.path("hyphaworkers", WORKER) + "/status?fieldManager=hypha-operator"
+        self.call("PATCH", path, {"status": {"offering": offering}}, "application/merge-patch+json")
 
     def say(self, task_id: UUID, phase: str, **status: Any) -> None:
         """Write a job's status, as the operator does."""
@@ -113,12 +122,6 @@ def make_cluster(server: ApiServer, directory: Path) -> Cluster:
     post(f"{rbac}/roles", {"metadata": {"name": "node"}, "rules": _RULES})
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "node"}
     post(f"{rbac}/rolebindings", {"metadata": {"name": "node"}, "roleRef": role, "subjects": [account]})
-    reviews = {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}
-    reviewer = f"reviewer-{namespace}"
-    cluster = "/apis/rbac.authorization.k8s.io/v1"
-    post(f"{cluster}/clusterroles", {"metadata": {"name": reviewer}, "rules": [reviews]})
-    role = role | {"kind": "ClusterRole", "name": reviewer}
-    post(f"{cluster}/clusterrolebindings", {"metadata": {"name": reviewer}, "roleRef": role, "subjects": [account]})
     manifest = worker_manifest(namespace, WORKER)
     worker = post(f"/apis/{API_VERSION}/namespaces/{namespace}/hyphaworkers", manifest)
     token_file = directory / f"{namespace}.token"

@@ -55,6 +55,19 @@ def aggregate_spec(senders: list[str], job_id: UUID | None = None) -> JobSpec:
     return JobSpec.model_validate({"job_id": str(job_id or uuid4()), "executor": executor})
 
 
+def inference_spec(receivers: list[str], job_id: UUID | None = None) -> JobSpec:
+    """An inference job: data from the scheduler, predictions to the receivers."""
+    training = train_spec().executor.config
+    config = {
+        "model": training.model,
+        "data": training.data,
+        "batch_size": 8,
+        "results": {"type": "peers", "peers": receivers, "strategy": {"type": "All"}},
+    }
+    executor = {"class": "inference", "descriptor": {"name": "test"}, "config": config}
+    return JobSpec.model_validate({"job_id": job_id or uuid4(), "executor": executor})
+
+
 def job(spec: JobSpec | None = None, lease_s: float = 60, **resources: float) -> Job:
     """A job whose lease lasts for a minute."""
     deadline = time.time() + lease_s

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import trio
 
 from hypha_devnet.client import Lease, Request, SchedulerClient, Wanted
 from hypha_messages.advertisement import WorkerSpec
-from hypha_messages.api import ReportJobStatus
+from hypha_messages.api import DataAssignment, ReportJobStatus
 from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.types import Resources
 from hypha_network.network import Network
@@ -48,15 +48,30 @@ class NodeProcess:
         directory: for the node's files.
         gateway: the address of its gateway.
         executor: what its executor does: run, finish or crash.
+        python: the interpreter of the node and of its executor.
+        inference: the arguments of a Python program that is an executor of class inference, instead of the other one.
+        name: the name of the node in its certificate.
         settings: tables of the configuration, and values of its top level.
     """
 
     module = "hypha_worker"
 
-    def __init__(self, pki: Pki, directory: Path, gateway: str, executor: str, **settings: Any) -> None:
+    def __init__(
+        self,
+        pki: Pki,
+        directory: Path,
+        gateway: str,
+        executor: str,
+        *,
+        python: str = sys.executable,
+        inference: list[str] | None = None,
+        name: str = "worker",
+        **settings: Any,
+    ) -> None:
         self.directory = directory
+        self._python = python
         self.peer_id = ""
-        files = pki.files("worker", directory)
+        files = pki.files(name, directory)
         script = directory / "executor.py"
         script.write_text(EXECUTOR)
         top = {
@@ -73,13 +88,13 @@ class NodeProcess:
         values = {key: value for key, value in settings.items() if key not in tables}
         lines = [f"{key} = {json.dumps(value)}" for key, value in (top | values).items()]
         for name, table in ({"resources": CAPACITY.model_dump()} | tables).items():
-            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-        lines += ["[[executors]]", 'class = "train"', 'name = "test"']
+            lines += [f"[{name}]", *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items())]
+        lines += ["[[executors]]", f'class = "{"inference" if inference else "train"}"', 'name = "test"']
         if "kubernetes" in tables:
             lines.append('runtime = "kubernetes"')
         else:
-            args = json.dumps([str(script), "{WORK_DIR}", executor])
-            lines += ['runtime = "process"', f"cmd = {json.dumps(sys.executable)}", f"args = {args}"]
+            args = json.dumps(inference or [str(script), "{WORK_DIR}", executor])
+            lines += ['runtime = "process"', f"cmd = {json.dumps(python)}", f"args = {args}"]
         self.environ: dict[str, str] = {}
         self.config = directory / "worker.toml"
         self.config.write_text("\n".join(lines))
@@ -107,7 +122,7 @@ class NodeProcess:
     def start(self) -> None:
         with (self.directory / "worker.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", self.module, "run", "--config", str(self.config)],
+                [self._python, "-m", self.module, "run", "--config", str(self.config)],
                 stderr=log,
                 stdout=log,
                 stdin=subprocess.DEVNULL,
@@ -132,9 +147,9 @@ class NodeProcess:
 class Scheduler(SchedulerClient):
     """A scheduler whose requests tests make one by one; `statuses` receives every report about a task."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, assign_slice: Callable[[str, str], DataAssignment] | None = None) -> None:
         send, self.statuses = trio.open_memory_channel[ReportJobStatus](math.inf)
-        super().__init__(network, on_status=lambda _, report: send.send_nowait(report))
+        super().__init__(network, assign_slice=assign_slice, on_status=lambda _, report: send.send_nowait(report))
 
     async def ask(self, resources: Resources = CAPACITY) -> Request:
         """Publish a request."""
@@ -165,11 +180,14 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(pki: Pki, gateway: Network, executor: str, **tables: Any) -> AsyncIterator[Stage]:
+async def stage(
+    pki: Pki, gateway: Network, executor: str, *, environ: Mapping[str, str] | None = None, **tables: Any
+) -> AsyncIterator[Stage]:
     """Start a worker whose executor does one thing: run, finish or crash."""
     # Not pytest's directory: its name is too long for a path of a Unix socket.
     with TemporaryDirectory() as directory:
         node = NodeProcess(pki, Path(directory), direct_address(gateway), executor, **tables)
+        node.environ |= environ or {}
         async with member(pki, "scheduler", gateway) as network:
             node.start()
             try:

@@ -15,7 +15,6 @@ from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.kinds import (
     CHILDREN,
-    CLUSTER_ROLE_BINDING,
     HYPHA_JOB,
     WATCHED,
     WORKER,
@@ -42,21 +41,24 @@ class RecordingCluster(Cluster):
 
     Attributes:
         writes: method and path of each write so far.
+        checks: the path of each dry run so far.
         kill_at: the number of the write, the first being 1, before which the operator is killed.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.writes: list[str] = []
+        self.checks: list[str] = []
         self.kill_at: int | None = None
 
-    async def _once(self, method: str, path: str, *arguments: Any) -> Manifest:
-        if method == "GET":
-            return await super()._once(method, path, *arguments)
-        self.writes.append(f"{method} {path}")
-        if len(self.writes) == self.kill_at:
-            raise KilledError
-        return await super()._once(method, path, *arguments)
+    async def _once(self, method: str, path: str, query: dict[str, str] | None, *arguments: Any) -> Manifest:
+        if "dryRun" in (query or {}):
+            self.checks.append(path)
+        elif method != "GET":
+            self.writes.append(f"{method} {path}")
+            if len(self.writes) == self.kill_at:
+                raise KilledError
+        return await super()._once(method, path, query, *arguments)
 
 
 class Pending:
@@ -73,13 +75,15 @@ class Pending:
 class Operating:
     """One process of the operator in one namespace."""
 
-    def __init__(self, cluster: RecordingCluster, store: Store, namespace: str, clock: Clock) -> None:
+    def __init__(
+        self, cluster: RecordingCluster, store: Store, namespace: str, clock: Clock, settings: Settings = SETTINGS
+    ) -> None:
         self.cluster, self.store, self.namespace = cluster, store, namespace
         self.pending = Pending()
         self.watches = Watches(store, self.pending)  # type: ignore[arg-type]
         self.reconcilers: dict[Kind, WorkerReconciler | JobReconciler] = {
-            WORKER: WorkerReconciler(store, cluster, clock, SETTINGS),
-            HYPHA_JOB: JobReconciler(store, cluster, clock, SETTINGS),
+            WORKER: WorkerReconciler(store, cluster, clock, settings),
+            HYPHA_JOB: JobReconciler(store, cluster, clock, settings, self.pending.add),
         }
 
     async def observe(self) -> None:
@@ -120,10 +124,8 @@ class Operating:
     async def objects(self) -> dict[str, Any]:
         """Return all objects of the operator in the namespace, without fields that differ from run to run."""
         found = {}
-        for kind in (*WATCHED, CLUSTER_ROLE_BINDING):
+        for kind in WATCHED:
             for manifest in await self.cluster.find(kind, self.namespace, label_selector="hypha.space/worker"):
-                if kind is CLUSTER_ROLE_BINDING and self.namespace not in manifest["metadata"]["name"]:
-                    continue
                 found[f"{kind.name} {manifest['metadata']['name']}".replace(self.namespace, "NS")] = manifest
         for manifest in await self.cluster.find(WORKER, self.namespace):
             found[f"HyphaWorker {manifest['metadata']['name']}"] = manifest
@@ -135,19 +137,25 @@ def _stable(manifest: Any, namespace: str) -> Any:
     if isinstance(manifest, dict):
         fleeting = {"creationTimestamp", "lastTransitionTime", "managedFields", "resourceVersion", "uid", "deadline"}
         fleeting |= {"clusterIP", "clusterIPs", "startTime", "completionTime", "deletionTimestamp", "generation"}
+        fleeting |= {"startingSince"}
         fleeting |= {"observedGeneration", "hypha.space/applied", "hypha.space/config", "jobId", "id", "nodePort"}
         return {key: _stable(value, namespace) for key, value in manifest.items() if key not in fleeting}
     if isinstance(manifest, list):
         return [_stable(item, namespace) for item in manifest]
     if isinstance(manifest, str):
-        text = re.sub(r"/tcp/3[0-9]{4}", "/tcp/NODEPORT", manifest.replace(namespace, "NS"))
+        text = re.sub(r"(/tcp/|\bport = )3[0-9]{4}", r"\1NODEPORT", manifest.replace(namespace, "NS"))
         return re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", text)
     return manifest
 
 
 @asynccontextmanager
 async def operating(
-    kubeconfig: Path, namespace: str, clock: Clock | None = None, *, knows: Callable[[Kind], bool] = lambda _: True
+    kubeconfig: Path,
+    namespace: str,
+    clock: Clock | None = None,
+    *,
+    knows: Callable[[Kind], bool] = lambda _: True,
+    settings: Settings = SETTINGS,
 ) -> AsyncIterator[Operating]:
     """Start an operator with an empty store. `knows` selects the kinds whose writes it records immediately."""
     clock = clock or Clock()
@@ -160,5 +168,5 @@ async def operating(
             operator.watches.record_write(kind, manifest)
 
     async with ApiClient(configuration) as client:
-        operator = Operating(RecordingCluster(client, clock, on_write), store, namespace, clock)
+        operator = Operating(RecordingCluster(client, clock, on_write), store, namespace, clock, settings)
         yield operator

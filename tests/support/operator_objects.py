@@ -12,6 +12,7 @@ WORKER_UID = "11111111-1111-1111-1111-111111111111"
 PEER = resources.PEER
 TRAIN = {"class": "train", "name": "diloco-transformer"}
 AGGREGATE = {"class": "aggregate", "name": "parameter-server"}
+INFERENCE = {"class": "inference", "name": "transformers"}
 ROOM = {"cpu": "8", "memory": "64Gi", "storage": "1Ti"}
 GPU = {"resourceName": "nvidia.com/gpu", "count": 4, "memory": "48Gi"}
 LEASE = {"cpu": 4.0, "memory": 16.0, "storage": 100.0, "gpu": 0.0}

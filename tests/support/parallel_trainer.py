@@ -1,6 +1,7 @@
 """Runs one process of the trainer with accelerate's way to spread a model, which it keeps for GPUs, forced onto CPUs.
 
-Arguments: the way (ddp, fsdp or tensor-parallel), then the trainer's own.
+Arguments: the way (a key of ENVIRONMENT), then the trainer's own. The ways `from-file` take the rest of the environment
+from the launcher, which has it from a configuration file.
 """
 
 import os
@@ -11,13 +12,19 @@ from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 WAY = sys.argv[1]
+FSDP = {
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+}
+REGIONS = {"ACCELERATE_DYNAMO_BACKEND": "EAGER", "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true"}
 ENVIRONMENT = {
     "ddp": {},
-    "fsdp": {
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
-    },
+    "ddp-compiled": {"ACCELERATE_DYNAMO_BACKEND": "EAGER", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"},
+    "fsdp": FSDP,
+    "fsdp-compiled": {**FSDP, **REGIONS, "FSDP_ACTIVATION_CHECKPOINTING": "true"},
+    "fsdp-from-file": {},
+    "tensor-parallel-from-file": {},
     "fsdp1": {"FSDP_VERSION": "1"},
     "tensor-parallel": {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "2"},
 }
@@ -31,7 +38,7 @@ class Accelerator(accelerate.Accelerator):
         if WAY.startswith("fsdp"):
             self.state.fsdp_plugin = FullyShardedDataParallelPlugin()
             self.state.distributed_type = DistributedType.FSDP
-        elif WAY == "tensor-parallel":
+        elif WAY.startswith("tensor-parallel"):
             self.state.distributed_type = DistributedType.MULTI_GPU
 
 

@@ -1,9 +1,13 @@
 """A bridge for the parameter server's tests: the stock form of the API on a Unix socket, without a network."""
 
 import json
+import os
 import queue
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,9 @@ from support.unix_http import JsonHandler, UnixServer
 
 JOB_ID = "7b1f8f3e-6a55-4b42-9b0e-0d9d3b1d4c11"
 MEMBERS = ("12D3KooWA", "12D3KooWB", "12D3KooWC")
+WAIT_S = 30
+CONTEXT = f"00-{'a' * 32}-{'b' * 16}-01"
+"""A trace context, without which executors send no telemetry."""
 
 
 def job_json(members=MEMBERS, learning_rate=0.7, momentum=0.9) -> str:
@@ -33,6 +40,7 @@ class Bridge:
         self.work_dir = work_dir
         self.answers = list(answers)
         self.statuses: list[Any] = []
+        self.telemetry: list[dict[str, Any]] = []
         self.updates: queue.Queue[tuple[dict[str, str], dict[str, np.ndarray], Path]] = queue.Queue()
         self._events: queue.Queue[str | None] = queue.Queue()
         (work_dir / "incoming").mkdir(exist_ok=True)
@@ -81,6 +89,9 @@ class Bridge:
                 elif self.path == "/resources/send":
                     bridge._send(body)
                     self.reply(None)
+                elif self.path == "/telemetry":
+                    bridge.telemetry.append(body)
+                    self.reply(None)
                 else:
                     bridge.statuses.append(body)
                     self.reply(bridge.answers.pop(0) if len(bridge.answers) > 1 else bridge.answers[0])
@@ -99,3 +110,54 @@ class Bridge:
                         return
 
         return Handler
+
+
+def tensors(value):
+    return {"weight": np.full((3, 2), value, np.float32), "bias": np.full(4, value, np.float16)}
+
+
+class Process:
+    """A parameter server; tests wait for lines of its log."""
+
+    def __init__(self, bridge, *options, members=MEMBERS, momentum=0.9):
+        bridge.statuses.clear()
+        job = job_json(members, learning_rate=1.0, momentum=momentum)
+        command = [sys.executable, "-m", "hypha_parameter_server", "--socket", bridge.socket, "--job", job, *options]
+        self.log_path = bridge.work_dir / "log"
+        with self.log_path.open("w") as log:
+            self._process = subprocess.Popen(
+                [*command, "--work-dir", bridge.work_dir], stderr=log, env={**os.environ, "TRACEPARENT": CONTEXT}
+            )
+
+    @property
+    def log(self):
+        return self.log_path.read_text()
+
+    def logs(self, text, times=1):
+        deadline = time.monotonic() + WAIT_S
+        while self.log.count(text) < times:
+            assert self._process.poll() is None, self.log
+            assert time.monotonic() < deadline, f"{text!r} is not in the log:\n{self.log}"
+            time.sleep(0.01)
+
+    def peak_mib(self):
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+    def kill(self):
+        self._process.kill()
+        self._process.wait()
+
+    def exit_status(self):
+        return self._process.wait(WAIT_S)
+
+    def send_signal(self, number):
+        self._process.send_signal(number)
+
+
+def update(bridge):
+    return bridge.updates.get(timeout=WAIT_S)
+
+
+def contributions(bridge):
+    return [path.name for path in (bridge.work_dir / "parameter-server").iterdir() if path.name.startswith("12D3")]

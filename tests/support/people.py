@@ -66,7 +66,9 @@ class User:
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, **spec["metadata"]}, "spec": spec["spec"]}
         self.apply(pod)
         ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
-        self.status(pod, "kubelet", conditions=[ready], phase="Running", hostIP="192.0.2.7")
+        self.status(
+            pod, "kubelet", conditions=[ready], phase="Running", hostIP="192.0.2.7", hostIPs=[{"ip": "192.0.2.7"}]
+        )
 
 
 def report(user: User, worker: Manifest, **node: Any) -> None:

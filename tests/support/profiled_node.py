@@ -6,6 +6,7 @@ measures how long each task runs before it yields.
 
 import atexit
 import functools
+import gc
 import os
 import signal
 import sys
@@ -56,9 +57,31 @@ class Steps(trio.abc.Instrument):
             self.long.setdefault(task.name, []).append(round(took, 4))
 
 
+class Collections:
+    """The CPU seconds of each of the garbage collector's runs, by generation."""
+
+    def __init__(self) -> None:
+        self.took: dict[int, list[float]] = {0: [], 1: [], 2: []}
+        self._started = 0.0
+
+    def __call__(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._started = time.thread_time()
+        else:
+            self.took[info["generation"]].append(time.thread_time() - self._started)
+
+    def lines(self) -> list[str]:
+        return [
+            f"{len(took)} collections of generation {generation}, {sum(took):.2f} s, {max(took) * 1000:.1f} ms at most"
+            for generation, took in self.took.items()
+            if took
+        ]
+
+
 own: Counter[str] = Counter()
 inclusive: Counter[str] = Counter()
 steps = Steps()
+collections = Collections()
 
 
 def place(frame: FrameType) -> str:
@@ -83,6 +106,7 @@ def write() -> None:
     long = sorted(((max(v), len(v), k) for k, v in steps.long.items()), reverse=True)
     lines = [f"profile: {total} samples, {steps.count} steps of tasks, which took {steps.cpu_s:.1f} CPU seconds"]
     lines += [f"{worst * 1000:7.0f} ms at most in {n:5} steps longer than 20 ms: {k}" for worst, n, k in long[:20]]
+    lines += collections.lines()
     passes = sorted(steps.passes) or [0.0]
     quantiles = ", ".join(f"{q:g}: {passes[int(q * (len(passes) - 1))] * 1000:.1f} ms" for q in (0.5, 0.9, 0.99, 1))
     lines += [f"{len(passes)} passes of the event loop, quantiles of their duration: {quantiles}", "time of tasks:"]
@@ -100,6 +124,7 @@ def profiled(*args: Any, **options: Any) -> Any:
     signal.signal(signal.SIGPROF, record)
     signal.setitimer(signal.ITIMER_PROF, EVERY_S, EVERY_S)
     atexit.register(write)
+    gc.callbacks.append(collections)
     return run(*args, **options, instruments=[steps])
 
 

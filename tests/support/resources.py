@@ -45,7 +45,7 @@ def worker_manifest(namespace: str, name: str = "gpu", **spec: Any) -> dict[str,
                 "gpu": {"resourceName": "nvidia.com/gpu", "count": 2, "memory": "48Gi"},
             },
             "executors": [
-                {"class": "train", "name": "diloco-transformer", "accelerate": {"mixedPrecision": "bf16"}},
+                {"class": "train", "name": "diloco-transformer", "accelerate": {"mixed_precision": "bf16"}},
                 {"class": "aggregate", "name": "parameter-server"},
             ],
             **spec,

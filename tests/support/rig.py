@@ -62,7 +62,7 @@ async def open_rig(config: ProcessConfig) -> AsyncIterator[Rig]:
 
 def left_behind(work_dir: Path) -> list[str]:
     pids = processes.strays(str(work_dir))
-    return [str(path) for path in work_dir.glob("*") if path.name not in ("jobs", "node.lock")] + [
+    return [str(path) for path in work_dir.glob("*") if path.name not in ("jobs", "logs", "node.lock")] + [
         *map(str, (work_dir / "jobs").glob("*")),
         *map(str, pids),
     ]

@@ -64,6 +64,7 @@ class Hub:
     metadata: list[dict[str, str]] = field(default_factory=list)
     updates: list[dict[str, torch.Tensor]] = field(default_factory=list)
     fetched: int = 0
+    telemetry: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -131,6 +132,7 @@ class Bridge:
         self.drop_events = 0
         """The number of event streams that are still to be cut right after they open."""
         self.subscriptions = 0
+        self.announced: list[Path] = []
         work_dir.mkdir(exist_ok=True)
         self.socket = work_dir / "bridge.sock"
         self._server = _Server(str(self.socket), _Handler)
@@ -180,6 +182,9 @@ class _Handler(JsonHandler):
         elif self.path == "/resources/send":
             self.reply(None)
             bridge.hub.take_gradient(bridge.work_dir / body["path"], bridge.siblings)
+        elif self.path == "/telemetry":
+            bridge.hub.telemetry.append(body)
+            self.reply(None)
         elif self.path == "/resources/receive":
             self._events(bridge)
         else:
@@ -196,10 +201,21 @@ class _Handler(JsonHandler):
             bridge.drop_events -= 1
             return
         mailbox = bridge.hub.mailboxes[bridge.number]
+        after = int(self.headers.get("Last-Event-ID", len(bridge.announced)))
+        for number, path in enumerate(bridge.announced):
+            if number > after:
+                self._announce(bridge, number, path)
         while path := mailbox.get():
-            relative = str(path.relative_to(bridge.work_dir))
-            event = {"path": relative, "size": path.stat().st_size, "from_peer": PEER}
-            self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+            try:
+                self._announce(bridge, len(bridge.announced), path)
+            except OSError:  # the listener is dead; the next one gets it
+                mailbox.put(path)
+                return
+            bridge.announced.append(path)
+
+    def _announce(self, bridge: Bridge, number: int, path: Path) -> None:
+        event = {"path": str(path.relative_to(bridge.work_dir)), "from_peer": PEER}
+        self.wfile.write(f"id: {number}\ndata: {json.dumps(event)}\n\n".encode())
 
 
 def write_digit_slices(folder: Path, count: int = 4, samples: int = 20) -> list[Path]:

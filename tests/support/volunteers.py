@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 import trio
 
-from hypha_messages.advertisement import TOPIC, decode
+from hypha_executor.labels import Labels
+from hypha_executor.safetensors import lay_out
+from hypha_messages.advertisement import DECODERS, TOPICS
 from hypha_messages.api import (
     API,
     DataAssignment,
@@ -19,8 +21,17 @@ from hypha_messages.api import (
     RequestData,
     WorkerOffer,
 )
-from hypha_messages.job import TrainExecutor
-from hypha_messages.progress import PROGRESS, Metrics, Progress, ProgressResponse, ReportProgress, Status
+from hypha_messages.job import InferenceExecutor, TrainExecutor
+from hypha_messages.progress import (
+    PROGRESS,
+    Metrics,
+    PredictedSlice,
+    Progress,
+    ProgressResponse,
+    ReportProgress,
+    Status,
+)
+from hypha_messages.streams import PUSH
 from hypha_messages.types import Message, SystemTime
 from hypha_network.changes import Changes
 from hypha_network.network import Network
@@ -57,6 +68,10 @@ class Volunteer:
     refuse_renewals: range = range(0)
     ignore_dispatches: int = 0
     says_so_late_s: float = 0.0
+    vanish_after_slices: int | None = None
+    """An inference worker stops answering, with a slice assigned, after this many slices."""
+    samples_per_slice: int = 4
+    label_changes: dict[str, object] = field(default_factory=dict)
     renewals: int = 0
     slices: list[int] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
@@ -67,7 +82,8 @@ class Volunteer:
         """Serve until cancelled."""
         async with trio.open_nursery() as self.nursery:
             self.network.handle(API, self._answer)
-            advertisements = self.network.subscribe(TOPIC, decode, 100)
+            topic = TOPICS[self.class_]
+            advertisements = self.network.subscribe(topic, DECODERS[topic], 100)
             task_status.started()
             async for gossip in advertisements:
                 request = gossip.message
@@ -96,7 +112,10 @@ class Volunteer:
         return None
 
     async def _work(self, scheduler: str, job: DispatchJob) -> None:
-        finish = self._train if isinstance(job.spec.executor, TrainExecutor) else self._aggregate
+        if isinstance(job.spec.executor, InferenceExecutor):
+            finish = self._infer
+        else:
+            finish = self._train if isinstance(job.spec.executor, TrainExecutor) else self._aggregate
         status = await finish(scheduler, job)
         report = ReportJobStatus(task_id=job.id, status=JobStatus(type=status))
         await self.network.request(scheduler, API, report)
@@ -132,6 +151,42 @@ class Volunteer:
             await self.meeting.step(round_)
             if (await self._say(scheduler, job, stage="update-received")).type == "Done":
                 return "Finished"
+
+    async def _infer(self, scheduler: str, job: DispatchJob) -> str:
+        config, samples = job.spec.executor.config, self.samples_per_slice
+        while True:
+            assignment: DataAssignment = await self.network.request(
+                scheduler, API, RequestData(dataset=config.data.dataset)
+            )
+            if assignment.index is None:
+                return "Finished"
+            if self.vanish_after_slices is not None and len(self.slices) >= self.vanish_after_slices:
+                self.refuse_renewals = range(10**9)
+                self.late_slice = assignment.index
+                await trio.sleep_forever()
+            if self.fail_after_batches is not None and len(self.batches) >= self.fail_after_batches:
+                return "Failed"
+            await trio.sleep(self.batch_time_s)
+            self.batches.append(samples)
+            await self._say(scheduler, job, status=Status(batch_size=samples))
+            if config.results and not await self.deliver(scheduler, job, assignment.index):
+                return "Failed"
+            self.slices.append(assignment.index)
+            predicted = PredictedSlice(index=assignment.index, samples=samples)
+            if (await self._say(scheduler, job, predicted=predicted)).type == "Done":
+                return "Finished"
+
+    async def deliver(self, scheduler: str, job: DispatchJob, index: int) -> bool:
+        """Push the predictions of a slice; return whether they were taken."""
+        labels = Labels(str(job.spec.job_id), samples=4, dataset="digits", slice_index=index)
+        head, _ = lay_out([("logits", "F32", (4,))], {**labels.to_metadata(), **self.label_changes})
+        stream = await self.network.open_stream(scheduler, PUSH)
+        await stream.send_all(head + bytes(16))
+        await stream.send_eof()
+        with trio.fail_after(20):
+            answer = bytes(await stream.receive_some())
+        stream.reset()
+        return answer == b""
 
     async def _aggregate(self, scheduler: str, job: DispatchJob) -> str:
         trainers = len(job.spec.executor.config.updates.peers)

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,8 +15,12 @@ from hypha_messages.types import Resources, SystemTime
 from hypha_network.changes import Changes
 from hypha_network.errors import PeerUnreachable, RemoteRefused
 from hypha_network.services.gossip_messages import Gossip
-from hypha_worker.job import Failed, Finished, JobEvent, LaunchError
-from hypha_worker.market.ledger import Lease
+from hypha_worker.job import Failed, Finished, JobEvent, LaunchError, Started
+from hypha_worker.market.capacity import Capacity
+from hypha_worker.market.evaluator import Policy
+from hypha_worker.market.ledger import Lease, Ledger
+from hypha_worker.market.rules import LedgerRules
+from hypha_worker.market.settings import Settings
 
 ALICE = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
 BOB = "12D3KooWJWoaqZhDaoEFshF7Rh1bpY9ohihFhzcW6d69Lr2NASuq"
@@ -26,6 +30,17 @@ WHOLE = Resources(gpu=8, cpu=4, memory=16, storage=100)
 TINY = Resources(gpu=1e-6, cpu=1e-6, memory=1e-6, storage=1e-6)
 """A minimum that raises no request of these tests noticeably."""
 HALF = Resources(gpu=4, cpu=2, memory=8, storage=50)
+
+
+def ledger_of(resources: Resources, clock: Callable[[], float], **rules: Any) -> Ledger:
+    """A ledger of a worker that has these resources on one node."""
+    return Ledger(LedgerRules(Capacity(resources), **rules), clock)
+
+
+def settings_by(policy: Policy, **rules: Any) -> Settings:
+    """The settings of a worker with a policy, whose executors are proven."""
+    share = policy.share if policy.max_share < 1 else None
+    return Settings(policy, LedgerRules(policy.capacity, share, **rules), offers=True, proven_at=0.0)
 
 
 def request(
@@ -64,7 +79,7 @@ class Market:
             self._send.send_nowait(Gossip(scheduler, wanted))
 
     def subscribe(
-        self, _topic: str, _decode: Any, _limit: int, _proved_per_s: float
+        self, _topic: str, _decode: Any, _limit: int, _proved_per_s: float, _hears: Any
     ) -> trio.MemoryReceiveChannel[Gossip[RequestWorker]]:
         """The arbiter's subscription."""
         return self._receive
@@ -98,6 +113,7 @@ class Jobs:
         self.running: dict[UUID, Lease] = {}
         self.deadlines: dict[UUID, float] = {}
         self.reported: list[UUID] = []
+        self.reasons: dict[UUID, str] = {}
         self.starts: list[UUID] = []
         self.start_s: dict[UUID, float] = {}
         self.broken = False
@@ -124,12 +140,22 @@ class Jobs:
     async def terminate(self, task_id: UUID, reason: str) -> None:
         """End a job."""
         await trio.lowlevel.checkpoint()
+        self.reasons[task_id] = reason
         if self.running.pop(task_id, None):
             self._send.send_nowait(Failed(task_id, reason))
 
     def record_reported(self, task_id: UUID) -> None:
         """Record that a scheduler was notified."""
         self.reported.append(task_id)
+
+    def begin(self, task_id: UUID) -> None:
+        """Start the executor of a job."""
+        self._send.send_nowait(Started(task_id))
+
+    def fail(self, task_id: UUID, *, blames_cluster: bool = False) -> None:
+        """Let a job fail."""
+        del self.running[task_id]
+        self._send.send_nowait(Failed(task_id, "no image", blames_cluster=blames_cluster))
 
     def finish(self, task_id: UUID) -> None:
         """End a job successfully."""

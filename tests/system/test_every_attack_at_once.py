@@ -28,8 +28,7 @@ SHORT = Bounds(answer_p99_s=inf, first_offer_s=inf, job_ratio=inf, late_growth_m
 """A short run judges no times, because it shares its two cores with whatever else this machine does."""
 BOUNDS = PROMISED if BY_HAND else SHORT
 
-by_hand = pytest.mark.skipif("ATTACK_S" not in os.environ, reason="set ATTACK_S=SECONDS, or run make attack")
-pytestmark = [by_hand, pytest.mark.alone, pytest.mark.anyio, pytest.mark.timeout(SECONDS + 300)]
+pytestmark = [pytest.mark.alone, pytest.mark.anyio, pytest.mark.timeout(SECONDS + 300)]
 
 
 async def test_a_hundred_attackers_harm_neither_a_job_nor_an_honest_scheduler_nor_the_node(

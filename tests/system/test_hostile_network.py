@@ -10,7 +10,9 @@ from support.honest import Honest
 from support.siege import siege
 from support.siege_report import Bounds
 
-by_hand = pytest.mark.skipif("ATTACK_S" not in os.environ, reason="set ATTACK_S=SECONDS, or run make attack")
+by_hand = pytest.mark.skipif(
+    "ATTACK_S" not in os.environ, reason="set ATTACK_S=1 to try each attack alone, for ten minutes"
+)
 pytestmark = [by_hand, pytest.mark.alone, pytest.mark.anyio, pytest.mark.timeout(180)]
 
 ATTACKERS = dict.fromkeys(Role, 8) | {Role.SCHEDULER: 1}

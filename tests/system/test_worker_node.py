@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from hypha_devnet.client import Lease, Request
+from hypha_messages.advertisement import TOPIC, decode
 from hypha_network.errors import NetworkError
 from support.certs import Pki
 from support.jobs import train_spec
@@ -64,6 +65,13 @@ async def test_a_node_with_a_job_listens_for_peers_and_for_nothing_else(pki: Pki
         sockets = [(pid, sock) for pid in pids for sock in psutil.Process(pid).net_connections(kind="inet")]
         accepting = [(pid, sock.type.name) for pid, sock in sockets if sock.laddr and not sock.raddr]
         assert accepting == [(s.node.pid, "SOCK_STREAM")]
+
+
+async def test_the_log_shows_the_subscription_and_the_peers_that_share_it(pki: Pki) -> None:
+    async with gateway(pki) as entry, stage(pki, entry, "run") as s:
+        with entry.subscribe(TOPIC, decode):
+            await until_logged(s.node, "subscribed to hypha/worker")
+            await until_logged(s.node, "connected peers subscribe to hypha/worker")
 
 
 async def test_a_job_that_ends_well_is_reported_and_nothing_of_it_is_left(pki: Pki) -> None:
