@@ -175,7 +175,11 @@ def test_where_the_operator_went_first_with_jobs_running_the_documented_line_cle
     (line,) = [line for line in (ROOT / "docs" / "operations.md").read_text().splitlines() if "xargs" in line]
     (programs := tmp_path / "bin").mkdir()
     (programs / "kubectl").symlink_to(tool("kubectl"))
-    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "KUBECONFIG": str(server.kubeconfig), "HOME": str(tmp_path)}
+    environment = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "KUBECONFIG": str(server.kubeconfig),
+        "HOME": str(tmp_path),
+    }
     subprocess.run(["bash", "-c", line], env=environment, check=True, timeout=60)
     until(lambda: stuck not in server.kubectl("get", "namespaces", "-oname"), timeout_s=MAX_S)
     delete(server, "lease", "hypha-operator-cluster", "-ndefault")

@@ -18,7 +18,6 @@ from zoo.jobs import BATCHES, TRAINERS, Jobs, open_jobs
 pytestmark = pytest.mark.timeout(300)
 
 
-
 def rows(count: int) -> Tensors:
     """Make rows of tokens, all of one length, because each process averages its loss over its own tokens."""
     ids = (torch.arange(count).unsqueeze(1) + torch.arange(12)) % 29 + 3
