@@ -69,11 +69,13 @@ def make_training(
         job.model.task, model_folder, trust_remote_code=trust_remote_code, placement=_placement(accelerator)
     )
     set_pad_token(plain, pad_token_id)
-    disable_cache(plain)
     groups = exchanged_groups(plain)
     tuning = read_tuning(os.environ)
-    if tuning.recompute_activations and accelerator.distributed_type != DistributedType.FSDP:
-        recompute_activations(plain)  # for FSDP, accelerate does it
+    if tuning.recompute_activations:
+        if accelerator.distributed_type == DistributedType.FSDP:
+            disable_cache(plain)  # accelerate does the rest
+        else:
+            recompute_activations(plain)
     optimizer = make_optimizer(job.optimizer, plain.parameters())
     schedule = make_schedule(job.schedule, optimizer)
     count = sum(parameter.numel() for parameter in plain.parameters())
