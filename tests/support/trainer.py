@@ -275,13 +275,15 @@ def write_text_slices(folder: Path, count: int = 4, samples: int = 20, length: i
         starts = torch.arange(number * samples, (number + 1) * samples).unsqueeze(1)
         tokens = (starts + torch.arange(length)) % 29 + 3
         path = folder / f"slice-{number:04d}.safetensors"
-        save_file({"input_ids": tokens.to(torch.int32), "labels": tokens.to(torch.int32)}, path)
+        attended = (torch.arange(length) < length - 1).expand_as(tokens)  # a mask of ones would be ignored
+        rows = {"input_ids": tokens, "labels": tokens.clone(), "attention_mask": attended}
+        save_file({name: tensor.to(torch.int32) for name, tensor in rows.items()}, path)
         paths.append(path)
     return paths
 
 
-def language_job(**config: Any) -> dict[str, Any]:
-    """Return a job as `job_spec` does, for the language model."""
+def language_job(*more: str, **config: Any) -> dict[str, Any]:
+    """Return a job as `job_spec` does, for the language model, with more inputs than those that it needs."""
     artifact = {"type": "huggingface", "repository": "tests/llama", "filenames": ["config.json", "model.safetensors"]}
-    names = ["input_ids", "labels"]
+    names = ["input_ids", "labels", *more]
     return job_spec(model={"task": "causal-lm", "artifact": artifact, "input-names": names}, **config)

@@ -12,13 +12,30 @@ import torch
 from safetensors.torch import save_file
 from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
+from hypha_operator.pods.accelerate import accelerate_file
+from hypha_resources.accelerate import Accelerate
 from hypha_trainer.training import main
 from support.trainer import Bridge, Hub, job_spec, language_job, language_model, write_text_slices
 
 from .conftest import OpenBridge
 
 PROCESS = Path(__file__).parents[1] / "support" / "parallel_trainer.py"
-SPEC = language_job(batch_size=9, optimizer={"learning-rate": 5e-3, "epsilon": 1e-3})
+SPEC = language_job("attention_mask", batch_size=9, optimizer={"learning-rate": 5e-3, "epsilon": 1e-3})
+FSDP = {"distributed_type": "FSDP"}
+SHARDS = {"fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
+COMPILED = {"dynamo_config": {"dynamo_backend": "EAGER"}}
+REGIONS = {"dynamo_config": {"dynamo_backend": "EAGER", "dynamo_use_regional_compilation": True}}
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "data parallel": ("data-parallel", {}),
+    "compiled, in parts": ("data-parallel", COMPILED | {"deepspeed_config": {"gradient_accumulation_steps": 2}}),
+    "sharded": ("fsdp", FSDP | {"fsdp_config": SHARDS}),
+    "sharded, compiled, recomputed": (
+        "fsdp",
+        FSDP | REGIONS | {"fsdp_config": SHARDS | {"fsdp_activation_checkpointing": True}},
+    ),
+    "tensor parallel": ("tensor-parallel", {"parallelism_config": {"parallelism_config_tp_size": 4}}),
+}
+"""For each way, how the processes spread the model, and the accelerate configuration of a HyphaWorker."""
 
 
 def language_hub(folder: Path) -> Hub:
@@ -51,12 +68,16 @@ def listening(launcher: psutil.Process) -> set[tuple[int, str]]:
     return found
 
 
-@pytest.mark.parametrize("way", ["ddp", "ddp-compiled", "fsdp", "fsdp-compiled", "tensor-parallel"])
+@pytest.mark.parametrize("way", WAYS)
 def test_two_processes_train_exactly_as_one(
     way: str, tmp_path: Path, open_bridge: OpenBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = language_hub(tmp_path)
-    process = start(*LAUNCH, str(PROCESS), way, *arguments(open_bridge(hub)))
+    spread, config = WAYS[way]
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(accelerate_file(Accelerate.model_validate({"num_processes": 2} | config), devices=0))
+    launch = (sys.executable, "-m", "hypha_trainer.launch", "--config_file", str(file))
+    process = start(*launch, str(PROCESS), spread, *arguments(open_bridge(hub)))
     output = process.communicate()[0]
     assert process.returncode == 0, output
     assert "5,200 parameters, 2 x cpu" in output
@@ -109,7 +130,9 @@ def test_two_processes_train_a_model_that_uses_other_layers_in_each_batch_and_so
 
 
 def test_fsdp_of_the_first_version_is_refused_with_the_remedy(tmp_path: Path, open_bridge: OpenBridge) -> None:
-    process = start(sys.executable, str(PROCESS), "fsdp1", *arguments(open_bridge(language_hub(tmp_path))))
+    process = start(
+        sys.executable, str(PROCESS), "fsdp", *arguments(open_bridge(language_hub(tmp_path))), FSDP_VERSION="1"
+    )
     output = process.communicate()[0]
     assert process.returncode == 2, output
     assert "set fsdp_config.fsdp_version: 2 in the accelerate configuration" in output

@@ -25,7 +25,6 @@ class Family:
         inputs: The model's inputs.
         preprocessor: The preprocessor's type, its inputs, and what builds it.
         learning_rate: AdamW's.
-        epsilon: AdamW's.
         note: What is special about it.
         refusal: What the trainer says in place of training, because transformers cannot train such a model.
     """
@@ -37,7 +36,6 @@ class Family:
     inputs: tuple[str, ...]
     preprocessor: tuple[str, tuple[str, ...], Callable[[], Any]] | None = None
     learning_rate: float = 3e-3
-    epsilon: float = 1e-8
     note: str = ""
     refusal: str = ""
 

@@ -50,7 +50,7 @@ def spec(family: Family, files: Sequence[str], job_id: str) -> dict[str, Any]:
         "data": {"type": "scheduler", "peer": SCHEDULER, "dataset": "zoo"},
         "updates": server,
         "results": server,
-        "optimizer": {"learning-rate": family.learning_rate, "epsilon": family.epsilon},
+        "optimizer": {"learning-rate": family.learning_rate},
         "batch_size": BATCH,
     }
     if family.preprocessor:
@@ -77,7 +77,6 @@ class Member(FakeNode):
         super().__init__(directory / "connector.sock")
         self.directory = directory
         self.peer = peer
-        self.sent: list[bytes] = []
         self._members = members
         self._steps = 0
 
@@ -94,36 +93,26 @@ class Member(FakeNode):
         return {"type": "Done" if self._steps == ROUNDS else "Continue"}
 
     def take(self, peer: str, data: bytes) -> None:
-        self.sent.append(data)
         self._members[peer].incoming.put((self.peer, data))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: the trainers' exit codes and logs, the models that they kept, and what they sent."""
+    """How a job ended: the trainers' exit codes and logs, and the models that they kept."""
 
     codes: tuple[int, ...]
     logs: tuple[str, ...]
     models: tuple[Path, ...]
-    sent: tuple[list[bytes], ...]
 
 
 class Jobs:
-    """Runs jobs in a directory; `folder` says where the hub has a family's model.
+    """Runs jobs in a directory; `folder` says where the hub has a family's model."""
 
-    Trainers run their entry point in processes of this one, or `command` in processes of their own.
-    """
-
-    def __init__(self, directory: Path, hub_url: str, command: Sequence[str] = ()) -> None:
+    def __init__(self, directory: Path, hub_url: str) -> None:
         self._directory = directory
         self._hub_url = hub_url
-        self._command = command
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(_PRELOADED)  # torch takes seconds to import
-
-    def launched_by(self, command: Sequence[str]) -> "Jobs":
-        """Return jobs in the same directory whose trainers a command starts."""
-        return Jobs(self._directory, self._hub_url, command)
 
     def folder(self, family: Family) -> Path:
         """Return the folder of a family in the hub."""
@@ -147,20 +136,10 @@ class Jobs:
             until(lambda: all(_socket(node).is_socket() for node in members.values()))
             server = [sys.executable, "-m", "hypha_parameter_server", *_arguments(members[SERVER])]
             stack.enter_context(_process(server, members[SERVER].directory / "executor.log"))
-            codes = self._launch(trainers) if self._command else self._run(trainers)
+            codes = self._run(trainers)
         logs = tuple((node.directory / "executor.log").read_text() for node in trainers)
         models = tuple(node.directory / "models" / job_id for node in trainers)
-        return Outcome(codes, logs, models, tuple(node.sent for node in trainers))
-
-    def _launch(self, trainers: Sequence[Member]) -> tuple[int, ...]:
-        """Start the trainers by the command and wait for their ends; return their exit codes."""
-        with ExitStack() as stack:
-            running = [
-                stack.enter_context(_process([*self._command, *_arguments(node)], node.directory / "executor.log"))
-                for node in trainers
-            ]
-            until(lambda: all(process.poll() is not None for process in running), JOB_S)
-            return tuple(process.returncode for process in running)
+        return Outcome(codes, logs, models)
 
     def _run(self, trainers: Sequence[Member]) -> tuple[int, ...]:
         """Run the trainers to their ends, or to the first failure; return their exit codes, -9 if killed."""
