@@ -51,7 +51,7 @@ def load() -> Settings:
         context=os.environ.get("E2E_CONTEXT"),
         host=os.environ.get("E2E_HOST"),
         values=path("E2E_VALUES"),
-        repeats=int(os.environ.get("E2E_REPEATS", "3")),
+        repeats=int(os.environ.get("E2E_REPEATS", "1")),
         reconcile_s=float(os.environ.get("E2E_RECONCILE_S", "60")),
         hypha_bin=path("HYPHA_BIN"),
         keep=bool(os.environ.get("E2E_KEEP")),

@@ -1,6 +1,6 @@
 """Definitions, namespaces and the release are removed in random orders, on a real control plane. Nothing is left.
 
-REMOVAL_ORDERS (2) says how many orders to try, and REMOVAL_SEED (1) with which one to begin.
+REMOVAL_ORDERS (1) says how many orders to try, and REMOVAL_SEED (1) with which one to begin.
 """
 
 import os
@@ -22,7 +22,7 @@ from support.api_server import ApiServer, PrivateApiServer
 from support.resources import install_definitions, job_manifest, worker_manifest
 from support.waiting import until
 
-ORDERS = int(os.environ.get("REMOVAL_ORDERS", "2"))
+ORDERS = int(os.environ.get("REMOVAL_ORDERS", "1"))
 SEED = int(os.environ.get("REMOVAL_SEED", "1"))
 MAX_S = 120
 STUCK_S = 240
