@@ -145,7 +145,7 @@ def test_a_job_that_floods_the_connector_delays_no_other_job(kube: Kube, worker:
     undisturbed = results(kube, job_of(kube, worker, alone))
 
     resources = Resources(cpu=0.3, memory=0.3, storage=0.1)
-    flood = runs(kube, worker, tasks.run(worker.peer_id, _program("flooder"), *where, "120", resources=resources))
+    flood = runs(kube, worker, tasks.run(worker.peer_id, _program("flooder"), *where, "60", resources=resources))
     beside = tasks.run(worker.peer_id, *reporter)
     assert beside.ended(110) == "Finished"
     assert job_of(kube, worker, flood)["status"]["phase"] == "Running"
@@ -161,7 +161,7 @@ def test_a_job_that_sends_a_header_bomb_harms_neither_the_receiving_job_nor_its_
     kube: Kube, worker: Worker, attacker: Worker, tasks: Tasks
 ) -> None:
     resources = Resources(cpu=0.2, memory=0.2, storage=0.6)
-    reporter = _program("reporter"), "120", "1", attacker.peer_id
+    reporter = _program("reporter"), "60", "1", attacker.peer_id
     receiver = runs(kube, worker, tasks.run(worker.peer_id, *reporter, resources=resources, peer=attacker.peer_id))
     bomber = tasks.run(
         attacker.peer_id, _program("bomber"), worker.peer_id, "300", resources=resources, peer=worker.peer_id

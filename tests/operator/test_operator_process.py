@@ -112,13 +112,14 @@ def test_an_operator_killed_at_random_moments_completes_every_worker(
     names = [f"worker-{number}" for number in range(12)]
     moments = random.Random(11)
     with supervised(served, namespace, tmp_path) as operator:
-        for name in names:
-            user.apply(worker_manifest(namespace, name))
-        for _ in range(4):
-            known = sum(bool(config(user, name)) for name in names)
-            operator.until(lambda known=known: sum(bool(config(user, n)) for n in names) > known or known == len(names))
+        for first in range(0, len(names), 3):
+            few = names[first : first + 3]
+            for name in few:
+                user.apply(worker_manifest(namespace, name))
+            operator.until(lambda few=few: any(config(user, name) for name in few))
             time.sleep(moments.uniform(0, 0.3))
             operator.kill()
+        operator.until(lambda: operator.process.is_ready)
         operator.until(lambda: all(reason(user, worker_manifest(namespace, name)) == "Starting" for name in names))
         for name in names:
             user.delete(worker_manifest(namespace, name))
