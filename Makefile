@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TEST_TOOLS := etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm3 helm prometheus promtool collector
+QUICK_TOOLS := $(TEST_TOOLS) kubelet kube-proxy coredns kube-router cert-manager
 
 .PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs monitoring crds reasons metrics checks images kind-images release dist base-image sbom requirements attack zoo bench clean
 
@@ -47,18 +49,17 @@ attack: install ## Attack a node with a hundred peers for ATTACK_S seconds, by d
 	ATTACK_S=$${ATTACK_S:-600} $(BIN)/pytest tests/system/test_every_attack_at_once.py
 
 tools-api: install ## Build the programs that the tests need into .tools, such as the API server (9 minutes the first time)
-	@$(BIN)/python -m e2e.cluster.tools etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm3 helm \
-	  prometheus promtool collector
+	@$(BIN)/python -m e2e.cluster.tools $(TEST_TOOLS)
 
 tools: install ## Build all programs of a cluster, helm and Prometheus into .tools (14 minutes the first time)
-	@$(BIN)/python -m e2e.cluster.tools
+	@$(BIN)/python -m e2e.cluster.tools $(if $(QUICK),$(QUICK_TOOLS))
 
 cluster: tools ## As root: start a Kubernetes cluster of one node on this machine, or repair it
 	@$(BIN)/python -m e2e.cluster up
 
-e2e: install ## Install the chart on that cluster or KUBECONFIG's, train a model, and test faults (docs: e2e/README.md)
+e2e: install ## Install the chart on that cluster or KUBECONFIG's, train a model, and test faults; QUICK=1 leaves out long cases
 	@test -n "$$KUBECONFIG$$E2E_CONTEXT" || $(MAKE) --no-print-directory e2e-cluster
-	$(BIN)/pytest -c e2e/pytest.ini e2e/cases
+	$(BIN)/pytest -c e2e/pytest.ini e2e/cases $(if $(QUICK),-m "not long")
 
 e2e-cluster: cluster
 	@command -v buildah >/dev/null && command -v debootstrap >/dev/null || apt-get install -y -qq --no-install-recommends buildah debootstrap
