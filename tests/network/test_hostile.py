@@ -100,7 +100,7 @@ async def test_a_stream_that_never_names_its_protocol_times_out(monkeypatch: pyt
         assert connection is not None
         muxed = await connection.muxed.open_stream()
         with trio.fail_after(DEADLINE_S), pytest.raises(StreamReset):
-            await muxed.receive_some()
+            await Stream(muxed, victim.peer_id).read_to_end(1024)
 
 
 async def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,8 @@ async def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) ->
         _, _, host, _, port = direct_address(victim).split("/")[:5]
         with trio.fail_after(DEADLINE_S):
             silent = await trio.open_tcp_stream(host, int(port))
-            assert await silent.receive_some() == b""
+            while await silent.receive_some():
+                pass
 
 
 @pytest.mark.parametrize(

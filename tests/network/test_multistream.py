@@ -45,10 +45,17 @@ async def test_a_peer_that_accepts_no_proposal_is_refused() -> None:
         await multistream.select(Peer(lines(HEADER, "na", "na")), ["/a/1", "/b/1"])
 
 
-async def test_the_first_answer_is_written_together_with_the_header() -> None:
+async def test_a_listener_answers_each_proposal() -> None:
     peer = Peer(lines(HEADER, "/x/1", "/a/1"))
     assert await multistream.accept(peer, {"/a/1"}) == "/a/1"
     assert peer.heard == lines(HEADER, "na", "/a/1")
+
+
+async def test_a_listener_sends_its_header_to_a_dialer_that_waits_for_it() -> None:
+    peer = Peer(b"")
+    with pytest.raises(NetworkError, match="ended"):
+        await multistream.accept(peer, {"/a/1"})
+    assert peer.heard == lines(HEADER)
 
 
 async def test_the_number_of_proposals_is_limited() -> None:

@@ -38,15 +38,14 @@ async def select(channel: Channel, protocols: list[str]) -> str:
 
 async def accept(channel: Channel, protocols: Container[str]) -> str:
     """Answer a peer's proposals; return the first that this node speaks. NetworkError if it speaks none of them."""
+    await channel.write(_line(HEADER))  # at once, because some peers propose nothing before they have read it
     await _expect_header(channel)
-    answer = _line(HEADER)  # sent together with the first answer, in one packet
     for _ in range(_MAX_PROPOSALS):
         protocol = await _read_line(channel)
         if protocol in protocols:
-            await channel.write(answer + _line(protocol))
+            await channel.write(_line(protocol))
             return protocol
-        await channel.write(answer + _line(NOT_AVAILABLE))
-        answer = b""
+        await channel.write(_line(NOT_AVAILABLE))
     raise NetworkError(f"this node speaks none of the {_MAX_PROPOSALS} protocols that the peer proposed")
 
 
