@@ -72,26 +72,41 @@ async def test_a_record_that_is_too_large_is_an_error() -> None:
 
 
 @pytest.mark.anyio
-async def test_the_number_of_records_stored_for_other_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_store_refuses_new_records_and_keeps_those_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kademlia, "MAX_RECORDS", 3)
     pki = Pki()
     async with gateway(pki) as g, member(pki, "a", g) as a:
-        for number in range(5):
+        for number in range(3):
             await a.put_record(f"dataset {number}", b"x")
-        assert await g.get_record("dataset 1") is None
-        assert await g.get_record("dataset 4") is not None
+        with pytest.raises(NetworkError, match="no peer stored"):
+            await a.put_record("dataset 3", b"x")
+        await a.put_record("dataset 0", b"y")
+        assert await g.get_record("dataset 0") == Record(b"y", a.peer_id)
+        assert await g.get_record("dataset 1") is not None
+        assert await g.get_record("dataset 3") is None
 
 
 @pytest.mark.anyio
-async def test_a_peer_that_stores_many_records_displaces_only_its_own() -> None:
+async def test_a_peer_stores_a_limited_number_of_records_and_loses_none_of_them() -> None:
     pki = Pki()
     async with gateway(pki) as g, member(pki, "greedy", g) as greedy, member(pki, "honest", g) as honest:
         await honest.put_record("honest", b"x")
-        for number in range(kademlia.MAX_RECORDS_PER_PEER + 5):
+        for number in range(kademlia.MAX_RECORDS_PER_PEER):
             await greedy.put_record(f"dataset {number}", b"x")
-        stored = [record.publisher for record, _ in g._kademlia._records.values()]
-        assert stored.count(greedy.peer_id) == kademlia.MAX_RECORDS_PER_PEER
-        assert stored.count(honest.peer_id) == 1
+        with pytest.raises(NetworkError, match="no peer stored"):
+            await greedy.put_record("one more", b"x")
+        assert await g.get_record("dataset 0") is not None
+        await honest.put_record("honest as well", b"x")
+
+
+@pytest.mark.anyio
+async def test_expired_records_take_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kademlia, "MAX_RECORDS", 1)
+    pki = Pki()
+    async with gateway(pki) as g, member(pki, "a", g) as a:
+        g._kademlia._records[b"old"] = Record(b"x", B), 0.0
+        await a.put_record("new", b"x")
+        assert await g.get_record("new") == Record(b"x", a.peer_id)
 
 
 @pytest.mark.anyio

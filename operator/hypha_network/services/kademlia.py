@@ -6,7 +6,7 @@ to a bound.
 
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ FAILED_S = 60.0
 MAX_KNOWN_PEERS = 1024
 MAX_RECORDS = 1024
 MAX_RECORDS_PER_PEER = 32
-"""At this limit, and at the one above, a peer's new record replaces the oldest of the peer that has most."""
+"""At this limit, and at the one above, new records are refused, because each stored one may be in use."""
 MAX_RECORD_BYTES = 8 * 1024
 _SERVE_TIMEOUT_S = 30.0
 
@@ -98,7 +98,8 @@ class Kademlia:
         self._table: OrderedDict[str, _Known] = OrderedDict()
         self._failed: dict[str, float] = {}
         self._own: dict[bytes, bytes] = {}
-        self._records: OrderedDict[bytes, tuple[Record, float]] = OrderedDict()
+        self._records: dict[bytes, tuple[Record, float]] = {}
+        """By key, the record of another peer, and the monotonic time in seconds when it expires."""
         self._learned = trio.Event()
         self.bootstrapped = trio.Event()
         """Set once a peer has answered a lookup of this node's own id."""
@@ -304,33 +305,29 @@ class Kademlia:
         return tuple((peer_id, peer.addresses) for peer_id, peer in closest)
 
     def _store(self, peer_id: str, stored: StoredRecord) -> bool:
-        """Store a record for the peer that publishes it. A peer cannot overwrite the record of another one."""
-        now = time.monotonic()
-        existing = self._stored(stored.key)
-        size_bytes = len(stored.key) + len(stored.record.value)
-        if stored.record.publisher not in (None, peer_id) or size_bytes > MAX_RECORD_BYTES:
-            _refusal_log.warning(
-                peer_id, "refused to store the record %r: it names another publisher, or is too large", stored.key[:64]
-            )
-            return False
-        if stored.key in self._own or (existing and existing.record.publisher != peer_id):
-            _refusal_log.warning(peer_id, "refused to store the record %r: another peer published it", stored.key[:64])
+        """Store a record for the peer that publishes it. False if it is refused, for a reason that the log names."""
+        if reason := self._objection(peer_id, stored):
+            _refusal_log.warning(peer_id, "refused to store the record %r: %s", stored.key[:64], reason)
             return False
         lifetime_s = min(stored.lifetime_s or RECORD_LIFETIME_S, RECORD_LIFETIME_S)
-        self._records[stored.key] = Record(stored.record.value, peer_id), now + lifetime_s
-        self._records.move_to_end(stored.key)
-        self._bound_records(peer_id)
+        self._records[stored.key] = Record(stored.record.value, peer_id), time.monotonic() + lifetime_s
         return True
 
-    def _bound_records(self, peer_id: str) -> None:
-        counts = Counter(record.publisher for record, _ in self._records.values())
-        if counts[peer_id] > MAX_RECORDS_PER_PEER:
-            publisher: str | None = peer_id
-        elif len(self._records) > MAX_RECORDS:
-            ((publisher, _),) = counts.most_common(1)
-        else:
-            return
-        del self._records[next(key for key, (record, _) in self._records.items() if record.publisher == publisher)]
+    def _objection(self, peer_id: str, stored: StoredRecord) -> str | None:
+        """Return why this node does not store a record for a peer, or None."""
+        if stored.record.publisher not in (None, peer_id):
+            return "it names another publisher"
+        if len(stored.key) + len(stored.record.value) > MAX_RECORD_BYTES:
+            return "it is too large"
+        if existing := self._stored(stored.key):
+            return None if existing.record.publisher == peer_id else "another peer published it"
+        now = time.monotonic()
+        self._records = {key: entry for key, entry in self._records.items() if entry[1] > now}
+        if sum(record.publisher == peer_id for record, _ in self._records.values()) >= MAX_RECORDS_PER_PEER:
+            return f"the peer has {MAX_RECORDS_PER_PEER} records here already"
+        if len(self._records) >= MAX_RECORDS:
+            return f"this node holds {MAX_RECORDS} records already"
+        return None
 
     def _stored(self, key: bytes) -> StoredRecord | None:
         if key in self._own:
