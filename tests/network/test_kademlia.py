@@ -122,6 +122,21 @@ async def test_a_limited_number_of_peers_is_known_and_the_one_heard_from_last_st
 
 
 @pytest.mark.anyio
+async def test_a_connected_peer_stays_known_however_many_others_identify_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kademlia, "MAX_KNOWN_PEERS", 3)
+    pki = Pki()
+    async with gateway(pki) as g, member(pki, "a", g) as a:
+        await until(g, lambda: a.peer_id in g._kademlia._table)
+        for network, connected in ((a, g.peer_id), (g, a.peer_id)):
+            for _ in range(10):
+                network._kademlia.learn(peer_id_from_ed25519(os.urandom(32)), [], frozenset())
+            assert connected in network._kademlia._table
+            assert len(network._kademlia._table) == 3
+
+
+@pytest.mark.anyio
 async def test_members_of_a_gateway_learn_each_others_addresses() -> None:
     pki = Pki()
     async with gateway(pki) as g, member(pki, "a", g) as a, member(pki, "b", g) as b:

@@ -51,6 +51,7 @@ RECORD_LIFETIME_S = 48 * 3600
 FAILED_S = 60.0
 """How long lookups leave out a peer that did not answer."""
 MAX_KNOWN_PEERS = 1024
+"""At this limit, a new peer replaces one that is not connected."""
 MAX_RECORDS = 1024
 MAX_RECORDS_PER_PEER = 32
 """At this limit, and at the one above, new records are refused, because each stored one may be in use."""
@@ -111,11 +112,18 @@ class Kademlia:
         self._table[peer_id] = _Known(tuple(filter(self._usable, known)), PROTOCOL in protocols, _peer_key(peer_id))
         self._table.move_to_end(peer_id)
         self._failed.pop(peer_id, None)
-        if len(self._table) > MAX_KNOWN_PEERS:
-            self._table.popitem(last=False)
+        self._bound_table()
         if fresh or not self.bootstrapped.is_set():
             self._learned.set()
         self._host.changes.notify()
+
+    def _bound_table(self) -> None:
+        """Remove the peers that identified themselves longest ago, but none that is connected, as gateways are."""
+        while len(self._table) > MAX_KNOWN_PEERS:
+            oldest = next((peer_id for peer_id in self._table if peer_id not in self._host.connections), None)
+            if oldest is None:
+                return
+            del self._table[oldest]
 
     def addresses_of(self, peer_id: str) -> tuple[Address, ...]:
         """Return the addresses that a peer announced for itself."""
