@@ -70,6 +70,11 @@ class Connection:
         """Whether the connection goes through a relay."""
         return self.address.relay is not None
 
+    @property
+    def preference(self) -> tuple[bool, float]:
+        """Compares connections to one peer: direct ones are better, and then the one that was heard from last."""
+        return not self.relayed, self.muxed.last_received_s
+
     async def open(self, protocols: list[str]) -> Stream:
         """Open a stream for the first protocol that the peer speaks too; RemoteRefused if it speaks none of them."""
         with trio.move_on_after(NEGOTIATION_TIMEOUT_S):

@@ -15,6 +15,7 @@ from hypha_network.network import Network
 from hypha_network.services import gossip, gossip_intake
 from hypha_network.services.gossip_messages import Gossip, Signer
 from hypha_network.wire.multistream import prefixed
+from hypha_network.wire.streams import Stream
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, gateway, member, messages, node, until
 
@@ -56,6 +57,51 @@ async def test_a_node_that_subscribes_forwards_gossip() -> None:
         with trio.fail_after(DEADLINE_S):
             await a.publish(TOPIC, b"hello")
             assert await received.receive() == Gossip(a.peer_id, b"hello")
+
+
+@pytest.fixture
+def gossip_streams(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
+    """A node opens no stream for gossip to a peer that it dialled before this event."""
+    may_open, open_stream = trio.Event(), Connection.open
+
+    async def open_late(self: Connection, protocols: list[str]) -> Stream:
+        if protocols == gossip.PROTOCOLS and not self.inbound:
+            await may_open.wait()
+        return await open_stream(self, protocols)
+
+    monkeypatch.setattr(Connection, "open", open_late)
+    return may_open
+
+
+async def test_a_message_published_the_moment_a_subscription_becomes_visible_arrives(
+    gossip_streams: trio.Event,
+) -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        received = b.subscribe(TOPIC, bytes)
+        await a.dial(direct_address(b))
+        await until(a, lambda: bool(a.subscribers(TOPIC)))
+        await a.publish(TOPIC, b"hello")
+        gossip_streams.set()
+        with trio.fail_after(DEADLINE_S):
+            assert await received.receive() == Gossip(a.peer_id, b"hello")
+
+
+async def test_a_message_forwarded_the_moment_a_subscription_becomes_visible_arrives(
+    gossip_streams: trio.Event,
+) -> None:
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b, node(pki, "source") as source:
+        forwarded, received = a.subscribe(TOPIC, bytes), b.subscribe(TOPIC, bytes)
+        await a.dial(direct_address(source))
+        await a.dial(direct_address(b))
+        await until(a, lambda: b.peer_id in a.subscribers(TOPIC))
+        message = Signer(source.identity.seed, source.peer_id).sign(TOPIC, b"hello")
+        a._pubsub._intake.handle(source.peer_id, message)
+        with trio.fail_after(DEADLINE_S):
+            await forwarded.receive()
+            gossip_streams.set()
+            assert await received.receive() == Gossip(source.peer_id, b"hello")
 
 
 async def test_members_of_a_gateway_receive_each_others_messages() -> None:

@@ -1,13 +1,14 @@
-"""The maintenance of the gossip mesh, without connections. A peer is a queue that records the messages sent to it."""
+"""The maintenance of the gossip mesh, without connections. A peer is an outbox that records the messages sent to it."""
 
 import pytest
 from libp2p.pubsub.pb import rpc_pb2
 
 from hypha_network.host import Host
 from hypha_network.services import gossip
-from hypha_network.services.gossip import PubSub, _Peer, _Queue
+from hypha_network.services.gossip import PubSub, _Peer
 from hypha_network.services.gossip_mesh import D_HIGH, D
 from hypha_network.services.gossip_messages import Signer
+from hypha_network.services.gossip_outbox import MAX_QUEUED_BYTES, Outbox
 from hypha_network.services.source_prover import SourceProver
 from hypha_network.wire.addresses import Address
 from support.certs import Pki
@@ -20,7 +21,7 @@ async def no_gateways(_: str) -> dict[str, tuple[Address, ...]]:
     return {}
 
 
-class Sent(_Queue):
+class Sent(Outbox):
     """Records the messages sent to a peer."""
 
     def __init__(self) -> None:
@@ -29,6 +30,8 @@ class Sent(_Queue):
     def put(self, rpc: rpc_pb2.RPC) -> bool:
         self.rpcs.append(rpc)
         return True
+
+    put_subscriptions = put
 
     def controls(self, kind: str) -> list[rpc_pb2.ControlMessage]:
         return [part for rpc in self.rpcs for part in getattr(rpc.control, kind)]
@@ -39,8 +42,8 @@ class Mesh:
         host = Host(IDENTITY.peer_id, None, None)  # type: ignore[arg-type]
         self.pubsub = PubSub(host, Signer(IDENTITY.seed, IDENTITY.peer_id), SourceProver(host, no_gateways))
         self.sent = {f"peer {number}": Sent() for number in range(peers)}
-        for peer_id, queue in self.sent.items():
-            self.pubsub._peers[peer_id] = _Peer(connections=1, queues=[queue], topics={TOPIC})
+        for peer_id, outbox in self.sent.items():
+            self.pubsub._peers[peer_id] = _Peer(connections=1, outbox=outbox, topics={TOPIC})
         self.pubsub.subscribe(TOPIC, bytes, 10)
 
     @property
@@ -143,9 +146,9 @@ async def test_a_message_is_retransmitted_at_most_three_times() -> None:
 
 
 async def test_the_queue_of_a_peer_that_does_not_read_is_bounded() -> None:
-    queue = _Queue()
+    outbox = Outbox()
     rpc = rpc_pb2.RPC(publish=[Signer(IDENTITY.seed, IDENTITY.peer_id).sign(TOPIC, bytes(60_000))])
-    assert sum(queue.put(rpc) for _ in range(1000)) == gossip.MAX_QUEUED_BYTES // (rpc.ByteSize() + 3)
+    assert sum(outbox.put(rpc) for _ in range(1000)) == MAX_QUEUED_BYTES // (rpc.ByteSize() + 3)
 
 
 async def test_a_limited_number_of_subscriptions_of_one_message_counts() -> None:

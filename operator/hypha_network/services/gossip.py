@@ -18,8 +18,9 @@ from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.gossip_intake import Hears, Intake, hears_all
 from hypha_network.services.gossip_mesh import PRUNE_BACKOFF_S, Mesh
 from hypha_network.services.gossip_messages import Gossip, Message, MessageCache, Signer, message_id
+from hypha_network.services.gossip_outbox import Outbox
 from hypha_network.services.source_prover import SourceProver
-from hypha_network.wire.multistream import prefixed, read_prefixed
+from hypha_network.wire.multistream import read_prefixed
 from hypha_network.wire.streams import Stream
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,6 @@ HEARTBEAT_S = 1.0
 MAX_RPC_BYTES = 64 * 1024
 MAX_MESSAGES_PER_RPC = 512
 """More than fit, because a signed message has at least 120 bytes; smaller ones are forged."""
-MAX_QUEUED_BYTES = 1024 * 1024
-"""Maximum size of the messages that wait for one slow peer; more are dropped."""
 MAX_STREAMS_PER_PEER = 4
 """Maximum number of streams that a peer sends on; opening one more resets the oldest."""
 MAX_TOPICS_PER_PEER = 128
@@ -46,36 +45,10 @@ RETRY_S = 5.0
 _WRITE_TIMEOUT_S = 10.0
 
 
-class _Queue:
-    """The messages that wait to be sent on one connection, bounded in bytes."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._size_bytes = 0
-        self.filled = trio.Event()
-        """Set while there is a message to take."""
-
-    def put(self, rpc: rpc_pb2.RPC) -> bool:
-        data = prefixed(rpc.SerializeToString())
-        if self._size_bytes + len(data) > MAX_QUEUED_BYTES:
-            return False
-        self._parts.append(data)
-        self._size_bytes += len(data)
-        self.filled.set()
-        return True
-
-    def take(self) -> bytes:
-        data = b"".join(self._parts)
-        self._parts.clear()
-        self._size_bytes = 0
-        self.filled = trio.Event()
-        return data
-
-
 @dataclass
 class _Peer:
     connections: int = 0
-    queues: list[_Queue] = field(default_factory=list)
+    outbox: Outbox = field(default_factory=Outbox)
     inbound: list[Stream] = field(default_factory=list)
     """The streams that the peer sends on, oldest first."""
     topics: set[str] = field(default_factory=set)
@@ -123,8 +96,7 @@ class PubSub:
         if topic not in self._subscribers:
             self._subscribers[topic] = []
             self._mesh.join(topic)
-            for peer_id in self._peers:
-                self._send(peer_id, _subscription(topic))
+            self._announce(_subscription(topic))
             self._fill_mesh(topic)
         self._subscribers[topic].append(sender)
         return receiver
@@ -162,7 +134,7 @@ class PubSub:
     async def _send_on(self, connection: Connection, peer: _Peer) -> None:
         try:
             stream = await connection.open(PROTOCOLS)
-            await self._send_queued(peer, stream)
+            await self._send_queued(connection, peer.outbox, stream)
         except RemoteRefused:
             await trio.sleep_forever()
         except trio.TooSlowError:
@@ -170,20 +142,15 @@ class PubSub:
         except NetworkError as error:
             logger.debug("gossip with %s broke: %s", connection.peer_id, error)
 
-    async def _send_queued(self, peer: _Peer, stream: Stream) -> None:
-        queue = _Queue()
-        peer.queues.append(queue)
+    async def _send_queued(self, connection: Connection, outbox: Outbox, stream: Stream) -> None:
+        queue = outbox.open(connection, _subscription(*self._subscribers))
         try:
-            if self._subscribers:
-                queue.put(_subscription(*self._subscribers))
-            for topic in self._subscribers:
-                self._fill_mesh(topic)
             while True:
                 await queue.filled.wait()
                 with trio.fail_after(_WRITE_TIMEOUT_S):
                     await stream.send_all(queue.take())
         finally:
-            peer.queues.remove(queue)
+            outbox.close(connection)
             stream.reset()
 
     async def run(self) -> None:
@@ -204,8 +171,13 @@ class PubSub:
 
     def _send(self, peer_id: str, rpc: rpc_pb2.RPC) -> None:
         peer = self._peers.get(peer_id)
-        if peer is not None and peer.queues and not peer.queues[-1].put(rpc):
+        if peer is not None and not peer.outbox.put(rpc):
             _refusal_log.warning(peer_id, "reads its gossip too slowly; messages to it are dropped")
+
+    def _announce(self, subscriptions: rpc_pb2.RPC) -> None:
+        for peer_id, peer in self._peers.items():
+            if not peer.outbox.put_subscriptions(subscriptions):
+                _refusal_log.warning(peer_id, "reads its gossip too slowly; a changed subscription is not announced")
 
     async def _receive(self, connection: Connection, stream: Stream) -> None:
         """Read the gossip of a peer. A peer needs one stream, or two while one connection replaces another."""
@@ -273,8 +245,7 @@ class PubSub:
         self._intake.ignore(topic)
         for peer_id in self._mesh.leave(topic):
             self._send(peer_id, _control(prune=[_prune(topic)]))
-        for peer_id in self._peers:
-            self._send(peer_id, _subscription(topic, subscribe=False))
+        self._announce(_subscription(topic, subscribe=False))
 
     def _handle_subscriptions(self, peer_id: str, peer: _Peer, rpc: rpc_pb2.RPC) -> None:
         for subscription in rpc.subscriptions[:MAX_TOPICS_PER_PEER]:
@@ -291,8 +262,7 @@ class PubSub:
         self._host.changes.notify()
 
     def _fill_mesh(self, topic: str) -> None:
-        subscribers = [peer_id for peer_id, peer in self._peers.items() if topic in peer.topics and peer.queues]
-        for peer_id in self._mesh.fill(topic, subscribers, time.monotonic()):
+        for peer_id in self._mesh.fill(topic, self.peers(topic), time.monotonic()):
             self._send(peer_id, _control(graft=[rpc_pb2.ControlGraft(topicID=topic)]))
 
     def _handle_grafts(self, peer_id: str, control: rpc_pb2.ControlMessage, answer: rpc_pb2.RPC) -> None:

@@ -5,6 +5,7 @@ the answer names some such peers whatever key it asks about. So the node finds a
 fresh keys surrounds its messages.
 """
 
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -14,9 +15,12 @@ import trio
 
 from hypha_network.errors import NetworkError
 from hypha_network.host import Host
+from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.recent_peers import RecentPeers
 from hypha_network.services.gossip_sources import HeldMessages
 from hypha_network.wire.addresses import Address
+
+_unproved_log = RateLimitedLogger(logging.getLogger(__name__))
 
 _MAX_NAMED_PROOFS: Final = 64
 """Proofs under way of sources that a gateway has named."""
@@ -120,7 +124,9 @@ class SourceProver:
         finally:
             self._proving.discard(source)
         messages = [*drawn, *self._held.take(source)]
-        if self._host.proved(source) and self._release is not None:
+        if not self._host.proved(source):
+            _unproved_log.info(source, "dropped its gossip, because this node could not connect to it")
+        elif self._release is not None:
             for forwarder, message in messages:
                 self._release(forwarder, message)
 

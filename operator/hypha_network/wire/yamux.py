@@ -154,7 +154,8 @@ class Yamux:
         self._silence_timeout_s = silence_timeout_s
         self.received_bytes = 0
         self.sent_bytes = 0
-        self._last_received_s = trio.current_time()
+        self.last_received_s = trio.current_time()
+        """When data arrived last, in seconds of trio's clock."""
         self._arrivals = trio.lowlevel.ParkingLot()
         self._progress = trio.lowlevel.ParkingLot()
         self._output = trio.lowlevel.ParkingLot()
@@ -235,7 +236,7 @@ class Yamux:
                 _violation_log.warning(self.peer_id, "has sent too much unread data; pausing its connection")
                 with trio.move_on_after(_PAUSE_S):
                     await self._progress.park()
-                self._last_received_s = trio.current_time()
+                self.last_received_s = trio.current_time()
         if session.peer_go_away:
             _violation_log.warning(self.peer_id, "closed the connection with error %d", session.peer_go_away)
         self._fail("the peer closed the connection")
@@ -243,7 +244,7 @@ class Yamux:
     async def _take_in(self) -> bool:
         """Pass the next data to the session; False at the end. No variable keeps the data while more is awaited."""
         data = await self.secured.read_some()
-        self._last_received_s = trio.current_time()
+        self.last_received_s = trio.current_time()
         self.received_bytes += len(data)
         self._backlog.grow(len(data))
         unparsed = memoryview(data)
@@ -274,7 +275,7 @@ class Yamux:
                 self.sent_bytes += len(batch)
 
     async def _keep_alive(self) -> None:
-        while (silence_s := trio.current_time() - self._last_received_s) < self._silence_timeout_s:
+        while (silence_s := trio.current_time() - self.last_received_s) < self._silence_timeout_s:
             self.session.ping()
             self.wake_writer()
             await trio.sleep(self._ping_interval_s)
