@@ -101,7 +101,9 @@ class Network:
         self._requests = Requests(host)
         self._gateways = Gateways(host, gateways, self._on_gateway)
         self._pubsub = PubSub(host, Signer(identity.seed, identity.peer_id), SourceProver(host, self._ask_gateways))
-        self._kademlia = Kademlia(host, lambda address: not addresses.excluded(address, host.excluded))
+        self._kademlia = Kademlia(
+            host, lambda address: not addresses.excluded(address, host.excluded), self._gateways.connected.values
+        )
         self._identify = Identify(host, public_key, agent, self._own_addresses, self._kademlia.learn)
         self._relays = Relays(host, self._identify.push)
         host.register(self._pubsub.handlers, self._pubsub.serve)

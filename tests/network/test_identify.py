@@ -6,10 +6,14 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from multiaddr import Multiaddr
 
+from hypha_contracts.backoff import Backoff
 from hypha_network.errors import NetworkError
 from hypha_network.host import Connection
+from hypha_network.network import Network
 from hypha_network.services import identify
 from hypha_network.services.identify import IDENTIFY, PING, PUSH
+from hypha_network.services.kademlia_messages import Record
+from hypha_network.wire.addresses import parse
 from hypha_network.wire.multistream import prefixed, read_prefixed
 from hypha_network.wire.streams import Stream
 from support.certs import Pki
@@ -104,3 +108,56 @@ async def test_a_connection_whose_peer_answers_stays_open(monkeypatch: pytest.Mo
         with trio.fail_after(DEADLINE_S):
             await enough.wait()
         assert b.connected_peers() == [a.peer_id]
+
+
+class Flaky:
+    """Answers identify with what a node says, from the third request on."""
+
+    def __init__(self, network: Network) -> None:
+        self.requests = 0
+        self._answer = network._host._handlers[IDENTIFY]
+        network._host._handlers[IDENTIFY] = self
+
+    async def __call__(self, connection: Connection, stream: Stream) -> None:
+        self.requests += 1
+        if self.requests == 1:
+            await trio.sleep_forever()
+        if self.requests == 2:
+            raise NetworkError("refused")
+        await self._answer(connection, stream)
+
+
+async def test_identify_is_repeated_until_the_peer_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identify, "TIMEOUT_S", 0.05)
+    monkeypatch.setattr(identify, "RETRIES", Backoff(first_s=0.01, max_s=0.01))
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        flaky = Flaky(a)
+        await b.dial(direct_address(a))
+        await until(b, lambda: bool(b._kademlia.addresses_of(a.peer_id)))
+        assert flaky.requests == 3
+
+
+async def test_identify_is_refreshed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identify, "REFRESHES", Backoff(first_s=0.01, max_s=0.01))
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        await b.dial(direct_address(a))
+        await until(b, lambda: bool(b._kademlia.addresses_of(a.peer_id)))
+        external = parse("/ip4/203.0.113.1/tcp/4001")
+        a._external.append(external)  # and no push announces it
+        await until(b, lambda: external in b._kademlia.addresses_of(a.peer_id))
+
+
+async def test_a_node_joins_through_a_gateway_that_never_identifies_itself() -> None:
+    pki = Pki()
+
+    async def mute(_: Connection, __: Stream) -> None:
+        await trio.sleep_forever()
+
+    async with gateway(pki) as g, member(pki, "a", g) as a:
+        g._host._handlers[IDENTIFY] = mute
+        async with member(pki, "b", g) as b:
+            assert b.status().bootstrapped
+            await b.put_record("digits", b"x")
+            assert await a.get_record("digits") == Record(b"x", b.peer_id)

@@ -8,6 +8,7 @@ import trio
 from google.protobuf.message import DecodeError as ProtobufError
 from libp2p.identity.identify.pb.identify_pb2 import Identify as IdentifyMessage
 
+from hypha_contracts.backoff import Backoff
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
@@ -26,6 +27,10 @@ PROTOCOL_VERSION = "/hypha-identify/0.0.1"
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_PROTOCOLS = 256
 TIMEOUT_S = 10.0
+RETRIES = Backoff(first_s=1.0, max_s=300.0)
+"""The pauses while a peer does not answer identify."""
+REFRESHES = Backoff(first_s=300.0, max_s=300.0)
+"""The pauses after an answer, because a peer that changes its addresses may fail to push them."""
 PING_INTERVAL_S = 15.0
 PING_TIMEOUT_S = 20.0
 PING_FAILURES = 2
@@ -51,8 +56,16 @@ class Identify:
         self.handlers: dict[str, StreamHandler] = {IDENTIFY: self._answer, PUSH: self._receive}
 
     async def serve(self, connection: Connection) -> None:
-        """Ask the peer of a new connection for its addresses and protocols."""
-        await self._receive(connection, await connection.open([IDENTIFY]))
+        """Ask a peer for its addresses and protocols until it answers, and again every few minutes."""
+        pauses = RETRIES.pauses()
+        while True:
+            try:
+                await self._receive(connection, await connection.open([IDENTIFY]))
+            except (NetworkError, trio.TooSlowError) as error:
+                logger.debug("%s did not identify itself: %s", connection.peer_id, error or "no answer")
+            else:
+                pauses = REFRESHES.pauses()
+            await trio.sleep(next(pauses))
 
     async def push(self) -> None:
         """Send this node's changed addresses to every peer."""
@@ -83,9 +96,11 @@ class Identify:
         try:
             with trio.fail_after(TIMEOUT_S):
                 known, protocols = decode(await read_prefixed(stream, MAX_MESSAGE_BYTES))
-        except ProtobufError as error:
+        except BaseException as error:
             stream.reset()
-            raise RemoteRefused(f"{connection.peer_id} sent a malformed identify message") from error
+            if isinstance(error, ProtobufError):
+                raise RemoteRefused(f"{connection.peer_id} sent a malformed identify message") from error
+            raise
         await stream.aclose()
         self._on_identified(connection.peer_id, known, protocols)
 

@@ -7,11 +7,12 @@ to a bound.
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from heapq import nsmallest
+from itertools import chain
 
 import trio
 
@@ -73,6 +74,8 @@ class _Lookup:
 
     target: int
     candidates: dict[str, tuple[Address, ...]]
+    first: list[str] = field(default_factory=list)
+    """The peers to ask before others, however far they are from the key."""
     asked: set[str] = field(default_factory=set)
     answered: list[str] = field(default_factory=list)
     running: int = 0
@@ -87,15 +90,28 @@ class _Lookup:
 
     def next(self) -> str | None:
         closest = nsmallest(K, self.candidates, key=self.distance)
-        return next((peer_id for peer_id in closest if peer_id not in self.asked), None)
+        return next((peer_id for peer_id in chain(self.first, closest) if peer_id not in self.asked), None)
 
 
 class Kademlia:
     """The routing table and the records of this node, and the lookups that extend them."""
 
-    def __init__(self, host: Host, usable: Callable[[Address], bool]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        usable: Callable[[Address], bool],
+        gateways: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        """Make the table of a node.
+
+        Args:
+            host: the node's connections.
+            usable: whether this node may dial an address that a peer announces.
+            gateways: the connected gateways, with which every lookup begins.
+        """
         self._host = host
         self._usable = usable
+        self._gateways = gateways
         self._table: OrderedDict[str, _Known] = OrderedDict()
         self._failed: dict[str, float] = {}
         self._own: dict[bytes, bytes] = {}
@@ -108,14 +124,15 @@ class Kademlia:
 
     def learn(self, peer_id: str, known: Iterable[Address], protocols: frozenset[str]) -> None:
         """Record the addresses and protocols that a peer announced."""
-        fresh = peer_id not in self._table
+        before = self._table.get(peer_id)
         self._table[peer_id] = _Known(tuple(filter(self._usable, known)), PROTOCOL in protocols, _peer_key(peer_id))
         self._table.move_to_end(peer_id)
         self._failed.pop(peer_id, None)
         self._bound_table()
-        if fresh or not self.bootstrapped.is_set():
+        if before is None or not self.bootstrapped.is_set():
             self._learned.set()
-        self._host.changes.notify()
+        if before != self._table.get(peer_id):
+            self._host.changes.notify()
 
     def _bound_table(self) -> None:
         """Remove the peers that identified themselves longest ago, but none that is connected, as gateways are."""
@@ -237,6 +254,8 @@ class Kademlia:
         connected = self._host.connections.keys()
         silent = (self._table.keys() - serving.keys()) & connected
         lookup.asked.update(left_out, silent, self._failed.keys() - connected)
+        lookup.first = [peer_id for peer_id in self._gateways() if peer_id not in lookup.asked]
+        lookup.candidates |= {peer_id: self.addresses_of(peer_id) for peer_id in lookup.first}
         request = Message(kind, key)
         with trio.move_on_after(LOOKUP_TIMEOUT_S):
             async with trio.open_nursery() as nursery:
