@@ -41,6 +41,10 @@ MAX_INBOUND_STREAMS_PER_PEER = 256
 MIN_INBOUND_STREAMS_PER_PEER = 32
 """A peer's share of the streams is at least this, however many peers are connected."""
 DIRECT_TIMEOUT_S = 3.0
+TRY_S = 3.0
+"""How long to wait until a connection opens a stream, while the peer has other connections to try."""
+PROBE_TIMEOUT_S = 20.0
+"""How long a connection may stay silent after the peer has made another one."""
 REFUSED_S = 300.0
 """How long this node refuses connections of a peer that attacked it."""
 PROVED_S = 3600.0
@@ -75,9 +79,10 @@ class Connection:
         """Compares connections to one peer: direct ones are better, and then the one that was heard from last."""
         return not self.relayed, self.muxed.last_received_s
 
-    async def open(self, protocols: list[str]) -> Stream:
+    async def open(self, protocols: list[str], timeout_s: float | None = None) -> Stream:
         """Open a stream for the first protocol that the peer speaks too; RemoteRefused if it speaks none of them."""
-        with trio.move_on_after(NEGOTIATION_TIMEOUT_S):
+        timeout_s = timeout_s or NEGOTIATION_TIMEOUT_S
+        with trio.move_on_after(timeout_s):
             stream = Stream(await self.muxed.open_stream(), self.peer_id)
             try:
                 await multistream.select(stream, protocols)
@@ -85,7 +90,7 @@ class Connection:
                 stream.reset()
                 raise
             return stream
-        raise StreamReset(f"{self.peer_id} did not open a stream within {NEGOTIATION_TIMEOUT_S:g} s")
+        raise StreamReset(f"{self.peer_id} did not open a stream within {timeout_s:g} s")
 
     def take_traffic(self) -> tuple[int, int]:
         """Return the bytes received and sent since the last call."""
@@ -193,9 +198,9 @@ class Host:
             most = max(self.connections.values(), key=len, default=[])
             if len(most) <= len(own) + 1 or self._running >= self._max_connections + MAX_CLOSING_CONNECTIONS:
                 raise DialError(f"this node has {self._running} connections already")
-            most[0].close()
+            _oldest(most).close()
         elif len(own) >= MAX_CONNECTIONS_PER_PEER:
-            own[0].close()  # the peer has most likely lost its oldest connection
+            _oldest(own).close()  # the peer has most likely lost it
 
     def favour(self, peer_id: str) -> None:
         """Let a peer that did useful work go first for an hour when many peers want to be served."""
@@ -283,7 +288,9 @@ class Host:
             connection.streams -= 1
 
     def _add(self, connection: Connection) -> None:
-        self.connections.setdefault(connection.peer_id, []).append(connection)
+        for older in self.connections.setdefault(connection.peer_id, []):
+            older.nursery.start_soon(self.run_task, _close_if_silent, older)
+        self.connections[connection.peer_id].append(connection)
         _connect_log.info(
             connection.peer_id, "connected %s %s", "from" if connection.inbound else "to", connection.address
         )
@@ -317,8 +324,8 @@ class Host:
         self.changes.notify()
 
     def connection(self, peer_id: str) -> Connection | None:
-        """Return the best connection to a peer, which is a direct one if there is any."""
-        return min(self.connections.get(peer_id, ()), key=lambda connection: connection.relayed, default=None)
+        """Return the best connection to a peer: a direct one if there is any, and then the one heard from last."""
+        return max(self.connections.get(peer_id, ()), key=lambda connection: connection.preference, default=None)
 
     async def dial(self, address: Address) -> Connection:
         """Connect to an address; DialError if that fails. An address without a peer id may lead to any peer."""
@@ -401,15 +408,40 @@ class Host:
             return existing
         raise PeerUnreachable(f"cannot reach {peer_id}: {'; '.join(reasons) or 'no address is known'}")
 
-    async def open_stream(self, peer_id: str, protocols: list[str], *, prefer_direct: bool = False) -> Stream:
-        """Open a stream to a peer, connecting to it first if there is no connection."""
-        connection = await self.connect(peer_id, prefer_direct=prefer_direct)
-        try:
-            return await connection.open(protocols)
-        except RemoteRefused:
-            raise
-        except NetworkError:
-            again = await self.connect(peer_id)  # the connection may have ended just now
-            if again is connection:
+    async def open_stream(
+        self, peer_id: str, protocols: list[str], hints: Iterable[Address] | None = None, *, prefer_direct: bool = False
+    ) -> Stream:
+        """Open a stream to a peer, connecting to it first if there is no connection; see `connect`.
+
+        If the best connection fails or is slow, the peer's other ones are tried.
+        """
+        connection = await self.connect(peer_id, hints, prefer_direct=prefer_direct)
+        tried: list[Connection] = []
+        while True:
+            tried.append(connection)
+            others = [other for other in self.connections.get(peer_id, ()) if other not in tried]
+            try:
+                return await connection.open(protocols, TRY_S if others else None)
+            except RemoteRefused:
                 raise
-            return await again.open(protocols)
+            except NetworkError:
+                others = [other for other in self.connections.get(peer_id, ()) if other not in tried]
+                best = max(others, key=lambda other: other.preference, default=None)
+                connection = best or await self.connect(peer_id, hints)  # the connection may have ended just now
+                if connection in tried or len(tried) > MAX_CONNECTIONS_PER_PEER:
+                    raise
+
+
+async def _close_if_silent(connection: Connection) -> None:
+    """Ping a peer, which may have lost this connection, and close the connection if nothing arrives."""
+    pinged_at = trio.current_time()
+    connection.muxed.ping()
+    await trio.sleep(PROBE_TIMEOUT_S)
+    if connection.muxed.last_received_s < pinged_at:
+        logger.info("closing a connection with %s, which is silent since another one was made", connection.peer_id)
+        connection.close()
+
+
+def _oldest(connections: Iterable[Connection]) -> Connection:
+    """Return the connection that was heard from longest ago."""
+    return min(connections, key=lambda connection: connection.muxed.last_received_s)

@@ -70,4 +70,5 @@ class Gateways:
     def _existing(self, peer_id: str | None) -> Connection | None:
         """Return a direct connection that this node dialled. Only such an address is sure to work for other peers."""
         connections = self._host.connections.get(peer_id or "", [])
-        return next((c for c in connections if not c.inbound and not c.relayed), None)
+        own = [connection for connection in connections if not connection.inbound and not connection.relayed]
+        return max(own, key=lambda connection: connection.preference, default=None)

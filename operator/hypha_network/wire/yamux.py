@@ -218,6 +218,11 @@ class Yamux:
             self._running.cancel()
             self._closed.set()
 
+    def ping(self) -> None:
+        """Send a ping, which every peer answers."""
+        self.session.ping()
+        self.wake_writer()
+
     def wake_writer(self) -> None:
         """Wake the writer if there is output, and the tasks that wait for a stream to end, because one may have."""
         if self.session.has_output:
@@ -276,8 +281,7 @@ class Yamux:
 
     async def _keep_alive(self) -> None:
         while (silence_s := trio.current_time() - self.last_received_s) < self._silence_timeout_s:
-            self.session.ping()
-            self.wake_writer()
+            self.ping()
             await trio.sleep(self._ping_interval_s)
         raise trio.BrokenResourceError(f"no data arrived for {silence_s:.0f} s")
 
