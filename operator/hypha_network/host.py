@@ -1,9 +1,7 @@
 """The connections of a node: accepts, dials, secures and muxes them, and passes their streams to handlers."""
 
 import logging
-import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +9,7 @@ import trio
 
 from hypha_contracts import descriptors
 from hypha_network.changes import Changes
+from hypha_network.dialling import Found, dial_found
 from hypha_network.errors import DialError, NetworkError, PeerUnreachable, RemoteRefused, StreamReset
 from hypha_network.failures import report_failure
 from hypha_network.rate_limited_log import RateLimitedLogger
@@ -52,7 +51,6 @@ PROVED_S = 3600.0
 STAY_RELAYED_S = 60.0
 """After a failed attempt to replace a relayed connection with a direct one, how long to wait before the next."""
 _CLOSE_TIMEOUT_S = 2.0
-_DIRECT_HEAD_START_S = 0.25
 
 
 @dataclass(eq=False)
@@ -104,7 +102,7 @@ class Connection:
 
 ConnectionTask = Callable[[Connection], Awaitable[None]]
 StreamHandler = Callable[[Connection, Stream], Awaitable[None]]
-Finder = Callable[[str], Awaitable[Iterable[Address]]]
+Finder = Callable[[str, Found], Awaitable[None]]
 RelayDialer = Callable[[Address], Awaitable[RawConnection]]
 
 
@@ -345,7 +343,7 @@ class Host:
 
         Args:
             peer_id: the peer.
-            hints: addresses to try; with None, the node looks the peer's addresses up.
+            hints: addresses to try; with None, the node tries those that it knows, and looks others up meanwhile.
             prefer_direct: try to replace a relayed connection, which is limited in bytes and time.
         """
         if peer_id == self.peer_id:
@@ -357,12 +355,12 @@ class Host:
             async with lock:
                 if existing := self._good_enough(peer_id, prefer_direct=prefer_direct):
                     return existing
-                if hints is None:
-                    hints = await self.find_addresses(peer_id) if self.find_addresses else ()
-                candidates = list(dict.fromkeys(address.of(peer_id) for address in hints))
-                if relayed := self.connection(peer_id):
-                    return await self._go_direct(relayed, candidates)
-                return await self._dial_any(peer_id, candidates)
+                if self.connection(peer_id):
+                    return await self._go_direct(peer_id, hints)
+                reasons = await self._dial_peer(peer_id, hints)
+                if existing := self.connection(peer_id):
+                    return existing
+                raise PeerUnreachable(f"cannot reach {peer_id}: {'; '.join(reasons) or 'no address is known'}")
         finally:
             if not lock.locked() and self._dialling.get(peer_id) is lock:
                 del self._dialling[peer_id]
@@ -373,40 +371,46 @@ class Host:
             return None
         return existing
 
-    async def _go_direct(self, relayed: Connection, candidates: list[Address]) -> Connection:
-        """Dial directly for a short time; return the new connection, or the relayed one if dialling fails."""
-        peer_id = relayed.peer_id
-        with trio.move_on_after(DIRECT_TIMEOUT_S), suppress(PeerUnreachable):
-            return await self._dial_any(peer_id, [address for address in candidates if address.relay is None])
-        if relayed.closed.is_set():
+    async def _go_direct(self, peer_id: str, hints: Iterable[Address] | None) -> Connection:
+        """Dial directly for a short time; return the best connection, which is the relayed one if dialling fails."""
+        with trio.move_on_after(DIRECT_TIMEOUT_S):
+            await self._dial_peer(peer_id, hints, directly=True)
+        best = self.connection(peer_id)
+        if best is None:
             raise PeerUnreachable(f"the relayed connection with {peer_id} ended, and there is no direct one")
-        self._stay_relayed[peer_id] = trio.current_time() + STAY_RELAYED_S
-        return relayed
+        if best.relayed:
+            self._stay_relayed[peer_id] = trio.current_time() + STAY_RELAYED_S
+        return best
 
-    async def _dial_any(self, peer_id: str, addresses: list[Address]) -> Connection:
-        addresses.sort(key=lambda address: address.relay is not None)  # direct ones first; each gets a head start
-        reasons: list[str] = []
-        won: list[Connection] = []
+    async def _dial_peer(
+        self, peer_id: str, hints: Iterable[Address] | None, *, directly: bool = False
+    ) -> Sequence[str]:
+        """Dial a peer until there is a connection, which it may have made itself; return why dialling failed."""
+        reasons: Sequence[str] = ()
 
-        async def try_dial(address: Address, failed: trio.Event) -> None:
-            try:
-                won.append(await self.dial(address))
-                nursery.cancel_scope.cancel()
-            except NetworkError as error:
-                reasons.append(str(error))
-                failed.set()
+        def connected() -> bool:
+            best = self.connection(peer_id)
+            return best is not None and not (best.relayed and directly)
+
+        async def find(found: Found) -> None:
+            def pass_on(addresses: Iterable[Address]) -> None:
+                found(address.of(peer_id) for address in addresses if address.relay is None or not directly)
+
+            if hints is not None:
+                pass_on(hints)
+            elif self.find_addresses is not None:
+                await self.find_addresses(peer_id, pass_on)
 
         async with trio.open_nursery() as nursery:
-            for address in addresses:
-                failed = trio.Event()
-                nursery.start_soon(try_dial, address, failed)
-                with trio.move_on_after(_DIRECT_HEAD_START_S * (1 + random.random() / 4)):  # noqa: S311
-                    await failed.wait()
-        if won:
-            return won[0]
-        if existing := self.connection(peer_id):  # the peer dialled this node meanwhile
-            return existing
-        raise PeerUnreachable(f"cannot reach {peer_id}: {'; '.join(reasons) or 'no address is known'}")
+
+            async def end_once_connected() -> None:
+                await self.changes.until(connected)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(end_once_connected)
+            reasons = await dial_found(find, self.dial)
+            nursery.cancel_scope.cancel()
+        return reasons
 
     async def open_stream(
         self, peer_id: str, protocols: list[str], hints: Iterable[Address] | None = None, *, prefer_direct: bool = False

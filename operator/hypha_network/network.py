@@ -12,6 +12,7 @@ import trio
 from hypha_contracts.addresses import RESERVED_CIDRS
 from hypha_messages.protocol import Protocol, Request, Response
 from hypha_messages.types import peer_id_to_bytes
+from hypha_network.dialling import Found
 from hypha_network.errors import NetworkError
 from hypha_network.host import Connection, Host
 from hypha_network.identity import Identity
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 MAX_STREAMS_PER_PEER = 64
 _ASK_GATEWAYS_S = 1.0
+_GUESS_AFTER_S = 2.0
+"""How long a lookup may take before the node tries whether the gateways relay to the peer."""
 
 
 @dataclass(frozen=True)
@@ -286,10 +289,23 @@ class Network:
         """Look a record up; None if no peer has it."""
         return await self._kademlia.get(key.encode())
 
-    async def _find_addresses(self, peer_id: str) -> list[Address]:
-        found = [*self._kademlia.addresses_of(peer_id), *await self._kademlia.find_peer(peer_id)]
-        gateways = self._gateways.connected.items()
-        return [*found, *(address.behind(relay, peer_id) for address, relay in gateways if relay != peer_id)]
+    async def _find_addresses(self, peer_id: str, found: Found) -> None:
+        """Pass the known addresses of a peer on, then those that a lookup finds, and at last those behind gateways."""
+
+        def guess() -> None:
+            gateways = self._gateways.connected.items()
+            found(address.behind(relay, peer_id) for address, relay in gateways if relay != peer_id)
+
+        async def guess_if_the_lookup_is_slow() -> None:
+            await trio.sleep(_GUESS_AFTER_S)
+            guess()
+
+        found(self._kademlia.addresses_of(peer_id))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(guess_if_the_lookup_is_slow)
+            await self._kademlia.find_peer(peer_id, found)
+            nursery.cancel_scope.cancel()
+        guess()
 
     async def _ask_gateways(self, peer_id: str) -> dict[str, tuple[Address, ...]]:
         """Ask the gateways about a peer; return the peers that they name. They know only peers with certificates."""

@@ -17,6 +17,7 @@ from itertools import chain
 import trio
 
 from hypha_messages.types import peer_id_to_bytes
+from hypha_network.dialling import Found
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.failures import report_failure
 from hypha_network.host import Connection, Host, StreamHandler
@@ -207,18 +208,16 @@ class Kademlia:
         await self._lookup(key, Kind.GET_VALUE, done)
         return found[0] if found else None
 
-    async def find_peer(self, peer_id: str) -> tuple[Address, ...]:
-        """Look a peer's addresses up; empty if no other peer knows the peer."""
-        found: list[Address] = []
+    async def find_peer(self, peer_id: str, found: Found) -> None:
+        """Look a peer's addresses up. Pass those in every answer on, because the first ones may be false."""
 
-        def done(message: Message) -> bool:
+        def pass_on(message: Message) -> bool:
             for closer, known in message.closer:
                 if closer == peer_id:
-                    found.extend(filter(self._usable, known))
-            return bool(found)
+                    found(filter(self._usable, known))
+            return False
 
-        await self._lookup(peer_id_to_bytes(peer_id), Kind.FIND_NODE, done, leave_out=peer_id)
-        return tuple(dict.fromkeys(found))
+        await self._lookup(peer_id_to_bytes(peer_id), Kind.FIND_NODE, pass_on, leave_out=peer_id)
 
     async def ask(self, peer_ids: Iterable[str], target: str, timeout_s: float) -> dict[str, tuple[Address, ...]]:
         """Ask connected peers once about a target; return the peers that they name, the closest ones they know."""
