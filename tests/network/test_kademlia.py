@@ -7,14 +7,15 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypha_messages.health import HEALTH, HealthRequest
+from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_messages.types import peer_id_from_ed25519
 from hypha_network.errors import NetworkError, PeerUnreachable, RemoteRefused
-from hypha_network.host import Host
+from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.services import kademlia, kademlia_messages
 from hypha_network.services.kademlia_messages import Kind, Message, Record, StoredRecord, decode, encode
 from hypha_network.wire.addresses import parse
 from hypha_network.wire.multistream import prefixed
+from hypha_network.wire.streams import Stream
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, gateway, member, node, until
 
@@ -165,6 +166,64 @@ async def test_excluded_addresses_in_lookup_answers_are_not_dialled() -> None:
         with pytest.raises(PeerUnreachable):
             await b.request(a.peer_id, HEALTH, HealthRequest())
         assert a.peer_id not in b.connected_peers()
+
+
+async def rest(_: kademlia.Kademlia) -> None:
+    """Look nothing up, so that nodes connect only where a test wants it."""
+    await trio.sleep_forever()
+
+
+@pytest.mark.anyio
+async def test_a_peer_is_reached_although_the_first_answer_gives_false_addresses_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kademlia.Kademlia, "run", rest)
+    pki = Pki()
+
+    async def healthy(_: str, __: HealthRequest) -> HealthResponse:
+        return HealthResponse(healthy=True)
+
+    async with gateway(pki, "liar") as liar, gateway(pki, "honest") as honest, node(pki, "a") as a:
+        a.handle(HEALTH, healthy)
+        await a.dial(direct_address(honest))
+        await until(honest, lambda: bool(honest._kademlia.addresses_of(a.peer_id)))
+        liar._kademlia.learn(a.peer_id, [parse("/ip4/127.0.0.1/tcp/1")], frozenset())
+        lied = trio.Event()
+        liar._host._handlers[kademlia.PROTOCOL] = then(liar._host._handlers[kademlia.PROTOCOL], lied)
+        honest._host._handlers[kademlia.PROTOCOL] = after(lied, honest._host._handlers[kademlia.PROTOCOL])
+        async with node(pki, "b", gateways=(direct_address(liar), direct_address(honest))) as b:
+            await until(b, lambda: len(b._kademlia._table) == 2)
+            response = await b.request(a.peer_id, HEALTH, HealthRequest())
+            assert response.healthy
+
+
+def then(handler: StreamHandler, event: trio.Event) -> StreamHandler:
+    async def serve(connection: Connection, stream: Stream) -> None:
+        try:
+            await handler(connection, stream)
+        finally:
+            event.set()
+
+    return serve
+
+
+def after(event: trio.Event, handler: StreamHandler) -> StreamHandler:
+    async def serve(connection: Connection, stream: Stream) -> None:
+        await event.wait()
+        await handler(connection, stream)
+
+    return serve
+
+
+@pytest.mark.anyio
+async def test_the_addresses_that_several_gateways_name_are_merged() -> None:
+    pki = Pki()
+    one, other = parse("/ip4/203.0.113.1/tcp/4001"), parse("/ip4/203.0.113.2/tcp/4001")
+    async with gateway(pki, "first") as first, gateway(pki, "second") as second, member(pki, "b", first, second) as b:
+        first._kademlia.learn(A, [one], frozenset())
+        second._kademlia.learn(A, [other], frozenset())
+        found = await b._kademlia.ask([first.peer_id, second.peer_id], A, DEADLINE_S)
+        assert set(found[A]) == {one, other}
 
 
 @pytest.mark.anyio

@@ -9,10 +9,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from hashlib import sha256
+from dataclasses import dataclass
 from heapq import nsmallest
-from itertools import chain
 
 import trio
 
@@ -22,6 +20,7 @@ from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.failures import report_failure
 from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
+from hypha_network.services.kademlia_lookup import K, Lookup, key_of, peer_key
 from hypha_network.services.kademlia_messages import (
     MAX_MESSAGE_BYTES,
     Kind,
@@ -40,8 +39,6 @@ _refusal_log = RateLimitedLogger(logger)
 _publish_log = RateLimitedLogger(logger)
 
 PROTOCOL = "/ipfs/kad/1.0.0"
-K = 20
-"""The number of closest peers that a lookup asks and that store a record."""
 ALPHA = 5
 """The number of peers that a lookup asks at a time."""
 QUERY_TIMEOUT_S = 5.0
@@ -51,7 +48,7 @@ RETRY_S = 2.0
 REPUBLISH_S = 3600.0
 RECORD_LIFETIME_S = 48 * 3600
 FAILED_S = 60.0
-"""How long lookups leave out a peer that did not answer."""
+"""How long lookups leave out a peer that did not answer, unless they find other addresses of it."""
 MAX_KNOWN_PEERS = 1024
 """At this limit, a new peer replaces one that is not connected."""
 MAX_RECORDS = 1024
@@ -65,33 +62,13 @@ _SERVE_TIMEOUT_S = 30.0
 class _Known:
     addresses: tuple[Address, ...]
     serves: bool
-    key: int
-    """The place of the peer in the space of keys. It is computed once, because answers sort all known peers by it."""
 
 
-@dataclass
-class _Lookup:
-    """One iterative search for the peers closest to a key."""
-
-    target: int
-    candidates: dict[str, tuple[Address, ...]]
-    first: list[str] = field(default_factory=list)
-    """The peers to ask before others, however far they are from the key."""
-    asked: set[str] = field(default_factory=set)
-    answered: list[str] = field(default_factory=list)
-    running: int = 0
-    stopped: bool = False
-    progress: trio.Condition = field(default_factory=trio.Condition)
-    _distances: dict[str, int] = field(default_factory=dict)
-
-    def distance(self, peer_id: str) -> int:
-        if peer_id not in self._distances:
-            self._distances[peer_id] = _peer_key(peer_id) ^ self.target
-        return self._distances[peer_id]
-
-    def next(self) -> str | None:
-        closest = nsmallest(K, self.candidates, key=self.distance)
-        return next((peer_id for peer_id in chain(self.first, closest) if peer_id not in self.asked), None)
+@dataclass(frozen=True)
+class _Failure:
+    until: float
+    """The monotonic time in seconds after which lookups ask the peer again."""
+    tried: frozenset[Address]
 
 
 class Kademlia:
@@ -114,7 +91,7 @@ class Kademlia:
         self._usable = usable
         self._gateways = gateways
         self._table: OrderedDict[str, _Known] = OrderedDict()
-        self._failed: dict[str, float] = {}
+        self._failed: dict[str, _Failure] = {}
         self._own: dict[bytes, bytes] = {}
         self._records: dict[bytes, tuple[Record, float]] = {}
         """By key, the record of another peer, and the monotonic time in seconds when it expires."""
@@ -126,7 +103,7 @@ class Kademlia:
     def learn(self, peer_id: str, known: Iterable[Address], protocols: frozenset[str]) -> None:
         """Record the addresses and protocols that a peer announced."""
         before = self._table.get(peer_id)
-        self._table[peer_id] = _Known(tuple(filter(self._usable, known)), PROTOCOL in protocols, _peer_key(peer_id))
+        self._table[peer_id] = _Known(tuple(filter(self._usable, known)), PROTOCOL in protocols)
         self._table.move_to_end(peer_id)
         self._failed.pop(peer_id, None)
         self._bound_table()
@@ -226,7 +203,9 @@ class Kademlia:
         async def ask_one(peer_id: str) -> None:
             with suppress(NetworkError):
                 answer = await self._ask(peer_id, (), Message(Kind.FIND_NODE, peer_id_to_bytes(target)))
-                found.update({closer: tuple(filter(self._usable, known)) for closer, known in answer.closer})
+                for closer, known in answer.closer:
+                    merged = dict.fromkeys((*found.get(closer, ()), *filter(self._usable, known)))
+                    found[closer] = tuple(merged)
 
         with trio.move_on_after(timeout_s):
             async with trio.open_nursery() as nursery:
@@ -239,64 +218,72 @@ class Kademlia:
         key: bytes,
         kind: Kind = Kind.FIND_NODE,
         done: Callable[[Message], bool] = lambda _: False,
-        leave_out: str | None = None,
+        leave_out: str = "",
     ) -> list[str]:
         """Ask ever closer peers about a key, until `done` returns True or no peer is left to ask.
 
         Returns the peers that answered, the closest first.
         """
-        now = time.monotonic()
-        self._failed = {peer_id: until for peer_id, until in self._failed.items() if until > now}
-        left_out = {self._host.peer_id, leave_out or ""}
-        serving = {peer_id: known.addresses for peer_id, known in self._table.items() if known.serves}
-        lookup = _Lookup(_key(key), {peer_id: known for peer_id, known in serving.items() if peer_id not in left_out})
-        connected = self._host.connections.keys()
-        silent = (self._table.keys() - serving.keys()) & connected
-        lookup.asked.update(left_out, silent, self._failed.keys() - connected)
-        lookup.first = [peer_id for peer_id in self._gateways() if peer_id not in lookup.asked]
-        lookup.candidates |= {peer_id: self.addresses_of(peer_id) for peer_id in lookup.first}
-        request = Message(kind, key)
+        lookup = self._begin_lookup(key, leave_out)
+        request, progress = Message(kind, key), trio.Condition()
         with trio.move_on_after(LOOKUP_TIMEOUT_S):
             async with trio.open_nursery() as nursery:
                 for _ in range(ALPHA):
-                    nursery.start_soon(self._search, lookup, request, done, nursery.cancel_scope)
-        return sorted(lookup.answered, key=lookup.distance)
+                    nursery.start_soon(self._search, lookup, progress, request, done, nursery.cancel_scope)
+        return lookup.answered
+
+    def _begin_lookup(self, key: bytes, leave_out: str) -> Lookup:
+        now, connected = time.monotonic(), self._host.connections.keys()
+        self._failed = {peer_id: failure for peer_id, failure in self._failed.items() if failure.until > now}
+        lookup = Lookup(
+            key_of(key),
+            {self._host.peer_id, leave_out}.union(
+                peer_id for peer_id, known in self._table.items() if not known.serves and peer_id in connected
+            ),
+            {peer_id: failure.tried for peer_id, failure in self._failed.items() if peer_id not in connected},
+            self._gateways(),
+        )
+        for peer_id, known in self._table.items():
+            if known.serves:
+                lookup.add(peer_id, known.addresses)
+        return lookup
 
     async def _search(
-        self, lookup: _Lookup, request: Message, done: Callable[[Message], bool], scope: trio.CancelScope
+        self,
+        lookup: Lookup,
+        progress: trio.Condition,
+        request: Message,
+        done: Callable[[Message], bool],
+        scope: trio.CancelScope,
     ) -> None:
         while True:
-            async with lookup.progress:
+            async with progress:
                 while (peer_id := lookup.next()) is None:
                     if not lookup.running:
-                        lookup.progress.notify_all()
+                        progress.notify_all()
                         return
-                    await lookup.progress.wait()
-                lookup.asked.add(peer_id)
-                lookup.running += 1
+                    await progress.wait()
+            hints = lookup.addresses.get(peer_id, ())
             try:
-                answer = await self._ask(peer_id, lookup.candidates[peer_id], request)
+                answer = await self._ask(peer_id, hints, request)
             except Exception as error:
                 report_failure(peer_id, "a lookup", error)
-                if not isinstance(error, RemoteRefused):
-                    self._failed[peer_id] = time.monotonic() + FAILED_S
+                refused = isinstance(error, RemoteRefused)
+                lookup.on_failure(peer_id, None if refused else hints)
+                if not refused:
+                    self._failed[peer_id] = _Failure(time.monotonic() + FAILED_S, frozenset(hints))
             else:
-                lookup.answered.append(peer_id)
+                lookup.on_answer(peer_id)
                 for closer, known in answer.closer:
-                    if closer != self._host.peer_id:
-                        lookup.candidates.setdefault(closer, tuple(filter(self._usable, known)))
+                    lookup.add(closer, filter(self._usable, known))
                 if done(answer):
                     scope.cancel()
-            finally:
-                lookup.running -= 1
-                with trio.CancelScope(shield=True):
-                    async with lookup.progress:
-                        lookup.progress.notify_all()
+            async with progress:
+                progress.notify_all()
 
     async def _ask(self, peer_id: str, hints: tuple[Address, ...], request: Message) -> Message:
         with trio.move_on_after(QUERY_TIMEOUT_S):
-            connection = await self._host.connect(peer_id, hints or self.addresses_of(peer_id))
-            stream = await connection.open([PROTOCOL])
+            stream = await self._host.open_stream(peer_id, [PROTOCOL], (*self.addresses_of(peer_id), *hints))
             try:
                 await stream.send_all(prefixed(encode(request)))
                 answer = decode(await read_prefixed(stream, MAX_MESSAGE_BYTES))
@@ -325,10 +312,10 @@ class Kademlia:
         return Message(request.kind, request.key, record, self._closest(request.key, peer_id))
 
     def _closest(self, key: bytes, asker: str) -> tuple[tuple[str, tuple[Address, ...]], ...]:
-        target = _key(key)
-        known = [(peer_id, peer) for peer_id, peer in self._table.items() if peer.addresses and peer_id != asker]
-        closest = nsmallest(K, known, key=lambda entry: entry[1].key ^ target)
-        return tuple((peer_id, peer.addresses) for peer_id, peer in closest)
+        target = key_of(key)
+        known = [peer_id for peer_id, peer in self._table.items() if peer.addresses and peer_id != asker]
+        closest = nsmallest(K, known, key=lambda peer_id: peer_key(peer_id) ^ target)
+        return tuple((peer_id, self._table[peer_id].addresses) for peer_id in closest)
 
     def _store(self, peer_id: str, stored: StoredRecord) -> bool:
         """Store a record for the peer that publishes it. False if it is refused, for a reason that the log names."""
@@ -361,11 +348,3 @@ class Kademlia:
         record, until = self._records.get(key, (None, 0.0))
         lifetime_s = int(until - time.monotonic())
         return StoredRecord(key, record, lifetime_s) if record is not None and lifetime_s > 0 else None
-
-
-def _key(data: bytes) -> int:
-    return int.from_bytes(sha256(data).digest(), "big")
-
-
-def _peer_key(peer_id: str) -> int:
-    return _key(peer_id_to_bytes(peer_id))
