@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
-from hypha_messages.types import peer_id_from_ed25519
+from hypha_messages.types import peer_id_from_ed25519, peer_id_to_bytes
 from hypha_network.errors import NetworkError, PeerUnreachable, RemoteRefused
 from hypha_network.host import Connection, Host, StreamHandler
 from hypha_network.services import kademlia, kademlia_messages
+from hypha_network.services.kademlia_lookup import peer_key
 from hypha_network.services.kademlia_messages import Kind, Message, Record, StoredRecord, decode, encode
 from hypha_network.wire.addresses import parse
 from hypha_network.wire.multistream import prefixed
@@ -261,3 +262,22 @@ def test_any_bytes_decode_to_a_message_or_are_refused(data: bytes) -> None:
     except RemoteRefused:
         return
     assert isinstance(message.kind, Kind)
+
+
+def test_lookups_and_answers_compute_the_place_and_the_bytes_of_a_known_peer_once() -> None:
+    known = kademlia.Kademlia(Host(A, None, None), lambda _: True)  # type: ignore[arg-type]
+    for _ in range(kademlia.MAX_KNOWN_PEERS):
+        known.learn(peer_id_from_ed25519(os.urandom(32)), [parse("/ip4/203.0.113.1/tcp/4001")], frozenset())
+    question = Message(Kind.FIND_NODE, peer_id_to_bytes(A))
+
+    def answer() -> bytes:
+        known._begin_lookup(os.urandom(32), "")
+        answer = known._answer(B, question)
+        assert answer is not None
+        return encode(answer)
+
+    first = answer()
+    places, members = peer_key.cache_info().misses, kademlia_messages._encode_closer.cache_info().misses
+    assert answer() == first
+    assert peer_key.cache_info().misses == places
+    assert kademlia_messages._encode_closer.cache_info().misses == members

@@ -313,9 +313,8 @@ class Kademlia:
 
     def _closest(self, key: bytes, asker: str) -> tuple[tuple[str, tuple[Address, ...]], ...]:
         target = key_of(key)
-        known = [peer_id for peer_id, peer in self._table.items() if peer.addresses and peer_id != asker]
-        closest = nsmallest(K, known, key=lambda peer_id: peer_key(peer_id) ^ target)
-        return tuple((peer_id, self._table[peer_id].addresses) for peer_id in closest)
+        known = [(peer_key(id_) ^ target, id_) for id_, peer in self._table.items() if peer.addresses and id_ != asker]
+        return tuple((id_, self._table[id_].addresses) for _, id_ in nsmallest(K, known))
 
     def _store(self, peer_id: str, stored: StoredRecord) -> bool:
         """Store a record for the peer that publishes it. False if it is refused, for a reason that the log names."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -113,10 +114,17 @@ def encode(message: Message) -> bytes:
             wire.record.publisher = peer_id_to_bytes(message.record.record.publisher)
         if message.record.lifetime_s:
             wire.record.ttl = message.record.lifetime_s
-    for peer_id, known in message.closer[:MAX_PEERS]:
-        wire.closerPeers.add(
-            id=peer_id_to_bytes(peer_id), addrs=[a.to_bytes() for a in known[:MAX_ADDRESSES_PER_PEER]], connection=1
-        )
+    closer = b"".join(_encode_closer(peer_id, known) for peer_id, known in message.closer[:MAX_PEERS])
+    return bytes(wire.SerializeToString()) + closer
+
+
+@lru_cache(maxsize=2048)
+def _encode_closer(peer_id: str, known: tuple[Address, ...]) -> bytes:
+    """Return a member of `closerPeers`. It is kept, because a gateway answers with the same peers again and again."""
+    wire = _Message()
+    wire.closerPeers.add(
+        id=peer_id_to_bytes(peer_id), addrs=[a.to_bytes() for a in known[:MAX_ADDRESSES_PER_PEER]], connection=1
+    )
     return bytes(wire.SerializeToString())
 
 
