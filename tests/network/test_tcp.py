@@ -87,3 +87,37 @@ async def test_few_announced_host_names_are_looked_up_at_once_and_delay_no_confi
         await wait_all_tasks_blocked()
         assert len(resolver.names) == 9
         nursery.cancel_scope.cancel()
+
+
+SILENT = "192.0.2.1"
+
+
+class Two(Slow):
+    """A resolver that knows two addresses for every name."""
+
+    async def getaddrinfo(self, _: object, port: object, *__: object, **___: object) -> list[object]:  # type: ignore[override]
+        kind = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
+        return [(*kind, (host, port)) for host in (SILENT, "127.0.0.1")]
+
+
+async def test_the_next_address_of_a_name_is_tried_beside_a_silent_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp_module, "HEAD_START_S", 0.01)
+    open_tcp_stream = trio.open_tcp_stream
+
+    async def open_unless_silent(host: str, port: int) -> trio.SocketStream:
+        if host == SILENT:
+            await trio.sleep_forever()
+        return await open_tcp_stream(host, port)
+
+    async def accept(_: RawConnection) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(trio, "open_tcp_stream", open_unless_silent)
+    async with trio.open_nursery() as nursery:
+        (address,) = await Tcp().listen(parse("/ip4/127.0.0.1/tcp/0"), accept, lambda: None, nursery)
+        trio.socket.set_custom_hostname_resolver(Two())
+        name = parse(f"/dns4/gateway/tcp/{address.port}")
+        await (await Tcp().connect(name)).close()
+        with pytest.raises(DialError, match=r"192\.0\.2\.1 is in a network of exclude_cidr"):
+            await Tcp().connect(name, parse_cidrs(("192.0.2.0/24", "127.0.0.0/8")))
+        nursery.cancel_scope.cancel()

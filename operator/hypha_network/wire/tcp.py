@@ -18,6 +18,8 @@ from hypha_network.wire.transport import Accept, RawConnection
 _accept_log = RateLimitedLogger(logging.getLogger(__name__))
 
 CONNECT_TIMEOUT_S = 10.0
+HEAD_START_S = 0.25
+"""How long to wait for one address of a name before the next one is tried beside it."""
 ACCEPT_CPU_SHARE = 0.1
 """The part of one core that accepting connections may take. More of them wait in the kernel's queue."""
 QUEUED_CONNECTIONS = 256
@@ -33,27 +35,21 @@ class Tcp:
 
     async def connect(self, address: Address, excluded: Sequence[Network] = ()) -> RawConnection:
         """Connect to an address outside the excluded networks; DialError says why every attempt failed."""
-        reasons = []
         announced_name = bool(excluded) and address.ip is None
         lookups: AbstractAsyncContextManager[None] = _announced_lookups if announced_name else nullcontext()
         try:
             with trio.fail_after(CONNECT_TIMEOUT_S):
                 async with lookups:
                     hosts = await _resolve(address)
-                for host in hosts:
-                    if ip_excluded(ip_address(host), excluded):
-                        reasons.append(f"{host} is in a network of exclude_cidr")
-                        continue
-                    try:
-                        stream = await trio.open_tcp_stream(host, address.port)
-                    except OSError as error:
-                        reasons.append(_reason(error))
-                    else:
-                        return RawConnection(stream, address, is_initiator=True)
+                allowed = [host for host in hosts if not ip_excluded(ip_address(host), excluded)]
+                stream, reasons = await _connect_to_any(allowed, address.port)
         except trio.TooSlowError:
             raise DialError(f"{address}: no connection within {CONNECT_TIMEOUT_S:g} s") from None
         except (OSError, UnicodeError) as error:
             raise DialError(f"{address}: {getattr(error, 'strerror', None) or error}") from error
+        if stream is not None:
+            return RawConnection(stream, address, is_initiator=True)
+        reasons += [f"{host} is in a network of exclude_cidr" for host in hosts if host not in allowed]
         raise DialError(f"{address}: {'; '.join(reasons) or 'no such host'}")
 
     async def listen(
@@ -95,6 +91,32 @@ async def _serve(stream: trio.SocketStream, accept: Accept) -> None:
         await accept(RawConnection(stream, peer_address(stream), is_initiator=False))
     finally:
         await trio.aclose_forcefully(stream)
+
+
+async def _connect_to_any(hosts: Sequence[str], port: int) -> tuple[trio.SocketStream | None, list[str]]:
+    """Connect to the hosts in turn, each a moment after the one before; return the first stream, or why all failed."""
+    streams: list[trio.SocketStream] = []
+    reasons: list[str] = []
+
+    async def attempt(host: str, failed: trio.Event) -> None:
+        try:
+            streams.append(await trio.open_tcp_stream(host, port))
+            nursery.cancel_scope.cancel()
+        except OSError as error:
+            reasons.append(_reason(error))
+            failed.set()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for host in hosts:
+                failed = trio.Event()
+                nursery.start_soon(attempt, host, failed)
+                with trio.move_on_after(HEAD_START_S):
+                    await failed.wait()
+        return (streams.pop(0) if streams else None), reasons
+    finally:
+        for late in streams:
+            late.socket.close()
 
 
 async def _resolve(address: Address) -> list[str]:
