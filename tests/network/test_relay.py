@@ -100,6 +100,22 @@ async def test_a_relay_that_connects_to_another_peer_is_detected() -> None:
             await a.dial(hidden.addresses()[0])
 
 
+async def test_lookups_and_records_cost_no_circuits() -> None:
+    pki = Pki()
+    async with (
+        gateway(pki) as g,
+        member(pki, "hidden", g, listen_addresses=(), relay_circuit=True) as hidden,
+        member(pki, "other", g, listen_addresses=(), relay_circuit=True) as other,
+    ):
+        hidden.handle(HEALTH, healthy)
+        await until(g, lambda: all(g._kademlia.addresses_of(network.peer_id) for network in (hidden, other)))
+        for _ in range(3):
+            await other._kademlia._lookup(peer_id_to_bytes(other.peer_id))
+            await other.put_record("digits", b"x")
+        assert other.connected_peers() == [g.peer_id]
+        assert (await other.request(hidden.peer_id, HEALTH, HealthRequest())).healthy
+
+
 @pytest.mark.parametrize("limited", [relay, relay_server], ids=["at the node", "at the gateway"])
 async def test_a_peer_has_a_limited_number_of_circuits_to_a_node(
     limited: ModuleType, monkeypatch: pytest.MonkeyPatch

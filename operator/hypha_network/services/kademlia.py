@@ -245,8 +245,14 @@ class Kademlia:
         )
         for peer_id, known in self._table.items():
             if known.serves:
-                lookup.add(peer_id, known.addresses)
+                self._add(lookup, peer_id, known.addresses)
         return lookup
+
+    def _add(self, lookup: Lookup, peer_id: str, known: Iterable[Address]) -> None:
+        """Let a lookup ask a peer, unless only a relay leads to it, because relays grant few circuits."""
+        direct = _direct(filter(self._usable, known))
+        if direct or peer_id in self._host.connections:
+            lookup.add(peer_id, direct)
 
     async def _search(
         self,
@@ -275,15 +281,16 @@ class Kademlia:
             else:
                 lookup.on_answer(peer_id)
                 for closer, known in answer.closer:
-                    lookup.add(closer, filter(self._usable, known))
+                    self._add(lookup, closer, known)
                 if done(answer):
                     scope.cancel()
             async with progress:
                 progress.notify_all()
 
-    async def _ask(self, peer_id: str, hints: tuple[Address, ...], request: Message) -> Message:
+    async def _ask(self, peer_id: str, hints: Iterable[Address], request: Message) -> Message:
         with trio.move_on_after(QUERY_TIMEOUT_S):
-            stream = await self._host.open_stream(peer_id, [PROTOCOL], (*self.addresses_of(peer_id), *hints))
+            direct = _direct((*self.addresses_of(peer_id), *hints))
+            stream = await self._host.open_stream(peer_id, [PROTOCOL], direct)
             try:
                 await stream.send_all(prefixed(encode(request)))
                 answer = decode(await read_prefixed(stream, MAX_MESSAGE_BYTES))
@@ -347,3 +354,7 @@ class Kademlia:
         record, until = self._records.get(key, (None, 0.0))
         lifetime_s = int(until - time.monotonic())
         return StoredRecord(key, record, lifetime_s) if record is not None and lifetime_s > 0 else None
+
+
+def _direct(known: Iterable[Address]) -> list[Address]:
+    return [address for address in known if address.relay is None]
