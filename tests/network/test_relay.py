@@ -5,6 +5,7 @@ from types import ModuleType
 import pytest
 import trio
 from libp2p.relay.circuit_v2.pb import circuit_pb2
+from trio.testing import MockClock
 
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_messages.types import peer_id_to_bytes
@@ -114,6 +115,38 @@ async def test_lookups_and_records_cost_no_circuits() -> None:
             await other.put_record("digits", b"x")
         assert other.connected_peers() == [g.peer_id]
         assert (await other.request(hidden.peer_id, HEALTH, HealthRequest())).healthy
+
+
+@pytest.mark.parametrize("status", [relay.RESOURCE_LIMIT_EXCEEDED, relay.NO_RESERVATION])
+async def test_a_relay_that_refuses_a_circuit_is_not_asked_again_at_once(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pki = Pki()
+    async with (
+        gateway(pki) as g,
+        member(pki, "hidden", g, listen_addresses=(), relay_circuit=True) as hidden,
+        node(pki, "a") as a,
+    ):
+        asked = 0
+
+        async def refuse(_: Connection, stream: Stream) -> None:
+            nonlocal asked
+            asked += 1
+            await relay.receive(stream, circuit_pb2.HopMessage)
+            await relay.send(stream, relay_server._status(status))
+
+        serve = g._host._handlers[relay.HOP]
+        g._host._handlers[relay.HOP] = refuse
+        (address,) = hidden.addresses()
+        with pytest.raises(DialError, match=f"status {status}"):
+            await a.dial(address)
+        for _ in range(5):
+            with pytest.raises(DialError, match="asked again in"):
+                await a.dial(address)
+        assert asked == 1
+        g._host._handlers[relay.HOP] = serve
+        monkeypatch.setattr(a._relays._refusals, "wait_s", lambda *_: 0.0)
+        assert await a.dial(address) == hidden.peer_id
 
 
 @pytest.mark.parametrize("limited", [relay, relay_server], ids=["at the node", "at the gateway"])
@@ -244,6 +277,34 @@ async def test_a_reservation_is_renewed_for_as_long_as_the_connection_lasts(monk
         async with member(pki, "a", g, relay_circuit=True):
             with trio.fail_after(DEADLINE_S):
                 await enough.wait()
+
+
+class TestRefusals:
+    @pytest.fixture
+    def anyio_backend(self) -> tuple[str, dict[str, object]]:
+        return "trio", {"clock": MockClock(rate=0)}
+
+    async def test_the_pauses_after_refusals_grow_and_end_with_a_circuit(self, anyio_backend: object) -> None:
+        clock = anyio_backend[1]["clock"]  # type: ignore[index]
+        refusals = relay.Refusals()
+        waits = []
+        for _ in range(10):
+            refusals.add("relay", "target")
+            waits.append(refusals.wait_s("relay", "target"))
+            clock.jump(waits[-1])
+            assert refusals.wait_s("relay", "target") <= 0
+        assert 0 < waits[0] <= relay.REFUSED.first_s < waits[-1] <= relay.REFUSED.max_s
+        assert refusals.wait_s("relay") <= 0
+        refusals.remove("relay", "target")
+        refusals.add("relay", "target")
+        assert refusals.wait_s("relay", "target") <= relay.REFUSED.first_s
+
+    async def test_a_limited_number_of_refusals_is_kept(self) -> None:
+        refusals = relay.Refusals()
+        for number in range(relay.MAX_REFUSALS + 10):
+            refusals.add("relay", str(number))
+        assert len(refusals._pauses) == relay.MAX_REFUSALS
+        assert refusals.wait_s("relay", "0") <= 0 < refusals.wait_s("relay", str(number))
 
 
 def circuits_of(network: Network, protocol: str) -> FairPlaces:

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict, defaultdict
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError as ProtobufError
 from google.protobuf.message import Message
 from libp2p.relay.circuit_v2.pb import circuit_pb2
 
+from hypha_contracts.backoff import Backoff
 from hypha_messages.types import peer_id_from_bytes, peer_id_to_bytes
 from hypha_network.errors import DialError, NetworkError, RemoteRefused
 from hypha_network.fairness import FairPlaces
@@ -34,6 +35,9 @@ TIMEOUT_S = 10.0
 RETRY_S = 10.0
 MAX_REFRESH_S = 1800.0
 MIN_REFRESH_S = 5.0
+REFUSED = Backoff(first_s=2.0, max_s=120.0)
+"""The pauses after a relay refused a circuit, because each request costs this node one of few, whatever the answer."""
+MAX_REFUSALS = 1024
 MAX_INBOUND_CIRCUITS = 64
 """Maximum number of circuits to this node through one relay. At the limit, the source with most loses its oldest."""
 MAX_INBOUND_CIRCUITS_PER_SOURCE = 8
@@ -60,6 +64,30 @@ def refresh_in_s(expires: float, now: float) -> float:
     return min(MAX_REFRESH_S, max(MIN_REFRESH_S, (expires - now) * 0.75))
 
 
+class Refusals:
+    """The relays that refused circuits, and the targets for which they did, with pauses that grow. Bounded."""
+
+    def __init__(self) -> None:
+        self._pauses: OrderedDict[tuple[str, ...], tuple[float, Iterator[float]]] = OrderedDict()
+        """The time of trio's clock when a pause ends, and the pauses after it."""
+
+    def wait_s(self, *refused: str) -> float:
+        """Return for how many seconds not to ask again."""
+        until, _ = self._pauses.get(refused, (0.0, None))
+        return until - trio.current_time()
+
+    def add(self, *refused: str) -> None:
+        """Record that a relay refused a circuit: any circuit, or those to a target."""
+        _, pauses = self._pauses.pop(refused, (0.0, REFUSED.pauses()))
+        self._pauses[refused] = trio.current_time() + next(pauses), pauses
+        if len(self._pauses) > MAX_REFUSALS:
+            self._pauses.popitem(last=False)
+
+    def remove(self, *refused: str) -> None:
+        """Record that the relay has made a circuit."""
+        self._pauses.pop(refused, None)
+
+
 class Relays:
     """The relays through which peers can reach this node, and its connections to peers through relays."""
 
@@ -71,6 +99,7 @@ class Relays:
             lambda: FairPlaces(MAX_INBOUND_CIRCUITS, MAX_INBOUND_CIRCUITS_PER_SOURCE)
         )
         """By relay, the circuits to this node. Only relays that hold a reservation have any."""
+        self._refusals = Refusals()
         self.handlers: dict[str, StreamHandler] = {STOP: self._accept}
 
     @property
@@ -149,10 +178,11 @@ class Relays:
         relay, target = address.relay, address.peer_id
         if relay is None or target is None:
             raise DialError(f"{address} names no peer behind the relay; append /p2p/<peer id>")
+        if (wait_s := max(self._refusals.wait_s(relay), self._refusals.wait_s(relay, target))) > 0:
+            raise DialError(f"the relay {relay} refused to connect to {target}; it is asked again in {wait_s:.0f} s")
         try:
             with trio.fail_after(TIMEOUT_S):
-                connection = self._host.connection(relay) or await self._host.dial(address.of_relay())
-                stream = await connection.open([HOP])
+                stream = await self._host.open_stream(relay, [HOP], [address.of_relay()])
                 try:
                     peer = circuit_pb2.PeerId(id=peer_id_to_bytes(target))
                     await send(stream, circuit_pb2.HopMessage(type=circuit_pb2.HopMessage.CONNECT, peer=peer))
@@ -164,7 +194,13 @@ class Relays:
             raise DialError(f"{address}: the relay did not connect to the peer within {TIMEOUT_S:g} s") from None
         if answer.type != circuit_pb2.HopMessage.STATUS or answer.status != OK:
             stream.reset()
-            raise DialError(f"the relay {stream.peer_id} did not connect to {target}: status {answer.status}")
+            if answer.status == RESOURCE_LIMIT_EXCEEDED:
+                self._refusals.add(relay)
+            elif answer.status == NO_RESERVATION:
+                self._refusals.add(relay, target)
+            raise DialError(f"the relay {relay} did not connect to {target}: status {answer.status}")
+        self._refusals.remove(relay)
+        self._refusals.remove(relay, target)
         return RawConnection(stream, address, is_initiator=True)
 
 
