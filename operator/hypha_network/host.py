@@ -66,6 +66,9 @@ class Connection:
     closed: trio.Event = field(default_factory=trio.Event)
     streams: int = 0
     _counted: tuple[int, int] = (0, 0)
+    _used_by: set[int] = field(default_factory=set)
+    """The ids of streams that keep the connection in use."""
+    _used_s: float = field(default_factory=trio.current_time)
 
     @property
     def relayed(self) -> bool:
@@ -89,6 +92,19 @@ class Connection:
                 raise
             return stream
         raise StreamReset(f"{self.peer_id} did not open a stream within {timeout_s:g} s")
+
+    def use(self, stream: Stream) -> None:
+        """Let a stream keep a relayed connection in use until it ends."""
+        if self.relayed:
+            self._used_by.add(stream.id)
+            self._used_s = trio.current_time()
+
+    def idle_s(self) -> float:
+        """Return for how many seconds no stream has kept a relayed connection in use, to the accuracy of the calls."""
+        self._used_by &= self.muxed.session.streams.keys()
+        if self._used_by:
+            self._used_s = trio.current_time()
+        return trio.current_time() - self._used_s
 
     def take_traffic(self) -> tuple[int, int]:
         """Return the bytes received and sent since the last call."""
@@ -121,6 +137,8 @@ class Host:
     """Notified whenever a connection comes or goes, a peer subscribes, or the node's status changes."""
     excluded: Sequence[Network] = ()
     """Networks in which this node connects to no address, unless the operator configured the address."""
+    background: frozenset[str] = frozenset()
+    """Protocols whose streams do not keep a connection in use."""
     configured: set[Address] = field(default_factory=set)
     """The endpoints that the operator configured."""
     traffic: PeerCounts[Direction] = field(default_factory=PeerCounts)
@@ -277,6 +295,8 @@ class Host:
         try:
             with trio.fail_after(NEGOTIATION_TIMEOUT_S):
                 protocol = await multistream.accept(stream, self._handlers)
+            if protocol not in self.background:
+                connection.use(stream)
             await self._handlers[protocol](connection, stream)
             await stream.aclose()
         except Exception as error:
@@ -425,7 +445,7 @@ class Host:
             tried.append(connection)
             others = [other for other in self.connections.get(peer_id, ()) if other not in tried]
             try:
-                return await connection.open(protocols, TRY_S if others else None)
+                return await self._open_on(connection, protocols, TRY_S if others else None)
             except RemoteRefused:
                 raise
             except NetworkError:
@@ -434,6 +454,12 @@ class Host:
                 connection = best or await self.connect(peer_id, hints)  # the connection may have ended just now
                 if connection in tried or len(tried) > MAX_CONNECTIONS_PER_PEER:
                     raise
+
+    async def _open_on(self, connection: Connection, protocols: list[str], timeout_s: float | None) -> Stream:
+        stream = await connection.open(protocols, timeout_s)
+        if not self.background.issuperset(protocols):
+            connection.use(stream)
+        return stream
 
 
 async def _close_if_silent(connection: Connection) -> None:

@@ -17,10 +17,12 @@ from hypha_network.errors import NetworkError
 from hypha_network.host import Connection, Host
 from hypha_network.identity import Identity
 from hypha_network.services.gateways import Gateways
+from hypha_network.services.gossip import PROTOCOLS as GOSSIP
 from hypha_network.services.gossip import PubSub
 from hypha_network.services.gossip_intake import Hears, hears_all
 from hypha_network.services.gossip_messages import Gossip, Message, Signer
-from hypha_network.services.identify import PING, Identify, answer_pings, ping, ping_until_silent
+from hypha_network.services.identify import IDENTIFY, PING, PUSH, Identify, answer_pings, ping, ping_until_silent
+from hypha_network.services.kademlia import PROTOCOL as KADEMLIA
 from hypha_network.services.kademlia import Kademlia
 from hypha_network.services.kademlia_messages import Record
 from hypha_network.services.relay import Relays
@@ -96,6 +98,7 @@ class Network:
         self._external = _parse_all(config.external_addresses)
         gateways = _parse_all(config.gateways)
         host.excluded = addresses.parse_cidrs(config.exclude_cidr)
+        host.background = frozenset((IDENTIFY, PUSH, PING, KADEMLIA, *GOSSIP))
         host.configured.update(address.endpoint for address in gateways)
         if config.gateways and not gateways:
             raise NetworkError("none of the gateway addresses is a TCP address; add one, as in /ip4/192.0.2.1/tcp/4001")
@@ -112,7 +115,7 @@ class Network:
         host.register(self._pubsub.handlers, self._pubsub.serve)
         host.register(self._identify.handlers, self._identify.serve)
         host.register({PING: answer_pings}, ping_until_silent)
-        host.register(self._relays.handlers)
+        host.register(self._relays.handlers, self._relays.close_once_unused)
         if config.kademlia_server or self._external:
             host.register(self._kademlia.handlers)
         if config.relay_server:

@@ -117,6 +117,43 @@ async def test_lookups_and_records_cost_no_circuits() -> None:
         assert (await other.request(hidden.peer_id, HEALTH, HealthRequest())).healthy
 
 
+async def test_a_relayed_connection_is_closed_once_nothing_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "CHECK_S", 0.01)
+    monkeypatch.setattr(relay, "IDLE_S", 0.05)
+    pki = Pki()
+
+    async def hold(_: str, stream: Stream) -> None:
+        await stream.read_to_end(1)
+
+    async with (
+        gateway(pki) as g,
+        member(pki, "hidden", g, listen_addresses=(), relay_circuit=True) as hidden,
+        member(pki, "a", g) as a,
+    ):
+        hidden.handle_stream("/hold", hold)
+        await a.dial(hidden.addresses()[0])
+        used = await a.open_stream(hidden.peer_id, "/hold")
+        with trio.move_on_after(10 * relay.IDLE_S):
+            await a.wait_until(lambda: hidden.peer_id not in a.connected_peers())
+            raise AssertionError("the connection was closed while a stream used it")
+        await used.aclose()
+        await until(a, lambda: hidden.peer_id not in a.connected_peers())
+        await until(hidden, lambda: a.peer_id not in hidden.connected_peers())
+
+
+async def test_a_relayed_connection_beside_a_direct_one_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "CHECK_S", 0.01)
+    monkeypatch.setattr(relay, "BESIDE_DIRECT_S", 0.01)
+    pki = Pki()
+    async with gateway(pki) as g, member(pki, "a", g, relay_circuit=True) as a, node(pki, "b") as b:
+        await b.dial(next(address for address in a.addresses() if "p2p-circuit" in address))
+        await b.dial(direct_address(a))
+        for network, peer in ((a, b), (b, a)):
+            held = network._host.connections[peer.peer_id]
+            await until(network, lambda held=held: not any(c.relayed for c in held))  # type: ignore[misc]
+            assert held
+
+
 @pytest.mark.parametrize("status", [relay.RESOURCE_LIMIT_EXCEEDED, relay.NO_RESERVATION])
 async def test_a_relay_that_refuses_a_circuit_is_not_asked_again_at_once(
     status: int, monkeypatch: pytest.MonkeyPatch

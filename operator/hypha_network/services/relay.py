@@ -38,6 +38,11 @@ MIN_REFRESH_S = 5.0
 REFUSED = Backoff(first_s=2.0, max_s=120.0)
 """The pauses after a relay refused a circuit, because each request costs this node one of few, whatever the answer."""
 MAX_REFUSALS = 1024
+IDLE_S = 60.0
+"""How long a relayed connection may stay unused. Frequent requests, such as renewals of a lease, share one circuit."""
+BESIDE_DIRECT_S = 10.0
+"""How long it may stay unused beside a direct connection."""
+CHECK_S = 5.0
 MAX_INBOUND_CIRCUITS = 64
 """Maximum number of circuits to this node through one relay. At the limit, the source with most loses its oldest."""
 MAX_INBOUND_CIRCUITS_PER_SOURCE = 8
@@ -172,6 +177,19 @@ class Relays:
                 await relayed.closed.wait()
             finally:
                 relayed.close()
+
+    async def close_once_unused(self, connection: Connection) -> None:
+        """Close a relayed connection once nothing uses it, because relays grant few circuits. Ignore a direct one.
+
+        Beside a direct connection it is closed soon, because some peers choose among their connections at random.
+        """
+        while connection.relayed:
+            await trio.sleep(CHECK_S)
+            best = self._host.connection(connection.peer_id)
+            beside_direct = best is not None and not best.relayed
+            if connection.idle_s() >= (BESIDE_DIRECT_S if beside_direct else IDLE_S):
+                logger.debug("closing the relayed connection with %s, which nothing uses", connection.peer_id)
+                connection.close()
 
     async def dial(self, address: Address) -> RawConnection:
         """Connect to a peer through a relay; DialError if that fails."""

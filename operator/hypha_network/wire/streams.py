@@ -19,6 +19,11 @@ class Stream:
         self._unread = memoryview(b"")
         self.peer_id = peer_id
 
+    @property
+    def id(self) -> int:
+        """The number of the stream in its connection."""
+        return self._muxed.id
+
     async def receive_some(self, max_bytes: int | None = None) -> Buffer:
         """Return the data that has arrived, at least one byte; empty at the end. StreamReset after a reset."""
         if not self._unread:

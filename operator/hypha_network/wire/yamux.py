@@ -55,6 +55,11 @@ class YamuxStream:
         self._changed = trio.lowlevel.ParkingLot()
         state.wake = self._changed.unpark_all
 
+    @property
+    def id(self) -> int:
+        """The number of the stream in its connection."""
+        return self._state.stream_id
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Return the data that has arrived, up to `max_bytes`, waiting for at least one byte; empty at the end.
 
