@@ -154,13 +154,16 @@ class Network:
         return [*self._host.listen_addresses, *self._external, *self._relays.own_addresses()]
 
     def status(self) -> NetworkStatus:
-        """Return the node's state. It is healthy once it listens, has joined and has reserved its relay slot."""
+        """Return the node's state. It is healthy once it listens, has joined and can be reached.
+
+        Without external addresses, a node with `relay_circuit` counts as reachable while it holds a relay slot.
+        """
         listening = tuple(map(str, self._host.listen_addresses))
         gateways = tuple(dict.fromkeys(self._gateways.connected.values()))
         reservations = tuple(self._relays.reservations)
         bootstrapped = self._kademlia.bootstrapped.is_set()
-        reserved = bool(reservations) or not self._config.relay_circuit
-        joined = (bool(gateways) and bootstrapped and reserved) or not self._config.gateways
+        reachable = bool(reservations) or bool(self._external) or not self._config.relay_circuit
+        joined = (bool(gateways) and bootstrapped and reachable) or not self._config.gateways
         listens = bool(listening) or not self._config.listen_addresses
         return NetworkStatus(listening, gateways, reservations, bootstrapped, healthy=listens and joined)
 

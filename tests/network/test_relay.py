@@ -7,6 +7,7 @@ import trio
 from libp2p.relay.circuit_v2.pb import circuit_pb2
 from trio.testing import MockClock
 
+from hypha_contracts.backoff import Backoff
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_messages.types import peer_id_to_bytes
 from hypha_network import host as host_module
@@ -397,8 +398,43 @@ async def test_a_peer_with_many_circuits_loses_its_oldest_and_nobody_else_does(
 
 
 @pytest.mark.parametrize(
-    ("left_s", "expected"),
-    [(3600, MAX_REFRESH_S), (1000, 750), (0, MIN_REFRESH_S), (-100, MIN_REFRESH_S)],
+    ("left_s", "earliest_s", "latest_s"),
+    [
+        (3600, 2340, 2700),
+        (365 * 86400, MAX_REFRESH_S, MAX_REFRESH_S),
+        (0, MIN_REFRESH_S, MIN_REFRESH_S),
+        (-100, MIN_REFRESH_S, MIN_REFRESH_S),
+    ],
 )
-def test_a_reservation_is_renewed_well_before_it_expires(left_s: float, expected: float) -> None:
-    assert refresh_in_s(expires=1e9 + left_s, now=1e9) == expected
+def test_a_reservation_is_renewed_after_three_quarters_of_its_term_at_different_times(
+    left_s: float, earliest_s: float, latest_s: float
+) -> None:
+    renewals = {refresh_in_s(expires=1e9 + left_s, now=1e9) for _ in range(100)}
+    assert all(earliest_s <= renewal <= latest_s for renewal in renewals)
+    assert len(renewals) > 1 or earliest_s == latest_s
+
+
+async def test_a_slot_is_asked_for_until_a_relay_grants_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "RETRIES", Backoff(first_s=0.01, max_s=0.01))
+    monkeypatch.setattr(relay_server, "MAX_RESERVATIONS", 0)
+    pki = Pki()
+    async with gateway(pki) as g, node(pki, "a", gateways=(direct_address(g),), relay_circuit=True) as a:
+        await until(a, lambda: bool(a.status().gateways) and a.status().bootstrapped)
+        assert not a.status().healthy
+        monkeypatch.setattr(relay_server, "MAX_RESERVATIONS", 1)
+        await until(a, lambda: a.status().healthy)
+
+
+def test_a_relay_that_grants_no_slot_is_asked_at_longer_and_longer_pauses() -> None:
+    pauses = relay.RETRIES.pauses()
+    first, *_, last = (next(pauses) for _ in range(20))
+    assert first <= 10
+    assert 300 <= last <= 600
+
+
+async def test_a_node_with_external_addresses_is_healthy_without_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_server, "MAX_RESERVATIONS", 0)
+    pki = Pki()
+    external = ("/dns4/worker.example.org/tcp/4001",)
+    async with gateway(pki) as g, member(pki, "a", g, relay_circuit=True, external_addresses=external) as a:
+        assert not a.status().reservations

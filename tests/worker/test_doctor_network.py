@@ -114,17 +114,25 @@ async def test_a_gateway_in_an_excluded_network_is_a_warning(directory: Path, pk
     assert (found.mark, "Remove that network from exclude_cidr" in found.remedy) == ("warning", True)
 
 
-async def test_a_gateway_that_does_not_relay_is_a_failure_to_join(
-    directory: Path, pki: Pki, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("external", "mark"), [([], "failure"), (["/dns4/a.example.org/tcp/1"], "warning")])
+async def test_a_gateway_that_does_not_relay_is_a_failure_to_join_without_external_addresses(
+    external: list[str], mark: str, directory: Path, pki: Pki, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, seconds in (("JOIN_S", 2.0), ("SUBSCRIBE_S", 0.1), ("LISTEN_S", 0.1)):
         monkeypatch.setattr(f"hypha_worker.doctor.market.{name}", seconds)
     async with trio.open_nursery() as nursery:
         roles = LOOPBACK.__class__(listen_addresses=LOOPBACK.listen_addresses, exclude_cidr=(), kademlia_server=True)
         network, stop = await nursery.start(run_node, pki.identity("gateway"), roles)
-        path = write_config(directory, pki, gateway_addresses=[direct_address(network)], relay_circuit=True)
-        found = await problem(path, "network.join")
+        path = write_config(
+            directory,
+            pki,
+            gateway_addresses=[direct_address(network)],
+            relay_circuit=True,
+            external_addresses=external,
+        )
+        found = next(found for found in await examine(path, "network.join") if found.mark != "ok")
         stop.set()
+    assert found.mark == mark
     assert "no gateway reserved a relay slot" in found.message
     assert found.remedy.startswith("Use a gateway that relays")
 

@@ -1,6 +1,7 @@
 """Circuit relay v2, the client's side: gateways connect peers to this node, and this node to peers."""
 
 import logging
+import random
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
@@ -32,9 +33,10 @@ HOP: Final = "/libp2p/circuit/relay/0.2.0/hop"
 STOP: Final = "/libp2p/circuit/relay/0.2.0/stop"
 MAX_MESSAGE_BYTES = 4096
 TIMEOUT_S = 10.0
-RETRY_S = 10.0
-MAX_REFRESH_S = 1800.0
-MIN_REFRESH_S = 5.0
+RETRIES = Backoff(first_s=10.0, max_s=600.0, jitter=0.5)
+"""The pauses while a relay grants no slot. It counts each request against all nodes behind one address."""
+MAX_REFRESH_S = 12 * 3600.0
+MIN_REFRESH_S = 30.0
 REFUSED = Backoff(first_s=2.0, max_s=120.0)
 """The pauses after a relay refused a circuit, because each request costs this node one of few, whatever the answer."""
 MAX_REFUSALS = 1024
@@ -65,8 +67,12 @@ class Reservation:
 
 
 def refresh_in_s(expires: float, now: float) -> float:
-    """Return the number of seconds after which to renew a reservation: three quarters of its remaining time."""
-    return min(MAX_REFRESH_S, max(MIN_REFRESH_S, (expires - now) * 0.75))
+    """Return the number of seconds after which to renew a reservation: at most three quarters of its remaining time.
+
+    It varies, so that the nodes behind one address, which share what a relay grants it, do not renew in step.
+    """
+    remaining_s = (expires - now) * random.uniform(0.65, 0.75)  # noqa: S311 - not for secrets
+    return min(MAX_REFRESH_S, max(MIN_REFRESH_S, remaining_s))
 
 
 class Refusals:
@@ -118,6 +124,7 @@ class Relays:
 
     async def keep_reserved(self, connection: Connection) -> None:
         """Reserve a slot on a relay, and renew it for as long as the connection lasts."""
+        retries = RETRIES.pauses()
         try:
             while True:
                 try:
@@ -129,8 +136,9 @@ class Relays:
                     held = self._reservations.get(connection)
                     if held is not None and held.expires < time.time():
                         del self._reservations[connection]
-                    await trio.sleep(RETRY_S)
+                    await trio.sleep(next(retries))
                     continue
+                retries = RETRIES.pauses()
                 fresh = connection not in self._reservations
                 self._reservations[connection] = reservation
                 self._host.changes.notify()

@@ -110,7 +110,12 @@ def judge_status(status: NetworkStatus, peers: int, config: NodeConfig) -> Itera
         yield failure(
             "the gateways did not answer a look-up of peers", "Use gateways of the same network and a current version."
         )
-    if config.relay_circuit and not status.reservations:
+    if config.relay_circuit and not status.reservations and config.external_addresses:
+        yield warning(
+            "no gateway reserved a relay slot, so peers reach this node at its external addresses alone",
+            "Use a gateway that relays, or set relay_circuit = false.",
+        )
+    elif config.relay_circuit and not status.reservations:
         yield failure(
             "no gateway reserved a relay slot, so peers behind other routers cannot reach this node",
             "Use a gateway that relays, or set relay_circuit = false and name external_addresses.",
