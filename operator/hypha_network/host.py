@@ -9,8 +9,9 @@ import trio
 
 from hypha_contracts import descriptors
 from hypha_network.changes import Changes
+from hypha_network.connection import NEGOTIATION_TIMEOUT_S, Connection, best_of, silent_longest
 from hypha_network.dialling import Found, dial_found
-from hypha_network.errors import DialError, NetworkError, PeerUnreachable, RemoteRefused, StreamReset
+from hypha_network.errors import DialError, NetworkError, PeerUnreachable, RemoteRefused
 from hypha_network.failures import report_failure
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.recent_peers import RecentPeers
@@ -29,7 +30,6 @@ _refusal_log = RateLimitedLogger(logger)
 _connect_log = RateLimitedLogger(logger)
 _disconnect_log = RateLimitedLogger(logger)
 
-NEGOTIATION_TIMEOUT_S = 10.0
 MAX_CONNECTIONS = 1024
 """Maximum number of connections. At the limit, a new one replaces one of the peer that has most."""
 MAX_CLOSING_CONNECTIONS = 16
@@ -42,8 +42,6 @@ MIN_INBOUND_STREAMS_PER_PEER = 32
 DIRECT_TIMEOUT_S = 3.0
 TRY_S = 3.0
 """How long to wait until a connection opens a stream, while the peer has other connections to try."""
-PROBE_TIMEOUT_S = 20.0
-"""How long a connection may stay silent after the peer has made another one."""
 REFUSED_S = 300.0
 """How long this node refuses connections of a peer that attacked it."""
 PROVED_S = 3600.0
@@ -51,69 +49,6 @@ PROVED_S = 3600.0
 STAY_RELAYED_S = 60.0
 """After a failed attempt to replace a relayed connection with a direct one, how long to wait before the next."""
 _CLOSE_TIMEOUT_S = 2.0
-
-
-@dataclass(eq=False)
-class Connection:
-    """A secured, muxed connection to a peer."""
-
-    peer_id: str
-    muxed: Yamux
-    address: Address
-    inbound: bool
-    nursery: trio.Nursery
-    """Runs the tasks of the connection and ends with it."""
-    closed: trio.Event = field(default_factory=trio.Event)
-    streams: int = 0
-    _counted: tuple[int, int] = (0, 0)
-    _used_by: set[int] = field(default_factory=set)
-    """The ids of streams that keep the connection in use."""
-    _used_s: float = field(default_factory=trio.current_time)
-
-    @property
-    def relayed(self) -> bool:
-        """Whether the connection goes through a relay."""
-        return self.address.relay is not None
-
-    @property
-    def preference(self) -> tuple[bool, float]:
-        """Compares connections to one peer: direct ones are better, and then the one that was heard from last."""
-        return not self.relayed, self.muxed.last_received_s
-
-    async def open(self, protocols: list[str], timeout_s: float | None = None) -> Stream:
-        """Open a stream for the first protocol that the peer speaks too; RemoteRefused if it speaks none of them."""
-        timeout_s = timeout_s or NEGOTIATION_TIMEOUT_S
-        with trio.move_on_after(timeout_s):
-            stream = Stream(await self.muxed.open_stream(), self.peer_id)
-            try:
-                await multistream.select(stream, protocols)
-            except BaseException:
-                stream.reset()
-                raise
-            return stream
-        raise StreamReset(f"{self.peer_id} did not open a stream within {timeout_s:g} s")
-
-    def use(self, stream: Stream) -> None:
-        """Let a stream keep a relayed connection in use until it ends."""
-        if self.relayed:
-            self._used_by.add(stream.id)
-            self._used_s = trio.current_time()
-
-    def idle_s(self) -> float:
-        """Return for how many seconds no stream has kept a relayed connection in use, to the accuracy of the calls."""
-        self._used_by &= self.muxed.session.streams.keys()
-        if self._used_by:
-            self._used_s = trio.current_time()
-        return trio.current_time() - self._used_s
-
-    def take_traffic(self) -> tuple[int, int]:
-        """Return the bytes received and sent since the last call."""
-        (received, sent), self._counted = self._counted, (self.muxed.received_bytes, self.muxed.sent_bytes)
-        return self._counted[0] - received, self._counted[1] - sent
-
-    def close(self) -> None:
-        """Close the connection and cancel its tasks."""
-        self.nursery.cancel_scope.cancel()
 
 
 ConnectionTask = Callable[[Connection], Awaitable[None]]
@@ -214,9 +149,9 @@ class Host:
             most = max(self.connections.values(), key=len, default=[])
             if len(most) <= len(own) + 1 or self._running >= self._max_connections + MAX_CLOSING_CONNECTIONS:
                 raise DialError(f"this node has {self._running} connections already")
-            _oldest(most).close()
+            silent_longest(most).close()
         elif len(own) >= MAX_CONNECTIONS_PER_PEER:
-            _oldest(own).close()  # the peer has most likely lost it
+            silent_longest(own).close()  # the peer has most likely lost it
 
     def favour(self, peer_id: str) -> None:
         """Let a peer that did useful work go first for an hour when many peers want to be served."""
@@ -307,7 +242,7 @@ class Host:
 
     def _add(self, connection: Connection) -> None:
         for older in self.connections.setdefault(connection.peer_id, []):
-            older.nursery.start_soon(self.run_task, _close_if_silent, older)
+            older.nursery.start_soon(self.run_task, Connection.close_if_silent, older)
         self.connections[connection.peer_id].append(connection)
         _connect_log.info(
             connection.peer_id, "connected %s %s", "from" if connection.inbound else "to", connection.address
@@ -343,7 +278,7 @@ class Host:
 
     def connection(self, peer_id: str) -> Connection | None:
         """Return the best connection to a peer: a direct one if there is any, and then the one heard from last."""
-        return max(self.connections.get(peer_id, ()), key=lambda connection: connection.preference, default=None)
+        return best_of(self.connections.get(peer_id, ()))
 
     async def dial(self, address: Address) -> Connection:
         """Connect to an address; DialError if that fails. An address without a peer id may lead to any peer."""
@@ -450,8 +385,7 @@ class Host:
                 raise
             except NetworkError:
                 others = [other for other in self.connections.get(peer_id, ()) if other not in tried]
-                best = max(others, key=lambda other: other.preference, default=None)
-                connection = best or await self.connect(peer_id, hints)  # the connection may have ended just now
+                connection = best_of(others) or await self.connect(peer_id, hints)  # it may have ended just now
                 if connection in tried or len(tried) > MAX_CONNECTIONS_PER_PEER:
                     raise
 
@@ -460,18 +394,3 @@ class Host:
         if not self.background.issuperset(protocols):
             connection.use(stream)
         return stream
-
-
-async def _close_if_silent(connection: Connection) -> None:
-    """Ping a peer, which may have lost this connection, and close the connection if nothing arrives."""
-    pinged_at = trio.current_time()
-    connection.muxed.ping()
-    await trio.sleep(PROBE_TIMEOUT_S)
-    if connection.muxed.last_received_s < pinged_at:
-        logger.info("closing a connection with %s, which is silent since another one was made", connection.peer_id)
-        connection.close()
-
-
-def _oldest(connections: Iterable[Connection]) -> Connection:
-    """Return the connection that was heard from longest ago."""
-    return min(connections, key=lambda connection: connection.muxed.last_received_s)

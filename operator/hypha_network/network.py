@@ -12,9 +12,10 @@ import trio
 from hypha_contracts.addresses import RESERVED_CIDRS
 from hypha_messages.protocol import Protocol, Request, Response
 from hypha_messages.types import peer_id_to_bytes
+from hypha_network.connection import Connection
 from hypha_network.dialling import Found
 from hypha_network.errors import NetworkError
-from hypha_network.host import Connection, Host
+from hypha_network.host import Host
 from hypha_network.identity import Identity
 from hypha_network.services.gateways import Gateways
 from hypha_network.services.gossip import PROTOCOLS as GOSSIP
@@ -297,21 +298,18 @@ class Network:
 
     async def _find_addresses(self, peer_id: str, found: Found) -> None:
         """Pass the known addresses of a peer on, then those that a lookup finds, and at last those behind gateways."""
+        gateways = self._gateways.connected.items()
 
-        def guess() -> None:
-            gateways = self._gateways.connected.items()
+        async def guess(after_s: float) -> None:
+            await trio.sleep(after_s)
             found(address.behind(relay, peer_id) for address, relay in gateways if relay != peer_id)
-
-        async def guess_if_the_lookup_is_slow() -> None:
-            await trio.sleep(_GUESS_AFTER_S)
-            guess()
 
         found(self._kademlia.addresses_of(peer_id))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(guess_if_the_lookup_is_slow)
+            nursery.start_soon(guess, _GUESS_AFTER_S)
             await self._kademlia.find_peer(peer_id, found)
             nursery.cancel_scope.cancel()
-        guess()
+        await guess(0)
 
     async def _ask_gateways(self, peer_id: str) -> dict[str, tuple[Address, ...]]:
         """Ask the gateways about a peer; return the peers that they name. They know only peers with certificates."""

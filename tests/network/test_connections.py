@@ -7,8 +7,9 @@ import pytest
 import trio
 
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
+from hypha_network import connection as connection_module
 from hypha_network import host as host_module
-from hypha_network.host import Connection
+from hypha_network.connection import Connection
 from hypha_network.network import Network
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, node, until
@@ -67,7 +68,7 @@ async def test_a_request_tries_the_other_connections_of_a_peer(monkeypatch: pyte
 async def test_a_lost_connection_is_closed_after_the_peer_has_made_another_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(host_module, "PROBE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connection_module, "PROBE_TIMEOUT_S", 0.3)
     async with twice_connected() as (a, peer, older, newer):
         lose(a, peer, older)
         await peer.dial(direct_address(a))

@@ -9,8 +9,8 @@ from libp2p.pubsub.pb import rpc_pb2
 from hypha_messages import advertisement
 from hypha_messages.advertisement import RequestWorker, WorkerSpec
 from hypha_messages.types import Resources, SystemTime
+from hypha_network.connection import Connection
 from hypha_network.errors import NetworkError, StreamReset
-from hypha_network.host import Connection
 from hypha_network.network import Network
 from hypha_network.services import gossip, gossip_intake
 from hypha_network.services.gossip_messages import Gossip, Signer

@@ -7,8 +7,8 @@ from libp2p.identity.identify.pb.identify_pb2 import Identify
 from multiaddr import Multiaddr
 
 from hypha_contracts.backoff import Backoff
+from hypha_network.connection import Connection
 from hypha_network.errors import NetworkError
-from hypha_network.host import Connection
 from hypha_network.network import Network
 from hypha_network.services import identify
 from hypha_network.services.identify import IDENTIFY, PING, PUSH

@@ -11,9 +11,9 @@ from hypha_contracts.backoff import Backoff
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_messages.types import peer_id_to_bytes
 from hypha_network import host as host_module
+from hypha_network.connection import Connection
 from hypha_network.errors import DialError, NetworkError, PeerUnreachable
 from hypha_network.fairness import FairPlaces
-from hypha_network.host import Connection
 from hypha_network.network import Network
 from hypha_network.services import relay, relay_server
 from hypha_network.services.kademlia import Kademlia

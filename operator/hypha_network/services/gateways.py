@@ -5,8 +5,9 @@ import logging
 import trio
 
 from hypha_contracts.backoff import Backoff
+from hypha_network.connection import Connection, best_of
 from hypha_network.errors import NetworkError, StreamReset
-from hypha_network.host import Connection, ConnectionTask, Host
+from hypha_network.host import ConnectionTask, Host
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.addresses import Address
 
@@ -70,5 +71,4 @@ class Gateways:
     def _existing(self, peer_id: str | None) -> Connection | None:
         """Return a direct connection that this node dialled. Only such an address is sure to work for other peers."""
         connections = self._host.connections.get(peer_id or "", [])
-        own = [connection for connection in connections if not connection.inbound and not connection.relayed]
-        return max(own, key=lambda connection: connection.preference, default=None)
+        return best_of(connection for connection in connections if not connection.inbound and not connection.relayed)

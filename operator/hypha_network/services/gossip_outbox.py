@@ -3,7 +3,7 @@
 import trio
 from libp2p.pubsub.pb import rpc_pb2
 
-from hypha_network.host import Connection
+from hypha_network.connection import Connection, best_of
 from hypha_network.wire.multistream import prefixed
 
 MAX_QUEUED_BYTES = 1024 * 1024
@@ -62,7 +62,7 @@ class Outbox:
 
     def put(self, rpc: rpc_pb2.RPC) -> bool:
         """Queue a message on the best connection; False if too much waits there."""
-        best = max(self._queues, key=lambda connection: connection.preference, default=None)
+        best = best_of(self._queues)
         return (self._queues[best] if best else self._unopened).put(_encode(rpc))
 
     def put_subscriptions(self, rpc: rpc_pb2.RPC) -> bool:

@@ -9,8 +9,9 @@ from google.protobuf.message import DecodeError as ProtobufError
 from libp2p.identity.identify.pb.identify_pb2 import Identify as IdentifyMessage
 
 from hypha_contracts.backoff import Backoff
+from hypha_network.connection import Connection
 from hypha_network.errors import NetworkError, RemoteRefused
-from hypha_network.host import Connection, Host, StreamHandler
+from hypha_network.host import Host, StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address

@@ -15,9 +15,10 @@ from libp2p.relay.circuit_v2.pb import circuit_pb2
 
 from hypha_contracts.backoff import Backoff
 from hypha_messages.types import peer_id_from_bytes, peer_id_to_bytes
+from hypha_network.connection import Connection
 from hypha_network.errors import DialError, NetworkError, RemoteRefused
 from hypha_network.fairness import FairPlaces
-from hypha_network.host import Connection, Host, StreamHandler
+from hypha_network.host import Host, StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address
