@@ -1,7 +1,7 @@
 """The connections of a node: accepts, dials, secures and muxes them, and passes their streams to handlers."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -292,7 +292,7 @@ class Host:
         return await self.upgrade(raw, address.peer_id)
 
     async def connect(
-        self, peer_id: str, hints: Iterable[Address] | None = None, *, prefer_direct: bool = False
+        self, peer_id: str, hints: Collection[Address] | None = None, *, prefer_direct: bool = False
     ) -> Connection:
         """Return a connection to a peer, dialling if there is none. PeerUnreachable if no address leads to it.
 
@@ -326,7 +326,7 @@ class Host:
             return None
         return existing
 
-    async def _go_direct(self, peer_id: str, hints: Iterable[Address] | None) -> Connection:
+    async def _go_direct(self, peer_id: str, hints: Collection[Address] | None) -> Connection:
         """Dial directly for a short time; return the best connection, which is the relayed one if dialling fails."""
         with trio.move_on_after(DIRECT_TIMEOUT_S):
             await self._dial_peer(peer_id, hints, directly=True)
@@ -337,11 +337,9 @@ class Host:
             self._stay_relayed[peer_id] = trio.current_time() + STAY_RELAYED_S
         return best
 
-    async def _dial_peer(
-        self, peer_id: str, hints: Iterable[Address] | None, *, directly: bool = False
-    ) -> Sequence[str]:
+    async def _dial_peer(self, peer_id: str, hints: Collection[Address] | None, *, directly: bool = False) -> list[str]:
         """Dial a peer until there is a connection, which it may have made itself; return why dialling failed."""
-        reasons: Sequence[str] = ()
+        reasons: list[str] = []
 
         def connected() -> bool:
             best = self.connection(peer_id)
@@ -368,7 +366,12 @@ class Host:
         return reasons
 
     async def open_stream(
-        self, peer_id: str, protocols: list[str], hints: Iterable[Address] | None = None, *, prefer_direct: bool = False
+        self,
+        peer_id: str,
+        protocols: list[str],
+        hints: Collection[Address] | None = None,
+        *,
+        prefer_direct: bool = False,
     ) -> Stream:
         """Open a stream to a peer, connecting to it first if there is no connection; see `connect`.
 

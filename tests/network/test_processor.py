@@ -16,6 +16,7 @@ from hypha_network.errors import DialError, NetworkError
 from hypha_network.network import Network
 from hypha_network.services import gossip, gossip_intake
 from hypha_network.services.gossip_messages import Signer
+from hypha_network.wire import upgrade as upgrade_module
 from hypha_network.wire.multistream import prefixed
 from hypha_network.wire.processor import MAX_FAVOURED_USE_S, MEMORY_S, CpuShare, charged_to, share_processor
 from support.certs import Pki
@@ -187,3 +188,16 @@ async def test_a_peer_with_many_connections_makes_room_for_others(monkeypatch: p
         await member.dial(direct_address(victim))
         assert (await member.request(victim.peer_id, HEALTH, HealthRequest())).healthy
         await until(victim, lambda: len(victim._host.connections[greedy.peer_id]) == 4)
+
+
+async def test_a_connected_peer_keeps_its_share_however_many_others_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upgrade_module, "MAX_CPU_SHARES", 3)
+    pki = Pki()
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        await a.dial(direct_address(b))
+        connection, upgrader = a._host.connection(b.peer_id), a._host.upgrader
+        assert connection is not None
+        others = [upgrader.cpu_share(f"peer {number}") for number in range(10)]
+        assert upgrader.cpu_share(b.peer_id) is connection.muxed.cpu_share
+        del others
+        assert len(upgrader._cpu_shares) <= 4

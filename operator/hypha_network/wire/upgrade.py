@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -30,7 +31,7 @@ MAX_UNAUTHENTICATED_PER_SOURCE: Final = 128
 CPU_SHARE: Final = 0.15
 """The part of one core that the handshakes of inbound connections may take together."""
 MAX_CPU_SHARES: Final = 4096
-"""For how many peers this node remembers the processing time that they used lately."""
+"""For how many peers, besides those that are connected, this node remembers the processing time that they used."""
 
 
 def _places() -> FairPlaces:
@@ -46,7 +47,9 @@ class Upgrader:
     unauthenticated: FairPlaces = field(default_factory=_places)
     _backlog: Backlog = field(default_factory=Backlog)
     _handshakes: CpuBudget = field(default_factory=lambda: CpuBudget(CPU_SHARE, burst_s=0.05))
-    _cpu_shares: OrderedDict[str, CpuShare] = field(default_factory=OrderedDict)
+    _cpu_shares: WeakValueDictionary[str, CpuShare] = field(default_factory=WeakValueDictionary)
+    """By peer. Connections keep the shares of their peers alive."""
+    _recent_shares: OrderedDict[str, CpuShare] = field(default_factory=OrderedDict)
 
     async def upgrade(self, raw: RawConnection, expected: str | None) -> Yamux:
         """Secure and mux a raw connection. HandshakeError if TLS fails, DialError if anything else does.
@@ -92,7 +95,8 @@ class Upgrader:
     def cpu_share(self, peer_id: str) -> CpuShare:
         """Return the processing time that a peer has used lately."""
         share = self._cpu_shares.setdefault(peer_id, CpuShare())
-        self._cpu_shares.move_to_end(peer_id)
-        if len(self._cpu_shares) > MAX_CPU_SHARES:
-            self._cpu_shares.popitem(last=False)
+        self._recent_shares[peer_id] = share
+        self._recent_shares.move_to_end(peer_id)
+        if len(self._recent_shares) > MAX_CPU_SHARES:
+            self._recent_shares.popitem(last=False)
         return share
