@@ -15,7 +15,7 @@ from hypha_network.host import Host, StreamHandler
 from hypha_network.services import kademlia, kademlia_messages
 from hypha_network.services.kademlia_lookup import peer_key
 from hypha_network.services.kademlia_messages import Kind, Message, Record, StoredRecord, decode, encode
-from hypha_network.wire.addresses import parse
+from hypha_network.wire.addresses import Address, parse
 from hypha_network.wire.multistream import prefixed
 from hypha_network.wire.streams import Stream
 from support.certs import Pki
@@ -266,7 +266,13 @@ def test_any_bytes_decode_to_a_message_or_are_refused(data: bytes) -> None:
 
 
 def test_lookups_and_answers_compute_the_place_and_the_bytes_of_a_known_peer_once() -> None:
-    known = kademlia.Kademlia(Host(A, None, None), lambda _: True)  # type: ignore[arg-type]
+    checked: list[Address] = []
+
+    def usable(address: Address) -> bool:
+        checked.append(address)
+        return True
+
+    known = kademlia.Kademlia(Host(A, None, None), usable)  # type: ignore[arg-type]
     for _ in range(kademlia.MAX_KNOWN_PEERS):
         known.learn(peer_id_from_ed25519(os.urandom(32)), [parse("/ip4/203.0.113.1/tcp/4001")], frozenset())
     question = Message(Kind.FIND_NODE, peer_id_to_bytes(A))
@@ -277,8 +283,10 @@ def test_lookups_and_answers_compute_the_place_and_the_bytes_of_a_known_peer_onc
         assert answer is not None
         return encode(answer)
 
+    checked.clear()
     first = answer()
     places, members = peer_key.cache_info().misses, kademlia_messages._encode_closer.cache_info().misses
     assert answer() == first
     assert peer_key.cache_info().misses == places
     assert kademlia_messages._encode_closer.cache_info().misses == members
+    assert not checked, "addresses are checked when they arrive"

@@ -251,7 +251,7 @@ class Kademlia:
 
     def _add(self, lookup: Lookup, peer_id: str, known: Iterable[Address]) -> None:
         """Let a lookup ask a peer, unless only a relay leads to it, because relays grant few circuits."""
-        direct = _direct(filter(self._usable, known))
+        direct = _direct(known)
         if direct or peer_id in self._host.connections:
             lookup.add(peer_id, direct)
 
@@ -282,7 +282,7 @@ class Kademlia:
             else:
                 lookup.on_answer(peer_id)
                 for closer, known in answer.closer:
-                    self._add(lookup, closer, known)
+                    self._add(lookup, closer, filter(self._usable, known))
                 if done(answer):
                     scope.cancel()
             async with progress:
