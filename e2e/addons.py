@@ -27,6 +27,8 @@ from e2e.settings import OUTPUT
 _KUEUE: Final = "kueue-system"
 _KUEUE_IMAGE: Final = "hypha.test/kueue"
 _HELM_S: Final = 120
+_DEVICE_PLUGINS: Final = "/var/lib/kubelet/device-plugins"
+"""Where every kubelet meets its plugins, whatever its own directory is."""
 CLUSTER_SECRETS: Final = "kube-system"
 """The namespace of the Secrets of ClusterIssuers."""
 
@@ -199,9 +201,7 @@ def webhook(kube: Kube, kind: str, namespace: str, review: Review, name: str = "
 @contextmanager
 def devices(kube: Kube, resource: str, count: int) -> Iterator[Process]:
     """Run a device plugin on the node for as long as the context lasts; yields its process."""
-    own = Cluster()
-    sockets = own.directory / "kubelet" / "device-plugins"
-    command = [sys.executable, "-m", "e2e.device_plugin", str(sockets), resource, str(count)]
+    command = [sys.executable, "-m", "e2e.device_plugin", _DEVICE_PLUGINS, resource, str(count)]
     process = Process("device-plugin", command, OUTPUT, os.environ)
     try:
         process.event("registered")

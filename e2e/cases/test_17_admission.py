@@ -82,7 +82,7 @@ def test_a_webhook_that_changes_the_controller_s_deployment_does_not_make_the_op
         return found
 
     with addons.webhook(kube, "deployments", worker.namespace, lambda item: tolerant("/spec/template", item)):
-        worker.change(controller={"template": {"metadata": {"labels": {"e2e.hypha.test/changed": "yes"}}}})
+        worker.change(controller={"template": {"metadata": {"labels": {"changed": "yes"}}}})
         worker.ready()
         changed = deployment()
         assert _TOLERATION in changed["spec"]["template"]["spec"]["tolerations"]
