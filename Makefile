@@ -22,8 +22,8 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml
 demo: install ## Train a digit classifier over a Hypha network on this machine (3 minutes), or with MODEL=causal-lm a language model
 	@$(BIN)/hypha-devnet demo $(if $(MODEL),--model $(MODEL))
 
-test: install tools-api lint ## Lint, type-check and run every test
-	$(BIN)/pytest -n auto -m "not alone"
+test: install tools-api lint ## Lint, type-check and run every test, JOBS at once (three for two cores, because tests also wait)
+	$(BIN)/pytest -n $(or $(JOBS),$(shell expr $$(nproc) \* 3 / 2)) -m "not alone"
 	$(BIN)/pytest -m alone
 
 lint: install ## Check style, types and import contracts

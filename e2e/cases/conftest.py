@@ -24,6 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_CASES] = []
     config.stash[_NAMESPACES] = [installation.NAMESPACE]
     config.addinivalue_line("markers", "case: a case of its own in the table")
+    config.addinivalue_line("markers", "long: takes minutes, or needs a program that takes minutes to build")
 
 
 @pytest.fixture(scope="session")

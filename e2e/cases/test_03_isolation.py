@@ -113,6 +113,7 @@ def test_a_job_that_looks_for_secrets_finds_none(
     assert [path for path in found["writable"] if not path.startswith(own)] == []
 
 
+@pytest.mark.long
 def test_a_job_that_scans_every_pod_service_and_node_finds_no_open_port_that_serves_it(
     kube: Kube, worker: Worker, tasks: Tasks, settings: Settings
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_job_that_scans_every_pod_service_and_node_finds_no_open_port_that_ser
     assert opened == {}
 
 
+@pytest.mark.long
 def test_a_job_that_floods_the_connector_delays_no_other_job(kube: Kube, worker: Worker, tasks: Tasks) -> None:
     service = kube.get("services", worker.namespace, f"{worker.name}-connector")
     assert service is not None
@@ -157,6 +159,7 @@ def test_a_job_that_floods_the_connector_delays_no_other_job(kube: Kube, worker:
     assert not any(" 200 " in answer or " 204 " in answer for answer in found["answers"]), found
 
 
+@pytest.mark.long
 def test_a_job_that_sends_a_header_bomb_harms_neither_the_receiving_job_nor_its_bridge(
     kube: Kube, worker: Worker, attacker: Worker, tasks: Tasks
 ) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import yaml
 
 from e2e.kube import Kube, Object, consistently, eventually
@@ -30,6 +31,7 @@ def others_in_spec(item: Object) -> list[str]:
     return managers
 
 
+@pytest.mark.long
 def test_examples_applied_twice_and_reconciled_change_no_field_that_the_user_owns(
     kube: Kube, operator: None, settings: Settings
 ) -> None:

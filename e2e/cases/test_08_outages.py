@@ -12,6 +12,8 @@ from e2e.settings import Settings
 from e2e.tasks import WAITER, Tasks
 from e2e.workers import Worker, job_of, runs
 
+pytestmark = pytest.mark.long
+
 _COUNT = 6
 _CHILDREN = {
     "deployments": "{}-controller",

@@ -5,6 +5,8 @@ import pytest
 from benchmarks.small_run import run_small
 from e2e.settings import Settings
 
+pytestmark = pytest.mark.long
+
 _RUN_S = 300
 
 

@@ -138,6 +138,7 @@ def sellers(kube: Kube, devnet: Devnet, namespaces: Namespaces, tasks: Tasks) ->
     return make
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "fault", [pytest.param(IMAGE, id="its image does not exist"), pytest.param(QUEUE, id="its queue admits nothing")]
 )

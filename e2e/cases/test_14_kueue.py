@@ -12,6 +12,8 @@ from e2e.tasks import WAITER, Task, Tasks
 from e2e.workers import Namespaces, Worker, failed, job_of, pods_of, program_spec, runs
 from hypha_messages.types import Resources
 
+pytestmark = pytest.mark.long
+
 _QUEUE_S = 45
 _LEASE = Resources(cpu=0.2, memory=0.2, storage=0.1, gpu=1.0)
 _GATE = "e2e.hypha.test/later"

@@ -12,6 +12,8 @@ from e2e.settings import Settings
 from e2e.tasks import WAITER, Tasks
 from e2e.workers import Worker, failed, job_of, pods_of
 
+pytestmark = pytest.mark.long
+
 EXECUTORS: dict[str, Object] = {"labelled": {"labels": {"team": "research"}}}
 _TOLERATION = {"key": "e2e.hypha.test/spot", "operator": "Exists", "effect": "NoSchedule"}
 _SETTLED_S = 15

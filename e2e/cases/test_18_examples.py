@@ -12,6 +12,8 @@ from e2e.settings import Settings
 from e2e.tasks import Tasks
 from e2e.workers import Namespaces, Worker, pods_of
 
+pytestmark = pytest.mark.long
+
 _NODE = "node-1"
 _PRODUCT = {"nvidia.com/gpu.product": "NVIDIA-RTX-A6000"}
 _DRIVER = "gpu.nvidia.com"

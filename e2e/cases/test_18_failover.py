@@ -45,6 +45,7 @@ def test_a_job_starts_within_20_seconds_although_the_leading_operator_is_killed(
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.long
 def test_a_release_that_is_uninstalled_while_a_job_runs_blocks_no_deletion_and_the_job_goes_on(
     kube: Kube, worker: Worker, tasks: Tasks, settings: Settings
 ) -> None:

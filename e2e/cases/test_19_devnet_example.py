@@ -11,6 +11,8 @@ from e2e import installation
 from e2e.kube import Kube, condition, eventually
 from e2e.settings import ROOT, Settings
 
+pytestmark = pytest.mark.long
+
 NAMESPACE = "hypha-devnet"
 _TRAINED_S = 900
 _LOSS = 0.5
