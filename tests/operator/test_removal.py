@@ -164,6 +164,27 @@ def test_nothing_is_left_whatever_is_removed_first(server: ApiServer, tmp_path: 
         print(f"seed {seed}: nothing is left after {time.monotonic() - started:.1f} s")
 
 
+def test_an_uninstalled_release_releases_every_worker_but_those_that_another_release_serves(
+    server: ApiServer,
+) -> None:
+    install_definitions(server)
+    release, claimed = Release(server, {}), server.namespace()
+    unclaimed = server.namespace()  # as one is whose deletion has begun
+    lease = {"metadata": {"name": "hypha-operator"}, "spec": {"holderIdentity": "elsewhere/other/all"}}
+    server.post(f"/apis/coordination.k8s.io/v1/namespaces/{claimed}/leases", lease)
+    for namespace in (claimed, unclaimed):
+        worker = worker_manifest(namespace)
+        worker["metadata"]["finalizers"] = ["hypha.space/drain"]
+        server.post(f"{GROUP}/namespaces/{namespace}/hyphaworkers", worker)
+    release.uninstall()
+    blocked = "-ojsonpath={.items[*].metadata.finalizers}"
+    assert server.kubectl("get", "hyphaworkers", f"-n{unclaimed}", blocked) == ""
+    assert "hypha.space/drain" in server.kubectl("get", "hyphaworkers", f"-n{claimed}", blocked)
+    server.kubectl("patch", "hyphaworker", "gpu", f"-n{claimed}", "--type=merge", '-p={"metadata":{"finalizers":null}}')
+    delete(server, "namespace", claimed, unclaimed)
+    release.revoke()
+
+
 @pytest.mark.timeout(120 + 3 * STUCK_S)
 def test_where_the_operator_went_first_with_jobs_running_the_documented_line_clears_it(
     server: ApiServer, tmp_path: Path

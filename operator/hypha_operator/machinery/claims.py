@@ -102,7 +102,12 @@ class Claims:
         return None
 
 
+async def claims_in(cluster: Cluster, namespace: str | None) -> list[Manifest]:
+    """Return the claims of all releases, in a namespace or in the cluster."""
+    return await cluster.find(LEASE, namespace, field_selector=f"metadata.name={LEASE_NAME}")
+
+
 async def claims_of(cluster: Cluster, namespace: str | None, holder: str) -> list[Manifest]:
     """Return the claims with this holder, in a namespace or in the cluster."""
-    leases = await cluster.find(LEASE, namespace, field_selector=f"metadata.name={LEASE_NAME}")
-    return [lease for lease in leases if (lease.get("spec") or {}).get("holderIdentity") == holder]
+    claims = await claims_in(cluster, namespace)
+    return [claim for claim in claims if (claim.get("spec") or {}).get("holderIdentity") == holder]

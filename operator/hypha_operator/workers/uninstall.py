@@ -4,7 +4,7 @@ import logging
 from typing import Final
 
 from hypha_contracts.kubernetes_errors import ApiError, Conflict, Forbidden, NotFound
-from hypha_operator.machinery.claims import REPLICA, claims_of
+from hypha_operator.machinery.claims import REPLICA, claims_in
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.election import (
@@ -16,7 +16,7 @@ from hypha_operator.machinery.election import (
     observed,
     write_lease,
 )
-from hypha_operator.machinery.kinds import LEASE, WORKER
+from hypha_operator.machinery.kinds import LEASE, WORKER, Manifest
 from hypha_operator.workers.drain import release
 
 _ATTEMPTS: Final = 20
@@ -51,19 +51,26 @@ async def uninstall(cluster: Cluster, clock: Clock, name: str, namespaces: tuple
 
 
 async def _uninstall(cluster: Cluster, clock: Clock, name: str, namespaces: tuple[str, ...]) -> None:
-    place, holder = lease_place(namespaces), f"{name}/{REPLICA}"
+    place = lease_place(namespaces)
     if not await _take(cluster, clock, name, place):
         return
     await clock.sleep(LEASE_S)  # until then, a replica that does not know it yet may write
     scopes = namespaces or (None,)
-    claims = [claim for scope in scopes for claim in await claims_of(cluster, scope, holder)]
-    for namespace in {*namespaces[:1], *(claim["metadata"]["namespace"] for claim in claims)}:
-        for worker in await cluster.find(WORKER, namespace):
-            if not await release(worker, cluster):
-                raise UninstallError(f"HyphaWorker {namespace}/{worker['metadata']['name']} changes. Try again.")
+    claims = [claim for scope in scopes for claim in await claims_in(cluster, scope)]
+    # A namespace without a claim counts too: while it is being deleted, its claim may go before its workers.
+    others = {_namespace(claim) for claim in claims if observed(claim, None, 0.0).release not in ("", name)}
+    workers = [worker for scope in scopes for worker in await cluster.find(WORKER, scope)]
+    for worker in workers:
+        if _namespace(worker) not in others and not await release(worker, cluster):
+            raise UninstallError(f"HyphaWorker {_namespace(worker)}/{worker['metadata']['name']} changes. Try again.")
     for claim in claims:
-        await cluster.delete(LEASE, claim["metadata"]["namespace"], LEASE_NAME, uid=claim["metadata"]["uid"])
+        if observed(claim, None, 0.0).holder == f"{name}/{REPLICA}":
+            await cluster.delete(LEASE, _namespace(claim), LEASE_NAME, uid=claim["metadata"]["uid"])
     await cluster.delete(LEASE, *place)
+
+
+def _namespace(object_: Manifest) -> str:
+    return str(object_["metadata"]["namespace"])
 
 
 async def _take(cluster: Cluster, clock: Clock, name: str, place: tuple[str, str]) -> bool:
