@@ -201,6 +201,9 @@ def webhook(kube: Kube, kind: str, namespace: str, review: Review, name: str = "
 @contextmanager
 def devices(kube: Kube, resource: str, count: int) -> Iterator[Process]:
     """Run a device plugin on the node for as long as the context lasts; yields its process."""
+    own = Cluster()
+    own.stop("kubelet")  # the kubelet of another cluster on this machine may have taken its place
+    own.start("kubelet")
     command = [sys.executable, "-m", "e2e.device_plugin", _DEVICE_PLUGINS, resource, str(count)]
     process = Process("device-plugin", command, OUTPUT, os.environ)
     try:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).resolve().parents[1]
 OUTPUT: Final = ROOT / "e2e-output"
 """The directory of the devnet's logs, and of the records of failed cases."""
 

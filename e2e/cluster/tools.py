@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).parents[2]
+ROOT: Final = Path(__file__).resolve().parents[2]
 DIRECTORY: Final = ROOT / ".tools"
 
 CLUSTER: Final = {
