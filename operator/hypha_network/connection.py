@@ -29,6 +29,12 @@ class Connection:
     inbound: bool
     nursery: trio.Nursery
     """Runs the tasks of the connection and ends with it."""
+    limited: bool = False
+    """Whether a relay limits the bytes or the time of the connection."""
+    local_port: int | None = None
+    """The local port of a TCP connection that this node dialled."""
+    observed: Address | None = None
+    """The address of this node that the peer observes, if the connection is direct."""
     closed: trio.Event = field(default_factory=trio.Event)
     streams: int = 0
     _counted: tuple[int, int] = (0, 0)

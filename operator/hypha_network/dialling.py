@@ -20,6 +20,23 @@ Find = Callable[[Found], Awaitable[None]]
 """Passes the addresses of a peer on, and returns when there are no more."""
 
 
+async def dial_until(
+    connected: Callable[[], bool], changes: Changes, find: Find, dial: Callable[[Address], Awaitable[object]]
+) -> list[str]:
+    """Dial as `dial_found` does until there is a connection, which the peer may have made itself."""
+    reasons: list[str] = []
+    async with trio.open_nursery() as nursery:
+
+        async def end_once_connected() -> None:
+            await changes.until(connected)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(end_once_connected)
+        reasons = await dial_found(find, dial)
+        nursery.cancel_scope.cancel()
+    return reasons
+
+
 async def dial_found(find: Find, dial: Callable[[Address], Awaitable[object]]) -> list[str]:
     """Dial every address that `find` passes on, while it goes on; return why they failed.
 

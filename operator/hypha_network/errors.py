@@ -29,6 +29,10 @@ class PeerUnreachable(NetworkError):  # noqa: N818
     """There is no connection to the peer, and none can be made to any known address of it."""
 
 
+class OnlyRelayed(PeerUnreachable):
+    """Only a relay leads to the peer, and it limits connections, so this node sends no bulk data over it."""
+
+
 class RequestTimeout(NetworkError):  # noqa: N818
     """The peer did not answer in time."""
 

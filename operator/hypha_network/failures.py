@@ -28,3 +28,10 @@ def _expected(error: Exception) -> bool:
     if isinstance(error, ExceptionGroup):
         return all(map(_expected, error.exceptions))
     return isinstance(error, _EXPECTED)
+
+
+def only(error: BaseException) -> BaseException:
+    """Return a single exception without the groups that nurseries wrapped it in."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -9,14 +9,14 @@ import trio
 
 from hypha_contracts import descriptors
 from hypha_network.changes import Changes
-from hypha_network.connection import NEGOTIATION_TIMEOUT_S, Connection, best_of, silent_longest
-from hypha_network.dialling import Found, dial_found
-from hypha_network.errors import DialError, NetworkError, PeerUnreachable, RemoteRefused
+from hypha_network.connection import Connection, best_of, silent_longest
+from hypha_network.dialling import Found, dial_until
+from hypha_network.errors import DialError, NetworkError, OnlyRelayed, PeerUnreachable, RemoteRefused
 from hypha_network.failures import report_failure
+from hypha_network.inbound_streams import InboundStreams, StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.recent_peers import RecentPeers
 from hypha_network.traffic import Direction, PeerCounts
-from hypha_network.wire import multistream
 from hypha_network.wire.addresses import Address, Network, expand, source_of
 from hypha_network.wire.processor import charged_to
 from hypha_network.wire.streams import Stream
@@ -34,11 +34,6 @@ MAX_CONNECTIONS = 1024
 """Maximum number of connections. At the limit, a new one replaces one of the peer that has most."""
 MAX_CLOSING_CONNECTIONS = 16
 MAX_CONNECTIONS_PER_PEER = 8
-MAX_INBOUND_STREAMS = 8192
-"""Maximum number of streams served at once. Each peer may use an equal share; streams beyond it are reset."""
-MAX_INBOUND_STREAMS_PER_PEER = 256
-MIN_INBOUND_STREAMS_PER_PEER = 32
-"""A peer's share of the streams is at least this, however many peers are connected."""
 DIRECT_TIMEOUT_S = 3.0
 TRY_S = 3.0
 """How long to wait until a connection opens a stream, while the peer has other connections to try."""
@@ -52,9 +47,9 @@ _CLOSE_TIMEOUT_S = 2.0
 
 
 ConnectionTask = Callable[[Connection], Awaitable[None]]
-StreamHandler = Callable[[Connection, Stream], Awaitable[None]]
 Finder = Callable[[str, Found], Awaitable[None]]
 RelayDialer = Callable[[Address], Awaitable[RawConnection]]
+Punched = Callable[[str], Awaitable[None]]
 
 
 @dataclass(eq=False)
@@ -66,13 +61,17 @@ class Host:
     nursery: trio.Nursery
     connections: dict[str, list[Connection]] = field(default_factory=dict)
     listen_addresses: list[Address] = field(default_factory=list)
+    bound: list[Address] = field(default_factory=list)
+    """The listen addresses as they are bound, among them 0.0.0.0, which stands for several."""
     find_addresses: Finder | None = None
     dial_relayed: RelayDialer | None = None
+    punched: Punched | None = None
+    """Waits a limited time until no hole is being punched to a peer."""
     changes: Changes = field(default_factory=Changes)
     """Notified whenever a connection comes or goes, a peer subscribes, or the node's status changes."""
     excluded: Sequence[Network] = ()
     """Networks in which this node connects to no address, unless the operator configured the address."""
-    background: frozenset[str] = frozenset()
+    background: set[str] = field(default_factory=set)
     """Protocols whose streams do not keep a connection in use."""
     configured: set[Address] = field(default_factory=set)
     """The endpoints that the operator configured."""
@@ -89,6 +88,9 @@ class Host:
     """Most descriptors stay for other uses."""
     _running: int = 0
     """The number of connections, with those that are closing."""
+
+    def __post_init__(self) -> None:
+        self._inbound = InboundStreams(self.connections, self._handlers, self.background)
 
     def register(self, handlers: Mapping[str, StreamHandler], on_connection: ConnectionTask | None = None) -> None:
         """Serve protocols from now on. With `on_connection`, call this before the first connection.
@@ -117,6 +119,7 @@ class Host:
         for bound in await TRANSPORTS[address.transport].listen(
             address, self._accept, self.upgrader.unauthenticated.make_room, self.nursery
         ):
+            self.bound.append(bound)
             self.listen_addresses += [entry for entry in expand(bound) if entry not in self.listen_addresses]
 
     async def _accept(self, raw: RawConnection) -> None:
@@ -176,7 +179,9 @@ class Host:
     async def _serve_connection(self, muxed: Yamux, raw: RawConnection, task_status: Any) -> None:
         try:
             async with trio.open_nursery() as nursery:
-                connection = Connection(muxed.peer_id, muxed, raw.address, not raw.is_initiator, nursery)
+                connection = Connection(
+                    muxed.peer_id, muxed, raw.address, not raw.is_initiator, nursery, raw.limited, raw.local_port
+                )
                 nursery.start_soon(self._run_muxer, connection)
                 await muxed.event_started.wait()
                 self._add(connection)
@@ -184,7 +189,7 @@ class Host:
                     for task in self._connection_tasks:
                         nursery.start_soon(self.run_task, task, connection)
                     task_status.started(connection)
-                    await self._accept_streams(connection)
+                    await self._inbound.serve(connection)
                 finally:
                     self._remove(connection)
                 nursery.cancel_scope.cancel()
@@ -196,27 +201,6 @@ class Host:
         await connection.muxed.start()
         connection.close()
 
-    async def _accept_streams(self, connection: Connection) -> None:
-        while True:
-            try:
-                muxed = await connection.muxed.accept_stream()
-            except NetworkError as error:
-                logger.debug("connection with %s ended: %s", connection.peer_id, error)
-                return
-            stream = Stream(muxed, connection.peer_id)
-            served = sum(other.streams for other in self.connections[connection.peer_id])
-            if served >= (limit := self._stream_limit()):
-                _refusal_log.warning(connection.peer_id, "reset a stream, because the peer has %d open already", limit)
-                stream.reset()
-            else:
-                connection.streams += 1
-                connection.nursery.start_soon(self._serve_stream, connection, stream)
-
-    def _stream_limit(self) -> int:
-        """Return the number of streams of one peer that this node serves at once: an equal share of the maximum."""
-        share = MAX_INBOUND_STREAMS // len(self.connections)
-        return min(max(share, MIN_INBOUND_STREAMS_PER_PEER), MAX_INBOUND_STREAMS_PER_PEER)
-
     async def run_task(self, task: ConnectionTask, connection: Connection) -> None:
         """Run a task on a connection. Its failure is logged and ends neither the connection nor other tasks."""
         name = getattr(task, "__qualname__", "a task")
@@ -224,21 +208,6 @@ class Host:
             await task(connection)
         except Exception as error:
             report_failure(connection.peer_id, name, error)
-
-    async def _serve_stream(self, connection: Connection, stream: Stream) -> None:
-        protocol = "a stream"
-        try:
-            with trio.fail_after(NEGOTIATION_TIMEOUT_S):
-                protocol = await multistream.accept(stream, self._handlers)
-            if protocol not in self.background:
-                connection.use(stream)
-            await self._handlers[protocol](connection, stream)
-            await stream.aclose()
-        except Exception as error:
-            report_failure(connection.peer_id, protocol, error)
-            stream.reset()
-        finally:  # Cancelled resets nothing: the connection is ending, and the peer could mistake a reset for an answer
-            connection.streams -= 1
 
     def _add(self, connection: Connection) -> None:
         for older in self.connections.setdefault(connection.peer_id, []):
@@ -280,6 +249,11 @@ class Host:
         """Return the best connection to a peer: a direct one if there is any, and then the one heard from last."""
         return best_of(self.connections.get(peer_id, ()))
 
+    def has_direct(self, peer_id: str) -> bool:
+        """Whether there is a direct connection to a peer."""
+        best = self.connection(peer_id)
+        return best is not None and not best.relayed
+
     async def dial(self, address: Address) -> Connection:
         """Connect to an address; DialError if that fails. An address without a peer id may lead to any peer."""
         if address.relay is not None:
@@ -287,32 +261,53 @@ class Host:
                 raise DialError(f"{address}: this node uses no relays")
             raw = await self.dial_relayed(address)
         else:
-            excluded = () if address.endpoint in self.configured else self.excluded
-            raw = await TRANSPORTS[address.transport].connect(address, excluded)
+            configured = address.endpoint in self.configured
+            listening = self.bound if configured and address.endpoint not in self.listen_addresses else ()
+            excluded = () if configured else self.excluded
+            raw = await TRANSPORTS[address.transport].connect(address, excluded, listening)
+        return await self.upgrade(raw, address.peer_id)
+
+    async def punch(self, address: Address, *, is_initiator: bool) -> Connection:
+        """Connect to the IP address of a peer that does the same; DialError. One side is the initiator."""
+        raw = await TRANSPORTS[address.transport].punch(address, self.bound)
+        raw.is_initiator = is_initiator
         return await self.upgrade(raw, address.peer_id)
 
     async def connect(
-        self, peer_id: str, hints: Collection[Address] | None = None, *, prefer_direct: bool = False
+        self, peer_id: str, hints: Collection[Address] | None = None, *, bulk: bool = False
     ) -> Connection:
         """Return a connection to a peer, dialling if there is none. PeerUnreachable if no address leads to it.
 
         Args:
             peer_id: the peer.
             hints: addresses to try; with None, the node tries those that it knows, and looks others up meanwhile.
-            prefer_direct: try to replace a relayed connection, which is limited in bytes and time.
+            bulk: try to replace a relayed connection; OnlyRelayed if the relay limits it and no other replaces it.
         """
         if peer_id == self.peer_id:
             raise PeerUnreachable("a node has no connection to itself")
-        if existing := self._good_enough(peer_id, prefer_direct=prefer_direct):
+        connection = await self._connect(peer_id, hints, bulk=bulk)
+        if bulk and connection.limited and self.punched is not None:
+            await self._connect(peer_id, hints, bulk=bulk)  # directly, unless that has just failed
+            await self.punched(peer_id)
+            connection = self.connection(peer_id) or connection
+        if bulk and connection.limited:
+            raise OnlyRelayed(
+                f"only the relay {connection.address.relay} leads to {peer_id}, and it limits bytes and time, so no "
+                "bulk data is sent over it. Open a port of one of the two nodes (docs/networking.md)"
+            )
+        return connection
+
+    async def _connect(self, peer_id: str, hints: Collection[Address] | None, *, bulk: bool) -> Connection:
+        if existing := self._good_enough(peer_id, bulk=bulk):
             return existing
         lock = self._dialling.setdefault(peer_id, trio.Lock())
         try:
             async with lock:
-                if existing := self._good_enough(peer_id, prefer_direct=prefer_direct):
+                if existing := self._good_enough(peer_id, bulk=bulk):
                     return existing
                 if self.connection(peer_id):
                     return await self._go_direct(peer_id, hints)
-                reasons = await self._dial_peer(peer_id, hints)
+                reasons = await self.dial_peer(peer_id, hints)
                 if existing := self.connection(peer_id):
                     return existing
                 raise PeerUnreachable(f"cannot reach {peer_id}: {'; '.join(reasons) or 'no address is known'}")
@@ -320,16 +315,16 @@ class Host:
             if not lock.locked() and self._dialling.get(peer_id) is lock:
                 del self._dialling[peer_id]
 
-    def _good_enough(self, peer_id: str, *, prefer_direct: bool) -> Connection | None:
+    def _good_enough(self, peer_id: str, *, bulk: bool) -> Connection | None:
         existing = self.connection(peer_id)
-        if existing and existing.relayed and prefer_direct and self._stay_relayed.get(peer_id, 0) < trio.current_time():
+        if existing and existing.relayed and bulk and self._stay_relayed.get(peer_id, 0) < trio.current_time():
             return None
         return existing
 
     async def _go_direct(self, peer_id: str, hints: Collection[Address] | None) -> Connection:
         """Dial directly for a short time; return the best connection, which is the relayed one if dialling fails."""
         with trio.move_on_after(DIRECT_TIMEOUT_S):
-            await self._dial_peer(peer_id, hints, directly=True)
+            await self.dial_peer(peer_id, hints, directly=True)
         best = self.connection(peer_id)
         if best is None:
             raise PeerUnreachable(f"the relayed connection with {peer_id} ended, and there is no direct one")
@@ -337,13 +332,8 @@ class Host:
             self._stay_relayed[peer_id] = trio.current_time() + STAY_RELAYED_S
         return best
 
-    async def _dial_peer(self, peer_id: str, hints: Collection[Address] | None, *, directly: bool = False) -> list[str]:
+    async def dial_peer(self, peer_id: str, hints: Collection[Address] | None, *, directly: bool = False) -> list[str]:
         """Dial a peer until there is a connection, which it may have made itself; return why dialling failed."""
-        reasons: list[str] = []
-
-        def connected() -> bool:
-            best = self.connection(peer_id)
-            return best is not None and not (best.relayed and directly)
 
         async def find(found: Found) -> None:
             def pass_on(addresses: Iterable[Address]) -> None:
@@ -354,16 +344,8 @@ class Host:
             elif self.find_addresses is not None:
                 await self.find_addresses(peer_id, pass_on)
 
-        async with trio.open_nursery() as nursery:
-
-            async def end_once_connected() -> None:
-                await self.changes.until(connected)
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(end_once_connected)
-            reasons = await dial_found(find, self.dial)
-            nursery.cancel_scope.cancel()
-        return reasons
+        connected = (lambda: self.has_direct(peer_id)) if directly else (lambda: peer_id in self.connections)
+        return await dial_until(connected, self.changes, find, self.dial)
 
     async def open_stream(
         self,
@@ -371,24 +353,27 @@ class Host:
         protocols: list[str],
         hints: Collection[Address] | None = None,
         *,
-        prefer_direct: bool = False,
+        bulk: bool = False,
     ) -> Stream:
         """Open a stream to a peer, connecting to it first if there is no connection; see `connect`.
 
         If the best connection fails or is slow, the peer's other ones are tried.
         """
-        connection = await self.connect(peer_id, hints, prefer_direct=prefer_direct)
+        connection = await self.connect(peer_id, hints, bulk=bulk)
         tried: list[Connection] = []
+
+        def others() -> list[Connection]:
+            usable = (other for other in self.connections.get(peer_id, ()) if not (bulk and other.limited))
+            return [other for other in usable if other not in tried]
+
         while True:
             tried.append(connection)
-            others = [other for other in self.connections.get(peer_id, ()) if other not in tried]
             try:
-                return await self._open_on(connection, protocols, TRY_S if others else None)
+                return await self._open_on(connection, protocols, TRY_S if others() else None)
             except RemoteRefused:
                 raise
             except NetworkError:
-                others = [other for other in self.connections.get(peer_id, ()) if other not in tried]
-                connection = best_of(others) or await self.connect(peer_id, hints)  # it may have ended just now
+                connection = best_of(others()) or await self.connect(peer_id, hints, bulk=bulk)  # it may have ended
                 if connection in tried or len(tried) > MAX_CONNECTIONS_PER_PEER:
                     raise
 

@@ -15,6 +15,7 @@ from hypha_messages.types import peer_id_to_bytes
 from hypha_network.connection import Connection
 from hypha_network.dialling import Found
 from hypha_network.errors import NetworkError
+from hypha_network.failures import only
 from hypha_network.host import Host
 from hypha_network.identity import Identity
 from hypha_network.services.gateways import Gateways
@@ -22,10 +23,12 @@ from hypha_network.services.gossip import PROTOCOLS as GOSSIP
 from hypha_network.services.gossip import PubSub
 from hypha_network.services.gossip_intake import Hears, hears_all
 from hypha_network.services.gossip_messages import Gossip, Message, Signer
-from hypha_network.services.identify import IDENTIFY, PING, PUSH, Identify, answer_pings, ping, ping_until_silent
+from hypha_network.services.hole_punching import HolePuncher
+from hypha_network.services.identify import IDENTIFY, PING, PUSH, Identify, answer_pings, ping_until_silent
 from hypha_network.services.kademlia import PROTOCOL as KADEMLIA
 from hypha_network.services.kademlia import Kademlia
 from hypha_network.services.kademlia_messages import Record
+from hypha_network.services.observed import Observed
 from hypha_network.services.relay import Relays
 from hypha_network.services.relay_server import RelayServer
 from hypha_network.services.requests import REQUEST_TIMEOUT_S, Handler, Requests
@@ -99,7 +102,7 @@ class Network:
         self._external = _parse_all(config.external_addresses)
         gateways = _parse_all(config.gateways)
         host.excluded = addresses.parse_cidrs(config.exclude_cidr)
-        host.background = frozenset((IDENTIFY, PUSH, PING, KADEMLIA, *GOSSIP))
+        host.background.update((IDENTIFY, PUSH, PING, KADEMLIA, *GOSSIP))
         host.configured.update(address.endpoint for address in gateways)
         if config.gateways and not gateways:
             raise NetworkError("none of the gateway addresses is a TCP address; add one, as in /ip4/192.0.2.1/tcp/4001")
@@ -113,16 +116,20 @@ class Network:
         )
         self._identify = Identify(host, public_key, agent, self._own_addresses, self._kademlia.learn)
         self._relays = Relays(host, self._identify.push)
+        self._observed = Observed(host)
+        self._puncher = HolePuncher(host, self._direct_addresses, self._kademlia.addresses_of)
         host.register(self._pubsub.handlers, self._pubsub.serve)
         host.register(self._identify.handlers, self._identify.serve)
         host.register({PING: answer_pings}, ping_until_silent)
         host.register(self._relays.handlers, self._relays.close_once_unused)
+        host.register(self._puncher.handlers, self._puncher.replace_relayed)
         if config.kademlia_server or self._external:
             host.register(self._kademlia.handlers)
         if config.relay_server:
             host.register(RelayServer(host, self._own_addresses).handlers)
         host.find_addresses = self._find_addresses
         host.dial_relayed = self._relays.dial
+        host.punched = self._puncher.wait
 
     async def _run(self) -> None:
         for address in _parse_all(self._config.listen_addresses):
@@ -153,6 +160,10 @@ class Network:
 
     def _own_addresses(self) -> list[Address]:
         return [*self._host.listen_addresses, *self._external, *self._relays.own_addresses()]
+
+    def _direct_addresses(self) -> list[Address]:
+        """Return the addresses to which a peer may connect while this node connects to it."""
+        return [*self._external, *self._observed.addresses(), *self._host.listen_addresses]
 
     def status(self) -> NetworkStatus:
         """Return the node's state. It is healthy once it listens, has joined and can be reached.
@@ -286,7 +297,7 @@ class Network:
 
     async def open_stream(self, peer_id: str, protocol: str) -> Stream:
         """Open a stream to a peer; PeerUnreachable, RemoteRefused or StreamReset if that fails."""
-        return await self._host.open_stream(peer_id, [protocol], prefer_direct=True)
+        return await self._host.open_stream(peer_id, [protocol], bulk=True)
 
     async def put_record(self, key: str, value: bytes) -> None:
         """Publish a record of this node, and republish it before it expires for as long as the network is open."""
@@ -322,41 +333,6 @@ class Network:
                 nursery.start_soon(self._relays.keep_reserved, connection)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The peer that answered at an address, and the round-trip time in seconds."""
-
-    peer_id: str
-    round_trip_s: float
-
-
-async def examine(identity: Identity, address: str) -> Answer:
-    """Connect to an address, exchange a ping and disconnect, without a part of the network.
-
-    The peer sees one more connection of this identity, on which this node serves no protocol. So a node that runs with
-    the same identity keeps its subscriptions, its reservations and its messages.
-
-    Raises:
-        DialError: connecting failed; a HandshakeError if TLS did.
-        NetworkError: the peer refused this node or did not answer, or the address is malformed.
-    """
-    parsed = addresses.parse(address)
-    failure: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            host = Host(identity.peer_id, Upgrader(TlsTransport(identity)), nursery)
-            connection = await host.dial(parsed)
-            began = trio.current_time()
-            await ping(connection)
-            answer = Answer(connection.peer_id, trio.current_time() - began)
-            nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        failure = _only(group)
-    if failure is not None:
-        raise failure
-    return answer
-
-
 def _parse_all(texts: tuple[str, ...]) -> list[Address]:
     """Parse configured addresses. Leave those of unsupported transports (QUIC) out, with a warning."""
     parsed = []
@@ -387,13 +363,6 @@ async def open_network(identity: Identity, config: NetworkConfig) -> AsyncIterat
             finally:
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        failure = _only(group)
+        failure = only(group)
     if failure is not None:
         raise failure
-
-
-def _only(error: BaseException) -> BaseException:
-    """Return a single exception without the groups that nurseries wrapped it in."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

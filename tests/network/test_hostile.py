@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
-from hypha_network import host as host_module
+from hypha_network import inbound_streams
 from hypha_network.errors import NetworkError, RemoteRefused, StreamReset
 from hypha_network.network import Network
 from hypha_network.services import requests as requests_module
@@ -94,7 +94,7 @@ async def test_a_request_that_never_ends_times_out(monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_stream_that_never_names_its_protocol_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "NEGOTIATION_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(inbound_streams, "NEGOTIATION_TIMEOUT_S", 0.1)
     async with victim_and_peer(Pki()) as (victim, peer):
         connection = peer._host.connection(victim.peer_id)
         assert connection is not None
@@ -150,8 +150,8 @@ async def test_concurrent_requests_of_one_peer_are_limited(monkeypatch: pytest.M
 
 
 async def test_the_limit_of_open_streams_shrinks_as_more_peers_connect(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "MAX_INBOUND_STREAMS", 20)
-    monkeypatch.setattr(host_module, "MIN_INBOUND_STREAMS_PER_PEER", 2)
+    monkeypatch.setattr(inbound_streams, "MAX_INBOUND_STREAMS", 20)
+    monkeypatch.setattr(inbound_streams, "MIN_INBOUND_STREAMS_PER_PEER", 2)
 
     async def refused(peer: Network, victim: Network) -> bool:
         try:

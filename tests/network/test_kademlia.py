@@ -11,7 +11,8 @@ from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_messages.types import peer_id_from_ed25519, peer_id_to_bytes
 from hypha_network.connection import Connection
 from hypha_network.errors import NetworkError, PeerUnreachable, RemoteRefused
-from hypha_network.host import Host, StreamHandler
+from hypha_network.host import Host
+from hypha_network.inbound_streams import StreamHandler
 from hypha_network.services import kademlia, kademlia_messages
 from hypha_network.services.kademlia_lookup import peer_key
 from hypha_network.services.kademlia_messages import Kind, Message, Record, StoredRecord, decode, encode

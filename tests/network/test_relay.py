@@ -12,9 +12,10 @@ from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_messages.types import peer_id_to_bytes
 from hypha_network import host as host_module
 from hypha_network.connection import Connection
-from hypha_network.errors import DialError, NetworkError, PeerUnreachable
+from hypha_network.errors import DialError, NetworkError, OnlyRelayed, PeerUnreachable
 from hypha_network.fairness import FairPlaces
 from hypha_network.network import Network
+from hypha_network.pauses import MAX_PAUSES, Pauses
 from hypha_network.services import relay, relay_server
 from hypha_network.services.kademlia import Kademlia
 from hypha_network.services.relay import MAX_REFRESH_S, MIN_REFRESH_S, refresh_in_s
@@ -44,7 +45,7 @@ async def test_a_node_that_listens_nowhere_is_reached_through_its_gateway() -> N
     async with (
         gateway(pki) as g,
         member(pki, "hidden", g, listen_addresses=(), relay_circuit=True) as hidden,
-        member(pki, "a", g) as a,
+        member(pki, "a", g, listen_addresses=()) as a,
     ):
         hidden.handle(HEALTH, healthy)
         assert hidden.status().reservations == (g.peer_id,)
@@ -129,11 +130,11 @@ async def test_a_relayed_connection_is_closed_once_nothing_uses_it(monkeypatch: 
     async with (
         gateway(pki) as g,
         member(pki, "hidden", g, listen_addresses=(), relay_circuit=True) as hidden,
-        member(pki, "a", g) as a,
+        member(pki, "a", g, listen_addresses=()) as a,
     ):
         hidden.handle_stream("/hold", hold)
         await a.dial(hidden.addresses()[0])
-        used = await a.open_stream(hidden.peer_id, "/hold")
+        used = await a._host.open_stream(hidden.peer_id, ["/hold"])
         with trio.move_on_after(10 * relay.IDLE_S):
             await a.wait_until(lambda: hidden.peer_id not in a.connected_peers())
             raise AssertionError("the connection was closed while a stream used it")
@@ -243,7 +244,7 @@ async def test_a_circuit_ends_at_its_limit_of_bytes() -> None:
         member(pki, "a", g, listen_addresses=()) as a,
     ):
         hidden.handle_stream("/swallow", swallow)
-        stream = await a.open_stream(hidden.peer_id, "/swallow")
+        stream = await a._host.open_stream(hidden.peer_id, ["/swallow"])
         await stream.send_all(bytes(relay_server.CIRCUIT_BYTES))
         with trio.fail_after(DEADLINE_S), pytest.raises(NetworkError):
             await stream.receive_some()
@@ -270,29 +271,25 @@ async def test_a_stream_prefers_a_direct_connection_over_an_existing_relayed_one
             assert not relayed(b, a)
 
 
-async def test_a_stream_uses_the_relayed_connection_if_there_is_no_direct_one(
+async def test_bulk_data_is_refused_at_once_where_only_a_relay_leads_and_requests_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(host_module, "DIRECT_TIMEOUT_S", 0.2)
     pki = Pki()
-
-    async def greet(_: str, stream: Stream) -> None:
-        await stream.send_all(b"hello")
-
     (silent,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     address = f"/ip4/127.0.0.1/tcp/{silent.socket.getsockname()[1]}"
     async with (
         silent,
         gateway(pki) as g,
         member(pki, "hidden", g, listen_addresses=(), external_addresses=(address,), relay_circuit=True) as hidden,
-        node(pki, "a", gateways=(direct_address(g),)) as a,
+        node(pki, "a", gateways=(direct_address(g),), listen_addresses=()) as a,
     ):
-        hidden.handle_stream("/greet", greet)
+        hidden.handle(HEALTH, healthy)
         await a.dial(next(address for address in hidden.addresses() if "p2p-circuit" in address))
         for _ in range(2):
-            stream = await a.open_stream(hidden.peer_id, "/greet")
-            with trio.fail_after(DEADLINE_S):
-                assert await stream.receive_some() == b"hello"
+            with trio.fail_after(DEADLINE_S), pytest.raises(OnlyRelayed, match=f"only the relay {g.peer_id} leads"):
+                await a.open_stream(hidden.peer_id, "/greet")
+        assert (await a.request(hidden.peer_id, HEALTH, HealthRequest())).healthy
         assert relayed(a, hidden)
 
 
@@ -324,7 +321,7 @@ class TestRefusals:
 
     async def test_the_pauses_after_refusals_grow_and_end_with_a_circuit(self, anyio_backend: object) -> None:
         clock = anyio_backend[1]["clock"]  # type: ignore[index]
-        refusals = relay.Refusals()
+        refusals = Pauses(relay.REFUSED)
         waits = []
         for _ in range(10):
             refusals.add("relay", "target")
@@ -338,10 +335,10 @@ class TestRefusals:
         assert refusals.wait_s("relay", "target") <= relay.REFUSED.first_s
 
     async def test_a_limited_number_of_refusals_is_kept(self) -> None:
-        refusals = relay.Refusals()
-        for number in range(relay.MAX_REFUSALS + 10):
+        refusals = Pauses(relay.REFUSED)
+        for number in range(MAX_PAUSES + 10):
             refusals.add("relay", str(number))
-        assert len(refusals._pauses) == relay.MAX_REFUSALS
+        assert len(refusals._pauses) == MAX_PAUSES
         assert refusals.wait_s("relay", "0") <= 0 < refusals.wait_s("relay", str(number))
 
 

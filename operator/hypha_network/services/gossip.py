@@ -14,7 +14,8 @@ from libp2p.pubsub.pb import rpc_pb2
 
 from hypha_network.connection import Connection
 from hypha_network.errors import NetworkError, RemoteRefused
-from hypha_network.host import Host, StreamHandler
+from hypha_network.host import Host
+from hypha_network.inbound_streams import StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.gossip_intake import Hears, Intake, hears_all
 from hypha_network.services.gossip_mesh import PRUNE_BACKOFF_S, Mesh

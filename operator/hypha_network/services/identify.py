@@ -11,7 +11,8 @@ from libp2p.identity.identify.pb.identify_pb2 import Identify as IdentifyMessage
 from hypha_contracts.backoff import Backoff
 from hypha_network.connection import Connection
 from hypha_network.errors import NetworkError, RemoteRefused
-from hypha_network.host import Host, StreamHandler
+from hypha_network.host import Host
+from hypha_network.inbound_streams import StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address
@@ -96,20 +97,31 @@ class Identify:
     async def _receive(self, connection: Connection, stream: Stream) -> None:
         try:
             with trio.fail_after(TIMEOUT_S):
-                known, protocols = decode(await read_prefixed(stream, MAX_MESSAGE_BYTES))
+                known, protocols, observed = decode(await read_prefixed(stream, MAX_MESSAGE_BYTES))
         except BaseException as error:
             stream.reset()
             if isinstance(error, ProtobufError):
                 raise RemoteRefused(f"{connection.peer_id} sent a malformed identify message") from error
             raise
         await stream.aclose()
+        if observed is not None and not connection.relayed and observed != connection.observed:
+            connection.observed = observed
+            self._host.changes.notify()
         self._on_identified(connection.peer_id, known, protocols)
 
 
-def decode(data: bytes) -> tuple[list[Address], frozenset[str]]:
-    """Return the usable addresses and the protocols of a peer; ProtobufError if the bytes encode no message."""
+def decode(data: bytes) -> tuple[list[Address], frozenset[str], Address | None]:
+    """Return the usable addresses and the protocols of a peer, and the address at which it observes this node.
+
+    ProtobufError if the bytes encode no message.
+    """
     message = IdentifyMessage.FromString(data)
-    return addresses.usable(message.listen_addrs), frozenset(message.protocols[:MAX_PROTOCOLS])
+    observed = (
+        address.endpoint
+        for address in addresses.usable([message.observed_addr], 1)
+        if address.ip is not None and address.relay is None
+    )
+    return addresses.usable(message.listen_addrs), frozenset(message.protocols[:MAX_PROTOCOLS]), next(observed, None)
 
 
 async def answer_pings(_: Connection, stream: Stream) -> None:

@@ -19,7 +19,8 @@ from hypha_network.connection import Connection
 from hypha_network.dialling import Found
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.failures import report_failure
-from hypha_network.host import Host, StreamHandler
+from hypha_network.host import Host
+from hypha_network.inbound_streams import StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.kademlia_lookup import K, Lookup, key_of, peer_key
 from hypha_network.services.kademlia_messages import (

@@ -3,8 +3,8 @@
 import logging
 import random
 import time
-from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,7 +18,9 @@ from hypha_messages.types import peer_id_from_bytes, peer_id_to_bytes
 from hypha_network.connection import Connection
 from hypha_network.errors import DialError, NetworkError, RemoteRefused
 from hypha_network.fairness import FairPlaces
-from hypha_network.host import Host, StreamHandler
+from hypha_network.host import Host
+from hypha_network.inbound_streams import StreamHandler
+from hypha_network.pauses import Pauses
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address
@@ -40,7 +42,6 @@ MAX_REFRESH_S = 12 * 3600.0
 MIN_REFRESH_S = 30.0
 REFUSED = Backoff(first_s=2.0, max_s=120.0)
 """The pauses after a relay refused a circuit, because each request costs this node one of few, whatever the answer."""
-MAX_REFUSALS = 1024
 IDLE_S = 60.0
 """How long a relayed connection may stay unused. Frequent requests, such as renewals of a lease, share one circuit."""
 BESIDE_DIRECT_S = 10.0
@@ -76,28 +77,9 @@ def refresh_in_s(expires: float, now: float) -> float:
     return min(MAX_REFRESH_S, max(MIN_REFRESH_S, remaining_s))
 
 
-class Refusals:
-    """The relays that refused circuits, and the targets for which they did, with pauses that grow. Bounded."""
-
-    def __init__(self) -> None:
-        self._pauses: OrderedDict[tuple[str, ...], tuple[float, Iterator[float]]] = OrderedDict()
-        """The time of trio's clock when a pause ends, and the pauses after it."""
-
-    def wait_s(self, *refused: str) -> float:
-        """Return for how many seconds not to ask again."""
-        until, _ = self._pauses.get(refused, (0.0, None))
-        return until - trio.current_time()
-
-    def add(self, *refused: str) -> None:
-        """Record that a relay refused a circuit: any circuit, or those to a target."""
-        _, pauses = self._pauses.pop(refused, (0.0, REFUSED.pauses()))
-        self._pauses[refused] = trio.current_time() + next(pauses), pauses
-        if len(self._pauses) > MAX_REFUSALS:
-            self._pauses.popitem(last=False)
-
-    def remove(self, *refused: str) -> None:
-        """Record that the relay has made a circuit."""
-        self._pauses.pop(refused, None)
+def is_limited(message: Any) -> bool:
+    """Return whether a relay's message announces a circuit that is limited in bytes or time."""
+    return bool(message.limit.data or message.limit.duration)
 
 
 class Relays:
@@ -111,7 +93,7 @@ class Relays:
             lambda: FairPlaces(MAX_INBOUND_CIRCUITS, MAX_INBOUND_CIRCUITS_PER_SOURCE)
         )
         """By relay, the circuits to this node. Only relays that hold a reservation have any."""
-        self._refusals = Refusals()
+        self._refusals = Pauses(REFUSED)
         self.handlers: dict[str, StreamHandler] = {STOP: self._accept}
 
     @property
@@ -178,6 +160,7 @@ class Relays:
             source = peer_of(message)
             await send(stream, _status(OK))
         raw = RawConnection(stream, connection.address.behind(connection.peer_id, source), is_initiator=False)
+        raw.limited = is_limited(message)
         with self._circuits[connection.peer_id].hold(source):
             relayed = await self._host.upgrade(raw, None)
             try:
@@ -228,7 +211,9 @@ class Relays:
             raise DialError(f"the relay {relay} did not connect to {target}: status {answer.status}")
         self._refusals.remove(relay)
         self._refusals.remove(relay, target)
-        return RawConnection(stream, address, is_initiator=True)
+        raw = RawConnection(stream, address, is_initiator=True)
+        raw.limited = is_limited(answer)
+        return raw
 
 
 def _status(status: int) -> circuit_pb2.StopMessage:

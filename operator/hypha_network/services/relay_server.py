@@ -12,7 +12,8 @@ from hypha_messages.types import peer_id_to_bytes
 from hypha_network.connection import Connection
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.fairness import FairPlaces
-from hypha_network.host import Host, StreamHandler
+from hypha_network.host import Host
+from hypha_network.inbound_streams import StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.relay import (
     CONNECTION_FAILED,

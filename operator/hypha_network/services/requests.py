@@ -9,7 +9,8 @@ import trio
 from hypha_messages.protocol import Protocol, Request, Response
 from hypha_network.connection import Connection
 from hypha_network.errors import RemoteRefused, RequestTimeout, StreamReset
-from hypha_network.host import Host, StreamHandler
+from hypha_network.host import Host
+from hypha_network.inbound_streams import StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.streams import Stream
 

@@ -316,3 +316,14 @@ def expand(address: Address) -> list[Address]:
     entries = chain.from_iterable(psutil.net_if_addrs().values())
     hosts = {entry.address for entry in entries if entry.family == address.family and "%" not in entry.address}
     return [replace(address, host=host) for host in sorted(hosts)]
+
+
+def local_for(host: str, listening: Iterable[Address]) -> tuple[str, int] | None:
+    """Return the listening address and port from which to connect to an IP address; None if none can."""
+    remote = ip_address(host)
+    for address in listening:
+        ip = address.ip
+        same = ip is not None and ip.version == remote.version
+        if ip is not None and same and (ip.is_unspecified or ip.is_loopback == remote.is_loopback):
+            return address.host, address.port
+    return None

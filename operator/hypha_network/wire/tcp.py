@@ -2,7 +2,8 @@
 
 import errno
 import logging
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from ipaddress import ip_address
@@ -11,7 +12,7 @@ import trio
 
 from hypha_network.errors import DialError, NetworkError
 from hypha_network.rate_limited_log import RateLimitedLogger
-from hypha_network.wire.addresses import Address, Network, ip_excluded
+from hypha_network.wire.addresses import Address, Network, ip_excluded, local_for
 from hypha_network.wire.processor import CpuBudget, charged_to
 from hypha_network.wire.transport import Accept, RawConnection
 
@@ -25,7 +26,10 @@ ACCEPT_CPU_SHARE = 0.1
 QUEUED_CONNECTIONS = 256
 """The length of the kernel's queue. It is short, so that nobody waits long behind a flood."""
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+_PORT_TAKEN = {errno.EADDRNOTAVAIL, errno.EADDRINUSE}
 _NO_ROOM_PAUSE_S = 0.05
+PUNCH_PAUSE_S = 0.2
+"""The pause after an attempt to punch was refused. A NAT may refuse until the peer's own attempt has passed it."""
 _announced_lookups = trio.CapacityLimiter(8)
 """Look-ups of host names that peers announced. They cannot delay those of the configured gateways."""
 
@@ -33,7 +37,9 @@ _announced_lookups = trio.CapacityLimiter(8)
 class Tcp:
     """Connect and listen over TCP."""
 
-    async def connect(self, address: Address, excluded: Sequence[Network] = ()) -> RawConnection:
+    async def connect(
+        self, address: Address, excluded: Sequence[Network] = (), listening: Sequence[Address] = ()
+    ) -> RawConnection:
         """Connect to an address outside the excluded networks; DialError says why every attempt failed."""
         announced_name = bool(excluded) and address.ip is None
         lookups: AbstractAsyncContextManager[None] = _announced_lookups if announced_name else nullcontext()
@@ -42,15 +48,26 @@ class Tcp:
                 async with lookups:
                     hosts = await _resolve(address)
                 allowed = [host for host in hosts if not ip_excluded(ip_address(host), excluded)]
-                stream, reasons = await _connect_to_any(allowed, address.port)
+                stream, reasons = await _connect_to_any(allowed, address.port, listening)
         except trio.TooSlowError:
             raise DialError(f"{address}: no connection within {CONNECT_TIMEOUT_S:g} s") from None
         except (OSError, UnicodeError) as error:
             raise DialError(f"{address}: {getattr(error, 'strerror', None) or error}") from error
         if stream is not None:
-            return RawConnection(stream, address, is_initiator=True)
+            return _dialled(stream, address)
         reasons += [f"{host} is in a network of exclude_cidr" for host in hosts if host not in allowed]
         raise DialError(f"{address}: {'; '.join(reasons) or 'no such host'}")
+
+    async def punch(self, address: Address, listening: Sequence[Address]) -> RawConnection:
+        """Connect from a listening port to the IP address of a peer that does the same, until that succeeds."""
+        local = local_for(address.host, listening)
+        if local is None:
+            raise DialError(f"{address}: this node listens on no address from which to connect there")
+        while True:
+            try:
+                return _dialled(await _connect_from(local, address.host, address.port), address)
+            except OSError:
+                await trio.sleep(PUNCH_PAUSE_S)
 
     async def listen(
         self, address: Address, accept: Accept, make_room: Callable[[], None], nursery: trio.Nursery
@@ -63,6 +80,8 @@ class Tcp:
                 f"cannot listen on {address}: {error.strerror or error}; choose another listen address"
             ) from error
         for listener in listeners:
+            # After binding, so that this process can connect from the port, and no other can listen on it.
+            listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             nursery.start_soon(_accept_all, listener, accept, make_room, nursery)
         return [replace(address, port=listener.socket.getsockname()[1], peer_id=None) for listener in listeners]
 
@@ -93,14 +112,48 @@ async def _serve(stream: trio.SocketStream, accept: Accept) -> None:
         await trio.aclose_forcefully(stream)
 
 
-async def _connect_to_any(hosts: Sequence[str], port: int) -> tuple[trio.SocketStream | None, list[str]]:
+def _dialled(stream: trio.SocketStream, address: Address) -> RawConnection:
+    raw = RawConnection(stream, address, is_initiator=True)
+    raw.local_port = stream.socket.getsockname()[1]
+    return raw
+
+
+async def _connect_from(local: tuple[str, int], host: str, port: int) -> trio.SocketStream:
+    """Connect from a port on which this process listens; OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    connecting = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        connecting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        connecting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        await connecting.bind(local)
+        await connecting.connect((host, port))
+    except BaseException:
+        connecting.close()
+        raise
+    return trio.SocketStream(connecting)
+
+
+async def _connect(host: str, port: int, listening: Iterable[Address]) -> trio.SocketStream:
+    """Connect, from a listening port unless that has a connection to the same place already; OSError."""
+    if (local := local_for(host, listening)) is not None:
+        try:
+            return await _connect_from(local, host, port)
+        except OSError as error:
+            if error.errno not in _PORT_TAKEN:
+                raise
+    return await trio.open_tcp_stream(host, port)
+
+
+async def _connect_to_any(
+    hosts: Sequence[str], port: int, listening: Sequence[Address]
+) -> tuple[trio.SocketStream | None, list[str]]:
     """Connect to the hosts in turn, each a moment after the one before; return the first stream, or why all failed."""
     streams: list[trio.SocketStream] = []
     reasons: list[str] = []
 
     async def attempt(host: str, failed: trio.Event) -> None:
         try:
-            streams.append(await trio.open_tcp_stream(host, port))
+            streams.append(await _connect(host, port, listening))
             nursery.cancel_scope.cancel()
         except OSError as error:
             reasons.append(_reason(error))

@@ -35,6 +35,11 @@ class RawConnection:
         self.address = address
         """The address of the other end, or of the relay if the connection is relayed."""
         self.is_initiator = is_initiator
+        """Whether this node is the client of TLS and the negotiations."""
+        self.local_port: int | None = None
+        """The local port of a TCP connection that this node dialled."""
+        self.limited = False
+        """Whether a relay limits the bytes or the time of the connection."""
         self.turn: Turn | None = None
         """Awaited before a read returns, so that this node processes input of the peer only in its turn."""
 
@@ -77,10 +82,24 @@ Accept = Callable[[RawConnection], Awaitable[None]]
 class Transport(Protocol):
     """A way to carry bytes between nodes; `hypha_network.wire.transports` lists those that this node has."""
 
-    async def connect(self, address: Address, excluded: Sequence[Network] = ()) -> RawConnection:
+    async def connect(
+        self, address: Address, excluded: Sequence[Network] = (), listening: Sequence[Address] = ()
+    ) -> RawConnection:
         """Connect to an address outside the excluded networks; DialError says why every attempt failed.
 
         The IP address is checked to which this node connects. A host name may resolve to any.
+
+        Args:
+            address: where to connect.
+            excluded: the networks to which this node does not connect.
+            listening: connect from the port of one of these addresses of this node if possible, so that the peer
+                observes the address to which a NAT maps it.
+        """
+
+    async def punch(self, address: Address, listening: Sequence[Address]) -> RawConnection:
+        """Connect from a listening port to the IP address of a peer that does the same, until that succeeds.
+
+        It has no time limit of its own. DialError if no listening port can reach the address.
         """
 
     async def listen(

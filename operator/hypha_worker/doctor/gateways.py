@@ -8,8 +8,8 @@ from contextlib import closing
 import trio
 
 from hypha_network.errors import HandshakeError, NetworkError
+from hypha_network.examination import Answer, examine
 from hypha_network.identity import Identity
-from hypha_network.network import Answer, examine
 from hypha_network.wire import addresses
 from hypha_worker.doctor.worker import Worker
 from hypha_worker.findings import Finding, failure, ok, skipped, warning

@@ -1,0 +1,61 @@
+"""The addresses at which gateways observe this node, which are those of its NAT if there is one."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from hypha_network.host import Host
+from hypha_network.wire.addresses import Address, local_for
+
+MIN_OBSERVERS: Final = 2
+"""How many gateways must observe the same address, if this node knows more than one."""
+
+
+class Observed:
+    """What the gateways observe, each over a connection that this node dialled.
+
+    Other peers are not asked: this node dials them from other ports, and the operator did not choose them.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def addresses(self) -> list[Address]:
+        """Return the addresses to which a peer may connect while this node connects to it from its listening port."""
+        found: dict[str, Address] = {}
+        for peer_id, connections in self._host.connections.items():
+            for connection in connections:
+                if connection.observed is None or connection.address.endpoint not in self._host.configured:
+                    continue
+                local = local_for(connection.observed.host, self._host.bound)
+                mapped = local and mapped_listener(connection.observed, connection.local_port, local[1])
+                if mapped:
+                    found[peer_id] = mapped
+        return agreed(found)
+
+
+def mapped_listener(observed: Address, local_port: int | None, listening_port: int) -> Address | None:
+    """Return the address to which a NAT maps the listening port; None if the observation does not tell it.
+
+    Args:
+        observed: what a peer observed of a connection.
+        local_port: the local port of that connection.
+        listening_port: the port at which this node listens.
+    """
+    if local_port == listening_port:
+        return observed
+    if local_port == observed.port:  # the port is kept, or there is no NAT
+        return replace(observed, port=listening_port)
+    return None
+
+
+def agreed(observed: Mapping[str, Address]) -> list[Address]:
+    """Return the addresses that enough observers name.
+
+    A single observer is enough if there is no other. It is a gateway that the operator configured, and a wrong address
+    costs no more than failed attempts, because only a peer with the expected certificate is ever connected.
+    """
+    counts = Counter(observed.values())
+    enough = min(MIN_OBSERVERS, len(observed))
+    return [address for address, count in counts.most_common() if count >= enough]

@@ -1,0 +1,47 @@
+"""Nodes behind real NATs connect directly where that is possible, and say so where it is not."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.certs import Pki
+from support.nat_lab import KEPT, RANDOM, Laboratory, Place, laboratory, missing
+
+BULK_BYTES = 8 * 1024 * 1024
+
+reason = missing()
+pytestmark = [pytest.mark.anyio, pytest.mark.skipif(reason is not None, reason=f"no laboratory: {reason}")]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Laboratory]:
+    with laboratory(Pki(), tmp_path) as lab:
+        yield lab
+
+
+async def push(lab: Laboratory, source: Place, target: Place) -> tuple[dict[str, object], dict[str, object]]:
+    """Push from one place to another; return what the source says, and what the target received if anything."""
+    gateway = await lab.gateway()
+    receiver = lab.node(target, "receiver", gateway, "receive")
+    peer_id = str((await receiver.line())["peer_id"])
+    sent = await lab.node(source, "sender", gateway, "push", peer_id, str(BULK_BYTES)).line()
+    return sent, ({} if "error" in sent else await receiver.line())
+
+
+async def test_nodes_behind_nats_that_keep_ports_connect_directly_and_push(lab: Laboratory) -> None:
+    sent, received = await push(lab, lab.behind_nat(KEPT), lab.behind_nat(KEPT))
+    assert received == {"way": "direct", "bytes": BULK_BYTES, "sha256": sent.get("sha256")}, sent
+
+
+async def test_nodes_behind_nats_with_random_ports_refuse_bulk_data_and_answer_requests(lab: Laboratory) -> None:
+    sent, _ = await push(lab, lab.behind_nat(RANDOM), lab.behind_nat(RANDOM))
+    assert (sent.get("error"), sent.get("way"), sent.get("healthy")) == ("OnlyRelayed", "relayed", True), sent
+
+
+@pytest.mark.parametrize("hidden", ["sender", "receiver"])
+async def test_a_public_node_and_one_behind_a_nat_connect_directly(lab: Laboratory, hidden: str) -> None:
+    inside, public = lab.behind_nat(RANDOM), lab.public()
+    source, target = (inside, public) if hidden == "sender" else (public, inside)
+    sent, received = await push(lab, source, target)
+    assert received == {"way": "direct", "bytes": BULK_BYTES, "sha256": sent.get("sha256")}, sent

@@ -1,0 +1,193 @@
+"""A laboratory of network namespaces: a public network, and NATs with nodes behind them. It needs root, ip and nft.
+
+    public bridge 203.0.113.0/24 ── node, at 203.0.113.N
+                                 └─ NAT, at 203.0.113.N ── node, at 192.168.N.2
+
+The host's own namespace has no part in it, so any number of laboratories run beside each other.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from support.certs import Pki
+from support.networks import DEADLINE_S
+
+_RULES = """
+table ip nat {{
+  chain leaving {{
+    type nat hook postrouting priority srcnat
+    oifname "wan" masquerade {ports}
+  }}
+}}
+table ip filter {{
+  chain forwarded {{
+    type filter hook forward priority filter; policy drop
+    ct state established,related accept
+    iifname "lan" accept
+  }}
+  chain arriving {{
+    type filter hook input priority filter; policy drop
+    ct state established,related accept
+    iifname != "wan" accept
+  }}
+}}
+"""
+KEPT, RANDOM = "", "fully-random"
+"""How a NAT chooses the port of a connection: the local one if it is free, or any for each destination."""
+_names = count()
+
+
+def missing() -> str | None:
+    """Return why this machine cannot run the laboratory; None if it can."""
+    if os.geteuid():
+        return "only root makes network namespaces"
+    if tools := [tool for tool in ("ip", "nft") if shutil.which(tool) is None]:
+        return f"{' and '.join(tools)} missing"
+    try:
+        with laboratory(Pki(), Path()) as lab:
+            lab.behind_nat(KEPT)
+    except subprocess.CalledProcessError as error:
+        return f"{' '.join(error.cmd)}: {error.stderr.strip()}"
+    return None
+
+
+def _ip(*arguments: str) -> None:
+    _run("ip", *arguments)
+
+
+def _run(*command: str, stdin: str = "") -> None:
+    subprocess.run(command, input=stdin, check=True, capture_output=True, text=True)
+
+
+@dataclass
+class Place:
+    """A namespace in which processes run, and the address at which it is reached within its own network."""
+
+    namespace: str
+    host: str
+
+
+class Process:
+    """A process in a place, which writes a JSON object per line and ends with the laboratory."""
+
+    def __init__(self, place: Place, *arguments: str, log: Path) -> None:
+        self.log = log
+        with log.open("wb") as errors:
+            self._process = subprocess.Popen(
+                ["ip", "netns", "exec", place.namespace, sys.executable, "-m", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            )
+
+    async def line(self) -> dict[str, Any]:
+        """Return the next object that it writes."""
+        assert self._process.stdout is not None
+        with trio.fail_after(DEADLINE_S):
+            line = await trio.to_thread.run_sync(self._process.stdout.readline, abandon_on_cancel=True)
+        assert line, self.log.read_text()
+        written: dict[str, Any] = json.loads(line)
+        return written
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@dataclass
+class Laboratory:
+    """A public network; see `laboratory`."""
+
+    pki: Pki
+    directory: Path
+    prefix: str
+    _stack: ExitStack
+    _places: Iterator[int] = field(default_factory=lambda: count(1))
+
+    def __post_init__(self) -> None:
+        self._hub = self._namespace("hub")
+        _ip("-n", self._hub, "link", "add", "bridge", "type", "bridge", "forward_delay", "0")
+        _ip("-n", self._hub, "link", "set", "bridge", "up")
+
+    def _namespace(self, name: str) -> str:
+        namespace = f"{self.prefix}-{name}"
+        _ip("netns", "add", namespace)
+        self._stack.callback(_ip, "netns", "delete", namespace)
+        _ip("-n", namespace, "link", "set", "lo", "up")
+        return namespace
+
+    def public(self) -> Place:
+        """Make a place with a public address."""
+        number = next(self._places)
+        place = Place(self._namespace(f"public-{number}"), f"203.0.113.{number}")
+        self._join(place, number)
+        return place
+
+    def behind_nat(self, ports: str) -> Place:
+        """Make a place behind a NAT, which lets nothing in but answers."""
+        number = next(self._places)
+        router = Place(self._namespace(f"nat-{number}"), f"203.0.113.{number}")
+        inside = Place(self._namespace(f"inside-{number}"), f"192.168.{number}.2")
+        self._join(router, number)
+        _link(router.namespace, "lan", f"192.168.{number}.1/24", inside.namespace, "eth0", f"{inside.host}/24")
+        _ip("-n", inside.namespace, "route", "add", "default", "via", f"192.168.{number}.1")
+        _run("ip", "netns", "exec", router.namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        _run("ip", "netns", "exec", router.namespace, "nft", "-f", "-", stdin=_RULES.format(ports=ports))
+        return inside
+
+    def _join(self, place: Place, number: int) -> None:
+        _link(place.namespace, "wan", f"{place.host}/24", self._hub, f"port-{number}")
+        _ip("-n", self._hub, "link", "set", f"port-{number}", "master", "bridge")
+
+    async def gateway(self) -> str:
+        """Run a gateway of the devnet at a public address, which is returned."""
+        place = self.public()
+        files = self.pki.files("gateway", self.directory)
+        config = self.directory / "gateway.toml"
+        settings = {
+            "cert_pem": str(files.cert),
+            "key_pem": str(files.key),
+            "trust_pem": str(files.trust),
+            "listen_addresses": [f"/ip4/{place.host}/tcp/4001"],
+        }
+        config.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items()))
+        started = await self._start(place, "hypha_devnet", "gateway", "--config", str(config), "--events").line()
+        return f"/ip4/{place.host}/tcp/4001/p2p/{started['peer_id']}"
+
+    def node(self, place: Place, name: str, *arguments: str) -> Process:
+        """Run `support.lab_node` with these arguments."""
+        files = self.pki.files(name, self.directory)
+        certificate = (str(files.cert), str(files.key), str(files.trust))
+        return self._start(place, "support.lab_node", *certificate, *arguments)
+
+    def _start(self, place: Place, *arguments: str) -> Process:
+        process = Process(place, *arguments, log=self.directory / f"{place.namespace}.log")
+        self._stack.callback(process.close)
+        return process
+
+
+def _link(one: str, name: str, address: str, other: str, other_name: str, other_address: str = "") -> None:
+    """Connect two namespaces by a cable."""
+    _ip("-n", one, "link", "add", name, "type", "veth", "peer", "name", other_name, "netns", other)
+    for namespace, end, ip in ((one, name, address), (other, other_name, other_address)):
+        if ip:
+            _ip("-n", namespace, "address", "add", ip, "dev", end)
+        _ip("-n", namespace, "link", "set", end, "up")
+
+
+@contextmanager
+def laboratory(pki: Pki, directory: Path) -> Iterator[Laboratory]:
+    """Make a laboratory, and remove its namespaces and processes at the end."""
+    with ExitStack() as stack:
+        yield Laboratory(pki, directory, f"lab-{os.getpid()}-{next(_names)}", stack)
