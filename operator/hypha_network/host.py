@@ -269,6 +269,8 @@ class Host:
 
     async def punch(self, address: Address, *, is_initiator: bool) -> Connection:
         """Connect to the IP address of a peer that does the same; DialError. One side is the initiator."""
+        if address.endpoint in self.listen_addresses:
+            raise DialError(f"{address} is an address of this node")
         raw = await TRANSPORTS[address.transport].punch(address, self.bound)
         raw.is_initiator = is_initiator
         return await self.upgrade(raw, address.peer_id)

@@ -32,6 +32,8 @@ MAX_ADDRESSES: Final = 4
 MAX_ATTEMPTS: Final = 3
 PAUSES: Final = Backoff(first_s=60.0, max_s=3600.0)
 """The pauses after as many failed attempts with a peer, whichever side began them."""
+MAX_AT_ONCE = 32
+"""With how many peers this node punches at once. Further ones are refused."""
 EXCHANGE_TIMEOUT_S = 10.0
 ATTEMPT_S = 4.0
 """How long an attempt dials: time for two more SYNs, and for the handshake over a slow path."""
@@ -59,6 +61,7 @@ class HolePuncher:
         self._own_addresses = own_addresses
         self._addresses_of = addresses_of
         self._failures = Pauses(PAUSES, free=MAX_ATTEMPTS - 1)
+        self._reversals = Pauses(PAUSES, free=MAX_ATTEMPTS - 1)
         self._done: WeakSet[Connection] = WeakSet()
         """The relayed connections whose attempts have ended."""
         self._following: WeakKeyDictionary[Connection, trio.CancelScope] = WeakKeyDictionary()
@@ -114,8 +117,13 @@ class HolePuncher:
         """Dial the addresses that a peer announces, if it announces any that lead to it directly."""
         with trio.move_on_after(IDENTIFY_S):
             await self._host.changes.until(lambda: bool(self._addresses_of(peer_id)))
-        with trio.move_on_after(REVERSAL_S):
-            await self._host.dial_peer(peer_id, self._addresses_of(peer_id), directly=True)
+        direct = [address for address in self._addresses_of(peer_id) if address.relay is None]
+        if direct and self._reversals.wait_s(peer_id) <= 0:
+            self._reversals.add(peer_id)
+            with trio.move_on_after(REVERSAL_S):
+                await self._host.dial_peer(peer_id, direct, directly=True)
+            if self._host.has_direct(peer_id):
+                self._reversals.remove(peer_id)
 
     async def _attempt(self, connection: Connection) -> None:
         """Exchange addresses with a peer, and dial each other at the same time. RemoteRefused if it cannot."""
@@ -174,6 +182,8 @@ class HolePuncher:
             with suppress(NetworkError):
                 await self._host.punch(address.of(peer_id), is_initiator=is_initiator)
 
+        if len(self._dials) >= MAX_AT_ONCE:
+            raise RemoteRefused(f"this node punches holes to {MAX_AT_ONCE} peers already")
         self._failures.add(peer_id)  # and removed if this succeeds, so that a peer cannot begin many attempts at once
         if earlier := self._dials.get(peer_id):
             earlier.cancel()

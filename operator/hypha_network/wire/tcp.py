@@ -10,6 +10,7 @@ from ipaddress import ip_address
 
 import trio
 
+from hypha_contracts.backoff import Backoff
 from hypha_network.errors import DialError, NetworkError
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.addresses import Address, Network, ip_excluded, local_for
@@ -28,8 +29,8 @@ QUEUED_CONNECTIONS = 256
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _PORT_TAKEN = {errno.EADDRNOTAVAIL, errno.EADDRINUSE}
 _NO_ROOM_PAUSE_S = 0.05
-PUNCH_PAUSE_S = 0.2
-"""The pause after an attempt to punch was refused. A NAT may refuse until the peer's own attempt has passed it."""
+PUNCH_PAUSES = Backoff(first_s=0.2, max_s=2.0)
+"""The pauses after an attempt to punch was refused. A NAT may refuse until the peer's own attempt has passed it."""
 _announced_lookups = trio.CapacityLimiter(8)
 """Look-ups of host names that peers announced. They cannot delay those of the configured gateways."""
 
@@ -63,11 +64,12 @@ class Tcp:
         local = local_for(address.host, listening)
         if local is None:
             raise DialError(f"{address}: this node listens on no address from which to connect there")
-        while True:
+        for pause_s in PUNCH_PAUSES.pauses():
             try:
                 return _dialled(await _connect_from(local, address.host, address.port), address)
             except OSError:
-                await trio.sleep(PUNCH_PAUSE_S)
+                await trio.sleep(pause_s)
+        raise AssertionError("the pauses do not end")
 
     async def listen(
         self, address: Address, accept: Accept, make_room: Callable[[], None], nursery: trio.Nursery
