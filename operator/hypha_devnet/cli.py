@@ -11,7 +11,7 @@ import typer
 from hypha_contracts import command_line, logs
 from hypha_contracts.kubernetes_errors import ApiError
 from hypha_devnet import certs
-from hypha_devnet.config import DataConfig, NodeConfig, SchedulerConfig, load
+from hypha_devnet.config import DataConfig, GatewayConfig, SchedulerConfig, load
 from hypha_devnet.events import Events
 from hypha_devnet.roles.node import until_signal
 from hypha_network.errors import HyphaNetworkError
@@ -38,7 +38,7 @@ def gateway(config: ConfigFile, sets: Set = None, events: WithEvents = False, lo
     """Run a gateway, through which nodes join the network and reach each other."""
     from hypha_devnet.roles.gateway import run_gateway  # noqa: PLC0415 - each command loads what it needs
 
-    settings = load(NodeConfig, config, sets or ())
+    settings = load(GatewayConfig, config, sets or ())
     _run(lambda: run_gateway(settings, Events.to_stdout(events)), log_level)
 
 

@@ -1,6 +1,8 @@
 """The configuration files of the devnet's nodes, with the same keys as the reference implementation's nodes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -23,6 +25,7 @@ from hypha_messages.job import (
 from hypha_messages.types import Amount, PeerId, Resources
 from hypha_messages.validation import describe
 from hypha_network.network import NetworkConfig
+from hypha_network.services.relay_server import BulkLimits
 from hypha_worker.config_file import ConfigError, parse_value, read
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -51,6 +54,34 @@ class NodeConfig(BaseModel):
             external_addresses=self.external_addresses,
             exclude_cidr=self.exclude_cidr,
             relay_circuit=self.relay_circuit and bool(self.gateway_addresses),
+        )
+
+
+class RelayConfig(BaseModel):
+    """The table `[relay]` of a gateway that relays bulk data. 1 MB is 1,000,000 bytes.
+
+    Attributes:
+        peer_mb_per_s: The rate of all circuits together that one peer opened, in MB/s.
+        total_mb_per_s: The rate of all circuits together; default: unlimited.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    peer_mb_per_s: Annotated[float, Field(gt=0)]
+    total_mb_per_s: Annotated[float, Field(gt=0)] = inf
+
+
+class GatewayConfig(NodeConfig):
+    """A gateway. With the table `relay`, it relays bulk data, at these rates."""
+
+    relay: RelayConfig | None = None
+
+    def network(self) -> NetworkConfig:
+        """Return the network's part of the configuration."""
+        rates = self.relay
+        limits = BulkLimits(rates.peer_mb_per_s * 1e6, rates.total_mb_per_s * 1e6) if rates else None
+        return replace(
+            super().network(), relay_circuit=False, relay_server=True, relay_bulk=limits, kademlia_server=True
         )
 
 

@@ -48,9 +48,9 @@ class Connection:
         return self.address.relay is not None
 
     @property
-    def preference(self) -> tuple[bool, float]:
-        """Compares connections to one peer: direct ones are better, and then the one that was heard from last."""
-        return not self.relayed, self.muxed.last_received_s
+    def preference(self) -> tuple[bool, bool, float]:
+        """Compares connections to one peer: direct ones are better, then unlimited ones, then those heard from last."""
+        return not self.relayed, not self.limited, self.muxed.last_received_s
 
     async def open(self, protocols: list[str], timeout_s: float | None = None) -> Stream:
         """Open a stream for the first protocol that the peer speaks too; RemoteRefused if it speaks none of them."""
@@ -98,7 +98,7 @@ class Connection:
 
 
 def best_of(connections: Iterable[Connection]) -> Connection | None:
-    """Return the connection to use: a direct one if there is any, and then the one heard from last."""
+    """Return the connection to use: a direct one if there is any, then an unlimited one, the one heard from last."""
     return max(connections, key=lambda connection: connection.preference, default=None)
 
 

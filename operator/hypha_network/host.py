@@ -288,7 +288,7 @@ class Host:
         if peer_id == self.peer_id:
             raise PeerUnreachable("a node has no connection to itself")
         connection = await self._connect(peer_id, hints, bulk=bulk)
-        if bulk and connection.limited and self.punched is not None:
+        if bulk and connection.relayed and self.punched is not None:
             await self._connect(peer_id, hints, bulk=bulk)  # directly, unless that has just failed
             await self.punched(peer_id)
             connection = self.connection(peer_id) or connection

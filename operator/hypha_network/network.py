@@ -30,7 +30,7 @@ from hypha_network.services.kademlia import Kademlia
 from hypha_network.services.kademlia_messages import Record
 from hypha_network.services.observed import Observed
 from hypha_network.services.relay import Relays
-from hypha_network.services.relay_server import RelayServer
+from hypha_network.services.relay_server import BulkLimits, RelayServer
 from hypha_network.services.requests import REQUEST_TIMEOUT_S, Handler, Requests
 from hypha_network.services.source_prover import SourceProver
 from hypha_network.traffic import Direction, PeerCounts
@@ -61,6 +61,7 @@ class NetworkConfig:
         relay_circuit: reserve a slot on every gateway, so that peers reach this node through them.
         kademlia_server: answer other nodes' lookups and store their records, as gateways do.
         relay_server: relay connections between other nodes, as gateways do.
+        relay_bulk: with `relay_server`, relay bulk data too, at limited rates.
     """
 
     gateways: tuple[str, ...] = ()
@@ -70,6 +71,7 @@ class NetworkConfig:
     relay_circuit: bool = False
     kademlia_server: bool = False
     relay_server: bool = False
+    relay_bulk: BulkLimits | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Network:
         if config.kademlia_server or self._external:
             host.register(self._kademlia.handlers)
         if config.relay_server:
-            host.register(RelayServer(host, self._own_addresses).handlers)
+            host.register(RelayServer(host, self._own_addresses, config.relay_bulk).handlers)
         host.find_addresses = self._find_addresses
         host.dial_relayed = self._relays.dial
         host.punched = self._puncher.wait

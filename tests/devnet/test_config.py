@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from hypha_devnet.config import DataConfig, NodeConfig, SchedulerConfig, load
+from hypha_devnet.config import DataConfig, GatewayConfig, NodeConfig, SchedulerConfig, load
 from hypha_messages.job import HuggingFaceReference, ModelType, UriReference
+from hypha_network.services.relay_server import BulkLimits
 from hypha_worker.config_file import ConfigError
 
 NODE = """
@@ -109,3 +110,26 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
 def test_a_data_node_takes_one_directory_or_several(file: Path) -> None:
     config = load(DataConfig, file, ["dataset_path=one", 'dataset_paths=["two", "three"]'])
     assert set(config.datasets) == {Path("one"), Path("two"), Path("three")}
+
+
+@pytest.mark.parametrize(
+    ("relay", "limits"),
+    [
+        ("", None),
+        ("[relay]\npeer_mb_per_s = 10", BulkLimits(10_000_000)),
+        ("[relay]\npeer_mb_per_s = 10\ntotal_mb_per_s = 0.5", BulkLimits(10_000_000, 500_000)),
+    ],
+)
+def test_a_gateway_relays_bulk_data_at_the_configured_rates(
+    relay: str, limits: BulkLimits | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text(f"{NODE}{relay}")
+    assert load(GatewayConfig, file).network().relay_bulk == limits
+
+
+def test_a_rate_of_zero_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text(f"{NODE}[relay]\npeer_mb_per_s = 0")
+    with pytest.raises(ConfigError, match="peer_mb_per_s"):
+        load(GatewayConfig, file)

@@ -20,9 +20,14 @@ def lab(tmp_path: Path) -> Iterator[Laboratory]:
         yield lab
 
 
-async def push(lab: Laboratory, source: Place, target: Place) -> tuple[dict[str, object], dict[str, object]]:
-    """Push from one place to another; return what the source says, and what the target received if anything."""
-    gateway = await lab.gateway()
+async def push(
+    lab: Laboratory, source: Place, target: Place, *, bulk: bool = False
+) -> tuple[dict[str, object], dict[str, object]]:
+    """Push from one place to another; return what the source says, and what the target received if anything.
+
+    With `bulk`, the gateway relays bulk data.
+    """
+    gateway = await lab.gateway(bulk=bulk)
     receiver = lab.node(target, "receiver", gateway, "receive")
     peer_id = str((await receiver.line())["peer_id"])
     sent = await lab.node(source, "sender", gateway, "push", peer_id, str(BULK_BYTES)).line()
@@ -37,6 +42,11 @@ async def test_nodes_behind_nats_that_keep_ports_connect_directly_and_push(lab: 
 async def test_nodes_behind_nats_with_random_ports_refuse_bulk_data_and_answer_requests(lab: Laboratory) -> None:
     sent, _ = await push(lab, lab.behind_nat(RANDOM), lab.behind_nat(RANDOM))
     assert (sent.get("error"), sent.get("way"), sent.get("healthy")) == ("OnlyRelayed", "relayed", True), sent
+
+
+async def test_a_gateway_that_relays_bulk_data_serves_nodes_behind_nats_with_random_ports(lab: Laboratory) -> None:
+    sent, received = await push(lab, lab.behind_nat(RANDOM), lab.behind_nat(RANDOM), bulk=True)
+    assert received == {"way": "relayed", "bytes": BULK_BYTES, "sha256": sent.get("sha256")}, sent
 
 
 @pytest.mark.parametrize("hidden", ["sender", "receiver"])

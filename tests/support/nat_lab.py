@@ -150,8 +150,8 @@ class Laboratory:
         _link(place.namespace, "wan", f"{place.host}/24", self._hub, f"port-{number}")
         _ip("-n", self._hub, "link", "set", f"port-{number}", "master", "bridge")
 
-    async def gateway(self) -> str:
-        """Run a gateway of the devnet at a public address, which is returned."""
+    async def gateway(self, *, bulk: bool) -> str:
+        """Run a gateway of the devnet, which relays bulk data or not, at a public address, which is returned."""
         place = self.public()
         files = self.pki.files("gateway", self.directory)
         config = self.directory / "gateway.toml"
@@ -162,7 +162,8 @@ class Laboratory:
             "listen_addresses": [f"/ip4/{place.host}/tcp/4001"],
         }
         config.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items()))
-        started = await self._start(place, "hypha_devnet", "gateway", "--config", str(config), "--events").line()
+        more = ("--set", "relay.peer_mb_per_s=50") if bulk else ()
+        started = await self._start(place, "hypha_devnet", "gateway", "--config", str(config), "--events", *more).line()
         return f"/ip4/{place.host}/tcp/4001/p2p/{started['peer_id']}"
 
     def node(self, place: Place, name: str, *arguments: str) -> Process:

@@ -1,11 +1,10 @@
 """A gateway, through which nodes join. It relays connections, stores Kademlia records and forwards gossip."""
 
 import logging
-from dataclasses import replace
 
 import trio
 
-from hypha_devnet.config import NodeConfig
+from hypha_devnet.config import GatewayConfig
 from hypha_devnet.events import Events
 from hypha_devnet.roles.node import join
 from hypha_messages.advertisement import DECODERS
@@ -14,10 +13,9 @@ from hypha_network.network import Network
 logger = logging.getLogger(__name__)
 
 
-async def run_gateway(config: NodeConfig, events: Events) -> int:
+async def run_gateway(config: GatewayConfig, events: Events) -> int:
     """Serve until cancelled."""
-    network_config = replace(config.network(), relay_circuit=False, relay_server=True, kademlia_server=True)
-    async with join(config, network_config) as network:
+    async with join(config) as network:
         events.emit("listening", peer_id=network.peer_id, addresses=network.addresses())
         async with trio.open_nursery() as nursery:
             for topic in DECODERS:
