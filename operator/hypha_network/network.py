@@ -29,6 +29,7 @@ from hypha_network.services.kademlia import PROTOCOL as KADEMLIA
 from hypha_network.services.kademlia import Kademlia
 from hypha_network.services.kademlia_messages import Record
 from hypha_network.services.observed import Observed
+from hypha_network.services.reach import DESCRIPTIONS, Reach, judge
 from hypha_network.services.relay import Relays
 from hypha_network.services.relay_server import BulkLimits, RelayServer
 from hypha_network.services.requests import REQUEST_TIMEOUT_S, Handler, Requests
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 MAX_STREAMS_PER_PEER = 64
 _ASK_GATEWAYS_S = 1.0
+_REACH_SETTLES_S = 2.0
 _GUESS_AFTER_S = 2.0
 """How long a lookup may take before the node tries whether the gateways relay to the peer."""
 
@@ -76,13 +78,14 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class NetworkStatus:
-    """The state of a node. `gateways` and `reservations` are peer ids of gateways."""
+    """The state of a node. `gateways` and `reservations` are peer ids of gateways; `reach` is how peers reach it."""
 
     listening: tuple[str, ...]
     gateways: tuple[str, ...]
     reservations: tuple[str, ...]
     bootstrapped: bool
     healthy: bool
+    reach: Reach = Reach.NONE
 
 
 class ConnectionStatus(NamedTuple):
@@ -118,7 +121,7 @@ class Network:
         )
         self._identify = Identify(host, public_key, agent, self._own_addresses, self._kademlia.learn)
         self._relays = Relays(host, self._identify.push)
-        self._observed = Observed(host)
+        self._observed = Observed(host, self._gateways.connected.values)
         self._puncher = HolePuncher(host, self._direct_addresses, self._kademlia.addresses_of)
         host.register(self._pubsub.handlers, self._pubsub.serve)
         host.register(self._identify.handlers, self._identify.serve)
@@ -144,6 +147,7 @@ class Network:
         nursery.start_soon(self._pubsub.run)
         nursery.start_soon(self._gateways.run)
         nursery.start_soon(self._kademlia.run)
+        nursery.start_soon(self._log_reach)
         nursery.start_soon(keep_valid, self._host.upgrader.tls)
 
     @property
@@ -179,7 +183,26 @@ class Network:
         reachable = bool(reservations) or bool(self._external) or not self._config.relay_circuit
         joined = (bool(gateways) and bootstrapped and reachable) or not self._config.gateways
         listens = bool(listening) or not self._config.listen_addresses
-        return NetworkStatus(listening, gateways, reservations, bootstrapped, healthy=listens and joined)
+        return NetworkStatus(listening, gateways, reservations, bootstrapped, listens and joined, self._reach())
+
+    def _reach(self) -> Reach:
+        observed = self._observed.addresses()
+        return judge(
+            public=bool(self._external) or any(address in self._host.listen_addresses for address in observed),
+            predictable=self._observed.predictable(),
+            reserved=bool(self._relays.reservations),
+            relays_bulk=self._relays.bulk,
+        )
+
+    async def _log_reach(self) -> None:
+        """Log how peers reach this node whenever that changes, after a moment in which it may change again."""
+        logged: Reach | None = None
+        while True:
+            await self.wait_until(lambda: self._reach() != logged)  # noqa: B023 - it runs before `logged` changes
+            await trio.sleep(_REACH_SETTLES_S)
+            if (reach := self._reach()) != logged:
+                logger.info("peers reach this node: %s", DESCRIPTIONS[reach])
+                logged = reach
 
     async def wait_ready(self) -> None:
         """Wait until the node is healthy, without a time limit: the node dials its gateways until one answers."""

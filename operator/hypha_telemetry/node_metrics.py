@@ -219,6 +219,13 @@ RESERVATIONS: Final = Metric(
     "{reservation}",
     "Gateways through which peers reach the node",
 )
+REACH: Final = Metric(
+    "hypha.network.reach",
+    Kind.GAUGE,
+    "1",
+    "1 for the way in which peers reach the node, else 0",
+    {"reach": "`public`, `punchable`, `bulk_relay`, `limited_relay`, `none`"},
+)
 PEERS: Final = Metric("hypha.network.peers", Kind.UP_DOWN_COUNTER, "{peer}", "Connected peers")
 CONNECTIONS: Final = Metric(
     "hypha.network.connections",
@@ -268,6 +275,18 @@ NODE_METRICS: Final = (
     *(JOB_CPU, JOB_MEMORY, JOB_DISK, JOB_PROCESSES),
     *(BATCHES, SAMPLES, ROUND, LOSS, OUTER_STEP, OUTER_STEP_WAIT),
     *(SLICES, TRANSFERRED, TRANSFER_RATE, TRANSFERS_ACTIVE, PUSHES_WAITING),
-    *(HEALTHY, CERTIFICATE, GATEWAYS, RESERVATIONS, PEERS, CONNECTIONS, SUBSCRIBERS, ROUND_TRIP, INBOUND, OUTBOUND),
+    *(
+        HEALTHY,
+        CERTIFICATE,
+        GATEWAYS,
+        RESERVATIONS,
+        REACH,
+        PEERS,
+        CONNECTIONS,
+        SUBSCRIBERS,
+        ROUND_TRIP,
+        INBOUND,
+        OUTBOUND,
+    ),
     EVENT_LOOP_LAG,
 )

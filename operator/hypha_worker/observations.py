@@ -16,6 +16,7 @@ from hypha_contracts.units import BYTES_PER_GB, RESOURCES
 from hypha_messages.advertisement import TOPIC
 from hypha_messages.types import Resources
 from hypha_network.network import Network
+from hypha_network.services.reach import Reach
 from hypha_network.traffic import OTHERS, Direction
 from hypha_telemetry import node_metrics
 from hypha_telemetry.process_metrics import observe_process
@@ -93,6 +94,7 @@ class _Seen:
     certificate_s: float = 0.0
     connections: Mapping[tuple[bool, bool], int] = field(default_factory=dict)
     round_trips_s: Mapping[str, float] = field(default_factory=dict)
+    reach: Reach = Reach.NONE
 
 
 class NetworkObserver:
@@ -112,6 +114,7 @@ class NetworkObserver:
             (node_metrics.SUBSCRIBERS, "subscribers"),
         ):
             telemetry.observe(metric, partial(self._single, attribute))
+        telemetry.observe(node_metrics.REACH, self._reach)
         telemetry.observe(node_metrics.CONNECTIONS, self._connections)
         telemetry.observe(node_metrics.ROUND_TRIP, self._round_trips)
         telemetry.observe(node_metrics.INBOUND, partial(self._bytes, "inbound"))
@@ -130,6 +133,9 @@ class NetworkObserver:
 
     def _single(self, attribute: str) -> Observations:
         return [Observation(float(getattr(self._seen, attribute)))]
+
+    def _reach(self) -> Observations:
+        return [Observation(float(self._seen.reach is reach), {"reach": str(reach)}) for reach in Reach]
 
     def _connections(self) -> Observations:
         return [
@@ -163,4 +169,5 @@ def _look(network: Network, named: frozenset[str]) -> _Seen:
         (network.identity.not_valid_after - datetime.now(UTC)).total_seconds(),
         Counter((connection.inbound, connection.relayed) for connection in connections),
         round_trips_s,
+        status.reach,
     )

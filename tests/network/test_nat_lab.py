@@ -36,16 +36,19 @@ async def push(
 
 async def test_nodes_behind_nats_that_keep_ports_connect_directly_and_push(lab: Laboratory) -> None:
     sent, received = await push(lab, lab.behind_nat(KEPT), lab.behind_nat(KEPT))
+    assert sent["reach"] == "punchable"
     assert received == {"way": "direct", "bytes": BULK_BYTES, "sha256": sent.get("sha256")}, sent
 
 
 async def test_nodes_behind_nats_with_random_ports_refuse_bulk_data_and_answer_requests(lab: Laboratory) -> None:
     sent, _ = await push(lab, lab.behind_nat(RANDOM), lab.behind_nat(RANDOM))
     assert (sent.get("error"), sent.get("way"), sent.get("healthy")) == ("OnlyRelayed", "relayed", True), sent
+    assert sent["reach"] == "limited_relay"
 
 
 async def test_a_gateway_that_relays_bulk_data_serves_nodes_behind_nats_with_random_ports(lab: Laboratory) -> None:
     sent, received = await push(lab, lab.behind_nat(RANDOM), lab.behind_nat(RANDOM), bulk=True)
+    assert sent["reach"] == "bulk_relay"
     assert received == {"way": "relayed", "bytes": BULK_BYTES, "sha256": sent.get("sha256")}, sent
 
 
@@ -54,4 +57,5 @@ async def test_a_public_node_and_one_behind_a_nat_connect_directly(lab: Laborato
     inside, public = lab.behind_nat(RANDOM), lab.public()
     source, target = (inside, public) if hidden == "sender" else (public, inside)
     sent, received = await push(lab, source, target)
+    assert sent["reach"] == ("limited_relay" if hidden == "sender" else "public")
     assert received == {"way": "direct", "bytes": BULK_BYTES, "sha256": sent.get("sha256")}, sent

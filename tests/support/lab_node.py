@@ -55,10 +55,12 @@ async def push(network: Network, peer_id: str, data: bytes) -> None:
         await stream.send_all(data)
         await stream.send_eof()
         await stream.receive_some()
-        write(way=way_to(network, peer_id), sha256=hashlib.sha256(data).hexdigest())
+        found = {"way": way_to(network, peer_id), "sha256": hashlib.sha256(data).hexdigest()}
     except NetworkError as error:
         answer = await network.request(peer_id, HEALTH, HealthRequest())
-        write(error=type(error).__name__, text=str(error), healthy=answer.healthy, way=way_to(network, peer_id))
+        way = way_to(network, peer_id)
+        found = {"error": type(error).__name__, "text": str(error), "healthy": answer.healthy, "way": way}
+    write(reach=network.status().reach, **found)
     await trio.sleep_forever()
 
 

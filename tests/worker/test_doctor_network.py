@@ -14,6 +14,8 @@ from hypha_messages.advertisement import TOPIC, decode, encode
 from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.types import Resources
 from hypha_network.network import Network
+from hypha_network.services.reach import Reach
+from hypha_worker.doctor.market import judge_reach
 from support.certs import Pki, identity_of
 from support.examined import CLOSED, examine, http_server, problem, write_config
 from support.networks import DEADLINE_S, LOOPBACK, direct_address, gateway, member, run_node, until
@@ -160,6 +162,11 @@ async def test_a_gateway_with_the_topic_has_the_node_in_its_mesh(directory: Path
         path = write_config(directory, pki, gateway_addresses=[direct_address(entry)])
         [joined] = await examine(path, "network.join")
         assert (joined.mark, "the node can join: 1 gateways" in joined.message) == ("ok", True)
+        [reached] = await examine(path, "network.reach")
+        assert (reached.mark, reached.message) == (
+            "ok",
+            "peers reach the node directly, unless a firewall keeps them out",
+        )
         [found] = await examine(path, "market.topic")
     assert (found.mark, found.message) == (
         "ok",
@@ -190,6 +197,22 @@ async def test_requests_that_the_node_would_refuse_are_shown_with_the_reason(dir
     assert capacity == "it asks for 99 GB of memory, of which this worker has 0.1"
     assert remedy.startswith("Raise [resources]")
     assert found[-1].mark == "ok"
+
+
+@pytest.mark.parametrize(
+    ("reach", "mark"),
+    [
+        (Reach.PUBLIC, "ok"),
+        (Reach.PUNCHABLE, "ok"),
+        (Reach.BULK_RELAY, "ok"),
+        (Reach.LIMITED_RELAY, "warning"),
+        (Reach.NONE, "warning"),
+    ],
+)
+def test_a_node_that_some_peers_cannot_send_models_is_warned(reach: Reach, mark: str) -> None:
+    found = judge_reach(reach)
+    assert found.mark == mark
+    assert mark == "ok" or found.remedy.startswith("Forward a port")
 
 
 async def until_ready(node: NodeProcess) -> None:

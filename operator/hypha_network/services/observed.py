@@ -1,7 +1,7 @@
 """The addresses at which gateways observe this node, which are those of its NAT if there is one."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -13,26 +13,36 @@ MIN_OBSERVERS: Final = 2
 
 
 class Observed:
-    """What the gateways observe, each over a connection that this node dialled.
+    """What the connected gateways observe, each over a connection that this node dialled.
 
     Other peers are not asked: this node dials them from other ports, and the operator did not choose them.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, gateways: Callable[[], Iterable[str]]) -> None:
         self._host = host
+        self._gateways = gateways
 
     def addresses(self) -> list[Address]:
         """Return the addresses to which a peer may connect while this node connects to it from its listening port."""
+        return agreed(self._by_gateway())
+
+    def predictable(self) -> bool:
+        """Whether the NAT lets peers in at these addresses: it keeps the port, or maps it alike for two gateways."""
+        ports = {address.port for address in self._host.bound}
+        known = self.addresses()
+        agree = bool(known) and len(self._by_gateway()) >= MIN_OBSERVERS
+        return agree or any(address.port in ports for address in known)
+
+    def _by_gateway(self) -> dict[str, Address]:
         found: dict[str, Address] = {}
-        for peer_id, connections in self._host.connections.items():
-            for connection in connections:
-                if connection.observed is None or connection.address.endpoint not in self._host.configured:
-                    continue
-                local = local_for(connection.observed.host, self._host.bound)
-                mapped = local and mapped_listener(connection.observed, connection.local_port, local[1])
-                if mapped:
-                    found[peer_id] = mapped
-        return agreed(found)
+        for peer_id in self._gateways():
+            for connection in self._host.connections.get(peer_id, ()):
+                if connection.observed is not None:
+                    local = local_for(connection.observed.host, self._host.bound)
+                    mapped = local and mapped_listener(connection.observed, connection.local_port, local[1])
+                    if mapped:
+                        found[peer_id] = mapped
+        return found
 
 
 def mapped_listener(observed: Address, local_port: int | None, listening_port: int) -> Address | None:

@@ -62,10 +62,11 @@ MALFORMED_MESSAGE: Final = 400
 
 @dataclass(frozen=True)
 class Reservation:
-    """A slot on a relay: the time when it expires, and the addresses of this node through the relay."""
+    """A slot on a relay: when it expires, the addresses of this node through the relay, and whether that is limited."""
 
     expires: float
     addresses: tuple[Address, ...]
+    limited: bool
 
 
 def refresh_in_s(expires: float, now: float) -> float:
@@ -100,6 +101,11 @@ class Relays:
     def reservations(self) -> list[str]:
         """The peer ids of the relays that hold a reservation of this node."""
         return list(dict.fromkeys(c.peer_id for c in self._reservations if not c.closed.is_set()))
+
+    @property
+    def bulk(self) -> bool:
+        """Whether one of these relays carries bulk data."""
+        return any(not held.limited for c, held in self._reservations.items() if not c.closed.is_set())
 
     def own_addresses(self) -> list[Address]:
         """Return the addresses of this node through relays."""
@@ -148,7 +154,7 @@ class Relays:
         relay = connection.peer_id
         known = [connection.address, *addresses.usable(answer.reservation.addrs, _MAX_ADDRESSES)]
         through = (a.behind(relay, self._host.peer_id) for a in known if a.relay is None)
-        return Reservation(float(answer.reservation.expire), tuple(dict.fromkeys(through)))
+        return Reservation(float(answer.reservation.expire), tuple(dict.fromkeys(through)), is_limited(answer))
 
     async def _accept(self, connection: Connection, stream: Stream) -> None:
         """Accept a connection that a relay announces from a peer."""

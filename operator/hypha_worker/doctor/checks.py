@@ -107,6 +107,13 @@ CHECKS: Final[tuple[Check, ...]] = (
         timeout_s=_VISIT_S,
     ),
     Check(
+        "network.reach",
+        "Network",
+        "Can peers send models to the node: directly, through its NAT, or through a gateway?",
+        market.reach,
+        timeout_s=_VISIT_S,
+    ),
+    Check(
         "market.topic",
         "Market",
         "Do peers subscribe to `hypha/worker`, and have they this node in their mesh?",

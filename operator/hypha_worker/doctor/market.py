@@ -2,7 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -11,7 +12,10 @@ import trio
 from hypha_contracts.node_config import NodeConfig
 from hypha_contracts.reasons import WorkerReason
 from hypha_messages.advertisement import DECODERS, TOPIC
-from hypha_network.network import Network, NetworkStatus, open_network
+from hypha_network.errors import NetworkError
+from hypha_network.identity import Identity
+from hypha_network.network import Network, NetworkConfig, NetworkStatus, open_network
+from hypha_network.services.reach import DESCRIPTIONS, Reach
 from hypha_worker.doctor import gateways
 from hypha_worker.doctor.worker import Unknown, Worker
 from hypha_worker.findings import Finding, Mark, failure, ok, skipped, warning
@@ -72,10 +76,7 @@ async def visit(worker: Worker) -> Visit:
                 refusal = accept.exclusion(gossip.source) or accept.refusal(gossip.message, time.time())
                 refusals.append(refusal)
 
-    async with (
-        open_network(identity, replace(network_config(config), listen_addresses=())) as network,
-        trio.open_nursery() as nursery,
-    ):
+    async with _open_network(identity, network_config(config)) as network, trio.open_nursery() as nursery:
         for topic in accept.topics:
             nursery.start_soon(listen, network, topic)
         with trio.move_on_after(JOIN_S):
@@ -93,6 +94,18 @@ async def visit(worker: Worker) -> Visit:
         )
         nursery.cancel_scope.cancel()
     return found
+
+
+@asynccontextmanager
+async def _open_network(identity: Identity, config: NetworkConfig) -> AsyncIterator[Network]:
+    """Join the network as the node would, or without its listen addresses if they are taken."""
+    async with AsyncExitStack() as stack:
+        try:
+            network = await stack.enter_async_context(open_network(identity, config))
+        except NetworkError:
+            without = replace(config, listen_addresses=())
+            network = await stack.enter_async_context(open_network(identity, without))
+        yield network
 
 
 async def join(worker: Worker) -> Iterable[Finding]:
@@ -124,6 +137,26 @@ def judge_status(status: NetworkStatus, peers: int, config: NodeConfig) -> Itera
         yield ok(
             f"the node can join: {len(status.gateways)} gateways, {len(status.reservations)} relay slots, {peers} peers"
         )
+
+
+async def reach(worker: Worker) -> Iterable[Finding]:
+    """Return how peers reach the node."""
+    found = await worker.fact(visit)
+    if not found.status.gateways:
+        raise Unknown("no gateway is connected")
+    return [judge_reach(found.status.reach)]
+
+
+def judge_reach(reach: Reach) -> Finding:
+    """Return how peers reach the node, and what to do if some cannot send it bulk data."""
+    text = f"peers reach the node {DESCRIPTIONS[reach]}"
+    if reach in (Reach.LIMITED_RELAY, Reach.NONE):
+        return warning(
+            text,
+            "Forward a port to the listen address and name it in external_addresses, or use a NAT that keeps ports. "
+            "Else peers behind such NATs cannot send models to this node. docs/networking.md explains it.",
+        )
+    return ok(text)
 
 
 async def topic(worker: Worker) -> Iterable[Finding]:
