@@ -185,3 +185,10 @@ async def test_bulk_data_waits_for_an_attempt_under_way(monkeypatch: pytest.Monk
             stream = await victim.open_stream(peer.peer_id, "/greet")
             assert await stream.receive_some() == b"hello"
         assert victim._host.has_direct(peer.peer_id)
+
+
+async def test_of_two_nodes_that_both_begin_one_yields(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with relayed(monkeypatch) as (victim, peer, connection):
+        Dials(victim)
+        victim._puncher._beginning.add(peer.peer_id)
+        assert await exchange(connection, [PUBLIC.to_bytes()]) == (victim.peer_id < peer.peer_id)

@@ -109,3 +109,15 @@ def test_a_node_knows_how_peers_reach_it(
     public: bool, predictable: bool, reserved: bool, relays_bulk: bool, reach: Reach
 ) -> None:
     assert judge(public=public, predictable=predictable, reserved=reserved, relays_bulk=relays_bulk) is reach
+
+
+async def test_a_node_listens_again_at_once_at_the_port_from_which_it_was_connected() -> None:
+    pki = Pki()
+    async with gateway(pki) as g:
+        port = 0
+        for _ in range(3):
+            listen = (f"/ip4/127.0.0.1/tcp/{port}",)
+            async with node(pki, "a", gateways=(direct_address(g),), listen_addresses=listen) as a:
+                await until(a, lambda a=a: bool(a._observed.addresses()))  # type: ignore[misc]
+                assert a._observed.addresses() == a._host.listen_addresses
+                port = a._host.bound[0].port

@@ -66,6 +66,8 @@ class HolePuncher:
         """The relayed connections whose attempts have ended."""
         self._following: WeakKeyDictionary[Connection, trio.CancelScope] = WeakKeyDictionary()
         """The scopes in which this node waits for attempts that the peer begins."""
+        self._beginning: set[str] = set()
+        """The peers with which this node begins attempts."""
         self._dials: dict[str, trio.CancelScope] = {}
         """By peer, the attempt under way. A new one cancels it, because the peer has ended it then."""
         self.handlers: dict[str, StreamHandler] = {DCUTR: self._answer}
@@ -97,12 +99,16 @@ class HolePuncher:
     async def _begin(self, connection: Connection) -> None:
         peer_id = connection.peer_id
         await self._reverse(peer_id)
-        while not self._host.has_direct(peer_id) and self._failures.wait_s(peer_id) <= 0:
-            try:
+        await self._host.changes.until(lambda: peer_id not in self._beginning and peer_id not in self._dials)
+        self._beginning.add(peer_id)
+        try:
+            while not self._host.has_direct(peer_id) and self._failures.wait_s(peer_id) <= 0:
                 await self._attempt(connection)
-            except (NetworkError, trio.TooSlowError) as error:
-                logger.debug("no hole is punched to %s: %s", peer_id, error or "no answer")
-                return
+        except (NetworkError, trio.TooSlowError) as error:
+            logger.debug("no hole is punched to %s: %s", peer_id, error or "no answer")
+        finally:
+            self._beginning.remove(peer_id)
+            self._host.changes.notify()
 
     async def _follow(self, connection: Connection) -> None:
         """Wait while the peer begins attempts, if it can connect to any address of this node."""
@@ -148,6 +154,8 @@ class HolePuncher:
             raise RemoteRefused(f"{peer_id} asks for a hole, and needs none")
         if self._failures.wait_s(peer_id) > 0:
             raise RemoteRefused(f"{peer_id} asks for a hole too often")
+        if peer_id in self._beginning and self._host.peer_id > peer_id:  # both begin, and one of them must yield
+            raise RemoteRefused(f"{peer_id} asks for a hole, and so does this node")
         with trio.fail_after(EXCHANGE_TIMEOUT_S):
             theirs = await self._receive(stream, CONNECT)
             await _send(stream, CONNECT, self._own())

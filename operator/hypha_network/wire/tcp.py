@@ -29,8 +29,11 @@ QUEUED_CONNECTIONS = 256
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _PORT_TAKEN = {errno.EADDRNOTAVAIL, errno.EADDRINUSE}
 _NO_ROOM_PAUSE_S = 0.05
-PUNCH_PAUSES = Backoff(first_s=0.2, max_s=2.0)
-"""The pauses after an attempt to punch was refused. A NAT may refuse until the peer's own attempt has passed it."""
+PUNCH_PAUSES = Backoff(first_s=0.2, max_s=2.0, jitter=0.0)
+"""The pauses after an attempt to punch was refused, alike on both sides.
+
+A NAT refuses until an attempt from inside has passed it, so both attempts must be on their way at the same time.
+"""
 _announced_lookups = trio.CapacityLimiter(8)
 """Look-ups of host names that peers announced. They cannot delay those of the configured gateways."""
 
