@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.relay.circuit_v2.pb import circuit_pb2
+from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 
 from fuzz.wire import PKI
 from hypha_executor.safetensors import lay_out
@@ -175,6 +176,17 @@ RELAY: Final = [
     )
 ]
 
+HOLE_PUNCH: Final = [
+    prefixed(HolePunch(type=kind, ObsAddrs=known).SerializeToString())
+    for kind, known in ((HolePunch.CONNECT, MULTIADDRESSES), (HolePunch.CONNECT, []), (HolePunch.SYNC, []))
+]
+HOLE_PUNCH_BOMBS: Final = {
+    "empty addresses": prefixed(b"\x08\x64" + _repeated(2, b"", 3 * _KIB)),
+    "addresses of QUIC": prefixed(b"\x08\x64" + _repeated(2, MULTIADDRESSES[-1], 3 * _KIB)),
+    "long addresses": prefixed(b"\x08\x64" + _repeated(2, b"\x06\x00\x01" * 340, 3 * _KIB)),
+    "the same address": prefixed(b"\x08\x64" + _repeated(2, MULTIADDRESSES[0], 3 * _KIB)),
+    "no kind": prefixed(_repeated(2, MULTIADDRESSES[0], 3 * _KIB)),
+}
 RELAY_BOMBS: Final = {
     "empty addresses": prefixed(b"\x1a" + prefixed(_repeated(2, b"", 3 * _KIB))),
     "addresses of QUIC": prefixed(b"\x1a" + prefixed(_repeated(2, MULTIADDRESSES[-1], 3 * _KIB))),

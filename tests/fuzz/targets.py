@@ -76,6 +76,7 @@ TARGETS: Final[dict[str, Target]] = {
     "kademlia": Target(
         kademlia_messages.decode, (NetworkError,), seeds.KADEMLIA, seeds.KADEMLIA_BOMBS, kademlia_messages.encode
     ),
+    "hole_punch": Target(wire.hole_punch, (NetworkError,), seeds.HOLE_PUNCH, seeds.HOLE_PUNCH_BOMBS),
     "relay": Target(wire.relay, (NetworkError,), seeds.RELAY, seeds.RELAY_BOMBS),
     "multistream-accept": Target(wire.accept, (NetworkError,), seeds.NEGOTIATIONS, seeds.NEGOTIATION_BOMBS),
     "multistream-select": Target(wire.select, (NetworkError,), seeds.NEGOTIATIONS, seeds.NEGOTIATION_BOMBS),

@@ -14,6 +14,7 @@ from libp2p.relay.circuit_v2.pb import circuit_pb2
 from fuzz.target import drive
 from hypha_bridge.api import create_app
 from hypha_bridge.errors import invalid_request
+from hypha_contracts.addresses import RESERVED_CIDRS
 from hypha_contracts.job_telemetry import MetricRecord, SpanRecord, TelemetryBatch, valid
 from hypha_executor.bridge import parse_events
 from hypha_executor.telemetry import Telemetry
@@ -22,6 +23,7 @@ from hypha_network.identity import parse_crls, parse_path, peer_id_of
 from hypha_network.services import gossip_messages
 from hypha_network.services import identify as identify_service
 from hypha_network.services.gossip import MAX_MESSAGES_PER_RPC
+from hypha_network.services.hole_punching import CONNECT, SYNC, receive_addresses
 from hypha_network.services.relay import peer_of, receive
 from hypha_network.wire import addresses, multistream
 from hypha_network.wire.yamux_session import YamuxSession
@@ -34,6 +36,7 @@ from support.tokens import AUDIENCE, USER, published
 
 PKI: Final = Pki()
 IDENTITY: Final = PKI.identity("fuzzed", crls=PKI.crls())
+_EXCLUDED: Final = addresses.parse_cidrs(RESERVED_CIDRS)
 _ISSUERS: Final = PKI.node("peer").issuers
 HTTP_ERRORS: Final = (Disconnected, HttpError, h11.ProtocolError)
 _KEYS: Final = keys_of(published("old"))
@@ -96,6 +99,11 @@ def relay(data: bytes) -> None:
             peer_of(message)
         if kind is circuit_pb2.HopMessage:
             addresses.usable(message.reservation.addrs, 4)
+
+
+def hole_punch(data: bytes) -> None:
+    for kind in (CONNECT, SYNC):
+        drive(receive_addresses(Channel(data), kind, _EXCLUDED))  # type: ignore[arg-type]
 
 
 _PROTOCOLS: Final = ["/hypha-api/0.0.1", "/ipfs/ping/1.0.0"]

@@ -3,11 +3,10 @@
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 from weakref import WeakKeyDictionary, WeakSet
 
 import trio
-from google.protobuf.message import DecodeError as ProtobufError
 from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 
 from hypha_contracts.backoff import Backoff
@@ -17,16 +16,15 @@ from hypha_network.host import Host
 from hypha_network.inbound_streams import StreamHandler
 from hypha_network.pauses import Pauses
 from hypha_network.rate_limited_log import RateLimitedLogger
+from hypha_network.services.relay import receive, send
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address, Network
-from hypha_network.wire.multistream import prefixed, read_prefixed
 from hypha_network.wire.streams import Stream
 
 logger = logging.getLogger(__name__)
 _punch_log = RateLimitedLogger(logger)
 
 DCUTR: Final = "/libp2p/dcutr"
-MAX_MESSAGE_BYTES: Final = 4096
 MAX_ADDRESSES: Final = 4
 """Maximum number of addresses of a peer that one attempt dials."""
 MAX_ATTEMPTS: Final = 3
@@ -136,11 +134,11 @@ class HolePuncher:
         with trio.fail_after(EXCHANGE_TIMEOUT_S):
             stream = await connection.open([DCUTR])
             try:
-                await _send(stream, CONNECT, self._own())
+                await send(stream, HolePunch(type=CONNECT, ObsAddrs=self._own()))
                 asked = trio.current_time()
-                theirs = await self._receive(stream, CONNECT)
+                theirs = await receive_addresses(stream, CONNECT, self._host.excluded)
                 round_trip_s = trio.current_time() - asked
-                await _send(stream, SYNC)
+                await send(stream, HolePunch(type=SYNC))
                 await stream.send_eof()
             except BaseException:
                 stream.reset()
@@ -157,9 +155,9 @@ class HolePuncher:
         if peer_id in self._beginning and self._host.peer_id > peer_id:  # both begin, and one of them must yield
             raise RemoteRefused(f"{peer_id} asks for a hole, and so does this node")
         with trio.fail_after(EXCHANGE_TIMEOUT_S):
-            theirs = await self._receive(stream, CONNECT)
-            await _send(stream, CONNECT, self._own())
-            await self._receive(stream, SYNC)
+            theirs = await receive_addresses(stream, CONNECT, self._host.excluded)
+            await send(stream, HolePunch(type=CONNECT, ObsAddrs=self._own()))
+            await receive_addresses(stream, SYNC, self._host.excluded)
         await self._dial(peer_id, theirs, is_initiator=True)
         if following := self._following.get(connection):
             following.deadline = trio.current_time() + NEXT_S
@@ -169,19 +167,6 @@ class HolePuncher:
         if not own:
             raise RemoteRefused("no gateway has observed an address of this node yet")
         return [address.to_bytes() for address in own]
-
-    async def _receive(self, stream: Stream, kind: "HolePunch.Type.ValueType") -> list[Address]:
-        """Read a message; return its addresses that this node may dial. RemoteRefused if it is another one."""
-        try:
-            message: Any = HolePunch.FromString(await read_prefixed(stream, MAX_MESSAGE_BYTES))
-        except ProtobufError as error:
-            raise RemoteRefused(f"{stream.peer_id} sent a malformed message of DCUtR: {error}") from error
-        if message.type != kind:
-            raise RemoteRefused(f"{stream.peer_id} sent the message {message.type} of DCUtR, not {kind}")
-        theirs = punchable(addresses.usable(message.ObsAddrs), self._host.excluded)
-        if kind == CONNECT and not theirs:
-            raise RemoteRefused(f"{stream.peer_id} sent no address that this node may dial")
-        return theirs
 
     async def _dial(self, peer_id: str, theirs: Sequence[Address], *, is_initiator: bool) -> None:
         """Dial all addresses of a peer for a limited time, until there is a direct connection."""
@@ -224,5 +209,17 @@ def punchable(known: Iterable[Address], excluded: Sequence[Network]) -> list[Add
     return list(dict.fromkeys(usable))[:MAX_ADDRESSES]
 
 
-async def _send(stream: Stream, kind: "HolePunch.Type.ValueType", own: Iterable[bytes] = ()) -> None:
-    await stream.send_all(prefixed(HolePunch(type=kind, ObsAddrs=own).SerializeToString()))
+async def receive_addresses(
+    stream: Stream, kind: "HolePunch.Type.ValueType", excluded: Sequence[Network]
+) -> list[Address]:
+    """Read a message; return its addresses that this node may dial.
+
+    RemoteRefused if it is malformed or of another kind, or if CONNECT names no such address.
+    """
+    message = await receive(stream, HolePunch)
+    if message.type != kind:
+        raise RemoteRefused(f"expected the message {kind} of DCUtR, the peer sent {message.type}")
+    theirs = punchable(addresses.usable(message.ObsAddrs), excluded)
+    if kind == CONNECT and not theirs:
+        raise RemoteRefused("the peer named no address that this node may dial")
+    return theirs
