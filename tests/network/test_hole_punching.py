@@ -114,6 +114,15 @@ async def test_a_peer_has_few_attempts_at_making_a_node_dial(monkeypatch: pytest
         assert len(dials.addresses) == MAX_ATTEMPTS * MAX_ADDRESSES
 
 
+async def test_a_peer_has_no_more_attempts_if_it_begins_them_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with relayed(monkeypatch) as (victim, _, connection):
+        dials = Dials(victim)
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(exchange, connection, [PUBLIC.to_bytes()])
+        assert len(dials.addresses) <= MAX_ATTEMPTS
+
+
 async def test_a_limited_number_of_peers_make_a_node_dial_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hole_punching, "MAX_AT_ONCE", 0)
     async with relayed(monkeypatch) as (victim, _, connection):

@@ -175,6 +175,8 @@ class HolePuncher:
             with suppress(NetworkError):
                 await self._host.punch(address.of(peer_id), is_initiator=is_initiator)
 
+        if self._failures.wait_s(peer_id) > 0:  # the peer may have exchanged addresses on many streams at once
+            raise RemoteRefused(f"{peer_id} asks for a hole too often")
         if len(self._dials) >= MAX_AT_ONCE:
             raise RemoteRefused(f"this node punches holes to {MAX_AT_ONCE} peers already")
         self._failures.add(peer_id)  # and removed if this succeeds, so that a peer cannot begin many attempts at once
