@@ -188,7 +188,10 @@ class Network:
     def _reach(self) -> Reach:
         observed = self._observed.addresses()
         return judge(
-            public=bool(self._external) or any(address in self._host.listen_addresses for address in observed),
+            # A node without gateways is one itself.
+            public=bool(self._external)
+            or not self._config.gateways
+            or any(address in self._host.listen_addresses for address in observed),
             predictable=self._observed.predictable(),
             reserved=bool(self._relays.reservations),
             relays_bulk=self._relays.bulk,

@@ -10,12 +10,13 @@ from support.nat_lab import KEPT, RANDOM, Laboratory, Place, laboratory, missing
 
 BULK_BYTES = 8 * 1024 * 1024
 
-reason = missing()
-pytestmark = [pytest.mark.anyio, pytest.mark.skipif(reason is not None, reason=f"no laboratory: {reason}")]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Laboratory]:
+    if reason := missing():
+        pytest.skip(f"no laboratory: {reason}")
     with laboratory(Pki(), tmp_path) as lab:
         yield lab
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,17 @@ table ip filter {{
 """
 KEPT, RANDOM = "", "fully-random"
 """How a NAT chooses the port of a connection: the local one if it is free, or any for each destination."""
+_WITH_THIS_PROCESS = ("setpriv", "--pdeathsig", "KILL")
+"""Ends a process with this one, however this one ends."""
 _names = count()
 
 
+@cache
 def missing() -> str | None:
     """Return why this machine cannot run the laboratory; None if it can."""
     if os.geteuid():
         return "only root makes network namespaces"
-    if tools := [tool for tool in ("ip", "nft") if shutil.which(tool) is None]:
+    if tools := [tool for tool in ("ip", "nft", "setpriv") if shutil.which(tool) is None]:
         return f"{' and '.join(tools)} missing"
     try:
         with laboratory(Pki(), Path()) as lab:
@@ -85,7 +89,7 @@ class Process:
         self.log = log
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                ["ip", "netns", "exec", place.namespace, sys.executable, "-m", *arguments],
+                [*_WITH_THIS_PROCESS, "ip", "netns", "exec", place.namespace, sys.executable, "-m", *arguments],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
@@ -189,6 +193,9 @@ def _link(one: str, name: str, address: str, other: str, other_name: str, other_
 
 @contextmanager
 def laboratory(pki: Pki, directory: Path) -> Iterator[Laboratory]:
-    """Make a laboratory, and remove its namespaces and processes at the end."""
+    """Make a laboratory, and remove its namespaces and processes at the end, and those that a killed test has left."""
+    for namespace in Path("/run/netns").glob("lab-*"):
+        if not Path("/proc", namespace.name.split("-")[1]).exists():
+            _ip("netns", "delete", namespace.name)
     with ExitStack() as stack:
         yield Laboratory(pki, directory, f"lab-{os.getpid()}-{next(_names)}", stack)
