@@ -28,10 +28,11 @@ async def push(
 
     With `bulk`, the gateway relays bulk data.
     """
-    gateway = await lab.gateway(bulk=bulk)
+    gateway = lab.gateway(bulk=bulk)
     receiver = lab.node(target, "receiver", gateway, "receive")
-    peer_id = str((await receiver.line())["peer_id"])
-    sent = await lab.node(source, "sender", gateway, "push", peer_id, str(BULK_BYTES)).line()
+    sender = lab.node(source, "sender", gateway, "push", str(BULK_BYTES))
+    sender.tell(str((await receiver.line())["peer_id"]))
+    sent = await sender.line()
     return sent, ({} if "error" in sent else await receiver.line())
 
 

@@ -1,6 +1,7 @@
-"""A node of the laboratory: `CERT KEY TRUST GATEWAY receive` or `CERT KEY TRUST GATEWAY push PEER BYTES`.
+"""A node of the laboratory: `CERT KEY TRUST GATEWAY receive` or `CERT KEY TRUST GATEWAY push BYTES`.
 
-It listens on port 4001 and writes a JSON object per line: that it is ready, and each push that it received or sent.
+It listens on port 4001, and writes a JSON object about each push that it received or sent. The one that receives
+writes its peer id first. The one that sends reads this from its standard input.
 """
 
 import hashlib
@@ -72,8 +73,8 @@ async def main(cert: str, key: str, trust: str, gateway: str, command: str, *arg
         if command == "receive":
             await receive(network)
         else:
-            peer_id, size = arguments
-            await push(network, peer_id, bytes(range(256)) * (int(size) // 256))
+            peer_id = (await trio.to_thread.run_sync(sys.stdin.readline)).strip()
+            await push(network, peer_id, bytes(range(256)) * (int(arguments[0]) // 256))
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ class Process:
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
                 [*_WITH_THIS_PROCESS, "ip", "netns", "exec", place.namespace, sys.executable, "-m", *arguments],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
@@ -103,6 +104,12 @@ class Process:
         assert line, self.log.read_text()
         written: dict[str, Any] = json.loads(line)
         return written
+
+    def tell(self, line: str) -> None:
+        """Write a line to its standard input."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n".encode())
+        self._process.stdin.flush()
 
     def close(self) -> None:
         self._process.kill()
@@ -154,8 +161,8 @@ class Laboratory:
         _link(place.namespace, "wan", f"{place.host}/24", self._hub, f"port-{number}")
         _ip("-n", self._hub, "link", "set", f"port-{number}", "master", "bridge")
 
-    async def gateway(self, *, bulk: bool) -> str:
-        """Run a gateway of the devnet, which relays bulk data or not, at a public address, which is returned."""
+    def gateway(self, *, bulk: bool) -> str:
+        """Start a gateway of the devnet, which relays bulk data or not, at a public address, which is returned."""
         place = self.public()
         files = self.pki.files("gateway", self.directory)
         config = self.directory / "gateway.toml"
@@ -167,8 +174,8 @@ class Laboratory:
         }
         config.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items()))
         more = ("--set", "relay.peer_mb_per_s=50") if bulk else ()
-        started = await self._start(place, "hypha_devnet", "gateway", "--config", str(config), "--events", *more).line()
-        return f"/ip4/{place.host}/tcp/4001/p2p/{started['peer_id']}"
+        self._start(place, "hypha_devnet", "gateway", "--config", str(config), *more)
+        return f"/ip4/{place.host}/tcp/4001"
 
     def node(self, place: Place, name: str, *arguments: str) -> Process:
         """Run `support.lab_node` with these arguments."""
