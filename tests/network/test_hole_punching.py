@@ -196,6 +196,20 @@ async def test_bulk_data_waits_for_an_attempt_under_way(monkeypatch: pytest.Monk
         assert victim._host.has_direct(peer.peer_id)
 
 
+async def test_a_peer_that_accepts_connections_where_it_is_observed_is_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = trio.Event()
+
+    async def attempt(self: HolePuncher, connection: Connection) -> None:
+        await begin.wait()
+        await self._attempt(connection)
+
+    async with relayed(monkeypatch, attempt) as (victim, peer, _):
+        monkeypatch.setattr(hole_punching, "ATTEMPT_S", DEADLINE_S)
+        Dials(victim)
+        begin.set()
+        await until(peer, lambda: peer._host.has_direct(victim.peer_id))
+
+
 async def test_of_two_nodes_that_both_begin_one_yields(monkeypatch: pytest.MonkeyPatch) -> None:
     async with relayed(monkeypatch) as (victim, peer, connection):
         Dials(victim)

@@ -175,6 +175,10 @@ class HolePuncher:
             with suppress(NetworkError):
                 await self._host.punch(address.of(peer_id), is_initiator=is_initiator)
 
+        async def dial(address: Address) -> None:
+            with suppress(NetworkError):
+                await self._host.dial(address.of(peer_id))
+
         if self._failures.wait_s(peer_id) > 0:  # the peer may have exchanged addresses on many streams at once
             raise RemoteRefused(f"{peer_id} asks for a hole too often")
         if len(self._dials) >= MAX_AT_ONCE:
@@ -188,6 +192,8 @@ class HolePuncher:
                 async with trio.open_nursery() as nursery:
                     for address in theirs:
                         nursery.start_soon(punch, address)
+                        if not is_initiator:  # a peer that accepts connections there is no initiator either
+                            nursery.start_soon(dial, address)
                     await self._host.changes.until(lambda: self._host.has_direct(peer_id))
                     nursery.cancel_scope.cancel()
             finally:
