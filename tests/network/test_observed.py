@@ -8,7 +8,7 @@ import trio
 from hypha_network.errors import NetworkError
 from hypha_network.services.observed import agreed, mapped_listener
 from hypha_network.services.reach import Reach, judge
-from hypha_network.wire.addresses import local_for, parse
+from hypha_network.wire.addresses import local_port_for, parse
 from hypha_network.wire.tcp import Tcp
 from hypha_network.wire.transport import RawConnection
 from support.certs import Pki
@@ -39,19 +39,19 @@ def test_several_observers_must_agree_and_a_single_one_is_believed() -> None:
     assert agreed({"a": MAPPED, "b": OTHER, "c": MAPPED}) == [MAPPED]
 
 
-@pytest.mark.parametrize(
-    ("host", "local"),
-    [
-        ("203.0.113.1", ("0.0.0.0", 4001)),
-        ("127.0.0.1", ("127.0.0.1", 4002)),
-        ("2001:db8::1", None),
-    ],
-)
-def test_a_node_connects_from_a_listening_address_that_can_reach_the_host(
-    host: str, local: tuple[str, int] | None
-) -> None:
+@pytest.mark.parametrize(("host", "port"), [("203.0.113.1", 4001), ("127.0.0.1", 4002), ("2001:db8::1", None)])
+def test_a_node_connects_from_the_port_of_a_listener_that_can_reach_the_host(host: str, port: int | None) -> None:
     listening = [parse("/ip4/127.0.0.1/tcp/4002"), parse("/ip4/0.0.0.0/tcp/4001")]
-    assert local_for(host, listening) == local
+    assert local_port_for(host, listening) == port
+
+
+async def test_a_node_that_listens_at_one_address_connects_from_the_one_that_leads_to_the_host() -> None:
+    pki = Pki()
+    elsewhere = ("/ip4/127.0.0.2/tcp/0",)
+    async with gateway(pki) as g, node(pki, "a", gateways=(direct_address(g),), listen_addresses=elsewhere) as a:
+        await until(a, lambda: bool(a.connected_peers()))
+        (inbound,) = g._host.connections[a.peer_id]
+        assert (inbound.address.host, inbound.address.port) == ("127.0.0.1", a._host.bound[0].port)
 
 
 async def test_a_gateway_observes_the_listening_port_of_a_node_and_the_node_learns_it() -> None:

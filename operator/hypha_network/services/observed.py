@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from hypha_network.host import Host
-from hypha_network.wire.addresses import Address, local_for
+from hypha_network.wire.addresses import Address, local_port_for
 
 MIN_OBSERVERS: Final = 2
 """How many gateways must observe the same address, if this node knows more than one."""
@@ -38,8 +38,8 @@ class Observed:
         for peer_id in self._gateways():
             for connection in self._host.connections.get(peer_id, ()):
                 if connection.observed is not None:
-                    local = local_for(connection.observed.host, self._host.bound)
-                    mapped = local and mapped_listener(connection.observed, connection.local_port, local[1])
+                    port = local_port_for(connection.observed.host, self._host.bound)
+                    mapped = port and mapped_listener(connection.observed, connection.local_port, port)
                     if mapped:
                         found[peer_id] = mapped
         return found

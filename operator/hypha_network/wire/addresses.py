@@ -318,12 +318,12 @@ def expand(address: Address) -> list[Address]:
     return [replace(address, host=host) for host in sorted(hosts)]
 
 
-def local_for(host: str, listening: Iterable[Address]) -> tuple[str, int] | None:
-    """Return the listening address and port from which to connect to an IP address; None if none can."""
+def local_port_for(host: str, listening: Iterable[Address]) -> int | None:
+    """Return the listening port from which to connect to an IP address; None if no listener is of its kind."""
     remote = ip_address(host)
     for address in listening:
         ip = address.ip
         same = ip is not None and ip.version == remote.version
         if ip is not None and same and (ip.is_unspecified or ip.is_loopback == remote.is_loopback):
-            return address.host, address.port
+            return address.port
     return None

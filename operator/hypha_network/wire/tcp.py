@@ -13,7 +13,7 @@ import trio
 from hypha_contracts.backoff import Backoff
 from hypha_network.errors import DialError, NetworkError
 from hypha_network.rate_limited_log import RateLimitedLogger
-from hypha_network.wire.addresses import Address, Network, ip_excluded, local_for
+from hypha_network.wire.addresses import Address, Network, ip_excluded, local_port_for
 from hypha_network.wire.processor import CpuBudget, charged_to
 from hypha_network.wire.transport import Accept, RawConnection
 
@@ -27,7 +27,7 @@ ACCEPT_CPU_SHARE = 0.1
 QUEUED_CONNECTIONS = 256
 """The length of the kernel's queue. It is short, so that nobody waits long behind a flood."""
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
-_PORT_TAKEN = {errno.EADDRNOTAVAIL, errno.EADDRINUSE}
+_PORT_UNUSABLE = {errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EACCES}
 _NO_ROOM_PAUSE_S = 0.05
 PUNCH_PAUSES = Backoff(first_s=0.2, max_s=2.0, jitter=0.0)
 """The pauses after an attempt to punch was refused, alike on both sides.
@@ -64,12 +64,12 @@ class Tcp:
 
     async def punch(self, address: Address, listening: Sequence[Address]) -> RawConnection:
         """Connect from a listening port to the IP address of a peer that does the same, until that succeeds."""
-        local = local_for(address.host, listening)
-        if local is None:
+        port = local_port_for(address.host, listening)
+        if port is None:
             raise DialError(f"{address}: this node listens on no address from which to connect there")
         for pause_s in PUNCH_PAUSES.pauses():
             try:
-                return _dialled(await _connect_from(local, address.host, address.port), address)
+                return _dialled(await _connect_from(port, address.host, address.port), address)
             except OSError:
                 await trio.sleep(pause_s)
         raise AssertionError("the pauses do not end")
@@ -123,14 +123,14 @@ def _dialled(stream: trio.SocketStream, address: Address) -> RawConnection:
     return raw
 
 
-async def _connect_from(local: tuple[str, int], host: str, port: int) -> trio.SocketStream:
-    """Connect from a port on which this process listens; OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+async def _connect_from(local_port: int, host: str, port: int) -> trio.SocketStream:
+    """Connect from a port on which this process listens, and the address that leads to the host; OSError."""
+    family, any_address = (socket.AF_INET6, "::") if ":" in host else (socket.AF_INET, "0.0.0.0")  # noqa: S104
     connecting = trio.socket.socket(family, socket.SOCK_STREAM)
     try:
         connecting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         connecting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        await connecting.bind(local)
+        await connecting.bind((any_address, local_port))
         await connecting.connect((host, port))
     except BaseException:
         connecting.close()
@@ -140,11 +140,11 @@ async def _connect_from(local: tuple[str, int], host: str, port: int) -> trio.So
 
 async def _connect(host: str, port: int, listening: Iterable[Address]) -> trio.SocketStream:
     """Connect, from a listening port unless that has a connection to the same place already; OSError."""
-    if (local := local_for(host, listening)) is not None:
+    if (local_port := local_port_for(host, listening)) is not None:
         try:
-            return await _connect_from(local, host, port)
+            return await _connect_from(local_port, host, port)
         except OSError as error:
-            if error.errno not in _PORT_TAKEN:
+            if error.errno not in _PORT_UNUSABLE:
                 raise
     return await trio.open_tcp_stream(host, port)
 
