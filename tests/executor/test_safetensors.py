@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save, save_file
@@ -328,6 +328,7 @@ def odd_entries(draw):
 
 
 @settings(max_examples=500, deadline=None)
+@example(((("a", ["U8", [], [0, 0]]), ("a", ["U8", [0], [0, 0]])), 0), "", "", 0)
 @given(
     odd_entries(),
     st.sampled_from(["", " ", "\n\t", "\ufeff"]),

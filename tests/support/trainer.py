@@ -68,7 +68,7 @@ class Hub:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._round: list[tuple[dict[str, torch.Tensor], int]] = []
+        self._round: dict[int, tuple[dict[str, torch.Tensor], int]] = {}
         self._momentum: dict[str, torch.Tensor] = {}
         self.mailboxes: dict[int, queue.Queue[Path | None]] = defaultdict(queue.Queue)
 
@@ -90,20 +90,26 @@ class Hub:
             return {"type": "ScheduleUpdate", "counter": self.batches - 1} if done == 1 else {"type": "Continue"}
         return {"type": "Ok"}
 
-    def take_gradient(self, path: Path, bridges: "list[Bridge]") -> None:
-        """Act as the parameter server: take a Nesterov step over the mean once every trainer has sent."""
+    def take_gradient(self, trainer: int, path: Path, bridges: "list[Bridge]") -> None:
+        """Act as the parameter server: take a Nesterov step over the mean once every trainer has sent.
+
+        A restarted trainer may send a pseudo-gradient again, in its round or after it.
+        """
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+        gradient = load_file(path)
         with self._lock:
-            self._round.append((load_file(path), int(metadata.get("samples", 1))))
             self.metadata.append(metadata)
-            self.gradients.append(self._round[-1][0])
+            self.gradients.append(gradient)
+            if int(metadata["round"]) <= len(self.updates):
+                return
+            self._round[trainer] = gradient, int(metadata["samples"])
             if len(self._round) < self.trainers:
                 return
-            total = sum(samples for _, samples in self._round)
-            names = self._round[0][0]
-            mean = {name: sum(g[name] * (n / total) for g, n in self._round) for name in names}
-            self._round = []
+            sent = list(self._round.values())
+            total = sum(samples for _, samples in sent)
+            mean = {name: sum(g[name] * (n / total) for g, n in sent) for name in gradient}
+            self._round = {}
             self._momentum = {n: self.momentum * self._momentum.get(n, 0.0 * g) + g for n, g in mean.items()}
             update = {n: self.learning_rate * (self.momentum * self._momentum[n] + g) for n, g in mean.items()}
             self.updates.append(update)
@@ -181,7 +187,7 @@ class _Handler(JsonHandler):
             self.reply(bridge.hub.answer(bridge.number, body))
         elif self.path == "/resources/send":
             self.reply(None)
-            bridge.hub.take_gradient(bridge.work_dir / body["path"], bridge.siblings)
+            bridge.hub.take_gradient(bridge.number, bridge.work_dir / body["path"], bridge.siblings)
         elif self.path == "/telemetry":
             bridge.hub.telemetry.append(body)
             self.reply(None)

@@ -206,11 +206,13 @@ def parse_header(text: bytes, file_bytes: int) -> Header:
         header = _parse(text)
     except ValueError as error:
         raise MalformedFileError(f"has a header that is not UTF-8: {str(error)[:200]}") from error
+    for name, tensor in header.tensors.items():
+        _check(name, tensor)
     return Header(_in_order(header.tensors, _LENGTH.size + len(text), file_bytes), header.metadata)
 
 
 def _parse(text: bytes) -> Header:
-    """Parse a header without comparing the tensors' places with each other; ValueError if it is not UTF-8."""
+    """Parse a header without checking the tensors' dtypes, sizes and places; ValueError if it is not UTF-8."""
     opening = _OPENING.match(text)
     if opening is None:
         raise MalformedFileError("has a header that is not a JSON object")
@@ -238,7 +240,7 @@ def _parse(text: bytes) -> Header:
                 raise _no_entry(text, begin_at) from None
             if len(shape) > MAX_DIMENSIONS:
                 raise _no_entry(text, begin_at)
-            tensor = _placed(name, dtype, tuple(shape), (start + offsets[0], start + offsets[1]))
+            tensor = Tensor(dtype, tuple(shape), start + offsets[0], start + offsets[1])
         else:
             raise _no_entry(text, position)
         if len(tensors) == MAX_TENSORS:
@@ -299,21 +301,16 @@ def _parse_tensor(match: re.Match[bytes], start: int) -> tuple[str, Tensor]:
     if dtype is None or shape is None or begin is None or name == "__metadata__":
         raise MalformedFileError(f"has tensor {_short(name)} without one of dtype, shape and data_offsets")
     dimensions = tuple(map(int, shape.split(b","))) if shape else ()
-    kind, place = dtype.decode(), (start + int(begin), start + int(end))
-    if 0 in dimensions or math.prod(dimensions) * _ITEM_BITS.get(kind, 0) != 8 * (place[1] - place[0]):
-        return name, _placed(name, kind, dimensions, place)
-    return name, Tensor(kind, dimensions, *place)
+    return name, Tensor(dtype.decode(), dimensions, start + int(begin), start + int(end))
 
 
-def _placed(name: str, dtype: str, shape: tuple[int, ...], place: tuple[int, int]) -> Tensor:
-    """Return a tensor, or say what is wrong with it."""
-    tensor = Tensor(dtype, shape, *place)
-    if dtype not in _ITEM_BITS:
-        raise MalformedFileError(f"has tensor {_short(name)} of dtype {dtype}, which the format does not know")
-    overflows = 0 in shape and max(accumulate(shape, operator.mul)) >= _SIZES
-    if overflows or tensor.elements * _ITEM_BITS[dtype] != 8 * (tensor.end - tensor.offset):
+def _check(name: str, tensor: Tensor) -> None:
+    """Say what is wrong with a tensor, if anything is."""
+    if tensor.dtype not in _ITEM_BITS:
+        raise MalformedFileError(f"has tensor {_short(name)} of dtype {tensor.dtype}, which the format does not know")
+    overflows = 0 in tensor.shape and max(accumulate(tensor.shape, operator.mul)) >= _SIZES
+    if overflows or tensor.elements * _ITEM_BITS[tensor.dtype] != 8 * (tensor.end - tensor.offset):
         raise MalformedFileError(f"has tensor {_short(name)} whose data_offsets do not fit its shape and dtype")
-    return tensor
 
 
 def _in_order(tensors: Mapping[str, Tensor], start: int, file_bytes: int) -> dict[str, Tensor]:
