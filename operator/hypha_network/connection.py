@@ -9,8 +9,8 @@ import trio
 from hypha_network.errors import StreamReset
 from hypha_network.wire import multistream
 from hypha_network.wire.addresses import Address
+from hypha_network.wire.muxer import Muxed
 from hypha_network.wire.streams import Stream
-from hypha_network.wire.yamux import Yamux
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class Connection:
     """A secured, muxed connection to a peer."""
 
     peer_id: str
-    muxed: Yamux
+    muxed: Muxed
     address: Address
     inbound: bool
     nursery: trio.Nursery
@@ -32,7 +32,7 @@ class Connection:
     limited: bool = False
     """Whether a relay limits the bytes or the time of the connection."""
     local_port: int | None = None
-    """The local port of a TCP connection that this node dialled."""
+    """The local port of a connection that this node dialled."""
     observed: Address | None = None
     """The address of this node that the peer observes, if the connection is direct."""
     closed: trio.Event = field(default_factory=trio.Event)
@@ -73,7 +73,7 @@ class Connection:
 
     def idle_s(self) -> float:
         """Return for how many seconds no stream has kept a relayed connection in use, to the accuracy of the calls."""
-        self._used_by &= self.muxed.session.streams.keys()
+        self._used_by &= self.muxed.open_streams
         if self._used_by:
             self._used_s = trio.current_time()
         return trio.current_time() - self._used_s

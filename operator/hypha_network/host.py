@@ -17,13 +17,13 @@ from hypha_network.inbound_streams import InboundStreams, StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.recent_peers import RecentPeers
 from hypha_network.traffic import Direction, PeerCounts
-from hypha_network.wire.addresses import Address, Network, expand, source_of
+from hypha_network.wire.addresses import Address, Network, TransportName, expand, source_of
+from hypha_network.wire.muxer import Muxed
 from hypha_network.wire.processor import charged_to
 from hypha_network.wire.streams import Stream
-from hypha_network.wire.transport import RawConnection
-from hypha_network.wire.transports import TRANSPORTS
+from hypha_network.wire.transport import Link, Transport
+from hypha_network.wire.transports import transports
 from hypha_network.wire.upgrade import Upgrader
-from hypha_network.wire.yamux import Yamux
 
 logger = logging.getLogger(__name__)
 _refusal_log = RateLimitedLogger(logger)
@@ -48,7 +48,7 @@ _CLOSE_TIMEOUT_S = 2.0
 
 ConnectionTask = Callable[[Connection], Awaitable[None]]
 Finder = Callable[[str, Found], Awaitable[None]]
-RelayDialer = Callable[[Address], Awaitable[RawConnection]]
+RelayDialer = Callable[[Address], Awaitable[Link]]
 Punched = Callable[[str], Awaitable[None]]
 
 
@@ -88,8 +88,10 @@ class Host:
     """Most descriptors stay for other uses."""
     _running: int = 0
     """The number of connections, with those that are closing."""
+    _transports: Mapping[TransportName, Transport] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._transports = transports(self.nursery)
         self._inbound = InboundStreams(self.connections, self._handlers, self.background)
 
     def register(self, handlers: Mapping[str, StreamHandler], on_connection: ConnectionTask | None = None) -> None:
@@ -116,29 +118,29 @@ class Host:
 
     async def listen(self, address: Address) -> None:
         """Listen on an address; NetworkError if listening is impossible."""
-        for bound in await TRANSPORTS[address.transport].listen(
+        for bound in await self._transports[address.transport].listen(
             address, self._accept, self.upgrader.unauthenticated.make_room, self.nursery
         ):
             self.bound.append(bound)
             self.listen_addresses += [entry for entry in expand(bound) if entry not in self.listen_addresses]
 
-    async def _accept(self, raw: RawConnection) -> None:
+    async def _accept(self, link: Link) -> None:
         try:
-            connection = await self.upgrade(raw, None)
+            connection = await self.upgrade(link, None)
         except NetworkError as error:
-            _refusal_log.info(source_of(raw.address), "the connection from %s failed: %s", raw.address, error)
+            _refusal_log.info(source_of(link.address), "the connection from %s failed: %s", link.address, error)
         else:
             await connection.closed.wait()  # the transport closes the connection once this returns
 
-    async def upgrade(self, raw: RawConnection, expected: str | None) -> Connection:
-        """Secure and mux a raw connection and serve it; see `Upgrader.upgrade`."""
-        muxed = await self.upgrader.upgrade(raw, expected)
+    async def upgrade(self, link: Link, expected: str | None) -> Connection:
+        """Secure and mux a connection and serve it; see `Upgrader.upgrade`."""
+        muxed = await self.upgrader.upgrade(link, expected)
         try:
-            self._make_room(muxed.peer_id, inbound=not raw.is_initiator)
+            self._make_room(muxed.peer_id, inbound=not link.is_initiator)
         except DialError:
-            await raw.close()
+            await link.close()
             raise
-        connection: Connection = await self.nursery.start(self._run, muxed, raw)
+        connection: Connection = await self.nursery.start(self._run, muxed, link)
         return connection
 
     def _make_room(self, peer_id: str, *, inbound: bool) -> None:
@@ -166,21 +168,21 @@ class Host:
         for connection in self.connections.get(peer_id, []):
             connection.close()
 
-    async def _run(self, muxed: Yamux, raw: RawConnection, task_status: Any) -> None:
+    async def _run(self, muxed: Muxed, link: Link, task_status: Any) -> None:
         self._running += 1
         try:
             with charged_to(muxed.cpu_share):
-                await self._serve_connection(muxed, raw, task_status)
+                await self._serve_connection(muxed, link, task_status)
         except Exception as error:
             report_failure(muxed.peer_id, "the connection", error)
         finally:
             self._running -= 1
 
-    async def _serve_connection(self, muxed: Yamux, raw: RawConnection, task_status: Any) -> None:
+    async def _serve_connection(self, muxed: Muxed, link: Link, task_status: Any) -> None:
         try:
             async with trio.open_nursery() as nursery:
                 connection = Connection(
-                    muxed.peer_id, muxed, raw.address, not raw.is_initiator, nursery, raw.limited, raw.local_port
+                    muxed.peer_id, muxed, link.address, not link.is_initiator, nursery, link.limited, link.local_port
                 )
                 nursery.start_soon(self._run_muxer, connection)
                 await muxed.event_started.wait()
@@ -259,21 +261,21 @@ class Host:
         if address.relay is not None:
             if self.dial_relayed is None:
                 raise DialError(f"{address}: this node uses no relays")
-            raw = await self.dial_relayed(address)
+            link = await self.dial_relayed(address)
         else:
             configured = address.endpoint in self.configured
             listening = self.bound if configured and address.endpoint not in self.listen_addresses else ()
             excluded = () if configured else self.excluded
-            raw = await TRANSPORTS[address.transport].connect(address, excluded, listening)
-        return await self.upgrade(raw, address.peer_id)
+            link = await self._transports[address.transport].connect(address, excluded, listening)
+        return await self.upgrade(link, address.peer_id)
 
     async def punch(self, address: Address, *, is_initiator: bool) -> Connection:
         """Connect to the IP address of a peer that does the same; DialError. One side is the initiator."""
         if address.endpoint in self.listen_addresses:
             raise DialError(f"{address} is an address of this node")
-        raw = await TRANSPORTS[address.transport].punch(address, self.bound)
-        raw.is_initiator = is_initiator
-        return await self.upgrade(raw, address.peer_id)
+        link = await self._transports[address.transport].punch(address, self.bound)
+        link.is_initiator = is_initiator
+        return await self.upgrade(link, address.peer_id)
 
     async def connect(
         self, peer_id: str, hints: Collection[Address] | None = None, *, bulk: bool = False

@@ -222,7 +222,7 @@ class Network:
     def connections(self) -> list[ConnectionStatus]:
         """Return the state of each connection."""
         return [
-            ConnectionStatus(peer_id, connection.inbound, connection.relayed, connection.muxed.session.latest_rtt_s)
+            ConnectionStatus(peer_id, connection.inbound, connection.relayed, connection.muxed.latest_rtt_s)
             for peer_id, connections in self._host.connections.items()
             for connection in connections
         ]

@@ -18,7 +18,7 @@ from hypha_network.pauses import Pauses
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.relay import receive, send
 from hypha_network.wire import addresses
-from hypha_network.wire.addresses import Address, Network
+from hypha_network.wire.addresses import Address, Network, TransportName
 from hypha_network.wire.streams import Stream
 
 logger = logging.getLogger(__name__)
@@ -208,11 +208,18 @@ class HolePuncher:
 
 
 def punchable(known: Iterable[Address], excluded: Sequence[Network]) -> list[Address]:
-    """Return the IP addresses, at most `MAX_ADDRESSES`, that a node may be asked to dial from its listening port."""
+    """Return the IP addresses, at most `MAX_ADDRESSES`, that a node may be asked to dial from its listening port.
+
+    They are TCP addresses, because this node punches no holes for QUIC: it dials over QUIC from a socket of its own,
+    which a NAT maps to another port than the listening one.
+    """
     usable = (
         address.endpoint
         for address in known
-        if address.relay is None and address.ip is not None and not addresses.excluded(address, excluded)
+        if address.transport is TransportName.TCP
+        and address.relay is None
+        and address.ip is not None
+        and not addresses.excluded(address, excluded)
     )
     return list(dict.fromkeys(usable))[:MAX_ADDRESSES]
 

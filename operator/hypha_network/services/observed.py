@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from hypha_network.host import Host
-from hypha_network.wire.addresses import Address, local_port_for
+from hypha_network.wire.addresses import Address, TransportName, local_port_for
 
 MIN_OBSERVERS: Final = 2
 """How many gateways must observe the same address, if this node knows more than one."""
@@ -16,6 +16,7 @@ class Observed:
     """What the connected gateways observe, each over a connection that this node dialled.
 
     Other peers are not asked: this node dials them from other ports, and the operator did not choose them.
+    Connections over QUIC tell nothing about the listening port, because this node dials them from another socket.
     """
 
     def __init__(self, host: Host, gateways: Callable[[], Iterable[str]]) -> None:
@@ -28,7 +29,7 @@ class Observed:
 
     def predictable(self) -> bool:
         """Whether the NAT lets peers in at these addresses: it keeps the port, or maps it alike for two gateways."""
-        ports = {address.port for address in self._host.bound}
+        ports = {address.port for address in self._host.bound if address.transport is TransportName.TCP}
         known = self.addresses()
         agree = bool(known) and len(self._by_gateway()) >= MIN_OBSERVERS
         return agree or any(address.port in ports for address in known)
@@ -37,7 +38,7 @@ class Observed:
         found: dict[str, Address] = {}
         for peer_id in self._gateways():
             for connection in self._host.connections.get(peer_id, ()):
-                if connection.observed is not None:
+                if connection.observed is not None and connection.observed.transport is TransportName.TCP:
                     port = local_port_for(connection.observed.host, self._host.bound)
                     mapped = port and mapped_listener(connection.observed, connection.local_port, port)
                     if mapped:

@@ -24,8 +24,8 @@ _HOSTS = {
     "dns6": socket.AF_INET6,
 }
 _MAX_LENGTH = 1024
-_MAX_PARTS = 5
-"""A host, a port, a relay, p2p-circuit, and the peer behind the relay."""
+_MAX_PARTS = 6
+"""A host, a port, a protocol over UDP, a relay, p2p-circuit, and the peer behind the relay."""
 _IP_BYTES = {"ip4": 4, "ip6": 16}
 _CODES = {
     4: "ip4",
@@ -37,6 +37,7 @@ _CODES = {
     273: "udp",
     290: "p2p-circuit",
     421: "p2p",
+    461: "quic-v1",
 }
 """The names of the codes in binary multiaddresses."""
 _NUMBERS = {name: encode_varint(code) for code, name in _CODES.items()}
@@ -46,9 +47,7 @@ class TransportName(StrEnum):
     """The transports of this node, as an address names them. `hypha_network.wire.transports` implements them."""
 
     TCP = "tcp"
-
-
-_TRANSPORTS = {transport.value: transport for transport in TransportName}
+    QUIC = "quic-v1"
 
 
 class AddressError(ValueError):
@@ -56,7 +55,7 @@ class AddressError(ValueError):
 
 
 class UnsupportedTransport(AddressError):  # noqa: N818 - the address is valid; a node with more transports can use it
-    """A valid address names a transport that this node does not have, for example QUIC."""
+    """A valid address names a transport that this node does not have, for example WebRTC."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,8 @@ class Address:
     transport: TransportName = TransportName.TCP
 
     def __str__(self) -> str:
-        text = f"/{self.protocol}/{self.host}/{self.transport}/{self.port}"
+        port = f"tcp/{self.port}" if self.transport is TransportName.TCP else f"udp/{self.port}/{self.transport}"
+        text = f"/{self.protocol}/{self.host}/{port}"
         if self.relay is not None:
             text += f"/p2p/{self.relay}/p2p-circuit"
         return f"{text}/p2p/{self.peer_id}" if self.peer_id is not None else text
@@ -114,7 +114,10 @@ class Address:
 
 
 def parse(text: str) -> Address:
-    """Parse `/<ip4|ip6|dns|dns4|dns6>/HOST/tcp/PORT[/p2p/ID][/p2p-circuit[/p2p/ID]]`; AddressError if malformed."""
+    """Parse `/<ip4|ip6|dns|dns4|dns6>/HOST/<tcp/PORT|udp/PORT/quic-v1>[/p2p/ID][/p2p-circuit[/p2p/ID]]`.
+
+    `/ipfs/ID` means the same as `/p2p/ID`. Raises AddressError if the text is malformed.
+    """
     try:
         return _parse(text)
     except UnsupportedTransport:
@@ -138,6 +141,7 @@ def _parse(text: str) -> Address:
     if len(text) > _MAX_LENGTH or len(parts) < 5 or parts[0] != "" or parts[1] not in _HOSTS:
         raise ValueError("it does not begin with a host and a port")
     parts[2] = _parse_host(parts[1], parts[2])
+    parts[5:] = ["p2p" if part == "ipfs" else part for part in parts[5:]]
     for name, value in pairwise(parts[5:]):
         if name == "p2p":
             peer_id_to_bytes(value)
@@ -148,17 +152,22 @@ def _build(parts: list[str]) -> Address:
     """Return the address of these names and valid values; ValueError if this node cannot use it."""
     if len(parts) < 4 or parts[0] not in _HOSTS:
         raise ValueError("it does not begin with a host and a port")
-    protocol, host, transport, port = parts[:4]
-    if transport == "udp":
-        raise UnsupportedTransport(
-            f"'/{protocol}/{host}/udp/{port}' uses QUIC or another UDP transport; this node has only TCP"
-        )
-    if transport not in _TRANSPORTS:
+    protocol, host, transport, port, *rest = parts
+    if transport not in ("tcp", "udp"):
         raise ValueError(f"transport {transport} is unknown")
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{port!r} is not a port")
-    relay, peer_id = _parse_peers(parts[4:])
-    return Address(protocol, host, int(port), peer_id, relay, _TRANSPORTS[transport])
+    name = TransportName.TCP
+    if transport == "udp":
+        if rest[:1] != ["quic-v1"]:
+            over = f"/{rest[0]}" if rest else ""
+            raise UnsupportedTransport(
+                f"'/{protocol}/{host}/udp/{port}{over}' uses a transport that this node does not have; "
+                f"over UDP, it has QUIC, as in /{protocol}/{host}/udp/{port}/quic-v1"
+            )
+        name, rest = TransportName.QUIC, rest[1:]
+    relay, peer_id = _parse_peers(rest)
+    return Address(protocol, host, int(port), peer_id, relay, name)
 
 
 def _parse_host(protocol: str, host: str) -> str:
@@ -210,7 +219,7 @@ def _read_parts(data: bytes) -> list[str]:
         if name is None:
             return [*parts, f"protocol {code}"]
         parts.append(name)
-        if name == "p2p-circuit":
+        if name in ("p2p-circuit", "quic-v1"):
             continue
         size = 2 if name in ("tcp", "udp") else _IP_BYTES.get(name)
         if size is None:
@@ -241,11 +250,11 @@ def _value(name: str, value: bytes) -> str:
 def _encoded(name: str, parts: Iterator[str]) -> bytes:
     """Return the binary form of the value that belongs to a protocol, taken from the parts after its name."""
     match name:
-        case "p2p-circuit":
+        case "p2p-circuit" | "quic-v1":
             return b""
         case "p2p":
             return prefixed(peer_id_to_bytes(next(parts)))
-        case "tcp":
+        case "tcp" | "udp":
             return int(next(parts)).to_bytes(2)
         case "ip4" | "ip6":
             return ip_address(next(parts)).packed
@@ -319,10 +328,10 @@ def expand(address: Address) -> list[Address]:
 
 
 def local_port_for(host: str, listening: Iterable[Address]) -> int | None:
-    """Return the listening port from which to connect to an IP address; None if no listener is of its kind."""
+    """Return the listening TCP port from which to connect to an IP address; None if no listener is of its kind."""
     remote = ip_address(host)
     for address in listening:
-        ip = address.ip
+        ip = address.ip if address.transport is TransportName.TCP else None
         same = ip is not None and ip.version == remote.version
         if ip is not None and same and (ip.is_unspecified or ip.is_loopback == remote.is_loopback):
             return address.port

@@ -2,14 +2,21 @@
 
 import time
 import weakref
-
-from hypha_network.wire.yamux_session import YamuxSession
+from typing import Protocol
 
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 SMALL_BYTES = 256 * 1024
 """A connection may always have this many unread bytes."""
 _MEASURED_FOR_S = 0.05
 """How long a measurement counts as current."""
+
+
+class Session(Protocol):
+    """A connection that holds data which nobody has read."""
+
+    @property
+    def unread_bytes(self) -> int:
+        """The number of received bytes that are unread, or that wait for the rest of their message."""
 
 
 class Backlog:
@@ -20,11 +27,11 @@ class Backlog:
 
     def __init__(self, limit_bytes: int = MAX_BACKLOG_BYTES) -> None:
         self._limit_bytes = limit_bytes
-        self._sessions: weakref.WeakSet[YamuxSession] = weakref.WeakSet()
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._size_bytes = 0
         self._measured_at = float("-inf")
 
-    def add(self, session: YamuxSession) -> None:
+    def add(self, session: Session) -> None:
         """Count the unread bytes of a connection for as long as it exists."""
         self._sessions.add(session)
 
@@ -32,7 +39,7 @@ class Backlog:
         """Count bytes that arrived, as unread until the next measurement, which is made only above the limit."""
         self._size_bytes += size_bytes
 
-    def pauses(self, session: YamuxSession) -> bool:
+    def pauses(self, session: Session) -> bool:
         """Tell whether to pause reading from a connection."""
         if self._size_bytes <= self._limit_bytes:
             return False

@@ -1,7 +1,7 @@
 """Streams between peers, as this package's callers use them."""
 
 from hypha_network.errors import StreamReset
-from hypha_network.wire.yamux import YamuxStream
+from hypha_network.wire.muxer import MuxedStream
 from hypha_network.wire.yamux_frames import Buffer
 
 _READ_AHEAD_BYTES = 4096
@@ -14,7 +14,7 @@ class Stream:
     Data that arrived before a reset is returned before StreamReset is raised.
     """
 
-    def __init__(self, muxed: YamuxStream, peer_id: str) -> None:
+    def __init__(self, muxed: MuxedStream, peer_id: str) -> None:
         self._muxed = muxed
         self._unread = memoryview(b"")
         self.peer_id = peer_id

@@ -4,22 +4,20 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
-from ipaddress import ip_address
 
 import trio
 
 from hypha_contracts.backoff import Backoff
 from hypha_network.errors import DialError, NetworkError
 from hypha_network.rate_limited_log import RateLimitedLogger
-from hypha_network.wire.addresses import Address, Network, ip_excluded, local_port_for
+from hypha_network.wire.addresses import Address, Network, local_port_for
 from hypha_network.wire.processor import CpuBudget, charged_to
+from hypha_network.wire.resolver import CONNECT_TIMEOUT_S, resolve
 from hypha_network.wire.transport import Accept, RawConnection
 
 _accept_log = RateLimitedLogger(logging.getLogger(__name__))
 
-CONNECT_TIMEOUT_S = 10.0
 HEAD_START_S = 0.25
 """How long to wait for one address of a name before the next one is tried beside it."""
 ACCEPT_CPU_SHARE = 0.1
@@ -34,8 +32,6 @@ PUNCH_PAUSES = Backoff(first_s=0.2, max_s=2.0, jitter=0.0)
 
 A NAT refuses until an attempt from inside has passed it, so both attempts must be on their way at the same time.
 """
-_announced_lookups = trio.CapacityLimiter(8)
-"""Look-ups of host names that peers announced. They cannot delay those of the configured gateways."""
 
 
 class Tcp:
@@ -45,22 +41,17 @@ class Tcp:
         self, address: Address, excluded: Sequence[Network] = (), listening: Sequence[Address] = ()
     ) -> RawConnection:
         """Connect to an address outside the excluded networks; DialError says why every attempt failed."""
-        announced_name = bool(excluded) and address.ip is None
-        lookups: AbstractAsyncContextManager[None] = _announced_lookups if announced_name else nullcontext()
         try:
             with trio.fail_after(CONNECT_TIMEOUT_S):
-                async with lookups:
-                    hosts = await _resolve(address)
-                allowed = [host for host in hosts if not ip_excluded(ip_address(host), excluded)]
-                stream, reasons = await _connect_to_any(allowed, address.port, listening)
+                hosts, left_out = await resolve(address, excluded)
+                stream, reasons = await _connect_to_any(hosts, address.port, listening)
         except trio.TooSlowError:
             raise DialError(f"{address}: no connection within {CONNECT_TIMEOUT_S:g} s") from None
         except (OSError, UnicodeError) as error:
             raise DialError(f"{address}: {getattr(error, 'strerror', None) or error}") from error
         if stream is not None:
             return _dialled(stream, address)
-        reasons += [f"{host} is in a network of exclude_cidr" for host in hosts if host not in allowed]
-        raise DialError(f"{address}: {'; '.join(reasons) or 'no such host'}")
+        raise DialError(f"{address}: {'; '.join(reasons + left_out) or 'no such host'}")
 
     async def punch(self, address: Address, listening: Sequence[Address]) -> RawConnection:
         """Connect from a listening port to the IP address of a peer that does the same, until that succeeds."""
@@ -175,11 +166,6 @@ async def _connect_to_any(
     finally:
         for late in streams:
             late.socket.close()
-
-
-async def _resolve(address: Address) -> list[str]:
-    found = await trio.socket.getaddrinfo(address.host, address.port, address.family, trio.socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def _reason(error: OSError) -> str:

@@ -8,7 +8,8 @@ import logging
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from datetime import datetime
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import trio
@@ -51,6 +52,18 @@ _REASONS = {
     "UNSUPPORTED_PROTOCOL": "it does not speak TLS 1.3",
     "WRONG_VERSION_NUMBER": "it does not speak TLS",
 }
+
+
+class Certified(Protocol):
+    """A connection to a peer whose certificate was verified."""
+
+    path: list[x509.Certificate]
+    """The verified chain of the peer: its own certificate first, the trust anchor last."""
+    valid_until: datetime
+    peer_id: str
+
+    async def close(self) -> None:
+        """Close the connection."""
 
 
 class SecureConnection:
@@ -143,7 +156,7 @@ class TlsTransport:
         self.problem: str | None = None
         """Why this node does not use the identity in the files; None if it does."""
         self._handshake_timeout_s = handshake_timeout_s
-        self._connections: WeakSet[SecureConnection] = WeakSet()
+        self._connections: WeakSet[Certified] = WeakSet()
 
     async def secure(self, raw: RawConnection, expected: str | None = None) -> SecureConnection:
         """Secure a connection, whose dialler is the TLS client. HandshakeError if either side refuses the other.
@@ -158,8 +171,12 @@ class TlsTransport:
             _handshake_log.warning(source_of(raw.address), "TLS handshake %s %s failed: %s", direction, whom, error)
             await raw.close()
             raise HandshakeError(f"TLS handshake with {whom} failed: {error}") from error
-        self._connections.add(connection)
+        self.track(connection)
         return connection
+
+    def track(self, connection: Certified) -> None:
+        """Close a connection once its peer's certificate is no longer valid."""
+        self._connections.add(connection)
 
     async def replace_identity(self, identity: Identity) -> None:
         """Use another identity from now on, and close the connections with peers that it refuses."""
@@ -170,7 +187,7 @@ class TlsTransport:
         """Close the connections with peers whose certificate has expired, or all if this node's has."""
         await self._close_if(lambda connection: self.identity.expired(connection.valid_until))
 
-    async def _close_if(self, reason_to_close: Callable[[SecureConnection], str | None]) -> None:
+    async def _close_if(self, reason_to_close: Callable[[Certified], str | None]) -> None:
         async with trio.open_nursery() as nursery:
             for connection in list(self._connections):
                 if reason := reason_to_close(connection):

@@ -1,4 +1,4 @@
-"""Raw connections, which carry TLS and the muxer, and the interface of the transports that make them."""
+"""The interface of transports, and raw connections, which carry TLS and the muxer."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
@@ -27,6 +27,28 @@ class ByteStream(Protocol):
 Turn = Callable[[], Awaitable[None]]
 
 
+class Link(Protocol):
+    """A way to a peer that is not secured yet: a raw connection, or a path for datagrams."""
+
+    address: Address
+    """The address of the other end, or of the relay if the connection is relayed."""
+    is_initiator: bool
+    """Whether this node is the client of the handshake and the negotiations."""
+    turn: Turn | None
+    """Awaited before input is processed, so that this node processes input of the peer only in its turn."""
+
+    @property
+    def local_port(self) -> int | None:
+        """The local port of a connection that this node dialled."""
+
+    @property
+    def limited(self) -> bool:
+        """Whether a relay limits the bytes or the time of the connection."""
+
+    async def close(self) -> None:
+        """Close, even if the calling task is cancelled."""
+
+
 class RawConnection:
     """A byte stream to a known address. Every failure of the stream below is raised as ConnectionBroken."""
 
@@ -37,7 +59,7 @@ class RawConnection:
         self.is_initiator = is_initiator
         """Whether this node is the client of TLS and the negotiations."""
         self.local_port: int | None = None
-        """The local port of a TCP connection that this node dialled."""
+        """The local port of a connection that this node dialled."""
         self.limited = False
         """Whether a relay limits the bytes or the time of the connection."""
         self.turn: Turn | None = None
@@ -76,7 +98,7 @@ class RawConnection:
             await self._stream.aclose()
 
 
-Accept = Callable[[RawConnection], Awaitable[None]]
+Accept = Callable[[Link], Awaitable[None]]
 
 
 class Transport(Protocol):
@@ -84,7 +106,7 @@ class Transport(Protocol):
 
     async def connect(
         self, address: Address, excluded: Sequence[Network] = (), listening: Sequence[Address] = ()
-    ) -> RawConnection:
+    ) -> Link:
         """Connect to an address outside the excluded networks; DialError says why every attempt failed.
 
         The IP address is checked to which this node connects. A host name may resolve to any.
@@ -96,10 +118,11 @@ class Transport(Protocol):
                 observes the address to which a NAT maps it.
         """
 
-    async def punch(self, address: Address, listening: Sequence[Address]) -> RawConnection:
+    async def punch(self, address: Address, listening: Sequence[Address]) -> Link:
         """Connect from a listening port to the IP address of a peer that does the same, until that succeeds.
 
-        It has no time limit of its own. DialError if no listening port can reach the address.
+        It has no time limit of its own. DialError if no listening port can reach the address, or if the transport
+        punches no holes.
         """
 
     async def listen(

@@ -14,10 +14,13 @@ from hypha_network.fairness import FairPlaces
 from hypha_network.wire import multistream
 from hypha_network.wire.addresses import source_of
 from hypha_network.wire.backlog import Backlog
+from hypha_network.wire.muxer import Muxed
 from hypha_network.wire.processor import CpuBudget, CpuShare, charged_to
+from hypha_network.wire.quic_connection import QuicConnection
 from hypha_network.wire.tls import PROTOCOL_ID as TLS
 from hypha_network.wire.tls import TlsTransport
-from hypha_network.wire.transport import RawConnection
+from hypha_network.wire.transport import Link, RawConnection
+from hypha_network.wire.udp import UdpPath
 from hypha_network.wire.yamux import PROTOCOL_ID as YAMUX
 from hypha_network.wire.yamux import Yamux
 
@@ -51,37 +54,50 @@ class Upgrader:
     """By peer. Connections keep the shares of their peers alive."""
     _recent_shares: OrderedDict[str, CpuShare] = field(default_factory=OrderedDict)
 
-    async def upgrade(self, raw: RawConnection, expected: str | None) -> Yamux:
-        """Secure and mux a raw connection. HandshakeError if TLS fails, DialError if anything else does.
+    async def upgrade(self, link: Link, expected: str | None) -> Muxed:
+        """Secure and mux a connection. HandshakeError if TLS fails, DialError if anything else does.
 
         Args:
-            raw: the connection; it is closed if the upgrade fails.
+            link: the connection; it is closed if the upgrade fails.
             expected: the peer that must answer; with None, every peer of the network may.
         """
-        if raw.is_initiator:
-            return await self._within_time(raw, expected)
-        raw.turn = self._handshakes.turn
-        with charged_to(self._handshakes), self.unauthenticated.hold(source_of(raw.address)):
-            muxed = await self._within_time(raw, expected)
-            raw.turn = None
+        if link.is_initiator:
+            return await self._within_time(link, expected)
+        link.turn = self._handshakes.turn
+        with charged_to(self._handshakes), self.unauthenticated.hold(source_of(link.address)):
+            muxed = await self._within_time(link, expected)
+            link.turn = None
             return muxed
-        raise DialError(f"{raw.address} did not complete the handshake before another connection needed its slot")
+        raise DialError(f"{link.address} did not complete the handshake before another connection needed its slot")
 
-    async def _within_time(self, raw: RawConnection, expected: str | None) -> Yamux:
+    async def _within_time(self, link: Link, expected: str | None) -> Muxed:
         try:
             with trio.fail_after(UPGRADE_TIMEOUT_S):
-                return await self._negotiate(raw, expected)
+                return await self._negotiate(link, expected)
         except BaseException as error:
-            await raw.close()
+            await link.close()
             if isinstance(error, trio.TooSlowError):
-                raise DialError(f"{raw.address} did not complete the handshake in {UPGRADE_TIMEOUT_S:g} s") from None
+                raise DialError(f"{link.address} did not complete the handshake in {UPGRADE_TIMEOUT_S:g} s") from None
             if isinstance(error, HandshakeError) or not isinstance(error, Exception):
                 raise
             if not isinstance(error, NetworkError):
-                report_failure(source_of(raw.address), "the handshake", error)
-            raise DialError(f"{raw.address} did not complete the handshake: {error}") from error
+                report_failure(source_of(link.address), "the handshake", error)
+            raise DialError(f"{link.address} did not complete the handshake: {error}") from error
 
-    async def _negotiate(self, raw: RawConnection, expected: str | None) -> Yamux:
+    async def _negotiate(self, link: Link, expected: str | None) -> Muxed:
+        if isinstance(link, UdpPath):
+            return await self._quic(link, expected)
+        if not isinstance(link, RawConnection):
+            raise TypeError(f"{link} is neither a raw connection nor a path for datagrams")
+        return await self._tls_and_yamux(link, expected)
+
+    async def _quic(self, path: UdpPath, expected: str | None) -> QuicConnection:
+        connection = QuicConnection(path, self.tls, expected, self._backlog)
+        await connection.handshake()
+        connection.cpu_share = self.cpu_share(connection.peer_id)
+        return connection
+
+    async def _tls_and_yamux(self, raw: RawConnection, expected: str | None) -> Yamux:
         if raw.is_initiator:
             await multistream.select(raw, [TLS])
             secure = await self.tls.secure(raw, expected)

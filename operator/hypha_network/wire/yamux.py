@@ -6,6 +6,7 @@ large pieces, one writes the data of all streams in turn, and one pings.
 
 import logging
 from collections.abc import Awaitable, Callable
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from typing import Protocol
 
@@ -168,6 +169,16 @@ class Yamux:
         self._running = trio.CancelScope()
         self._closing = False
         self._closed = trio.Event()
+
+    @property
+    def open_streams(self) -> AbstractSet[int]:
+        """The numbers of the streams that have not ended."""
+        return self.session.streams.keys()
+
+    @property
+    def latest_rtt_s(self) -> float | None:
+        """The latest measured round trip in seconds; None before the first."""
+        return self.session.latest_rtt_s
 
     async def start(self) -> None:
         """Carry streams until either side ends the connection, then close it."""

@@ -11,9 +11,9 @@ from hypha_network.identity import Identity
 from hypha_network.wire import multistream
 from hypha_network.wire.addresses import parse
 from hypha_network.wire.multistream import prefixed
+from hypha_network.wire.tcp import Tcp
 from hypha_network.wire.tls import PROTOCOL_ID as TLS
 from hypha_network.wire.tls import SecureConnection, TlsTransport
-from hypha_network.wire.transports import TRANSPORTS
 from hypha_network.wire.yamux import PROTOCOL_ID as YAMUX
 from hypha_network.wire.yamux_frames import (
     ACK,
@@ -144,7 +144,7 @@ class RawPeer:
 async def secure(identity: Identity, address: str) -> SecureConnection:
     """Connect to an address and complete TLS. NetworkError if that fails."""
     to = parse(address)
-    raw = await TRANSPORTS[to.transport].connect(to)
+    raw = await Tcp().connect(to)
     try:
         await multistream.select(raw, [TLS])
         return await TlsTransport(identity).secure(raw, to.peer_id)

@@ -1,0 +1,175 @@
+"""The QUIC transport, `/udp/PORT/quic-v1`: finds the way to a peer. `quic_connection` does the handshake.
+
+A listener keeps nothing of a peer before the peer has proved that it receives at its address. Until then every answer
+is shorter than its cause, so that nobody can have this node flood others.
+"""
+
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+import trio
+from qh3._hazmat import pull_quic_header
+from qh3.quic.packet import (
+    QuicPacketType,
+    QuicProtocolVersion,
+    encode_quic_retry,
+    encode_quic_version_negotiation,
+)
+
+from hypha_network.errors import DialError, NetworkError
+from hypha_network.wire.addresses import Address, Network, TransportName
+from hypha_network.wire.processor import CpuBudget, charged_to
+from hypha_network.wire.resolver import CONNECT_TIMEOUT_S, resolve
+from hypha_network.wire.retry_tokens import RetryTokens
+from hypha_network.wire.transport import Accept
+from hypha_network.wire.udp import CONNECTION_ID_BYTES, Endpoint, Remote, UdpPath
+
+ACCEPT_CPU_SHARE: Final = 0.1
+"""The part of one core that datagrams of unknown connections may take. They wait in a short queue, or are dropped."""
+MAX_QUEUED: Final = 256
+_MIN_INITIAL_BYTES: Final = 1200
+_VERSION: Final = QuicProtocolVersion.VERSION_1
+
+
+class Quic:
+    """Connect and listen over QUIC. The sockets live in the nursery."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._dialling: dict[socket.AddressFamily, Endpoint] = {}
+
+    async def connect(
+        self, address: Address, excluded: Sequence[Network] = (), listening: Sequence[Address] = ()
+    ) -> UdpPath:
+        """Find the way to an address outside the excluded networks; DialError says why there is none."""
+        del listening  # all connections that this node dials share a socket of their own
+        try:
+            with trio.fail_after(CONNECT_TIMEOUT_S):
+                hosts, left_out = await resolve(address, excluded)
+        except trio.TooSlowError:
+            raise DialError(f"{address}: no answer of the name server within {CONNECT_TIMEOUT_S:g} s") from None
+        except (OSError, UnicodeError) as error:
+            raise DialError(f"{address}: {getattr(error, 'strerror', None) or error}") from error
+        if not hosts:
+            raise DialError(f"{address}: {'; '.join(left_out) or 'no such host'}")
+        family = socket.AF_INET6 if ":" in hosts[0] else socket.AF_INET
+        return UdpPath(self._endpoint(family), (hosts[0], address.port), address)
+
+    def _endpoint(self, family: socket.AddressFamily) -> Endpoint:
+        if family not in self._dialling:
+            self._dialling[family] = endpoint = Endpoint(_socket(family, None))
+            self._nursery.start_soon(endpoint.run)
+        return self._dialling[family]
+
+    async def punch(self, address: Address, listening: Sequence[Address]) -> UdpPath:
+        """Raise DialError: `hypha_network.services.hole_punching` punches only for TCP."""
+        del listening
+        raise DialError(f"{address}: this node punches holes only for TCP")
+
+    async def listen(
+        self, address: Address, accept: Accept, make_room: Callable[[], None], nursery: trio.Nursery
+    ) -> list[Address]:
+        """Accept connections in the nursery from now on; NetworkError if listening is impossible."""
+        del make_room  # a connection takes no descriptor
+        try:
+            found = await trio.socket.getaddrinfo(address.host, address.port, address.family, socket.SOCK_DGRAM)
+            sockets = [_socket(family, sockaddr) for family, *_, sockaddr in found]
+        except OSError as error:
+            raise NetworkError(
+                f"cannot listen on {address}: {error.strerror or error}; choose another listen address"
+            ) from error
+        for sock in sockets:
+            nursery.start_soon(Listener(sock, accept, nursery).run)
+        return [replace(address, port=sock.getsockname()[1], peer_id=None) for sock in sockets]
+
+
+class Listener:
+    """Answers the first datagrams of connections."""
+
+    def __init__(self, sock: socket.socket, accept: Accept, nursery: trio.Nursery) -> None:
+        self._endpoint = Endpoint(sock, self._queue)
+        self._accept = accept
+        self._nursery = nursery
+        self._tokens = RetryTokens()
+        self._waiting: deque[tuple[bytes, Remote]] = deque(maxlen=MAX_QUEUED)
+        self._arrived = trio.Event()
+
+    async def run(self) -> None:
+        """Accept connections without end."""
+        self._nursery.start_soon(self._endpoint.run)
+        budget = CpuBudget(ACCEPT_CPU_SHARE, burst_s=0.05)
+        with charged_to(budget):
+            while True:
+                await self._arrived.wait()
+                await budget.turn()
+                self._answer(*self._waiting.popleft())
+                if not self._waiting:
+                    self._arrived = trio.Event()
+
+    def _queue(self, datagram: bytes, remote: Remote) -> None:
+        if len(datagram) >= _MIN_INITIAL_BYTES and datagram[0] & 0x80:
+            self._waiting.append((datagram, remote))
+            self._arrived.set()
+
+    def _answer(self, datagram: bytes, remote: Remote) -> None:
+        """Answer a datagram of an unknown connection, or begin the connection that it asks for."""
+        try:
+            version, kind, _, destination, source, token, *_ = pull_quic_header(datagram, 0, CONNECTION_ID_BYTES)
+        except ValueError:
+            return
+        if version != _VERSION:
+            if version:
+                self._endpoint.send_now(
+                    encode_quic_version_negotiation(
+                        source_cid=destination, destination_cid=source, supported_versions=[_VERSION]
+                    ),
+                    remote,
+                )
+        elif kind == QuicPacketType.INITIAL and not token:
+            fresh = os.urandom(CONNECTION_ID_BYTES)
+            retry = encode_quic_retry(
+                version=_VERSION,
+                source_cid=fresh,
+                destination_cid=source,
+                original_destination_cid=destination,
+                retry_token=self._tokens.make(remote, destination, fresh),
+            )
+            self._endpoint.send_now(retry, remote)
+        elif kind == QuicPacketType.INITIAL and (first := self._tokens.check(token, remote, destination)):
+            self._begin(datagram, remote, first, destination)
+
+    def _begin(self, datagram: bytes, remote: Remote, first: bytes, current: bytes) -> None:
+        if current in self._endpoint.paths:  # the connection began with the datagram before this one
+            self._endpoint.paths[current].deliver(datagram)
+            self._endpoint.paths[current].wake()
+            return
+        host = remote[0].split("%")[0]
+        address = Address("ip6" if ":" in host else "ip4", host, remote[1], transport=TransportName.QUIC)
+        path = UdpPath(self._endpoint, remote, address, first_ids=(first, current))
+        path.add_id(current)
+        path.deliver(datagram)
+        path.wake()
+        self._nursery.start_soon(self._serve, path)
+
+    async def _serve(self, path: UdpPath) -> None:
+        try:
+            await self._accept(path)
+        finally:
+            with trio.CancelScope(shield=True):
+                await path.close()
+
+
+def _socket(family: int, sockaddr: Remote | None) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(sockaddr or ("", 0))
+    except OSError:
+        sock.close()
+        raise
+    return sock
