@@ -372,7 +372,8 @@ class NodeConfig(Section):
     def _names_a_supported_one(cls, value: list[str], info: ValidationInfo) -> list[str]:
         if not any(_is_supported(address, info) for address in value):
             raise ValueError(
-                "none of them is a TCP address, and QUIC is not supported; add one such as /ip4/203.0.113.50/tcp/4001"
+                "the node can use none of them; add one such as /ip4/203.0.113.50/tcp/4001 or "
+                "/ip4/203.0.113.50/udp/4001/quic-v1"
             )
         return value
 

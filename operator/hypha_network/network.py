@@ -110,7 +110,10 @@ class Network:
         host.background.update((IDENTIFY, PUSH, PING, KADEMLIA, *GOSSIP))
         host.configured.update(address.endpoint for address in gateways)
         if config.gateways and not gateways:
-            raise NetworkError("none of the gateway addresses is a TCP address; add one, as in /ip4/192.0.2.1/tcp/4001")
+            raise NetworkError(
+                "this node can use none of the gateway addresses; add one, as in /ip4/192.0.2.1/tcp/4001 or "
+                "/ip4/192.0.2.1/udp/4001/quic-v1"
+            )
         public_key = peer_id_to_bytes(identity.peer_id)[2:]  # after the multihash header, an Ed25519 peer id is its key
         agent = f"hypha-worker/{version('hypha-worker')}"
         self._requests = Requests(host)
@@ -362,11 +365,11 @@ class Network:
 
 
 def _parse_all(texts: tuple[str, ...]) -> list[Address]:
-    """Parse configured addresses. Leave those of unsupported transports (QUIC) out, with a warning."""
+    """Parse configured addresses. Leave those of unsupported transports out, with a warning."""
     parsed = []
     for text in texts:
         if (address := addresses.parse_supported(text)) is None:
-            logger.warning("%s is left out: only TCP is supported", text)
+            logger.warning("%s is left out: this node has only TCP and QUIC (/udp/PORT/quic-v1)", text)
         else:
             parsed.append(address)
     return parsed

@@ -88,9 +88,10 @@ ADDRESSES: Final = [
     f"/dns4/host.example/tcp/4001/p2p/{_PEER}/p2p-circuit/p2p/{_PEER}",
     f"/dns/host/tcp/65535/p2p/{_PEER}/p2p-circuit",
     "/ip4/127.0.0.1/udp/4001/quic-v1",
+    "/ip4/127.0.0.1/udp/4001/webrtc-direct",
 ]
-MULTIADDRESSES: Final = [addresses.parse(text).to_bytes() for text in ADDRESSES[:4]] + [
-    bytes.fromhex("047f000001910203e8cc03")
+MULTIADDRESSES: Final = [addresses.parse(text).to_bytes() for text in ADDRESSES[:5]] + [
+    bytes.fromhex("047f000001910203e89802")
 ]
 MULTIADDRESS_BOMBS: Final = {
     "many circuits": MULTIADDRESSES[0] + b"\xa2\x02" * 500,
@@ -139,7 +140,7 @@ IDENTIFY: Final = [recorded.IDENTIFY]
 IDENTIFY_BOMBS: Final = {
     "tiny addresses": _repeated(2, b"\x04", 64 * _KIB),
     "empty addresses": _repeated(2, b"", 64 * _KIB),
-    "addresses of QUIC": _repeated(2, MULTIADDRESSES[-1], 64 * _KIB),
+    "addresses of an unsupported transport": _repeated(2, MULTIADDRESSES[-1], 64 * _KIB),
     "the same address": _repeated(2, MULTIADDRESSES[0], 64 * _KIB),
     "long addresses": _repeated(2, b"\x06\x00\x01" * 340, 64 * _KIB),
     "protocols": _repeated(3, b"", 64 * _KIB),
@@ -189,7 +190,7 @@ HOLE_PUNCH_BOMBS: Final = {
 }
 RELAY_BOMBS: Final = {
     "empty addresses": prefixed(b"\x1a" + prefixed(_repeated(2, b"", 3 * _KIB))),
-    "addresses of QUIC": prefixed(b"\x1a" + prefixed(_repeated(2, MULTIADDRESSES[-1], 3 * _KIB))),
+    "addresses of an unsupported transport": prefixed(b"\x1a" + prefixed(_repeated(2, MULTIADDRESSES[-1], 3 * _KIB))),
     "long addresses": prefixed(b"\x1a" + prefixed(_repeated(2, b"\x06\x00\x01" * 340, 3 * _KIB))),
     "a long peer id": prefixed(b"\x12" + prefixed(b"\x0a" + prefixed(b"x" * 3 * _KIB))),
     "unknown fields": prefixed(b"\x78\x01" * 1500),

@@ -36,9 +36,10 @@ def test_every_host_name_that_is_read_can_be_written(host: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["", f"/p2p/{A}", f"/p2p/{A}/p2p-circuit", f"/p2p/{A}/p2p-circuit/p2p/{B}"])
+@pytest.mark.parametrize("port", ["tcp/4001", "udp/4001/quic-v1"])
 @pytest.mark.parametrize("host", ["ip4/203.0.113.1", "ip6/2001:db8::1", "dns/host", "dns4/a.example", "dns6/host"])
-def test_an_address_is_written_as_libp2p_writes_it(host: str, end: str) -> None:
-    text = f"/{host}/tcp/4001{end}"
+def test_an_address_is_written_as_libp2p_writes_it(host: str, port: str, end: str) -> None:
+    text = f"/{host}/{port}{end}"
     assert parse(text).to_bytes() == Multiaddr(text).to_bytes()
 
 
@@ -50,6 +51,9 @@ def test_an_address_is_written_as_libp2p_writes_it(host: str, end: str) -> None:
         "/dns4/gateway.example.org/tcp/4001",
         "/dns6/gateway.example.org/tcp/4001",
         "/dns/gateway/tcp/65535",
+        "/ip4/203.0.113.50/udp/4001/quic-v1",
+        f"/dns6/gateway/udp/4001/quic-v1/p2p/{A}",
+        f"/ip6/2001:db8::1/udp/4001/quic-v1/p2p/{A}/p2p-circuit/p2p/{B}",
         f"/ip4/203.0.113.50/tcp/4001/p2p/{A}",
         f"/ip4/203.0.113.50/tcp/4001/p2p/{A}/p2p-circuit",
         f"/ip4/203.0.113.50/tcp/4001/p2p/{A}/p2p-circuit/p2p/{B}",
@@ -69,7 +73,9 @@ def test_an_address_reads_back_as_it_was_written(text: str) -> None:
         ("/ip4/1.2.3.400/tcp/1", "1.2.3.400"),
         ("/ip4/1.2.3.4/tcp/70000", "70000"),
         ("/ip4/1.2.3.4/tcp/x", "'x'"),
-        ("/ip4/1.2.3.4/udp/1/quic-v1", "udp"),
+        ("/ip4/1.2.3.4/udp/1", "udp"),
+        ("/ip4/1.2.3.4/udp/1/webrtc-direct", "webrtc-direct"),
+        ("/ip4/1.2.3.4/tcp/1/quic-v1", "quic-v1"),
         ("/ip6/1.2.3.4/tcp/1", "1.2.3.4"),
         ("/dns4/a b/tcp/1", "a b"),
         ("/dns4//tcp/1", "''"),
@@ -86,13 +92,20 @@ def test_a_malformed_address_is_refused_with_the_reason(text: str, reason: str) 
 
 def test_an_address_of_an_unsupported_transport_is_none_and_a_malformed_one_is_an_error() -> None:
     assert parse_supported("/ip4/1.2.3.4/tcp/1") == parse("/ip4/1.2.3.4/tcp/1")
-    assert parse_supported("/ip4/1.2.3.4/udp/1/quic-v1") is None
+    assert parse_supported("/ip4/1.2.3.4/udp/1/webrtc-direct") is None
+    assert parse_supported("/ip4/1.2.3.4/tcp/1/ws") is None
     with pytest.raises(AddressError, match="nonsense"):
         parse_supported("nonsense")
 
 
 def test_every_transport_that_an_address_can_name_has_an_implementation() -> None:
     assert set(transports(None)) == set(TransportName)  # type: ignore[arg-type]
+
+
+def test_ipfs_is_another_name_of_p2p() -> None:
+    assert parse(f"/dns4/ipfs/tcp/1/ipfs/{A}/p2p-circuit/ipfs/{B}") == parse(
+        f"/dns4/ipfs/tcp/1/p2p/{A}/p2p-circuit/p2p/{B}"
+    )
 
 
 @given(st.text())
@@ -130,7 +143,7 @@ def test_a_host_name_of_a_binary_address_cannot_hold_further_parts() -> None:
 
 def test_announced_addresses_of_unsupported_transports_are_left_out() -> None:
     said = [
-        Multiaddr("/ip4/203.0.113.1/udp/4001/quic-v1").to_bytes(),
+        Multiaddr("/ip4/203.0.113.1/udp/4001/quic-v1/webtransport").to_bytes(),
         b"nonsense",
         Multiaddr("/ip4/203.0.113.1/tcp/0").to_bytes(),
         Multiaddr("/ip4/203.0.113.1/tcp/4001").to_bytes(),
@@ -140,7 +153,7 @@ def test_announced_addresses_of_unsupported_transports_are_left_out() -> None:
 
 
 def test_a_peer_cannot_occupy_the_node_with_addresses_that_it_cannot_use() -> None:
-    unusable = Multiaddr("/ip4/203.0.113.1/udp/4001/quic-v1").to_bytes()
+    unusable = Multiaddr("/ip4/203.0.113.1/udp/4001/quic-v1/webtransport").to_bytes()
     parsed = iter([unusable] * 10_000)
     assert usable(parsed) == []
     assert len(list(parsed)) >= 10_000 - 32

@@ -84,16 +84,18 @@ async def test_one_of_two_gateways_is_enough() -> None:
                 await a.wait_ready()
 
 
-async def test_quic_addresses_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    addresses = ("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1")
+async def test_addresses_of_unsupported_transports_are_left_out_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    addresses = ("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/webrtc-direct")
     async with node(Pki(), "a", listen_addresses=addresses) as a:
         assert len(a.status().listening) == 1
-    assert any("/ip4/127.0.0.1/udp/0/quic-v1 is left out" in text for text in messages(caplog.records))
+    assert any("/ip4/127.0.0.1/udp/0/webrtc-direct is left out" in text for text in messages(caplog.records))
 
 
 async def test_having_only_gateways_of_unsupported_transports_is_an_error() -> None:
     with pytest.raises(NetworkError, match="none of the gateway addresses"):
-        async with node(Pki(), "a", gateways=("/ip4/127.0.0.1/udp/1/quic-v1",)):
+        async with node(Pki(), "a", gateways=("/ip4/127.0.0.1/udp/1/webrtc-direct",)):
             pass
 
 

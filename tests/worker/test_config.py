@@ -215,7 +215,7 @@ def test_secrets_do_not_show(file: Path) -> None:
         ("cpu = 16", "cpu = nan", 8, ["resources.cpu", "finite"]),
         ("/tcp/4001", "/4001", 4, ["gateway_addresses", "/ip4/203.0.113.50/tcp/4001"]),
         ('["/ip4/203.0.113.50/tcp/4001"]', "[]", 4, ["gateway_addresses", "at least 1"]),
-        ('["/ip4/203.0.113.50/tcp/4001"]', '["/ip4/1.2.3.4/udp/1/quic-v1"]', 4, ["QUIC is not supported"]),
+        ('["/ip4/203.0.113.50/tcp/4001"]', '["/ip4/1.2.3.4/udp/1/webrtc-direct"]', 4, ["can use none of them"]),
         ('cmd = "uv"\n', "", 13, ["executors[0]", "needs cmd"]),
         ('class = "train"', 'class = "training"', 14, ["executors[0].class", "'train', 'aggregate' or 'inference'"]),
         ('runtime = "parameter-server"', 'runtime = "wasm"', 23, ["executors[1].runtime", "'process'"]),

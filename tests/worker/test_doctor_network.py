@@ -102,10 +102,10 @@ async def test_a_silent_service_at_the_gateways_address_is_a_failure(
     assert found.remedy == "Check the route and firewalls between this machine and the gateway."
 
 
-async def test_each_gateway_is_asked_and_quic_is_skipped(directory: Path, pki: Pki) -> None:
+async def test_each_gateway_is_asked_and_an_unsupported_transport_is_skipped(directory: Path, pki: Pki) -> None:
     async with gateway(pki) as entry:
-        quic = "/ip4/127.0.0.1/udp/4001/quic-v1"
-        path = write_config(directory, pki, gateway_addresses=[direct_address(entry), CLOSED, quic])
+        webrtc = "/ip4/127.0.0.1/udp/4001/webrtc-direct"
+        path = write_config(directory, pki, gateway_addresses=[direct_address(entry), CLOSED, webrtc])
         assert [found.mark for found in await examine(path, "network.gateways")] == ["ok", "failure", "skipped"]
 
 

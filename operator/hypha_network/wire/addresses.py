@@ -23,6 +23,8 @@ _HOSTS = {
     "dns4": socket.AF_INET,
     "dns6": socket.AF_INET6,
 }
+_UNSUPPORTED = {"ws", "wss", "tls", "http", "https"}
+"""Protocols over TCP that other nodes have."""
 _MAX_LENGTH = 1024
 _MAX_PARTS = 6
 """A host, a port, a protocol over UDP, a relay, p2p-circuit, and the peer behind the relay."""
@@ -158,6 +160,8 @@ def _build(parts: list[str]) -> Address:
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{port!r} is not a port")
     name = TransportName.TCP
+    if transport == "tcp" and _UNSUPPORTED.intersection(rest[:1]):
+        raise UnsupportedTransport(f"this node has nothing over TCP that is called /{rest[0]}")
     if transport == "udp":
         if rest[:1] != ["quic-v1"]:
             over = f"/{rest[0]}" if rest else ""

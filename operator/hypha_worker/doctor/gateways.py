@@ -11,6 +11,7 @@ from hypha_network.errors import HandshakeError, NetworkError
 from hypha_network.examination import Answer, examine
 from hypha_network.identity import Identity
 from hypha_network.wire import addresses
+from hypha_network.wire.addresses import Address, TransportName
 from hypha_worker.doctor.worker import Worker
 from hypha_worker.findings import Finding, failure, ok, skipped, warning
 from hypha_worker.node import judge_excluded_gateways
@@ -41,7 +42,7 @@ async def gateways(worker: Worker) -> Iterable[Finding]:
 
 async def _ask(identity: Identity, address: str) -> Finding:
     if addresses.parse_supported(address) is None:
-        return skipped(f"gateway {address}: only TCP is supported, so the node ignores it")
+        return skipped(f"gateway {address}: the node has no such transport, so it ignores the address")
     try:
         with trio.fail_after(CONNECT_S):
             return judge_answer(address, await examine(identity, address))
@@ -90,20 +91,21 @@ def listen_addresses(worker: Worker) -> Iterator[Finding]:
     for text in config.listen_addresses:
         address = addresses.parse_supported(text)
         if address is None or address.ip is None:
-            yield skipped(f"{text}: only TCP at an IP address is supported")
+            yield skipped(f"{text}: only TCP and QUIC at an IP address are supported")
         else:
-            yield judge_bind(text, _bind(str(address.ip), address.port))
+            yield judge_bind(text, _bind(str(address.ip), address))
     if not config.listen_addresses and not config.relay_circuit:
         yield warning("peers cannot reach this node", "Set relay_circuit = true, or add a listen address.")
 
 
-def _bind(host: str, port: int) -> OSError | None:
+def _bind(host: str, address: Address) -> OSError | None:
     """Return why a port cannot be used. Without listening, a bound port keeps no node from listening."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with closing(socket.socket(family)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    tcp = address.transport is TransportName.TCP
+    with closing(socket.socket(family, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(tcp))  # for UDP, it would hide another listener
         try:
-            probe.bind((host, port))
+            probe.bind((host, address.port))
         except OSError as error:
             return error
     return None
