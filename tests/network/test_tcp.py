@@ -9,6 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from hypha_network.errors import DialError
+from hypha_network.wire import race as race_module
 from hypha_network.wire import tcp as tcp_module
 from hypha_network.wire.addresses import parse, parse_cidrs
 from hypha_network.wire.processor import CpuBudget, share_processor
@@ -101,7 +102,7 @@ class Two(Slow):
 
 
 async def test_the_next_address_of_a_name_is_tried_beside_a_silent_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp_module, "HEAD_START_S", 0.01)
+    monkeypatch.setattr(race_module, "HEAD_START_S", 0.01)
     open_tcp_stream = trio.open_tcp_stream
 
     async def open_unless_silent(host: str, port: int) -> trio.SocketStream:

@@ -56,10 +56,11 @@ class Quic:
             raise DialError(f"{address}: {getattr(error, 'strerror', None) or error}") from error
         if not hosts:
             raise DialError(f"{address}: {'; '.join(left_out) or 'no such host'}")
-        family = socket.AF_INET6 if ":" in hosts[0] else socket.AF_INET
-        return UdpPath(self._endpoint(family), (hosts[0], address.port), address)
+        path, *path.alternatives = [UdpPath(self._endpoint(host), (host, address.port), address) for host in hosts]
+        return path
 
-    def _endpoint(self, family: socket.AddressFamily) -> Endpoint:
+    def _endpoint(self, host: str) -> Endpoint:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         if family not in self._dialling:
             self._dialling[family] = endpoint = Endpoint(_socket(family, None))
             self._nursery.start_soon(endpoint.run)

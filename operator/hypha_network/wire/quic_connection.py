@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Set as AbstractSet
 from datetime import datetime
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Self
 
 import trio
 from cryptography import x509
@@ -18,7 +18,7 @@ from qh3.quic.connection import QuicConnectionError
 from qh3.tls import AlertDescription
 
 from hypha_contracts.text import escaped
-from hypha_network.errors import ConnectionLost, HandshakeError, IdentityError
+from hypha_network.errors import ConnectionBroken, ConnectionLost, HandshakeError, IdentityError
 from hypha_network.identity import expiry, peer_id_of
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.backlog import Backlog
@@ -26,7 +26,7 @@ from hypha_network.wire.certificate_path import verified_path
 from hypha_network.wire.processor import CpuShare
 from hypha_network.wire.quic_streams import QuicStream
 from hypha_network.wire.quic_tls import NetworkConnection, Refused
-from hypha_network.wire.tls import TlsTransport
+from hypha_network.wire.tls import TlsTransport, handshake_failure
 from hypha_network.wire.udp import UdpPath
 from hypha_network.wire.yamux_frames import Buffer
 
@@ -111,13 +111,23 @@ class QuicConnection:
 
     # The handshake
 
-    async def handshake(self) -> None:
-        """Complete the handshake. The caller limits its time.
+    async def handshake(self) -> Self:
+        """Complete the handshake, and return this connection. The caller limits its time.
 
         Raises:
             HandshakeError: either side refuses the other.
             ConnectionBroken: the connection failed.
         """
+        try:
+            await self._shake_hands()
+        except BaseException as error:
+            self.drop()
+            if isinstance(error, HandshakeError):
+                raise handshake_failure(self._udp, error) from error
+            raise
+        return self
+
+    async def _shake_hands(self) -> None:
         self._udp.add_id(self._quic.host_cid)
         if self.is_initiator:
             self._quic.connect(self._udp.remote, trio.current_time())
@@ -125,7 +135,7 @@ class QuicConnection:
         while not self._quic.confirmed:
             await self._step()
             if self.failure:
-                raise HandshakeError(self.failure)
+                raise (HandshakeError if self._quic.refused else ConnectionBroken)(self.failure)
         if refusal := self._tls.identity.refusal(self.path):  # the identity may have been replaced meanwhile
             raise HandshakeError(refusal)
         self.valid_until = expiry(self.path)
@@ -179,6 +189,16 @@ class QuicConnection:
             with trio.CancelScope(shield=True):
                 await self._udp.close()
             self._closed.set()
+
+    def drop(self) -> None:
+        """Notify the peer and close, without sending queued data."""
+        self._closing = True
+        self._quic.close(_NO_ERROR)
+        for datagram, _ in self._quic.datagrams_to_send(trio.current_time()):
+            self._udp.send_now(datagram)
+        self._fail("closed by this node")
+        self._udp.detach()
+        self._closed.set()
 
     async def _step(self) -> None:
         """Wait for something to do, and do it."""

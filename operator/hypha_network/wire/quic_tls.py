@@ -15,6 +15,7 @@ from qh3._hazmat import Buffer, Certificate, SignatureError, X25519KeyExchange, 
 from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.connection import QuicConnection
 from qh3.quic.events import ConnectionTerminated
+from qh3.quic.packet import QuicErrorCode
 from qh3.quic.tls_bridge import QuicTlsBridge
 from qh3.tls import AlertDescription, CipherSuite, Direction, Epoch, Group, HandshakeType, SignatureAlgorithm, State
 
@@ -76,6 +77,11 @@ class NetworkConnection(QuicConnection):
     def ended(self) -> ConnectionTerminated | None:
         """How the connection ended; None if it has not."""
         return self._close_event
+
+    @property
+    def refused(self) -> bool:
+        """Whether one side ended the handshake by an alert of TLS."""
+        return self._close_event is not None and self._close_event.error_code & ~0xFF == QuicErrorCode.CRYPTO_ERROR
 
     @property
     def ended_by_this_side(self) -> bool:

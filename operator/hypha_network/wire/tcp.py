@@ -5,6 +5,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import trio
 
@@ -13,13 +14,12 @@ from hypha_network.errors import DialError, NetworkError
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.addresses import Address, Network, local_port_for
 from hypha_network.wire.processor import CpuBudget, charged_to
+from hypha_network.wire.race import AllFailedError, race
 from hypha_network.wire.resolver import CONNECT_TIMEOUT_S, resolve
 from hypha_network.wire.transport import Accept, RawConnection
 
 _accept_log = RateLimitedLogger(logging.getLogger(__name__))
 
-HEAD_START_S = 0.25
-"""How long to wait for one address of a name before the next one is tried beside it."""
 ACCEPT_CPU_SHARE = 0.1
 """The part of one core that accepting connections may take. More of them wait in the kernel's queue."""
 QUEUED_CONNECTIONS = 256
@@ -143,32 +143,15 @@ async def _connect(host: str, port: int, listening: Iterable[Address]) -> trio.S
 async def _connect_to_any(
     hosts: Sequence[str], port: int, listening: Sequence[Address]
 ) -> tuple[trio.SocketStream | None, list[str]]:
-    """Connect to the hosts in turn, each a moment after the one before; return the first stream, or why all failed."""
-    streams: list[trio.SocketStream] = []
-    reasons: list[str] = []
-
-    async def attempt(host: str, failed: trio.Event) -> None:
-        try:
-            streams.append(await _connect(host, port, listening))
-            nursery.cancel_scope.cancel()
-        except OSError as error:
-            reasons.append(_reason(error))
-            failed.set()
-
+    """Connect to the first host that answers; return its stream, or why all failed."""
+    attempts = [partial(_connect, host, port, listening) for host in hosts]
     try:
-        async with trio.open_nursery() as nursery:
-            for host in hosts:
-                failed = trio.Event()
-                nursery.start_soon(attempt, host, failed)
-                with trio.move_on_after(HEAD_START_S):
-                    await failed.wait()
-        return (streams.pop(0) if streams else None), reasons
-    finally:
-        for late in streams:
-            late.socket.close()
+        return await race(attempts, OSError, lambda late: late.socket.close()), []
+    except AllFailedError as error:
+        return None, [_reason(failure) for failure in error.failures]
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: Exception) -> str:
     """Return why an attempt to connect failed; trio wraps the reason in an exception group."""
     cause: BaseException = error.__cause__ or error
     while isinstance(cause, BaseExceptionGroup):

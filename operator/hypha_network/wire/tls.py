@@ -19,7 +19,7 @@ from hypha_network.errors import ConnectionBroken, HandshakeError, IdentityError
 from hypha_network.identity import Identity, expiry, parse_path, peer_id_of
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.addresses import source_of
-from hypha_network.wire.transport import CLOSE_TIMEOUT_S, RawConnection
+from hypha_network.wire.transport import CLOSE_TIMEOUT_S, Link, RawConnection
 
 logger = logging.getLogger(__name__)
 _handshake_log = RateLimitedLogger(logger)
@@ -166,11 +166,8 @@ class TlsTransport:
         try:
             connection = await self._handshake(raw, expected)
         except HandshakeError as error:
-            whom = "a relayed peer" if raw.address.relay else f"{raw.address.host}:{raw.address.port}"
-            direction = "to" if raw.is_initiator else "from"
-            _handshake_log.warning(source_of(raw.address), "TLS handshake %s %s failed: %s", direction, whom, error)
             await raw.close()
-            raise HandshakeError(f"TLS handshake with {whom} failed: {error}") from error
+            raise handshake_failure(raw, error) from error
         self.track(connection)
         return connection
 
@@ -330,6 +327,14 @@ async def keep_valid(transport: TlsTransport, *, interval_s: float = 5.0) -> Non
             logger.info("reloaded the identity, whose certificate is valid until %s", identity.not_valid_after)
             transport.problem = None
             await transport.replace_identity(identity)
+
+
+def handshake_failure(link: Link, error: HandshakeError) -> HandshakeError:
+    """Log why a handshake failed, and return the error that names the peer's address."""
+    whom = "a relayed peer" if link.address.relay else f"{link.address.host}:{link.address.port}"
+    direction = "to" if link.is_initiator else "from"
+    _handshake_log.warning(source_of(link.address), "TLS handshake %s %s failed: %s", direction, whom, error)
+    return HandshakeError(f"TLS handshake with {whom} failed: {error}")
 
 
 def _reason(error: ssl.SSLError) -> str:

@@ -39,6 +39,8 @@ class UdpPath:
         self.is_initiator = first_ids is None
         self.local_port = endpoint.local_port if self.is_initiator else None
         self.limited = False
+        self.alternatives: list[UdpPath] = []
+        """The ways to other IP addresses of the name that this node dials."""
         self.turn: Turn | None = None
         """Awaited before datagrams are processed, so that this node processes input of the peer only in its turn."""
         self._waiting: list[bytes] = []
@@ -78,9 +80,16 @@ class UdpPath:
         """Send datagrams, waiting until the socket takes them. Those that cannot be sent are dropped."""
         await self.endpoint.send(datagrams, self.remote)
 
+    def send_now(self, datagram: bytes) -> None:
+        """Send a datagram, or drop it."""
+        self.endpoint.send_now(datagram, self.remote)
+
     async def close(self) -> None:
         """Receive no more datagrams."""
-        await trio.lowlevel.checkpoint()
+        self.detach()
+
+    def detach(self) -> None:
+        """Receive no more datagrams."""
         for connection_id in list(self._ids):
             self.remove_id(connection_id)
         self.endpoint.on_unused()

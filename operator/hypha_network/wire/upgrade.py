@@ -17,6 +17,7 @@ from hypha_network.wire.backlog import Backlog
 from hypha_network.wire.muxer import Muxed
 from hypha_network.wire.processor import CpuBudget, CpuShare, charged_to
 from hypha_network.wire.quic_connection import QuicConnection
+from hypha_network.wire.race import AllFailedError, race
 from hypha_network.wire.tls import PROTOCOL_ID as TLS
 from hypha_network.wire.tls import TlsTransport
 from hypha_network.wire.transport import Link, RawConnection
@@ -92,8 +93,12 @@ class Upgrader:
         return await self._tls_and_yamux(link, expected)
 
     async def _quic(self, path: UdpPath, expected: str | None) -> QuicConnection:
-        connection = QuicConnection(path, self.tls, expected, self._backlog)
-        await connection.handshake()
+        connections = [QuicConnection(way, self.tls, expected, self._backlog) for way in [path, *path.alternatives]]
+        attempts = [connection.handshake for connection in connections]
+        try:
+            connection = await race(attempts, NetworkError, QuicConnection.drop)
+        except AllFailedError as error:
+            raise error.failures[0] from error
         connection.cpu_share = self.cpu_share(connection.peer_id)
         return connection
 
