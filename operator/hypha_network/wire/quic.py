@@ -160,8 +160,8 @@ class Listener:
         try:
             await self._accept(path)
         finally:
-            with trio.CancelScope(shield=True):
-                await path.close()
+            if not path.owned:  # a connection closes its path itself, after its last data
+                path.detach()
 
 
 def _socket(family: int, sockaddr: Remote | None) -> socket.socket:

@@ -79,6 +79,7 @@ class QuicConnection:
 
     def __init__(self, path: UdpPath, tls: TlsTransport, expected: str | None, backlog: Backlog) -> None:
         self._udp = path
+        path.owned = True
         self._tls = tls
         self._expected = expected
         self._backlog = backlog
@@ -186,8 +187,7 @@ class QuicConnection:
                 await self._transmit()
         finally:
             self._fail("closed by this node")
-            with trio.CancelScope(shield=True):
-                await self._udp.close()
+            self._udp.detach()
             self._closed.set()
 
     def drop(self) -> None:

@@ -43,6 +43,8 @@ class UdpPath:
         """The ways to other IP addresses of the name that this node dials."""
         self.turn: Turn | None = None
         """Awaited before datagrams are processed, so that this node processes input of the peer only in its turn."""
+        self.owned = False
+        """Whether a connection closes the path."""
         self._waiting: list[bytes] = []
         self._changed = trio.Event()
         self._ids: set[bytes] = set()
