@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 import trio
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.peer.id import ID
 from libp2p.security.tls.transport import TLSTransport as SelfSignedTransport
 from trio.testing import MockClock, memory_stream_pair
 
-from hypha_devnet.certs import Credential, create_crl, create_node, create_organisation, create_root, write_private
+from hypha_devnet.certs import Credential, create_crl, create_node, create_organisation, create_root
 from hypha_network import identity as identity_module
 from hypha_network.errors import ConnectionBroken, HandshakeError
 from hypha_network.identity import Identity
@@ -26,7 +24,7 @@ from hypha_network.wire import tls as tls_module
 from hypha_network.wire.addresses import Address
 from hypha_network.wire.tls import SecureConnection, TlsTransport, keep_valid
 from hypha_network.wire.transport import RawConnection
-from support.certs import Pki, identity_of
+from support.certs import Pki, ecdsa_node, identity_of, impostor
 from support.networks import DEADLINE_S
 
 pytestmark = pytest.mark.anyio
@@ -125,44 +123,6 @@ async def what_the_refused_learns(connection: Outcome) -> str:
     except ConnectionBroken as error:
         return str(error)
     return "the end of the connection"
-
-
-def impostor(credential: Any, **settings: Any) -> Any:
-    """A peer that trusts anyone and shows whatever certificate it is given."""
-
-    def context(protocol: int) -> ssl.SSLContext:
-        made = ssl.SSLContext(protocol)
-        made.check_hostname = False
-        made.verify_mode = ssl.CERT_NONE
-        for name, value in settings.items():
-            setattr(made, name, value)
-        if credential is not None:
-            pem = Path(f"/dev/shm/hypha-test-{id(made)}.pem")
-            try:
-                write_private(pem, credential.key_pem + credential.cert_pem)
-                made.load_cert_chain(pem)
-            finally:
-                pem.unlink()
-        return made
-
-    return SimpleNamespace(
-        client_context=context(ssl.PROTOCOL_TLS_CLIENT),
-        server_context=context(ssl.PROTOCOL_TLS_SERVER),
-        peer_id=ID.from_pubkey(create_new_key_pair().public_key).to_base58(),
-        refusal=lambda _path: None,
-    )
-
-
-def ecdsa_node(pki: Pki) -> Credential:
-    key = ec.generate_private_key(ec.SECP256R1())
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(pki.organisation.certificate.subject, x509.Name([]), key.public_key(), 7)
-        .not_valid_before(now - timedelta(1))
-        .not_valid_after(now + timedelta(1))
-        .sign(pki.organisation.key, None)
-    )
-    return Credential(certificate, key, (pki.organisation.certificate, pki.root.certificate))  # type: ignore[arg-type]
 
 
 UTF8_STRING, PRINTABLE_STRING = 0x0C, 0x13

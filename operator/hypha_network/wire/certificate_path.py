@@ -15,7 +15,16 @@ from hypha_network.identity import Identity, parse_path
 _MAX_CERTIFICATES: Final = 10
 _MIN_RSA_BITS: Final = 2048
 _BROKEN_HASHES: Final = ("md5", "sha1")
+_INVALID_PURPOSE: Final = 26
 _UNREADABLE = (x509.DuplicateExtension, ValueError)
+
+
+class PathRefusedError(IdentityError):
+    """The certificates of a peer do not lead to the trust bundle, or may not be used. `code` is OpenSSL's."""
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(f"its certificate is refused: {reason}")
+        self.code = code
 
 
 def verified_path(identity: Identity, chain: Sequence[bytes], *, of_server: bool) -> list[x509.Certificate]:
@@ -29,7 +38,8 @@ def verified_path(identity: Identity, chain: Sequence[bytes], *, of_server: bool
         of_server: whether the peer is the TLS server of the connection.
 
     Raises:
-        IdentityError: the certificates are refused; the message has OpenSSL's words.
+        PathRefusedError: OpenSSL refuses the certificates; the message has its words.
+        IdentityError: the certificates cannot be read, or are too many.
     """
     if len(chain) > _MAX_CERTIFICATES:
         raise IdentityError(f"it presented {len(chain)} certificates, at most {_MAX_CERTIFICATES} are read")
@@ -42,29 +52,29 @@ def verified_path(identity: Identity, chain: Sequence[bytes], *, of_server: bool
     try:
         context.verify_certificate()
     except X509StoreContextError as error:
-        raise IdentityError(f"its certificate is refused: {error}") from error
+        raise PathRefusedError(str(error), error.errors[0]) from error
     found = context.get_verified_chain()
     path = parse_path(certificate.to_cryptography().public_bytes(Encoding.DER) for certificate in found)
     for certificate in path:
-        if reason := _unsuitable(certificate, of_server=of_server) or _weak(certificate):
-            raise IdentityError(f"its certificate is refused: {reason}")
+        if reason := _unsuitable(certificate, of_server, own=certificate is path[0]) or _weak(certificate):
+            raise PathRefusedError(reason, _INVALID_PURPOSE)
     return path
 
 
-def _unsuitable(certificate: x509.Certificate, *, of_server: bool) -> str | None:
+def _unsuitable(certificate: x509.Certificate, of_server: bool, *, own: bool) -> str | None:
     """Return why a certificate may not be used for one side of TLS. OpenSSL asks this of authorities as well."""
     wanted = ExtendedKeyUsageOID.SERVER_AUTH if of_server else ExtendedKeyUsageOID.CLIENT_AUTH
     try:
-        extensions = certificate.extensions
-        uses = next((each.value for each in extensions if isinstance(each.value, x509.ExtendedKeyUsage)), None)
-        keys = next((each.value for each in extensions if isinstance(each.value, x509.KeyUsage)), None)
-        authority = any(isinstance(each.value, x509.BasicConstraints) and each.value.ca for each in extensions)
+        values = [extension.value for extension in certificate.extensions]
     except _UNREADABLE as error:
         return f"its extensions cannot be read: {error}"
-    if uses is not None and wanted not in uses:
+    if any(isinstance(value, x509.ExtendedKeyUsage) and wanted not in value for value in values):
         return "unsuitable certificate purpose"
-    if keys is not None and not authority and not (keys.digital_signature or keys.key_agreement):
-        return "unsuitable certificate purpose"
+    for keys in values if own else ():
+        if isinstance(keys, x509.KeyUsage) and not (
+            keys.digital_signature or keys.key_agreement or (keys.key_encipherment and of_server)
+        ):
+            return "unsuitable certificate purpose"
     return None
 
 

@@ -22,7 +22,7 @@ from hypha_network.errors import ConnectionBroken, ConnectionLost, HandshakeErro
 from hypha_network.identity import expiry, peer_id_of
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.backlog import Backlog
-from hypha_network.wire.certificate_path import verified_path
+from hypha_network.wire.certificate_path import PathRefusedError, verified_path
 from hypha_network.wire.processor import CpuShare
 from hypha_network.wire.quic_streams import QuicStream
 from hypha_network.wire.quic_tls import NetworkConnection, Refused
@@ -54,6 +54,14 @@ _SETTINGS: Final[dict[str, Any]] = {
     "max_data": CONNECTION_WINDOW_BYTES,
     "max_stream_data": STREAM_WINDOW_BYTES,
 }
+_ALERT_OF: Final = {
+    10: AlertDescription.certificate_expired,
+    18: AlertDescription.unknown_ca,
+    19: AlertDescription.unknown_ca,
+    20: AlertDescription.unknown_ca,
+    21: AlertDescription.unknown_ca,
+}
+"""By OpenSSL's code for why it refuses a certificate. It is `bad_certificate` for all others."""
 _FIRST_IDS: Final = ("original_destination_connection_id", "retry_source_connection_id")
 _ALERTS: Final[dict[int, str]] = {
     AlertDescription.certificate_required: "it requires a certificate and received none",
@@ -148,12 +156,14 @@ class QuicConnection:
         try:
             path = verified_path(identity, chain, of_server=self.is_initiator)
             peer_id = peer_id_of(path[0])
+        except PathRefusedError as error:
+            raise Refused(str(error), _ALERT_OF.get(error.code, AlertDescription.bad_certificate)) from error
         except IdentityError as error:
             raise Refused(str(error)) from error
         if self._expected is not None and peer_id != self._expected:
             raise Refused(f"dialled {self._expected}, but {peer_id} answered", AlertDescription.access_denied)
         if refusal := identity.refusal(path):
-            raise Refused(refusal)
+            raise Refused(refusal, AlertDescription.certificate_unknown)
         self.path, self.peer_id = path, peer_id
 
     # The connection
