@@ -212,27 +212,26 @@ class QuicConnection:
 
     async def _step(self) -> None:
         """Wait for something to do, and do it."""
-        deadline = self._next_deadline()
-        with trio.move_on_at(deadline):
+        timer = self._quic.get_timer()
+        with trio.move_on_at(self._next_deadline(timer)):
             await self._udp.wait()
         await (self._udp.turn or self.cpu_share.turn)()
         try:
-            self._process(deadline)
+            self._process(timer)
             await self._transmit()
         except (QuicConnectionError, ValueError) as error:
             self._fail(f"the protocol failed: {error}")
 
-    def _next_deadline(self) -> float:
-        timer = self._quic.get_timer()
+    def _next_deadline(self, timer: float | None) -> float:
         deadlines = [math.inf if timer is None else timer, self._pinged_s + PING_INTERVAL_S]
         return min(deadlines + [trio.current_time() + _HELD_CHECK_S] * self._quic.held)
 
-    def _process(self, deadline: float) -> None:
+    def _process(self, timer: float | None) -> None:
         now = trio.current_time()
         if datagrams := self._udp.take():
             self.last_received_s = now
             self._quic.receive_many_datagrams(datagrams, self._udp.remote, now)
-        elif now >= deadline:
+        if timer is not None and now >= timer:
             self._quic.handle_timer(now)
         if now - self._pinged_s >= PING_INTERVAL_S:
             self.ping()
@@ -256,7 +255,8 @@ class QuicConnection:
             await self._udp.send(datagrams)
         for stream in list(self._streams.values()):
             stream.wake_writer()
-        self._progress.unpark_all()
+        if self._progress:
+            self._progress.unpark(count=self._quic.openable)
 
     def ping(self) -> None:
         """Send a ping, which every peer answers."""
@@ -280,7 +280,7 @@ class QuicConnection:
     async def open_stream(self) -> QuicStream:
         """Open a stream, waiting while too many are open. ConnectionLost if the connection has ended."""
         await trio.lowlevel.checkpoint()
-        while not self.failure and not self._closing and not self._quic.can_open:
+        while not self.failure and not self._closing and not self._quic.openable:
             await self._progress.park()
         if self.failure or self._closing:
             raise ConnectionLost(self._end_reason())

@@ -99,10 +99,10 @@ class NetworkConnection(QuicConnection):
         return self._core.latest_rtt if self._core else None
 
     @property
-    def can_open(self) -> bool:
-        """Whether the peer allows another stream."""
+    def openable(self) -> int:
+        """How many more streams the peer allows."""
         most, _, opened, _ = self._core.stream_limits if self._core else (0, 0, 0, 0)
-        return bool(opened < most)
+        return max(0, most - opened)
 
     def open(self) -> int:
         """Open a stream, and return its number."""
