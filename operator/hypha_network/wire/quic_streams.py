@@ -1,6 +1,5 @@
 """The streams of a QUIC connection, with the interface of `hypha_network.wire.muxer`."""
 
-from collections import deque
 from typing import Final, Protocol
 
 import trio
@@ -46,7 +45,7 @@ class QuicStream:
     def __init__(self, connection: Carrier, stream_id: int) -> None:
         self.id = stream_id
         self._connection = connection
-        self._received: deque[memoryview] = deque()
+        self._received = bytearray()
         self._unread_bytes = 0
         self._collected_bytes = 0
         self._fin_received = False
@@ -68,7 +67,7 @@ class QuicStream:
         """Whether both directions have ended."""
         return bool(self._failure) or (self._fin_received and (self._eof or bool(self._send_failure)))
 
-    async def receive_some(self, max_bytes: int | None = None) -> memoryview:
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Return the data that has arrived, up to `max_bytes`; see `MuxedStream.receive_some`."""
         await trio.lowlevel.checkpoint()
         while not (self._received or self._fin_received or self._failure or self._abandoned):
@@ -77,16 +76,18 @@ class QuicStream:
         if self._received:
             return self._take(max_bytes)
         if self._fin_received:
-            return memoryview(b"")
+            return b""
         if self._failure:
             raise self._broken(self._failure)
         raise trio.ClosedResourceError("the stream was closed")
 
-    def _take(self, max_bytes: int | None) -> memoryview:
-        data = self._received.popleft()
-        if max_bytes is not None and max_bytes < len(data):
-            self._received.appendleft(data[max_bytes:])
+    def _take(self, max_bytes: int | None) -> bytearray:
+        data = self._received
+        if max_bytes is None or max_bytes >= len(data):
+            self._received = bytearray()
+        else:
             data = data[:max_bytes]
+            del self._received[:max_bytes]
         self._count_unread(-len(data))
         self._connection.on_read()
         return data
@@ -153,7 +154,7 @@ class QuicStream:
     def feed(self, data: bytes, *, fin: bool) -> None:
         """Take data that has arrived."""
         if data and not self._abandoned and not self._failure:
-            self._received.append(memoryview(data))
+            self._received += data
             self._count_unread(len(data))
         self._fin_received = self._fin_received or fin
         self._readable.unpark_all()
@@ -188,7 +189,7 @@ class QuicStream:
         self._connection.unread_bytes += size_bytes
 
     def _drop_received(self) -> None:
-        self._received.clear()
+        self._received = bytearray()
         self._count_unread(-self._unread_bytes)
         self._readable.unpark_all()
         self._connection.on_read()
