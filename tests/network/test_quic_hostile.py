@@ -11,9 +11,12 @@ from qh3.quic.packet import QuicPacketType
 from hypha_network.errors import HandshakeError
 from hypha_network.identity import Identity
 from hypha_network.network import NetworkConfig, open_network
+from hypha_network.services.identify import ping
+from hypha_network.wire import quic_connection
 from hypha_network.wire.addresses import parse
 from hypha_network.wire.quic_connection import QuicConnection
 from hypha_network.wire.retry_tokens import VALID_S, RetryTokens
+from hypha_network.wire.udp import MAX_WAITING_UNAUTHENTICATED, UdpPath
 from support.certs import Pki, identity_of
 from support.networks import DEADLINE_S, direct_address, node, until
 from support.quic_peer import garbage, quic_peer
@@ -171,6 +174,31 @@ async def test_a_datagram_from_another_address_does_not_reach_a_connection() -> 
             known = next(iter(connection.muxed._udp._ids))
             assert await peer.exchange(b"\x40" + known + bytes(100)) is None
         assert not connection.muxed.failure
+
+
+async def test_a_peer_that_opens_and_resets_streams_fills_no_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quic_connection, "MAX_INCOMING", 8)
+    pki = Pki()
+    async with node(pki, "a", listen_addresses=QUIC) as a, node(pki, "b", listen_addresses=QUIC) as b:
+        with trio.fail_after(DEADLINE_S):
+            await b.dial(direct_address(a))
+            ((connection,),) = b._host.connections.values()
+            await until(a, lambda: bool(a.connected_peers()))
+            ((far,),) = a._host.connections.values()
+            assert isinstance(far.muxed, QuicConnection)
+            for _ in range(300):
+                stream = await connection.muxed.open_stream()
+                await stream.send_all(b"x")
+                stream.reset()
+                assert len(far.muxed._incoming) <= 8
+            await ping(connection)
+
+
+def test_few_datagrams_of_an_unauthenticated_connection_wait() -> None:
+    path = UdpPath(None, REMOTE, parse("/ip4/203.0.113.1/udp/4001/quic-v1"), (b"1", b"2"))  # type: ignore[arg-type]
+    for datagram in garbage(2 * MAX_WAITING_UNAUTHENTICATED):
+        path.deliver(datagram)
+    assert len(path.take()) == MAX_WAITING_UNAUTHENTICATED
 
 
 async def test_a_stream_of_one_direction_ends_the_connection() -> None:

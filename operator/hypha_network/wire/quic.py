@@ -21,6 +21,7 @@ from qh3.quic.packet import (
 )
 
 from hypha_network.errors import DialError, NetworkError
+from hypha_network.failures import report_failure
 from hypha_network.wire.addresses import Address, Network, TransportName
 from hypha_network.wire.processor import CpuBudget, charged_to
 from hypha_network.wire.resolver import CONNECT_TIMEOUT_S, resolve
@@ -107,7 +108,11 @@ class Listener:
             while True:
                 await self._arrived.wait()
                 await budget.turn()
-                self._answer(*self._waiting.popleft())
+                datagram, remote = self._waiting.popleft()
+                try:
+                    self._answer(datagram, remote)
+                except Exception as error:  # a peer is to blame, and must not end the listener
+                    report_failure(remote[0], "the first datagram of a connection", error)
                 if not self._waiting:
                     self._arrived = trio.Event()
 

@@ -8,6 +8,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final, NoReturn, Self
 
@@ -18,7 +19,7 @@ from qh3.quic.connection import QuicConnectionError
 from qh3.tls import AlertDescription
 
 from hypha_contracts.text import escaped
-from hypha_network.errors import ConnectionBroken, ConnectionLost, HandshakeError, IdentityError
+from hypha_network.errors import ConnectionBroken, ConnectionLost, HandshakeError, IdentityError, StreamReset
 from hypha_network.identity import expiry, peer_id_of
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.backlog import Backlog
@@ -27,7 +28,7 @@ from hypha_network.wire.processor import CpuShare
 from hypha_network.wire.quic_streams import QuicStream
 from hypha_network.wire.quic_tls import NetworkConnection, Refused
 from hypha_network.wire.tls import TlsTransport, handshake_failure
-from hypha_network.wire.udp import UdpPath
+from hypha_network.wire.udp import MAX_WAITING, UdpPath
 from hypha_network.wire.yamux_frames import Buffer
 
 logger = logging.getLogger(__name__)
@@ -40,10 +41,12 @@ PING_INTERVAL_S: Final = 8.0
 CLOSE_TIMEOUT_S: Final = 2.0
 MAX_UNREAD_BYTES: Final = 16 * 1024 * 1024
 """Above this, the peer gets no more credit until data is read. At most the window may arrive in addition."""
-CONNECTION_WINDOW_BYTES: Final = 16 * 1024 * 1024
+CONNECTION_WINDOW_BYTES: Final = 8 * 1024 * 1024
 STREAM_WINDOW_BYTES: Final = 8 * 1024 * 1024
 STALL_S: Final = 10.0
 """If nothing of a paused connection is read for this long, its stream with most unread data is reset."""
+MAX_INCOMING: Final = 256
+"""Maximum number of streams that the peer opened and the host has not accepted yet. More are reset."""
 _HELD_CHECK_S: Final = 0.25
 _NO_ERROR: Final = 0
 _STREAM_LIMIT_ERROR: Final = 0x4
@@ -62,6 +65,8 @@ _ALERT_OF: Final = {
     21: AlertDescription.unknown_ca,
 }
 """By OpenSSL's code for why it refuses a certificate. It is `bad_certificate` for all others."""
+_REFUSALS: Final = (QuicConnectionError, ValueError)
+"""Errors of qh3 for calls that the state of a stream or of the connection does not allow any more."""
 _FIRST_IDS: Final = ("original_destination_connection_id", "retry_source_connection_id")
 _ALERTS: Final[dict[int, str]] = {
     AlertDescription.certificate_required: "it requires a certificate and received none",
@@ -147,6 +152,7 @@ class QuicConnection:
                 raise (HandshakeError if self._quic.refused else ConnectionBroken)(self.failure)
         if refusal := self._tls.identity.refusal(self.path):  # the identity may have been replaced meanwhile
             raise HandshakeError(refusal)
+        self._udp.max_waiting = MAX_WAITING
         self.valid_until = expiry(self.path)
         self._backlog.add(self)
         self._tls.track(self)
@@ -219,7 +225,7 @@ class QuicConnection:
         try:
             self._process(timer)
             await self._transmit()
-        except (QuicConnectionError, ValueError) as error:
+        except _REFUSALS as error:
             self._fail(f"the protocol failed: {error}")
 
     def _next_deadline(self, timer: float | None) -> float:
@@ -262,7 +268,8 @@ class QuicConnection:
         """Send a ping, which every peer answers."""
         self._pinged_s = trio.current_time()
         if not self.failure:
-            self._quic.send_ping(0)
+            with suppress(*_REFUSALS):
+                self._quic.send_ping(0)
             self._udp.wake()
 
     @property
@@ -301,8 +308,11 @@ class QuicConnection:
         return self._quic.get_send_buffer_size(stream_id)
 
     def send(self, stream: QuicStream, data: Buffer, *, eof: bool) -> None:
-        """Queue data of a stream."""
-        self._quic.send_stream_data(stream.id, data, eof)
+        """Queue data of a stream; StreamReset if the peer has just ended the stream or the connection."""
+        try:
+            self._quic.send_stream_data(stream.id, data, eof)
+        except _REFUSALS as error:
+            raise StreamReset(f"stream with {self.peer_id}: {error}") from error
         self.sent_bytes += len(data)
         self._udp.wake()
 
@@ -311,9 +321,11 @@ class QuicConnection:
         if self.failure:
             return
         if sending:
-            self._quic.reset_stream(stream.id, _NO_ERROR)
+            with suppress(*_REFUSALS):
+                self._quic.reset_stream(stream.id, _NO_ERROR)
         if receiving:
-            self._quic.stop_stream(stream.id, _NO_ERROR)
+            with suppress(*_REFUSALS):
+                self._quic.stop_stream(stream.id, _NO_ERROR)
         self._udp.wake()
 
     def on_read(self) -> None:
@@ -342,6 +354,10 @@ class QuicConnection:
             return None
         self._unannounced.remove(stream_id)
         stream = self._add(stream_id)
+        if len(self._incoming) >= MAX_INCOMING:  # a peer that resets its streams may open many
+            _violation_log.warning(self.peer_id, "opens streams faster than this node accepts them; reset one")
+            stream.reset("too many streams wait")
+            return None
         self._incoming.append(stream)
         self._arrivals.unpark_all()
         return stream

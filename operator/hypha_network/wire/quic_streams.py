@@ -1,5 +1,6 @@
 """The streams of a QUIC connection, with the interface of `hypha_network.wire.muxer`."""
 
+from contextlib import suppress
 from typing import Final, Protocol
 
 import trio
@@ -27,7 +28,7 @@ class Carrier(Protocol):
         """Return how many bytes of a stream wait to be sent for the first time."""
 
     def send(self, stream: "QuicStream", data: Buffer, *, eof: bool) -> None:
-        """Queue data of a stream."""
+        """Queue data of a stream; StreamReset if the peer has just ended the stream or the connection."""
 
     def abort(self, stream: "QuicStream", *, sending: bool, receiving: bool) -> None:
         """Notify the peer that this side sends or reads no more."""
@@ -125,7 +126,8 @@ class QuicStream:
         await trio.lowlevel.checkpoint()
         if not (self._eof or self._failure or self._send_failure):
             self._eof = True
-            self._connection.send(self, b"", eof=True)
+            with suppress(StreamReset):  # the peer does not wait for the end any more
+                self._connection.send(self, b"", eof=True)
             self._end_if_ended()
 
     async def aclose(self) -> None:

@@ -17,6 +17,8 @@ Remote = tuple[str, int] | tuple[str, int, int, int]
 CONNECTION_ID_BYTES: Final = 8
 MAX_WAITING: Final = 4096
 """Maximum number of datagrams of one connection that wait to be processed. More are dropped, as networks do."""
+MAX_WAITING_UNAUTHENTICATED: Final = 32
+"""The same before the handshake is complete."""
 _SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
 LINGER_S: Final = 5.0
 """How long a socket stays open for connections that are closing."""
@@ -43,6 +45,7 @@ class UdpPath:
         """The ways to other IP addresses of the name that this node dials."""
         self.turn: Turn | None = None
         """Awaited before datagrams are processed, so that this node processes input of the peer only in its turn."""
+        self.max_waiting = MAX_WAITING_UNAUTHENTICATED
         self.owned = False
         """Whether a connection closes the path."""
         self._waiting: list[bytes] = []
@@ -51,7 +54,7 @@ class UdpPath:
 
     def deliver(self, datagram: bytes) -> None:
         """Take a datagram of the peer. The caller calls `wake` afterwards."""
-        if len(self._waiting) < MAX_WAITING:
+        if len(self._waiting) < self.max_waiting:
             self._waiting.append(datagram)
 
     def take(self) -> list[bytes]:
