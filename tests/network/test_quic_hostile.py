@@ -103,8 +103,7 @@ async def test_garbage_starts_no_connection_and_disturbs_none() -> None:
 async def test_a_first_datagram_is_answered_by_a_retry_that_is_shorter() -> None:
     async with node(Pki(), "a", listen_addresses=QUIC) as a, quic_peer(parse(direct_address(a))) as peer:
         (first, *_) = peer.first_flight()
-        answer = await peer.exchange(first)
-        assert answer is not None
+        answer = await peer.answer_to(first)
         assert pull_quic_header(answer, 0, 8)[1] == QuicPacketType.RETRY
         assert len(answer) < len(first) / 4
         assert a._host.upgrader.unauthenticated.held_by("127.0.0.1") == 0
@@ -113,18 +112,17 @@ async def test_a_first_datagram_is_answered_by_a_retry_that_is_shorter() -> None
 async def test_an_unknown_version_is_answered_by_the_known_one_if_the_datagram_is_long_enough() -> None:
     async with node(Pki(), "a", listen_addresses=QUIC) as a, quic_peer(parse(direct_address(a))) as peer:
         begin = bytes.fromhex("c0babababa08") + bytes(8) + b"\x08" + bytes(8)
-        answer = await peer.exchange(begin + bytes(1200))
-        assert answer is not None
+        answer = await peer.answer_to(begin + bytes(1200))
         assert answer.endswith(bytes.fromhex("00000001"))
         assert len(answer) < 50
-        assert await peer.exchange(begin + bytes(100)) is None
+        assert await peer.ignored(begin + bytes(100))
 
 
 async def test_a_forged_token_gets_no_answer() -> None:
     async with node(Pki(), "a", listen_addresses=QUIC) as a, quic_peer(parse(direct_address(a))) as peer:
         token = secrets.token_bytes(40)
         head = bytes.fromhex("c00000000108") + bytes(8) + b"\x08" + bytes(8) + bytes([len(token)]) + token
-        assert await peer.exchange(head + b"\x44\x00" + bytes(1200)) is None
+        assert await peer.ignored(head + b"\x44\x00" + bytes(1200))
         assert a._host.upgrader.unauthenticated.held_by("127.0.0.1") == 0
 
 
@@ -154,8 +152,7 @@ async def test_unauthenticated_connections_are_limited_and_the_oldest_is_dropped
         monkeypatch.setattr(places, "_limit_per_party", 3)
         for _ in range(10):
             async with quic_peer(parse(direct_address(a))) as peer:
-                retry = await peer.exchange(peer.first_flight()[0])
-                assert retry is not None
+                retry = await peer.answer_to(peer.first_flight()[0])
                 peer.quic.receive_datagram(retry, peer.to, trio.current_time())
                 await peer.flush()
                 await peer.socket.recvfrom(65536)
@@ -172,7 +169,7 @@ async def test_a_datagram_from_another_address_does_not_reach_a_connection() -> 
         assert isinstance(connection.muxed, QuicConnection)
         async with quic_peer(parse(direct_address(a))) as peer:
             known = next(iter(connection.muxed._udp._ids))
-            assert await peer.exchange(b"\x40" + known + bytes(100)) is None
+            assert await peer.ignored(b"\x40" + known + bytes(100))
         assert not connection.muxed.failure
 
 

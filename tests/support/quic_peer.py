@@ -13,8 +13,7 @@ from qh3.quic.connection import QuicConnection
 from qh3.tls import SignatureAlgorithm
 
 from hypha_network.wire.addresses import Address
-
-ANSWER_S = 0.05
+from support.networks import DEADLINE_S
 
 
 class QuicPeer:
@@ -53,13 +52,17 @@ class QuicPeer:
         self.quic.connect(self.to, trio.current_time())
         return [datagram for datagram, _ in self.quic.datagrams_to_send(trio.current_time())]
 
-    async def exchange(self, datagram: bytes) -> bytes | None:
-        """Send a datagram and return the answer; None if there is none for a moment."""
+    async def answer_to(self, datagram: bytes) -> bytes:
+        """Send a datagram and return the answer."""
         await self.socket.sendto(datagram, self.to)
-        with trio.move_on_after(ANSWER_S):
-            answer, _ = await self.socket.recvfrom(65536)
-            return answer
-        return None
+        with trio.fail_after(DEADLINE_S):
+            return (await self.socket.recvfrom(65536))[0]
+
+    async def ignored(self, datagram: bytes) -> bool:
+        """Send a datagram, then one that is answered. Return whether the first answer is to the latter."""
+        await self.socket.sendto(datagram, self.to)
+        name = secrets.token_bytes(8)
+        return name in await self.answer_to(bytes.fromhex("c0babababa08") + bytes(8) + b"\x08" + name + bytes(1200))
 
 
 @asynccontextmanager

@@ -18,13 +18,13 @@ from qh3.quic import events
 from qh3.quic.connection import QuicConnectionError
 from qh3.tls import AlertDescription
 
-from hypha_contracts.text import escaped
 from hypha_network.errors import ConnectionBroken, ConnectionLost, HandshakeError, IdentityError, StreamReset
 from hypha_network.identity import expiry, peer_id_of
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.backlog import Backlog
 from hypha_network.wire.certificate_path import PathRefusedError, verified_path
 from hypha_network.wire.processor import CpuShare
+from hypha_network.wire.quic_alerts import alert_for, end_reason
 from hypha_network.wire.quic_streams import QuicStream
 from hypha_network.wire.quic_tls import NetworkConnection, Refused
 from hypha_network.wire.tls import TlsTransport, handshake_failure
@@ -50,34 +50,14 @@ MAX_INCOMING: Final = 256
 _HELD_CHECK_S: Final = 0.25
 _NO_ERROR: Final = 0
 _STREAM_LIMIT_ERROR: Final = 0x4
-_CRYPTO_ERROR: Final = 0x100
-_MAX_REASON_CHARS: Final = 200
 _SETTINGS: Final[dict[str, Any]] = {
     "idle_timeout": IDLE_TIMEOUT_S,
     "max_data": CONNECTION_WINDOW_BYTES,
     "max_stream_data": STREAM_WINDOW_BYTES,
 }
-_ALERT_OF: Final = {
-    10: AlertDescription.certificate_expired,
-    18: AlertDescription.unknown_ca,
-    19: AlertDescription.unknown_ca,
-    20: AlertDescription.unknown_ca,
-    21: AlertDescription.unknown_ca,
-}
-"""By OpenSSL's code for why it refuses a certificate. It is `bad_certificate` for all others."""
 _REFUSALS: Final = (QuicConnectionError, ValueError)
 """Errors of qh3 for calls that the state of a stream or of the connection does not allow any more."""
 _FIRST_IDS: Final = ("original_destination_connection_id", "retry_source_connection_id")
-_ALERTS: Final[dict[int, str]] = {
-    AlertDescription.certificate_required: "it requires a certificate and received none",
-    AlertDescription.unknown_ca: "its trust bundle does not lead to our certificate",
-    AlertDescription.certificate_revoked: "our certificate is on its revocation list",
-    AlertDescription.certificate_expired: "it considers our certificate expired",
-    AlertDescription.bad_certificate: "it does not accept our certificate",
-    AlertDescription.certificate_unknown: "it does not accept our certificate",
-    AlertDescription.decrypt_error: "it could not verify our certificate",
-    AlertDescription.access_denied: "it denies this node access",
-}
 
 
 class QuicConnection:
@@ -163,7 +143,7 @@ class QuicConnection:
             path = verified_path(identity, chain, of_server=self.is_initiator)
             peer_id = peer_id_of(path[0])
         except PathRefusedError as error:
-            raise Refused(str(error), _ALERT_OF.get(error.code, AlertDescription.bad_certificate)) from error
+            raise Refused(str(error), alert_for(error)) from error
         except IdentityError as error:
             raise Refused(str(error)) from error
         if self._expected is not None and peer_id != self._expected:
@@ -245,7 +225,7 @@ class QuicConnection:
         while event := self._quic.next_event():
             self._on_event(event)
         if self._quic.ended:
-            self._fail(self._end_of(self._quic.ended))
+            self._fail(end_reason(self._quic.ended, by_this_side=self._quic.ended_by_this_side))
 
     def _hold_or_go_on(self, now: float) -> None:
         """Take no more data from the protocol while too much is unread. So the peer gets no credit for more."""
@@ -386,16 +366,6 @@ class QuicConnection:
         raise ValueError(f"the peer {what}")
 
     # The end
-
-    def _end_of(self, end: events.ConnectionTerminated) -> str:
-        reason = escaped(end.reason_phrase, _MAX_REASON_CHARS)
-        if self._quic.ended_by_this_side:
-            return reason or "closed by this node"
-        if end.error_code & ~0xFF == _CRYPTO_ERROR:
-            return _ALERTS.get(end.error_code & 0xFF) or f"TLS alert {end.error_code & 0xFF}: {reason}"
-        if end.error_code == _NO_ERROR:
-            return f"the peer closed the connection{': ' * bool(reason)}{reason}"
-        return f"the peer closed the connection with error {end.error_code:#x}{': ' * bool(reason)}{reason}"
 
     def _fail(self, reason: str) -> None:
         if not self.failure:
