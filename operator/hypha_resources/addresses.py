@@ -22,12 +22,13 @@ _HOST: Final = f"({_IP}|(dns|dns4|dns6)/[0-9A-Za-z._-]{{1,253}})"
 _PORT: Final = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _PEER_ID: Final = "[1-9A-HJ-NP-Za-km-z]{46,64}"
 _PEER: Final = f"/p2p/{_PEER_ID}"
-_GATEWAY: Final = f"^/{_HOST}/tcp/{_PORT}({_PEER})?$"
-_EXTERNAL: Final = f"^/{_HOST}/tcp/{_PORT}({_PEER}(/p2p-circuit({_PEER})?)?)?$"
+_AT: Final = f"(tcp/{_PORT}|udp/{_PORT}/quic-v1)"
+_GATEWAY: Final = f"^/{_HOST}/{_AT}({_PEER})?$"
+_EXTERNAL: Final = f"^/{_HOST}/{_AT}({_PEER}(/p2p-circuit({_PEER})?)?)?$"
 _LISTEN: Final = f"^/{_IP}/tcp/{_PORT}$"
 
 _WRITE_PEER: Final = (
-    "write /dns4/host.example.org/tcp/4001 or /ip4/203.0.113.50/tcp/4001, with or without /p2p/<peer id>"
+    "write /dns4/host.example.org/tcp/4001 or /ip4/203.0.113.50/udp/4001/quic-v1, with or without /p2p/<peer id>"
 )
 _NAME: Final = "^[0-9A-Za-z_-]+([.][0-9A-Za-z_-]+)*$"
 _WRITE_HOST: Final = "write an IP address or a name, such as 203.0.113.50 or node.example.org"
@@ -41,7 +42,7 @@ _WRITE_PEER_IDS: Final = "write peer ids before the weights, such as 12D3KooW...
 
 
 def _rule(shape: str, remedy: str, more: str = "") -> dict[str, Any]:
-    host = "self.substring(5, self.indexOf('/tcp/'))"
+    host = "self.substring(5, self.indexOf('/', 5))"
     return rules((f"self.matches('{shape}') && (!self.startsWith('/ip') || isIP({host})){more}", remedy))
 
 

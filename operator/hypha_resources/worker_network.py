@@ -94,8 +94,8 @@ class NetworkSpec(Schema):
     )
 
     gateways: Annotated[list[GatewayAddress], Field(min_length=1, max_length=64)] = Field(
-        description="Gateways, such as /dns4/gateway.example.org/tcp/4001, with or without /p2p/<peer id>. One must be "
-        "reachable; more add redundancy."
+        description="Gateways, such as /dns4/gateway.example.org/tcp/4001 or /ip4/203.0.113.50/udp/4001/quic-v1, with "
+        "or without /p2p/<peer id>. One must be reachable; more add redundancy."
     )
     listen_addresses: Annotated[list[ListenAddress], Field(min_length=1, max_length=16)] = Field(
         default=["/ip4/0.0.0.0/tcp/4001"],

@@ -74,9 +74,24 @@ def accepted(directory: Path, **fields: Any) -> bool:
 @pytest.mark.parametrize(
     ("field", "values", "good"),
     [
-        ("gateways", ADDRESSES, (f"/ip6/::1/tcp/65535/p2p/{PEER}", f"/dns/p2p/tcp/1/p2p/{SHA256_PEER}")),
+        (
+            "gateways",
+            ADDRESSES,
+            (
+                f"/ip6/::1/tcp/65535/p2p/{PEER}",
+                "/ip4/1.2.3.4/udp/4001/quic-v1",
+                f"/dns/p2p/tcp/1/p2p/{SHA256_PEER}",
+            ),
+        ),
         ("listenAddresses", ADDRESSES, ("/ip4/1.2.3.4/tcp/1", "/ip6/::1/tcp/65535")),
-        ("externalAddresses", ADDRESSES, (f"/dns4/a.b-c/tcp/8443/p2p/{PEER}/p2p-circuit/p2p/{PEER}",)),
+        (
+            "externalAddresses",
+            ADDRESSES,
+            (
+                f"/dns4/a.b-c/tcp/8443/p2p/{PEER}/p2p-circuit/p2p/{PEER}",
+                f"/dns4/a.b-c/udp/4001/quic-v1/p2p/{PEER}/p2p-circuit/p2p/{PEER}",
+            ),
+        ),
         ("excludeCidr", CIDRS, ("10.0.0.0/8", "10.0.0.1/8", "fc00::/7")),
     ],
 )
