@@ -178,7 +178,8 @@ class QuicConnection:
                 async with self._driving:
                     while not self.failure and self._quic.unfinished:
                         await self._step()
-            with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True):
+            scope = trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True)
+            with scope, suppress(*_REFUSALS):
                 self._quic.close(_NO_ERROR)
                 await self._transmit()
         finally:
@@ -189,9 +190,10 @@ class QuicConnection:
     def drop(self) -> None:
         """Notify the peer and close, without sending queued data."""
         self._closing = True
-        self._quic.close(_NO_ERROR)
-        for datagram, _ in self._quic.datagrams_to_send(trio.current_time()):
-            self._udp.send_now(datagram)
+        with suppress(*_REFUSALS):
+            self._quic.close(_NO_ERROR)
+            for datagram, _ in self._quic.datagrams_to_send(trio.current_time()):
+                self._udp.send_now(datagram)
         self._fail("closed by this node")
         self._udp.detach()
         self._closed.set()
