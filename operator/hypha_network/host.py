@@ -118,9 +118,8 @@ class Host:
 
     async def listen(self, address: Address) -> None:
         """Listen on an address; NetworkError if listening is impossible."""
-        for bound in await self._transports[address.transport].listen(
-            address, self._accept, self.upgrader.unauthenticated.make_room, self.nursery
-        ):
+        transport, make_room = self._transports[address.transport], self.upgrader.unauthenticated.make_room
+        for bound in await transport.listen(address, self._accept, make_room, self.nursery):
             self.bound.append(bound)
             self.listen_addresses += [entry for entry in expand(bound) if entry not in self.listen_addresses]
 
@@ -138,7 +137,7 @@ class Host:
         try:
             self._make_room(muxed.peer_id, inbound=not link.is_initiator)
         except DialError:
-            await link.close()
+            await muxed.close()
             raise
         connection: Connection = await self.nursery.start(self._run, muxed, link)
         return connection
@@ -205,19 +204,17 @@ class Host:
 
     async def run_task(self, task: ConnectionTask, connection: Connection) -> None:
         """Run a task on a connection. Its failure is logged and ends neither the connection nor other tasks."""
-        name = getattr(task, "__qualname__", "a task")
         try:
             await task(connection)
         except Exception as error:
-            report_failure(connection.peer_id, name, error)
+            report_failure(connection.peer_id, getattr(task, "__qualname__", "a task"), error)
 
     def _add(self, connection: Connection) -> None:
         for older in self.connections.setdefault(connection.peer_id, []):
             older.nursery.start_soon(self.run_task, Connection.close_if_silent, older)
         self.connections[connection.peer_id].append(connection)
-        _connect_log.info(
-            connection.peer_id, "connected %s %s", "from" if connection.inbound else "to", connection.address
-        )
+        direction = "from" if connection.inbound else "to"
+        _connect_log.info(connection.peer_id, "connected %s %s", direction, connection.address)
         self.changes.notify()
 
     def proved(self, peer_id: str) -> bool:
@@ -329,8 +326,7 @@ class Host:
         """Dial directly for a short time; return the best connection, which is the relayed one if dialling fails."""
         with trio.move_on_after(DIRECT_TIMEOUT_S):
             await self.dial_peer(peer_id, hints, directly=True)
-        best = self.connection(peer_id)
-        if best is None:
+        if (best := self.connection(peer_id)) is None:
             raise PeerUnreachable(f"the relayed connection with {peer_id} ended, and there is no direct one")
         if best.relayed:
             self._stay_relayed[peer_id] = trio.current_time() + STAY_RELAYED_S

@@ -110,10 +110,7 @@ class Network:
         host.background.update((IDENTIFY, PUSH, PING, KADEMLIA, *GOSSIP))
         host.configured.update(address.endpoint for address in gateways)
         if config.gateways and not gateways:
-            raise NetworkError(
-                "this node can use none of the gateway addresses; add one, as in /ip4/192.0.2.1/tcp/4001 or "
-                "/ip4/192.0.2.1/udp/4001/quic-v1"
-            )
+            raise NetworkError("none of the gateway addresses is usable; add one, as in /ip4/192.0.2.1/tcp/4001")
         public_key = peer_id_to_bytes(identity.peer_id)[2:]  # after the multihash header, an Ed25519 peer id is its key
         agent = f"hypha-worker/{version('hypha-worker')}"
         self._requests = Requests(host)

@@ -326,6 +326,14 @@ async def test_the_address_of_a_name_that_does_not_answer_delays_the_other_only_
             assert await dialling.dial(f"/dns4/two.example/udp/{port}/quic-v1") == listening.peer_id
 
 
+async def test_a_peer_that_attacked_is_refused_and_notices_at_once() -> None:
+    async with pair() as nodes:
+        nodes.listening._host.refuse(nodes.dialling.peer_id)
+        await until(nodes.dialling, lambda: not nodes.dialling.connected_peers())
+        await nodes.dialling.dial(direct_address(nodes.listening))
+        await until(nodes.dialling, lambda: not nodes.dialling.connected_peers())
+
+
 async def test_dialling_another_peer_than_the_one_that_answers_fails() -> None:
     pki = Pki()
     other = pki.identity("other").peer_id
