@@ -140,6 +140,8 @@ def parse_supported(text: str) -> Address | None:
 
 def _parse(text: str) -> Address:
     parts = text.split("/")
+    if parts[:2] == ["", "dnsaddr"]:
+        raise UnsupportedTransport("this node looks no addresses up in TXT records; write the gateway's own address")
     if len(text) > _MAX_LENGTH or len(parts) < 5 or parts[0] != "" or parts[1] not in _HOSTS:
         raise ValueError("it does not begin with a host and a port")
     parts[2] = _parse_host(parts[1], parts[2])
