@@ -41,7 +41,11 @@ def test_several_observers_must_agree_and_a_single_one_is_believed() -> None:
 
 @pytest.mark.parametrize(("host", "port"), [("203.0.113.1", 4001), ("127.0.0.1", 4002), ("2001:db8::1", None)])
 def test_a_node_connects_from_the_port_of_a_listener_that_can_reach_the_host(host: str, port: int | None) -> None:
-    listening = [parse("/ip4/127.0.0.1/tcp/4002"), parse("/ip4/0.0.0.0/tcp/4001")]
+    listening = [
+        parse("/ip4/0.0.0.0/udp/4003/quic-v1"),
+        parse("/ip4/127.0.0.1/tcp/4002"),
+        parse("/ip4/0.0.0.0/tcp/4001"),
+    ]
     assert local_port_for(host, listening) == port
 
 

@@ -9,12 +9,15 @@ import pytest
 import trio
 
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
-from hypha_network.errors import ConnectionLost, HandshakeError, StreamReset
+from hypha_network.errors import ConnectionLost, DialError, HandshakeError, StreamReset
 from hypha_network.examination import examine
 from hypha_network.network import Network
+from hypha_network.services.hole_punching import punchable
 from hypha_network.wire import quic_connection
+from hypha_network.wire.addresses import parse
 from hypha_network.wire.quic_connection import CONNECTION_WINDOW_BYTES, MAX_UNREAD_BYTES, QuicConnection
 from hypha_network.wire.streams import Stream
+from hypha_network.wire.upgrade import UPGRADE_TIMEOUT_S
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, gateway, member, node, until
 
@@ -24,6 +27,8 @@ PROTOCOL = "/test/1"
 ENDLESS = memoryview(bytes(1024 * 1024 * 1024))
 """More than any test waits for. The operating system gives zeros no memory before they are read."""
 BLOB = random.Random(1).randbytes(24 * 1024 * 1024)
+IDLE_S = 2.0
+"""An idle timeout that a busy machine does not exceed by itself."""
 Handler = Callable[[str, Stream], Awaitable[None]]
 
 
@@ -267,7 +272,7 @@ async def test_the_streams_of_a_closed_connection_raise_connection_lost() -> Non
 
 
 async def test_a_silent_peer_is_noticed_by_the_idle_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(quic_connection._SETTINGS, "idle_timeout", 0.3)
+    monkeypatch.setitem(quic_connection._SETTINGS, "idle_timeout", IDLE_S)
     monkeypatch.setattr(quic_connection, "PING_INTERVAL_S", 60.0)
     async with pair() as nodes:
         nodes.far._udp.detach()
@@ -275,10 +280,10 @@ async def test_a_silent_peer_is_noticed_by_the_idle_timeout(monkeypatch: pytest.
 
 
 async def test_an_idle_connection_stays_alive_by_pings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(quic_connection._SETTINGS, "idle_timeout", 0.3)
-    monkeypatch.setattr(quic_connection, "PING_INTERVAL_S", 0.05)
+    monkeypatch.setitem(quic_connection._SETTINGS, "idle_timeout", IDLE_S)
+    monkeypatch.setattr(quic_connection, "PING_INTERVAL_S", IDLE_S / 10)
     async with pair() as nodes:
-        await trio.sleep(0.6)
+        await trio.sleep(IDLE_S * 1.5)
         assert not nodes.near.failure
         assert nodes.near.latest_rtt_s
 
@@ -299,6 +304,44 @@ async def test_nodes_that_have_only_quic_join_find_each_other_and_relay() -> Non
                 await stream.send_all(b"hello")
                 await stream.send_eof()
                 assert await read_all(stream) == b"hello"
+
+
+async def test_a_gateway_over_quic_tells_nothing_of_the_port_at_which_a_node_listens() -> None:
+    pki = Pki()
+    both = ("/ip4/127.0.0.1/tcp/0", *QUIC)
+    async with gateway(pki, listen_addresses=QUIC) as entry, member(pki, "a", entry, listen_addresses=both) as a:
+        (connection,) = a._host.connections[entry.peer_id]
+        await until(a, lambda: connection.observed is not None)
+        assert connection.observed
+        assert connection.observed.port == connection.local_port
+        assert not connection.limited
+        assert not a._observed.addresses()
+        assert not a._observed.predictable()
+
+
+async def test_a_node_punches_no_hole_over_quic() -> None:
+    async with pair() as nodes:
+        address = parse(direct_address(nodes.listening))
+        assert not punchable([address.endpoint], ())
+        with pytest.raises(DialError, match="only for TCP"):
+            await nodes.dialling._host.punch(address, is_initiator=False)
+
+
+async def test_a_node_behind_a_relay_over_quic_is_dialled_directly_for_bulk_data() -> None:
+    pki = Pki()
+    async with (
+        gateway(pki, listen_addresses=QUIC) as entry,
+        member(pki, "a", entry, listen_addresses=QUIC, relay_circuit=True) as a,
+        member(pki, "b", entry, listen_addresses=QUIC) as b,
+    ):
+        through = parse(direct_address(entry)).behind(entry.peer_id, a.peer_id)
+        assert (await b._host.dial(through)).limited
+        a.handle_stream(PROTOCOL, echo)
+        with trio.fail_after(DEADLINE_S):
+            stream = await b.open_stream(a.peer_id, PROTOCOL)
+            await stream.send_eof()
+            assert not await read_all(stream)
+        assert b._host.has_direct(a.peer_id)
 
 
 async def test_a_node_listens_on_tcp_and_quic_at_the_same_port_number() -> None:
@@ -322,7 +365,7 @@ async def test_the_address_of_a_name_that_does_not_answer_delays_the_other_only_
             return ["127.0.0.9", "127.0.0.1"], []
 
         monkeypatch.setattr("hypha_network.wire.quic.resolve", resolve)
-        with trio.fail_after(3):
+        with trio.fail_after(UPGRADE_TIMEOUT_S / 2):
             assert await dialling.dial(f"/dns4/two.example/udp/{port}/quic-v1") == listening.peer_id
 
 
