@@ -29,7 +29,15 @@ from support.rig import open_rig
 pytestmark = pytest.mark.anyio
 
 SKIPPED = {"executors.files", "executors.modules", "executors.wheels", "executors.devices", "sources.hub_token"}
-SERVICES = {"network.gateways", "network.join", "market.topic", "market.requests", "sources.hub", "telemetry.collector"}
+SERVICES = {
+    "network.gateways",
+    "network.join",
+    "network.reach",
+    "market.topic",
+    "market.requests",
+    "sources.hub",
+    "telemetry.collector",
+}
 OF_THIS_MACHINE = {"machine.clock", "machine.descriptors", "machine.limits"}
 HOST = {check.id for check in CHECKS} - SERVICES
 
