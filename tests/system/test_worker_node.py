@@ -60,12 +60,16 @@ async def until_logged(node: NodeProcess, text: str, times: int = 1) -> None:
     assert node.log.count(text) >= times, node.log
 
 
+async def until_started(node: NodeProcess) -> None:
+    with trio.fail_after(DEADLINE_S):
+        while not node.starts:  # noqa: ASYNC110 - another process starts it
+            await trio.sleep(0.05)
+
+
 async def test_a_node_with_a_job_listens_for_peers_and_for_nothing_else(pki: Pki) -> None:
     async with gateway(pki) as entry, stage(pki, entry, "run") as s:
         await running_job(s)
-        with trio.fail_after(DEADLINE_S):
-            while not s.node.starts:  # noqa: ASYNC110 - another process starts it
-                await trio.sleep(0.05)
+        await until_started(s.node)
         pids = processes_in(s.node.directory)
         assert {s.node.pid, *s.node.starts} < set(pids), "the bridge and the supervisor are among them"
         sockets = [(pid, sock) for pid in pids for sock in psutil.Process(pid).net_connections(kind="inet")]
@@ -188,6 +192,7 @@ async def test_a_node_killed_at_random_moments_loses_no_job_and_books_nothing_tw
             await renew()
             await dispatch()
             nursery.cancel_scope.cancel()
+        await until_started(s.node)
         (executor,) = s.node.starts
         assert executor in processes_in(s.node.directory)
         assert requests
