@@ -28,7 +28,7 @@ from benchmarks.nodes import Node, Scheduler, Stage, job_of, open_stage, train_c
 FULL = Scale(slice_bytes=fetch.FULL.slice_bytes, fetches=2, turns=100)
 SMALL = fetch.SMALL
 TURN_S = 120.0
-_TICK_S: Final = 0.01
+_TICK_S = 0.01
 """The accuracy of CPU times. A small run may take less."""
 _RESAMPLES = 10_000
 
