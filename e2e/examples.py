@@ -1,5 +1,7 @@
 """The examples, fitted to a small cluster and to the devnet, so that each runs a job."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -24,8 +26,9 @@ def objects(name: str) -> list[Object]:
     return [item for item in yaml.safe_load_all(text) if item]
 
 
-def start(kube: Kube, devnet: Devnet, name: str) -> Worker:
-    """Apply an example, and return its worker once it is ready.
+@contextmanager
+def started(kube: Kube, devnet: Devnet, name: str) -> Iterator[Worker]:
+    """Apply an example for as long as the context lasts; yields its worker once it is ready.
 
     What differs from the file: addresses, sizes, and the executors' images and commands, which run the cases' programs.
     """
@@ -37,7 +40,10 @@ def start(kube: Kube, devnet: Devnet, name: str) -> Worker:
         worker.apply()
     else:
         kube.apply(worker.object)
-    return worker.ready()
+    try:
+        yield worker.ready()
+    finally:
+        worker.delete()
 
 
 def run(worker: Worker, tasks: Tasks, seconds: str = "1") -> Task:

@@ -110,11 +110,8 @@ def test_the_example_for_kueue_runs_a_job(
     kube: Kube, devnet: Devnet, queues: str, namespaces: Namespaces, tasks: Tasks
 ) -> None:
     namespaces(examples.NAMESPACE)
-    example = examples.start(kube, devnet, "kueue")
-    try:
+    with examples.started(kube, devnet, "kueue") as example:
         assert examples.run(example, tasks).ended() == "Finished"
-    finally:
-        example.delete()
 
 
 def test_a_job_that_is_preempted_before_its_executor_started_waits_in_the_queue_again_and_then_runs(

@@ -79,11 +79,8 @@ def test_the_example_for_cert_manager_runs_a_job(
 ) -> None:
     namespace = namespaces(examples.NAMESPACE)
     kube.apply(_authority(devnet, "network-ca", namespace), _trust(devnet, namespace))
-    example = examples.start(kube, devnet, "cert-manager")
-    try:
+    with examples.started(kube, devnet, "cert-manager") as example:
         assert examples.run(example, tasks).ended() == "Finished"
-    finally:
-        example.delete()
 
 
 def test_the_probe_of_the_reference_reports_a_worker_with_an_issued_certificate_as_healthy(

@@ -1,8 +1,5 @@
 """Each example runs a job, beside what it needs: devices, a claim on devices, a sandbox."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 
 from e2e import addons, examples
@@ -10,7 +7,7 @@ from e2e.devnet import Devnet
 from e2e.kube import Kube, Object, eventually
 from e2e.settings import Settings
 from e2e.tasks import Tasks
-from e2e.workers import Namespaces, Worker, pods_of
+from e2e.workers import Namespaces, pods_of
 
 pytestmark = pytest.mark.long
 
@@ -26,18 +23,9 @@ def namespace(namespaces: Namespaces, settings: Settings) -> str:
     return namespaces(examples.NAMESPACE)
 
 
-@contextmanager
-def started(kube: Kube, devnet: Devnet, name: str) -> Iterator[Worker]:
-    worker = examples.start(kube, devnet, name)
-    try:
-        yield worker
-    finally:
-        worker.delete()
-
-
 @pytest.mark.parametrize("name", ["hyphaworker", "market", "nodeport"])
 def test_an_example_runs_a_job(kube: Kube, devnet: Devnet, tasks: Tasks, name: str) -> None:
-    with started(kube, devnet, name) as worker:
+    with examples.started(kube, devnet, name) as worker:
         assert examples.run(worker, tasks).ended() == "Finished"
 
 
@@ -45,7 +33,7 @@ def test_the_example_with_gpus_runs_a_job_on_a_device_of_a_device_plugin(
     kube: Kube, devnet: Devnet, tasks: Tasks
 ) -> None:
     kube.patch("nodes", None, _NODE, {"metadata": {"labels": _PRODUCT}})
-    with addons.devices(kube, "nvidia.com/gpu", 4), started(kube, devnet, "gpu") as worker:
+    with addons.devices(kube, "nvidia.com/gpu", 4), examples.started(kube, devnet, "gpu") as worker:
         task = examples.run(worker, tasks)
         assert task.ended() == "Finished"
         (pod,) = pods_of(kube, worker, task)
@@ -55,7 +43,7 @@ def test_the_example_with_gpus_runs_a_job_on_a_device_of_a_device_plugin(
 def test_the_example_with_a_sandbox_runs_a_job_in_its_runtime_class(kube: Kube, devnet: Devnet, tasks: Tasks) -> None:
     metadata = {"name": "gvisor"}
     kube.apply({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": metadata, "handler": "runc"})
-    with started(kube, devnet, "gvisor") as worker:
+    with examples.started(kube, devnet, "gvisor") as worker:
         task = examples.run(worker, tasks)
         assert task.ended() == "Finished"
         (pod,) = pods_of(kube, worker, task)
@@ -75,7 +63,7 @@ def test_the_scheduler_allocates_a_device_to_the_claim_of_the_example_with_dynam
         {**api, "kind": "ResourceSlice", "metadata": {"name": f"{_NODE}-gpus"}, "spec": node},
     )
     try:
-        with started(kube, devnet, "dra") as worker:
+        with examples.started(kube, devnet, "dra") as worker:
             task = examples.run(worker, tasks)
 
             def allocated() -> list[Object]:

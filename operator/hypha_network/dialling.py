@@ -9,10 +9,10 @@ import trio
 from hypha_network.changes import Changes
 from hypha_network.errors import NetworkError
 from hypha_network.wire.addresses import Address
+from hypha_network.wire.race import HEAD_START_S
 
 MAX_ADDRESSES: Final = 64
 """Maximum number of addresses to dial for one connection. Peers may name many that are false."""
-HEAD_START_S: Final = 0.25
 
 Found = Callable[[Iterable[Address]], None]
 """Takes addresses as they become known."""

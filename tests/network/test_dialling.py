@@ -5,9 +5,10 @@ import trio
 from trio.testing import MockClock
 
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
-from hypha_network.dialling import HEAD_START_S, MAX_ADDRESSES, Found, dial_found
+from hypha_network.dialling import MAX_ADDRESSES, Found, dial_found
 from hypha_network.errors import DialError
 from hypha_network.wire.addresses import Address, parse
+from hypha_network.wire.race import HEAD_START_S
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, node, until
 

@@ -145,7 +145,7 @@ def set_pad_token(model: torch.nn.Module, pad_token_id: int | None) -> None:
 
 
 def disable_cache(model: torch.nn.Module) -> None:
-    """Let the model keep no keys and values, which recomputed activations would add twice."""
+    """Turn off the cache of keys and values. Layers that run again in the backward pass would extend it twice."""
     for module in model.modules():
         config = getattr(module, "config", None)
         if getattr(config, "use_cache", False):

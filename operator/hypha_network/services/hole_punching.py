@@ -149,11 +149,11 @@ class HolePuncher:
     async def _answer(self, connection: Connection, stream: Stream) -> None:
         peer_id = connection.peer_id
         if not connection.relayed or self._host.has_direct(peer_id):
-            raise RemoteRefused(f"{peer_id} asks for a hole, and needs none")
+            raise RemoteRefused(f"{peer_id} asks for hole punching, but is connected directly")
         if self._failures.wait_s(peer_id) > 0:
-            raise RemoteRefused(f"{peer_id} asks for a hole too often")
+            raise RemoteRefused(f"{peer_id} asks for hole punching too often")
         if peer_id in self._beginning and self._host.peer_id > peer_id:  # both begin, and one of them must yield
-            raise RemoteRefused(f"{peer_id} asks for a hole, and so does this node")
+            raise RemoteRefused(f"{peer_id} asks for hole punching, and so does this node")
         with trio.fail_after(EXCHANGE_TIMEOUT_S):
             theirs = await receive_addresses(stream, CONNECT, self._host.excluded)
             await send(stream, HolePunch(type=CONNECT, ObsAddrs=self._own()))
@@ -180,7 +180,7 @@ class HolePuncher:
                 await self._host.dial(address.of(peer_id))
 
         if self._failures.wait_s(peer_id) > 0:  # the peer may have exchanged addresses on many streams at once
-            raise RemoteRefused(f"{peer_id} asks for a hole too often")
+            raise RemoteRefused(f"{peer_id} asks for hole punching too often")
         if len(self._dials) >= MAX_AT_ONCE:
             raise RemoteRefused(f"this node punches holes to {MAX_AT_ONCE} peers already")
         self._failures.add(peer_id)  # and removed if this succeeds, so that a peer cannot begin many attempts at once

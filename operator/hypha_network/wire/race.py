@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 import trio
 
 HEAD_START_S: Final = 0.25
-"""How long to wait for one address of a name before the next one is tried beside it."""
+"""How long to wait for one address before the next one is tried beside it."""
 Result = TypeVar("Result")
 Failure = TypeVar("Failure", bound=Exception)
 

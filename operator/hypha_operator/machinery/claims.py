@@ -8,7 +8,15 @@ from typing import Final
 from hypha_contracts.kubernetes_errors import ApiError, Conflict, Forbidden, is_terminating
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.election import LEASE_NAME, Observed, lease_of, observed, served_by_other, write_lease
+from hypha_operator.machinery.election import (
+    LEASE_NAME,
+    Observed,
+    holder_of,
+    lease_of,
+    observed,
+    served_by_other,
+    write_lease,
+)
 from hypha_operator.machinery.kinds import LEASE, WORKER, Manifest
 from hypha_operator.machinery.store import Store
 
@@ -109,5 +117,4 @@ async def claims_in(cluster: Cluster, namespace: str | None) -> list[Manifest]:
 
 async def claims_of(cluster: Cluster, namespace: str | None, holder: str) -> list[Manifest]:
     """Return the claims with this holder, in a namespace or in the cluster."""
-    claims = await claims_in(cluster, namespace)
-    return [claim for claim in claims if (claim.get("spec") or {}).get("holderIdentity") == holder]
+    return [claim for claim in await claims_in(cluster, namespace) if holder_of(claim) == holder]

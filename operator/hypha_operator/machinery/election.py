@@ -53,7 +53,7 @@ class Observed:
     @property
     def release(self) -> str:
         """The release of the holder."""
-        return self.holder.rpartition("/")[0]
+        return release_of(self.holder)
 
     def is_free(self, now_s: float) -> bool:
         """Whether nobody holds it any more."""
@@ -65,6 +65,16 @@ def lease_place(namespaces: Sequence[str]) -> tuple[str, str]:
     return (namespaces[0], LEASE_NAME) if namespaces else CLUSTER_LEASE
 
 
+def holder_of(lease: Manifest) -> str:
+    """Return who holds a Lease, as `<release>/<replica>`; empty if nobody does."""
+    return (lease.get("spec") or {}).get("holderIdentity") or ""
+
+
+def release_of(holder: str) -> str:
+    """Return the release of a holder."""
+    return holder.rpartition("/")[0]
+
+
 def observed(lease: Manifest | None, before: Observed | None, now_s: float) -> Observed:
     """Return a Lease as seen now. If it has not changed, it keeps the time at which it was first seen."""
     if lease is None:
@@ -72,8 +82,8 @@ def observed(lease: Manifest | None, before: Observed | None, now_s: float) -> O
     version = str(lease["metadata"]["resourceVersion"])
     if before is not None and before.version == version:
         return before
-    spec = lease.get("spec") or {}
-    return Observed(version, spec.get("holderIdentity") or "", float(spec.get("leaseDurationSeconds") or 0), now_s)
+    duration_s = float((lease.get("spec") or {}).get("leaseDurationSeconds") or 0)
+    return Observed(version, holder_of(lease), duration_s, now_s)
 
 
 def lease_of(place: tuple[str, str], before: Observed, holder: str, duration_s: int, now: datetime) -> Manifest:

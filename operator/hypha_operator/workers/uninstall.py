@@ -11,9 +11,11 @@ from hypha_operator.machinery.election import (
     LEASE_NAME,
     LEASE_S,
     UNINSTALLER,
+    holder_of,
     lease_of,
     lease_place,
     observed,
+    release_of,
     write_lease,
 )
 from hypha_operator.machinery.kinds import LEASE, WORKER, Manifest
@@ -58,13 +60,13 @@ async def _uninstall(cluster: Cluster, clock: Clock, name: str, namespaces: tupl
     scopes = namespaces or (None,)
     claims = [claim for scope in scopes for claim in await claims_in(cluster, scope)]
     # A namespace without a claim counts too: while it is being deleted, its claim may go before its workers.
-    others = {_namespace(claim) for claim in claims if observed(claim, None, 0.0).release not in ("", name)}
+    others = {_namespace(claim) for claim in claims if release_of(holder_of(claim)) not in ("", name)}
     workers = [worker for scope in scopes for worker in await cluster.find(WORKER, scope)]
     for worker in workers:
         if _namespace(worker) not in others and not await release(worker, cluster):
             raise UninstallError(f"HyphaWorker {_namespace(worker)}/{worker['metadata']['name']} changes. Try again.")
     for claim in claims:
-        if observed(claim, None, 0.0).holder == f"{name}/{REPLICA}":
+        if holder_of(claim) == f"{name}/{REPLICA}":
             await cluster.delete(LEASE, _namespace(claim), LEASE_NAME, uid=claim["metadata"]["uid"])
     await cluster.delete(LEASE, *place)
 
