@@ -270,8 +270,7 @@ class Host:
         """Connect to the IP address of a peer that does the same; DialError. One side is the initiator."""
         if address.endpoint in self.listen_addresses:
             raise DialError(f"{address} is an address of this node")
-        link = await self._transports[address.transport].punch(address, self.bound)
-        link.is_initiator = is_initiator
+        link = await self._transports[address.transport].punch(address, self.bound, is_initiator=is_initiator)
         return await self.upgrade(link, address.peer_id)
 
     async def connect(

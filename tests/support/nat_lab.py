@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -46,6 +46,8 @@ table ip filter {{
 """
 KEPT, RANDOM = "", "fully-random"
 """How a NAT chooses the port of a connection: the local one if it is free, or any for each destination."""
+TCP, QUIC = "tcp/4001", "udp/4001/quic-v1"
+"""The ends of the addresses at which the nodes listen."""
 _WITH_THIS_PROCESS = ("setpriv", "--pdeathsig", "KILL")
 """Ends a process with this one, however this one ends."""
 _names = count()
@@ -161,21 +163,22 @@ class Laboratory:
         _link(place.namespace, "wan", f"{place.host}/24", self._hub, f"port-{number}")
         _ip("-n", self._hub, "link", "set", f"port-{number}", "master", "bridge")
 
-    def gateway(self, *, bulk: bool) -> str:
-        """Start a gateway of the devnet, which relays bulk data or not, at a public address, which is returned."""
+    def gateway(self, *, bulk: bool, listen: Sequence[str] = (TCP,)) -> str:
+        """Start a gateway of the devnet, which relays bulk data or not. Return its addresses, separated by commas."""
         place = self.public()
         files = self.pki.files("gateway", self.directory)
         config = self.directory / "gateway.toml"
+        addresses = [f"/ip4/{place.host}/{ending}" for ending in listen]
         settings = {
             "cert_pem": str(files.cert),
             "key_pem": str(files.key),
             "trust_pem": str(files.trust),
-            "listen_addresses": [f"/ip4/{place.host}/tcp/4001"],
+            "listen_addresses": addresses,
         }
         config.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items()))
         more = ("--set", "relay.peer_mb_per_s=50") if bulk else ()
         self._start(place, "hypha_devnet", "gateway", "--config", str(config), *more)
-        return f"/ip4/{place.host}/tcp/4001"
+        return ",".join(addresses)
 
     def node(self, place: Place, name: str, *arguments: str) -> Process:
         """Run `support.lab_node` with these arguments."""

@@ -333,12 +333,14 @@ def expand(address: Address) -> list[Address]:
     return [replace(address, host=host) for host in sorted(hosts)]
 
 
-def local_port_for(host: str, listening: Iterable[Address]) -> int | None:
-    """Return the listening TCP port from which to connect to an IP address; None if no listener is of its kind."""
-    remote = ip_address(host)
+def local_port_for(host: str, listening: Iterable[Address], transport: TransportName = TransportName.TCP) -> int | None:
+    """Return the listening port from which to connect to an IP address; None if no listener is of its kind."""
     for address in listening:
-        ip = address.ip if address.transport is TransportName.TCP else None
-        same = ip is not None and ip.version == remote.version
-        if ip is not None and same and (ip.is_unspecified or ip.is_loopback == remote.is_loopback):
+        if address.transport is transport and address.ip is not None and leads_to(address.ip, ip_address(host)):
             return address.port
     return None
+
+
+def leads_to(local: IPAddress, remote: IPAddress) -> bool:
+    """Return whether a socket that is bound to a local address can connect to a remote one."""
+    return local.version == remote.version and (local.is_unspecified or local.is_loopback == remote.is_loopback)
