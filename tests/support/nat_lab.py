@@ -6,6 +6,7 @@
 The host's own namespace has no part in it, so any number of laboratories run beside each other.
 """
 
+import ctypes
 import json
 import os
 import shutil
@@ -51,6 +52,8 @@ TCP, QUIC = "tcp/4001", "udp/4001/quic-v1"
 _WITH_THIS_PROCESS = ("setpriv", "--pdeathsig", "KILL")
 """Ends a process with this one, however this one ends."""
 _names = count()
+_libc = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNET = 0x40000000
 
 
 @cache
@@ -83,6 +86,27 @@ class Place:
     namespace: str
     host: str
 
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The beginning of a command that runs in this place, and ends with this process."""
+        return (*_WITH_THIS_PROCESS, "ip", "netns", "exec", self.namespace)
+
+
+@contextmanager
+def inside(place: Place) -> Iterator[None]:
+    """Let this thread use the network of a place."""
+    with Path("/proc/thread-self/ns/net").open() as own, Path("/run/netns", place.namespace).open() as other:
+        _enter(other.fileno())
+        try:
+            yield
+        finally:
+            _enter(own.fileno())
+
+
+def _enter(descriptor: int) -> None:
+    if _libc.setns(descriptor, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "cannot enter a network namespace")
+
 
 class Process:
     """A process in a place, which writes a JSON object per line and ends with the laboratory."""
@@ -91,7 +115,7 @@ class Process:
         self.log = log
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [*_WITH_THIS_PROCESS, "ip", "netns", "exec", place.namespace, sys.executable, "-m", *arguments],
+                [*place.command, sys.executable, "-m", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
