@@ -25,7 +25,7 @@ _PEER: Final = f"/p2p/{_PEER_ID}"
 _AT: Final = f"(tcp/{_PORT}|udp/{_PORT}/quic-v1)"
 _GATEWAY: Final = f"^/{_HOST}/{_AT}({_PEER})?$"
 _EXTERNAL: Final = f"^/{_HOST}/{_AT}({_PEER}(/p2p-circuit({_PEER})?)?)?$"
-_LISTEN: Final = f"^/{_IP}/tcp/{_PORT}$"
+_LISTEN: Final = f"^/{_IP}/{_AT}$"
 
 _WRITE_PEER: Final = (
     "write /dns4/host.example.org/tcp/4001 or /ip4/203.0.113.50/udp/4001/quic-v1, with or without /p2p/<peer id>"
@@ -33,8 +33,8 @@ _WRITE_PEER: Final = (
 _NAME: Final = "^[0-9A-Za-z_-]+([.][0-9A-Za-z_-]+)*$"
 _WRITE_HOST: Final = "write an IP address or a name, such as 203.0.113.50 or node.example.org"
 _WRITE_LISTEN: Final = (
-    f"write /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001, but not port {CONNECTOR_PORT}, where jobs reach the worker, "
-    f"or {METRICS_PORT}, where Prometheus does"
+    f"write /ip4/0.0.0.0/tcp/4001 or /ip6/::/udp/4001/quic-v1, but not TCP port {CONNECTOR_PORT}, where jobs reach the "
+    f"worker, or {METRICS_PORT}, where Prometheus does"
 )
 _TAKEN: Final = tuple(f"/tcp/{port}" for port in (CONNECTOR_PORT, METRICS_PORT))
 _WRITE_PEER_ID: Final = "write a peer id such as 12D3KooW..."
