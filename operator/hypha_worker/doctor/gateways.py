@@ -84,6 +84,8 @@ def judge_failure(address: str, error: NetworkError) -> Finding:
         remedy = "Something other than a gateway answers there. Correct the address and its port."
     elif "refused" in reason:
         remedy = "Nothing listens there. Correct the port, start the gateway, or open its firewall."
+    elif "no answer within" in reason and "/udp/" in address:  # UDP does not tell a closed port from a silent one
+        remedy = "Check that the gateway listens there over QUIC, and that firewalls on the way pass UDP."
     elif any(words in reason for words in ("no connection within", "no answer within", "unreachable", "No route")):
         remedy = "Check the route and firewalls between this machine and the gateway."
     elif "/dns" in address:
