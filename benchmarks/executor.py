@@ -2,9 +2,9 @@
 
 `executor.py fetch REPORT NUMBER [DIRECTORY]` fetches NUMBER slices. With DIRECTORY it fetches slice N only once the
 file N is there, and then removes that file. `executor.py outer-steps REPORT NUMBER DIRECTORY` takes part in NUMBER
-outer steps together with the other executors that use DIRECTORY. `executor.py rounds REPORT NUMBER DIRECTORY` does the
-same, and fetches a slice before each. All write seconds to REPORT as JSON. `executor.py exchange REPORT NUMBER DIRECTORY`
-writes the digests of what it fetched, sent and received instead. It needs only the standard library.
+outer steps together with the other executors that use DIRECTORY, and `executor.py rounds REPORT NUMBER DIRECTORY`
+fetches a slice before each. All write seconds to REPORT as JSON. `executor.py exchange REPORT NUMBER DIRECTORY` writes
+the digests of what it fetched, sent and received instead. It needs only the standard library.
 """
 
 import hashlib

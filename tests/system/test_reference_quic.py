@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from benchmarks.fetch import make_slice
-from benchmarks.nodes import job_of, open_stage, peers, train_config
+from benchmarks.nodes import job_of, open_stage, train_config
 
 pytestmark = [
     pytest.mark.anyio,
