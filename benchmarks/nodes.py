@@ -169,12 +169,14 @@ class Stage:
         self.nodes.append(node)
         return node
 
-    def start_gateway(self, kind: Kind, addresses: Sequence[str], **settings: Any) -> Node:
+    def start_gateway(
+        self, kind: Kind, addresses: Sequence[str], environment: Mapping[str, str] | None = None, **settings: Any
+    ) -> Node:
         """Start the gateway that all other nodes use, at these addresses."""
         self.gateways = addresses
         config = {**self.common("gateway"), "listen_addresses": addresses, "external_addresses": addresses, **settings}
         del config["gateway_addresses"], config["relay_circuit"]
-        return self.start("gateway", kind, "gateway", config)
+        return self.start("gateway", kind, "gateway", config, environment)
 
     def start_data_node(self, name: str, kind: Kind, dataset: Path) -> Node:
         """Start a data node with one dataset."""

@@ -24,7 +24,7 @@ SIZE_BYTES: Final = 4_000_000
 """Of a slice, and of a pseudo-gradient: many times what a limited relay passes on."""
 JOB_S: Final = 45.0
 READY_S: Final = 60.0
-_PRIVATE: Final = ("192.168.0.0/16", "127.0.0.0/8")
+PRIVATE: Final = ("192.168.0.0/16", "127.0.0.0/8")
 _REASONS: Final = {
     "only the relay": "bulk data fails: only a limited relay leads from one node to the other",
     "is not healthy": "a node does not join",
@@ -40,10 +40,10 @@ def run(case: Case) -> Outcome:
         places["gateway"] = lab.public()
         stage = Stage(Path(directory), certs.create_organisation(certs.create_root(), "laboratory"))
         stage.prefix = lambda name: places[name].command
-        stage.exclude_cidr = _PRIVATE
+        stage.exclude_cidr = PRIVATE
         ends = TRANSPORTS[case.transport]
         stage.listen_addresses = [f"/ip4/0.0.0.0/{end}" for end in ends]
-        with inside(places[SCHEDULER]), _all_stopped(stage):
+        with inside(places[SCHEDULER]), all_stopped(stage):
             bulk = {"relay": {"peer_mb_per_s": 100}} if case.gateway == "ours, bulk" else {}
             kind: Kind = "rust" if case.gateway == "reference" else "ours"
             stage.start_gateway(kind, [f"/ip4/{places['gateway'].host}/{end}" for end in ends], **bulk)
@@ -55,7 +55,7 @@ def _place(lab: Laboratory, case: Case, name: str) -> Place:
 
 
 @contextmanager
-def _all_stopped(stage: Stage) -> Iterator[None]:
+def all_stopped(stage: Stage) -> Iterator[None]:
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ HEAD: Final = "| path | QUIC, Mbit/s | TCP | the kernel's TCP, reno | cubic |\n|
 
 def lines(seconds: float = SECONDS) -> Iterator[str]:
     """Measure, and yield the lines of the table. The rates are in Mbit/s."""
+    yield HEAD
     for path in PATHS:
         with TemporaryDirectory(prefix="nat-table-") as directory, laboratory(Pki(), Path(directory)) as lab:
             rates = trio.run(_rates, lab, path, seconds)
