@@ -67,7 +67,7 @@ def fetch(config: Any, number: int, turns: Path | None = None) -> Iterator[float
 
 def rounds(config: Any, number: int, directory: Path) -> Iterator[tuple[float, float]]:
     """Do as `outer_steps` does, but fetch a slice before each step."""
-    return outer_steps(config, number, directory, before=lambda: next(fetch(config, 1)))
+    return outer_steps(config, number, directory, before=lambda: retried("/resources/fetch", config["data"]))
 
 
 def exchange(config: Any, number: int, directory: Path) -> Iterator[tuple[str, str, str]]:
@@ -104,11 +104,16 @@ def outer_steps(
 
 
 def send(resource: Any) -> float:
-    """Send the pseudo-gradient; return when that began. The Rust bridge refuses until it can reach the peer."""
+    """Send the pseudo-gradient; return when that began."""
+    return retried("/resources/send", {"resource": resource, "path": "gradient"})
+
+
+def retried(path: str, body: Any) -> float:
+    """Call the bridge until it does not refuse; return when that began. Rust's refuses until it can reach the peer."""
     while True:
         started = time.monotonic()
         try:
-            post("/resources/send", {"resource": resource, "path": "gradient"})
+            post(path, body)
         except BridgeRefusal as error:
             print(error, flush=True)
             time.sleep(0.2)
