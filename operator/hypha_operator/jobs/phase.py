@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from hypha_contracts.kinds import Manifest
 from hypha_contracts.names import EXECUTOR, controller_name
+from hypha_contracts.object_status import TERMINAL, find_condition, is_true
 from hypha_contracts.reasons import JobReason
 from hypha_operator.jobs.observed import ObservedJob
-from hypha_operator.machinery.conditions import Condition, find_condition, is_true, merged, timestamp
-from hypha_operator.machinery.kinds import Manifest
+from hypha_operator.machinery.conditions import Condition, merged, timestamp
 from hypha_operator.pods.stages import stages_of
 from hypha_operator.pods.state import (
     Finding,
@@ -25,7 +26,7 @@ from hypha_operator.pods.state import (
     lingering_container,
     obstacle_of,
 )
-from hypha_resources.job import TERMINAL, Phase
+from hypha_resources.job import Phase
 
 _TAKEN: Final = frozenset(
     {

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any, Final
 
+from hypha_contracts.kinds import NETWORK_POLICY, POD_DISRUPTION_BUDGET, SERVICE, Manifest
 from hypha_contracts.names import (
     CONNECTOR_PORT,
     METRICS_PORT,
@@ -14,7 +15,6 @@ from hypha_contracts.names import (
     job_selector,
     p2p_service_name,
 )
-from hypha_operator.machinery.kinds import NETWORK_POLICY, POD_DISRUPTION_BUDGET, SERVICE, Manifest
 from hypha_operator.machinery.manifests import child
 from hypha_resources.worker import HyphaWorkerSpec
 
