@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from hypha_contracts.durations import short_duration
 from hypha_contracts.kinds import Manifest
 from hypha_contracts.names import EXECUTOR, controller_name
 from hypha_contracts.object_status import TERMINAL, find_condition, is_true
@@ -160,11 +161,7 @@ def _start_of(pod: Manifest) -> str | None:
 
 
 def _duration(start_time: str, end: datetime) -> str:
-    """Return a time such as `2h5m` or `3m8s` for people."""
-    seconds = max(0, round((end - datetime.fromisoformat(start_time)).total_seconds()))
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes}m" if hours else f"{minutes}m{seconds}s"
+    return short_duration((end - datetime.fromisoformat(start_time)).total_seconds())
 
 
 def _conditions(state: State) -> list[Condition]:
