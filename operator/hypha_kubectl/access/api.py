@@ -1,0 +1,192 @@
+"""Ask the API server. Every call has a deadline. The calls block, and threads may make them at once."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from hypha_contracts.kinds import Kind, Manifest
+from hypha_contracts.kubernetes_errors import ApiError, Unavailable, from_answer
+from hypha_kubectl.access.credentials import Login, proxy_of, tls_context
+from hypha_kubectl.access.kubeconfig import Context
+
+FIELD_MANAGER: Final = "kubectl-hypha"
+_CALL_S: Final = 30.0
+_CONNECT_S: Final = 10.0
+_PAGE: Final = 500
+_WATCH_S: Final = 300
+"""How long the server serves a watch. The client then continues it from the last version."""
+_SILENCE_S: Final = 90.0
+"""A watch that is silent for this long is dead, because the server sends bookmarks every minute."""
+_MERGE: Final = "application/merge-patch+json"
+_THREADS: Final = 8
+
+_T = TypeVar("_T")
+
+
+class Api:
+    """The API server of a context. `open_api` makes one."""
+
+    def __init__(self, context: Context, client: httpx.Client) -> None:
+        self.context = context
+        self._client = client
+        self._ahead = timedelta(0)
+        name = context.cluster.get("tls-server-name")
+        self._extensions = {"sni_hostname": name} if name else {}
+
+    def now(self) -> datetime:
+        """Return the time by the clock of the API server, once it has answered. This machine's may be wrong."""
+        return datetime.now(UTC) + self._ahead
+
+    def read(self, path: str, query: Mapping[str, str] | None = None) -> Any:
+        """Return what a path holds, from JSON. ApiError."""
+        return self._call("GET", path, query)
+
+    def get(self, kind: Kind, namespace: str | None, name: str) -> Manifest:
+        """Return an object. NotFound, ApiError."""
+        return dict(self._call("GET", kind.path(namespace, name)))
+
+    def find(self, kind: Kind, namespace: str | None, **selectors: str) -> list[Manifest]:
+        """Return all objects of a namespace, or of the cluster if it is None. ApiError."""
+        return self.snapshot(kind, namespace, **selectors)[0]
+
+    def snapshot(self, kind: Kind, namespace: str | None, **selectors: str) -> tuple[list[Manifest], str]:
+        """Return all objects, and the version to watch from.
+
+        Args:
+            kind: the kind of the objects.
+            namespace: their namespace; None for the complete cluster.
+            selectors: `labelSelector` or `fieldSelector`.
+
+        Raises:
+            NotFound: the cluster does not serve this kind.
+            ApiError: the API server did not answer, or refused.
+        """
+        items: list[Manifest] = []
+        query = {"limit": str(_PAGE), **selectors}
+        while True:
+            page = self._call("GET", kind.path(namespace), query)
+            items += page.get("items") or []
+            if not (following := page["metadata"].get("continue")):
+                return items, str(page["metadata"]["resourceVersion"])
+            query["continue"] = following
+
+    def watch(
+        self, kind: Kind, namespace: str | None, version: str, **selectors: str
+    ) -> Iterator[tuple[str, Manifest]]:
+        """Yield each change since a version (ADDED, MODIFIED, DELETED or BOOKMARK), until the server ends the watch.
+
+        Raises:
+            Gone: the version is too old. List again.
+            ApiError: the watch broke or was silent for too long.
+        """
+        query = {
+            **selectors,
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "timeoutSeconds": str(_WATCH_S),
+        }
+        for line in self.lines(kind.path(namespace), query, silence_s=_SILENCE_S):
+            event = json.loads(line)
+            if event["type"] == "ERROR":
+                raise from_answer(f"WATCH {kind.plural}", int(event["object"].get("code") or 0), event["object"])
+            yield event["type"], event["object"]
+
+    def lines(self, path: str, query: Mapping[str, str], *, silence_s: float | None) -> Iterator[str]:
+        """Yield the lines of an answer while they arrive. ApiError, also after a silence of so many seconds."""
+        call = f"GET {path}"
+        timeout = httpx.Timeout(_CALL_S, connect=_CONNECT_S, read=silence_s)
+        try:
+            with self._client.stream(
+                "GET", quote(path), params=query, timeout=timeout, extensions=self._extensions
+            ) as answer:
+                self._note_time(answer)
+                if answer.status_code != HTTPStatus.OK:
+                    answer.read()
+                    raise _error(call, answer)
+                yield from answer.iter_lines()
+        except (httpx.HTTPError, OSError) as error:
+            raise _unavailable(call, error) from error
+
+    def merge(self, kind: Kind, namespace: str, name: str, change: Manifest) -> Manifest:
+        """Change fields of an object, and return it. Conflict if the change names another resourceVersion. ApiError."""
+        query = {"fieldManager": FIELD_MANAGER}
+        return dict(self._call("PATCH", kind.path(namespace, name), query, change, _MERGE))
+
+    def create(self, path: str, body: Manifest) -> Manifest:
+        """Create an object, such as a question about rights. ApiError."""
+        return dict(self._call("POST", path, None, body))
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Manifest | None = None,
+        content: str = "application/json",
+    ) -> Any:
+        call = f"{method} {path}"
+        headers = {"Accept": "application/json", "Content-Type": content}
+        data = None if body is None else json.dumps(body)
+        try:
+            answer = self._client.request(
+                method, quote(path), params=query, content=data, headers=headers, extensions=self._extensions
+            )
+        except (httpx.HTTPError, OSError) as error:
+            raise _unavailable(call, error) from error
+        self._note_time(answer)
+        if not answer.is_success:
+            raise _error(call, answer)
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise Unavailable(call, 0, "NotJson", "the answer is not JSON; this is no API server") from error
+
+    def _note_time(self, answer: httpx.Response) -> None:
+        if date := answer.headers.get("Date"):
+            ahead = parsedate_to_datetime(date) - datetime.now(UTC)
+            self._ahead = ahead if abs(ahead) > timedelta(seconds=2) else timedelta(0)
+
+
+def _unavailable(call: str, error: Exception) -> Unavailable:
+    return Unavailable(call, 0, type(error).__name__, str(error) or type(error).__name__)
+
+
+def _error(call: str, answer: httpx.Response) -> ApiError:
+    try:
+        body = answer.json()
+    except ValueError:
+        body = answer.text
+    return from_answer(call, answer.status_code, body)
+
+
+@contextmanager
+def open_api(context: Context, environ: Mapping[str, str]) -> Iterator[Api]:
+    """Open connections to the API server of a context. UsageError."""
+    login = Login(context, environ)
+    tls: Any = tls_context(context, login) if context.server.startswith("https") else False
+    with httpx.Client(
+        base_url=context.server,
+        verify=tls,
+        auth=login,
+        proxy=proxy_of(context, environ),
+        trust_env=False,
+        timeout=httpx.Timeout(_CALL_S, connect=_CONNECT_S),
+        headers={"User-Agent": f"{FIELD_MANAGER}/{version('hypha-worker')}"},
+    ) as client:
+        yield Api(context, client)
+
+
+def at_once(*calls: Callable[[], _T]) -> list[_T]:
+    """Make several calls at the same time, and return their results in order. Raises the first error."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]

@@ -1,0 +1,129 @@
+"""The command line `kubectl hypha`.
+
+Exit codes: 0 success; 1 failure; 2 wrong command line or kubeconfig; 130 interrupted.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from hypha_contracts import command_line
+
+if TYPE_CHECKING:
+    from hypha_kubectl.access.api import Api
+
+app = command_line.new_app(
+    "kubectl hypha",
+    "Show and manage the workers of a Hypha network in a cluster.\n\n"
+    "Exit codes: 0 success; 1 failure; 2 wrong command line or kubeconfig; 130 interrupted.",
+    add_completion=False,
+)
+
+ContextOption = Annotated[
+    str | None, typer.Option("--context", metavar="NAME", help="Context of the kubeconfig. Default: the current one.")
+]
+KubeconfigOption = Annotated[
+    Path | None, typer.Option("--kubeconfig", metavar="FILE", help="Kubeconfig in place of KUBECONFIG's files.")
+]
+NamespaceOption = Annotated[
+    str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Default: the namespace of the context.")
+]
+AllOption = Annotated[bool, typer.Option("--all-namespaces", "-A", help="All namespaces.")]
+
+
+class Output(StrEnum):
+    """A form for programs."""
+
+    JSON = "json"
+
+
+OutputOption = Annotated[Output | None, typer.Option("--output", "-o", help="Print JSON for programs.")]
+
+
+def main() -> NoReturn:
+    """Run the command line."""
+    command_line.run(app, _expected, linux_only=False)
+
+
+def _expected() -> command_line.Errors:
+    from hypha_kubectl.errors import PluginError, UsageError  # noqa: PLC0415
+
+    return {UsageError: 2, PluginError: 1}
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context, show_version: command_line.VersionOption = False) -> None:  # noqa: ARG001
+    command_line.require_command(context)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where a command looks. The namespace is None for all."""
+
+    api: "Api"
+    namespace: str | None
+
+
+@contextmanager
+def _connected(
+    context: str | None, kubeconfig: Path | None, namespace: str | None, all_namespaces: bool = False
+) -> Iterator[Scope]:
+    """Open the API server of a context. Errors of the API become messages with their remedies."""
+    from hypha_contracts.kubernetes_errors import ApiError  # noqa: PLC0415 - --help needs none of these
+    from hypha_kubectl.access.api import open_api  # noqa: PLC0415
+    from hypha_kubectl.access.explain import explained  # noqa: PLC0415
+    from hypha_kubectl.access.kubeconfig import load_context  # noqa: PLC0415
+
+    if namespace and all_namespaces:
+        raise typer.BadParameter("use either --namespace or --all-namespaces")
+    chosen = load_context(os.environ, kubeconfig, context)
+    with open_api(chosen, os.environ) as api:
+        try:
+            yield Scope(api, None if all_namespaces else namespace or chosen.namespace)
+        except ApiError as error:
+            raise explained(error, chosen) from error
+
+
+@app.command()
+def status(
+    worker: Annotated[str | None, typer.Argument(metavar="[WORKER]", help="Show only this worker.")] = None,
+    *,
+    output: OutputOption = None,
+    context: ContextOption = None,
+    kubeconfig: KubeconfigOption = None,
+    namespace: NamespaceOption = None,
+    all_namespaces: AllOption = False,
+) -> None:
+    """Show workers: whether they offer and why not, what is used, leases, jobs and earnings."""
+    from hypha_kubectl.commands import status as command  # noqa: PLC0415
+
+    with _connected(context, kubeconfig, namespace, all_namespaces) as scope:
+        command.show(scope.api, scope.namespace, worker, as_json=output is Output.JSON)
+
+
+@app.command()
+def jobs(
+    *,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the changes until interrupted.")] = False,
+    output: OutputOption = None,
+    context: ContextOption = None,
+    kubeconfig: KubeconfigOption = None,
+    namespace: NamespaceOption = None,
+    all_namespaces: AllOption = False,
+) -> None:
+    """List jobs: those that run first, then those that failed or succeeded lately."""
+    from hypha_kubectl.commands import jobs as command  # noqa: PLC0415
+
+    if watch and output:
+        raise typer.BadParameter("use either --watch or --output")
+    with _connected(context, kubeconfig, namespace, all_namespaces) as scope:
+        if watch:
+            command.watch(scope.api, scope.namespace)
+        else:
+            command.show(scope.api, scope.namespace, as_json=output is Output.JSON)
