@@ -4,6 +4,7 @@ Exit codes: 0 success; 1 failure; 2 wrong command line or kubeconfig; 130 interr
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,6 +89,8 @@ def _connected(
             yield Scope(api, None if all_namespaces else namespace or chosen.namespace)
         except ApiError as error:
             raise explained(error, chosen) from error
+        except BrokenPipeError:  # the reader of our output has enough, such as `head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.command()
@@ -127,3 +130,36 @@ def jobs(
             command.watch(scope.api, scope.namespace)
         else:
             command.show(scope.api, scope.namespace, as_json=output is Output.JSON)
+
+
+@app.command()
+def logs(
+    job: Annotated[str, typer.Argument(help="The job: its name, or the beginning of it or of its task id.")],
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more lines until the job ends.")] = False,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="DURATION", help="Only lines of this time, such as 10m.")
+    ] = None,
+    tail: Annotated[
+        int | None, typer.Option("--tail", metavar="N", min=0, help="Only the last N lines of each container.")
+    ] = None,
+    timestamps: Annotated[bool, typer.Option("--timestamps", help="Begin each line with its time.")] = False,
+    context: ContextOption = None,
+    kubeconfig: KubeconfigOption = None,
+    namespace: NamespaceOption = None,
+) -> None:
+    """Print the logs of a job's bridge and executor in one, by time."""
+    from hypha_kubectl.commands import logs as command  # noqa: PLC0415
+
+    options = command.Options(follow, _seconds(since), tail, timestamps)
+    with _connected(context, kubeconfig, namespace) as scope:
+        command.show(scope.api, scope.namespace, job, options)
+
+
+def _seconds(duration: str | None) -> int | None:
+    from hypha_contracts.durations import parse_duration  # noqa: PLC0415
+
+    try:
+        return None if duration is None else parse_duration(duration)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
