@@ -70,6 +70,11 @@ class Scope:
     api: "Api"
     namespace: str | None
 
+    @property
+    def one_namespace(self) -> str:
+        """The namespace of a command that has no --all-namespaces."""
+        return self.namespace or self.api.context.namespace
+
 
 @contextmanager
 def _connected(
@@ -163,3 +168,49 @@ def _seconds(duration: str | None) -> int | None:
         return None if duration is None else parse_duration(duration)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done.")]
+
+
+@app.command()
+def drain(
+    worker: Annotated[str, typer.Argument(help="The worker.")],
+    *,
+    deadline: Annotated[
+        str | None,
+        typer.Option("--deadline", metavar="DURATION", help="End the jobs that still run after this time, such as 2h."),
+    ] = None,
+    timeout: Annotated[
+        str | None, typer.Option("--timeout", metavar="DURATION", help="Wait at most so long. Default: without end.")
+    ] = None,
+    wait: WaitOption = True,
+    context: ContextOption = None,
+    kubeconfig: KubeconfigOption = None,
+    namespace: NamespaceOption = None,
+) -> None:
+    """Suspend a worker (spec.suspend): no new offers, jobs go on. Wait until none of its jobs and leases is left."""
+    from hypha_kubectl.commands import drain as command  # noqa: PLC0415
+
+    times = {"deadline_s": _seconds(deadline), "timeout_s": _seconds(timeout)}
+    with _connected(context, kubeconfig, namespace) as scope:
+        settle_s = command.SETTLE_S if wait else None
+        command.drain(scope.api, scope.one_namespace, worker, **times, settle_s=settle_s)
+
+
+@app.command()
+def resume(
+    worker: Annotated[str, typer.Argument(help="The worker.")],
+    *,
+    timeout: Annotated[str, typer.Option("--timeout", metavar="DURATION", help="Wait at most so long.")] = "5m",
+    wait: WaitOption = True,
+    context: ContextOption = None,
+    kubeconfig: KubeconfigOption = None,
+    namespace: NamespaceOption = None,
+) -> None:
+    """Unset spec.suspend of a worker and its deadline. Wait until it makes offers."""
+    from hypha_kubectl.commands import drain as command  # noqa: PLC0415
+
+    timeout_s = _seconds(timeout)
+    with _connected(context, kubeconfig, namespace) as scope:
+        command.resume(scope.api, scope.one_namespace, worker, timeout_s=timeout_s, wait=wait)
