@@ -214,3 +214,24 @@ def resume(
     timeout_s = _seconds(timeout)
     with _connected(context, kubeconfig, namespace) as scope:
         command.resume(scope.api, scope.one_namespace, worker, timeout_s=timeout_s, wait=wait)
+
+
+@app.command()
+def check(
+    *,
+    before: Annotated[bool, typer.Option("--pre", help="Only what must be right before an installation.")] = False,
+    output: OutputOption = None,
+    context: ContextOption = None,
+    kubeconfig: KubeconfigOption = None,
+    namespace: NamespaceOption = None,
+    all_namespaces: AllOption = False,
+) -> None:
+    """Find out whether a cluster is ready for Hypha, or what is wrong, and what to do. Exit 1 if a check failed.
+
+    It changes nothing.
+    """
+    from hypha_kubectl.commands import check as command  # noqa: PLC0415
+
+    with _connected(context, kubeconfig, namespace, all_namespaces) as scope:
+        code = command.check(scope.api, scope.namespace, before=before, as_json=output is Output.JSON)
+    raise typer.Exit(code)

@@ -135,7 +135,7 @@ class Api:
         content: str = "application/json",
     ) -> Any:
         call = f"{method} {path}"
-        headers = {"Accept": "application/json", "Content-Type": content}
+        headers = {"Accept": "application/json, */*", "Content-Type": content}
         data = None if body is None else json.dumps(body)
         try:
             answer = self._client.request(
