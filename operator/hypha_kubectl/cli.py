@@ -235,3 +235,21 @@ def check(
     with _connected(context, kubeconfig, namespace, all_namespaces) as scope:
         code = command.check(scope.api, scope.namespace, before=before, as_json=output is Output.JSON)
     raise typer.Exit(code)
+
+
+@app.command()
+def report(
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.tar.gz", help="Default: hypha-report-TIME.tar.gz.")
+    ] = None,
+    context: ContextOption = None,
+    kubeconfig: KubeconfigOption = None,
+    namespace: NamespaceOption = None,
+    all_namespaces: AllOption = False,
+) -> None:
+    """Write a support bundle: objects, events, logs of operators and controllers, versions. It holds no secrets."""
+    from hypha_kubectl.commands import report as command  # noqa: PLC0415
+
+    with _connected(context, kubeconfig, namespace, all_namespaces) as scope:
+        command.report(scope.api, scope.namespace, output)
