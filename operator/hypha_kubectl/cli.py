@@ -253,3 +253,24 @@ def report(
 
     with _connected(context, kubeconfig, namespace, all_namespaces) as scope:
         command.report(scope.api, scope.namespace, output)
+
+
+@app.command()
+def release(
+    name: Annotated[str | None, typer.Argument(metavar="[WORKER|JOB]", help="The object to release.")] = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="Release all workers and jobs.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Do it although an operator holds its Lease.")] = False,
+    context: ContextOption = None,
+    kubeconfig: KubeconfigOption = None,
+    namespace: NamespaceOption = None,
+    all_namespaces: AllOption = False,
+) -> None:
+    """Remove Hypha's finalizers from objects that cannot be deleted because their operator is gone."""
+    from hypha_kubectl.commands import release as command  # noqa: PLC0415
+
+    if (name is None) is not everything:
+        raise typer.BadParameter("name a worker or a job, or use --all")
+    with _connected(context, kubeconfig, namespace, all_namespaces) as scope:
+        command.release(scope.api, scope.namespace, name, yes=yes, force=force)
