@@ -113,7 +113,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 requirements: install ## Compile requirements/*.txt from pyproject.toml
 	$(COMPILE) --extra dev pyproject.toml -o requirements/dev.txt
 	$(COMPILE) requirements/go.in -o requirements/go.txt
-	for extra in node operator worker bridge devnet parameter-server trainer; do \
+	for extra in node operator worker kubectl bridge devnet parameter-server trainer; do \
 	  $(COMPILE) --constraint requirements/dev.txt --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit; done
 
 clean: ## Remove everything that the other targets created
