@@ -82,8 +82,9 @@ crds: install ## Write crds/, the chart's CRD templates and the tables of docs/h
 reasons: install ## Write the tables of reasons in docs/conditions.md
 	$(BIN)/python -m hypha_contracts.reasons_page docs/conditions.md
 
-checks: install ## Write the table of the doctor's checks in docs/troubleshooting.md
+checks: install ## Write the tables of checks in docs/troubleshooting.md and docs/kubectl.md
 	$(BIN)/python -m hypha_worker.doctor.page docs/troubleshooting.md
+	$(BIN)/python -m hypha_kubectl.checks.page docs/kubectl.md
 
 metrics: install ## Write the tables of metrics in docs/telemetry.md
 	$(BIN)/python -m hypha_telemetry.catalogue docs/telemetry.md

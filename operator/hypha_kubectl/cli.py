@@ -100,7 +100,7 @@ def _connected(
 
 @app.command()
 def status(
-    worker: Annotated[str | None, typer.Argument(metavar="[WORKER]", help="Show only this worker.")] = None,
+    worker: Annotated[str | None, typer.Argument(metavar="WORKER", help="Show only this worker.")] = None,
     *,
     output: OutputOption = None,
     context: ContextOption = None,
@@ -108,7 +108,10 @@ def status(
     namespace: NamespaceOption = None,
     all_namespaces: AllOption = False,
 ) -> None:
-    """Show workers: whether they offer and why not, what is used, leases, jobs and earnings."""
+    """Show workers with their jobs and earnings.
+
+    For each worker: whether it makes offers and why not, how peers reach it, what is used, its leases and its jobs.
+    """
     from hypha_kubectl.commands import status as command  # noqa: PLC0415
 
     with _connected(context, kubeconfig, namespace, all_namespaces) as scope:
@@ -125,7 +128,10 @@ def jobs(
     namespace: NamespaceOption = None,
     all_namespaces: AllOption = False,
 ) -> None:
-    """List jobs: those that run first, then those that failed or succeeded lately."""
+    """List jobs, or follow them live with -w.
+
+    Those that run come first. In a narrow terminal, names are cut and columns are left out.
+    """
     from hypha_kubectl.commands import jobs as command  # noqa: PLC0415
 
     if watch and output:
@@ -153,7 +159,10 @@ def logs(
     kubeconfig: KubeconfigOption = None,
     namespace: NamespaceOption = None,
 ) -> None:
-    """Print the logs of a job's bridge and executor in one, by time."""
+    """Print the logs of a job in one.
+
+    The lines of bridge and executor are in the order of their times, each after its source.
+    """
     from hypha_kubectl.commands import logs as command  # noqa: PLC0415
 
     options = command.Options(follow, _seconds(since), tail, timestamps)
@@ -189,7 +198,10 @@ def drain(
     kubeconfig: KubeconfigOption = None,
     namespace: NamespaceOption = None,
 ) -> None:
-    """Suspend a worker (spec.suspend): no new offers, jobs go on. Wait until none of its jobs and leases is left."""
+    """Suspend a worker, and wait until it is empty.
+
+    It sets spec.suspend: the worker makes no new offers, and jobs go on. It waits until no job and no lease is left.
+    """
     from hypha_kubectl.commands import drain as command  # noqa: PLC0415
 
     times = {"deadline_s": _seconds(deadline), "timeout_s": _seconds(timeout)}
@@ -208,7 +220,10 @@ def resume(
     kubeconfig: KubeconfigOption = None,
     namespace: NamespaceOption = None,
 ) -> None:
-    """Unset spec.suspend of a worker and its deadline. Wait until it makes offers."""
+    """Let a worker make offers again.
+
+    It unsets spec.suspend and spec.suspendDeadline, and waits until the worker makes offers.
+    """
     from hypha_kubectl.commands import drain as command  # noqa: PLC0415
 
     timeout_s = _seconds(timeout)
@@ -226,9 +241,10 @@ def check(
     namespace: NamespaceOption = None,
     all_namespaces: AllOption = False,
 ) -> None:
-    """Find out whether a cluster is ready for Hypha, or what is wrong, and what to do. Exit 1 if a check failed.
+    """Find out what is wrong, and what to do.
 
-    It changes nothing.
+    With --pre whether a cluster is ready for Hypha, otherwise what is wrong with an installation and its workers. Exit
+    1 if a check failed. It changes nothing.
     """
     from hypha_kubectl.commands import check as command  # noqa: PLC0415
 
@@ -248,7 +264,10 @@ def report(
     namespace: NamespaceOption = None,
     all_namespaces: AllOption = False,
 ) -> None:
-    """Write a support bundle: objects, events, logs of operators and controllers, versions. It holds no secrets."""
+    """Write a support bundle without secrets.
+
+    It holds objects, events, logs of operators and controllers, and versions. docs/kubectl.md says what is left out.
+    """
     from hypha_kubectl.commands import report as command  # noqa: PLC0415
 
     with _connected(context, kubeconfig, namespace, all_namespaces) as scope:
@@ -257,7 +276,7 @@ def report(
 
 @app.command()
 def release(
-    name: Annotated[str | None, typer.Argument(metavar="[WORKER|JOB]", help="The object to release.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="WORKER|JOB", help="The object to release.")] = None,
     *,
     everything: Annotated[bool, typer.Option("--all", help="Release all workers and jobs.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -267,7 +286,10 @@ def release(
     namespace: NamespaceOption = None,
     all_namespaces: AllOption = False,
 ) -> None:
-    """Remove Hypha's finalizers from objects that cannot be deleted because their operator is gone."""
+    """Remove finalizers of an operator that is gone.
+
+    Then its workers can be deleted. It refuses while an operator holds its Lease, and asks before it changes anything.
+    """
     from hypha_kubectl.commands import release as command  # noqa: PLC0415
 
     if (name is None) is not everything:

@@ -11,11 +11,12 @@ import pytest
 
 from chart.operator_process import Release
 from chart.rendering import one
+from e2e.cluster.tools import ROOT
 from hypha_contracts.findings import Finding, Mark
 from hypha_contracts.kinds import Manifest
 from hypha_contracts.operator_lease import CLUSTER_LEASE
 from hypha_contracts.reasons import WorkerReason
-from hypha_kubectl.checks import environment, installation
+from hypha_kubectl.checks import environment, installation, page
 from hypha_kubectl.checks.checks import CHECKS
 from hypha_kubectl.checks.facts import RUNTIME_CLASS, STORAGE_CLASS
 from hypha_kubectl.views.operators import Held, Operator, held_of, operators_of
@@ -146,6 +147,11 @@ def test_a_lease_that_nobody_holds_or_renews_is_not_held() -> None:
     assert held == Held("default", "x", "a/b", NOW + timedelta(seconds=13))
     assert held.is_current(NOW + timedelta(seconds=17))
     assert not held.is_current(NOW + timedelta(seconds=19))
+
+
+def test_the_page_shows_every_check() -> None:
+    text = (ROOT / "docs" / "kubectl.md").read_text()
+    assert page.with_table(text) == text, "run `make checks`"
 
 
 def test_every_check_has_an_id_of_its_own() -> None:

@@ -45,3 +45,22 @@ def test_kubectl_finds_the_plugin_and_its_first_answer_is_fast(
     with capsys.disabled():
         print(f"\nthe first answer took {cpu_s:.2f} s of CPU time")
     assert cpu_s < MAX_CPU_S
+
+
+def test_it_runs_on_other_systems_too() -> None:
+    program = (
+        "import sys; from hypha_kubectl.cli import main; sys.platform = 'darwin'; sys.argv[1:] = ['--version']; main()"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).startswith("kubectl hypha ")
+
+
+def test_a_reader_that_has_enough_is_no_error(scene: Scene) -> None:
+    furnish(scene)
+    environ = os.environ | {"KUBECONFIG": str(scene.server.kubeconfig)}
+    command = [sys.executable, "-m", "hypha_kubectl", "status", "-o", "json", "-n", scene.namespace]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with subprocess.Popen(command, env=environ, stdout=writer, stderr=subprocess.PIPE, text=True) as process:
+        os.close(writer)
+        _, errors = process.communicate(timeout=60)
+    assert errors == ""

@@ -40,7 +40,7 @@ def test_status_shows_workers_with_what_they_lack_and_earn(scene: Scene) -> None
         f"{scene.namespace}/broken  not ready: SecretMissing",
         "-> Create the Secrets that the message names.",
         f"-> Run `kubectl hypha resume resting -n {scene.namespace}`.",
-        "3 workers, 1 of them offers, 1 running",
+        "3 workers, 1 of them offers; jobs: 1 running; earned 1,57",
     ):
         assert text in done.stdout
     assert "\x1b" not in done.stdout

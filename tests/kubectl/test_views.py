@@ -191,7 +191,7 @@ def test_only_some_ended_jobs_are_shown() -> None:
 
 def test_several_workers_have_a_summary() -> None:
     one, other = view(worker(), job()), view(worker("b", status={}))
-    assert "2 workers, 1 of them offers, 1 running; earned 600" in drawn(one, other)
+    assert "2 workers, 1 of them offers; jobs: 1 running; earned 600" in drawn(one, other)
 
 
 def test_a_lease_that_is_over_says_so() -> None:

@@ -16,7 +16,7 @@ from hypha_contracts.names import WORKER_LABEL
 from hypha_contracts.object_status import is_true
 from hypha_kubectl.access.api import Api
 from hypha_kubectl.access.mirror import Mirror, following
-from hypha_kubectl.commands.status import chosen
+from hypha_kubectl.commands.selection import chosen
 from hypha_kubectl.errors import PluginError
 from hypha_kubectl.views.draining import left_of, owner_in_git
 from hypha_kubectl.views.workers import worker_of
@@ -48,7 +48,11 @@ def drain(
     deadline = f" Jobs that still run at {spec['suspendDeadline']} are ended." if deadline_s is not None else ""
     print(f"{namespace}/{name} is suspended: it makes no new offers.{deadline}", flush=True)
     if settle_s is not None:
-        _wait_drained(api, namespace, name, timeout_s, settle_s)
+        try:
+            _wait_drained(api, namespace, name, timeout_s, settle_s)
+        except KeyboardInterrupt:
+            print(f"{namespace}/{name} stays suspended.", file=sys.stderr)
+            raise
         print(f"{namespace}/{name} is drained. `kubectl hypha resume {name} -n {namespace}` makes it offer again.")
 
 

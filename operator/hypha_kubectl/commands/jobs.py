@@ -13,10 +13,10 @@ from rich.text import Text
 from hypha_contracts.kinds import HYPHA_JOB, Manifest
 from hypha_kubectl.access.api import Api
 from hypha_kubectl.access.mirror import Mirror, following
-from hypha_kubectl.commands.status import SCHEMA_VERSION, place
+from hypha_kubectl.commands.selection import place
 from hypha_kubectl.views.jobs import Job, in_order, job_of
 from hypha_kubectl.views.jobs_table import Layout
-from hypha_kubectl.views.shown import plain
+from hypha_kubectl.views.shown import SCHEMA_VERSION, plain
 
 _REFRESH_S: Final = 1.0
 """How often the ages are drawn anew if nothing changes."""

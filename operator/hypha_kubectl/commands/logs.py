@@ -19,7 +19,7 @@ from hypha_contracts.names import BRIDGE, EXECUTOR, JOB_LABEL
 from hypha_contracts.object_status import is_ended
 from hypha_contracts.text import escaped
 from hypha_kubectl.access.api import Api
-from hypha_kubectl.commands.status import place
+from hypha_kubectl.commands.selection import place
 from hypha_kubectl.errors import PluginError
 from hypha_kubectl.views.interleave import Interleaver, Line, Moment, parse_line
 from hypha_kubectl.views.jobs import matching

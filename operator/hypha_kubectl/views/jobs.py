@@ -84,7 +84,7 @@ def job_of(manifest: Manifest, now: datetime) -> Job:
         phase=str(status.get("phase") or "Pending"),
         reason=str(status.get("reason") or ""),
         problem=_problem_of(manifest),
-        created=_required_time(metadata["creationTimestamp"]),
+        created=datetime.fromisoformat(metadata["creationTimestamp"]),
         started=time_of(status.get("startTime")),
         completed=completed,
         lease_id=str(lease.get("id", "")),
@@ -126,11 +126,7 @@ def matching(jobs: Sequence[Manifest], name: str) -> list[Manifest]:
 
 def time_of(text: Any) -> datetime | None:
     """Return a time of the API, or None if there is none."""
-    return _required_time(text) if text else None
-
-
-def _required_time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+    return datetime.fromisoformat(text) if text else None
 
 
 def seconds_since(text: Any, end: datetime) -> float:

@@ -8,6 +8,8 @@ from typing import Any, Final
 from hypha_contracts.durations import short_duration
 from hypha_kubectl.views.jobs import Job
 
+SCHEMA_VERSION: Final = 1
+"""The version of the JSON that `plain` makes of views. It grows when a field goes away or changes its meaning."""
 STYLES: Final = {"Running": "green", "Starting": "yellow", "Pending": "yellow", "Failed": "red", "Succeeded": "blue"}
 """The colour of each phase."""
 

@@ -32,9 +32,9 @@ def _summary(workers: Sequence[Worker]) -> Text:
     jobs = Counter(job.phase for worker in workers for job in worker.jobs if not job.ended)
     offering = sum(worker.offers for worker in workers)
     earned = sum(worker.earnings.ended + worker.earnings.running for worker in workers)
-    phases = "".join(f", {jobs[phase]} {phase.lower()}" for phase in PHASES if jobs[phase])
+    phases = ", ".join(f"{jobs[phase]} {phase.lower()}" for phase in PHASES if jobs[phase]) or "none"
     offer = "offers" if offering == 1 else "offer"
-    text = f"{count(len(workers), 'worker')}, {offering} of them {offer}{phases}; earned {number(earned)}"
+    text = f"{count(len(workers), 'worker')}, {offering} of them {offer}; jobs: {phases}; earned {number(earned)}"
     return Text(text, style="bold")
 
 
@@ -73,7 +73,8 @@ def _facts(worker: Worker) -> Iterator[RenderableType]:
         yield _problem("no offers", obstacle, "red" if worker.ready is False else "yellow")
     for warning in worker.warnings:
         yield _problem("warning", warning, "yellow")
-    yield _network(worker)
+    if worker.peer_id:
+        yield _network(worker)
     if worker.requests.considered or worker.requests.refused:
         requests = worker.requests
         yield _line(
