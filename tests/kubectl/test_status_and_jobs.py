@@ -9,13 +9,17 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from e2e.cluster.pki import write_kubeconfig
 from support.api_server import ApiServer, PrivateApiServer
 from support.kubectl import FAILED_TASK, TASK, Scene, condition, furnish, kubectl_hypha
 from support.resources import install_definitions
@@ -32,7 +36,7 @@ def test_status_shows_workers_with_what_they_lack_and_earn(scene: Scene) -> None
         "1 gateway, reached through gateways; certificate until 2031-05-01",
         "34 of the last 100 considered",
         "gpu 51.5 of 103.1 GB",
-        "1,516,800 by 13 leases in 4h13m",
+        "1,516,800 by 13 ended leases in 4h13m",
         "1 lease without a job",
         "round 12, loss 0.03125, 131.5 samples/s",
         "OutOfMemory: The executor needed more than the 16 GB of its lease.",
@@ -88,6 +92,27 @@ def test_a_cluster_that_does_not_answer_is_named(scene: Scene, tmp_path: Path) -
     assert (done.returncode, done.stdout) == (1, "")
     assert "no answer from the API server https://127.0.0.1:1 ([Errno 111] Connection refused)" in done.stderr
     assert "use another --context" in done.stderr
+
+
+@pytest.mark.parametrize("body", [b"<html>log in</html>", b"[1]", b"7", b""])
+def test_something_else_than_an_api_server_is_named(tmp_path: Path, body: bytes) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        file = write_kubeconfig(tmp_path / "config", f"http://127.0.0.1:{http.server_port}", tmp_path / "none", {})
+        done = kubectl_hypha(file, "status")
+        http.shutdown()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "this is no API server" in done.stderr
 
 
 def test_another_authority_than_that_of_the_cluster_is_refused(scene: Scene, tmp_path: Path) -> None:

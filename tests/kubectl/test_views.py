@@ -11,7 +11,7 @@ from hypha_contracts.reasons import JobReason, WorkerReason
 from hypha_kubectl.views.jobs import in_order, job_of, matching
 from hypha_kubectl.views.jobs_table import Layout
 from hypha_kubectl.views.shown import number, plain, short_peer
-from hypha_kubectl.views.status_tree import MAX_ENDED, render
+from hypha_kubectl.views.status_tree import MAX_ENDED, MAX_TREES, render
 from hypha_kubectl.views.workers import Worker, workers_of
 from support.kubectl import account, condition
 from support.operator_objects import hypha_job, worker_manifest
@@ -192,6 +192,25 @@ def test_only_some_ended_jobs_are_shown() -> None:
 def test_several_workers_have_a_summary() -> None:
     one, other = view(worker(), job()), view(worker("b", status={}))
     assert "2 workers, 1 of them offers; jobs: 1 running; earned 600" in drawn(one, other)
+
+
+def test_of_many_workers_each_has_a_line_and_only_those_that_lack_something_a_tree() -> None:
+    many = [view(worker(f"w{number}"), job()) for number in range(MAX_TREES)]
+    resting, broken = view(worker("resting", suspend=True)), view(worker("broken", status={}))
+    text = drawn(*many, resting, broken)
+    assert text.splitlines()[0].split() == ["WORKER", "STATE", "JOBS", "LEASED", "EARNED"]
+    assert text.count("├") + text.count("└") == 1
+    assert "└── no offers NotReported" in text
+    assert "`kubectl hypha status WORKER` shows one in full." in text
+
+
+def test_the_way_to_a_worker_is_named_as_far_as_it_is_known() -> None:
+    def network(**node: Any) -> str:
+        return drawn(view(worker(status=SELLS | {"node": {"peerId": "P", **node}})))
+
+    assert "0 gateways, peers cannot reach it yet" in network()
+    assert "1 gateway, listens at /ip4/10.0.0.1/tcp/1" in network(gateways=["g"], listening=["/ip4/10.0.0.1/tcp/1"])
+    assert "1 gateway, reached through gateways" in network(gateways=["g"], circuits=["c"], listening=["l"])
 
 
 def test_a_lease_that_is_over_says_so() -> None:

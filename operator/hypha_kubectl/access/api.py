@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -26,6 +26,8 @@ _WATCH_S: Final = 300
 """How long the server serves a watch. The client then continues it from the last version."""
 _SILENCE_S: Final = 90.0
 """A watch that is silent for this long is dead, because the server sends bookmarks every minute."""
+_SAME_CLOCK: Final = timedelta(seconds=2)
+"""Smaller differences between this machine's clock and that of the API server may be the time of an answer."""
 _MERGE: Final = "application/merge-patch+json"
 _THREADS: Final = 8
 
@@ -46,13 +48,13 @@ class Api:
         """Return the time by the clock of the API server, once it has answered. This machine's may be wrong."""
         return datetime.now(UTC) + self._ahead
 
-    def read(self, path: str, query: Mapping[str, str] | None = None) -> Any:
+    def read(self, path: str) -> Manifest:
         """Return what a path holds, from JSON. ApiError."""
-        return self._call("GET", path, query)
+        return self._call("GET", path)
 
     def get(self, kind: Kind, namespace: str | None, name: str) -> Manifest:
         """Return an object. NotFound, ApiError."""
-        return dict(self._call("GET", kind.path(namespace, name)))
+        return self._call("GET", kind.path(namespace, name))
 
     def find(self, kind: Kind, namespace: str | None, **selectors: str) -> list[Manifest]:
         """Return all objects of a namespace, or of the cluster if it is None. ApiError."""
@@ -75,9 +77,10 @@ class Api:
         while True:
             page = self._call("GET", kind.path(namespace), query)
             items += page.get("items") or []
-            if not (following := page["metadata"].get("continue")):
-                return items, str(page["metadata"]["resourceVersion"])
-            query["continue"] = following
+            listed = page.get("metadata") or {}
+            if not listed.get("continue"):
+                return items, str(listed.get("resourceVersion", ""))
+            query["continue"] = listed["continue"]
 
     def watch(
         self, kind: Kind, namespace: str | None, version: str, **selectors: str
@@ -95,11 +98,16 @@ class Api:
             "resourceVersion": version,
             "timeoutSeconds": str(_WATCH_S),
         }
+        call = f"WATCH {kind.plural}"
         for line in self.lines(kind.path(namespace), query, silence_s=_SILENCE_S):
-            event = json.loads(line)
-            if event["type"] == "ERROR":
-                raise from_answer(f"WATCH {kind.plural}", int(event["object"].get("code") or 0), event["object"])
-            yield event["type"], event["object"]
+            try:
+                event = json.loads(line)
+                type_, object_ = event["type"], dict(event["object"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise Unavailable(call, 0, "NotJson", "the watch broke off within a change") from error
+            if type_ == "ERROR":
+                raise from_answer(call, int(object_.get("code") or 0), object_)
+            yield type_, object_
 
     def lines(self, path: str, query: Mapping[str, str], *, silence_s: float | None) -> Iterator[str]:
         """Yield the lines of an answer while they arrive. ApiError, also after a silence of so many seconds."""
@@ -120,11 +128,11 @@ class Api:
     def merge(self, kind: Kind, namespace: str, name: str, change: Manifest) -> Manifest:
         """Change fields of an object, and return it. Conflict if the change names another resourceVersion. ApiError."""
         query = {"fieldManager": FIELD_MANAGER}
-        return dict(self._call("PATCH", kind.path(namespace, name), query, change, _MERGE))
+        return self._call("PATCH", kind.path(namespace, name), query, change, _MERGE)
 
     def create(self, path: str, body: Manifest) -> Manifest:
         """Create an object, such as a question about rights. ApiError."""
-        return dict(self._call("POST", path, None, body))
+        return self._call("POST", path, None, body)
 
     def _call(
         self,
@@ -133,7 +141,7 @@ class Api:
         query: Mapping[str, str] | None = None,
         body: Manifest | None = None,
         content: str = "application/json",
-    ) -> Any:
+    ) -> Manifest:
         call = f"{method} {path}"
         headers = {"Accept": "application/json, */*", "Content-Type": content}
         data = None if body is None else json.dumps(body)
@@ -147,14 +155,14 @@ class Api:
         if not answer.is_success:
             raise _error(call, answer)
         try:
-            return answer.json()
-        except ValueError as error:
-            raise Unavailable(call, 0, "NotJson", "the answer is not JSON; this is no API server") from error
+            return dict(answer.json())
+        except (ValueError, TypeError) as error:
+            raise Unavailable(call, 0, "NotJson", "the answer is no object in JSON; this is no API server") from error
 
     def _note_time(self, answer: httpx.Response) -> None:
-        if date := answer.headers.get("Date"):
-            ahead = parsedate_to_datetime(date) - datetime.now(UTC)
-            self._ahead = ahead if abs(ahead) > timedelta(seconds=2) else timedelta(0)
+        with suppress(KeyError, ValueError, TypeError):  # a proxy may write no date or a wrong one
+            ahead = parsedate_to_datetime(answer.headers["Date"]) - datetime.now(UTC)
+            self._ahead = ahead if abs(ahead) > _SAME_CLOCK else timedelta(0)
 
 
 def _unavailable(call: str, error: Exception) -> Unavailable:

@@ -96,7 +96,8 @@ def _wait_drained(api: Api, namespace: str, name: str, timeout_s: int | None, se
             since_s = (since_s if since_s is not None else waited_s) if left.is_nothing else None
             if since_s is not None and waited_s - since_s >= settle_s:
                 return
-            report(workers.problem or jobs.problem or str(left))
+            sure = f"; it must stay so for {settle_s:g} s" if left.is_nothing else ""
+            report(workers.problem or jobs.problem or f"{left}{sure}")
             workers.take(_TICK_S)
             jobs.take(0)
     raise PluginError(

@@ -16,6 +16,8 @@ from hypha_kubectl.views.problems import Problem
 from hypha_kubectl.views.shown import STYLES, age, count, job_age, number, progress, short_peer
 from hypha_kubectl.views.workers import Lease, Worker
 
+MAX_TREES: Final = 8
+"""Of more workers, most are shown in a line each."""
 MAX_ENDED: Final = 5
 """How many ended jobs of a worker are shown."""
 _GUIDE: Final = "bright_black"
@@ -23,9 +25,34 @@ _LABEL_WIDTH: Final = 9
 
 
 def render(workers: Sequence[Worker], now: datetime) -> RenderableType:
-    """Return the trees of workers, and a summary if there are several."""
-    trees: list[RenderableType] = [_worker(worker, now) for worker in workers]
-    return Group(*trees, *([_summary(workers)] if len(workers) > 1 else []))
+    """Return the trees of workers, and a summary if there are several.
+
+    Of many workers, it is a table with a line for each, and the trees of those that make no offers against their will.
+    """
+    if len(workers) <= MAX_TREES:
+        trees = [_worker(worker, now) for worker in workers]
+        return Group(*trees, *([_summary(workers)] if len(workers) > 1 else []))
+    lacking = [worker for worker in workers if not worker.offers and not worker.is_suspended]
+    more = Text("`kubectl hypha status WORKER` shows one in full.", style="dim")
+    return Group(_overview(workers), *(_worker(worker, now) for worker in lacking), _summary(workers), more)
+
+
+def _overview(workers: Sequence[Worker]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("WORKER", "STATE"):
+        table.add_column(title)
+    for title in ("JOBS", "LEASED", "EARNED"):
+        table.add_column(title, justify="right")
+    for worker in workers:
+        leased = max((amount.used / amount.total for amount in worker.amounts), default=0.0)
+        table.add_row(
+            Text(f"{worker.namespace}/{worker.name}"),
+            Text(_readiness(worker), _style(worker)),
+            str(sum(not job.ended for job in worker.jobs)),
+            f"{leased:.0%}",
+            number(worker.earnings.ended + worker.earnings.running),
+        )
+    return table
 
 
 def _summary(workers: Sequence[Worker]) -> Text:
@@ -39,11 +66,10 @@ def _summary(workers: Sequence[Worker]) -> Text:
 
 
 def _worker(worker: Worker, now: datetime) -> Tree:
-    style = "red" if worker.ready is False else "green" if worker.offers else "yellow"
     title = Text.assemble(
         (f"{worker.namespace}/{worker.name}", "bold"),
         "  ",
-        (_readiness(worker), style),
+        (_readiness(worker), _style(worker)),
         (f"  {age(worker.created, now)}", "dim"),
         (f"  {short_peer(worker.peer_id)}" if worker.peer_id else "", "dim"),
     )
@@ -57,6 +83,10 @@ def _worker(worker: Worker, now: datetime) -> Tree:
     if worker.jobs:
         _add_jobs(tree, worker.jobs, now)
     return tree
+
+
+def _style(worker: Worker) -> str:
+    return "red" if worker.ready is False else "green" if worker.offers else "yellow"
 
 
 def _readiness(worker: Worker) -> str:
@@ -86,15 +116,21 @@ def _facts(worker: Worker) -> Iterator[RenderableType]:
         yield _line("used", _used(worker))
     earned = worker.earnings
     if earned.leases or earned.running:
-        ended = f"{number(earned.ended)} by {count(earned.leases, 'lease')} in {short_duration(earned.leased_s)}"
-        yield _line("earned", f"{ended}, and {number(earned.running)} by those of now")
+        parts = []
+        if earned.leases:
+            leases = f"{count(earned.leases, 'ended lease')} in {short_duration(earned.leased_s)}"
+            parts.append(f"{number(earned.ended)} by {leases}")
+        if earned.running:
+            parts.append(f"{number(earned.running)} by the leases of now")
+        yield _line("earned", ", ".join(parts))
 
 
 def _network(worker: Worker) -> RenderableType:
     ways = [*worker.addresses]
     if worker.circuits:
         ways.append("through gateways")
-    reached = f"reached {', '.join(ways)}" if ways else "peers cannot reach it yet"
+    elsewise = f"listens at {', '.join(worker.listening)}" if worker.listening else "peers cannot reach it yet"
+    reached = f"reached {', '.join(ways)}" if ways else elsewise
     expires = f"; certificate until {worker.expires:%Y-%m-%d}" if worker.expires else ""
     style = "" if worker.gateways else "red"
     return _line("network", f"{count(len(worker.gateways), 'gateway')}, {reached}{expires}", style)

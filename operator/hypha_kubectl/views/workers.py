@@ -91,6 +91,7 @@ class Worker:
         warnings: what will cause trouble, such as a certificate that expires soon.
         circuits: addresses at which peers reach the node through gateways.
         addresses: addresses at which peers outside of the cluster reach it directly.
+        listening: addresses at which the node accepts peers, from wherever these can be reached.
         expires: when its certificate expires.
     """
 
@@ -107,6 +108,7 @@ class Worker:
     gateways: tuple[str, ...]
     circuits: tuple[str, ...]
     addresses: tuple[str, ...]
+    listening: tuple[str, ...]
     expires: datetime | None
     price: float
     floor: float
@@ -116,6 +118,11 @@ class Worker:
     earnings: Earnings
     leases: tuple[Lease, ...]
     jobs: tuple[Job, ...]
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether somebody suspended it, so that it makes no offers."""
+        return any(obstacle.reason == WorkerReason.SUSPENDED for obstacle in self.obstacles)
 
     @property
     def is_full(self) -> bool:
@@ -158,6 +165,7 @@ def worker_of(manifest: Manifest, jobs: Sequence[Job], now: datetime) -> Worker:
         gateways=_texts(node.get("gateways")),
         circuits=_texts(node.get("circuits")),
         addresses=_texts(status.get("externalAddresses")),
+        listening=_texts(node.get("listening")),
         expires=time_of(node.get("certificateExpires")),
         price=price,
         floor=float(offer.get("floor", min(100.0, price))),
