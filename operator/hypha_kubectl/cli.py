@@ -4,13 +4,14 @@ Exit codes: 0 success; 1 failure; 2 wrong command line or kubeconfig; 130 interr
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
@@ -25,6 +26,8 @@ app = command_line.new_app(
     "Exit codes: 0 success; 1 failure; 2 wrong command line or kubeconfig; 130 interrupted.",
     add_completion=False,
 )
+
+_NAMESPACE: Final = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 
 ContextOption = Annotated[
     str | None, typer.Option("--context", metavar="NAME", help="Context of the kubeconfig. Default: the current one.")
@@ -88,6 +91,8 @@ def _connected(
 
     if namespace and all_namespaces:
         raise typer.BadParameter("use either --namespace or --all-namespaces")
+    if namespace is not None and not re.fullmatch(_NAMESPACE, namespace):
+        raise typer.BadParameter(f"{namespace!r} is no name of a namespace; write letters, digits and hyphens")
     chosen = load_context(os.environ, kubeconfig, context)
     with open_api(chosen, os.environ) as api:
         try:

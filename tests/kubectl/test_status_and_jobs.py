@@ -141,6 +141,13 @@ def test_options_that_exclude_each_other_are_refused(scene: Scene, arguments: tu
     assert "use either" in done.stderr
 
 
+@pytest.mark.parametrize("namespace", ["", "../x", "A", "a/b"])
+def test_what_is_no_name_of_a_namespace_is_refused(scene: Scene, namespace: str) -> None:
+    done = kubectl_hypha(scene.server.kubeconfig, "jobs", "-n", namespace)
+    assert done.returncode == 2
+    assert f"{namespace!r} is no name of a namespace" in done.stderr
+
+
 def test_a_cluster_without_the_definitions_is_told_what_to_install(private_api_server: PrivateApiServer) -> None:
     done = kubectl_hypha(private_api_server.api.kubeconfig, "status")
     assert (done.returncode, done.stdout) == (1, "")
