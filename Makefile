@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TEST_TOOLS := etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm3 helm prometheus promtool collector
 QUICK_TOOLS := $(TEST_TOOLS) kubelet kube-proxy coredns kube-router cert-manager
 
-.PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs monitoring crds reasons metrics checks images kind-images release dist base-image sbom requirements attack zoo bench clean
+.PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs monitoring crds reasons metrics checks images kind-images release dist base-image sbom requirements attack zoo bench nat-lab clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ zoo: install ## Train a tiny model of every type with two trainers, and compare 
 
 attack: install ## Attack a node with a hundred peers for ATTACK_S seconds, by default 600; ATTACK_PROFILE=1 profiles the node
 	ATTACK_S=$${ATTACK_S:-600} $(BIN)/pytest tests/system/test_every_attack_at_once.py
+
+nat-lab: install ## As root: run a job behind each kind of NAT, and print a table; HYPHA_BIN=DIR adds the Rust nodes, CASES="all kept" selects
+	PYTHONPATH=tests $(BIN)/python -m nat_table $(CASES)
 
 tools-api: install ## Build the programs that the tests need into .tools, such as the API server (9 minutes the first time)
 	@$(BIN)/python -m e2e.cluster.tools $(TEST_TOOLS)

@@ -2,10 +2,12 @@
 
 `executor.py fetch REPORT NUMBER [DIRECTORY]` fetches NUMBER slices. With DIRECTORY it fetches slice N only once the
 file N is there, and then removes that file. `executor.py outer-steps REPORT NUMBER DIRECTORY` takes part in NUMBER
-outer steps together with the other executors that use DIRECTORY. Both write seconds to REPORT as JSON. It needs only
-the standard library.
+outer steps together with the other executors that use DIRECTORY, and `executor.py rounds REPORT NUMBER DIRECTORY`
+fetches a slice before each. All write seconds to REPORT as JSON. `executor.py exchange REPORT NUMBER DIRECTORY` writes
+the digests of what it fetched, sent and received instead. It needs only the standard library.
 """
 
+import hashlib
 import http.client
 import json
 import os
@@ -63,11 +65,37 @@ def fetch(config: Any, number: int, turns: Path | None = None) -> Iterator[float
             (turns / str(i)).unlink()
 
 
-def outer_steps(config: Any, number: int, directory: Path) -> Iterator[tuple[float, float]]:
+def rounds(config: Any, number: int, directory: Path) -> Iterator[tuple[float, float]]:
+    """Do as `outer_steps` does, but fetch a slice before each step."""
+    return outer_steps(config, number, directory, before=lambda: next(fetch(config, 1)))
+
+
+def exchange(config: Any, number: int, directory: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield the digests of a slice, of what was sent to the peers, and of what they sent."""
+    work_dir = Path(os.environ["WORK_DIR"])
+    make_gradient(work_dir / "gradient", int((directory / "size").read_text()))
+    updates = arrivals(config["results"])
+    for step in range(number):
+        (slice_,) = json.load(post("/resources/fetch", config["data"]))
+        meet(directory / str(step))
+        send(config["updates"])
+        yield digest(work_dir / slice_["path"]), digest(work_dir / "gradient"), digest(next(updates))
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def outer_steps(
+    config: Any, number: int, directory: Path, before: Callable[[], object] = lambda: None
+) -> Iterator[tuple[float, float]]:
     """Yield when the pseudo-gradient was sent and when the update arrived, by the clock common to all processes."""
     make_gradient(Path(os.environ["WORK_DIR"], "gradient"), int((directory / "size").read_text()))
     updates = arrivals(config["results"])
     for step in range(number):
+        before()
         meet(directory / str(step))
         started = send(config["updates"])
         update = next(updates)
@@ -117,10 +145,16 @@ def make_gradient(path: Path, size_bytes: int) -> None:
 def main() -> None:
     work, report, number, *directory = sys.argv[1:]
     config = json.loads(os.environ["JOB_JSON"])["executor"]["config"]
-    work_of: Callable[..., Iterator[Any]] = {"fetch": fetch, "outer-steps": outer_steps}[work]
-    times = work_of(config, int(number), *map(Path, directory))
-    partial = Path(f"{report}.part")
-    partial.write_text(json.dumps(list(times)))
+    work_of: Callable[..., Iterator[Any]] = {
+        "fetch": fetch,
+        "outer-steps": outer_steps,
+        "rounds": rounds,
+        "exchange": exchange,
+    }[work]
+    results, partial = [], Path(f"{report}.part")
+    for result in work_of(config, int(number), *map(Path, directory)):
+        results.append(result)
+        partial.write_text(json.dumps(results))
     partial.rename(report)
 
 

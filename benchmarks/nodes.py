@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ from hypha_network.identity import Identity
 from hypha_network.network import Network
 
 Kind = Literal["ours", "rust"]
+TRANSPORTS = {"tcp": "tcp/{port}", "quic": "udp/{port}/quic-v1"}
 EXECUTOR = Path(__file__).with_name("executor.py")
 SMALL_RESOURCES = Resources(cpu=0.001, memory=0.001, storage=0, gpu=0)
 JOB = Resources(cpu=1, memory=4, storage=8, gpu=0)
@@ -103,12 +104,25 @@ class Node:
 
 @dataclass
 class Stage:
-    """The network's directory and processes."""
+    """The network's directory and processes.
+
+    Attributes:
+        directory: Holds all files.
+        authority: Signs the certificates.
+        nodes: The nodes that run.
+        gateways: The gateway's addresses.
+        listen_addresses: Those of every other node.
+        exclude_cidr: The networks of which nodes ignore addresses.
+        prefix: Returns what begins the command of a node of this name.
+    """
 
     directory: Path
     authority: certs.Credential
     nodes: list[Node] = field(default_factory=list)
-    gateway: str = ""
+    gateways: Sequence[str] = ()
+    listen_addresses: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",)
+    exclude_cidr: Sequence[str] = ("10.0.0.0/8",)
+    prefix: Callable[[str], Sequence[str]] = lambda _name: ()
 
     def credentials(self, name: str) -> dict[str, str]:
         """Make a new node's certificate; return the keys of its configuration that name it."""
@@ -119,10 +133,10 @@ class Stage:
         """Return the keys of every configuration; the Rust nodes require all of them."""
         return {
             **self.credentials(name),
-            "gateway_addresses": [self.gateway],
-            "listen_addresses": ["/ip4/127.0.0.1/tcp/0"],
+            "gateway_addresses": list(self.gateways),
+            "listen_addresses": list(self.listen_addresses),
             "external_addresses": [],
-            "exclude_cidr": ["10.0.0.0/8"],
+            "exclude_cidr": list(self.exclude_cidr),
             "relay_circuit": True,
         }
 
@@ -143,7 +157,7 @@ class Stage:
         log = self.directory / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command,
+                [*self.prefix(name), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -154,6 +168,15 @@ class Stage:
         node = Node(name, program, identity.peer_id, process, log)
         self.nodes.append(node)
         return node
+
+    def start_gateway(
+        self, kind: Kind, addresses: Sequence[str], environment: Mapping[str, str] | None = None, **settings: Any
+    ) -> Node:
+        """Start the gateway that all other nodes use, at these addresses."""
+        self.gateways = addresses
+        config = {**self.common("gateway"), "listen_addresses": addresses, "external_addresses": addresses, **settings}
+        del config["gateway_addresses"], config["relay_circuit"]
+        return self.start("gateway", kind, "gateway", config, environment)
 
     def start_data_node(self, name: str, kind: Kind, dataset: Path) -> Node:
         """Start a data node with one dataset."""
@@ -290,12 +313,16 @@ def _wanted(node: Node, resources: Resources, class_: str) -> Wanted:
 
 
 @asynccontextmanager
-async def open_stage() -> AsyncIterator[tuple[Stage, Scheduler]]:
-    """Open a network with a gateway (the Rust one if available) and a scheduler. All nodes end with the context."""
+async def open_stage(transport: str = "tcp") -> AsyncIterator[tuple[Stage, Scheduler]]:
+    """Open a network with a gateway (the Rust one if available) and a scheduler. All nodes end with the context.
+
+    They have addresses of one transport, a key of `TRANSPORTS`.
+    """
     with TemporaryDirectory(prefix="bench-") as directory:
         stage = Stage(Path(directory), certs.create_organisation(certs.create_root(), "benchmark"))
+        stage.listen_addresses = [_loopback(transport, 0)]
         try:
-            await _start_gateway(stage)
+            await _start_gateway(stage, transport)
             async with join(NodeConfig.model_validate(stage.common("scheduler"))) as network:
                 with trio.fail_after(READY_S):
                     await network.wait_ready()
@@ -307,15 +334,17 @@ async def open_stage() -> AsyncIterator[tuple[Stage, Scheduler]]:
                 await stage.stop()
 
 
-async def _start_gateway(stage: Stage) -> None:
+def _loopback(transport: str, port: int) -> str:
+    return f"/ip4/127.0.0.1/{TRANSPORTS[transport].format(port=port)}"
+
+
+async def _start_gateway(stage: Stage, transport: str) -> None:
     with socket.socket() as chosen:
         chosen.bind(("127.0.0.1", 0))
         port = chosen.getsockname()[1]
-    stage.gateway = f"/ip4/127.0.0.1/tcp/{port}"
-    config = stage.common("gateway")
-    del config["gateway_addresses"], config["relay_circuit"]
-    addresses = {"listen_addresses": [stage.gateway], "external_addresses": [stage.gateway]}
-    node = stage.start("gateway", "rust" if rust_binaries() else "ours", "gateway", {**config, **addresses})
+    addresses = [_loopback(name, port) for name in TRANSPORTS]
+    node = stage.start_gateway("rust" if rust_binaries() else "ours", addresses)
+    stage.gateways = [_loopback(transport, port)]
     with trio.fail_after(READY_S):
         while True:
             node.check()

@@ -58,7 +58,8 @@ def run(worker: Worker, tasks: Tasks, seconds: str = "1") -> Task:
 def _fitted(spec: dict[str, Any], devnet: Devnet, image: str) -> dict[str, Any]:
     network = spec["network"] | {"gateways": [devnet.gateway], "excludeCidr": []}
     if "externalAddresses" in network:
-        network["externalAddresses"] = [f"/ip4/{Cluster().network.node}/tcp/{network['expose']['port']}"]
+        ports = [address.split("/", 3)[3] for address in network["externalAddresses"]]
+        network["externalAddresses"] = [f"/ip4/{Cluster().network.node}/{port}" for port in ports]
     resources = spec["resources"] | _SIZES
     if gpu := resources.get("gpu"):
         gpu["memory"] = "1G"

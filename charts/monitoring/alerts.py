@@ -75,7 +75,7 @@ ALERTS: Final = (
         "hypha_worker_healthy == 0",
         "5m",
         f"The node of worker {_WORKER} is not connected to its network. It gets no jobs, and leases may expire.",
-        "Check that its gateways run and that TCP may reach them. The reason of the condition Connected, or "
+        "Check that its gateways run and that TCP or UDP reaches them. The reason of the condition Connected, or "
         "`hypha-worker doctor`, names the cause.",
     ),
     Alert(

@@ -34,6 +34,7 @@ from hypha_contracts.market_config import (
 )
 from hypha_contracts.names import CONNECTOR_PORT, TOKEN_AUDIENCE
 from hypha_contracts.pairs import parse_pairs
+from hypha_contracts.peer_ports import HostPort
 from hypha_contracts.proxies import Proxies
 from hypha_contracts.times import KEEP_ENDED_S
 from hypha_messages.job import ExecutorClass, ExecutorDescriptor
@@ -205,13 +206,6 @@ class ExecutorConfig(Section):
         return ExecutorDescriptor(class_=self.class_, name=self.name)
 
 
-class HostPort(Section):
-    """A port at which every address of the pod's node with this protocol leads to the node."""
-
-    protocol: Literal["ip4", "ip6"]
-    port: Annotated[int, Field(ge=1, le=65535)]
-
-
 def _check_ip(text: str) -> str:
     ip_address(text)
     return text
@@ -250,12 +244,7 @@ class KubernetesConfig(Section):
     @property
     def host_addresses(self) -> list[str]:
         """The addresses at which peers reach this node at its machine."""
-        return [
-            f"/{port.protocol}/{ip}/tcp/{port.port}"
-            for port in self.host_ports
-            for ip in self.host_ips
-            if port.protocol == f"ip{ip_address(ip).version}"
-        ]
+        return [address for port in self.host_ports for address in port.at(self.host_ips)]
 
 
 class NodeConfig(Section):

@@ -83,7 +83,7 @@ class WorkerReason(Reason):
     )
     NO_GATEWAY = (
         "NoGateway",
-        "Check `spec.network.gateways`, that TCP may reach them, and that they trust the authorities in `ca.crt`.",
+        "Check `spec.network.gateways`, that TCP or UDP reaches them, and that they trust the authorities in `ca.crt`.",
         "`spec.network.gateways`, egress of the namespace",
         "Connected",
     )

@@ -253,14 +253,19 @@ class Host:
         best = self.connection(peer_id)
         return best is not None and not best.relayed
 
-    async def dial(self, address: Address) -> Connection:
-        """Connect to an address; DialError if that fails. An address without a peer id may lead to any peer."""
+    async def dial(self, address: Address, *, configured: bool = False) -> Connection:
+        """Connect to an address; DialError if that fails.
+
+        Args:
+            address: the address. Without a peer id, it may lead to any peer.
+            configured: the operator chose it, although it is not in `configured`.
+        """
         if address.relay is not None:
             if self.dial_relayed is None:
                 raise DialError(f"{address}: this node uses no relays")
             link = await self.dial_relayed(address)
         else:
-            configured = address.endpoint in self.configured
+            configured = configured or address.endpoint in self.configured
             listening = self.bound if configured and address.endpoint not in self.listen_addresses else ()
             excluded = () if configured else self.excluded
             link = await self._transports[address.transport].connect(address, excluded, listening)
@@ -270,8 +275,7 @@ class Host:
         """Connect to the IP address of a peer that does the same; DialError. One side is the initiator."""
         if address.endpoint in self.listen_addresses:
             raise DialError(f"{address} is an address of this node")
-        link = await self._transports[address.transport].punch(address, self.bound)
-        link.is_initiator = is_initiator
+        link = await self._transports[address.transport].punch(address, self.bound, is_initiator=is_initiator)
         return await self.upgrade(link, address.peer_id)
 
     async def connect(

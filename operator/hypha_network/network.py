@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import trio
 
@@ -37,6 +37,7 @@ from hypha_network.services.source_prover import SourceProver
 from hypha_network.traffic import Direction, PeerCounts
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address, AddressError
+from hypha_network.wire.dnsaddr import NamedGateway, parse_gateway
 from hypha_network.wire.processor import share_processor
 from hypha_network.wire.streams import Stream
 from hypha_network.wire.tls import TlsTransport, keep_valid
@@ -44,6 +45,7 @@ from hypha_network.wire.upgrade import Upgrader
 
 logger = logging.getLogger(__name__)
 
+Parsed = TypeVar("Parsed")
 MAX_STREAMS_PER_PEER = 64
 _ASK_GATEWAYS_S = 1.0
 _REACH_SETTLES_S = 2.0
@@ -104,11 +106,11 @@ class Network:
         self.peer_id = identity.peer_id
         self._config = config
         self._host = host
-        self._external = _parse_all(config.external_addresses)
-        gateways = _parse_all(config.gateways)
+        self._external = _parse_all(config.external_addresses, addresses.parse_supported)
+        gateways: list[Address | NamedGateway] = _parse_all(config.gateways, parse_gateway)
         host.excluded = addresses.parse_cidrs(config.exclude_cidr)
         host.background.update((IDENTIFY, PUSH, PING, KADEMLIA, *GOSSIP))
-        host.configured.update(address.endpoint for address in gateways)
+        host.configured.update(address.endpoint for address in gateways if isinstance(address, Address))
         if config.gateways and not gateways:
             raise NetworkError("none of the gateway addresses is usable; add one, as in /ip4/192.0.2.1/tcp/4001")
         public_key = peer_id_to_bytes(identity.peer_id)[2:]  # after the multihash header, an Ed25519 peer id is its key
@@ -117,11 +119,11 @@ class Network:
         self._gateways = Gateways(host, gateways, self._on_gateway)
         self._pubsub = PubSub(host, Signer(identity.seed, identity.peer_id), SourceProver(host, self._ask_gateways))
         self._kademlia = Kademlia(
-            host, lambda address: not addresses.excluded(address, host.excluded), self._gateways.connected.values
+            host, lambda address: not addresses.excluded(address, host.excluded), self._gateways.peer_ids
         )
         self._identify = Identify(host, public_key, agent, self._own_addresses, self._kademlia.learn)
         self._relays = Relays(host, self._identify.push)
-        self._observed = Observed(host, self._gateways.connected.values)
+        self._observed = Observed(host, self._gateways.peer_ids)
         self._puncher = HolePuncher(host, self._direct_addresses, self._kademlia.addresses_of)
         host.register(self._pubsub.handlers, self._pubsub.serve)
         host.register(self._identify.handlers, self._identify.serve)
@@ -137,7 +139,7 @@ class Network:
         host.punched = self._puncher.wait
 
     async def _run(self) -> None:
-        for address in _parse_all(self._config.listen_addresses):
+        for address in _parse_all(self._config.listen_addresses, addresses.parse_supported):
             if address.relay is not None:
                 raise NetworkError(f"cannot listen on {address}; set relay_circuit to be reached through the gateways")
             await self._host.listen(address)
@@ -177,7 +179,7 @@ class Network:
         Without external addresses, a node with `relay_circuit` counts as reachable while it holds a relay slot.
         """
         listening = tuple(map(str, self._host.listen_addresses))
-        gateways = tuple(dict.fromkeys(self._gateways.connected.values()))
+        gateways = self._gateways.peer_ids()
         reservations = tuple(self._relays.reservations)
         bootstrapped = self._kademlia.bootstrapped.is_set()
         reachable = bool(reservations) or bool(self._external) or not self._config.relay_circuit
@@ -337,11 +339,10 @@ class Network:
 
     async def _find_addresses(self, peer_id: str, found: Found) -> None:
         """Pass the known addresses of a peer on, then those that a lookup finds, and at last those behind gateways."""
-        gateways = self._gateways.connected.items()
 
         async def guess(after_s: float) -> None:
             await trio.sleep(after_s)
-            found(address.behind(relay, peer_id) for address, relay in gateways if relay != peer_id)
+            found(self._gateways.behind(peer_id))
 
         found(self._kademlia.addresses_of(peer_id))
         async with trio.open_nursery() as nursery:
@@ -352,7 +353,7 @@ class Network:
 
     async def _ask_gateways(self, peer_id: str) -> dict[str, tuple[Address, ...]]:
         """Ask the gateways about a peer; return the peers that they name. They know only peers with certificates."""
-        return await self._kademlia.ask(set(self._gateways.connected.values()), peer_id, _ASK_GATEWAYS_S)
+        return await self._kademlia.ask(set(self._gateways.peer_ids()), peer_id, _ASK_GATEWAYS_S)
 
     async def _on_gateway(self, connection: Connection) -> None:
         async with trio.open_nursery() as nursery:
@@ -361,11 +362,11 @@ class Network:
                 nursery.start_soon(self._relays.keep_reserved, connection)
 
 
-def _parse_all(texts: tuple[str, ...]) -> list[Address]:
+def _parse_all(texts: tuple[str, ...], parse: Callable[[str], Parsed | None]) -> list[Parsed]:
     """Parse configured addresses. Leave those of unsupported transports out, with a warning."""
     parsed = []
     for text in texts:
-        if (address := addresses.parse_supported(text)) is None:
+        if (address := parse(text)) is None:
             logger.warning("%s is left out: this node has only TCP and QUIC (/udp/PORT/quic-v1)", text)
         else:
             parsed.append(address)

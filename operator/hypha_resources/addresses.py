@@ -18,23 +18,25 @@ from hypha_messages.types import peer_id_to_bytes
 from hypha_resources.common import rules
 
 _IP: Final = "(ip4/[0-9.]+|ip6/[0-9a-fA-F.]*:[0-9a-fA-F.:]*)"
-_HOST: Final = f"({_IP}|(dns|dns4|dns6)/[0-9A-Za-z._-]{{1,253}})"
+_DNS_NAME: Final = "[0-9A-Za-z._-]{1,253}"
+_HOST: Final = f"({_IP}|(dns|dns4|dns6)/{_DNS_NAME})"
 _PORT: Final = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _PEER_ID: Final = "[1-9A-HJ-NP-Za-km-z]{46,64}"
 _PEER: Final = f"/p2p/{_PEER_ID}"
 _AT: Final = f"(tcp/{_PORT}|udp/{_PORT}/quic-v1)"
-_GATEWAY: Final = f"^/{_HOST}/{_AT}({_PEER})?$"
+_GATEWAY: Final = f"^/({_HOST}/{_AT}|dnsaddr/{_DNS_NAME})({_PEER})?$"
 _EXTERNAL: Final = f"^/{_HOST}/{_AT}({_PEER}(/p2p-circuit({_PEER})?)?)?$"
-_LISTEN: Final = f"^/{_IP}/tcp/{_PORT}$"
+_LISTEN: Final = f"^/{_IP}/{_AT}$"
 
 _WRITE_PEER: Final = (
     "write /dns4/host.example.org/tcp/4001 or /ip4/203.0.113.50/udp/4001/quic-v1, with or without /p2p/<peer id>"
 )
+_WRITE_GATEWAY: Final = f"{_WRITE_PEER}, or /dnsaddr/gateway.example.org"
 _NAME: Final = "^[0-9A-Za-z_-]+([.][0-9A-Za-z_-]+)*$"
 _WRITE_HOST: Final = "write an IP address or a name, such as 203.0.113.50 or node.example.org"
 _WRITE_LISTEN: Final = (
-    f"write /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001, but not port {CONNECTOR_PORT}, where jobs reach the worker, "
-    f"or {METRICS_PORT}, where Prometheus does"
+    f"write /ip4/0.0.0.0/tcp/4001 or /ip6/::/udp/4001/quic-v1, but not TCP port {CONNECTOR_PORT}, where jobs reach the "
+    f"worker, or {METRICS_PORT}, where Prometheus does"
 )
 _TAKEN: Final = tuple(f"/tcp/{port}" for port in (CONNECTOR_PORT, METRICS_PORT))
 _WRITE_PEER_ID: Final = "write a peer id such as 12D3KooW..."
@@ -66,7 +68,7 @@ def _parses(parse: Callable[[str], Any], text: str) -> bool:
 def _is_address(shape: str, text: str) -> bool:
     if not re.fullmatch(shape, text):
         return False
-    _, protocol, host, _, _, *rest = text.split("/")
+    _, protocol, host, *rest = text.split("/")
     peer_ids = [part for name, part in pairwise(rest) if name == "p2p"]
     return (protocol.startswith("dns") or _parses(ip_address, host)) and all(map(_is_peer_id, peer_ids))
 
@@ -81,8 +83,8 @@ def _is_peer_id(text: str) -> bool:
 
 GatewayAddress = Annotated[
     str,
-    Field(max_length=512, json_schema_extra=_rule(_GATEWAY, _WRITE_PEER)),
-    _must(lambda text: _is_address(_GATEWAY, text), _WRITE_PEER),
+    Field(max_length=512, json_schema_extra=_rule(_GATEWAY, _WRITE_GATEWAY)),
+    _must(lambda text: _is_address(_GATEWAY, text), _WRITE_GATEWAY),
 ]
 ExternalAddress = Annotated[
     str,

@@ -8,6 +8,11 @@ from hypha_resources.addresses import Cidr, ExternalAddress, ExternalHost, Gatew
 from hypha_resources.common import Schema, rules
 
 
+def _number_of(address: str) -> str:
+    """Return the expression in CEL for the port number at the end of a listen address."""
+    return f"{address}.replace('/quic-v1', '').find('[0-9]+$')"
+
+
 class Expose(Schema):
     """How peers outside the cluster reach the worker directly."""
 
@@ -40,7 +45,8 @@ class Expose(Schema):
     )
     port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
         default=None,
-        description="The port that peers connect to. Default: the cluster chooses it; for HostPort the listen port.",
+        description="The port that peers connect to, over TCP and UDP alike. Default: the cluster chooses it; for "
+        "HostPort the listen port.",
     )
     hosts: Annotated[list[ExternalHost], Field(max_length=16)] = Field(
         default=[],
@@ -79,9 +85,10 @@ class NetworkSpec(Schema):
             (
                 (
                     "!has(self.expose) || self.expose.type != 'HostPort' || !has(self.listenAddresses) "
-                    "|| self.listenAddresses.size() == 1"
+                    f"|| self.listenAddresses.all(address, {_number_of('address')} "
+                    f"== {_number_of('self.listenAddresses[0]')})"
                 ),
-                "expose of type HostPort needs exactly one of listenAddresses",
+                "expose of type HostPort needs the same port number in all listenAddresses",
             ),
             (
                 (
@@ -95,12 +102,14 @@ class NetworkSpec(Schema):
 
     gateways: Annotated[list[GatewayAddress], Field(min_length=1, max_length=64)] = Field(
         description="Gateways, such as /dns4/gateway.example.org/tcp/4001 or /ip4/203.0.113.50/udp/4001/quic-v1, with "
-        "or without /p2p/<peer id>. One must be reachable; more add redundancy."
+        "or without /p2p/<peer id>, or /dnsaddr/gateway.example.org, whose addresses stand in TXT records. One must be "
+        "reachable; more add redundancy."
     )
     listen_addresses: Annotated[list[ListenAddress], Field(min_length=1, max_length=16)] = Field(
         default=["/ip4/0.0.0.0/tcp/4001"],
-        description="Addresses at which the pod accepts peers. The port must be neither 8443, which is the "
-        "connector's, nor 9464, which serves metrics.",
+        description="Addresses at which the pod accepts peers: over TCP, and over QUIC, such as "
+        "/ip4/0.0.0.0/udp/4001/quic-v1. A TCP port must be neither 8443, which is the connector's, nor 9464, which "
+        "serves metrics.",
     )
     external_addresses: Annotated[list[ExternalAddress], Field(max_length=16)] = Field(
         default=[], description="Addresses at which peers outside the cluster reach the worker. Default: from expose."

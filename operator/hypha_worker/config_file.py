@@ -12,7 +12,7 @@ from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from hypha_contracts.node_config import NodeConfig
-from hypha_network.wire.addresses import parse_supported
+from hypha_network.wire.dnsaddr import parse_gateway
 from hypha_worker.errors import NodeError
 
 _MAX_FILE_BYTES: Final = 32 * 1024
@@ -55,7 +55,7 @@ def load(path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any] | 
     try:
         context = {
             "directory": path.absolute().parent,
-            "is_supported": lambda address: parse_supported(address) is not None,
+            "is_supported": lambda address: parse_gateway(address) is not None,
         }
         config = NodeConfig.model_validate(values, context=context)
     except ValidationError as error:

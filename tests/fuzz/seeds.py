@@ -90,6 +90,7 @@ ADDRESSES: Final = [
     "/ip4/127.0.0.1/udp/4001/quic-v1",
     "/ip4/127.0.0.1/udp/4001/webrtc-direct",
 ]
+GATEWAY_NAMES: Final = ["/dnsaddr/gateway.example.org", f"/dnsaddr/gateway.example.org/p2p/{_PEER}", ADDRESSES[0]]
 MULTIADDRESSES: Final = [addresses.parse(text).to_bytes() for text in ADDRESSES[:5]] + [
     bytes.fromhex("047f000001910203e89802")
 ]

@@ -22,7 +22,7 @@ from hypha_messages.types import peer_id_from_bytes, peer_id_to_bytes
 from hypha_network import pkcs8
 from hypha_network.errors import IdentityError, NetworkError
 from hypha_network.services import kademlia_messages
-from hypha_network.wire import addresses
+from hypha_network.wire import addresses, dnsaddr
 from hypha_network.wire.yamux_frames import ProtocolError
 from hypha_worker.config_file import ConfigError
 
@@ -69,6 +69,13 @@ TARGETS: Final[dict[str, Target]] = {
         [address.encode() for address in seeds.ADDRESSES],
         {},
         lambda address: str(address).encode(),
+    ),
+    "gateway-name": Target(
+        lambda data: dnsaddr.parse(data.decode("latin-1")),
+        (addresses.AddressError,),
+        [name.encode() for name in seeds.GATEWAY_NAMES],
+        {},
+        lambda gateway: str(gateway or "/ip4").encode(),
     ),
     "gossip-rpc": Target(wire.gossip_rpc, (ProtobufError,), seeds.GOSSIP, seeds.GOSSIP_BOMBS),
     "gossip-message": Target(wire.gossip_message, (ProtobufError, ValueError), seeds.GOSSIP_MESSAGES),

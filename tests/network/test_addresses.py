@@ -94,7 +94,7 @@ def test_an_address_of_an_unsupported_transport_is_none_and_a_malformed_one_is_a
     assert parse_supported("/ip4/1.2.3.4/tcp/1") == parse("/ip4/1.2.3.4/tcp/1")
     assert parse_supported("/ip4/1.2.3.4/udp/1/webrtc-direct") is None
     assert parse_supported("/ip4/1.2.3.4/tcp/1/ws") is None
-    assert parse_supported("/dnsaddr/gateway.example.org") is None
+    assert parse_supported("/dnsaddr/gateway.example.org") is None  # of gateways alone
     with pytest.raises(AddressError, match="nonsense"):
         parse_supported("nonsense")
 

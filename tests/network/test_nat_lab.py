@@ -1,12 +1,12 @@
 """Nodes behind real NATs connect directly where that is possible, and say so where it is not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from support.certs import Pki
-from support.nat_lab import KEPT, RANDOM, Laboratory, Place, laboratory, missing
+from support.nat_lab import KEPT, QUIC, RANDOM, TCP, Laboratory, Place, laboratory, missing
 
 BULK_BYTES = 8 * 1024 * 1024
 
@@ -22,13 +22,13 @@ def lab(tmp_path: Path) -> Iterator[Laboratory]:
 
 
 async def push(
-    lab: Laboratory, source: Place, target: Place, *, bulk: bool = False
+    lab: Laboratory, source: Place, target: Place, *, bulk: bool = False, listen: Sequence[str] = (TCP,)
 ) -> tuple[dict[str, object], dict[str, object]]:
     """Push from one place to another; return what the source says, and what the target received if anything.
 
     With `bulk`, the gateway relays bulk data.
     """
-    gateway = lab.gateway(bulk=bulk)
+    gateway = lab.gateway(bulk=bulk, listen=listen)
     receiver = lab.node(target, "receiver", gateway, "receive")
     sender = lab.node(source, "sender", gateway, "push", str(BULK_BYTES))
     sender.tell(str((await receiver.line())["peer_id"]))
@@ -36,14 +36,20 @@ async def push(
     return sent, ({} if "error" in sent else await receiver.line())
 
 
-async def test_nodes_behind_nats_that_keep_ports_connect_directly_and_push(lab: Laboratory) -> None:
-    sent, received = await push(lab, lab.behind_nat(KEPT), lab.behind_nat(KEPT))
+@pytest.mark.parametrize("listen", [(TCP,), (QUIC,), (QUIC, TCP)], ids=["tcp", "quic", "both"])
+async def test_nodes_behind_nats_that_keep_ports_connect_directly_and_push(
+    lab: Laboratory, listen: Sequence[str]
+) -> None:
+    sent, received = await push(lab, lab.behind_nat(KEPT), lab.behind_nat(KEPT), listen=listen)
     assert sent["reach"] == "punchable"
     assert received == {"way": "direct", "bytes": BULK_BYTES, "sha256": sent.get("sha256")}, sent
 
 
-async def test_nodes_behind_nats_with_random_ports_refuse_bulk_data_and_answer_requests(lab: Laboratory) -> None:
-    sent, _ = await push(lab, lab.behind_nat(RANDOM), lab.behind_nat(RANDOM))
+@pytest.mark.parametrize("listen", [(TCP,), (QUIC,)], ids=["tcp", "quic"])
+async def test_nodes_behind_nats_with_random_ports_refuse_bulk_data_and_answer_requests(
+    lab: Laboratory, listen: Sequence[str]
+) -> None:
+    sent, _ = await push(lab, lab.behind_nat(RANDOM), lab.behind_nat(RANDOM), listen=listen)
     assert (sent.get("error"), sent.get("way"), sent.get("healthy")) == ("OnlyRelayed", "relayed", True), sent
     assert sent["reach"] == "limited_relay"
 

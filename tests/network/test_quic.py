@@ -4,6 +4,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import trio
@@ -12,7 +13,6 @@ from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_network.errors import ConnectionLost, DialError, HandshakeError, StreamReset
 from hypha_network.examination import examine
 from hypha_network.network import Network
-from hypha_network.services.hole_punching import punchable
 from hypha_network.wire import quic_connection
 from hypha_network.wire.addresses import parse
 from hypha_network.wire.quic_connection import CONNECTION_WINDOW_BYTES, MAX_UNREAD_BYTES, QuicConnection
@@ -306,25 +306,33 @@ async def test_nodes_that_have_only_quic_join_find_each_other_and_relay() -> Non
                 assert await read_all(stream) == b"hello"
 
 
-async def test_a_gateway_over_quic_tells_nothing_of_the_port_at_which_a_node_listens() -> None:
+async def test_a_gateway_over_quic_tells_the_address_of_the_quic_listener_alone() -> None:
     pki = Pki()
     both = ("/ip4/127.0.0.1/tcp/0", *QUIC)
     async with gateway(pki, listen_addresses=QUIC) as entry, member(pki, "a", entry, listen_addresses=both) as a:
         (connection,) = a._host.connections[entry.peer_id]
         await until(a, lambda: connection.observed is not None)
-        assert connection.observed
-        assert connection.observed.port == connection.local_port
-        assert not connection.limited
-        assert not a._observed.addresses()
-        assert not a._observed.predictable()
+        assert a._observed.addresses() == [address for address in a._host.bound if address.transport == "quic-v1"]
+        assert a._observed.predictable()
 
 
-async def test_a_node_punches_no_hole_over_quic() -> None:
-    async with pair() as nodes:
-        address = parse(direct_address(nodes.listening))
-        assert not punchable([address.endpoint], ())
-        with pytest.raises(DialError, match="only for TCP"):
-            await nodes.dialling._host.punch(address, is_initiator=False)
+async def test_of_two_nodes_that_punch_a_hole_over_quic_the_initiator_connects() -> None:
+    pki = Pki()
+    async with node(pki, "a", listen_addresses=QUIC) as a, node(pki, "b", listen_addresses=QUIC) as b:
+        with trio.fail_after(DEADLINE_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(b._host.punch, parse(direct_address(a)), is_initiator=False))
+                connection = await a._host.punch(parse(direct_address(b)), is_initiator=True)
+                await until(b, lambda: b._host.has_direct(a.peer_id))
+                nursery.cancel_scope.cancel()
+        assert connection.local_port == a._host.bound[0].port
+
+
+async def test_a_node_that_does_not_listen_over_quic_punches_no_hole_there() -> None:
+    pki = Pki()
+    async with node(pki, "a", listen_addresses=QUIC) as a, node(pki, "b") as b:
+        with pytest.raises(DialError, match="listens on no address"):
+            await b._host.punch(parse(direct_address(a)), is_initiator=False)
 
 
 async def test_a_node_behind_a_relay_over_quic_is_dialled_directly_for_bulk_data() -> None:

@@ -18,7 +18,8 @@ from support.resources import GATEWAY, PEER, worker_manifest
 SHA256_PEER = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 PEERS = (PEER, SHA256_PEER, PEER[:-1], "1" * 50, "me", "")
 HOSTS = ("ip4/1.2.3.4", "ip4/1.2.3", "ip4/::1", "ip6/::1", "ip6/1.2.3.4", "ip6/1::g", "dns/p2p", "dns4/a.b-c", "dns6/ä")
-PORTS = ("/tcp/1", "/tcp/65535", "/tcp/65536", "/tcp/0", "/tcp/8443", "/tcp/x", "/udp/4001/quic-v1", ":4001")
+UDP_PORTS = ("/udp/4001/quic-v1", "/udp/8443/quic-v1", "/udp/0/quic-v1", "/udp/4001")
+PORTS = ("/tcp/1", "/tcp/65535", "/tcp/65536", "/tcp/0", "/tcp/8443", "/tcp/x", *UDP_PORTS, ":4001")
 TAILS = ("", "/", "\n", "/p2p-circuit", *(f"/p2p/{peer}{rest}" for peer in PEERS for rest in ("", "/p2p-circuit")))
 ADDRESSES = tuple(map("".join, product("/", HOSTS, PORTS, (*TAILS, f"/p2p/{PEER}/p2p-circuit/p2p/{PEER}"))))
 CIDRS = ("10.0.0.0/8", "10.0.0/8", "10.0.0.1/8", "10.0.0.0/33", "fc00::/7", "fc00::/129", "10.0.0.0", "::1/08", "a/8")
@@ -83,7 +84,16 @@ def accepted(directory: Path, **fields: Any) -> bool:
                 f"/dns/p2p/tcp/1/p2p/{SHA256_PEER}",
             ),
         ),
-        ("listenAddresses", ADDRESSES, ("/ip4/1.2.3.4/tcp/1", "/ip6/::1/tcp/65535")),
+        (
+            "listenAddresses",
+            ADDRESSES,
+            (
+                "/ip4/1.2.3.4/tcp/1",
+                "/ip6/::1/tcp/65535",
+                "/ip4/1.2.3.4/udp/4001/quic-v1",
+                "/ip6/::1/udp/8443/quic-v1",
+            ),
+        ),
         (
             "externalAddresses",
             ADDRESSES,
@@ -113,7 +123,7 @@ def test_the_node_reads_the_offer_and_selection_that_a_worker_accepts(fields: di
         ({"network": {"gateways": [f"{GATEWAY}/p2p/{PEER[:-1]}"]}}, "with or without /p2p/<peer id>"),
         ({"network": {"gateways": [GATEWAY], "excludeCidr": ["10.0.0/8"]}}, "write a network as 10.0.0.0/8"),
         ({"network": {"gateways": [GATEWAY], "listenAddresses": ["/ip4/0.0.0.0/tcp/70000"]}}, "write /ip4/0.0.0.0/tcp"),
-        ({"network": {"gateways": [GATEWAY], "listenAddresses": ["/ip4/0.0.0.0/tcp/8443"]}}, "not port 8443"),
+        ({"network": {"gateways": [GATEWAY], "listenAddresses": ["/ip4/0.0.0.0/tcp/8443"]}}, "not TCP port 8443"),
         ({"selection": {"schedulers": {"alice": 2}}}, "write peer ids"),
     ],
 )

@@ -332,7 +332,7 @@ class TestAddresses:
         assert service is not None
         assert service["spec"]["ipFamilyPolicy"] == "PreferDualStack"
         service["spec"] |= {"ipFamilies": ["IPv6", "IPv4"]}
-        service["spec"]["ports"] = [{"port": 4001, "nodePort": 30401}]
+        service["spec"]["ports"] = [{"protocol": "TCP", "port": 4001, "nodePort": 30401}]
         both = ["/ip4/192.0.2.7/tcp/30401", "/ip6/fd00::5/tcp/30401"]
         assert with_host_ips(external_addresses(spec, service), ["fd00::5", "192.0.2.7"]) == both
         service["spec"] |= {"ipFamilies": ["IPv6"]}
@@ -348,7 +348,7 @@ class TestAddresses:
     def test_hosts_of_the_spec_replace_the_addresses_of_the_node(self):
         expose = {"type": "NodePort", "hosts": ["203.0.113.5", "2001:db8::5", "node.example.org"]}
         _, spec = worker(network=network(expose=expose))
-        service = {"spec": {"ports": [{"port": 4001, "nodePort": 30401}]}}
+        service = {"spec": {"ports": [{"protocol": "TCP", "port": 4001, "nodePort": 30401}]}}
         assert external_addresses(spec, service) == [
             "/ip4/203.0.113.5/tcp/30401",
             "/ip6/2001:db8::5/tcp/30401",

@@ -236,6 +236,68 @@ async def test_a_node_port_is_known_before_the_first_pod(served, namespace, user
         assert "externalAddresses" not in shown["status"]
 
 
+LISTEN = ["/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/udp/4001/quic-v1"]
+
+
+def listening(namespace: str, listen: list[str], **expose: Any) -> dict[str, Any]:
+    return worker_manifest(namespace, network={"gateways": [GATEWAY], "listenAddresses": listen, "expose": expose})
+
+
+@pytest.mark.parametrize("expose", [{"type": "NodePort", "port": 30777}, {"type": "LoadBalancer", "port": 443}])
+async def test_the_api_server_accepts_one_number_for_tcp_and_udp(served, namespace, user, expose):
+    worker = user.apply(listening(namespace, LISTEN, **expose))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        assert await operator.reconcile_all() == 0, "what the API server returns counts as applied"
+        service = operator.store.get(SERVICE, namespace, "gpu-p2p")
+        user.run_pod(operator)
+        await operator.settle()
+    assert service is not None
+    field = "nodePort" if expose["type"] == "NodePort" else "port"
+    served_ports = [(port["name"], port["protocol"], port[field]) for port in service["spec"]["ports"]]
+    assert served_ports == [("p2p-4001", "TCP", expose["port"]), ("p2p-4001-udp", "UDP", expose["port"])]
+    shown = user.get(worker)
+    assert shown is not None
+    if expose["type"] == "NodePort":
+        reached = ["/ip4/192.0.2.7/tcp/30777", "/ip4/192.0.2.7/udp/30777/quic-v1"]
+        assert shown["status"]["externalAddresses"] == reached
+
+
+async def test_a_worker_that_listens_over_quic_for_a_while_keeps_its_tcp_port(served, namespace, user):
+    worker = user.apply(listening(namespace, LISTEN[:1], type="NodePort"))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        before = operator.store.get(SERVICE, namespace, "gpu-p2p")
+        user.apply(listening(namespace, LISTEN, type="NodePort"))
+        await operator.settle()
+        after = operator.store.get(SERVICE, namespace, "gpu-p2p")
+        user.run_pod(operator)
+        await operator.settle()
+        shown = user.get(worker)
+        user.apply(listening(namespace, LISTEN[:1], type="NodePort"))
+        await operator.settle()
+        again = operator.store.get(SERVICE, namespace, "gpu-p2p")
+    assert before is not None
+    assert after is not None
+    assert again is not None
+    assert shown is not None
+    tcp, udp = after["spec"]["ports"]
+    assert [tcp] == before["spec"]["ports"] == again["spec"]["ports"]
+    reached = [f"/ip4/192.0.2.7/tcp/{tcp['nodePort']}", f"/ip4/192.0.2.7/udp/{udp['nodePort']}/quic-v1"]
+    assert shown["status"]["externalAddresses"] == reached
+
+
+async def test_the_api_server_accepts_a_host_port_for_tcp_and_udp(served, namespace, user):
+    user.apply(listening(namespace, LISTEN, type="HostPort", port=4100))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        assert await operator.reconcile_all() == 0
+        deployment = operator.store.get(DEPLOYMENT, namespace, "gpu-controller")
+    assert deployment is not None
+    ports = deployment["spec"]["template"]["spec"]["containers"][0]["ports"]
+    assert [port["protocol"] for port in ports if port.get("hostPort") == 4100] == ["TCP", "UDP"]
+
+
 async def test_the_service_of_a_load_balancer_has_the_class_and_annotations_of_the_spec(served, namespace, user):
     def exposed(**expose: Any) -> dict[str, Any]:
         return worker_manifest(namespace, network={"gateways": [GATEWAY], "expose": expose})

@@ -14,6 +14,7 @@ from support.resources import GATEWAY, PEER, job_manifest, worker_manifest
 
 EXECUTOR = {"class": "train", "name": "diloco-transformer"}
 LISTEN = "/ip4/0.0.0.0/tcp/4001"
+LISTEN_QUIC = "/ip4/0.0.0.0/udp/4001/quic-v1"
 
 
 def network(**fields: Any) -> dict[str, Any]:
@@ -169,10 +170,15 @@ def test_a_worker_stays_exactly_as_it_was_written(objects, namespace):
         (network(gateways=["/ip4/fe80::1/tcp/4001"]), "spec.network.gateways[0]"),
         (network(gateways=[f"{GATEWAY}/p2p/me"]), "spec.network.gateways[0]"),
         (network(gateways=["/dns4/gateway.example.org/tcp/70000"]), "spec.network.gateways[0]"),
+        (network(gateways=["/dnsaddr/gateway.example.org/tcp/4001"]), "or /dnsaddr/gateway.example.org"),
+        (network(externalAddresses=["/dnsaddr/gateway.example.org"]), "spec.network.externalAddresses[0]"),
         (network(externalAddresses=[f"{GATEWAY}/p2p-circuit"]), "spec.network.externalAddresses[0]"),
         (network(listenAddresses=["/ip4/0.0.0.0/tcp/0"]), "spec.network.listenAddresses[0]"),
         (network(listenAddresses=["/ip4/0.0.0.0/tcp/70000"]), "spec.network.listenAddresses[0]"),
-        (network(listenAddresses=["/ip4/0.0.0.0/tcp/8443"]), "not port 8443, where jobs reach the worker"),
+        (network(listenAddresses=["/ip4/0.0.0.0/tcp/8443"]), "not TCP port 8443, where jobs reach the worker"),
+        (network(listenAddresses=["/ip6/::/udp/0/quic-v1"]), "spec.network.listenAddresses[0]"),
+        (network(listenAddresses=[LISTEN, "/ip4/0.0.0.0/udp/4001"]), "spec.network.listenAddresses[1]"),
+        (network(listenAddresses=["/dns4/a.b/udp/4001/quic-v1"]), "/ip6/::/udp/4001/quic-v1"),
         (network(listenAddresses=[]), "spec.network.listenAddresses"),
         (network(excludeCidr=["10.0.0.0"]), "spec.network.excludeCidr[0]"),
         (network(excludeCidr=["10.0.0/8"]), "write a network as 10.0.0.0/8"),
@@ -189,8 +195,8 @@ def test_a_worker_stays_exactly_as_it_was_written(objects, namespace):
         (network(expose={"type": "LoadBalancer", "hosts": ["a.b"]}), "a load balancer has addresses of its own"),
         (network(expose={"type": "NodePort", "hosts": ["/ip4/1.2.3.4"]}), "write an IP address or a name"),
         (
-            network(expose={"type": "HostPort"}, listenAddresses=[LISTEN, "/ip6/::/tcp/4001"]),
-            "exactly one of listenAddresses",
+            network(expose={"type": "HostPort"}, listenAddresses=[LISTEN, "/ip4/0.0.0.0/udp/4002/quic-v1"]),
+            "the same port number in all listenAddresses",
         ),
         (network(relayCircuit=False), "nobody could reach this worker"),
         (resources(cpu="0"), "must be more than zero"),
@@ -253,6 +259,7 @@ def test_an_invalid_worker_is_refused_with_the_field_or_the_reason(objects, name
     "spec",
     [
         issued(trustSecretName="network"),
+        network(gateways=["/dnsaddr/gateway.example.org", f"/dnsaddr/gateway.example.org/p2p/{PEER}"]),
         network(gateways=[f"{GATEWAY}/p2p/{PEER}"], relayCircuit=False, expose={"type": "LoadBalancer"}),
         network(expose={"type": "NodePort", "hosts": ["203.0.113.5", "2001:db8::5", "node-1.example.org"]}),
         network(
@@ -264,6 +271,9 @@ def test_an_invalid_worker_is_refused_with_the_field_or_the_reason(objects, name
             }
         ),
         network(expose={"type": "HostPort", "port": 4001}, listenAddresses=[LISTEN]),
+        network(expose={"type": "HostPort"}, listenAddresses=[LISTEN, LISTEN_QUIC, "/ip6/::/udp/4001/quic-v1"]),
+        network(listenAddresses=[LISTEN_QUIC]),
+        network(listenAddresses=[LISTEN, "/ip4/0.0.0.0/udp/8443/quic-v1", "/ip6/::/udp/9464/quic-v1"]),
         network(expose={"type": "LoadBalancer", "loadBalancerClass": "service.k8s.aws/nlb", "annotations": {"a": "b"}}),
         network(gateways=["/ip6/2001:db8::1/tcp/4001", "/dns/g/tcp/65535"], excludeCidr=["10.0.0.1/8", "fc00::/7"]),
         network(

@@ -1,13 +1,15 @@
-"""A node of the laboratory: `CERT KEY TRUST GATEWAY receive` or `CERT KEY TRUST GATEWAY push BYTES`.
+"""A node of the laboratory: `CERT KEY TRUST GATEWAYS receive` or `CERT KEY TRUST GATEWAYS push BYTES`.
 
-It listens on port 4001, and writes a JSON object about each push that it received or sent. The one that receives
-writes its peer id first. The one that sends reads this from its standard input.
+It listens on port 4001 of the transports of its gateways, whose addresses are separated by commas. It writes a JSON
+object about each push that it received or sent. The one that receives writes its peer id first. The one that sends
+reads this from its standard input.
 """
 
 import hashlib
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from hypha_network.errors import NetworkError
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkConfig, open_network
 from hypha_network.services import hole_punching
+from hypha_network.wire.addresses import parse
 from hypha_network.wire.streams import Stream
 
 PUSH = "/test/push"
@@ -65,9 +68,11 @@ async def push(network: Network, peer_id: str, data: bytes) -> None:
     await trio.sleep_forever()
 
 
-async def main(cert: str, key: str, trust: str, gateway: str, command: str, *arguments: str) -> None:
+async def main(cert: str, key: str, trust: str, gateways: str, command: str, *arguments: str) -> None:
     identity = Identity.load(Path(cert), Path(key), Path(trust))
-    config = NetworkConfig(gateways=(gateway,), listen_addresses=("/ip4/0.0.0.0/tcp/4001",), relay_circuit=True)
+    known = tuple(gateways.split(","))
+    listening = tuple(str(replace(parse(address), host="0.0.0.0")) for address in known)
+    config = NetworkConfig(gateways=known, listen_addresses=listening, relay_circuit=True)
     async with open_network(identity, config) as network:
         await network.wait_ready()
         if command == "receive":

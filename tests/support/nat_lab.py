@@ -6,12 +6,13 @@
 The host's own namespace has no part in it, so any number of laboratories run beside each other.
 """
 
+import ctypes
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -46,9 +47,13 @@ table ip filter {{
 """
 KEPT, RANDOM = "", "fully-random"
 """How a NAT chooses the port of a connection: the local one if it is free, or any for each destination."""
+TCP, QUIC = "tcp/4001", "udp/4001/quic-v1"
+"""The ends of the addresses at which the nodes listen."""
 _WITH_THIS_PROCESS = ("setpriv", "--pdeathsig", "KILL")
 """Ends a process with this one, however this one ends."""
 _names = count()
+_libc = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNET = 0x40000000
 
 
 @cache
@@ -81,6 +86,27 @@ class Place:
     namespace: str
     host: str
 
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The beginning of a command that runs in this place, and ends with this process."""
+        return (*_WITH_THIS_PROCESS, "ip", "netns", "exec", self.namespace)
+
+
+@contextmanager
+def inside(place: Place) -> Iterator[None]:
+    """Let this thread use the network of a place."""
+    with Path("/proc/thread-self/ns/net").open() as own, Path("/run/netns", place.namespace).open() as other:
+        _enter(other.fileno())
+        try:
+            yield
+        finally:
+            _enter(own.fileno())
+
+
+def _enter(descriptor: int) -> None:
+    if _libc.setns(descriptor, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "cannot enter a network namespace")
+
 
 class Process:
     """A process in a place, which writes a JSON object per line and ends with the laboratory."""
@@ -89,7 +115,7 @@ class Process:
         self.log = log
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [*_WITH_THIS_PROCESS, "ip", "netns", "exec", place.namespace, sys.executable, "-m", *arguments],
+                [*place.command, sys.executable, "-m", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -114,6 +140,20 @@ class Process:
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
+
+
+@dataclass(frozen=True)
+class SlowPath:
+    """The rate, the round trip and the part of the packets that are lost. The queue holds what fits on the path."""
+
+    mbit_per_s: float
+    round_trip_s: float
+    loss: float = 0.0
+
+    @property
+    def queue_bytes(self) -> float:
+        """The bytes that wait for their turn before more are dropped."""
+        return self.mbit_per_s * 1e6 / 8 * self.round_trip_s
 
 
 @dataclass
@@ -157,33 +197,50 @@ class Laboratory:
         _run("ip", "netns", "exec", router.namespace, "nft", "-f", "-", stdin=_RULES.format(ports=ports))
         return inside
 
+    async def apart(self, path: SlowPath) -> tuple[Place, Place]:
+        """Make two places that only this path connects."""
+        numbers = (next(self._places), next(self._places))
+        one, other = (Place(self._namespace(f"end-{n}"), f"198.51.100.{n}") for n in numbers)
+        settings = (path.mbit_per_s * 1e6 / 8, path.round_trip_s / 2, path.loss, int(path.queue_bytes))
+        link = self.run(Place(self._hub, ""), "support.slow_link", one.namespace, other.namespace, *map(str, settings))
+        await link.line()
+        for place in (one, other):
+            _ip("-n", place.namespace, "address", "add", f"{place.host}/24", "dev", "path")
+            _ip("-n", place.namespace, "link", "set", "dev", "path", "up")
+        return one, other
+
     def _join(self, place: Place, number: int) -> None:
         _link(place.namespace, "wan", f"{place.host}/24", self._hub, f"port-{number}")
         _ip("-n", self._hub, "link", "set", f"port-{number}", "master", "bridge")
 
-    def gateway(self, *, bulk: bool) -> str:
-        """Start a gateway of the devnet, which relays bulk data or not, at a public address, which is returned."""
+    def gateway(self, *, bulk: bool, listen: Sequence[str] = (TCP,)) -> str:
+        """Start a gateway of the devnet, which relays bulk data or not. Return its addresses, separated by commas."""
         place = self.public()
         files = self.pki.files("gateway", self.directory)
         config = self.directory / "gateway.toml"
+        addresses = [f"/ip4/{place.host}/{ending}" for ending in listen]
         settings = {
             "cert_pem": str(files.cert),
             "key_pem": str(files.key),
             "trust_pem": str(files.trust),
-            "listen_addresses": [f"/ip4/{place.host}/tcp/4001"],
+            "listen_addresses": addresses,
         }
         config.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items()))
         more = ("--set", "relay.peer_mb_per_s=50") if bulk else ()
-        self._start(place, "hypha_devnet", "gateway", "--config", str(config), *more)
-        return f"/ip4/{place.host}/tcp/4001"
+        self.run(place, "hypha_devnet", "gateway", "--config", str(config), *more)
+        return ",".join(addresses)
 
     def node(self, place: Place, name: str, *arguments: str) -> Process:
         """Run `support.lab_node` with these arguments."""
-        files = self.pki.files(name, self.directory)
-        certificate = (str(files.cert), str(files.key), str(files.trust))
-        return self._start(place, "support.lab_node", *certificate, *arguments)
+        return self.run(place, "support.lab_node", *self.certificate(name), *arguments)
 
-    def _start(self, place: Place, *arguments: str) -> Process:
+    def certificate(self, name: str) -> tuple[str, str, str]:
+        """Make a node's certificate; return its file, the key's and that of the authorities."""
+        files = self.pki.files(name, self.directory)
+        return str(files.cert), str(files.key), str(files.trust)
+
+    def run(self, place: Place, *arguments: str) -> Process:
+        """Run a module of Python with these arguments in a place."""
         process = Process(place, *arguments, log=self.directory / f"{place.namespace}.log")
         self._stack.callback(process.close)
         return process

@@ -102,6 +102,19 @@ async def test_a_silent_service_at_the_gateways_address_is_a_failure(
     assert found.remedy == "Check the route and firewalls between this machine and the gateway."
 
 
+async def test_a_gateway_that_is_silent_over_quic_is_a_failure_whose_remedy_names_udp(
+    directory: Path, pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hypha_worker.doctor.gateways.CONNECT_S", 0.5)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        address = f"/ip4/127.0.0.1/udp/{silent.getsockname()[1]}/quic-v1"
+        found = await problem(write_config(directory, pki, gateway_addresses=[address]), "network.gateways")
+    assert found.message == f"gateway {address}: no answer within 0.5 s"
+    assert "listens there over QUIC" in found.remedy
+    assert "pass UDP" in found.remedy
+
+
 async def test_each_gateway_is_asked_and_an_unsupported_transport_is_skipped(directory: Path, pki: Pki) -> None:
     async with gateway(pki) as entry:
         webrtc = "/ip4/127.0.0.1/udp/4001/webrtc-direct"

@@ -192,7 +192,8 @@ class HolePuncher:
                 async with trio.open_nursery() as nursery:
                     for address in theirs:
                         nursery.start_soon(punch, address)
-                        if not is_initiator:  # a peer that accepts connections there is no initiator either
+                        if not is_initiator and address.transport is TransportName.TCP:
+                            # A peer that accepts connections there is no initiator either.
                             nursery.start_soon(dial, address)
                     await self._host.changes.until(lambda: self._host.has_direct(peer_id))
                     nursery.cancel_scope.cancel()
@@ -208,18 +209,11 @@ class HolePuncher:
 
 
 def punchable(known: Iterable[Address], excluded: Sequence[Network]) -> list[Address]:
-    """Return the IP addresses, at most `MAX_ADDRESSES`, that a node may be asked to dial from its listening port.
-
-    They are TCP addresses, because this node punches no holes for QUIC: it dials over QUIC from a socket of its own,
-    which a NAT maps to another port than the listening one.
-    """
+    """Return the IP addresses, at most `MAX_ADDRESSES`, that a node may be asked to dial from its listening port."""
     usable = (
         address.endpoint
         for address in known
-        if address.transport is TransportName.TCP
-        and address.relay is None
-        and address.ip is not None
-        and not addresses.excluded(address, excluded)
+        if address.relay is None and address.ip is not None and not addresses.excluded(address, excluded)
     )
     return list(dict.fromkeys(usable))[:MAX_ADDRESSES]
 

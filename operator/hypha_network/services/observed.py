@@ -15,8 +15,8 @@ MIN_OBSERVERS: Final = 2
 class Observed:
     """What the connected gateways observe, each over a connection that this node dialled.
 
-    Other peers are not asked: this node dials them from other ports, and the operator did not choose them.
-    Connections over QUIC tell nothing about the listening port, because this node dials them from another socket.
+    Other peers are not asked: this node dials them from other TCP ports, and the operator did not choose them.
+    A NAT maps the ports of TCP and UDP independently, so observations of one transport tell nothing about the other.
     """
 
     def __init__(self, host: Host, gateways: Callable[[], Iterable[str]]) -> None:
@@ -25,21 +25,24 @@ class Observed:
 
     def addresses(self) -> list[Address]:
         """Return the addresses to which a peer may connect while this node connects to it from its listening port."""
-        return agreed(self._by_gateway())
+        return [address for transport in TransportName for address in agreed(self._by_gateway(transport))]
 
     def predictable(self) -> bool:
         """Whether the NAT lets peers in at these addresses: it keeps the port, or maps it alike for two gateways."""
-        ports = {address.port for address in self._host.bound if address.transport is TransportName.TCP}
-        known = self.addresses()
-        agree = bool(known) and len(self._by_gateway()) >= MIN_OBSERVERS
-        return agree or any(address.port in ports for address in known)
+        return any(self._predictable(transport) for transport in TransportName)
 
-    def _by_gateway(self) -> dict[str, Address]:
+    def _predictable(self, transport: TransportName) -> bool:
+        ports = {address.port for address in self._host.bound if address.transport is transport}
+        observed = self._by_gateway(transport)
+        known = agreed(observed)
+        return bool(known) and (len(observed) >= MIN_OBSERVERS or any(address.port in ports for address in known))
+
+    def _by_gateway(self, transport: TransportName) -> dict[str, Address]:
         found: dict[str, Address] = {}
         for peer_id in self._gateways():
             for connection in self._host.connections.get(peer_id, ()):
-                if connection.observed is not None and connection.observed.transport is TransportName.TCP:
-                    port = local_port_for(connection.observed.host, self._host.bound)
+                if connection.observed is not None and connection.observed.transport is transport:
+                    port = local_port_for(connection.observed.host, self._host.bound, transport)
                     mapped = port and mapped_listener(connection.observed, connection.local_port, port)
                     if mapped:
                         found[peer_id] = mapped

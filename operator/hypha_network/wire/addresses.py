@@ -141,10 +141,10 @@ def parse_supported(text: str) -> Address | None:
 def _parse(text: str) -> Address:
     parts = text.split("/")
     if parts[:2] == ["", "dnsaddr"]:
-        raise UnsupportedTransport("this node looks no addresses up in TXT records; write the gateway's own address")
+        raise UnsupportedTransport("a name whose addresses stand in TXT records can only name a gateway")
     if len(text) > _MAX_LENGTH or len(parts) < 5 or parts[0] != "" or parts[1] not in _HOSTS:
         raise ValueError("it does not begin with a host and a port")
-    parts[2] = _parse_host(parts[1], parts[2])
+    parts[2] = parse_host(parts[1], parts[2])
     parts[5:] = ["p2p" if part == "ipfs" else part for part in parts[5:]]
     for name, value in pairwise(parts[5:]):
         if name == "p2p":
@@ -176,7 +176,8 @@ def _build(parts: list[str]) -> Address:
     return Address(protocol, host, int(port), peer_id, relay, name)
 
 
-def _parse_host(protocol: str, host: str) -> str:
+def parse_host(protocol: str, host: str) -> str:
+    """Return the normal form of an IP address, or of a name for every other protocol; ValueError if malformed."""
     if protocol == "ip4":
         return str(IPv4Address(host))
     if protocol == "ip6":
@@ -250,7 +251,7 @@ def _value(name: str, value: bytes) -> str:
             return socket.inet_ntoa(value)
         case "ip6":
             return str(IPv6Address(value))
-    return _parse_host(name, value.decode("ascii"))
+    return parse_host(name, value.decode("ascii"))
 
 
 def _encoded(name: str, parts: Iterator[str]) -> bytes:
@@ -333,12 +334,14 @@ def expand(address: Address) -> list[Address]:
     return [replace(address, host=host) for host in sorted(hosts)]
 
 
-def local_port_for(host: str, listening: Iterable[Address]) -> int | None:
-    """Return the listening TCP port from which to connect to an IP address; None if no listener is of its kind."""
-    remote = ip_address(host)
+def local_port_for(host: str, listening: Iterable[Address], transport: TransportName = TransportName.TCP) -> int | None:
+    """Return the listening port from which to connect to an IP address; None if no listener is of its kind."""
     for address in listening:
-        ip = address.ip if address.transport is TransportName.TCP else None
-        same = ip is not None and ip.version == remote.version
-        if ip is not None and same and (ip.is_unspecified or ip.is_loopback == remote.is_loopback):
+        if address.transport is transport and address.ip is not None and leads_to(address.ip, ip_address(host)):
             return address.port
     return None
+
+
+def leads_to(local: IPAddress, remote: IPAddress) -> bool:
+    """Return whether a socket that is bound to a local address can connect to a remote one."""
+    return local.version == remote.version and (local.is_unspecified or local.is_loopback == remote.is_loopback)

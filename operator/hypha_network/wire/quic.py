@@ -5,6 +5,7 @@ is shorter than its cause, so that nobody can have this node flood others.
 """
 
 import os
+import random
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -32,22 +33,30 @@ from hypha_network.wire.udp import CONNECTION_ID_BYTES, Endpoint, Remote, UdpPat
 ACCEPT_CPU_SHARE: Final = 0.1
 """The part of one core that datagrams of unknown connections may take. They wait in a short queue, or are dropped."""
 MAX_QUEUED: Final = 256
+PUNCH_BYTES: Final = 64
+PUNCH_PAUSES_S: Final = (0.01, 0.2)
+"""The pauses between datagrams that open a NAT, as the specification of DCUtR has them."""
 _MIN_INITIAL_BYTES: Final = 1200
 _VERSION: Final = QuicProtocolVersion.VERSION_1
 
 
 class Quic:
-    """Connect and listen over QUIC. The sockets live in the nursery."""
+    """Connect and listen over QUIC. The sockets live in the nursery.
+
+    A node dials from a listening socket, so that every peer observes the address to which a NAT maps it. If it listens
+    at no suitable address, it dials from a socket of its own.
+    """
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
+        self._listening: list[Endpoint] = []
         self._dialling: dict[socket.AddressFamily, Endpoint] = {}
 
     async def connect(
         self, address: Address, excluded: Sequence[Network] = (), listening: Sequence[Address] = ()
     ) -> UdpPath:
         """Find the way to an address outside the excluded networks; DialError says why there is none."""
-        del listening  # all connections that this node dials share a socket of their own
+        del listening  # this node dials every address from a listening port
         try:
             with trio.fail_after(CONNECT_TIMEOUT_S):
                 hosts, left_out = await resolve(address, excluded)
@@ -61,16 +70,32 @@ class Quic:
         return path
 
     def _endpoint(self, host: str) -> Endpoint:
+        if (listener := self._listener(host)) is not None:
+            return listener
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         if family not in self._dialling:
             self._dialling[family] = endpoint = Endpoint(_socket(family, None))
             self._nursery.start_soon(endpoint.run)
         return self._dialling[family]
 
-    async def punch(self, address: Address, listening: Sequence[Address]) -> UdpPath:
-        """Raise DialError: `hypha_network.services.hole_punching` punches only for TCP."""
+    def _listener(self, host: str) -> Endpoint | None:
+        suitable = (endpoint for endpoint in self._listening if endpoint.leads_to(host))
+        return next(suitable, None)
+
+    async def punch(self, address: Address, listening: Sequence[Address], *, is_initiator: bool) -> UdpPath:
+        """Return the way to the IP address of a peer, or let the peer in that connects from there.
+
+        A node that is not the initiator sends random datagrams until it is cancelled. They make its NAT take those of
+        the peer for answers. The peer's connection arrives at the listener.
+        """
         del listening
-        raise DialError(f"{address}: this node punches holes only for TCP")
+        if (endpoint := self._listener(address.host)) is None:
+            raise DialError(f"{address}: this node listens on no address from which to connect there")
+        remote = (address.host, address.port)
+        while not is_initiator:
+            endpoint.send_now(os.urandom(PUNCH_BYTES), remote)
+            await trio.sleep(random.uniform(*PUNCH_PAUSES_S))  # noqa: S311
+        return UdpPath(endpoint, remote, address)
 
     async def listen(
         self, address: Address, accept: Accept, make_room: Callable[[], None], nursery: trio.Nursery
@@ -84,16 +109,18 @@ class Quic:
             raise NetworkError(
                 f"cannot listen on {address}: {error.strerror or error}; choose another listen address"
             ) from error
-        for sock in sockets:
-            nursery.start_soon(Listener(sock, accept, nursery).run)
-        return [replace(address, port=sock.getsockname()[1], peer_id=None) for sock in sockets]
+        listeners = [Listener(sock, accept, nursery) for sock in sockets]
+        for listener in listeners:
+            self._listening.append(listener.endpoint)
+            nursery.start_soon(listener.run)
+        return [replace(address, port=listener.endpoint.local_port, peer_id=None) for listener in listeners]
 
 
 class Listener:
     """Answers the first datagrams of connections."""
 
     def __init__(self, sock: socket.socket, accept: Accept, nursery: trio.Nursery) -> None:
-        self._endpoint = Endpoint(sock, self._queue)
+        self.endpoint = Endpoint(sock, self._queue)
         self._accept = accept
         self._nursery = nursery
         self._tokens = RetryTokens()
@@ -102,7 +129,7 @@ class Listener:
 
     async def run(self) -> None:
         """Accept connections without end."""
-        self._nursery.start_soon(self._endpoint.run)
+        self._nursery.start_soon(self.endpoint.run)
         budget = CpuBudget(ACCEPT_CPU_SHARE, burst_s=0.05)
         with charged_to(budget):
             while True:
@@ -129,7 +156,7 @@ class Listener:
             return
         if version != _VERSION:
             if version:
-                self._endpoint.send_now(
+                self.endpoint.send_now(
                     encode_quic_version_negotiation(
                         source_cid=destination, destination_cid=source, supported_versions=[_VERSION]
                     ),
@@ -144,18 +171,18 @@ class Listener:
                 original_destination_cid=destination,
                 retry_token=self._tokens.make(remote, destination, fresh),
             )
-            self._endpoint.send_now(retry, remote)
+            self.endpoint.send_now(retry, remote)
         elif kind == QuicPacketType.INITIAL and (first := self._tokens.check(token, remote, destination)):
             self._begin(datagram, remote, first, destination)
 
     def _begin(self, datagram: bytes, remote: Remote, first: bytes, current: bytes) -> None:
-        if current in self._endpoint.paths:  # the connection began with the datagram before this one
-            self._endpoint.paths[current].deliver(datagram)
-            self._endpoint.paths[current].wake()
+        if current in self.endpoint.paths:  # the connection began with the datagram before this one
+            self.endpoint.paths[current].deliver(datagram)
+            self.endpoint.paths[current].wake()
             return
         host = remote[0].split("%")[0]
         address = Address("ip6" if ":" in host else "ip4", host, remote[1], transport=TransportName.QUIC)
-        path = UdpPath(self._endpoint, remote, address, first_ids=(first, current))
+        path = UdpPath(self.endpoint, remote, address, first_ids=(first, current))
         path.add_id(current)
         path.deliver(datagram)
         path.wake()

@@ -53,14 +53,15 @@ class Tcp:
             return _dialled(stream, address)
         raise DialError(f"{address}: {'; '.join(reasons + left_out) or 'no such host'}")
 
-    async def punch(self, address: Address, listening: Sequence[Address]) -> RawConnection:
+    async def punch(self, address: Address, listening: Sequence[Address], *, is_initiator: bool) -> RawConnection:
         """Connect from a listening port to the IP address of a peer that does the same, until that succeeds."""
         port = local_port_for(address.host, listening)
         if port is None:
             raise DialError(f"{address}: this node listens on no address from which to connect there")
         for pause_s in PUNCH_PAUSES.pauses():
             try:
-                return _dialled(await _connect_from(port, address.host, address.port), address)
+                stream = await _connect_from(port, address.host, address.port)
+                return _dialled(stream, address, is_initiator=is_initiator)
             except OSError:
                 await trio.sleep(pause_s)
         raise AssertionError("the pauses do not end")
@@ -108,8 +109,8 @@ async def _serve(stream: trio.SocketStream, accept: Accept) -> None:
         await trio.aclose_forcefully(stream)
 
 
-def _dialled(stream: trio.SocketStream, address: Address) -> RawConnection:
-    raw = RawConnection(stream, address, is_initiator=True)
+def _dialled(stream: trio.SocketStream, address: Address, *, is_initiator: bool = True) -> RawConnection:
+    raw = RawConnection(stream, address, is_initiator=is_initiator)
     raw.local_port = stream.socket.getsockname()[1]
     return raw
 

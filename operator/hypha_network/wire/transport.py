@@ -118,11 +118,15 @@ class Transport(Protocol):
                 observes the address to which a NAT maps it.
         """
 
-    async def punch(self, address: Address, listening: Sequence[Address]) -> Link:
+    async def punch(self, address: Address, listening: Sequence[Address], *, is_initiator: bool) -> Link:
         """Connect from a listening port to the IP address of a peer that does the same, until that succeeds.
 
-        It has no time limit of its own. DialError if no listening port can reach the address, or if the transport
-        punches no holes.
+        It has no time limit of its own. DialError if no listening port can reach the address.
+
+        Args:
+            address: where the peer connects from.
+            listening: the addresses at which this node listens.
+            is_initiator: whether this node is the client of the handshake. The two sides have different roles.
         """
 
     async def listen(

@@ -3,12 +3,13 @@
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import Final
 
 import trio
 from qh3._hazmat import UdpSocketState
 
-from hypha_network.wire.addresses import Address
+from hypha_network.wire.addresses import Address, leads_to
 from hypha_network.wire.transport import Turn
 
 Remote = tuple[str, int] | tuple[str, int, int, int]
@@ -113,11 +114,16 @@ class Endpoint:
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
         self.socket = sock
+        self.local_ip = ip_address(sock.getsockname()[0])
         self.local_port: int = sock.getsockname()[1]
         self.paths: dict[bytes, UdpPath] = {}
         self._state = UdpSocketState(sock.fileno())
         self._on_unknown = on_unknown
         self._closed = self._lingering = False
+
+    def leads_to(self, host: str) -> bool:
+        """Return whether the socket can reach an IP address."""
+        return not self._closed and leads_to(self.local_ip, ip_address(host))
 
     async def run(self) -> None:
         """Pass datagrams to their paths. When cancelled, go on for a short time until all connections are closed."""

@@ -83,8 +83,10 @@ def _with_host_port(template: dict[str, Any], spec: HyphaWorkerSpec) -> dict[str
     expose = spec.network.expose
     if expose is not None and expose.type == "HostPort":
         container = next(item for item in template["spec"]["containers"] if item["name"] == names.CONTROLLER)
-        port = next(item for item in container["ports"] if item["containerPort"] == p2p_ports(spec)[0])
-        port["hostPort"] = expose.port or port["containerPort"]
+        exposed = {port.name for port in p2p_ports(spec)}
+        for port in container["ports"]:
+            if port["name"] in exposed:
+                port["hostPort"] = expose.port or port["containerPort"]
     return template
 
 
@@ -132,9 +134,11 @@ def _headers_volume(spec: HyphaWorkerSpec) -> list[dict[str, Any]]:
 
 
 def _container(spec: HyphaWorkerSpec, addresses: list[str], settings: Settings) -> dict[str, Any]:
-    ports: list[dict[str, Any]] = [{"name": "connector", "containerPort": names.CONNECTOR_PORT, "protocol": "TCP"}]
-    ports += [{"name": f"p2p-{port}", "containerPort": port, "protocol": "TCP"} for port in p2p_ports(spec)]
-    ports += [{"name": "metrics", "containerPort": names.METRICS_PORT, "protocol": "TCP"}]
+    ports: list[dict[str, Any]] = [
+        {"name": "connector", "containerPort": names.CONNECTOR_PORT, "protocol": "TCP"},
+        *({"name": port.name, "containerPort": port.number, "protocol": port.protocol} for port in p2p_ports(spec)),
+        {"name": "metrics", "containerPort": names.METRICS_PORT, "protocol": "TCP"},
+    ]
     return {
         "name": names.CONTROLLER,
         "image": spec.controller.image or settings.worker_image,

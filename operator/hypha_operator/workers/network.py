@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from hypha_contracts.kinds import NETWORK_POLICY, POD_DISRUPTION_BUDGET, SERVICE, Manifest
 from hypha_contracts.names import (
@@ -15,6 +15,7 @@ from hypha_contracts.names import (
     job_selector,
     p2p_service_name,
 )
+from hypha_contracts.peer_ports import HostPort, PeerPort
 from hypha_operator.machinery.manifests import child
 from hypha_resources.worker import HyphaWorkerSpec
 
@@ -25,9 +26,9 @@ _FAMILIES: Final = {"ip4": "IPv4", "ip6": "IPv6"}
 _EVERY_POD: Final = 2**31 - 1
 
 
-def p2p_ports(spec: HyphaWorkerSpec) -> list[int]:
+def p2p_ports(spec: HyphaWorkerSpec) -> list[PeerPort]:
     """Return the ports on which the node listens for peers, without duplicates."""
-    return list(dict.fromkeys(int(address.rpartition("/")[2]) for address in spec.network.listen_addresses))
+    return list(dict.fromkeys(map(PeerPort.of, spec.network.listen_addresses)))
 
 
 def connector_service(hypha_worker: Manifest) -> Manifest:
@@ -40,19 +41,23 @@ def connector_service(hypha_worker: Manifest) -> Manifest:
         "type": "ClusterIP",
         "selector": controller_selector(worker),
         "publishNotReadyAddresses": True,
-        "ports": [_port("connector", CONNECTOR_PORT)],
+        "ports": [_port("connector", CONNECTOR_PORT, "TCP")],
     }
     return child(hypha_worker, SERVICE, connector_service_name(worker), spec=spec)
 
 
 def p2p_service(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Manifest | None:
-    """Return the Service for peers outside the cluster, if the spec asks for one."""
+    """Return the Service for peers outside the cluster, if the spec asks for one.
+
+    The port of `expose` leads to the first port of each transport, so that one number serves both.
+    """
     expose = worker_spec.network.expose
     if expose is None or expose.type == "HostPort":
         return None
-    ports = [_port(f"p2p-{port}", port) for port in p2p_ports(worker_spec)]
+    ports = [_port(port.name, port.number, port.protocol) for port in p2p_ports(worker_spec)]
     if expose.port is not None:
-        ports[0]["nodePort" if expose.type == "NodePort" else "port"] = expose.port
+        for port in {port["protocol"]: port for port in reversed(ports)}.values():
+            port["nodePort" if expose.type == "NodePort" else "port"] = expose.port
     worker = hypha_worker["metadata"]["name"]
     optional = {
         "loadBalancerClass": expose.load_balancer_class,
@@ -89,8 +94,8 @@ def _address_families(spec: HyphaWorkerSpec) -> dict[str, Any]:
     return {"ipFamilyPolicy": policy, "ipFamilies": [_FAMILIES[families[0]]]}
 
 
-def _port(name: str, port: int) -> dict[str, Any]:
-    return {"name": name, "protocol": "TCP", "port": port, "targetPort": port}
+def _port(name: str, port: int, protocol: str) -> dict[str, Any]:
+    return {"name": name, "protocol": protocol, "port": port, "targetPort": port}
 
 
 def external_addresses(spec: HyphaWorkerSpec, service: Manifest | None) -> list[str]:
@@ -104,22 +109,28 @@ def external_addresses(spec: HyphaWorkerSpec, service: Manifest | None) -> list[
     if network.external_addresses or expose is None:
         return network.external_addresses
     if expose.type == "HostPort":
-        return _of_hosts(expose.hosts, _listen_families(spec), [expose.port or p2p_ports(spec)[0]])
+        ports = [port._replace(number=expose.port or port.number) for port in p2p_ports(spec)]
+        return _of_hosts(expose.hosts, _listen_families(spec), ports)
     service_spec = (service or {}).get("spec", {})
-    ports = service_spec.get("ports", [])
     if expose.type == "NodePort":
         served = service_spec.get("ipFamilies") or ()
         families = [family for family, name in _FAMILIES.items() if name in served] or _listen_families(spec)
-        return _of_hosts(expose.hosts, families, [port["nodePort"] for port in ports if port.get("nodePort")])
+        return _of_hosts(expose.hosts, families, _served_ports(service_spec, "nodePort"))
     ingress = (service or {}).get("status", {}).get("loadBalancer", {}).get("ingress") or []
     hosts = [_host(entry.get("ip") or entry["hostname"]) for entry in ingress]
-    return [f"{host}/tcp/{port['port']}" for host in hosts for port in ports]
+    return [f"{host}/{port}" for host in hosts for port in _served_ports(service_spec, "port")]
 
 
-def _of_hosts(hosts: Sequence[str], families: Sequence[str], ports: Sequence[int]) -> list[str]:
+def _served_ports(service_spec: Manifest, field: Literal["port", "nodePort"]) -> list[PeerPort]:
+    """Return the ports of a Service at its own addresses or those of nodes, as far as they are allocated."""
+    ports = service_spec.get("ports", [])
+    return [PeerPort(port["protocol"].lower(), port[field]) for port in ports if port.get(field)]
+
+
+def _of_hosts(hosts: Sequence[str], families: Sequence[str], ports: Sequence[PeerPort]) -> list[str]:
     """Return the addresses of these hosts, or else of the node of the pod."""
     begins = [_host(host) for host in hosts] or [f"/{family}/{HOST_IP}" for family in families]
-    return [f"{begin}/tcp/{port}" for begin in begins for port in ports]
+    return [f"{begin}/{port}" for begin in begins for port in ports]
 
 
 def _host(host: str) -> str:
@@ -140,7 +151,7 @@ def network_policy(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec, metrics
         "podSelector": {"matchLabels": controller_selector(worker)},
         "policyTypes": ["Ingress"],
         "ingress": [
-            {"ports": [{"protocol": "TCP", "port": port} for port in p2p_ports(worker_spec)]},
+            {"ports": [{"protocol": port.protocol, "port": port.number} for port in p2p_ports(worker_spec)]},
             {
                 "from": [{"podSelector": {"matchLabels": job_selector(worker)}}],
                 "ports": [{"protocol": "TCP", "port": CONNECTOR_PORT}],
@@ -172,18 +183,12 @@ def job_disruption_budget(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) 
     return child(hypha_worker, POD_DISRUPTION_BUDGET, job_account(worker), spec=spec)
 
 
-def host_ports(addresses: Sequence[str]) -> list[tuple[str, int]]:
-    """Return protocol and port of the addresses with `HOST_IP`."""
-    parts = [address.split("/") for address in addresses if HOST_IP in address]
-    return [(protocol, int(port)) for _, protocol, _, _, port in parts]
+def host_ports(addresses: Sequence[str]) -> list[HostPort]:
+    """Return the ports of the addresses with `HOST_IP`."""
+    return [HostPort.of(address) for address in addresses if HOST_IP in address]
 
 
 def with_host_ips(addresses: Sequence[str], host_ips: Sequence[str]) -> list[str]:
     """Return the addresses with `HOST_IP` replaced by each address of the node that has the family."""
     known = [address for address in addresses if HOST_IP not in address]
-    return known + [
-        f"/{protocol}/{ip}/tcp/{port}"
-        for protocol, port in host_ports(addresses)
-        for ip in host_ips
-        if protocol == f"ip{ip_address(ip).version}"
-    ]
+    return known + [address for port in host_ports(addresses) for address in port.at(host_ips)]

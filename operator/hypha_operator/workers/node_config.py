@@ -8,7 +8,7 @@ import tomlkit
 
 from hypha_contracts.kinds import Manifest
 from hypha_contracts.names import CONNECTOR_PORT, METRICS_PORT, TOKEN_AUDIENCE
-from hypha_contracts.node_config import ExecutorConfig, HostPort, JobsConfig, KubernetesConfig, NodeConfig
+from hypha_contracts.node_config import ExecutorConfig, JobsConfig, KubernetesConfig, NodeConfig
 from hypha_operator.workers.network import HOST_IP, host_ports
 from hypha_resources.node_tables import FOLLOWED, job_limits, market_tables
 from hypha_resources.worker import HyphaWorkerSpec
@@ -68,7 +68,7 @@ def node_config(
             connector_port=CONNECTOR_PORT,
             audience=TOKEN_AUDIENCE,
             peer_id=peer_id,
-            host_ports=[HostPort(protocol=protocol, port=port) for protocol, port in host_ports(addresses)],
+            host_ports=host_ports(addresses),
             common_labels=spec.common_labels,
             common_annotations=spec.common_annotations,
         ),

@@ -87,7 +87,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check(
         "network.gateways",
         "Network",
-        "Does each gateway accept a connection of this node (name, TCP, TLS with both certificates, peer id, ping)?",
+        "Does each gateway accept a connection of this node (name, TCP or QUIC, both certificates, peer id, ping)?",
         gateways.gateways,
         _NO_REQUESTS,
     ),

@@ -11,7 +11,7 @@ from hypha_contracts.findings import Finding, failure, ok, skipped, warning
 from hypha_network.errors import HandshakeError, NetworkError
 from hypha_network.examination import Answer, examine
 from hypha_network.identity import Identity
-from hypha_network.wire import addresses
+from hypha_network.wire import addresses, dnsaddr
 from hypha_network.wire.addresses import Address, TransportName
 from hypha_worker.doctor.worker import Worker
 from hypha_worker.node import judge_excluded_gateways
@@ -24,7 +24,7 @@ _SLOW_S = 1.0
 async def ask_all(worker: Worker) -> list[Finding]:
     """Return how each gateway answers a connection of this node, with its certificate."""
     identity, gateways = worker.usable_identity(), worker.config.gateway_addresses
-    found: dict[str, Finding] = {}
+    found: dict[str, list[Finding]] = {}
 
     async def ask(address: str) -> None:
         found[address] = await _ask(identity, address)
@@ -32,7 +32,7 @@ async def ask_all(worker: Worker) -> list[Finding]:
     async with trio.open_nursery() as nursery:
         for address in gateways:
             nursery.start_soon(ask, address)
-    return [found[address] for address in gateways]
+    return [finding for address in gateways for finding in found[address]]
 
 
 async def gateways(worker: Worker) -> Iterable[Finding]:
@@ -40,9 +40,20 @@ async def gateways(worker: Worker) -> Iterable[Finding]:
     return [*await worker.fact(ask_all), *judge_excluded_gateways(worker.config)]
 
 
-async def _ask(identity: Identity, address: str) -> Finding:
-    if addresses.parse_supported(address) is None:
-        return skipped(f"gateway {address}: the node has no such transport, so it ignores the address")
+async def _ask(identity: Identity, address: str) -> list[Finding]:
+    gateway = dnsaddr.parse_gateway(address)
+    if gateway is None:
+        return [skipped(f"gateway {address}: the node has no such transport, so it ignores the address")]
+    if isinstance(gateway, Address):
+        return [await _examine(identity, address)]
+    try:
+        known = await dnsaddr.look_up(gateway)
+    except NetworkError as error:
+        return [judge_failure(address, error)]
+    return [await _examine(identity, str(one)) for one in known]
+
+
+async def _examine(identity: Identity, address: str) -> Finding:
     try:
         with trio.fail_after(CONNECT_S):
             return judge_answer(address, await examine(identity, address))
@@ -73,6 +84,8 @@ def judge_failure(address: str, error: NetworkError) -> Finding:
         remedy = "Something other than a gateway answers there. Correct the address and its port."
     elif "refused" in reason:
         remedy = "Nothing listens there. Correct the port, start the gateway, or open its firewall."
+    elif "no answer within" in reason and "/udp/" in address:  # UDP does not tell a closed port from a silent one
+        remedy = "Check that the gateway listens there over QUIC, and that firewalls on the way pass UDP."
     elif any(words in reason for words in ("no connection within", "no answer within", "unreachable", "No route")):
         remedy = "Check the route and firewalls between this machine and the gateway."
     elif "/dns" in address:

@@ -1,0 +1,128 @@
+"""One job in the laboratory. This process is its scheduler, and runs it from within the scheduler's namespace."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+from uuid import uuid4
+
+import trio
+
+from benchmarks.executor import make_gradient
+from benchmarks.nodes import BenchmarkError, Kind, Node, Scheduler, Stage, job_of, peers, train_config
+from hypha_devnet import certs
+from hypha_devnet.config import NodeConfig
+from hypha_devnet.roles.node import join
+from nat_table.cases import DATA, HIDDEN, PORTS, SCHEDULER, SERVER, TRAINERS, TRANSPORTS, WORKERS, Case, Outcome
+from support.certs import Pki
+from support.nat_lab import Laboratory, Place, inside, laboratory
+
+ROUNDS: Final = 3
+SIZE_BYTES: Final = 4_000_000
+"""Of a slice, and of a pseudo-gradient: many times what a limited relay passes on."""
+JOB_S: Final = 45.0
+READY_S: Final = 60.0
+PRIVATE: Final = ("192.168.0.0/16", "127.0.0.0/8")
+_REASONS: Final = {
+    "only the relay": "bulk data fails: only a limited relay leads from one node to the other",
+    "is not healthy": "a node does not join",
+    "offers nothing": "a worker offers nothing",
+}
+"""What the table says, by a part of an error or of a node's log."""
+
+
+def run(case: Case) -> Outcome:
+    """Run a job, in a laboratory of its own."""
+    with TemporaryDirectory(prefix="nat-table-") as directory, laboratory(Pki(), Path(directory)) as lab:
+        places = {name: _place(lab, case, name) for name in (*TRAINERS, SERVER, DATA, SCHEDULER)}
+        places["gateway"] = lab.public()
+        stage = Stage(Path(directory), certs.create_organisation(certs.create_root(), "laboratory"))
+        stage.prefix = lambda name: places[name].command
+        stage.exclude_cidr = PRIVATE
+        ends = TRANSPORTS[case.transport]
+        stage.listen_addresses = [f"/ip4/0.0.0.0/{end}" for end in ends]
+        with inside(places[SCHEDULER]), all_stopped(stage):
+            bulk = {"relay": {"peer_mb_per_s": 100}} if case.gateway == "ours, bulk" else {}
+            kind: Kind = "rust" if case.gateway == "reference" else "ours"
+            stage.start_gateway(kind, [f"/ip4/{places['gateway'].host}/{end}" for end in ends], **bulk)
+            return trio.run(_run, stage, case)
+
+
+def _place(lab: Laboratory, case: Case, name: str) -> Place:
+    return lab.behind_nat(PORTS[case.ports]) if name in HIDDEN[case.hidden] else lab.public()
+
+
+@contextmanager
+def all_stopped(stage: Stage) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        trio.run(stage.stop)
+
+
+async def _run(stage: Stage, case: Case) -> Outcome:
+    meeting = stage.directory / "meeting"
+    meeting.mkdir()
+    (meeting / "size").write_text(str(SIZE_BYTES))
+    reports = [stage.directory / f"{name}.json" for name in TRAINERS]
+    trainers = [
+        stage.start_worker(name, _kind(case, name), ["rounds", str(report), str(ROUNDS), str(meeting)])
+        for name, report in zip(TRAINERS, reports, strict=True)
+    ]
+    server = stage.start_worker(SERVER, _kind(case, SERVER), None)
+    async with join(NodeConfig.model_validate(stage.common(SCHEDULER))) as network, trio.open_nursery() as nursery:
+        problem = ""
+        try:
+            with trio.fail_after(READY_S):
+                await network.wait_ready()
+            scheduler = Scheduler(nursery, network)
+            await _dispatch(stage, scheduler, trainers, server, _start_data(stage))
+            for report in reports:
+                await scheduler.report(report, *trainers, server, timeout_s=JOB_S)
+        except (BenchmarkError, trio.TooSlowError) as error:
+            problem = str(error) or "the scheduler does not join"
+        nursery.cancel_scope.cancel()
+    return Outcome(_steps_s(reports), problem and _reason(problem, stage))
+
+
+async def _dispatch(stage: Stage, scheduler: Scheduler, trainers: list[Node], server: Node, data: Node) -> None:
+    """Start the job on all workers, once they have joined."""
+    await scheduler.until_ready(*trainers, server, data)
+    scheduler.provider = data.peer_id
+    ids = [trainer.peer_id for trainer in trainers]
+    job_id = uuid4()
+    optimizer = {"learning-rate": 0.7, "momentum": 0.9}
+    aggregate = {"updates": peers(*ids), "results": peers(*ids), "optimizer": optimizer}
+    await scheduler.hire(server, job_of(job_id, "aggregate", aggregate))
+    source = {"type": "scheduler", "peer": scheduler.network.peer_id, "dataset": "slices"}
+    for trainer in trainers:
+        await scheduler.hire(trainer, job_of(job_id, trainer.name, train_config(source, server.peer_id)))
+
+
+def _kind(case: Case, name: str) -> Kind:
+    return "rust" if name in WORKERS[case.workers] else "ours"
+
+
+def _start_data(stage: Stage) -> Node:
+    dataset = stage.directory / "slices"
+    dataset.mkdir()
+    make_gradient(dataset / "0.safetensors", SIZE_BYTES)
+    return stage.start_data_node(DATA, "ours", dataset)
+
+
+def _steps_s(reports: Sequence[Path]) -> tuple[float, ...]:
+    """Return the seconds of each outer step that both trainers completed."""
+    written = [report if report.exists() else report.with_name(f"{report.name}.part") for report in reports]
+    if not all(path.exists() for path in written):
+        return ()
+    steps = zip(*(json.loads(path.read_text()) for path in written), strict=False)
+    return tuple(max(received for _, received in step) - min(sent for sent, _ in step) for step in steps)
+
+
+def _reason(problem: str, stage: Stage) -> str:
+    logs = (path.read_text(errors="replace") for path in stage.directory.rglob("*.log"))
+    texts = "\n".join([problem, *logs])
+    known = (reason for part, reason in _REASONS.items() if part in texts)
+    return next(known, problem.splitlines()[0])
