@@ -6,10 +6,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from hypha_contracts.kinds import Manifest
+from hypha_contracts.kinds import WORKER, Manifest
 from hypha_contracts.reasons import WorkerReason
 from hypha_kubectl.access.api import Api, open_api
 from hypha_kubectl.access.kubeconfig import load_context
+from hypha_kubectl.access.mirror import following
 from hypha_kubectl.commands.drain import drain, resume
 from hypha_kubectl.errors import PluginError
 from hypha_kubectl.views.draining import Left, left_of, owner_in_git
@@ -141,6 +142,17 @@ def test_drain_warns_of_a_change_that_git_may_undo(scene: Scene) -> None:
     done = scene.run("drain", "gpu", "--no-wait")
     assert done.returncode == 0
     assert done.stderr.startswith("warning: argocd.argoproj.io/tracking-id shows that this worker comes from Git")
+
+
+def test_no_watch_outlives_its_block(scene: Scene, api: Api) -> None:
+    """A thread that still read would read from the next connection that gets its socket's descriptor."""
+    scene.serving()
+    before = threading.active_count()
+    for _ in range(20):
+        with following(api, WORKER, scene.namespace) as workers:
+            assert len(workers.objects) == 1
+            assert threading.active_count() == before + 1
+        assert threading.active_count() == before
 
 
 def test_a_worker_that_is_deleted_meanwhile_ends_the_wait(scene: Scene, api: Api) -> None:

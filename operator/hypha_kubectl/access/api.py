@@ -1,6 +1,7 @@
 """Ask the API server. Every call has a deadline. The calls block, and threads may make them at once."""
 
 import json
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -8,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from importlib.metadata import version
+from threading import Lock, Thread, get_ident
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
@@ -28,6 +30,9 @@ _SILENCE_S: Final = 90.0
 """A watch that is silent for this long is dead, because the server sends bookmarks every minute."""
 _SAME_CLOCK: Final = timedelta(seconds=2)
 """Smaller differences between this machine's clock and that of the API server may be the time of an answer."""
+_JOIN_S: Final = 0.02
+_JOINS: Final = 50
+"""How often to wait for the end of a thread. One that connects to a server that does not answer is abandoned."""
 _MERGE: Final = "application/merge-patch+json"
 _THREADS: Final = 8
 
@@ -41,6 +46,8 @@ class Api:
         self.context = context
         self._client = client
         self._ahead = timedelta(0)
+        self._streams: dict[int | None, socket.socket] = {}
+        self._streams_lock = Lock()
         name = context.cluster.get("tls-server-name")
         self._extensions = {"sni_hostname": name} if name else {}
 
@@ -121,9 +128,27 @@ class Api:
                 if answer.status_code != HTTPStatus.OK:
                     answer.read()
                     raise _error(call, answer)
-                yield from answer.iter_lines()
+                with self._interruptible(answer):
+                    yield from answer.iter_lines()
         except (httpx.HTTPError, OSError) as error:
             raise _unavailable(call, error) from error
+
+    @contextmanager
+    def _interruptible(self, answer: httpx.Response) -> Iterator[None]:
+        with self._streams_lock:
+            self._streams[get_ident()] = answer.extensions["network_stream"].get_extra_info("socket")
+        try:
+            yield
+        finally:
+            with self._streams_lock:
+                del self._streams[get_ident()]
+
+    def interrupt(self, thread: Thread) -> None:
+        """Break off the stream that a thread reads now, if it reads one. The thread gets an ApiError."""
+        with self._streams_lock:  # held while the socket is open, so that no other can have its descriptor
+            if found := self._streams.get(thread.ident):
+                with suppress(OSError):  # the peer has closed it
+                    socket.socket.shutdown(found, socket.SHUT_RDWR)
 
     def merge(self, kind: Kind, namespace: str, name: str, change: Manifest) -> Manifest:
         """Change fields of an object, and return it. Conflict if the change names another resourceVersion. ApiError."""
@@ -198,3 +223,25 @@ def at_once(*calls: Callable[[], _T]) -> list[_T]:
     """Make several calls at the same time, and return their results in order. Raises the first error."""
     with ThreadPoolExecutor(_THREADS) as pool:
         return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+@contextmanager
+def reading(api: Api, read: Callable[[], None], drain: Callable[[], None]) -> Iterator[None]:
+    """Run a function that reads streams in a thread while the block runs, and end it with the block.
+
+    Args:
+        api: the API server from which it reads.
+        read: ends soon after its stream is broken off.
+        drain: makes room where `read` puts what it reads, so that it does not wait for it.
+    """
+    thread = Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        for _ in range(_JOINS):
+            if not thread.is_alive():
+                break
+            api.interrupt(thread)
+            drain()
+            thread.join(_JOIN_S)

@@ -3,13 +3,13 @@
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from hypha_contracts.backoff import Backoff
 from hypha_contracts.kinds import Kind, Manifest
 from hypha_contracts.kubernetes_errors import Gone, Unavailable
-from hypha_kubectl.access.api import Api
+from hypha_kubectl.access.api import Api, reading
 
 _BACKOFF: Final = Backoff(first_s=0.5, max_s=15.0)
 _MAX_CHANGES: Final = 1000
@@ -79,8 +79,8 @@ class Mirror:
                 self._list_again()
             except Unavailable as error:
                 self._changes.put(("PROBLEM", str(error)))
-                self._stopped.wait(next(pauses))
-                self._list_again()
+                if not self._stopped.wait(next(pauses)):
+                    self._list_again()
 
     def _follow(self) -> None:
         for type_, object_ in self._api.watch(self._kind, self._namespace, self._version, **self._selectors):
@@ -97,19 +97,25 @@ class Mirror:
             self._changes.put(("LISTED", found))
 
     def stop(self) -> None:
-        """End the watch soon."""
+        """End the watch once its stream is broken off."""
         self._stopped.set()
+
+    def drain(self) -> None:
+        """Drop the changes that nobody takes any more."""
+        with suppress(queue.Empty):
+            while True:
+                self._changes.get_nowait()
 
 
 @contextmanager
 def following(api: Api, kind: Kind, namespace: str | None, **selectors: str) -> Iterator[Mirror]:
     """List the objects of a kind, and follow their changes while the block runs. ApiError."""
     mirror = Mirror(api, kind, namespace, selectors)
-    threading.Thread(target=mirror.run, daemon=True).start()
-    try:
-        yield mirror
-    finally:
-        mirror.stop()
+    with reading(api, mirror.run, mirror.drain):
+        try:
+            yield mirror
+        finally:
+            mirror.stop()
 
 
 def _place(object_: Manifest) -> Place:

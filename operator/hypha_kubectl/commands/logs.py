@@ -5,9 +5,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from functools import partial
+from typing import Final, TypeAlias
 
 from rich.console import Console
 from rich.text import Text
@@ -18,7 +20,7 @@ from hypha_contracts.kubernetes_errors import Invalid, NotFound, Unavailable
 from hypha_contracts.names import BRIDGE, EXECUTOR, JOB_LABEL
 from hypha_contracts.object_status import is_ended
 from hypha_contracts.text import escaped
-from hypha_kubectl.access.api import Api
+from hypha_kubectl.access.api import Api, reading
 from hypha_kubectl.commands.selection import place
 from hypha_kubectl.errors import PluginError
 from hypha_kubectl.views.interleave import Interleaver, Line, Moment, parse_line
@@ -37,6 +39,10 @@ _NOT_STARTED: Final = ("waiting to start", "does not have a host assigned")
 _RETRY: Final = Backoff(first_s=0.5, max_s=5.0)
 _RETRY_S: Final = 60.0
 """How long a log that broke off is asked for again."""
+
+
+Arrived: TypeAlias = "queue.Queue[tuple[str, Line | Exception | None]]"
+"""Lines of a source; then None, or the error that ended its log."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +79,21 @@ def show(api: Api, namespace: str | None, name: str, options: Options) -> None:
     if pod is None:
         _show_last_lines(job)
         return
-    arrived: queue.Queue[tuple[str, Line | Exception | None]] = queue.Queue(_MAX_WAITING)
-    for source in SOURCES:
-        follower = _Follower(api, pod, source, options)
-        threading.Thread(target=follower.run, args=(arrived,), daemon=True).start()
-    printer = _Printer(options)
+    arrived: Arrived = queue.Queue(_MAX_WAITING)
+    stopped = threading.Event()
+    with ExitStack() as stack:
+        for source in SOURCES:
+            follower = _Follower(api, pod, source, options, stopped)
+            stack.enter_context(reading(api, partial(follower.run, arrived), partial(_drain, arrived)))
+        stack.callback(stopped.set)
+        _print_in_order(arrived, _Printer(options))
+
+
+def _print_in_order(arrived: Arrived, printer: "_Printer") -> None:
     lines = Interleaver(list(SOURCES), time.monotonic())
     while not lines.is_over:
-        try:
+        with suppress(queue.Empty):
             source, what = arrived.get(timeout=_TICK_S)
-        except queue.Empty:
-            pass
-        else:
             if isinstance(what, Line):
                 lines.add(what, time.monotonic())
             else:
@@ -95,6 +104,12 @@ def show(api: Api, namespace: str | None, name: str, options: Options) -> None:
                 raise what
         for line in lines.take(time.monotonic()):
             printer.show(line)
+
+
+def _drain(arrived: Arrived) -> None:
+    with suppress(queue.Empty):
+        while True:
+            arrived.get_nowait()
 
 
 def find_job(jobs: list[Manifest], name: str, namespace: str | None) -> Manifest:
@@ -133,14 +148,14 @@ def _show_last_lines(job: Manifest) -> None:
 class _Follower:
     """Reads the log of one container in a thread."""
 
-    def __init__(self, api: Api, pod: Manifest, source: str, options: Options) -> None:
-        self._api, self._source, self._options = api, source, options
+    def __init__(self, api: Api, pod: Manifest, source: str, options: Options, stopped: threading.Event) -> None:
+        self._api, self._source, self._options, self._stopped = api, source, options, stopped
         self._place = pod["metadata"]["namespace"], pod["metadata"]["name"]
         self._ended = _has_ended(pod, source)
         self._last = Moment(0, 0)
 
-    def run(self, arrived: "queue.Queue[tuple[str, Line | Exception | None]]") -> None:
-        """Put each line, and then None or the error that ended the log, into a queue."""
+    def run(self, arrived: Arrived) -> None:
+        """Put the lines into a queue until the log ends, or until stopped and interrupted."""
         try:
             for line in self._lines():
                 arrived.put((self._source, line))
@@ -151,14 +166,14 @@ class _Follower:
     def _lines(self) -> Iterator[Line]:
         """Yield the lines. An answer also ends when the API server loses the kubelet, so the end is no proof."""
         pauses = _RETRY.pauses(_RETRY_S)
-        while True:
+        while not self._stopped.is_set():
             try:
                 for line in self._once():
                     pauses = _RETRY.pauses(_RETRY_S)
                     yield line
                 if self._ended or not self._options.follow:
                     return
-                time.sleep(_START_S)
+                self._stopped.wait(_START_S)
                 self._ended = _has_ended(self._api.get(POD, *self._place), self._source)
             except NotFound:  # the pod was removed
                 return
@@ -186,7 +201,7 @@ class _Follower:
             raise error
         if not self._options.follow:
             raise PluginError(f"{error.message}. Use -f to wait for it.") from error
-        time.sleep(_START_S)
+        self._stopped.wait(_START_S)
 
     def _wait_after(self, error: Unavailable, pauses: Iterator[float]) -> None:
         if not self._options.follow:
@@ -195,7 +210,7 @@ class _Follower:
             pause_s = next(pauses, None)
             if pause_s is None:
                 raise error
-            time.sleep(pause_s)
+            self._stopped.wait(pause_s)
 
 
 def _has_ended(pod: Manifest, container: str) -> bool:
