@@ -9,12 +9,13 @@ from typing import Final
 
 import trio
 
+from hypha_contracts.findings import Finding, warning
 from hypha_contracts.node_config import NodeConfig
 from hypha_messages.api import API
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_network.network import Network, NetworkConfig, open_network
 from hypha_network.wire import addresses
-from hypha_worker.findings import Finding, heed, warning
+from hypha_worker.findings import heed
 from hypha_worker.job_manager import JobManager, open_job_manager
 from hypha_worker.market.arbiter import Arbiter
 from hypha_worker.market.lease_service import LeaseService

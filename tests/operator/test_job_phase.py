@@ -172,7 +172,7 @@ def test_a_job_whose_executor_and_bridge_succeeded_has_succeeded() -> None:
         "Stalled": "False",
     }
     status = status_of(observed, state)
-    assert (status["completionTime"], status["duration"]) == (at(60), "0m55s")
+    assert (status["completionTime"], status["duration"]) == (at(60), "55s")
 
 
 DISRUPTED = {"type": "DisruptionTarget", "status": "True", "lastTransitionTime": at(20)}

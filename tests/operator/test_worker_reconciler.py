@@ -8,18 +8,11 @@ from typing import Any
 
 import pytest
 
+from hypha_contracts.kinds import CONFIG_MAP, DEPLOYMENT, HYPHA_JOB, SERVICE, WORKER, Manifest
 from hypha_contracts.kubernetes_errors import Unavailable
 from hypha_contracts.names import DRAIN_FINALIZER
 from hypha_operator.machinery.clock import Clock
-from hypha_operator.machinery.kinds import (
-    CONFIG_MAP,
-    DEPLOYMENT,
-    HYPHA_JOB,
-    SERVICE,
-    WORKER,
-    Key,
-    Manifest,
-)
+from hypha_operator.machinery.kinds import Key
 from hypha_operator.workers.rollout import MAX_AT_ONCE
 from support.api_server import ApiServer
 from support.operating import SETTINGS, operating

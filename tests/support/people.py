@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from hypha_operator.machinery.kinds import DEPLOYMENT, Manifest, kind_of
+from hypha_contracts.kinds import DEPLOYMENT, Manifest, kind_of
 from support.api_server import ApiServer
 from support.operating import Operating
 from support.resources import GATEWAY, PEER

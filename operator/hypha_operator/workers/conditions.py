@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from hypha_contracts.kinds import Manifest
 from hypha_contracts.names import controller_name
+from hypha_contracts.object_status import find_condition, is_true
 from hypha_contracts.reasons import WorkerReason
 from hypha_contracts.times import CERTIFICATE_EXPIRES_SOON
-from hypha_operator.machinery.conditions import Condition, container_statuses, find_condition, is_true
-from hypha_operator.machinery.kinds import Manifest
+from hypha_operator.machinery.conditions import Condition, container_statuses
 from hypha_resources.worker import HyphaWorkerSpec
 from hypha_resources.worker_status import NodeStatus
 

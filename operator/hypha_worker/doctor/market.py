@@ -9,6 +9,7 @@ from typing import Final
 
 import trio
 
+from hypha_contracts.findings import Finding, Mark, failure, ok, skipped, warning
 from hypha_contracts.node_config import NodeConfig
 from hypha_contracts.reasons import WorkerReason
 from hypha_messages.advertisement import DECODERS, TOPIC
@@ -18,7 +19,6 @@ from hypha_network.network import Network, NetworkConfig, NetworkStatus, open_ne
 from hypha_network.services.reach import DESCRIPTIONS, Reach
 from hypha_worker.doctor import gateways
 from hypha_worker.doctor.worker import Unknown, Worker
-from hypha_worker.findings import Finding, Mark, failure, ok, skipped, warning
 from hypha_worker.market.evaluator import Refusal
 from hypha_worker.market.settings import EVERYTHING, settings_of
 from hypha_worker.node import network_config
