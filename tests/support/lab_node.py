@@ -64,7 +64,8 @@ async def push(network: Network, peer_id: str, data: bytes) -> None:
         answer = await network.request(peer_id, HEALTH, HealthRequest())
         way = way_to(network, peer_id)
         found = {"error": type(error).__name__, "text": str(error), "healthy": answer.healthy, "way": way}
-    write(reach=network.status().reach, **found)
+    await network.wait_until(lambda: network.reach is not None)
+    write(reach=network.reach, **found)
     await trio.sleep_forever()
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from hypha_contracts.reach import Reach
 from hypha_messages.advertisement import TOPIC, decode, encode
 from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.types import Resources
 from hypha_network.network import Network
-from hypha_network.services.reach import Reach
 from hypha_worker.doctor.market import judge_reach
 from support.certs import Pki, identity_of
 from support.examined import CLOSED, examine, http_server, problem, write_config

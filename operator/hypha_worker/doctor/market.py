@@ -10,12 +10,12 @@ from typing import Final
 import trio
 
 from hypha_contracts.node_config import NodeConfig
+from hypha_contracts.reach import DESCRIPTIONS, Reach
 from hypha_contracts.reasons import WorkerReason
 from hypha_messages.advertisement import DECODERS, TOPIC
 from hypha_network.errors import NetworkError
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkConfig, NetworkStatus, open_network
-from hypha_network.services.reach import DESCRIPTIONS, Reach
 from hypha_worker.doctor import gateways
 from hypha_worker.doctor.worker import Unknown, Worker
 from hypha_worker.findings import Finding, Mark, failure, ok, skipped, warning
@@ -26,6 +26,7 @@ from hypha_worker.node import network_config
 JOIN_S: Final = 12.0
 SUBSCRIBE_S: Final = 5.0
 LISTEN_S: Final = 3.0
+REACH_S: Final = 5.0
 _MAX_REQUESTS: Final = 1000
 _REMEDIES: Final = {
     WorkerReason.BID_BELOW_FLOOR: "Lower offer.floor and offer.price, or have schedulers bid more.",
@@ -85,6 +86,8 @@ async def visit(worker: Worker) -> Visit:
             with trio.move_on_after(SUBSCRIBE_S):
                 await network.wait_until(lambda: bool(network.subscribers(TOPIC)))
             await trio.sleep(LISTEN_S)
+            with trio.move_on_after(REACH_S):
+                await network.wait_until(lambda: network.reach is not None)
         found = Visit(
             network.status(),
             len(network.connected_peers()),
@@ -144,6 +147,8 @@ async def reach(worker: Worker) -> Iterable[Finding]:
     found = await worker.fact(visit)
     if not found.status.gateways:
         raise Unknown("no gateway is connected")
+    if found.status.reach is None:
+        raise Unknown("no gateway has observed the node")
     return [judge_reach(found.status.reach)]
 
 
