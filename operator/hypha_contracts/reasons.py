@@ -109,7 +109,7 @@ class WorkerReason(Reason):
     )
     LIMITED_RELAY = (
         "LimitedRelay",
-        "Set `spec.network.expose`, add a gateway that relays bulk data, or in a private network set `excludeCidr: []`.",
+        "Set `spec.network.expose`, use a gateway that relays bulk data, or in private networks set `excludeCidr: []`.",
         "docs/networking.md, `spec.network`",
         "Reachable",
     )
@@ -214,6 +214,12 @@ class WorkerReason(Reason):
         "SchedulerNotAllowed",
         "Add the scheduler to `spec.schedulers.allow`, or empty that list.",
         "`spec.schedulers.allow`",
+        "RequestsAnswered",
+    )
+    NO_BULK_DATA = (
+        "NoBulkData",
+        "Do what `Reachable` says, or set `spec.offer.aggregateNeedsReach: false` if all trainers reach this worker.",
+        "the condition `Reachable`",
         "RequestsAnswered",
     )
     REQUEST_EXPIRED = (

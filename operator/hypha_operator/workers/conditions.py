@@ -232,9 +232,18 @@ def _reachable(observed: ObservedWorker) -> Condition:
     if reach is None:
         unknown = WorkerReason.NOT_OBSERVED
         return Condition("Reachable", None, unknown, f"No gateway observes the node yet. {unknown.remedy}")
-    reason = _REASONS[reach]
+    reason, how = _REASONS[reach], DESCRIPTIONS[reach]
+    if not reach.takes_bulk and _aggregate_needs_reach(observed.spec):
+        how += ", so it makes no offers for jobs of class aggregate"
     remedy = "" if reach is Reach.PUBLIC else f" {reason.remedy}"
-    return Condition("Reachable", reach.takes_bulk, reason, f"Peers reach the node {DESCRIPTIONS[reach]}.{remedy}")
+    return Condition("Reachable", reach.takes_bulk, reason, f"Peers reach the node {how}.{remedy}")
+
+
+def _aggregate_needs_reach(spec: HyphaWorkerSpec | None) -> bool:
+    """Whether the worker makes offers for some of its executors only while peers can send it bulk data."""
+    return (
+        spec is not None and spec.offer.aggregate_needs_reach and any(e.class_ == "aggregate" for e in spec.executors)
+    )
 
 
 def _identity_valid(observed: ObservedWorker) -> Condition:
