@@ -19,6 +19,7 @@ from hypha_network.errors import NetworkError
 from hypha_network.failures import only
 from hypha_network.host import Host
 from hypha_network.identity import Identity
+from hypha_network.services.bulk_circuits import BulkCircuits
 from hypha_network.services.gateways import Gateways
 from hypha_network.services.gossip import PROTOCOLS as GOSSIP
 from hypha_network.services.gossip import PubSub
@@ -138,6 +139,7 @@ class Network:
         host.find_addresses = self._find_addresses
         host.dial_relayed = self._relays.dial
         host.punched = self._puncher.wait
+        host.connect_bulk = BulkCircuits(host, self._relays).connect
 
     async def _run(self) -> None:
         for address in _parse_all(self._config.listen_addresses, addresses.parse_supported):
