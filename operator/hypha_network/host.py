@@ -113,6 +113,11 @@ class Host:
         if on_connection is not None:
             self._connection_tasks.append(on_connection)
 
+    def unregister(self, protocols: Iterable[str]) -> None:
+        """Serve no more streams of these protocols. Those that are open go on."""
+        for protocol in protocols:
+            del self._handlers[protocol]
+
     @property
     def protocols(self) -> list[str]:
         """The protocols that this node serves."""

@@ -64,7 +64,8 @@ class NetworkConfig:
         external_addresses: addresses at which peers reach this node, if not at its listen addresses.
         exclude_cidr: networks in which this node dials no address that peers announce, even if a name resolves to it.
         relay_circuit: reserve a slot on every gateway, so that peers reach this node through them.
-        kademlia_server: answer other nodes' lookups and store their records, as gateways do.
+        kademlia_server: answer other nodes' lookups and store their records, as gateways do. A node with external
+            addresses does so in any case, and one with `relay_circuit` while peers can connect to it directly.
         relay_server: relay connections between other nodes, as gateways do.
         relay_bulk: with `relay_server`, relay bulk data too, at limited rates.
     """
@@ -132,8 +133,8 @@ class Network:
         host.register(self._relays.handlers, self._relays.close_once_unused)
         host.register(self._puncher.handlers, self._puncher.replace_relayed)
         self._reach = ReachWatch(host.changes, self._judge_reach, self._on_reach)
-        if config.kademlia_server or self._external:
-            host.register(self._kademlia.handlers)
+        self._serves_dht = config.kademlia_server or bool(self._external)
+        self._kademlia.serve(self._serves_dht)
         if config.relay_server:
             host.register(RelayServer(host, self._own_addresses, config.relay_bulk).handlers)
         host.find_addresses = self._find_addresses
@@ -207,7 +208,10 @@ class Network:
         )
 
     async def _on_reach(self, reach: Reach | None) -> None:
-        """To be written."""
+        """Serve the DHT while peers connect directly. Nothing shows a change while no gateway observes the node."""
+        follows = self._config.relay_circuit and not self._serves_dht
+        if follows and reach is not None and self._kademlia.serve(reach is Reach.PUBLIC):
+            await self._identify.push()
 
     async def wait_ready(self) -> None:
         """Wait until the node is healthy, without a time limit: the node dials its gateways until one answers."""

@@ -11,12 +11,10 @@ from trio.testing import MockClock
 from hypha_contracts.addresses import RESERVED_CIDRS
 from hypha_contracts.reach import Reach
 from hypha_network.changes import Changes
-from hypha_network.network import Network
 from hypha_network.services import reach
 from hypha_network.services.reach import SETTLES_S, ReachWatch, counts_at_once, judge
-from hypha_network.wire.addresses import parse
 from support.certs import Pki
-from support.networks import LOOPBACK, direct_address, gateway, member, node, run_node, until
+from support.networks import LOOPBACK, direct_address, gateway, member, node, observe, run_node, until
 
 pytestmark = pytest.mark.anyio
 
@@ -116,14 +114,6 @@ async def watching() -> AsyncIterator[Watched]:
         nursery.start_soon(ReachWatch(node.changes, lambda: node.found, node.report).run)
         yield node
         nursery.cancel_scope.cancel()
-
-
-def observe(network: Network, seen: str) -> None:
-    """Let the gateways observe a node at an address."""
-    for peer_id in network.status().gateways:
-        for connection in network._host.connections[peer_id]:
-            connection.observed = parse(seen)
-    network._host.changes.notify()
 
 
 async def test_a_node_without_a_nat_is_public_over_tcp_and_over_quic() -> None:
