@@ -109,7 +109,7 @@ class WorkerReason(Reason):
     )
     LIMITED_RELAY = (
         "LimitedRelay",
-        "Set `spec.network.expose`, use a gateway that relays bulk data, or in private networks set `excludeCidr: []`.",
+        "Use `spec.network.expose` with public hosts, or a gateway that relays bulk data. See docs/networking.md.",
         "docs/networking.md, `spec.network`",
         "Reachable",
     )

@@ -241,7 +241,7 @@ def test_a_certificate_that_expires_soon_is_valid_and_reported():
         ("public", True, "Public", "directly, unless a firewall keeps them out."),
         ("punchable", True, "Punchable", "spec.network.expose"),
         ("bulk_relay", True, "BulkRelay", "through a gateway that relays bulk data. Set `spec.network.expose`"),
-        ("limited_relay", False, "LimitedRelay", "use a gateway that relays bulk data"),
+        ("limited_relay", False, "LimitedRelay", "or a gateway that relays bulk data"),
         ("none", False, "Unreachable", "relayCircuit: true"),
         (None, None, "NotObserved", "No gateway observes the node yet. Wait"),
         ("of_a_newer_node", None, "NotObserved", ""),
