@@ -214,6 +214,7 @@ class Stage:
         if kind == "ours":
             config["jobs"] = {"read_ahead": 0}  # the Rust worker fetches one slice at a time, too
             config["offer"]["minimum"] = dict.fromkeys(("cpu", "memory", "storage"), 0.001)  # it has no minimum
+            config["offer"]["aggregate_needs_reach"] = False  # nor does it judge how trainers reach it
         return self.start(name, kind, "worker", config, environment)
 
     async def stop(self, *nodes: Node) -> None:

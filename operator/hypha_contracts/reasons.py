@@ -94,11 +94,42 @@ class WorkerReason(Reason):
         "Connected",
     )
     CONNECTED = "Connected", "All is well.", "", "Connected"
+    PUBLIC = "Public", "All is well.", "", "Reachable"
+    PUNCHABLE = (
+        "Punchable",
+        "Set `spec.network.expose` to let peers behind NATs with random ports connect directly, too.",
+        "docs/networking.md",
+        "Reachable",
+    )
+    BULK_RELAY = (
+        "BulkRelay",
+        "Set `spec.network.expose` to spare the gateway the bulk data of jobs.",
+        "docs/networking.md",
+        "Reachable",
+    )
+    LIMITED_RELAY = (
+        "LimitedRelay",
+        "Use `spec.network.expose` with public hosts, or a gateway that relays bulk data. See docs/networking.md.",
+        "docs/networking.md, `spec.network`",
+        "Reachable",
+    )
+    UNREACHABLE = (
+        "Unreachable",
+        "Set `spec.network.expose` or `externalAddresses`, or `relayCircuit: true` with a gateway that relays.",
+        "docs/networking.md, `spec.network`",
+        "Reachable",
+    )
+    NOT_OBSERVED = (
+        "NotObserved",
+        "Wait until a gateway is connected and identifies itself.",
+        "the condition `Connected`",
+        "Reachable",
+    )
     NOT_REPORTED = (
         "NotReported",
         "The controller has not reported yet. `Ready` says why.",
         "the controller's pod",
-        "Connected, IdentityValid, RequestsAnswered",
+        "Connected, Reachable, IdentityValid, RequestsAnswered",
     )
     VALID = "Valid", "All is well.", "", "IdentityValid"
     IDENTITY_REFUSED = (
@@ -183,6 +214,12 @@ class WorkerReason(Reason):
         "SchedulerNotAllowed",
         "Add the scheduler to `spec.schedulers.allow`, or empty that list.",
         "`spec.schedulers.allow`",
+        "RequestsAnswered",
+    )
+    NO_BULK_DATA = (
+        "NoBulkData",
+        "Do what `Reachable` says, or set `spec.offer.aggregateNeedsReach: false` if all trainers reach this worker.",
+        "the condition `Reachable`",
         "RequestsAnswered",
     )
     REQUEST_EXPIRED = (

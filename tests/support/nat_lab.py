@@ -216,8 +216,8 @@ class Laboratory:
     def gateway(self, *, bulk: bool, listen: Sequence[str] = (TCP,)) -> str:
         """Start a gateway of the devnet, which relays bulk data or not. Return its addresses, separated by commas."""
         place = self.public()
-        files = self.pki.files("gateway", self.directory)
-        config = self.directory / "gateway.toml"
+        files = self.pki.files(place.namespace, self.directory)
+        config = self.directory / f"{place.namespace}.toml"
         addresses = [f"/ip4/{place.host}/{ending}" for ending in listen]
         settings = {
             "cert_pem": str(files.cert),

@@ -78,6 +78,7 @@ def report(user: User, worker: Manifest, **node: Any) -> None:
         "gateways": [GATEWAY],
         "connectedGateways": 1,
         "circuits": ["/p2p-circuit"],
+        "reach": "public",
         "healthy": True,
         "podName": "gpu-pod",
     }

@@ -38,6 +38,7 @@ _FIELDS: Final = ("observedGeneration", "peerId", "capacity", "externalAddresses
 _WITHOUT_EVENT: Final = frozenset(
     {
         WorkerReason.NOT_REPORTED,
+        WorkerReason.NOT_OBSERVED,
         WorkerReason.NO_REQUESTS,
         WorkerReason.NOT_VALIDATED,
         WorkerReason.VALIDATED,

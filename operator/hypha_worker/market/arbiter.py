@@ -21,6 +21,7 @@ from hypha_network.errors import NetworkError
 from hypha_network.network import Network
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.gossip_messages import Gossip
+from hypha_worker.market.evaluator import Refusal
 from hypha_worker.market.ledger import Lease, Ledger
 from hypha_worker.market.request_tally import RequestTally
 from hypha_worker.market.settings import Settings
@@ -90,11 +91,14 @@ class Arbiter:
 
     def apply(self, settings: Settings) -> None:
         """Decide by other settings from now on. The topics stay."""
-        self._settings = settings
+        before, self._settings = self._settings.policy, settings
         policy, now = settings.policy, self._wall_clock()
         for waiting in self._waiting.all:
-            if policy.exclusion(waiting.scheduler) or policy.refusal(waiting.request, now):
+            refusal = policy.exclusion(waiting.scheduler) or policy.refusal(waiting.request, now)
+            if refusal is not None:
                 self._waiting.remove(waiting)
+            if before.postpones(waiting.request) and not policy.postpones(waiting.request):
+                self._record(waiting.scheduler, waiting.request, refusal)
         self.on_capacity_freed()
 
     @property
@@ -138,14 +142,21 @@ class Arbiter:
         request, policy = gossip.message, self._settings.policy
         refusal = policy.exclusion(gossip.source) or policy.refusal(request, self._wall_clock())
         if refusal is not None:
-            self.requests.record(refusal)
-            _refusal_log.info(gossip.source, "request %s gets no offer: %s", request.id, refusal.message)
-            self._telemetry.requests.add(1, {"decision": "refused", "reason": refusal.reason})
+            self._record(gossip.source, request, refusal)
         elif not self._ledger.answered(gossip.source, request.id):
-            added = self._waiting.add(Waiting(gossip.source, request, now))
-            if added:
-                self.requests.record(None)
-            self._telemetry.requests.add(1, {"decision": "considered" if added else "ignored"})
+            if not self._waiting.add(Waiting(gossip.source, request, now)):
+                self._telemetry.requests.add(1, {"decision": "ignored"})
+            elif not policy.postpones(request):
+                self._record(gossip.source, request, None)
+
+    def _record(self, scheduler: str, request: RequestWorker, refusal: Refusal | None) -> None:
+        """Record that a request was refused, or (None) is considered."""
+        self.requests.record(refusal)
+        if refusal is None:
+            self._telemetry.requests.add(1, {"decision": "considered"})
+        else:
+            _refusal_log.info(scheduler, "request %s gets no offer: %s", request.id, refusal.message)
+            self._telemetry.requests.add(1, {"decision": "refused", "reason": refusal.reason})
 
     def _choose(self) -> list[tuple[Lease, Waiting]]:
         """Reserve capacity for the best candidates."""
@@ -184,6 +195,8 @@ class Arbiter:
     def _reserve(self, waiting: Waiting, arrived: float) -> Lease | None:
         """Reserve what an offer for this request needs. None if that is not possible now."""
         most, policy, request = self._starts.max_unstarted, self._settings.policy, waiting.request
+        if policy.postpones(request):
+            return None
         if self._sending[waiting.scheduler] >= _MAX_SENDING or (most is not None and self._ledger.unstarted >= most):
             return None
         price, begin = policy.asked_price(request), partial(self._traces.begin, arrived)
