@@ -210,6 +210,8 @@ def test_the_way_to_a_worker_is_named_as_far_as_it_is_known() -> None:
 
     assert "0 gateways, peers cannot reach it yet" in network()
     assert "1 gateway, listens at /ip4/10.0.0.1/tcp/1" in network(gateways=["g"], listening=["/ip4/10.0.0.1/tcp/1"])
+    assert "peers reach it not before" in network(gateways=["g"], reach="none")
+    assert "peers reach it" not in network(gateways=["g"], reach="by carrier pigeon")
     assert "1 gateway, reached through gateways" in network(gateways=["g"], circuits=["c"], listening=["l"])
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from hypha_contracts.durations import short_duration
+from hypha_contracts.reach import DESCRIPTIONS
 from hypha_kubectl.views.jobs import PHASES, Job
 from hypha_kubectl.views.problems import Problem
 from hypha_kubectl.views.shown import STYLES, age, count, job_age, number, progress, short_peer
@@ -131,6 +132,8 @@ def _network(worker: Worker) -> RenderableType:
         ways.append("through gateways")
     elsewise = f"listens at {', '.join(worker.listening)}" if worker.listening else "peers cannot reach it yet"
     reached = f"reached {', '.join(ways)}" if ways else elsewise
+    if worker.reach is not None:
+        reached += f"; peers reach it {DESCRIPTIONS[worker.reach]}"
     expires = f"; certificate until {worker.expires:%Y-%m-%d}" if worker.expires else ""
     style = "" if worker.gateways else "red"
     return _line("network", f"{count(len(worker.gateways), 'gateway')}, {reached}{expires}", style)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from hypha_contracts.kinds import Manifest
 from hypha_contracts.object_status import find_condition
+from hypha_contracts.reach import Reach
 from hypha_contracts.reasons import WorkerReason
 from hypha_contracts.text import escaped
 from hypha_kubectl.views.jobs import Job, in_order, job_of, seconds_since, time_of
@@ -92,6 +93,7 @@ class Worker:
         circuits: addresses at which peers reach the node through gateways.
         addresses: addresses at which peers outside of the cluster reach it directly.
         listening: addresses at which the node accepts peers, from wherever these can be reached.
+        reach: how peers reach the node; None if it does not know.
         expires: when its certificate expires.
     """
 
@@ -109,6 +111,7 @@ class Worker:
     circuits: tuple[str, ...]
     addresses: tuple[str, ...]
     listening: tuple[str, ...]
+    reach: Reach | None
     expires: datetime | None
     price: float
     floor: float
@@ -166,6 +169,7 @@ def worker_of(manifest: Manifest, jobs: Sequence[Job], now: datetime) -> Worker:
         circuits=_texts(node.get("circuits")),
         addresses=_texts(status.get("externalAddresses")),
         listening=_texts(node.get("listening")),
+        reach=Reach(node["reach"]) if node.get("reach") in set(Reach) else None,
         expires=time_of(node.get("certificateExpires")),
         price=price,
         floor=float(offer.get("floor", min(100.0, price))),
