@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.kinds import Manifest
-from hypha_contracts.reasons import JobReason, WorkerReason
+from hypha_contracts.reasons import WorkerReason
 from hypha_kubectl.views.jobs import in_order, job_of, matching
 from hypha_kubectl.views.jobs_table import Layout
 from hypha_kubectl.views.shown import number, plain, short_peer

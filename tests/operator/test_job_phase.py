@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hypha_contracts.reasons import JobReason
+from hypha_contracts.job_reasons import JobReason
 from hypha_operator.jobs.observed import ObservedJob
 from hypha_operator.jobs.phase import FIELDS, State, classify, status_of
 from hypha_operator.machinery.conditions import differs

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from hypha_contracts.findings import Finding, failure, ok, skipped, warning
+from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.kinds import Kind, Manifest
 from hypha_contracts.object_status import is_true
-from hypha_contracts.reasons import JobReason, WorkerReason
+from hypha_contracts.reasons import WorkerReason
 from hypha_kubectl.checks.facts import (
     DEVICE_CLASS,
     KUEUE,

@@ -5,10 +5,11 @@ from datetime import datetime
 from typing import Final
 
 from hypha_contracts.findings import Finding, failure, ok, skipped, warning
+from hypha_contracts.job_reasons import CLUSTER_REASONS
 from hypha_contracts.kinds import Manifest
 from hypha_contracts.names import GROUP, VERSION
 from hypha_contracts.object_status import find_condition, is_true
-from hypha_contracts.reasons import CLUSTER_REASONS, WorkerReason
+from hypha_contracts.reasons import WorkerReason
 from hypha_kubectl.checks.facts import DEFINITION, Cluster, Unknown
 from hypha_kubectl.views.jobs import job_of
 from hypha_kubectl.views.operators import Held, Operator, held_of

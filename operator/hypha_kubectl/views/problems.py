@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from hypha_contracts.reasons import JobReason, WorkerReason
+from hypha_contracts.job_reasons import JobReason
+from hypha_contracts.reasons import WorkerReason
 
 
 @dataclass(frozen=True)

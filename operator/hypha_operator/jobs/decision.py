@@ -6,9 +6,9 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
+from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.kinds import Manifest
 from hypha_contracts.object_status import REPORTED, is_true
-from hypha_contracts.reasons import JobReason
 from hypha_messages.validation import describe
 from hypha_operator.jobs.children import job_children, network_policy
 from hypha_operator.jobs.observed import ObservedJob, jobs_of

@@ -10,10 +10,10 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from hypha_contracts.durations import short_duration
+from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.kinds import Manifest
 from hypha_contracts.names import EXECUTOR, controller_name
 from hypha_contracts.object_status import TERMINAL, find_condition, is_true
-from hypha_contracts.reasons import JobReason
 from hypha_operator.jobs.observed import ObservedJob
 from hypha_operator.machinery.conditions import Condition, merged, timestamp
 from hypha_operator.pods.stages import stages_of

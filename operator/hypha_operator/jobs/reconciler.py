@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from hypha_contracts.job_reasons import CLUSTER_REASONS, JobReason
 from hypha_contracts.kinds import HYPHA_JOB, JOB, NETWORK_POLICY, POD, RESOURCE_CLAIM_TEMPLATE, WORKER, Manifest
 from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound
 from hypha_contracts.names import JOB_LABEL, QUEUE_LABEL
 from hypha_contracts.object_status import TERMINAL, is_true
-from hypha_contracts.reasons import CLUSTER_REASONS, JobReason
 from hypha_operator.jobs.decision import Decision, decide, pod_retention_left, retention_left
 from hypha_operator.jobs.observed import ObservedJob, jobs_of
 from hypha_operator.jobs.phase import lacks_pod

@@ -7,11 +7,12 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any, Final
 
+from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.kinds import HYPHA_JOB, JOB, POD, Manifest
 from hypha_contracts.kubernetes_errors import ApiError, Conflict
 from hypha_contracts.names import probe_name
 from hypha_contracts.object_status import TERMINAL, find_condition
-from hypha_contracts.reasons import JobReason, WorkerReason
+from hypha_contracts.reasons import WorkerReason
 from hypha_operator.jobs.phase import POD_TIMEOUT
 from hypha_operator.jobs.refused_pod import refused_pod
 from hypha_operator.machinery.clock import Clock

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Final
 
+from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.kinds import RESOURCE_CLAIM_TEMPLATE, Manifest
 from hypha_contracts.kubernetes_errors import ApiError, NotFound
 from hypha_contracts.object_status import find_condition
-from hypha_contracts.reasons import JobReason, WorkerReason
+from hypha_contracts.reasons import WorkerReason
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.conditions import Condition
