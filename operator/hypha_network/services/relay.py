@@ -47,9 +47,9 @@ LIMITED_S = 3600.0
 """How long this node does not ask a limited relay for a circuit for bulk data."""
 IDLE_S = 60.0
 """How long a relayed connection may stay unused. Frequent requests, such as renewals of a lease, share one circuit."""
-BESIDE_DIRECT_S = 10.0
-"""How long it may stay unused beside a direct connection."""
-CHECK_S = 5.0
+BESIDE_DIRECT_S = 1.0
+"""How long it may stay unused beside a direct connection. Short, because the reference sends bulk data over either."""
+CHECK_S = 0.5
 MAX_INBOUND_CIRCUITS = 64
 """Maximum number of circuits to this node through one relay. At the limit, the source with most loses its oldest."""
 MAX_INBOUND_CIRCUITS_PER_SOURCE = 8
