@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hypha_worker.errors import NodeError
-from hypha_worker.startup import prepare_state_dir
+from hypha_worker.state_dir import prepare_state_dir
 from support.certs import Pki
 
 

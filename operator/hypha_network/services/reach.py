@@ -22,6 +22,13 @@ DESCRIPTIONS: Final = {
     Reach.NONE: "not before this node has connected to them",
 }
 
+_OPEN_A_PORT: Final = (
+    "Forward a port to the listen address and name it in external_addresses, or use a NAT that keeps ports. "
+    "Else peers behind such NATs cannot send models to this node. docs/networking.md explains it."
+)
+REMEDIES: Final = {Reach.LIMITED_RELAY: _OPEN_A_PORT, Reach.NONE: _OPEN_A_PORT}
+"""What to do where some peers cannot send bulk data to the node."""
+
 
 def judge(*, public: bool, predictable: bool, reserved: bool, relays_bulk: bool) -> Reach:
     """Return how peers reach a node.

@@ -15,7 +15,7 @@ from hypha_messages.advertisement import DECODERS, TOPIC
 from hypha_network.errors import NetworkError
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkConfig, NetworkStatus, open_network
-from hypha_network.services.reach import DESCRIPTIONS, Reach
+from hypha_network.services.reach import DESCRIPTIONS, REMEDIES, Reach
 from hypha_worker.doctor import gateways
 from hypha_worker.doctor.worker import Unknown, Worker
 from hypha_worker.findings import Finding, Mark, failure, ok, skipped, warning
@@ -150,13 +150,8 @@ async def reach(worker: Worker) -> Iterable[Finding]:
 def judge_reach(reach: Reach) -> Finding:
     """Return how peers reach the node, and what to do if some cannot send it bulk data."""
     text = f"peers reach the node {DESCRIPTIONS[reach]}"
-    if reach in (Reach.LIMITED_RELAY, Reach.NONE):
-        return warning(
-            text,
-            "Forward a port to the listen address and name it in external_addresses, or use a NAT that keeps ports. "
-            "Else peers behind such NATs cannot send models to this node. docs/networking.md explains it.",
-        )
-    return ok(text)
+    remedy = REMEDIES.get(reach)
+    return warning(text, remedy) if remedy else ok(text)
 
 
 async def topic(worker: Worker) -> Iterable[Finding]:
