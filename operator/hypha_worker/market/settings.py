@@ -48,6 +48,7 @@ class Settings:
 
     Attributes:
         offers: whether the node makes offers.
+        suspended: whether its owner has suspended it, so that it makes none.
         proven_at: as in the permit.
     """
 
@@ -55,6 +56,7 @@ class Settings:
     rules: LedgerRules
     offers: bool
     proven_at: float | None
+    suspended: bool = False
 
 
 def settings_of(config: NodeConfig, permit: Permit) -> Settings:
@@ -93,7 +95,13 @@ def settings_of(config: NodeConfig, permit: Permit) -> Settings:
         max_job_s=config.jobs.max_duration_s,
         closes=deadline.timestamp() if deadline else None,
     )
-    return Settings(policy, rules, offers=permit.enabled and not config.suspend, proven_at=permit.proven_at)
+    return Settings(
+        policy,
+        rules,
+        offers=permit.enabled and not config.suspend,
+        proven_at=permit.proven_at,
+        suspended=config.suspend,
+    )
 
 
 def _capacity(config: NodeConfig) -> Capacity:
