@@ -85,6 +85,9 @@ class Exchange:
         stream: the connection.
         source: who made the connection.
         mark_authenticated: called once the request is authenticated. HttpError if there are too many connections.
+
+    Attributes:
+        answer_headers: headers of the answer, whatever it is.
     """
 
     def __init__(self, stream: ByteStream, source: str, mark_authenticated: Callable[[], None]) -> None:
@@ -96,6 +99,7 @@ class Exchange:
         self.path = ""
         self.query: dict[str, str] = {}
         self.headers: dict[str, str] = {}
+        self.answer_headers: Sequence[tuple[str, str]] = ()
 
     async def read_head(self) -> None:
         """Receive the request up to its body. Disconnected if no bridge makes such a request."""
@@ -159,9 +163,10 @@ class Exchange:
         await self.answer(json.dumps(value).encode(), "application/json", status)
 
     async def answer(self, body: bytes, content_type: str, status: HTTPStatus = HTTPStatus.OK) -> None:
-        """Answer with a body."""
+        """Answer with a body. For HEAD, only its length is sent."""
         headers = [("Content-Type", content_type), ("Content-Length", str(len(body)))]
-        await self._send(self._response(status, headers), h11.Data(data=body), h11.EndOfMessage())
+        data = b"" if self.method == "HEAD" else body
+        await self._send(self._response(status, headers), h11.Data(data=data), h11.EndOfMessage())
 
     async def answer_empty(self) -> None:
         """Answer 204."""
@@ -210,7 +215,8 @@ class Exchange:
             raise Disconnected("the client went away")
 
     def _response(self, status: HTTPStatus, headers: list[tuple[str, str]]) -> h11.Response:
-        return h11.Response(status_code=status, headers=[*headers, ("Connection", "close")], reason=status.phrase)
+        headers = [*headers, *self.answer_headers, ("Connection", "close")]
+        return h11.Response(status_code=status, headers=headers, reason=status.phrase)
 
     async def _next_event(self) -> Any:
         while (event := self._http.next_event()) is h11.NEED_DATA:
