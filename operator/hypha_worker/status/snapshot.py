@@ -127,7 +127,7 @@ def _request(heard: Heard, ledger: Ledger, waits: Callable[[tuple[str, UUID]], b
         answer = _ANSWERS[ledger.offer_end(heard.lease_id)]
     elif heard.answer == "waiting" and heard.request_id is not None:
         answer = "waiting" if waits((heard.scheduler, heard.request_id)) else "passed"
-        reason = "not enough is free" if answer == "waiting" else "not enough was free while it waited"
+        reason = "" if answer == "waiting" else "not enough was free while it waited"
     else:
         answer = "none" if heard.answer == "none" else "refused"
     return RequestState(
