@@ -32,14 +32,14 @@ class BrowserError(Exception):
 
 
 class Browser:
-    """A browser. `messages` are what its pages wrote to the console, and the errors in them."""
+    """A browser."""
 
     def __init__(self, process: subprocess.Popen[bytes], commands: int, answers: int) -> None:
         self._process = process
         self._commands, self._answers = commands, answers
         self._unread = b""
         self._number = 0
-        self.messages: list[str] = []
+        self._tabs: dict[str, Tab] = {}
 
     def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
         """Call a method of the debugging protocol."""
@@ -56,12 +56,11 @@ class Browser:
         return found
 
     def _record(self, event: dict[str, Any]) -> None:
-        parameters = event.get("params", {})
-        if event.get("method") == "Log.entryAdded":
-            self.messages.append(f"{parameters['entry']['level']}: {parameters['entry']['text']}")
-        elif event.get("method") == "Runtime.exceptionThrown":
-            details = parameters["exceptionDetails"]
-            self.messages.append(f"exception: {details.get('exception', {}).get('description', details['text'])}")
+        tab, parameters = self._tabs.get(event.get("sessionId", "")), event.get("params", {})
+        if tab and event["method"] == "Log.entryAdded":
+            tab.messages.append(f"{parameters['entry']['level']}: {parameters['entry']['text']}")
+        elif tab and event["method"] == "Runtime.exceptionThrown":
+            tab.messages.append(f"exception: {_description(parameters['exceptionDetails'])}")
 
     def _receive(self) -> dict[str, Any]:
         deadline = time.monotonic() + DEADLINE_S
@@ -79,7 +78,7 @@ class Browser:
         """Open a page in a new tab, in a window of this size."""
         target = self.call("Target.createTarget", url="about:blank", newWindow=True)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        tab = Tab(self, session)
+        tab = self._tabs[session] = Tab(self, session, target)
         for domain in ("Page", "Runtime", "Log"):
             tab.call(f"{domain}.enable")
         tab.call(
@@ -89,13 +88,25 @@ class Browser:
         tab.call("Page.navigate", url=url)
         return tab
 
+    def close_tabs(self) -> None:
+        """Close all pages."""
+        while self._tabs:
+            _, tab = self._tabs.popitem()
+            self.call("Target.closeTarget", targetId=tab.target)
+
+
+def _description(exception: dict[str, Any]) -> str:
+    return str(exception.get("exception", {}).get("description", exception["text"]))
+
 
 class Tab:
-    """A page of the browser."""
+    """A page of the browser. `messages` are errors in it, and what the browser wrote about it to the console."""
 
-    def __init__(self, browser: Browser, session: str) -> None:
+    def __init__(self, browser: Browser, session: str, target: str) -> None:
         self._browser = browser
         self._session = session
+        self.target = target
+        self.messages: list[str] = []
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Call a method of the debugging protocol on this page."""
@@ -103,10 +114,15 @@ class Tab:
 
     def run(self, script: str) -> Any:
         """Run JavaScript in the page and return its value. A promise is awaited."""
-        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        answer = self.call(
+            "Runtime.evaluate",
+            expression=script,
+            awaitPromise=True,
+            returnByValue=True,
+            allowUnsafeEvalBlockedByCSP=False,
+        )
         if "exceptionDetails" in answer:
-            details = answer["exceptionDetails"]
-            raise BrowserError(details.get("exception", {}).get("description", details["text"]))
+            raise BrowserError(_description(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
     def until(self, condition: str) -> Any:
@@ -125,13 +141,13 @@ class Tab:
 
 
 @contextmanager
-def open_browser() -> Iterator[Browser]:
-    """Start a browser with a profile of its own."""
+def open_browser(*more: str) -> Iterator[Browser]:
+    """Start a browser with a profile of its own, and with more options."""
     assert CHROMIUM is not None, "run `apt-get install chromium`"
     with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command_end, commands = os.pipe()
         answers, answer_end = os.pipe()
-        options = [*_OPTIONS, f"--user-data-dir={profile}", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+        options = [*_OPTIONS, *more, f"--user-data-dir={profile}", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         redirected = f'exec "$0" "$@" 3<&{command_end} 4>&{answer_end}'
         process = subprocess.Popen(
             ["bash", "-c", redirected, CHROMIUM, *options, "about:blank"],

@@ -1,8 +1,9 @@
 """A small HTTP/1.1 server on trio, on a Unix socket or over TLS, with one request per connection.
 
 h11 implements the protocol. Bodies of gigabytes pass through here in large pieces, so the work per piece is small.
-Clients are our own bridges, so a request has a short head and, if it has a body, exactly one Content-Length.
-A connection is unauthenticated until the handler marks its request as authenticated. Until then it has little time.
+Clients are our own bridges, Prometheus and browsers, so a request has a short head and, if it has a body, exactly one
+Content-Length. A connection is unauthenticated until the handler marks its request as authenticated. Until then it has
+little time.
 """
 
 import contextlib
@@ -253,7 +254,7 @@ async def serve(listeners: Sequence[trio.SocketListener], handler: Handler, open
             with trio.fail_after(_HANDSHAKE_TIMEOUT_S):
                 stream = await open_stream(connection.stream)
         except (trio.BrokenResourceError, trio.TooSlowError) as error:
-            logger.debug("no request: %s", error or type(error).__name__)
+            logger.debug("no request: %s", str(error) or type(error).__name__)
             return
         try:
             await _serve_one(handler, Exchange(stream, connection.source, mark_authenticated))
@@ -273,7 +274,7 @@ async def _serve_one(handler: Handler, exchange: Exchange) -> None:
                 raise
             await exchange.answer_json(ErrorBody(error=error.code, detail=str(error)).model_dump(), error.status)
     except (Disconnected, HttpError, h11.ProtocolError, trio.BrokenResourceError, trio.TooSlowError) as error:
-        logger.debug("%s %s: %s", exchange.method, exchange.path, error or type(error).__name__)
+        logger.debug("%s %s: %s", exchange.method, exchange.path, str(error) or type(error).__name__)
     except Exception as error:
         report_failure(exchange.source, f"the call {exchange.method} {exchange.path}", error)
 

@@ -42,9 +42,11 @@ def parse_line(source: str, raw: str, before: float) -> Line:
     """Return a line of a log. One that does not begin with its time belongs to the line `before`."""
     text = raw.rstrip("\r")
     found = _TIME.match(text)
-    if found is None:
-        return Line(before, source, text)
-    return Line(datetime.fromisoformat(found[1]).timestamp(), source, text[found.end() :])
+    try:
+        at = datetime.fromisoformat(found[1]).timestamp() if found else -1.0
+    except ValueError:  # a job may write any digits
+        at = -1.0
+    return Line(at, source, text[found.end() :]) if found and at >= 0 else Line(before, source, text)
 
 
 def in_order(*logs: Iterable[Line]) -> list[Line]:
