@@ -39,7 +39,7 @@ def text(state: Snapshot, width: int | None = None, **node: Any) -> str:
 async def test_one_look_tells_who_the_node_is_and_what_it_does(state: Snapshot) -> None:
     shown = text(state)
     assert f"Hypha worker {state.node.peer_id} ready" in shown
-    assert "offers        aggregate/aggregate, train/diloco-transformer at the bid, from 100" in shown
+    assert "offers        aggregate/aggregate, train/diloco-transformer for bids of 100 or more" in shown
     assert "peers reach it directly, unless a firewall keeps them out" in shown
     assert "leased        cpu 3 of 10, memory 12 of 40, storage 60 of 200" in shown
     assert "more in each second" in shown

@@ -64,10 +64,10 @@ def _summary(state: Snapshot, now: float) -> Iterator[Text]:
     ready = ("ready", "bold green") if node.lack is None else (f"not ready: {node.lack}", "bold red")
     yield Text.assemble("Hypha worker ", (node.peer_id, "bold"), " ", ready)
     yield _fact("version", f"{node.version}, runtime {node.runtime}, up {short_duration(now - node.since)}")
-    terms = f"from {number(node.price)}" if node.strategy == "whole" else f"the bid, from {number(node.floor)}"
-    yield _fact(
-        "offers", f"{', '.join(node.executors)} at {terms}" if node.silence is None else f"none: {node.silence}"
-    )
+    least = node.price if node.strategy == "whole" else node.floor
+    terms = f"{'' if node.strategy == 'whole' else 'bids of '}{number(least)} or more"
+    offers = f"{', '.join(node.executors)} for {terms}"
+    yield _fact("offers", f"none: {node.silence}" if node.silence else offers)
     gateways = ", ".join(map(short_peer, network.gateways)) or "none connected"
     yield _fact("gateways", gateways)
     yield _fact("peers reach it", network.reached)
