@@ -29,7 +29,7 @@ _SOURCES: Final = {"bridge": supervisor.BRIDGE_LOG_FILE, "executor": supervisor.
 _STYLES: Final = {"bridge": "cyan", "executor": "magenta"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Line:
     """A line of a log. `at` is when it was written, in seconds since the epoch."""
 
