@@ -15,8 +15,8 @@ import trio
 from benchmarks.busy_node import ROUND_S, BusyNode, open_networks, scheduler_ids
 from benchmarks.figures import Figure
 from hypha_worker.connector.http_server import serve_plain
-from hypha_worker.status.access import STATUS_PATH
 from hypha_worker.status.board import INTERVAL_S
+from hypha_worker.status.model import STATUS_PATH
 from hypha_worker.status.server import page_handler
 
 

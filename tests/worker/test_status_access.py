@@ -3,7 +3,8 @@
 import pytest
 
 from hypha_worker.connector.http_server import HttpError
-from hypha_worker.status.access import PAGE_PATH, STATUS_PATH, check, is_own_host
+from hypha_worker.status.access import PAGE_PATH, check, is_own_host
+from hypha_worker.status.model import STATUS_PATH
 
 HOST = {"host": "127.0.0.1:8081"}
 OPENS = {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}

@@ -74,9 +74,11 @@ class PlainView:
 
 def draw(board: Board, now: float) -> Panel:
     """Render the board."""
-    parts: list[RenderableType] = []
-    for part in (_phases(board), _progress(board), _workers(board, now), *_page(board), _alone(board)):
-        parts += [part, Text()]
+    sections: tuple[RenderableType, ...] = (
+        *(_phases(board), _progress(board), _workers(board, now)),
+        *(*_page(board), _alone(board)),
+    )
+    parts = [part for section in sections for part in (section, Text())]
     recent = Text("\n".join(board.recent), style="dim", overflow="ellipsis", no_wrap=True)
     title = f"[bold]A Hypha network on this machine[/] · {now - board.began:.0f} s"
     return Panel(Group(*parts, recent), title=title, title_align="left", border_style="cyan", padding=(1, 2))

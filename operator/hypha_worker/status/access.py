@@ -20,7 +20,6 @@ from hypha_contracts.connector_api import ErrorCode
 from hypha_worker.connector.http_server import HttpError
 
 PAGE_PATH: Final = "/"
-STATUS_PATH: Final = "/status.json"
 _OWN: Final = ("same-origin", "none")
 """Requests of the page itself, and of people who entered its address."""
 _TO_A_WINDOW: Final = {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}

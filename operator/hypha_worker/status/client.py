@@ -11,10 +11,9 @@ from pydantic import ValidationError
 from hypha_contracts.node_config import NodeConfig
 from hypha_worker.errors import NodeError
 from hypha_worker.state_dir import STATUS_SOCKET, find_state_dir
-from hypha_worker.status.model import Snapshot
+from hypha_worker.status.model import STATUS_PATH, Snapshot
 
 TIMEOUT_S: Final = 5.0
-_PATH: Final = "/status.json"
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -43,7 +42,7 @@ def fetch(directory: Path) -> str:
     path = directory / STATUS_SOCKET
     connection = _UnixConnection(path)
     try:
-        connection.request("GET", _PATH)
+        connection.request("GET", STATUS_PATH)
         answer = connection.getresponse()
         body = answer.read().decode()
     except (FileNotFoundError, ConnectionRefusedError) as error:

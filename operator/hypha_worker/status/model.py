@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from hypha_messages.types import Resources
 
 SCHEMA: Final = 1
+STATUS_PATH: Final = "/status.json"
+"""Where the node serves it, on the page and at its socket."""
 
 
 class _Part(BaseModel):

@@ -15,6 +15,7 @@ from hypha_contracts.node_config import StatusPageConfig
 from hypha_worker.connector.http_server import Exchange, Handler, HttpError, listen_unix, serve_plain, serve_unix
 from hypha_worker.errors import NodeError
 from hypha_worker.status import access, page
+from hypha_worker.status.model import STATUS_PATH
 
 logger = logging.getLogger(__name__)
 
@@ -74,18 +75,16 @@ def page_handler(names: Sequence[str], state: Callable[[], bytes]) -> Handler:
         with trio.fail_after(ANSWER_TIMEOUT_S):
             if exchange.path == access.PAGE_PATH:
                 await exchange.answer(page.PAGE, _HTML)
-            elif exchange.path == access.STATUS_PATH:
+            elif exchange.path == STATUS_PATH:
                 await exchange.answer(state(), _JSON)
             else:
-                raise HttpError(
-                    ErrorCode.NO_SUCH_CALL, f"only {access.PAGE_PATH} and {access.STATUS_PATH} are served here"
-                )
+                raise HttpError(ErrorCode.NO_SUCH_CALL, f"only {access.PAGE_PATH} and {STATUS_PATH} are served here")
 
     return handle
 
 
 async def _answer_owner(state: Callable[[], bytes], exchange: Exchange) -> None:
-    if (exchange.method, exchange.path) != ("GET", access.STATUS_PATH):
-        raise HttpError(ErrorCode.NO_SUCH_CALL, f"only GET {access.STATUS_PATH} is served here")
+    if (exchange.method, exchange.path) != ("GET", STATUS_PATH):
+        raise HttpError(ErrorCode.NO_SUCH_CALL, f"only GET {STATUS_PATH} is served here")
     with trio.fail_after(ANSWER_TIMEOUT_S):
         await exchange.answer(state(), _JSON)
