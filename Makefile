@@ -88,8 +88,9 @@ crds: install ## Write crds/, the chart's CRD templates and the tables of docs/h
 reasons: install ## Write the tables of reasons in docs/conditions.md
 	$(BIN)/python -m hypha_contracts.reasons_page docs/conditions.md
 
-checks: install ## Write the table of the doctor's checks in docs/troubleshooting.md
+checks: install ## Write the tables of checks in docs/troubleshooting.md and docs/kubectl.md
 	$(BIN)/python -m hypha_worker.doctor.page docs/troubleshooting.md
+	$(BIN)/python -m hypha_kubectl.checks.page docs/kubectl.md
 
 metrics: install ## Write the tables of metrics in docs/telemetry.md
 	$(BIN)/python -m hypha_telemetry.catalogue docs/telemetry.md
@@ -119,7 +120,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 requirements: install ## Compile requirements/*.txt from pyproject.toml
 	$(COMPILE) --extra dev pyproject.toml -o requirements/dev.txt
 	$(COMPILE) requirements/go.in -o requirements/go.txt
-	for extra in node operator worker bridge devnet parameter-server trainer; do \
+	for extra in node operator worker kubectl bridge devnet parameter-server trainer; do \
 	  $(COMPILE) --constraint requirements/dev.txt --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit; done
 
 clean: ## Remove everything that the other targets created

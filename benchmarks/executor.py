@@ -2,10 +2,12 @@
 
 `executor.py fetch REPORT NUMBER [DIRECTORY]` fetches NUMBER slices. With DIRECTORY it fetches slice N only once the
 file N is there, and then removes that file. `executor.py outer-steps REPORT NUMBER DIRECTORY` takes part in NUMBER
-outer steps together with the other executors that use DIRECTORY. `executor.py rounds REPORT NUMBER DIRECTORY` does the
-same, and fetches a slice before each. All write seconds to REPORT as JSON. It needs only the standard library.
+outer steps together with the other executors that use DIRECTORY, and `executor.py rounds REPORT NUMBER DIRECTORY`
+fetches a slice before each. All write seconds to REPORT as JSON. `executor.py exchange REPORT NUMBER DIRECTORY` writes
+the digests of what it fetched, sent and received instead. It needs only the standard library.
 """
 
+import hashlib
 import http.client
 import json
 import os
@@ -65,7 +67,25 @@ def fetch(config: Any, number: int, turns: Path | None = None) -> Iterator[float
 
 def rounds(config: Any, number: int, directory: Path) -> Iterator[tuple[float, float]]:
     """Do as `outer_steps` does, but fetch a slice before each step."""
-    return outer_steps(config, number, directory, before=lambda: next(fetch(config, 1)))
+    return outer_steps(config, number, directory, before=lambda: retried("/resources/fetch", config["data"]))
+
+
+def exchange(config: Any, number: int, directory: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield the digests of a slice, of what was sent to the peers, and of what they sent."""
+    work_dir = Path(os.environ["WORK_DIR"])
+    make_gradient(work_dir / "gradient", int((directory / "size").read_text()))
+    updates = arrivals(config["results"])
+    for step in range(number):
+        (slice_,) = json.load(post("/resources/fetch", config["data"]))
+        meet(directory / str(step))
+        send(config["updates"])
+        yield digest(work_dir / slice_["path"]), digest(work_dir / "gradient"), digest(next(updates))
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def outer_steps(
@@ -84,11 +104,16 @@ def outer_steps(
 
 
 def send(resource: Any) -> float:
-    """Send the pseudo-gradient; return when that began. The Rust bridge refuses until it can reach the peer."""
+    """Send the pseudo-gradient; return when that began."""
+    return retried("/resources/send", {"resource": resource, "path": "gradient"})
+
+
+def retried(path: str, body: Any) -> float:
+    """Call the bridge until it does not refuse; return when that began. Rust's refuses until it can reach the peer."""
     while True:
         started = time.monotonic()
         try:
-            post("/resources/send", {"resource": resource, "path": "gradient"})
+            post(path, body)
         except BridgeRefusal as error:
             print(error, flush=True)
             time.sleep(0.2)
@@ -125,11 +150,16 @@ def make_gradient(path: Path, size_bytes: int) -> None:
 def main() -> None:
     work, report, number, *directory = sys.argv[1:]
     config = json.loads(os.environ["JOB_JSON"])["executor"]["config"]
-    work_of: Callable[..., Iterator[Any]] = {"fetch": fetch, "outer-steps": outer_steps, "rounds": rounds}[work]
-    times, partial = [], Path(f"{report}.part")
-    for time_s in work_of(config, int(number), *map(Path, directory)):
-        times.append(time_s)
-        partial.write_text(json.dumps(times))
+    work_of: Callable[..., Iterator[Any]] = {
+        "fetch": fetch,
+        "outer-steps": outer_steps,
+        "rounds": rounds,
+        "exchange": exchange,
+    }[work]
+    results, partial = [], Path(f"{report}.part")
+    for result in work_of(config, int(number), *map(Path, directory)):
+        results.append(result)
+        partial.write_text(json.dumps(results))
     partial.rename(report)
 
 

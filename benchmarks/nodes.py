@@ -34,6 +34,7 @@ from hypha_network.identity import Identity
 from hypha_network.network import Network
 
 Kind = Literal["ours", "rust"]
+TRANSPORTS = {"tcp": "tcp/{port}", "quic": "udp/{port}/quic-v1"}
 EXECUTOR = Path(__file__).with_name("executor.py")
 SMALL_RESOURCES = Resources(cpu=0.001, memory=0.001, storage=0, gpu=0)
 JOB = Resources(cpu=1, memory=4, storage=8, gpu=0)
@@ -168,12 +169,14 @@ class Stage:
         self.nodes.append(node)
         return node
 
-    def start_gateway(self, kind: Kind, addresses: Sequence[str], **settings: Any) -> Node:
+    def start_gateway(
+        self, kind: Kind, addresses: Sequence[str], environment: Mapping[str, str] | None = None, **settings: Any
+    ) -> Node:
         """Start the gateway that all other nodes use, at these addresses."""
         self.gateways = addresses
         config = {**self.common("gateway"), "listen_addresses": addresses, "external_addresses": addresses, **settings}
         del config["gateway_addresses"], config["relay_circuit"]
-        return self.start("gateway", kind, "gateway", config)
+        return self.start("gateway", kind, "gateway", config, environment)
 
     def start_data_node(self, name: str, kind: Kind, dataset: Path) -> Node:
         """Start a data node with one dataset."""
@@ -211,6 +214,7 @@ class Stage:
         if kind == "ours":
             config["jobs"] = {"read_ahead": 0}  # the Rust worker fetches one slice at a time, too
             config["offer"]["minimum"] = dict.fromkeys(("cpu", "memory", "storage"), 0.001)  # it has no minimum
+            config["offer"]["aggregate_needs_reach"] = False  # nor does it judge how trainers reach it
         return self.start(name, kind, "worker", config, environment)
 
     async def stop(self, *nodes: Node) -> None:
@@ -310,12 +314,16 @@ def _wanted(node: Node, resources: Resources, class_: str) -> Wanted:
 
 
 @asynccontextmanager
-async def open_stage() -> AsyncIterator[tuple[Stage, Scheduler]]:
-    """Open a network with a gateway (the Rust one if available) and a scheduler. All nodes end with the context."""
+async def open_stage(transport: str = "tcp") -> AsyncIterator[tuple[Stage, Scheduler]]:
+    """Open a network with a gateway (the Rust one if available) and a scheduler. All nodes end with the context.
+
+    They have addresses of one transport, a key of `TRANSPORTS`.
+    """
     with TemporaryDirectory(prefix="bench-") as directory:
         stage = Stage(Path(directory), certs.create_organisation(certs.create_root(), "benchmark"))
+        stage.listen_addresses = [_loopback(transport, 0)]
         try:
-            await _start_gateway(stage)
+            await _start_gateway(stage, transport)
             async with join(NodeConfig.model_validate(stage.common("scheduler"))) as network:
                 with trio.fail_after(READY_S):
                     await network.wait_ready()
@@ -327,11 +335,17 @@ async def open_stage() -> AsyncIterator[tuple[Stage, Scheduler]]:
                 await stage.stop()
 
 
-async def _start_gateway(stage: Stage) -> None:
+def _loopback(transport: str, port: int) -> str:
+    return f"/ip4/127.0.0.1/{TRANSPORTS[transport].format(port=port)}"
+
+
+async def _start_gateway(stage: Stage, transport: str) -> None:
     with socket.socket() as chosen:
         chosen.bind(("127.0.0.1", 0))
         port = chosen.getsockname()[1]
-    node = stage.start_gateway("rust" if rust_binaries() else "ours", [f"/ip4/127.0.0.1/tcp/{port}"])
+    addresses = [_loopback(name, port) for name in TRANSPORTS]
+    node = stage.start_gateway("rust" if rust_binaries() else "ours", addresses)
+    stage.gateways = [_loopback(transport, port)]
     with trio.fail_after(READY_S):
         while True:
             node.check()

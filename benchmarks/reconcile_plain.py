@@ -13,8 +13,9 @@ from benchmarks.nodes import BenchmarkError
 from benchmarks.reconcile_load import Manifest, watch
 from benchmarks.reconcile_operator import until
 from e2e.cluster.control_plane import ControlPlane
+from hypha_contracts.kinds import HYPHA_JOB, POD, WORKER, Kind, kind_of
 from hypha_contracts.names import JOB_LABEL, WORKER_LABEL
-from hypha_operator.machinery.kinds import CHILDREN, HYPHA_JOB, POD, WORKER, Kind, kind_of
+from hypha_operator.machinery.kinds import CHILDREN
 
 _AT_ONCE = 16
 """As many as the operator reconciles at once."""

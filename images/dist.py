@@ -1,8 +1,8 @@
 """`python -m images.dist [DIRECTORY]`: build what a release consists of into dist/, or into another directory.
 
-These are the wheel, the pinned requirements of its node, the source archive, the chart's archive, and their SHA256SUMS.
-The same files in git give the same bytes. Only files that git tracks are in the archives. Their time is that of the
-last commit.
+These are the wheel, the pinned requirements of its node and of kubectl hypha, the source archive, the chart's archive,
+and their SHA256SUMS. The same files in git give the same bytes. Only files that git tracks are in the archives. Their
+time is that of the last commit.
 """
 
 import gzip
@@ -27,6 +27,7 @@ from images.contexts import ROOT
 CHART: Final = Path("charts/hypha-worker")
 VALUES: Final = CHART / "values.yaml"
 REQUIREMENTS: Final = "requirements-node.txt"
+KUBECTL_REQUIREMENTS: Final = "requirements-kubectl.txt"
 
 
 def build(root: Path, directory: Path, values: str | None = None) -> list[Path]:
@@ -49,7 +50,9 @@ def build(root: Path, directory: Path, values: str | None = None) -> list[Path]:
             for builder in (WheelBuilder, SdistBuilder)
         ]
     built.append(_build_chart(root, tracked, directory, epoch_s, values))
-    built.append(Path(shutil.copyfile(root / "requirements" / "node.txt", directory / REQUIREMENTS)))
+    for name in (REQUIREMENTS, KUBECTL_REQUIREMENTS):
+        source = root / "requirements" / name.removeprefix("requirements-")
+        built.append(Path(shutil.copyfile(source, directory / name)))
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(built)]
     (directory / "SHA256SUMS").write_text("".join(sums))
     return [*built, directory / "SHA256SUMS"]

@@ -1,4 +1,4 @@
-"""How `hypha-worker`, `hypha-operator` and `hypha-devnet` look and answer.
+"""How `hypha-worker`, `hypha-operator`, `hypha-devnet` and `kubectl hypha` look and answer.
 
 An error is one line on standard error that begins with `error: `. Exit codes: 0 success; 1 failure; 2 wrong command
 line or configuration; 130 interrupted. The programs of jobs answer alike, by `hypha_executor.arguments.Parser`.
@@ -19,11 +19,12 @@ Errors = Mapping[type[Exception], int]
 """The expected errors of a command and their exit codes."""
 
 
-def new_app(name: str, help_text: str | None = None) -> typer.Typer:
-    """Return a command line without commands."""
+def new_app(name: str, help_text: str | None = None, *, add_completion: bool = True) -> typer.Typer:
+    """Return a command line without commands, with or without the options that install completion in the shell."""
     return typer.Typer(
         name=name,
         help=help_text,
+        add_completion=add_completion,
         context_settings={"help_option_names": ["--help", "-h"]},
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
@@ -49,13 +50,10 @@ def require_command(context: typer.Context) -> None:
         raise typer.Exit(2)
 
 
-def run(app: typer.Typer, expected: Callable[[], Errors]) -> NoReturn:
+def run(app: typer.Typer, expected: Callable[[], Errors], *, linux_only: bool = True) -> NoReturn:
     """Run a command line and end the process. `expected` is called, and may import much, only after an error."""
-    if sys.platform != "linux":
-        fail(f"{app.info.name} runs on Linux only, not on {sys.platform}. Use a Linux machine or virtual machine.")
-    from hypha_contracts import descriptors  # noqa: PLC0415 - it needs a module that other systems lack
-
-    descriptors.raise_limit()
+    if linux_only:
+        _prepare_process(app)
     try:
         code = app(prog_name=app.info.name, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -70,6 +68,14 @@ def run(app: typer.Typer, expected: Callable[[], Errors]) -> NoReturn:
             raise
         fail("; ".join(map(str, causes)), codes[0])
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _prepare_process(app: typer.Typer) -> None:
+    if sys.platform != "linux":
+        fail(f"{app.info.name} runs on Linux only, not on {sys.platform}. Use a Linux machine or virtual machine.")
+    from hypha_contracts import descriptors  # noqa: PLC0415 - it needs a module that other systems lack
+
+    descriptors.raise_limit()
 
 
 def _fail_usage(error: Any) -> NoReturn:

@@ -78,7 +78,7 @@ class MinimumConfig(Section):
 
 
 class Terms(BaseModel):
-    """The price of the worker, in the node's configuration and in a HyphaWorker."""
+    """The terms of the worker, in the node's configuration and in a HyphaWorker."""
 
     price: Amount = Field(
         default=100.0, description="The least that the worker asks for when it offers all its resources."
@@ -87,6 +87,11 @@ class Terms(BaseModel):
         default_factory=lambda offer: min(100.0, offer.get("price", 100.0)),
         description="The worker ignores requests that bid less. A floor below price makes offers at price to "
         "schedulers that bid less but may accept more. Default: 100, or price if that is less.",
+    )
+    aggregate_needs_reach: bool = Field(
+        default=True,
+        description="Make offers for jobs of class aggregate only while peers can send bulk data to the node, because "
+        "trainers push their updates to them (docs/networking.md).",
     )
 
 

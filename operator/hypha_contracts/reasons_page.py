@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
+from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.pages import replace_table
-from hypha_contracts.reasons import JobReason, Reason, WorkerReason
+from hypha_contracts.reasons import Reason, WorkerReason
 
 
 def with_tables(page: str) -> str:

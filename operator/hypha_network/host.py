@@ -49,7 +49,7 @@ _CLOSE_TIMEOUT_S = 2.0
 ConnectionTask = Callable[[Connection], Awaitable[None]]
 Finder = Callable[[str, Found], Awaitable[None]]
 RelayDialer = Callable[[Address], Awaitable[Link]]
-Punched = Callable[[str], Awaitable[None]]
+PeerTask = Callable[[str], Awaitable[None]]
 
 
 @dataclass(eq=False)
@@ -65,8 +65,10 @@ class Host:
     """The listen addresses as they are bound, among them 0.0.0.0, which stands for several."""
     find_addresses: Finder | None = None
     dial_relayed: RelayDialer | None = None
-    punched: Punched | None = None
+    punched: PeerTask | None = None
     """Waits a limited time until no hole is being punched to a peer."""
+    connect_bulk: PeerTask | None = None
+    """Connects to a peer through a relay that carries bulk data, if any leads to it."""
     changes: Changes = field(default_factory=Changes)
     """Notified whenever a connection comes or goes, a peer subscribes, or the node's status changes."""
     excluded: Sequence[Network] = ()
@@ -110,6 +112,11 @@ class Host:
             self._handlers[protocol] = handler
         if on_connection is not None:
             self._connection_tasks.append(on_connection)
+
+    def unregister(self, protocols: Iterable[str]) -> None:
+        """Serve no more streams of these protocols. Those that are open go on."""
+        for protocol in protocols:
+            del self._handlers[protocol]
 
     @property
     def protocols(self) -> list[str]:
@@ -286,7 +293,8 @@ class Host:
         Args:
             peer_id: the peer.
             hints: addresses to try; with None, the node tries those that it knows, and looks others up meanwhile.
-            bulk: try to replace a relayed connection; OnlyRelayed if the relay limits it and no other replaces it.
+            bulk: try to replace a relayed connection, by a direct one or at last through a relay that carries bulk
+                data; OnlyRelayed if only a limited relay leads to the peer.
         """
         if peer_id == self.peer_id:
             raise PeerUnreachable("a node has no connection to itself")
@@ -294,6 +302,9 @@ class Host:
         if bulk and connection.relayed and self.punched is not None:
             await self._connect(peer_id, hints, bulk=bulk)  # directly, unless that has just failed
             await self.punched(peer_id)
+            connection = self.connection(peer_id) or connection
+        if bulk and connection.limited and self.connect_bulk is not None:
+            await self.connect_bulk(peer_id)
             connection = self.connection(peer_id) or connection
         if bulk and connection.limited:
             raise OnlyRelayed(

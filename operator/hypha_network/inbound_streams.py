@@ -63,13 +63,13 @@ class InboundStreams:
         return min(max(share, MIN_INBOUND_STREAMS_PER_PEER), MAX_INBOUND_STREAMS_PER_PEER)
 
     async def _serve_one(self, connection: Connection, stream: Stream) -> None:
-        protocol = "a stream"
+        protocol, handlers = "a stream", dict(self.handlers)  # a protocol may come or go during the negotiation
         try:
             with trio.fail_after(NEGOTIATION_TIMEOUT_S):
-                protocol = await multistream.accept(stream, self.handlers)
+                protocol = await multistream.accept(stream, handlers)
             if protocol not in self.background:
                 connection.use(stream)
-            await self.handlers[protocol](connection, stream)
+            await handlers[protocol](connection, stream)
             await stream.aclose()
         except Exception as error:
             report_failure(connection.peer_id, protocol, error)

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from hypha_contracts.addresses import RESERVED_CIDRS
+from hypha_contracts.reach import Reach
 from hypha_messages.protocol import Protocol, Request, Response
 from hypha_messages.types import peer_id_to_bytes
 from hypha_network.connection import Connection
@@ -18,6 +19,7 @@ from hypha_network.errors import NetworkError
 from hypha_network.failures import only
 from hypha_network.host import Host
 from hypha_network.identity import Identity
+from hypha_network.services.bulk_circuits import BulkCircuits
 from hypha_network.services.gateways import Gateways
 from hypha_network.services.gossip import PROTOCOLS as GOSSIP
 from hypha_network.services.gossip import PubSub
@@ -29,7 +31,7 @@ from hypha_network.services.kademlia import PROTOCOL as KADEMLIA
 from hypha_network.services.kademlia import Kademlia
 from hypha_network.services.kademlia_messages import Record
 from hypha_network.services.observed import Observed
-from hypha_network.services.reach import DESCRIPTIONS, Reach, judge
+from hypha_network.services.reach import ReachWatch, judge
 from hypha_network.services.relay import Relays
 from hypha_network.services.relay_server import BulkLimits, RelayServer
 from hypha_network.services.requests import REQUEST_TIMEOUT_S, Handler, Requests
@@ -48,7 +50,6 @@ logger = logging.getLogger(__name__)
 Parsed = TypeVar("Parsed")
 MAX_STREAMS_PER_PEER = 64
 _ASK_GATEWAYS_S = 1.0
-_REACH_SETTLES_S = 2.0
 _GUESS_AFTER_S = 2.0
 """How long a lookup may take before the node tries whether the gateways relay to the peer."""
 
@@ -63,7 +64,8 @@ class NetworkConfig:
         external_addresses: addresses at which peers reach this node, if not at its listen addresses.
         exclude_cidr: networks in which this node dials no address that peers announce, even if a name resolves to it.
         relay_circuit: reserve a slot on every gateway, so that peers reach this node through them.
-        kademlia_server: answer other nodes' lookups and store their records, as gateways do.
+        kademlia_server: answer other nodes' lookups and store their records, as gateways do. A node with external
+            addresses does so in any case, and one with `relay_circuit` while peers can connect to it directly.
         relay_server: relay connections between other nodes, as gateways do.
         relay_bulk: with `relay_server`, relay bulk data too, at limited rates.
     """
@@ -80,14 +82,14 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class NetworkStatus:
-    """The state of a node. `gateways` and `reservations` are peer ids of gateways; `reach` is how peers reach it."""
+    """The state of a node. `gateways` and `reservations` are peer ids of gateways. `reach` is None while unknown."""
 
     listening: tuple[str, ...]
     gateways: tuple[str, ...]
     reservations: tuple[str, ...]
     bootstrapped: bool
     healthy: bool
-    reach: Reach = Reach.NONE
+    reach: Reach | None = None
 
     @property
     def lack(self) -> str | None:
@@ -154,13 +156,15 @@ class Network:
         host.register({PING: answer_pings}, ping_until_silent)
         host.register(self._relays.handlers, self._relays.close_once_unused)
         host.register(self._puncher.handlers, self._puncher.replace_relayed)
-        if config.kademlia_server or self._external:
-            host.register(self._kademlia.handlers)
+        self._reach = ReachWatch(host.changes, self._judge_reach, self._on_reach)
+        self._serves_dht = config.kademlia_server or bool(self._external)
+        self._kademlia.serve(self._serves_dht)
         if config.relay_server:
             host.register(RelayServer(host, self._own_addresses, config.relay_bulk).handlers)
         host.find_addresses = self._find_addresses
         host.dial_relayed = self._relays.dial
         host.punched = self._puncher.wait
+        host.connect_bulk = BulkCircuits(host, self._relays).connect
 
     async def _run(self) -> None:
         for address in _parse_all(self._config.listen_addresses, addresses.parse_supported):
@@ -173,7 +177,7 @@ class Network:
         nursery.start_soon(self._pubsub.run)
         nursery.start_soon(self._gateways.run)
         nursery.start_soon(self._kademlia.run)
-        nursery.start_soon(self._log_reach)
+        nursery.start_soon(self._reach.run)
         nursery.start_soon(keep_valid, self._host.upgrader.tls)
 
     @property
@@ -209,29 +213,29 @@ class Network:
         reachable = bool(reservations) or bool(self._external) or not self._config.relay_circuit
         joined = (bool(gateways) and bootstrapped and reachable) or not self._config.gateways
         listens = bool(listening) or not self._config.listen_addresses
-        return NetworkStatus(listening, gateways, reservations, bootstrapped, listens and joined, self._reach())
+        return NetworkStatus(listening, gateways, reservations, bootstrapped, listens and joined, self.reach)
 
-    def _reach(self) -> Reach:
-        observed = self._observed.addresses()
+    @property
+    def reach(self) -> Reach | None:
+        """How peers reach this node; None as long as no gateway has observed it. A worse reach counts once it lasts."""
+        return self._reach.current
+
+    def _judge_reach(self) -> Reach | None:
+        named = any(not addresses.excluded(address, self._host.excluded) for address in self._external)
         return judge(
             # A node without gateways is one itself.
-            public=bool(self._external)
-            or not self._config.gateways
-            or any(address in self._host.listen_addresses for address in observed),
+            public=named or not self._config.gateways or bool(self._observed.open_addresses()),
+            observed=self._observed.known,
             predictable=self._observed.predictable(),
             reserved=bool(self._relays.reservations),
             relays_bulk=self._relays.bulk,
         )
 
-    async def _log_reach(self) -> None:
-        """Log how peers reach this node whenever that changes, after a moment in which it may change again."""
-        logged: Reach | None = None
-        while True:
-            await self.wait_until(lambda: self._reach() != logged)  # noqa: B023 - it runs before `logged` changes
-            await trio.sleep(_REACH_SETTLES_S)
-            if (reach := self._reach()) != logged:
-                logger.info("peers reach this node: %s", DESCRIPTIONS[reach])
-                logged = reach
+    async def _on_reach(self, reach: Reach | None) -> None:
+        """Serve the DHT while peers connect directly. Nothing shows a change while no gateway observes the node."""
+        follows = self._config.relay_circuit and not self._serves_dht
+        if follows and reach is not None and self._kademlia.serve(reach is Reach.PUBLIC):
+            await self._identify.push()
 
     async def wait_ready(self) -> None:
         """Wait until the node is healthy, without a time limit: the node dials its gateways until one answers."""

@@ -7,7 +7,9 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Final
 
+from hypha_contracts.kinds import HYPHA_JOB, WORKER, Kind, Manifest
 from hypha_contracts.kubernetes_errors import ApiError
+from hypha_contracts.object_status import TERMINAL
 from hypha_contracts.reasons import WorkerReason
 from hypha_operator.jobs.reconciler import JobReconciler
 from hypha_operator.machinery.audit import Audit
@@ -16,7 +18,7 @@ from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster, load_configuration, open_client
 from hypha_operator.machinery.election import CALL_S, UNINSTALLER, Election, lease_place
 from hypha_operator.machinery.health import Health, Metrics, serving
-from hypha_operator.machinery.kinds import HYPHA_JOB, WATCHED, WORKER, Key, Kind, Manifest
+from hypha_operator.machinery.kinds import WATCHED, Key
 from hypha_operator.machinery.queue import Reconcile, WorkQueue
 from hypha_operator.machinery.store import Store
 from hypha_operator.machinery.tasks import first_ends
@@ -24,7 +26,6 @@ from hypha_operator.machinery.watches import Watches, prime, start_watches
 from hypha_operator.settings import Settings
 from hypha_operator.workers.reconciler import WorkerReconciler
 from hypha_operator.workers.uninstall import uninstall
-from hypha_resources.job import TERMINAL
 from hypha_telemetry.settings import read_settings
 from hypha_telemetry.start import Exports, exporting
 

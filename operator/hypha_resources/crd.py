@@ -73,6 +73,7 @@ HYPHA_WORKER: Final = Resource(
         _column("Gateways", "integer", ".status.node.connectedGateways"),
         _column("Leases", "integer", ".status.node.activeLeases"),
         _column("Jobs", "integer", ".status.node.activeJobs"),
+        _column("Reach", "string", ".status.node.reach", wide=True),
         _column("Reason", "string", _of_condition("Ready", "reason"), wide=True),
         _column("Message", "string", _of_condition("Ready", "message"), wide=True),
         _column("Age", "date", ".metadata.creationTimestamp"),

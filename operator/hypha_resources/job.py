@@ -1,6 +1,6 @@
 """HyphaJob: one task that a worker runs under a lease. The worker's controller creates it, the operator runs it."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -13,9 +13,6 @@ from hypha_messages.types import Resources
 from hypha_resources.common import Conditions, KeptSeconds, Name, Passthrough, PeerIdText, Schema, Text, Time, rules
 
 Phase = Literal["Pending", "Starting", "Running", "Succeeded", "Failed"]
-TERMINAL: Final = frozenset({"Succeeded", "Failed"})
-REPORTED: Final = "Reported"
-"""The condition that the node sets once it has reported the end of the job, or will not report it again."""
 
 
 class WorkerRef(Schema):

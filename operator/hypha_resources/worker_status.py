@@ -52,6 +52,11 @@ class NodeStatus(Schema):
     connected_gateways: int = 0
     listening: list[Text] = Field(default=[], description="Addresses at which the node accepts peers.")
     circuits: list[Text] = Field(default=[], description="Addresses at which peers reach the node through gateways.")
+    reach: str | None = Field(
+        default=None,
+        description="How peers reach the node, as the condition Reachable explains: public, punchable, bulk_relay, "
+        "limited_relay or none. Absent while no gateway observes the node.",
+    )
     healthy: bool = False
     certificate_expires: Time | None = None
     problem: Text | None = Field(default=None, description="Why the node refused its identity.")

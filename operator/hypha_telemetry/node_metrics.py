@@ -223,7 +223,7 @@ REACH: Final = Metric(
     "hypha.network.reach",
     Kind.GAUGE,
     "1",
-    "1 for the way in which peers reach the node, else 0",
+    "1 for the way in which peers reach the node, else 0; 0 for all while no gateway observes the node",
     {"reach": "`public`, `punchable`, `bulk_relay`, `limited_relay`, `none`"},
 )
 PEERS: Final = Metric("hypha.network.peers", Kind.UP_DOWN_COUNTER, "{peer}", "Connected peers")

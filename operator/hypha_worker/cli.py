@@ -254,6 +254,7 @@ def doctor(
     """
     import trio  # noqa: PLC0415
 
+    from hypha_contracts import findings  # noqa: PLC0415
     from hypha_worker.config_file import ConfigError  # noqa: PLC0415
     from hypha_worker.doctor import report  # noqa: PLC0415
     from hypha_worker.doctor.checks import CHECKS  # noqa: PLC0415
@@ -279,9 +280,9 @@ def doctor(
     if as_json:
         typer.echo(report.to_json(results, path, version("hypha-worker")))
     else:
-        for line in report.to_text(results, colour=sys.stdout.isatty()):
+        for line in findings.to_text(results, colour=sys.stdout.isatty()):
             typer.echo(line)
-    raise typer.Exit(report.exit_code(results))
+    raise typer.Exit(findings.exit_code(results))
 
 
 @app.command()

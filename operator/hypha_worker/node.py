@@ -9,12 +9,13 @@ from typing import Final
 
 import trio
 
+from hypha_contracts.findings import Finding, warning
 from hypha_contracts.node_config import NodeConfig
 from hypha_messages.api import API
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
 from hypha_network.network import Network, NetworkConfig, open_network
 from hypha_network.wire import addresses
-from hypha_worker.findings import Finding, heed, warning
+from hypha_worker.findings import heed
 from hypha_worker.job_manager import JobManager, open_job_manager
 from hypha_worker.market.arbiter import Arbiter
 from hypha_worker.market.lease_service import LeaseService
@@ -73,11 +74,12 @@ class _Node:
     def __init__(
         self, config: NodeConfig, platform: Platform, network: Network, jobs: JobManager, telemetry: Telemetry
     ) -> None:
+        self._config, self._permit, self._reach = config, platform.permit, network.reach
         self._platform = platform
         self._network = network
         self._jobs = jobs
         self._resumed = trio.Event()
-        arbiter, settings = config.arbiter, settings_of(config, platform.permit)
+        arbiter, settings = config.arbiter, settings_of(config, platform.permit, network.reach)
         self._ledger = Ledger(settings.rules, time.time)
         self._starts = StartRecord()
         self._starts.on_proven(settings.proven_at)
@@ -120,6 +122,7 @@ class _Node:
         outlive = self._platform.jobs_outlive_node
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._platform.follow, self._apply)
+            nursery.start_soon(self._follow_reach)
             nursery.start_soon(self._platform.report_status, self._network, self._ledger, self._arbiter.requests)
             nursery.start_soon(self._network_observer.run)
             nursery.start_soon(self._work)
@@ -135,14 +138,20 @@ class _Node:
             nursery.cancel_scope.cancel()
 
     def _apply(self, config: NodeConfig, permit: Permit) -> None:
-        """Go by another configuration or permit from now on."""
-        settings = settings_of(config, permit)
+        """Go by another configuration, permit or reach from now on."""
+        self._config, self._permit, self._reach = config, permit, self._network.reach
+        settings = settings_of(config, permit, self._reach)
         if settings.offers != self._offers:
             self._offers = settings.offers
             logger.info("%s", _offers_now(config, permit))
         self._starts.on_proven(settings.proven_at)
         self._ledger.rules = settings.rules
         self._arbiter.apply(settings)
+
+    async def _follow_reach(self) -> None:
+        while True:
+            await self._network.wait_until(lambda: self._network.reach is not self._reach)
+            self._apply(self._config, self._permit)
 
     async def _work(self) -> None:
         if (saved := await self._platform.ledger_store.load()) is not None:

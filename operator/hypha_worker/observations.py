@@ -12,11 +12,11 @@ from typing import Final
 import trio
 from opentelemetry.metrics import Observation
 
+from hypha_contracts.reach import Reach
 from hypha_contracts.units import BYTES_PER_GB, RESOURCES
 from hypha_messages.advertisement import TOPIC
 from hypha_messages.types import Resources
 from hypha_network.network import Network
-from hypha_network.services.reach import Reach
 from hypha_network.traffic import OTHERS, Direction
 from hypha_telemetry import node_metrics
 from hypha_telemetry.process_metrics import observe_process
@@ -94,7 +94,7 @@ class _Seen:
     certificate_s: float = 0.0
     connections: Mapping[tuple[bool, bool], int] = field(default_factory=dict)
     round_trips_s: Mapping[str, float] = field(default_factory=dict)
-    reach: Reach = Reach.NONE
+    reach: Reach | None = None
 
 
 class NetworkObserver:

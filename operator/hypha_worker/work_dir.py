@@ -7,8 +7,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from hypha_contracts.findings import Finding, failure, ok, warning
 from hypha_worker.errors import NodeError
-from hypha_worker.findings import Finding, failure, ok, warning
 
 
 @dataclass(frozen=True)

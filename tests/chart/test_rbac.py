@@ -11,8 +11,8 @@ import yaml
 from chart.operator_process import Release
 from chart.rendering import CHART, HELMS, Manifest, helm, one, render
 from e2e.cluster.tools import ROOT
+from hypha_contracts.kinds import kind_of
 from hypha_operator.jobs.children import job_children
-from hypha_operator.machinery.kinds import kind_of
 from hypha_operator.settings import Settings
 from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker import HyphaWorkerSpec

@@ -57,7 +57,7 @@ def test_the_same_files_give_the_same_wheel(tmp_path: Path) -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("extra", [*(image.name for image in IMAGES), "node"])
+@pytest.mark.parametrize("extra", [*(image.name for image in IMAGES), "node", "kubectl"])
 def test_the_requirements_are_what_an_extra_asks_for_at_the_tested_versions(extra: str) -> None:
     locked, tested = pins(extra), pins("dev")
     assert locked.items() <= tested.items()

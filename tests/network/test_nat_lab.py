@@ -22,15 +22,20 @@ def lab(tmp_path: Path) -> Iterator[Laboratory]:
 
 
 async def push(
-    lab: Laboratory, source: Place, target: Place, *, bulk: bool = False, listen: Sequence[str] = (TCP,)
+    lab: Laboratory,
+    source: Place,
+    target: Place,
+    *,
+    bulk: tuple[bool, ...] = (False,),
+    listen: Sequence[str] = (TCP,),
 ) -> tuple[dict[str, object], dict[str, object]]:
     """Push from one place to another; return what the source says, and what the target received if anything.
 
-    With `bulk`, the gateway relays bulk data.
+    `bulk` holds for each gateway whether it relays bulk data.
     """
-    gateway = lab.gateway(bulk=bulk, listen=listen)
-    receiver = lab.node(target, "receiver", gateway, "receive")
-    sender = lab.node(source, "sender", gateway, "push", str(BULK_BYTES))
+    gateways = ",".join(lab.gateway(bulk=relays, listen=listen) for relays in bulk)
+    receiver = lab.node(target, "receiver", gateways, "receive")
+    sender = lab.node(source, "sender", gateways, "push", str(BULK_BYTES))
     sender.tell(str((await receiver.line())["peer_id"]))
     sent = await sender.line()
     return sent, ({} if "error" in sent else await receiver.line())
@@ -54,8 +59,11 @@ async def test_nodes_behind_nats_with_random_ports_refuse_bulk_data_and_answer_r
     assert sent["reach"] == "limited_relay"
 
 
-async def test_a_gateway_that_relays_bulk_data_serves_nodes_behind_nats_with_random_ports(lab: Laboratory) -> None:
-    sent, received = await push(lab, lab.behind_nat(RANDOM), lab.behind_nat(RANDOM), bulk=True)
+@pytest.mark.parametrize("bulk", [(True,), (False, True)], ids=["alone", "beside a limited one"])
+async def test_a_gateway_that_relays_bulk_data_serves_nodes_behind_nats_with_random_ports(
+    lab: Laboratory, bulk: tuple[bool, ...]
+) -> None:
+    sent, received = await push(lab, lab.behind_nat(RANDOM), lab.behind_nat(RANDOM), bulk=bulk)
     assert sent["reach"] == "bulk_relay"
     assert received == {"way": "relayed", "bytes": BULK_BYTES, "sha256": sent.get("sha256")}, sent
 

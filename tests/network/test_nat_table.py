@@ -1,10 +1,16 @@
 """A job is run for a line of the laboratory's table."""
 
+from pathlib import Path
+
 import pytest
 
+from nat_table import links
 from nat_table.cases import Case, Outcome, cases, line
 from nat_table.job import ROUNDS, run
-from support.nat_lab import missing
+from support.certs import Pki
+from support.nat_lab import QUIC, laboratory, missing
+
+pytestmark = pytest.mark.anyio
 
 
 def test_a_job_of_nodes_behind_nats_that_keep_ports_completes_over_both_transports() -> None:
@@ -36,3 +42,12 @@ def test_a_job_of_our_workers_must_complete_unless_no_way_leads_from_one_to_the_
     case: Case, outcome: Outcome, expected: bool
 ) -> None:
     assert outcome.is_expected(case) is expected
+
+
+async def test_pushes_over_a_slow_path_are_measured(tmp_path: Path) -> None:
+    if reason := missing():
+        pytest.skip(f"no laboratory: {reason}")
+    path = links.SlowPath(mbit_per_s=80, round_trip_s=0.02)
+    with laboratory(Pki(), tmp_path) as lab:
+        rates = [await links.of_nodes(lab, path, QUIC, 0.5), await links.of_kernel(lab, path, "reno", 0.5)]
+    assert all(1e6 / 8 < rate < 80e6 / 8 for rate in rates), rates

@@ -7,7 +7,6 @@ import trio
 
 from hypha_network.errors import NetworkError
 from hypha_network.services.observed import agreed, mapped_listener
-from hypha_network.services.reach import Reach, judge
 from hypha_network.wire.addresses import local_port_for, parse
 from hypha_network.wire.tcp import Tcp
 from hypha_network.wire.transport import RawConnection
@@ -97,22 +96,6 @@ async def test_a_second_connection_to_the_same_place_takes_another_port() -> Non
         ports = {connection.local_port for connection in a._host.connections[g.peer_id]}
         assert len(ports) == 2
         assert a._host.bound[0].port in ports
-
-
-@pytest.mark.parametrize(
-    ("public", "predictable", "reserved", "relays_bulk", "reach"),
-    [
-        (True, False, False, False, Reach.PUBLIC),
-        (False, True, True, True, Reach.PUNCHABLE),
-        (False, True, False, False, Reach.NONE),
-        (False, False, True, True, Reach.BULK_RELAY),
-        (False, False, True, False, Reach.LIMITED_RELAY),
-    ],
-)
-def test_a_node_knows_how_peers_reach_it(
-    public: bool, predictable: bool, reserved: bool, relays_bulk: bool, reach: Reach
-) -> None:
-    assert judge(public=public, predictable=predictable, reserved=reserved, relays_bulk=relays_bulk) is reach
 
 
 async def test_a_node_listens_again_at_once_at_the_port_from_which_it_was_connected() -> None:

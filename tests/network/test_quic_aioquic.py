@@ -28,7 +28,8 @@ class RequestingConnection(QuicConnection):
 
 
 def configuration(credential: Credential, *, is_client: bool) -> QuicConfiguration:
-    made = QuicConfiguration(is_client=is_client, alpn_protocols=[ALPN], verify_mode=ssl.CERT_NONE)
+    alpn = [ALPN] if is_client else None  # a server with a list refuses clients that offer none, as our nodes do
+    made = QuicConfiguration(is_client=is_client, alpn_protocols=alpn, verify_mode=ssl.CERT_NONE)
     made.certificate = credential.certificate
     made.certificate_chain = list(credential.issuers[:1])
     made.private_key = credential.key

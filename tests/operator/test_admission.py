@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hypha_operator.machinery.kinds import CONFIG_MAP, DEPLOYMENT
+from hypha_contracts.kinds import CONFIG_MAP, DEPLOYMENT
 from support.api_server import ApiServer
 from support.job_world import open_job_world
 from support.operating import operating

@@ -3,9 +3,9 @@
 import pytest
 from kubernetes.aio.client import ApiClient
 
+from hypha_contracts.kinds import SERVICE
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster, load_configuration
-from hypha_operator.machinery.kinds import SERVICE
 from support.api_server import ApiServer
 
 

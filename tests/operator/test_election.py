@@ -9,12 +9,13 @@ import pytest
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
 
+from hypha_contracts.kinds import CONFIG_MAP, LEASE
 from hypha_contracts.kubernetes_errors import ApiError, Unavailable
+from hypha_contracts.operator_lease import LEASE_NAME
 from hypha_operator.machinery.cluster import Cluster, open_client
 from hypha_operator.machinery.election import (
     INTERVAL_S,
     LEADING_S,
-    LEASE_NAME,
     LEASE_S,
     UNINSTALLER,
     Election,
@@ -22,7 +23,6 @@ from hypha_operator.machinery.election import (
     observed,
     write_lease,
 )
-from hypha_operator.machinery.kinds import CONFIG_MAP, LEASE
 from support.api_server import ApiServer
 from support.manual_clock import ManualClock, settle
 

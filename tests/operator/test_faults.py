@@ -9,10 +9,11 @@ from uuid import UUID
 
 import pytest
 
+from hypha_contracts.kinds import HYPHA_JOB, WORKER, Kind, Manifest
 from hypha_contracts.kubernetes_errors import ApiError
 from hypha_operator.machinery.audit import Audit
 from hypha_operator.machinery.clock import Clock
-from hypha_operator.machinery.kinds import HYPHA_JOB, WATCHED, WORKER, Key, Kind, Manifest
+from hypha_operator.machinery.kinds import WATCHED, Key
 from support.api_server import ApiServer
 from support.manual_clock import ManualClock
 from support.operating import KilledError, Operating, operating

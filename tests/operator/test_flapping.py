@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hypha_operator.machinery.kinds import HYPHA_JOB, POD, WORKER
+from hypha_contracts.kinds import HYPHA_JOB, POD, WORKER
 from hypha_operator.machinery.queue import MAX_BURST, MIN_INTERVAL_S, WorkQueue
 from hypha_operator.machinery.watches import Watches
 from support.api_server import ApiServer

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hypha_contracts.reasons import JobReason
+from hypha_contracts.job_reasons import JobReason
 from hypha_operator.jobs.children import network_policy
 from hypha_operator.jobs.decision import Decision, decide, retention_left
 from hypha_operator.jobs.observed import ObservedJob

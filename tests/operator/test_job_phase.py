@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hypha_contracts.reasons import JobReason
+from hypha_contracts.job_reasons import JobReason
 from hypha_operator.jobs.observed import ObservedJob
 from hypha_operator.jobs.phase import FIELDS, State, classify, status_of
 from hypha_operator.machinery.conditions import differs
@@ -172,7 +172,7 @@ def test_a_job_whose_executor_and_bridge_succeeded_has_succeeded() -> None:
         "Stalled": "False",
     }
     status = status_of(observed, state)
-    assert (status["completionTime"], status["duration"]) == (at(60), "0m55s")
+    assert (status["completionTime"], status["duration"]) == (at(60), "55s")
 
 
 DISRUPTED = {"type": "DisruptionTarget", "status": "True", "lastTransitionTime": at(20)}

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from e2e.cluster.kwok import MISSING_IMAGE, kwok, pod_placement
-from hypha_operator.machinery import kinds
+from hypha_contracts import kinds
+from hypha_contracts.kinds import EVENT, HYPHA_JOB, JOB, NETWORK_POLICY, POD, RESOURCE_CLAIM_TEMPLATE, WORKER
 from hypha_operator.machinery.cluster import MAX_EVENTS_PER_MINUTE
-from hypha_operator.machinery.kinds import EVENT, HYPHA_JOB, JOB, NETWORK_POLICY, POD, RESOURCE_CLAIM_TEMPLATE, WORKER
 from support.api_server import ApiServer
 from support.job_world import JobWorld, open_job_world
 from support.operating import KilledError

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from e2e.cluster.kwok import MISSING_IMAGE, kwok, pod_placement
-from hypha_operator.machinery.conditions import find_condition
-from hypha_operator.machinery.kinds import HYPHA_JOB, JOB, NODE, POD, WORKER, Key
-from hypha_resources.job import TERMINAL
+from hypha_contracts.kinds import HYPHA_JOB, JOB, NODE, POD, WORKER
+from hypha_contracts.object_status import TERMINAL, find_condition
+from hypha_operator.machinery.kinds import Key
 from support.api_server import ApiServer
 from support.job_world import JobWorld, open_job_world
 from support.operator_objects import ROOM

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hypha_contracts.reasons import JobReason
+from hypha_contracts.job_reasons import JobReason
 from hypha_operator.machinery.conditions import merged
 from hypha_operator.offers.starts import (
     JobStart,

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from hypha_operator.machinery.conditions import find_condition
-from hypha_operator.machinery.kinds import WORKER, Key, Manifest
+from hypha_contracts.kinds import WORKER, Manifest
+from hypha_contracts.object_status import find_condition
+from hypha_operator.machinery.kinds import Key
 from support.api_server import ApiServer
 from support.operating import Operating, operating
 from support.people import User

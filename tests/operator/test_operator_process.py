@@ -13,7 +13,7 @@ import yaml
 from chart.operator_process import Release
 from chart.rendering import Manifest, one
 from e2e.cluster.tools import ROOT
-from hypha_operator.machinery.kinds import CONFIG_MAP, WORKER
+from hypha_contracts.kinds import CONFIG_MAP, WORKER
 from support.api_server import ApiServer, PrivateApiServer
 from support.collector import http_collector
 from support.people import User

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from hypha_contracts.kinds import Manifest
 from hypha_contracts.peer_ports import HostPort, PeerPort
-from hypha_operator.machinery.kinds import Manifest
 from hypha_operator.settings import Settings
 from hypha_operator.workers.controller import deployment
 from hypha_operator.workers.network import external_addresses, network_policy, p2p_service, with_host_ips

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from hypha_operator.machinery.kinds import DEPLOYMENT, Key
+from hypha_contracts.kinds import DEPLOYMENT
+from hypha_operator.machinery.kinds import Key
 from hypha_operator.workers.rollout import COUNTED_S, MAX_AT_ONCE, Rollouts
 
 

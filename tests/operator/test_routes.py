@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from hypha_contracts.kinds import NETWORK_POLICY
 from hypha_contracts.names import JOB_LABEL
-from hypha_operator.machinery.kinds import NETWORK_POLICY
 from hypha_operator.machinery.routes import Routes, routes_to_service, service_of
 from support.api_server import ApiServer
 from support.job_world import open_job_world

@@ -6,8 +6,8 @@ from uuid import uuid4
 
 import pytest
 
+from hypha_contracts.kinds import POD
 from hypha_contracts.node_config import KubernetesConfig
-from hypha_operator.machinery.kinds import POD
 from hypha_worker.runtimes.kubernetes.objects import hypha_job
 from support import jobs
 from support.api_server import ApiServer

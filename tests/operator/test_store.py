@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypha_operator.machinery.kinds import CONFIG_MAP, HYPHA_JOB, POD, Kind
+from hypha_contracts.kinds import CONFIG_MAP, HYPHA_JOB, POD, Kind
 from hypha_operator.machinery.store import Store, trimmed
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from hypha_operator.machinery.kinds import HYPHA_JOB, WORKER, Key, Kind, Manifest
+from hypha_contracts.kinds import HYPHA_JOB, WORKER, Kind, Manifest
+from hypha_operator.machinery.kinds import Key
 from hypha_operator.machinery.store import Store
 from hypha_operator.machinery.watches import Watches
 from support.operating import Pending

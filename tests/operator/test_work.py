@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from hypha_contracts.backoff import Backoff
+from hypha_contracts.kinds import WORKER
 from hypha_contracts.kubernetes_errors import Unavailable
-from hypha_operator.machinery.kinds import WORKER, Key
+from hypha_operator.machinery.kinds import Key
 from hypha_operator.machinery.queue import MAX_BURST, MIN_INTERVAL_S, WorkQueue
 from support.manual_clock import ManualClock, settle
 

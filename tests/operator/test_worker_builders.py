@@ -79,11 +79,12 @@ class TestConfiguration:
 
     def test_the_configuration_has_the_settings_of_the_worker(self):
         values = configured(
-            offer={"price": 7, "floor": 5, "strategy": "flexible"},
+            offer={"price": 7, "floor": 5, "strategy": "flexible", "aggregateNeedsReach": False},
             jobs={"readAhead": 3, "ttlSecondsAfterFinished": 5},
         )
         minimum = {"cpu": 1, "memory": 4, "storage": 20}
-        assert values["offer"] == {"price": 7, "floor": 5, "strategy": "flexible", "minimum": minimum}
+        terms = {"price": 7, "floor": 5, "aggregate_needs_reach": False}
+        assert values["offer"] == {**terms, "strategy": "flexible", "minimum": minimum}
         assert values["resources"]["cpu"] == 32
         assert values["resources"]["gpu"] == pytest.approx(103.079215104)
         assert values["resources"]["gpu_device"] == pytest.approx(51.539607552)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hypha_operator.machinery.kinds import CERTIFICATE, Manifest
+from hypha_contracts.kinds import CERTIFICATE, Manifest
 from support.api_server import ApiServer, PrivateApiServer
 from support.operating import operating
 from support.people import User

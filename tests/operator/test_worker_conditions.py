@@ -42,6 +42,7 @@ NODE = NodeStatus(
     gateways=[GATEWAY],
     connected_gateways=1,
     circuits=["/p2p-circuit"],
+    reach="public",
     healthy=True,
     certificate_expires=NOW + timedelta(days=90),
     pod_name="gpu-pod",
@@ -70,6 +71,7 @@ def test_a_worker_that_serves_is_ready_and_settled():
         "Reconciling": False,
         "Stalled": False,
         "Connected": True,
+        "Reachable": True,
         "IdentityValid": True,
         "RequestsAnswered": None,
         "ExecutorsValid": None,
@@ -231,6 +233,43 @@ def test_a_certificate_that_expires_soon_is_valid_and_reported():
     conditions = conditions_of(replace(HEALTHY, node=soon))
     assert conditions["Ready"].status is True
     assert (conditions["IdentityValid"].status, conditions["IdentityValid"].reason) == (True, "CertificateExpiresSoon")
+
+
+@pytest.mark.parametrize(
+    ("reach", "status", "reason", "words"),
+    [
+        ("public", True, "Public", "directly, unless a firewall keeps them out."),
+        ("punchable", True, "Punchable", "spec.network.expose"),
+        ("bulk_relay", True, "BulkRelay", "through a gateway that relays bulk data. Set `spec.network.expose`"),
+        ("limited_relay", False, "LimitedRelay", "or a gateway that relays bulk data"),
+        ("none", False, "Unreachable", "relayCircuit: true"),
+        (None, None, "NotObserved", "No gateway observes the node yet. Wait"),
+        ("of_a_newer_node", None, "NotObserved", ""),
+    ],
+)
+def test_a_worker_shows_how_peers_reach_it_and_is_ready_all_the_same(reach, status, reason, words):
+    conditions = conditions_of(replace(HEALTHY, node=NODE.model_copy(update={"reach": reach})))
+    reachable = conditions["Reachable"]
+    assert (reachable.status, reachable.reason) == (status, reason)
+    assert words in reachable.message
+    assert conditions["Ready"].status is True
+    assert conditions["Stalled"].status is False
+
+
+@pytest.mark.parametrize(
+    ("class_", "offer", "makes_none"),
+    [("train", {}, False), ("aggregate", {}, True), ("aggregate", {"aggregateNeedsReach": False}, False)],
+)
+def test_a_worker_that_makes_no_offers_to_aggregate_says_so(class_, offer, makes_none):
+    limited = NODE.model_copy(update={"reach": "limited_relay"})
+    observed = replace(HEALTHY, spec=spec(executors=[{"class": class_, "name": "x"}], offer=offer), node=limited)
+    reachable = conditions_of(observed)["Reachable"]
+    assert ("no offers for jobs of class aggregate" in reachable.message) is makes_none
+
+
+def test_the_reach_of_a_node_that_has_not_reported_is_unknown():
+    reachable = conditions_of(replace(HEALTHY, node=NodeStatus()))["Reachable"]
+    assert (reachable.status, reachable.reason) == (None, "NotReported")
 
 
 def with_requests(considered: int, refused: int, *last: str) -> ObservedWorker:

@@ -8,18 +8,11 @@ from typing import Any
 
 import pytest
 
+from hypha_contracts.kinds import CONFIG_MAP, DEPLOYMENT, HYPHA_JOB, SERVICE, WORKER, Manifest
 from hypha_contracts.kubernetes_errors import Unavailable
 from hypha_contracts.names import DRAIN_FINALIZER
 from hypha_operator.machinery.clock import Clock
-from hypha_operator.machinery.kinds import (
-    CONFIG_MAP,
-    DEPLOYMENT,
-    HYPHA_JOB,
-    SERVICE,
-    WORKER,
-    Key,
-    Manifest,
-)
+from hypha_operator.machinery.kinds import Key
 from hypha_operator.workers.rollout import MAX_AT_ONCE
 from support.api_server import ApiServer
 from support.operating import SETTINGS, operating
@@ -83,6 +76,7 @@ async def test_once_the_node_reports_it_is_ready_and_its_peer_id_is_kept(served,
         "Reconciling": ("False", "Settled"),
         "Stalled": ("False", "NotStalled"),
         "Connected": ("True", "Connected"),
+        "Reachable": ("True", "Public"),
         "IdentityValid": ("True", "Valid"),
         "RequestsAnswered": ("Unknown", "NoRequests"),
         "ExecutorsValid": ("True", "Validated"),
@@ -112,6 +106,22 @@ async def test_another_key_is_refused_until_it_is_allowed(served, namespace, use
     allowed = user.get(worker)
     assert conditions(allowed)["Ready"] == ("True", "Serving")
     assert allowed["status"]["peerId"] == OTHER_PEER
+
+
+async def test_a_worker_that_peers_cannot_send_bulk_data_is_ready_and_warned_once(served, namespace, user):
+    worker = user.apply(worker_manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await started(operator, user, worker)
+        assert "NotObserved" not in user.events()
+        for gateways in (1, 2):
+            report(user, worker, reach="limited_relay", connectedGateways=gateways)
+            await operator.settle()
+        limited = user.get(worker)
+        event = user.events()["LimitedRelay"]
+    assert conditions(limited)["Reachable"] == ("False", "LimitedRelay")
+    assert conditions(limited)["Ready"] == ("True", "Serving")
+    assert (event["type"], event["count"]) == ("Warning", 1)
+    assert "spec.network.expose" in event["message"]
 
 
 async def test_one_event_reports_that_all_requests_are_refused(served, namespace, user):

@@ -10,11 +10,11 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from hypha_contracts.findings import Finding, Mark
 from hypha_worker.config_file import ConfigError, Loaded, load
 from hypha_worker.doctor.checks import CHECKS
 from hypha_worker.doctor.run import run
 from hypha_worker.doctor.worker import Worker
-from hypha_worker.findings import Finding, Mark
 from support.certs import Pki
 
 CLOSED = "/ip4/127.0.0.1/tcp/1"

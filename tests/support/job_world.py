@@ -8,7 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from hypha_operator.machinery.kinds import EVENT, HYPHA_JOB, POD, WORKER, Key, Kind
+from hypha_contracts.kinds import EVENT, HYPHA_JOB, POD, WORKER, Kind
+from hypha_operator.machinery.kinds import Key
 from support.api_server import ApiServer
 from support.operating import Operating, operating
 from support.operator_objects import WORKER as WORKER_NAME

@@ -64,17 +64,19 @@ async def push(network: Network, peer_id: str, data: bytes) -> None:
         answer = await network.request(peer_id, HEALTH, HealthRequest())
         way = way_to(network, peer_id)
         found = {"error": type(error).__name__, "text": str(error), "healthy": answer.healthy, "way": way}
-    write(reach=network.status().reach, **found)
+    await network.wait_until(lambda: network.reach is not None)
+    write(reach=network.reach, **found)
     await trio.sleep_forever()
 
 
 async def main(cert: str, key: str, trust: str, gateways: str, command: str, *arguments: str) -> None:
     identity = Identity.load(Path(cert), Path(key), Path(trust))
-    known = tuple(gateways.split(","))
-    listening = tuple(str(replace(parse(address), host="0.0.0.0")) for address in known)
-    config = NetworkConfig(gateways=known, listen_addresses=listening, relay_circuit=True)
+    known = [parse(address) for address in gateways.split(",")]
+    listening = tuple(dict.fromkeys(str(replace(address, host="0.0.0.0")) for address in known))
+    config = NetworkConfig(gateways=tuple(map(str, known)), listen_addresses=listening, relay_circuit=True)
     async with open_network(identity, config) as network:
         await network.wait_ready()
+        await network.wait_until(lambda: len(network.status().reservations) == len({address.host for address in known}))
         if command == "receive":
             await receive(network)
         else:

@@ -142,6 +142,20 @@ class Process:
         self._process.communicate()
 
 
+@dataclass(frozen=True)
+class SlowPath:
+    """The rate, the round trip and the part of the packets that are lost. The queue holds what fits on the path."""
+
+    mbit_per_s: float
+    round_trip_s: float
+    loss: float = 0.0
+
+    @property
+    def queue_bytes(self) -> float:
+        """The bytes that wait for their turn before more are dropped."""
+        return self.mbit_per_s * 1e6 / 8 * self.round_trip_s
+
+
 @dataclass
 class Laboratory:
     """A public network; see `laboratory`."""
@@ -183,6 +197,18 @@ class Laboratory:
         _run("ip", "netns", "exec", router.namespace, "nft", "-f", "-", stdin=_RULES.format(ports=ports))
         return inside
 
+    async def apart(self, path: SlowPath) -> tuple[Place, Place]:
+        """Make two places that only this path connects."""
+        numbers = (next(self._places), next(self._places))
+        one, other = (Place(self._namespace(f"end-{n}"), f"198.51.100.{n}") for n in numbers)
+        settings = (path.mbit_per_s * 1e6 / 8, path.round_trip_s / 2, path.loss, int(path.queue_bytes))
+        link = self.run(Place(self._hub, ""), "support.slow_link", one.namespace, other.namespace, *map(str, settings))
+        await link.line()
+        for place in (one, other):
+            _ip("-n", place.namespace, "address", "add", f"{place.host}/24", "dev", "path")
+            _ip("-n", place.namespace, "link", "set", "dev", "path", "up")
+        return one, other
+
     def _join(self, place: Place, number: int) -> None:
         _link(place.namespace, "wan", f"{place.host}/24", self._hub, f"port-{number}")
         _ip("-n", self._hub, "link", "set", f"port-{number}", "master", "bridge")
@@ -190,8 +216,8 @@ class Laboratory:
     def gateway(self, *, bulk: bool, listen: Sequence[str] = (TCP,)) -> str:
         """Start a gateway of the devnet, which relays bulk data or not. Return its addresses, separated by commas."""
         place = self.public()
-        files = self.pki.files("gateway", self.directory)
-        config = self.directory / "gateway.toml"
+        files = self.pki.files(place.namespace, self.directory)
+        config = self.directory / f"{place.namespace}.toml"
         addresses = [f"/ip4/{place.host}/{ending}" for ending in listen]
         settings = {
             "cert_pem": str(files.cert),
@@ -201,16 +227,20 @@ class Laboratory:
         }
         config.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items()))
         more = ("--set", "relay.peer_mb_per_s=50") if bulk else ()
-        self._start(place, "hypha_devnet", "gateway", "--config", str(config), *more)
+        self.run(place, "hypha_devnet", "gateway", "--config", str(config), *more)
         return ",".join(addresses)
 
     def node(self, place: Place, name: str, *arguments: str) -> Process:
         """Run `support.lab_node` with these arguments."""
-        files = self.pki.files(name, self.directory)
-        certificate = (str(files.cert), str(files.key), str(files.trust))
-        return self._start(place, "support.lab_node", *certificate, *arguments)
+        return self.run(place, "support.lab_node", *self.certificate(name), *arguments)
 
-    def _start(self, place: Place, *arguments: str) -> Process:
+    def certificate(self, name: str) -> tuple[str, str, str]:
+        """Make a node's certificate; return its file, the key's and that of the authorities."""
+        files = self.pki.files(name, self.directory)
+        return str(files.cert), str(files.key), str(files.trust)
+
+    def run(self, place: Place, *arguments: str) -> Process:
+        """Run a module of Python with these arguments in a place."""
         process = Process(place, *arguments, log=self.directory / f"{place.namespace}.log")
         self._stack.callback(process.close)
         return process

@@ -9,6 +9,7 @@ import trio
 
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkConfig, open_network
+from hypha_network.wire.addresses import parse
 from support.certs import Pki
 
 LOOPBACK = NetworkConfig(listen_addresses=("/ip4/127.0.0.1/tcp/0",), exclude_cidr=())
@@ -52,6 +53,14 @@ async def run_node(
 def direct_address(network: Network) -> str:
     """Return the address where the node listens, with its peer id."""
     return network.addresses()[0]
+
+
+def observe(network: Network, address: str) -> None:
+    """Let the gateways of a node observe it at an address."""
+    for peer_id in network.status().gateways:
+        for connection in network._host.connections[peer_id]:
+            connection.observed = parse(address)
+    network._host.changes.notify()
 
 
 async def until(network: Network, condition: Callable[[], bool]) -> None:

@@ -50,6 +50,7 @@ class NodeProcess:
         executor: what its executor does: run, finish or crash.
         python: the interpreter of the node and of its executor.
         inference: the arguments of a Python program that is an executor of class inference, instead of the other one.
+        class_: the class of its executor otherwise.
         name: the name of the node in its certificate.
         settings: tables of the configuration, and values of its top level.
     """
@@ -65,6 +66,7 @@ class NodeProcess:
         *,
         python: str = sys.executable,
         inference: list[str] | None = None,
+        class_: str = "train",
         name: str = "worker",
         **settings: Any,
     ) -> None:
@@ -89,7 +91,7 @@ class NodeProcess:
         lines = [f"{key} = {json.dumps(value)}" for key, value in (top | values).items()]
         for name, table in ({"resources": CAPACITY.model_dump()} | tables).items():
             lines += [f"[{name}]", *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items())]
-        lines += ["[[executors]]", f'class = "{"inference" if inference else "train"}"', 'name = "test"']
+        lines += ["[[executors]]", f'class = "{"inference" if inference else class_}"', 'name = "test"']
         if "kubernetes" in tables:
             lines.append('runtime = "kubernetes"')
         else:
@@ -129,6 +131,12 @@ class NodeProcess:
                 env=os.environ | self.environ,
             )
 
+    async def logged(self, text: str) -> None:
+        """Wait until the log holds a text."""
+        with trio.fail_after(DEADLINE_S):
+            while text not in self.log:  # noqa: ASYNC110 - another process writes it
+                await trio.sleep(0.02)
+
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
@@ -155,10 +163,10 @@ class Scheduler(SchedulerClient):
         """Publish a request."""
         return await self.advertise(wanted(resources))
 
-    async def lease(self, resources: Resources = CAPACITY, within_s: float = 1.0) -> Lease:
+    async def lease(self, resources: Resources = CAPACITY, within_s: float = 1.0, class_: str = "train") -> Lease:
         """Advertise until a worker grants a lease; fail after the deadline."""
         with trio.fail_after(DEADLINE_S):
-            return await self.hire(wanted(resources), within_s=within_s)
+            return await self.hire(wanted(resources, class_), within_s=within_s)
 
     async def status(self) -> ReportJobStatus:
         """Wait for the next report."""
@@ -166,9 +174,9 @@ class Scheduler(SchedulerClient):
             return await self.statuses.receive()
 
 
-def wanted(resources: Resources) -> Wanted:
+def wanted(resources: Resources, class_: str = "train") -> Wanted:
     """A request for one worker with the tests' executor."""
-    return Wanted(WorkerSpec(resources=resources, executor=[ExecutorDescriptor(class_="train", name="test")]))
+    return Wanted(WorkerSpec(resources=resources, executor=[ExecutorDescriptor(class_=class_, name="test")]))
 
 
 @dataclass

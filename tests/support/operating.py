@@ -9,19 +9,12 @@ from typing import Any
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_kube_config
 
+from hypha_contracts.kinds import HYPHA_JOB, WORKER, Kind, Manifest
 from hypha_contracts.names import WORKER_LABEL
 from hypha_operator.jobs.reconciler import JobReconciler
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.kinds import (
-    CHILDREN,
-    HYPHA_JOB,
-    WATCHED,
-    WORKER,
-    Key,
-    Kind,
-    Manifest,
-)
+from hypha_operator.machinery.kinds import CHILDREN, WATCHED, Key
 from hypha_operator.machinery.store import Store
 from hypha_operator.machinery.watches import Watches
 from hypha_operator.settings import Settings

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from hypha_operator.machinery.kinds import DEPLOYMENT, Manifest, kind_of
+from hypha_contracts.kinds import DEPLOYMENT, Manifest, kind_of
 from support.api_server import ApiServer
 from support.operating import Operating
 from support.resources import GATEWAY, PEER
@@ -78,6 +78,7 @@ def report(user: User, worker: Manifest, **node: Any) -> None:
         "gateways": [GATEWAY],
         "connectedGateways": 1,
         "circuits": ["/p2p-circuit"],
+        "reach": "public",
         "healthy": True,
         "podName": "gpu-pod",
     }

@@ -34,6 +34,7 @@ from hypha_messages.progress import (
 from hypha_messages.streams import PUSH
 from hypha_messages.types import Message, SystemTime
 from hypha_network.changes import Changes
+from hypha_network.errors import StreamReset
 from hypha_network.network import Network
 
 LEASE_S = 10.0
@@ -181,12 +182,15 @@ class Volunteer:
         labels = Labels(str(job.spec.job_id), samples=4, dataset="digits", slice_index=index)
         head, _ = lay_out([("logits", "F32", (4,))], {**labels.to_metadata(), **self.label_changes})
         stream = await self.network.open_stream(scheduler, PUSH)
-        await stream.send_all(head + bytes(16))
-        await stream.send_eof()
-        with trio.fail_after(20):
-            answer = bytes(await stream.receive_some())
-        stream.reset()
-        return answer == b""
+        try:
+            await stream.send_all(head + bytes(16))
+            await stream.send_eof()
+            with trio.fail_after(20):
+                return not await stream.receive_some()
+        except StreamReset:
+            return False
+        finally:
+            stream.reset()
 
     async def _aggregate(self, scheduler: str, job: DispatchJob) -> str:
         trainers = len(job.spec.executor.config.updates.peers)

@@ -13,6 +13,7 @@ COMMANDS = {
     "hypha-worker": ["-m", "hypha_worker"],
     "hypha-operator": ["-m", "hypha_operator.cli"],
     "hypha-devnet": ["-m", "hypha_devnet"],
+    "kubectl hypha": ["-m", "hypha_kubectl"],
     "hypha-bridge": ["-m", "hypha_bridge"],
     "python -m hypha_parameter_server": ["-m", "hypha_parameter_server"],
     "python -m hypha_trainer": ["-m", "hypha_trainer"],
@@ -69,6 +70,7 @@ def test_an_unknown_option_is_one_line_and_exits_with_2(command: str) -> None:
         ("hypha-operator", ("run", "--all-namespaces"), 1),
         ("hypha-devnet", ("gateway", "--config", "missing.file"), 2),
         ("hypha-devnet", ("hub", "--root", "missing.file"), 2),
+        ("kubectl hypha", ("status",), 2),
         ("hypha-bridge", ("--config", "missing.file"), 2),
         ("python -m hypha_parameter_server", EXECUTOR, 2),
         ("python -m hypha_trainer", EXECUTOR, 2),
@@ -92,7 +94,7 @@ def test_the_word_error_is_red_on_a_terminal(command: str) -> None:
     os.close(theirs)
 
 
-@pytest.mark.parametrize("command", ["hypha-worker", "hypha-operator", "hypha-devnet"])
+@pytest.mark.parametrize("command", ["hypha-worker", "hypha-operator", "hypha-devnet", "kubectl hypha"])
 def test_a_command_without_a_subcommand_prints_its_help_and_exits_with_2(command: str) -> None:
     result = answer(command)
     assert result.returncode == 2

@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from hypha_contracts.reach import Reach
 from hypha_messages.types import Resources, peer_id_from_ed25519
 from hypha_worker.market.arbiter import Arbiter
 from hypha_worker.market.capacity import Capacity, NodeKind
@@ -16,7 +17,7 @@ from hypha_worker.market.ledger import Ledger
 from hypha_worker.market.starts import StartRecord
 from hypha_worker.market.waiting import WaitingRequests
 from hypha_worker.telemetry import Telemetry
-from support.worker import ALICE, BOB, HALF, TINY, TRAIN, WHOLE, Market, request, settings_by
+from support.worker import AGGREGATE, ALICE, BOB, HALF, TINY, TRAIN, WHOLE, Market, request, settings_by
 
 pytestmark = pytest.mark.anyio
 
@@ -317,6 +318,47 @@ async def test_two_failed_starts_stop_the_offers_until_a_proof() -> None:
         setting.market.advertise(ALICE, request(HALF))
         await trio.sleep(0.3)
         assert len(setting.market.offers[ALICE]) == 1
+
+
+AGGREGATES = replace(FLEXIBLE, executors=frozenset([TRAIN, AGGREGATE]), aggregate_needs_reach=True)
+
+
+async def test_a_request_to_aggregate_is_answered_once_the_reach_is_known() -> None:
+    async with arbiter(AGGREGATES) as setting:
+        setting.market.advertise(ALICE, request(TINY, executors=(AGGREGATE,)))
+        setting.market.advertise(BOB, request(TINY))
+        await trio.sleep(1)
+        assert (len(setting.market.offers[ALICE]), len(setting.market.offers[BOB])) == (0, 1)
+        assert setting.arbiter.requests.considered == 1
+        setting.arbiter.apply(settings_by(replace(AGGREGATES, reach=Reach.PUBLIC)))
+        await trio.sleep(0.1)
+        assert len(setting.market.offers[ALICE]) == 1
+        assert setting.arbiter.requests.considered == 2
+
+
+async def test_a_request_to_aggregate_is_refused_with_the_reason_once_the_reach_does_not_suffice() -> None:
+    async with arbiter(AGGREGATES) as setting:
+        setting.market.advertise(ALICE, request(TINY, executors=(AGGREGATE,)))
+        await trio.sleep(1)
+        requests = setting.arbiter.requests
+        assert (requests.considered, requests.refused) == (0, 0)
+        setting.arbiter.apply(settings_by(replace(AGGREGATES, reach=Reach.NONE)))
+        assert (requests.considered, requests.refused) == (0, 1)
+        setting.market.advertise(ALICE, request(TINY, executors=(AGGREGATE,)))
+        await trio.sleep(1)
+        assert (requests.considered, requests.refused) == (0, 2)
+        assert requests.last_refusal is not None
+        assert requests.last_refusal.reason == "NoBulkData"
+        assert not setting.market.offers[ALICE]
+
+
+async def test_a_request_to_aggregate_does_not_wait_longer_than_its_scheduler() -> None:
+    async with arbiter(AGGREGATES) as setting:
+        setting.market.advertise(ALICE, request(TINY, executors=(AGGREGATE,), timeout=trio.current_time() + 5))
+        await trio.sleep(6)
+        setting.arbiter.apply(settings_by(replace(AGGREGATES, reach=Reach.PUBLIC)))
+        await trio.sleep(1)
+        assert not setting.market.offers[ALICE]
 
 
 async def test_other_settings_apply_to_requests_that_wait_and_to_later_ones() -> None:

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from hypha_contracts.findings import Finding, Mark, Result, exit_code, failure, ok, skipped, to_text, warning
 from hypha_worker.config_file import ConfigError
 from hypha_worker.doctor import page, report
 from hypha_worker.doctor.check import Check
 from hypha_worker.doctor.checks import CHECKS
 from hypha_worker.doctor.run import run
 from hypha_worker.doctor.worker import Worker
-from hypha_worker.findings import Finding, Mark, failure, ok, skipped, warning
 from support.certs import Pki
 from support.examined import write_config
 
@@ -114,7 +114,7 @@ def check(run_: object, check_id: str = "test", timeout_s: float = 60) -> Check:
     return Check(check_id, "Tests", "Is it?", run_, timeout_s=timeout_s)  # type: ignore[arg-type]
 
 
-def run_checks(*checks: Check) -> list[report.Result]:
+def run_checks(*checks: Check) -> list[Result]:
     return trio.run(run, NOWHERE, checks, lambda _: None)
 
 
@@ -161,13 +161,13 @@ def test_a_check_that_hangs_or_has_a_fault_hides_no_other() -> None:
 def test_the_worst_finding_is_the_mark_of_a_check_and_a_failure_the_exit_code(
     findings: list[Finding], mark: str, code: int
 ) -> None:
-    result = report.Result(CHECKS[0], findings)
-    assert (result.mark, report.exit_code([result])) == (mark, code)
+    result = Result(CHECKS[0], findings)
+    assert (result.mark, exit_code([result])) == (mark, code)
 
 
 def test_text_of_others_is_escaped_in_the_report() -> None:
-    result = report.Result(CHECKS[0], [failure("\x1b[2J\u202e", "http://user:pass@host/x?token=1")])
-    text = "\n".join(report.to_text([result], colour=False)) + report.to_json([result], Path("w"), "1")
+    result = Result(CHECKS[0], [failure("\x1b[2J\u202e", "http://user:pass@host/x?token=1")])
+    text = "\n".join(to_text([result], colour=False)) + report.to_json([result], Path("w"), "1")
     assert "\x1b" not in text
     assert "pass" not in text
     assert "token=1" not in text

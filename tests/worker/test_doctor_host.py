@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from hypha_contracts.findings import Finding, Mark
 from hypha_devnet.certs import create_crl, create_node, write_node
 from hypha_worker import work_dir
 from hypha_worker.config_file import load
 from hypha_worker.doctor.checks import CHECKS
-from hypha_worker.findings import Finding, Mark
 from hypha_worker.runtimes.process import launch, limits
 from hypha_worker.runtimes.process.checks import machine
 from hypha_worker.runtimes.process.host import check_at_start

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from hypha_contracts.reach import Reach
 from hypha_messages.advertisement import TOPIC, decode, encode
 from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.types import Resources
 from hypha_network.network import Network
-from hypha_network.services.reach import Reach
+from hypha_worker.config_file import load
 from hypha_worker.doctor.market import judge_reach
 from support.certs import Pki, identity_of
 from support.examined import CLOSED, examine, http_server, problem, write_config
@@ -222,10 +223,47 @@ async def test_requests_that_the_node_would_refuse_are_shown_with_the_reason(dir
         (Reach.NONE, "warning"),
     ],
 )
-def test_a_node_that_some_peers_cannot_send_models_is_warned(reach: Reach, mark: str) -> None:
-    found = judge_reach(reach)
-    assert found.mark == mark
-    assert mark == "ok" or found.remedy.startswith("Forward a port")
+def test_a_node_that_some_peers_cannot_send_models_is_warned(
+    reach: Reach, mark: str, directory: Path, pki: Pki
+) -> None:
+    for class_, needs_reach in (("train", True), ("aggregate", True), ("aggregate", False)):
+        offer = {"aggregate_needs_reach": needs_reach}
+        path = write_config(directory, pki, executor={"class": class_}, offer=offer)
+        found = judge_reach(reach, load(path, {}).config)
+        assert found.mark == mark
+        assert mark == "ok" or found.remedy.startswith("Forward a port")
+        makes_no_offers = mark == "warning" and class_ == "aggregate" and needs_reach
+        assert ("makes no offers for jobs of class aggregate" in found.message) is makes_no_offers
+
+
+async def test_requests_to_aggregate_are_refused_where_peers_could_not_send_their_updates(
+    directory: Path, pki: Pki
+) -> None:
+    async with forwarding_gateway(pki) as entry, member(pki, "scheduler", entry) as scheduler:
+        path = write_config(
+            directory,
+            pki,
+            executor={"class": "aggregate"},
+            gateway_addresses=[direct_address(entry)],
+            listen_addresses=[],
+            relay_circuit=True,
+        )
+
+        async def advertise() -> None:
+            aggregate = (ExecutorDescriptor(class_="aggregate", name="test"),)
+            while True:
+                message = request(Resources(cpu=0.1), 500, timeout=4e9, executors=aggregate)
+                await scheduler.publish(TOPIC, encode(message))
+                await trio.sleep(0.3)
+
+        async with trio.open_nursery() as nursery:
+            await until(scheduler, lambda: bool(scheduler.subscribers(TOPIC)))
+            nursery.start_soon(advertise)
+            found = await examine(path, "market.requests")
+            nursery.cancel_scope.cancel()
+    [refused] = found
+    assert (refused.mark, "trainers could not send it their updates" in refused.message) == ("warning", True)
+    assert "offer.aggregate_needs_reach" in refused.remedy
 
 
 async def until_ready(node: NodeProcess) -> None:

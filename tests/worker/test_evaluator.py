@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hypha_contracts.reach import DESCRIPTIONS, Reach
 from hypha_messages.advertisement import RequestWorker
 from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.types import Resources
@@ -39,6 +40,36 @@ def test_a_request_that_never_gets_an_offer_is_refused_with_a_reason(
     assert refusal is not None
     assert refusal.reason == reason
     assert words in refusal.message
+
+
+AGGREGATES = replace(POLICY, executors=frozenset([TRAIN, AGGREGATE]), aggregate_needs_reach=True)
+
+
+@pytest.mark.parametrize("reach", [Reach.LIMITED_RELAY, Reach.NONE])
+def test_a_worker_to_which_peers_cannot_send_bulk_data_refuses_to_aggregate_alone(reach: Reach) -> None:
+    hidden = replace(AGGREGATES, reach=reach)
+    for executors in ((AGGREGATE,), (TRAIN, AGGREGATE)):
+        refusal = hidden.refusal(request(executors=executors), now=100)
+        assert refusal is not None
+        assert (refusal.reason, DESCRIPTIONS[reach] in refusal.message) == ("NoBulkData", True)
+    assert hidden.refusal(request(), now=100) is None
+    assert replace(hidden, aggregate_needs_reach=False).refusal(request(executors=(AGGREGATE,)), now=100) is None
+
+
+@pytest.mark.parametrize("reach", [Reach.PUBLIC, Reach.PUNCHABLE, Reach.BULK_RELAY])
+def test_a_worker_to_which_peers_can_send_bulk_data_may_aggregate(reach: Reach) -> None:
+    wanted = request(executors=(AGGREGATE,))
+    assert replace(AGGREGATES, reach=reach).refusal(wanted, now=100) is None
+    assert not replace(AGGREGATES, reach=reach).postpones(wanted)
+
+
+def test_requests_to_aggregate_wait_until_the_reach_is_known() -> None:
+    assert AGGREGATES.reach is None
+    assert AGGREGATES.postpones(request(executors=(AGGREGATE,)))
+    assert not AGGREGATES.postpones(request())
+    assert not replace(AGGREGATES, aggregate_needs_reach=False).postpones(request(executors=(AGGREGATE,)))
+    too_low = AGGREGATES.refusal(request(bid=1, executors=(AGGREGATE,)), now=100)
+    assert too_low is not None
 
 
 def test_a_request_at_the_floor_for_the_complete_worker_may_get_an_offer() -> None:

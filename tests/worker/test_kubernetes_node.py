@@ -66,6 +66,7 @@ async def test_the_hypha_worker_shows_the_state_of_its_node(cluster: Cluster) ->
         assert (node["activeLeases"], node["activeJobs"]) == (1, 1)
         assert node["allocated"] == {"cpu": 1, "gpu": 1, "memory": 2, "storage": 2}
         assert node["podName"] == "w-controller-1-2"
+        assert node["reach"] == "public"
         assert node["certificateExpires"] > "2026"
         assert "problem" not in node
         cluster.say(task_id, "Failed", reason="ExecutorFailed", lastLines=["no such dataset"])

@@ -19,7 +19,7 @@ async def running() -> AsyncIterator[Stage]:
     pki = Pki()
     with trio.fail_after(DEADLINE_S):
         async with gateway(pki) as entry, stage(pki, entry, "run", offer={"price": 100.0}, jobs={"read_ahead": 1}) as s:
-            await logged(s, "ready: ")
+            await s.node.logged("ready: ")
             try:
                 yield s
             except BaseException:
@@ -27,17 +27,12 @@ async def running() -> AsyncIterator[Stage]:
                 raise
 
 
-async def logged(s: Stage, text: str) -> None:
-    while text not in s.node.log:  # noqa: ASYNC110 - another process writes it
-        await trio.sleep(0.02)
-
-
 async def reload(s: Stage, before: str, after: str, answer: str) -> None:
     text = s.node.config.read_text()
     assert before in text
     s.node.config.write_text(text.replace(before, after))
     s.node.signal(signal.SIGHUP)
-    await logged(s, answer)
+    await s.node.logged(answer)
 
 
 async def price(s: Stage) -> float:
@@ -78,11 +73,11 @@ async def test_a_suspended_host_makes_no_offers_until_it_is_resumed() -> None:
         text = s.node.config.read_text()
         s.node.config.write_text(f"suspend = true\n{text}")
         s.node.signal(signal.SIGHUP)
-        await logged(s, "the worker is suspended")
+        await s.node.logged("the worker is suspended")
         request = await s.scheduler.ask()
         await trio.sleep(1)
         assert not request.offers
         s.node.config.write_text(text)
         s.node.signal(signal.SIGHUP)
-        await logged(s, "the worker makes offers")
+        await s.node.logged("the worker makes offers")
         assert await price(s) == 100

@@ -5,12 +5,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from hypha_contracts.reach import DESCRIPTIONS, Reach
 from hypha_contracts.reasons import WorkerReason
 from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.progress import Metrics, Progress
 from hypha_messages.types import Resources, peer_id_from_ed25519
 from hypha_network.network import ConnectionStatus, NetworkStatus
-from hypha_network.services.reach import DESCRIPTIONS, Reach
 from hypha_worker.job_history import JobHistory
 from hypha_worker.market.evaluator import Refusal
 from hypha_worker.market.ledger import Lease, Ledger
@@ -76,6 +76,12 @@ def test_a_reach_that_keeps_some_peers_from_sending_has_a_remedy(reach: Reach) -
     shown = snapshot.network_of(replace(STATUS, reach=reach), ["/ip4/10.0.0.2/tcp/1"], ["/ip4/10.0.0.1/tcp/1"])
     assert (shown.reach, shown.reached) == (reach, DESCRIPTIONS[reach])
     assert bool(shown.remedy) == (reach in (Reach.LIMITED_RELAY, Reach.NONE))
+
+
+def test_a_reach_that_no_gateway_has_observed_is_not_known() -> None:
+    shown = snapshot.network_of(replace(STATUS, reach=None), [], [])
+    assert (shown.reach, shown.remedy) == (None, None)
+    assert "not known" in shown.reached
 
 
 def test_leased_resources_are_those_of_all_leases_and_offers(ledger: Ledger) -> None:

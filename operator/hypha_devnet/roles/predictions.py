@@ -1,6 +1,5 @@
 """Receives predictions: the pushes of an inference job's workers, of which one per slice becomes a file."""
 
-import contextlib
 import logging
 import os
 import secrets
@@ -13,16 +12,12 @@ import trio
 from hypha_executor.errors import MalformedFileError
 from hypha_executor.labels import Labels, parse_labels
 from hypha_executor.safetensors import read_header
-from hypha_network.errors import NetworkError
 from hypha_network.wire.streams import Stream
 from hypha_worker.connector.pushes import pieces
 
 logger = logging.getLogger(__name__)
 
 _MAX_RECEIVING: Final = 16
-_NOT_TAKEN: Final = b"\0"
-"""Tells a worker's node that its push was not taken, before the stream is reset."""
-_REFUSAL_TIMEOUT_S: Final = 5.0
 
 
 class RefusedResultError(Exception):
@@ -54,21 +49,16 @@ class Predictions:
         self._places = trio.CapacityLimiter(_MAX_RECEIVING)
 
     async def take(self, peer_id: str, stream: Stream) -> None:
-        """Receive a push. The worker's node learns whether it was taken."""
+        """Receive a push, and reset it if it is not taken."""
         path = self._directory / f".{secrets.token_hex(8)}.partial"
         try:
             async with self._places:
                 await self._receive(peer_id, stream, path)
         except (RefusedResultError, OSError, trio.TooSlowError) as error:
             logger.warning("refused the push of %s: %s", peer_id, str(error) or "it is too slow")
-            await self._refuse(stream)
+            stream.reset()
         finally:
             path.unlink(missing_ok=True)
-
-    async def _refuse(self, stream: Stream) -> None:
-        with trio.move_on_after(_REFUSAL_TIMEOUT_S), contextlib.suppress(NetworkError):
-            await stream.send_all(_NOT_TAKEN)
-        stream.reset()
 
     async def _receive(self, peer_id: str, stream: Stream, path: Path) -> None:
         received = 0

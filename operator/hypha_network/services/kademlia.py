@@ -20,7 +20,6 @@ from hypha_network.dialling import Found
 from hypha_network.errors import NetworkError, RemoteRefused
 from hypha_network.failures import report_failure
 from hypha_network.host import Host
-from hypha_network.inbound_streams import StreamHandler
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.kademlia_lookup import K, Lookup, key_of, peer_key
 from hypha_network.services.kademlia_messages import (
@@ -100,7 +99,16 @@ class Kademlia:
         self._learned = trio.Event()
         self.bootstrapped = trio.Event()
         """Set once a peer has answered a lookup of this node's own id."""
-        self.handlers: dict[str, StreamHandler] = {PROTOCOL: self._serve}
+
+    def serve(self, serves: bool) -> bool:
+        """Answer queries and store records of others, or no more. Return whether that is a change."""
+        if serves == (PROTOCOL in self._host.protocols):
+            return False
+        if serves:
+            self._host.register({PROTOCOL: self._serve})
+        else:
+            self._host.unregister([PROTOCOL])
+        return True
 
     def learn(self, peer_id: str, known: Iterable[Address], protocols: frozenset[str]) -> None:
         """Record the addresses and protocols that a peer announced."""
@@ -166,9 +174,10 @@ class Kademlia:
             else:
                 stored_by.append(peer_id)
 
-        closest = await self._lookup(key)
+        closest, gateways = await self._lookup(key), self._gateways()
+        also = [peer_id for peer_id in closest[K:] if peer_id in gateways]  # which every lookup asks
         async with trio.open_nursery() as nursery:
-            for peer_id in closest[:K]:
+            for peer_id in closest[:K] + also:
                 nursery.start_soon(store_on, peer_id)
         if not stored_by:
             raise NetworkError(f"no peer stored the record {key!r}")

@@ -1,48 +1,75 @@
-"""How peers reach this node, as far as the node can tell. Pure."""
+"""Judges how peers reach this node, as far as the node can tell."""
 
-from enum import StrEnum
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Final
 
+import trio
 
-class Reach(StrEnum):
-    """How peers reach this node, the best way first."""
+from hypha_contracts.reach import DESCRIPTIONS, Reach
+from hypha_network.changes import Changes
 
-    PUBLIC = "public"
-    PUNCHABLE = "punchable"
-    BULK_RELAY = "bulk_relay"
-    LIMITED_RELAY = "limited_relay"
-    NONE = "none"
+logger = logging.getLogger(__name__)
 
-
-DESCRIPTIONS: Final = {
-    Reach.PUBLIC: "directly, unless a firewall keeps them out",
-    Reach.PUNCHABLE: "through its NAT, directly if they are public or behind a NAT of the same kind",
-    Reach.BULK_RELAY: "directly if they are public, others through a gateway that relays bulk data",
-    Reach.LIMITED_RELAY: "directly if they are public, others through gateways for control messages alone",
-    Reach.NONE: "not before this node has connected to them",
-}
-
-_OPEN_A_PORT: Final = (
-    "Forward a port to the listen address and name it in external_addresses, or use a NAT that keeps ports. "
-    "Else peers behind such NATs cannot send models to this node. docs/networking.md explains it."
-)
-REMEDIES: Final = {Reach.LIMITED_RELAY: _OPEN_A_PORT, Reach.NONE: _OPEN_A_PORT}
-"""What to do where some peers cannot send bulk data to the node."""
+SETTLES_S: Final = 2.0
+"""How long a worse reach must last before it counts, because a gateway may just be coming or going."""
 
 
-def judge(*, public: bool, predictable: bool, reserved: bool, relays_bulk: bool) -> Reach:
-    """Return how peers reach a node.
+def judge(*, public: bool, observed: bool, predictable: bool, reserved: bool, relays_bulk: bool) -> Reach | None:
+    """Return how peers reach a node, or None as long as the node cannot know it.
 
     Args:
         public: peers can connect to an address at which the node listens, or which the operator named.
+        observed: a gateway has told the node at which address it observes it.
         predictable: the node knows at which address its NAT lets peers in.
         reserved: a gateway holds a reservation of the node. Without one, nobody can ask it to punch a hole.
         relays_bulk: one of these gateways relays bulk data.
     """
     if public:
         return Reach.PUBLIC
+    if not observed:
+        return None
     if not reserved:
         return Reach.NONE
     if predictable:
         return Reach.PUNCHABLE
     return Reach.BULK_RELAY if relays_bulk else Reach.LIMITED_RELAY
+
+
+def counts_at_once(found: Reach | None, before: Reach | None) -> bool:
+    """Whether a reach counts without a delay: peers can send bulk data, in no worse way than before."""
+    return found is not None and found.takes_bulk and (before is None or found.at_least(before))
+
+
+class ReachWatch:
+    """Follows the reach of a node.
+
+    Args:
+        changes: notified whenever the reach may have changed, and whenever `current` has.
+        found: the reach as it looks at this moment.
+        on_changed: called with each new value of `current`.
+    """
+
+    def __init__(
+        self,
+        changes: Changes,
+        found: Callable[[], Reach | None],
+        on_changed: Callable[[Reach | None], Awaitable[None]],
+    ) -> None:
+        self._changes = changes
+        self._found = found
+        self._on_changed = on_changed
+        self.current: Reach | None = None
+        """The reach, or None as long as the node cannot know it."""
+
+    async def run(self) -> None:
+        """Follow the reach and log it, without end."""
+        while True:
+            await self._changes.until(lambda: self._found() is not self.current)
+            with trio.move_on_after(SETTLES_S):
+                await self._changes.until(lambda: counts_at_once(self._found(), self.current))
+            if (found := self._found()) is not self.current:
+                self.current = found
+                logger.info("peers reach this node: %s", DESCRIPTIONS[found] if found else "unknown, see the gateways")
+                self._changes.notify()
+                await self._on_changed(found)

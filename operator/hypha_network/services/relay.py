@@ -22,6 +22,7 @@ from hypha_network.host import Host
 from hypha_network.inbound_streams import StreamHandler
 from hypha_network.pauses import Pauses
 from hypha_network.rate_limited_log import RateLimitedLogger
+from hypha_network.recent_peers import RecentPeers
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address
 from hypha_network.wire.multistream import prefixed, read_prefixed
@@ -42,11 +43,13 @@ MAX_REFRESH_S = 12 * 3600.0
 MIN_REFRESH_S = 30.0
 REFUSED = Backoff(first_s=2.0, max_s=120.0)
 """The pauses after a relay refused a circuit, because each request costs this node one of few, whatever the answer."""
+LIMITED_S = 3600.0
+"""How long this node does not ask a limited relay for a circuit for bulk data."""
 IDLE_S = 60.0
 """How long a relayed connection may stay unused. Frequent requests, such as renewals of a lease, share one circuit."""
-BESIDE_DIRECT_S = 10.0
-"""How long it may stay unused beside a direct connection."""
-CHECK_S = 5.0
+BESIDE_DIRECT_S = 1.0
+"""How long it may stay unused beside a direct connection. Short, because the reference sends bulk data over either."""
+CHECK_S = 0.5
 MAX_INBOUND_CIRCUITS = 64
 """Maximum number of circuits to this node through one relay. At the limit, the source with most loses its oldest."""
 MAX_INBOUND_CIRCUITS_PER_SOURCE = 8
@@ -95,6 +98,8 @@ class Relays:
         )
         """By relay, the circuits to this node. Only relays that hold a reservation have any."""
         self._refusals = Pauses(REFUSED)
+        self._limited = RecentPeers(LIMITED_S)
+        """The relays whose circuits were limited."""
         self.handlers: dict[str, StreamHandler] = {STOP: self._accept}
 
     @property
@@ -106,6 +111,13 @@ class Relays:
     def bulk(self) -> bool:
         """Whether one of these relays carries bulk data."""
         return any(not held.limited for c, held in self._reservations.items() if not c.closed.is_set())
+
+    def carries_bulk(self, relay: str) -> bool | None:
+        """Whether a relay carries bulk data, as its reservation or its latest circuit says; None if this is unknown."""
+        held = [held.limited for c, held in self._reservations.items() if c.peer_id == relay and not c.closed.is_set()]
+        if held:
+            return not any(held)
+        return False if relay in self._limited else None
 
     def own_addresses(self) -> list[Address]:
         """Return the addresses of this node through relays."""
@@ -189,8 +201,8 @@ class Relays:
                 logger.debug("closing the relayed connection with %s, which nothing uses", connection.peer_id)
                 connection.close()
 
-    async def dial(self, address: Address) -> RawConnection:
-        """Connect to a peer through a relay; DialError if that fails."""
+    async def dial(self, address: Address, *, bulk: bool = False) -> RawConnection:
+        """Connect to a peer through a relay; DialError if that fails, or with `bulk` if the relay is limited."""
         relay, target = address.relay, address.peer_id
         if relay is None or target is None:
             raise DialError(f"{address} names no peer behind the relay; append /p2p/<peer id>")
@@ -219,6 +231,11 @@ class Relays:
         self._refusals.remove(relay, target)
         raw = RawConnection(stream, address, is_initiator=True)
         raw.limited = is_limited(answer)
+        if raw.limited:
+            self._limited.add(relay)
+        if raw.limited and bulk:
+            stream.reset()
+            raise DialError(f"the relay {relay} limits bytes and time")
         return raw
 
 

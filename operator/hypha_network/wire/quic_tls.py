@@ -26,7 +26,7 @@ Verify = Callable[[list[bytes]], None]
 """Takes the certificates of a peer, DER, its own first. Raises `Refused`."""
 
 ALPN = "libp2p"
-"""Offered to servers, which may choose none, and chosen if a client offers it."""
+"""Confirmed to clients that offer it. This node offers none, because the reference refuses a client that offers any."""
 MAX_HANDSHAKE_BYTES = 64 * 1024
 """Maximum number of bytes of a handshake message that is incomplete."""
 
@@ -123,7 +123,6 @@ def _configuration(identity: Identity, *, is_client: bool, **settings: Any) -> Q
     own, *rest = [Certificate(certificate.public_bytes(Encoding.DER)) for certificate in identity.chain]
     return QuicConfiguration(
         is_client=is_client,
-        alpn_protocols=[ALPN],
         verify_mode=ssl.CERT_NONE,  # `verify` checks certificates
         certificate=own,
         certificate_chain=rest,
@@ -147,7 +146,6 @@ class _NetworkTls(tls.Context):
     def __init__(self, plain: tls.Context, *, is_client: bool, verify: Verify) -> None:
         super().__init__(
             is_client=is_client,
-            alpn_protocols=[ALPN],
             cipher_suites=list(_CIPHER_SUITES),
             verify_mode=ssl.CERT_NONE,
             signature_algorithms=list(_SIGNATURE_ALGORITHMS),

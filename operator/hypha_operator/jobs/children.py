@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hypha_contracts.addresses import Block, is_reachable, opened_blocks, reachable_blocks
+from hypha_contracts.kinds import JOB, NETWORK_POLICY, RESOURCE_CLAIM_TEMPLATE, Manifest
 from hypha_contracts.names import (
     BRIDGE,
     CONNECTOR_PORT,
@@ -13,7 +14,6 @@ from hypha_contracts.names import (
     controller_selector,
     identity_secret,
 )
-from hypha_operator.machinery.kinds import JOB, NETWORK_POLICY, RESOURCE_CLAIM_TEMPLATE, Manifest
 from hypha_operator.machinery.manifests import child, ip_blocks, with_common
 from hypha_operator.pods.executor import CLAIM, devices_of, executor_of
 from hypha_operator.pods.overlay import merge_pod_template

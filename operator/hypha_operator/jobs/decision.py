@@ -6,19 +6,19 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
-from hypha_contracts.reasons import JobReason
+from hypha_contracts.job_reasons import JobReason
+from hypha_contracts.kinds import Manifest
+from hypha_contracts.object_status import REPORTED, is_true
 from hypha_messages.validation import describe
 from hypha_operator.jobs.children import job_children, network_policy
 from hypha_operator.jobs.observed import ObservedJob, jobs_of
 from hypha_operator.jobs.phase import FIELDS, POD_TIMEOUT, State, classify, status_of
-from hypha_operator.machinery.conditions import differs, is_true
+from hypha_operator.machinery.conditions import differs
 from hypha_operator.machinery.drift import is_applied, marked
-from hypha_operator.machinery.kinds import Manifest
 from hypha_operator.pods.executor import UnbuildableJobError
 from hypha_operator.pods.overlay import OverlayError
 from hypha_operator.pods.state import Finding
 from hypha_operator.settings import Settings
-from hypha_resources.job import REPORTED
 from hypha_resources.worker import HyphaWorkerSpec
 
 _UNREPORTED_RETENTION: Final = timedelta(days=1)

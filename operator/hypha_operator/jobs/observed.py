@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hypha_operator.machinery.conditions import find_condition
-from hypha_operator.machinery.kinds import Manifest
+from hypha_contracts.kinds import Manifest
+from hypha_contracts.object_status import find_condition
 from hypha_operator.pods.state import Finding, has_started, is_over
 from hypha_resources.job import HyphaJobSpec
 from hypha_resources.worker_jobs import Jobs

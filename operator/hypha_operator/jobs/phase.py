@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from hypha_contracts.durations import short_duration
+from hypha_contracts.job_reasons import JobReason
+from hypha_contracts.kinds import Manifest
 from hypha_contracts.names import EXECUTOR, controller_name
-from hypha_contracts.reasons import JobReason
+from hypha_contracts.object_status import TERMINAL, find_condition, is_true
 from hypha_operator.jobs.observed import ObservedJob
-from hypha_operator.machinery.conditions import Condition, find_condition, is_true, merged, timestamp
-from hypha_operator.machinery.kinds import Manifest
+from hypha_operator.machinery.conditions import Condition, merged, timestamp
 from hypha_operator.pods.stages import stages_of
 from hypha_operator.pods.state import (
     Finding,
@@ -25,7 +27,7 @@ from hypha_operator.pods.state import (
     lingering_container,
     obstacle_of,
 )
-from hypha_resources.job import TERMINAL, Phase
+from hypha_resources.job import Phase
 
 _TAKEN: Final = frozenset(
     {
@@ -159,11 +161,7 @@ def _start_of(pod: Manifest) -> str | None:
 
 
 def _duration(start_time: str, end: datetime) -> str:
-    """Return a time such as `2h5m` or `3m8s` for people."""
-    seconds = max(0, round((end - datetime.fromisoformat(start_time)).total_seconds()))
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes}m" if hours else f"{minutes}m{seconds}s"
+    return short_duration((end - datetime.fromisoformat(start_time)).total_seconds())
 
 
 def _conditions(state: State) -> list[Condition]:

@@ -3,27 +3,19 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from hypha_contracts.job_reasons import CLUSTER_REASONS, JobReason
+from hypha_contracts.kinds import HYPHA_JOB, JOB, NETWORK_POLICY, POD, RESOURCE_CLAIM_TEMPLATE, WORKER, Manifest
 from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound
 from hypha_contracts.names import JOB_LABEL, QUEUE_LABEL
-from hypha_contracts.reasons import CLUSTER_REASONS, JobReason
+from hypha_contracts.object_status import TERMINAL, is_true
 from hypha_operator.jobs.decision import Decision, decide, pod_retention_left, retention_left
 from hypha_operator.jobs.observed import ObservedJob, jobs_of
 from hypha_operator.jobs.phase import lacks_pod
 from hypha_operator.jobs.refused_pod import refused_pod
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.conditions import is_true
 from hypha_operator.machinery.drift import is_owned
-from hypha_operator.machinery.kinds import (
-    HYPHA_JOB,
-    JOB,
-    NETWORK_POLICY,
-    POD,
-    RESOURCE_CLAIM_TEMPLATE,
-    WORKER,
-    Key,
-    Manifest,
-)
+from hypha_operator.machinery.kinds import Key
 from hypha_operator.machinery.manifests import identity_of
 from hypha_operator.machinery.routes import Routes
 from hypha_operator.machinery.store import Store
@@ -31,7 +23,7 @@ from hypha_operator.pods.lease import LeaseWatch
 from hypha_operator.pods.refusal import NO_CLAIM_TEMPLATES, refusal_of
 from hypha_operator.pods.state import Finding
 from hypha_operator.settings import Settings
-from hypha_resources.job import TERMINAL, HyphaJobSpec
+from hypha_resources.job import HyphaJobSpec
 
 
 class JobReconciler:

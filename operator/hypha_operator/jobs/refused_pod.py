@@ -2,8 +2,8 @@
 
 from typing import Final
 
+from hypha_contracts.kinds import EVENT, Manifest
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.kinds import EVENT, Manifest
 from hypha_operator.pods.refusal import refusal_in
 from hypha_operator.pods.state import Finding
 

@@ -4,10 +4,11 @@ import asyncio
 import logging
 from typing import Final
 
+from hypha_contracts.kinds import Kind
 from hypha_contracts.kubernetes_errors import ApiError
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.kinds import SELECTORS, WATCHED, Kind
+from hypha_operator.machinery.kinds import SELECTORS, WATCHED
 from hypha_operator.machinery.store import Store
 from hypha_operator.machinery.watches import Watches
 

@@ -5,19 +5,12 @@ import logging
 import math
 from typing import Final
 
+from hypha_contracts.kinds import LEASE, WORKER, Manifest
 from hypha_contracts.kubernetes_errors import ApiError, Conflict, Forbidden, is_terminating
+from hypha_contracts.operator_lease import LEASE_NAME, holder_of
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.election import (
-    LEASE_NAME,
-    Observed,
-    holder_of,
-    lease_of,
-    observed,
-    served_by_other,
-    write_lease,
-)
-from hypha_operator.machinery.kinds import LEASE, WORKER, Manifest
+from hypha_operator.machinery.election import Observed, lease_of, observed, served_by_other, write_lease
 from hypha_operator.machinery.store import Store
 
 CLAIM_S: Final = 300

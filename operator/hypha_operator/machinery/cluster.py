@@ -22,11 +22,11 @@ from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from hypha_contracts.backoff import Backoff
+from hypha_contracts.kinds import EVENT, HYPHA_JOB, WORKER, Kind, Manifest, kind_of
 from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound, Unavailable, from_answer
 from hypha_contracts.text import escaped
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.conditions import timestamp
-from hypha_operator.machinery.kinds import EVENT, HYPHA_JOB, WORKER, Kind, Manifest, kind_of
 
 FIELD_MANAGER: Final = "hypha-operator"
 _APPLY: Final = "application/apply-patch+yaml"

@@ -1,13 +1,13 @@
-"""Parts of an object's status: conditions, as kstatus reads them, and the statuses of a pod's containers."""
+"""Write conditions as kstatus reads them, and read the statuses of a pod's containers."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from hypha_contracts.kinds import Manifest
+from hypha_contracts.object_status import find_condition
 from hypha_contracts.text import escaped
-from hypha_operator.machinery.kinds import Manifest
-from hypha_resources.job import REPORTED, TERMINAL
 
 
 @dataclass(frozen=True)
@@ -18,27 +18,6 @@ class Condition:
     status: bool | None
     reason: str
     message: str = ""
-
-
-def find_condition(manifest: Manifest | None, type_: str) -> Mapping[str, Any]:
-    """Return an object's condition of one type, or an empty mapping."""
-    conditions = ((manifest or {}).get("status") or {}).get("conditions") or ()
-    return next((condition for condition in conditions if condition["type"] == type_), {})
-
-
-def is_true(manifest: Manifest | None, type_: str) -> bool:
-    """Whether an object has a condition of this type, with status True."""
-    return bool(find_condition(manifest, type_).get("status") == "True")
-
-
-def is_ended(hypha_job: Manifest) -> bool:
-    """Whether no part of a HyphaJob runs any more."""
-    return (hypha_job.get("status") or {}).get("phase") in TERMINAL
-
-
-def is_open(hypha_job: Manifest) -> bool:
-    """Whether a HyphaJob has not ended, or its node has not recorded that the scheduler knows the end."""
-    return not (is_ended(hypha_job) and is_true(hypha_job, REPORTED))
 
 
 def merged(

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
+from hypha_contracts.kinds import Manifest
 from hypha_contracts.names import APPLIED_ANNOTATION
 from hypha_contracts.units import parse_quantity
-from hypha_operator.machinery.kinds import Manifest
 
 _ATOMIC: Final = frozenset({"selector", "podSelector", "nodeSelector"})
 """Fields that must match completely, because an additional entry in a selector makes it select less."""

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from hypha_contracts.kinds import LEASE, Manifest
 from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound
+from hypha_contracts.operator_lease import CLUSTER_LEASE, LEASE_NAME, holder_of, release_of
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.kinds import LEASE, Manifest
 
 LEASE_S: Final = 13
 """Another replica may take the Lease once it has seen it unchanged for this long."""
@@ -21,10 +22,6 @@ CALL_S: Final = 4.0
 """The deadline of a call about the Lease."""
 INTERVAL_S: Final = 1.5
 """The time between renewals, and between two looks at a Lease that another replica holds."""
-LEASE_NAME: Final = "hypha-operator"
-"""The Lease of a namespace. Its holder serves the namespace."""
-CLUSTER_LEASE: Final = ("default", "hypha-operator-cluster")
-"""Namespace and name of the Lease of the cluster."""
 UNINSTALLER: Final = "uninstaller"
 """The replica that holds the Lease while the release is uninstalled."""
 _RETIRED_S: Final = 120.0
@@ -63,16 +60,6 @@ class Observed:
 def lease_place(namespaces: Sequence[str]) -> tuple[str, str]:
     """Return namespace and name of the Lease whose holder serves these namespaces; empty: the cluster."""
     return (namespaces[0], LEASE_NAME) if namespaces else CLUSTER_LEASE
-
-
-def holder_of(lease: Manifest) -> str:
-    """Return who holds a Lease, as `<release>/<replica>`; empty if nobody does."""
-    return (lease.get("spec") or {}).get("holderIdentity") or ""
-
-
-def release_of(holder: str) -> str:
-    """Return the release of a holder."""
-    return holder.rpartition("/")[0]
 
 
 def observed(lease: Manifest | None, before: Observed | None, now_s: float) -> Observed:

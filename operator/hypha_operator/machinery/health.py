@@ -10,9 +10,10 @@ from opentelemetry.metrics import Meter, Observation
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import generate_latest
 
+from hypha_contracts.kinds import HYPHA_JOB, WORKER
 from hypha_operator.machinery.audit import LATE_S, Audit
 from hypha_operator.machinery.election import Election
-from hypha_operator.machinery.kinds import HYPHA_JOB, WORKER, Key
+from hypha_operator.machinery.kinds import Key
 from hypha_operator.machinery.queue import WorkQueue
 from hypha_operator.machinery.store import Store
 from hypha_telemetry import operator_metrics

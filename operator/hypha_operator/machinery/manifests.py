@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from hypha_contracts.addresses import Block
+from hypha_contracts.kinds import Kind, Manifest
 from hypha_contracts.names import USER_ID, WORKER_KIND, controller_labels, job_labels, owner_reference
-from hypha_operator.machinery.kinds import Kind, Manifest
 
 _USER_IDS: Final = {"runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID}
 CONTAINER_SECURITY: Final = {

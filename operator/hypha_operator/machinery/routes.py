@@ -10,10 +10,10 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from hypha_contracts.addresses import opened_blocks
+from hypha_contracts.kinds import SERVICE, Manifest
 from hypha_contracts.kubernetes_errors import ApiError, Forbidden
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.kinds import SERVICE, Manifest
 from hypha_operator.machinery.manifests import ip_blocks
 
 _KNOWN_S: Final = 60.0

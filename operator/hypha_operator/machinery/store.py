@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from hypha_contracts.kinds import DEPLOYMENT, HYPHA_JOB, JOB, POD, Kind, Manifest
 from hypha_contracts.names import JOB_LABEL, WORKER_LABEL
-from hypha_operator.machinery.kinds import DEPLOYMENT, HYPHA_JOB, JOB, POD, Kind, Manifest
 
 _MAX_DELETED: Final = 10_000
 _WINDOW: Final = -13  # raw deflate with 8 KiB, about the size of most trimmed objects

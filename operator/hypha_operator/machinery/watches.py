@@ -12,13 +12,13 @@ from kopf._cogs.clients.errors import APINotFoundError
 from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 from kubernetes.aio.client import Configuration
 
+from hypha_contracts.kinds import HYPHA_JOB, WORKER, Kind, Manifest
 from hypha_contracts.names import DRAIN_FINALIZER, JOB_LABEL, WORKER_LABEL
+from hypha_contracts.object_status import TERMINAL, is_open
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.conditions import is_open
-from hypha_operator.machinery.kinds import CHILDREN, HYPHA_JOB, SELECTORS, WATCHED, WORKER, Key, Kind, Manifest
+from hypha_operator.machinery.kinds import CHILDREN, SELECTORS, WATCHED, Key
 from hypha_operator.machinery.queue import WorkQueue
 from hypha_operator.machinery.store import Store
-from hypha_resources.job import TERMINAL
 
 _log = logging.getLogger(__name__)
 

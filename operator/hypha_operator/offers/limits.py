@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, Literal
 
+from hypha_contracts.job_reasons import JobReason
+from hypha_contracts.kinds import Manifest
 from hypha_contracts.names import EXECUTOR
-from hypha_contracts.reasons import JobReason
 from hypha_contracts.units import BYTES_PER_GB, RESOURCES, parse_quantity
 from hypha_messages.types import Resources
-from hypha_operator.machinery.kinds import Manifest
 from hypha_operator.pods.state import Finding
 from hypha_resources.job import Amounts
 from hypha_resources.worker import ResourcesSpec

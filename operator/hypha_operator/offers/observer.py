@@ -7,16 +7,18 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any, Final
 
+from hypha_contracts.job_reasons import JobReason
+from hypha_contracts.kinds import HYPHA_JOB, JOB, POD, Manifest
 from hypha_contracts.kubernetes_errors import ApiError, Conflict
 from hypha_contracts.names import probe_name
-from hypha_contracts.reasons import JobReason, WorkerReason
+from hypha_contracts.object_status import TERMINAL, find_condition
+from hypha_contracts.reasons import WorkerReason
 from hypha_operator.jobs.phase import POD_TIMEOUT
 from hypha_operator.jobs.refused_pod import refused_pod
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.conditions import Condition, find_condition, timestamp
+from hypha_operator.machinery.conditions import Condition, timestamp
 from hypha_operator.machinery.drift import is_owned
-from hypha_operator.machinery.kinds import HYPHA_JOB, JOB, POD, Manifest
 from hypha_operator.machinery.store import Store
 from hypha_operator.offers import starts, validation
 from hypha_operator.offers.limits import Limits, Needs, limits_of
@@ -28,7 +30,7 @@ from hypha_operator.pods.executor import UnbuildableJobError
 from hypha_operator.pods.overlay import OverlayError
 from hypha_operator.pods.state import Finding
 from hypha_operator.settings import Settings
-from hypha_resources.job import TERMINAL, Amounts
+from hypha_resources.job import Amounts
 from hypha_resources.worker import HyphaWorkerSpec
 
 _UNANSWERED_S: Final = 10.0

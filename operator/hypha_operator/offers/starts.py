@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from hypha_contracts.job_reasons import CLUSTER_REASONS, JobReason
+from hypha_contracts.kinds import Manifest
 from hypha_contracts.limits import MAX_FAILED_STARTS
 from hypha_contracts.names import GENERATION_ANNOTATION, PROBED_ANNOTATION
-from hypha_contracts.reasons import CLUSTER_REASONS, JobReason, WorkerReason
-from hypha_operator.machinery.conditions import Condition, find_condition, is_true
-from hypha_operator.machinery.kinds import Manifest
+from hypha_contracts.object_status import TERMINAL, find_condition, is_true
+from hypha_contracts.reasons import WorkerReason
+from hypha_operator.machinery.conditions import Condition
 from hypha_operator.pods.state import Finding, end_of_job, end_of_pod, has_started, obstacle_of
-from hypha_resources.job import TERMINAL, Amounts
+from hypha_resources.job import Amounts
 from hypha_resources.worker_jobs import Jobs
 
 TYPE: Final = "JobsStart"

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
+from hypha_contracts.kinds import NODE, RESOURCE_QUOTA, Kind, Manifest
 from hypha_contracts.kubernetes_errors import Forbidden
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.kinds import NODE, RESOURCE_QUOTA, Kind, Manifest
 from hypha_operator.offers.limits import Node
 
 T = TypeVar("T")

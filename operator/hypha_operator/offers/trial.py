@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
+from hypha_contracts.kinds import POD, Manifest
 from hypha_contracts.names import (
     BRIDGE,
     EXECUTOR,
@@ -19,7 +20,6 @@ from hypha_contracts.names import (
 from hypha_contracts.units import RESOURCES
 from hypha_messages.types import peer_id_from_ed25519
 from hypha_operator.jobs.children import job_children
-from hypha_operator.machinery.kinds import POD, Manifest
 from hypha_operator.machinery.manifests import child
 from hypha_operator.offers.limits import Limits
 from hypha_operator.settings import Settings

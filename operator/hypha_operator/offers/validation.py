@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Final
 
+from hypha_contracts.job_reasons import JobReason
+from hypha_contracts.kinds import RESOURCE_CLAIM_TEMPLATE, Manifest
 from hypha_contracts.kubernetes_errors import ApiError, NotFound
-from hypha_contracts.reasons import JobReason, WorkerReason
+from hypha_contracts.object_status import find_condition
+from hypha_contracts.reasons import WorkerReason
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.conditions import Condition, find_condition
-from hypha_operator.machinery.kinds import RESOURCE_CLAIM_TEMPLATE, Manifest
+from hypha_operator.machinery.conditions import Condition
 from hypha_operator.offers.trial import Trial, checked
 from hypha_operator.pods.refusal import NO_CLAIM_TEMPLATES, refusal_of
 from hypha_operator.pods.state import Finding

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Final
 
+from hypha_contracts.job_reasons import JobReason
+from hypha_contracts.kinds import Manifest
 from hypha_contracts.kubernetes_errors import ApiError, Invalid, is_admission
-from hypha_contracts.reasons import JobReason
-from hypha_operator.machinery.kinds import Manifest
 from hypha_operator.pods.state import Finding
 
 NO_CLAIM_TEMPLATES: Final = "this cluster serves no ResourceClaimTemplates (Kubernetes 1.34). Use gpu.resourceName."

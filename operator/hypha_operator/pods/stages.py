@@ -3,9 +3,9 @@
 from itertools import pairwise
 from typing import Any, Final
 
+from hypha_contracts.kinds import Manifest
 from hypha_contracts.names import BRIDGE, EXECUTOR
-from hypha_operator.machinery.conditions import find_condition, is_true
-from hypha_operator.machinery.kinds import Manifest
+from hypha_contracts.object_status import find_condition, is_true
 from hypha_operator.pods.state import container_state
 
 _STATES: Final = ("running", "terminated")

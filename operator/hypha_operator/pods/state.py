@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from hypha_contracts.job_reasons import JobReason
+from hypha_contracts.kinds import Manifest
 from hypha_contracts.names import BRIDGE, EXECUTOR, JOB_LABEL, OUTPUT_VOLUME
-from hypha_contracts.reasons import JobReason
+from hypha_contracts.object_status import find_condition, is_true
 from hypha_contracts.text import escaped
-from hypha_operator.machinery.conditions import container_statuses, find_condition, is_true
-from hypha_operator.machinery.kinds import Manifest
+from hypha_operator.machinery.conditions import container_statuses
 
 _LOST_AFTER: Final = timedelta(seconds=60)
 """A pod that still exists this long after its deletion was due counts as lost with its node."""

@@ -1,7 +1,7 @@
 """Build the service accounts of the controller and of the jobs, and the controller's permissions."""
 
+from hypha_contracts.kinds import ROLE, ROLE_BINDING, SERVICE_ACCOUNT, Manifest
 from hypha_contracts.names import GROUP, JOBS, WORKERS, controller_name, job_account
-from hypha_operator.machinery.kinds import ROLE, ROLE_BINDING, SERVICE_ACCOUNT, Manifest
 from hypha_operator.machinery.manifests import child
 
 _RBAC = "rbac.authorization.k8s.io"

@@ -1,7 +1,7 @@
 """Build the Certificate of a worker that uses a cert-manager issuer."""
 
+from hypha_contracts.kinds import CERTIFICATE, Manifest
 from hypha_contracts.names import GROUP, identity_secret
-from hypha_operator.machinery.kinds import CERTIFICATE, Manifest
 from hypha_operator.machinery.manifests import child
 from hypha_resources.worker import HyphaWorkerSpec
 

@@ -2,22 +2,14 @@
 
 from typing import Final
 
+from hypha_contracts.kinds import CERTIFICATE, DEPLOYMENT, POD_DISRUPTION_BUDGET, SERVICE, Kind, Manifest, kind_of
 from hypha_contracts.kubernetes_errors import Conflict, Forbidden, Invalid, NotFound, Refused, is_admission
 from hypha_contracts.names import identity_secret, job_account, p2p_service_name
 from hypha_contracts.reasons import WorkerReason
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.drift import is_applied, is_owned, marked, projected
-from hypha_operator.machinery.kinds import (
-    CERTIFICATE,
-    DEPLOYMENT,
-    POD_DISRUPTION_BUDGET,
-    SERVICE,
-    Key,
-    Kind,
-    Manifest,
-    kind_of,
-)
+from hypha_operator.machinery.kinds import Key
 from hypha_operator.machinery.manifests import with_common
 from hypha_operator.machinery.store import Store
 from hypha_operator.pods.overlay import OverlayError

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from hypha_contracts.kinds import Manifest
 from hypha_contracts.names import controller_name
+from hypha_contracts.object_status import find_condition, is_true
+from hypha_contracts.reach import DESCRIPTIONS, Reach
 from hypha_contracts.reasons import WorkerReason
 from hypha_contracts.times import CERTIFICATE_EXPIRES_SOON
-from hypha_operator.machinery.conditions import Condition, container_statuses, find_condition, is_true
-from hypha_operator.machinery.kinds import Manifest
+from hypha_operator.machinery.conditions import Condition, container_statuses
 from hypha_resources.worker import HyphaWorkerSpec
 from hypha_resources.worker_status import NodeStatus
 
@@ -18,6 +20,13 @@ VOLUMES_TIMEOUT: Final = timedelta(seconds=20)
 _IMAGE_REASONS: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 _NOT_VALIDATED: Final = Condition("ExecutorsValid", None, WorkerReason.NOT_VALIDATED)
 _NOT_TRIED: Final = Condition("JobsStart", None, WorkerReason.NOT_TRIED)
+_REASONS: Final = {
+    Reach.PUBLIC: WorkerReason.PUBLIC,
+    Reach.PUNCHABLE: WorkerReason.PUNCHABLE,
+    Reach.BULK_RELAY: WorkerReason.BULK_RELAY,
+    Reach.LIMITED_RELAY: WorkerReason.LIMITED_RELAY,
+    Reach.NONE: WorkerReason.UNREACHABLE,
+}
 _NOT_REPORTED: Final = "The controller has not reported yet."
 
 
@@ -74,6 +83,7 @@ def classify(observed: ObservedWorker) -> list[Condition]:
         Condition("Reconciling", progressing, *((reason, message) if progressing else (WorkerReason.SETTLED,))),
         Condition("Stalled", stalled, *((reason, message) if stalled else (WorkerReason.NOT_STALLED,))),
         _connected(observed),
+        _reachable(observed),
         _identity_valid(observed),
         _requests_answered(observed),
         observed.executors_valid,
@@ -213,6 +223,28 @@ def _connected(observed: ObservedWorker) -> Condition:
             f"No gateway relays to this worker yet, so schedulers cannot reach it. {WorkerReason.NO_RELAY.remedy}",
         )
     return Condition("Connected", True, WorkerReason.CONNECTED, f"Connected to {', '.join(node.gateways)}.")
+
+
+def _reachable(observed: ObservedWorker) -> Condition:
+    """Return whether peers can send the node bulk data. The worker is Ready without it, because many jobs need none."""
+    if not _reports(observed):
+        return Condition("Reachable", None, WorkerReason.NOT_REPORTED, _NOT_REPORTED)
+    reach = next((known for known in Reach if known == observed.node.reach), None)  # a newer node may have more
+    if reach is None:
+        unknown = WorkerReason.NOT_OBSERVED
+        return Condition("Reachable", None, unknown, f"No gateway observes the node yet. {unknown.remedy}")
+    reason, how = _REASONS[reach], DESCRIPTIONS[reach]
+    if not reach.takes_bulk and _aggregate_needs_reach(observed.spec):
+        how += ", so it makes no offers for jobs of class aggregate"
+    remedy = "" if reach is Reach.PUBLIC else f" {reason.remedy}"
+    return Condition("Reachable", reach.takes_bulk, reason, f"Peers reach the node {how}.{remedy}")
+
+
+def _aggregate_needs_reach(spec: HyphaWorkerSpec | None) -> bool:
+    """Whether the worker makes offers for some of its executors only while peers can send it bulk data."""
+    return (
+        spec is not None and spec.offer.aggregate_needs_reach and any(e.class_ == "aggregate" for e in spec.executors)
+    )
 
 
 def _identity_valid(observed: ObservedWorker) -> Condition:

@@ -4,8 +4,8 @@ from hashlib import sha256
 from typing import Any, Final
 
 from hypha_contracts import names
+from hypha_contracts.kinds import CONFIG_MAP, DEPLOYMENT, Manifest
 from hypha_contracts.node_config import NodeConfig
-from hypha_operator.machinery.kinds import CONFIG_MAP, DEPLOYMENT, Manifest
 from hypha_operator.machinery.manifests import CONTAINER_SECURITY, child, lost_node_tolerations, pod_security
 from hypha_operator.pods.addons import NO_MESH_ANNOTATIONS, NO_MESH_LABELS
 from hypha_operator.pods.overlay import merge_pod_template

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
+from hypha_contracts.kinds import HYPHA_JOB, Manifest
 from hypha_contracts.kubernetes_errors import Conflict, NotFound
 from hypha_contracts.names import DRAIN_FINALIZER, WORKER_LABEL
+from hypha_contracts.object_status import is_ended, is_open
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.conditions import is_ended, is_open
-from hypha_operator.machinery.kinds import HYPHA_JOB, Manifest
 from hypha_operator.machinery.manifests import identity_of
 
 REASON: Final = "the worker is being deleted"

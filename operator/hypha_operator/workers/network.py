@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any, Final, Literal
 
+from hypha_contracts.kinds import NETWORK_POLICY, POD_DISRUPTION_BUDGET, SERVICE, Manifest
 from hypha_contracts.names import (
     CONNECTOR_PORT,
     METRICS_PORT,
@@ -15,7 +16,6 @@ from hypha_contracts.names import (
     p2p_service_name,
 )
 from hypha_contracts.peer_ports import HostPort, PeerPort
-from hypha_operator.machinery.kinds import NETWORK_POLICY, POD_DISRUPTION_BUDGET, SERVICE, Manifest
 from hypha_operator.machinery.manifests import child
 from hypha_resources.worker import HyphaWorkerSpec
 

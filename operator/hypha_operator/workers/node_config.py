@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import tomlkit
 
+from hypha_contracts.kinds import Manifest
 from hypha_contracts.names import CONNECTOR_PORT, METRICS_PORT, TOKEN_AUDIENCE
 from hypha_contracts.node_config import ExecutorConfig, JobsConfig, KubernetesConfig, NodeConfig
-from hypha_operator.machinery.kinds import Manifest
 from hypha_operator.workers.network import HOST_IP, host_ports
 from hypha_resources.node_tables import FOLLOWED, job_limits, market_tables
 from hypha_resources.worker import HyphaWorkerSpec

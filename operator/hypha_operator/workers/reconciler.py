@@ -7,15 +7,17 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from hypha_contracts.kinds import CERTIFICATE, DEPLOYMENT, HYPHA_JOB, POD, WORKER, Manifest
 from hypha_contracts.kubernetes_errors import ApiError
 from hypha_contracts.names import DRAIN_FINALIZER, controller_name, identity_secret
+from hypha_contracts.object_status import find_condition
 from hypha_contracts.reasons import WorkerReason
 from hypha_contracts.times import DRAIN_S
 from hypha_messages.validation import describe
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.conditions import Condition, differs, find_condition, merged
-from hypha_operator.machinery.kinds import CERTIFICATE, DEPLOYMENT, HYPHA_JOB, POD, WORKER, Key, Manifest
+from hypha_operator.machinery.conditions import Condition, differs, merged
+from hypha_operator.machinery.kinds import Key
 from hypha_operator.machinery.manifests import identity_of
 from hypha_operator.machinery.store import Store
 from hypha_operator.offers.observer import OfferObserver, Offers, as_before
@@ -36,6 +38,7 @@ _FIELDS: Final = ("observedGeneration", "peerId", "capacity", "externalAddresses
 _WITHOUT_EVENT: Final = frozenset(
     {
         WorkerReason.NOT_REPORTED,
+        WorkerReason.NOT_OBSERVED,
         WorkerReason.NO_REQUESTS,
         WorkerReason.NOT_VALIDATED,
         WorkerReason.VALIDATED,

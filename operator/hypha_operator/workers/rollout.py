@@ -6,9 +6,10 @@ An upgrade of the operator changes the image of all controllers. While a control
 from collections.abc import Callable
 from typing import Any, Final
 
+from hypha_contracts.kinds import Manifest
 from hypha_contracts.names import CONTROLLER
-from hypha_operator.machinery.conditions import is_true
-from hypha_operator.machinery.kinds import Key, Manifest
+from hypha_contracts.object_status import is_true
+from hypha_operator.machinery.kinds import Key
 
 MAX_AT_ONCE: Final = 3
 """Controllers that may be down at a time because of a new image."""

@@ -3,22 +3,13 @@
 import logging
 from typing import Final
 
+from hypha_contracts.kinds import LEASE, WORKER, Manifest
 from hypha_contracts.kubernetes_errors import ApiError, Conflict, Forbidden, NotFound
+from hypha_contracts.operator_lease import LEASE_NAME, holder_of, release_of
 from hypha_operator.machinery.claims import REPLICA, claims_in
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.election import (
-    LEASE_NAME,
-    LEASE_S,
-    UNINSTALLER,
-    holder_of,
-    lease_of,
-    lease_place,
-    observed,
-    release_of,
-    write_lease,
-)
-from hypha_operator.machinery.kinds import LEASE, WORKER, Manifest
+from hypha_operator.machinery.election import LEASE_S, UNINSTALLER, lease_of, lease_place, observed, write_lease
 from hypha_operator.workers.drain import release
 
 _ATTEMPTS: Final = 20

@@ -270,7 +270,7 @@ class Connector:
                     await _within(_STALL_TIMEOUT_S, stream.send_all(data))
                 await stream.send_eof()
                 async with exchange.until_disconnected():
-                    await self._await_delivery(peer, stream)
+                    await self._await_delivery(stream)
                 delivered = True
             finally:
                 if not delivered:
@@ -294,19 +294,15 @@ class Connector:
             logger.debug("a push from one job of this worker to another: %s", error)
             stream.reset()
 
-    async def _await_delivery(self, peer: str, stream: PushStream) -> None:
-        """Return once the peer has read everything and closed its side, by a reset in the reference implementation.
-
-        A peer that has not taken everything sends a byte before it resets the stream, or loses the connection.
-        """
+    async def _await_delivery(self, stream: PushStream) -> None:
+        """Return once the peer has read everything and closed its side; RemoteRefused if it resets the stream."""
         try:
             if await _within(_STALL_TIMEOUT_S, stream.receive_some()):
-                raise RemoteRefused("it did not take all of the file")
+                raise RemoteRefused("it answered a push, which has no answer")
         except ConnectionLost:
             raise
-        except StreamReset:
-            if peer == self._network.peer_id:
-                raise
+        except StreamReset as error:
+            raise RemoteRefused("it did not take all of the file") from error
 
     async def _take_push(self, session: _Session, exchange: Exchange) -> None:
         await exchange.read_nothing()

@@ -5,7 +5,6 @@ of another scheduler than the first one that named the sender, or the sender and
 push waits until its job takes it. Until then only the beginning of its header is read, which slows its sender down.
 """
 
-import contextlib
 import json
 import logging
 import re
@@ -19,7 +18,6 @@ from uuid import UUID
 import trio
 
 from hypha_contracts.limits import MAX_TAKEN_PER_PEER
-from hypha_network.errors import NetworkError
 from hypha_network.fairness import FairPlaces, FairRate
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.streams import Stream
@@ -43,10 +41,6 @@ _MAX_WAIT_S: Final = 900.0
 _LEAST_BYTES: Final = 1024 * 1024
 _LEAST_BYTES_WITHIN_S: Final = 60.0
 """The least rate of a push. Time in which the job does not take data does not count."""
-_NOT_TAKEN: Final = b"\0"
-"""Sent before the reset of a push that no job has received completely. The reference implementation ends a completely
-read push with a reset alone."""
-_REFUSAL_TIMEOUT_S: Final = 5.0
 
 
 PushStream = Stream | LoopbackStream
@@ -123,7 +117,7 @@ class PushRouter:
                 push.decided.set()
 
     async def handle(self, peer: str, stream: PushStream, scheduler: str | None = None) -> None:
-        """Serve a push of a peer. Return once a job has received all of it, or the peer knows of the refusal.
+        """Serve a push of a peer. Return once a job has received all of it, or the push is reset.
 
         With `scheduler`, only jobs of this scheduler may get it.
         """
@@ -134,8 +128,6 @@ class PushRouter:
                 return
         except _RefusedPush as refusal:
             self._refusal_log.warning(peer, "refused a push: %s", refusal)
-        with trio.move_on_after(_REFUSAL_TIMEOUT_S), contextlib.suppress(NetworkError):
-            await stream.send_all(_NOT_TAKEN)
         stream.reset()
 
     async def take(self, task_id: UUID, deliver: Deliver, timeout_s: float) -> bool:

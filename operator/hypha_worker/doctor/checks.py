@@ -15,7 +15,7 @@ _NO_TRAINING: Final = "Training doesn't start"
 _NO_UV: Final = "uv command not found"
 _NO_DEVICE: Final = "PyTorch device mismatch"
 
-_VISIT_S: Final = gateways.CONNECT_S + market.JOIN_S + market.SUBSCRIBE_S + market.LISTEN_S + 5
+_VISIT_S: Final = gateways.CONNECT_S + market.JOIN_S + market.SUBSCRIBE_S + market.LISTEN_S + market.REACH_S + 5
 _PYTHON_S: Final = interpreters.ASK_S + 5
 
 CHECKS: Final[tuple[Check, ...]] = (

@@ -7,13 +7,13 @@ from contextlib import closing
 
 import trio
 
+from hypha_contracts.findings import Finding, failure, ok, skipped, warning
 from hypha_network.errors import HandshakeError, NetworkError
 from hypha_network.examination import Answer, examine
 from hypha_network.identity import Identity
 from hypha_network.wire import addresses, dnsaddr
 from hypha_network.wire.addresses import Address, TransportName
 from hypha_worker.doctor.worker import Worker
-from hypha_worker.findings import Finding, failure, ok, skipped, warning
 from hypha_worker.node import judge_excluded_gateways
 
 CONNECT_S = 12.0

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from hypha_contracts.findings import Finding, failure, ok, skipped
 from hypha_contracts.node_config import ExecutorConfig
 from hypha_worker.doctor.worker import Worker, in_thread
-from hypha_worker.findings import Finding, failure, ok, skipped
 from hypha_worker.runtimes.process import launch
 from hypha_worker.runtimes.process.checks import gpus, machine
 from hypha_worker.runtimes.process.checks.gpus import Gpu, find_gpus

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from hypha_contracts import descriptors
+from hypha_contracts.findings import Finding, failure, ok, skipped, warning
 from hypha_contracts.times import CERTIFICATE_EXPIRES_SOON
 from hypha_network.errors import IdentityError
 from hypha_network.identity import Identity
@@ -20,7 +21,6 @@ from hypha_worker import work_dir
 from hypha_worker.config_file import ConfigError
 from hypha_worker.doctor.sockets import find_exposed, try_socket
 from hypha_worker.doctor.worker import Worker
-from hypha_worker.findings import Finding, failure, ok, skipped, warning
 from hypha_worker.runtimes.process import launch, limits, supervisor
 from hypha_worker.runtimes.process.checks import executors, machine, tokens
 from hypha_worker.runtimes.process.host import check_directories

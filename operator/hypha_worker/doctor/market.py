@@ -9,16 +9,17 @@ from typing import Final
 
 import trio
 
+from hypha_contracts.findings import Finding, Mark, failure, ok, skipped, warning
 from hypha_contracts.node_config import NodeConfig
+from hypha_contracts.reach import DESCRIPTIONS, REMEDY, Reach
 from hypha_contracts.reasons import WorkerReason
-from hypha_messages.advertisement import DECODERS, TOPIC
+from hypha_messages.advertisement import DECODERS, TOPIC, RequestWorker
 from hypha_network.errors import NetworkError
 from hypha_network.identity import Identity
 from hypha_network.network import Network, NetworkConfig, NetworkStatus, open_network
-from hypha_network.services.reach import DESCRIPTIONS, REMEDIES, Reach
+from hypha_network.services.gossip_messages import Gossip
 from hypha_worker.doctor import gateways
 from hypha_worker.doctor.worker import Unknown, Worker
-from hypha_worker.findings import Finding, Mark, failure, ok, skipped, warning
 from hypha_worker.market.evaluator import Refusal
 from hypha_worker.market.settings import EVERYTHING, settings_of
 from hypha_worker.node import network_config
@@ -26,6 +27,7 @@ from hypha_worker.node import network_config
 JOIN_S: Final = 12.0
 SUBSCRIBE_S: Final = 5.0
 LISTEN_S: Final = 3.0
+REACH_S: Final = 5.0
 _MAX_REQUESTS: Final = 1000
 _REMEDIES: Final = {
     WorkerReason.BID_BELOW_FLOOR: "Lower offer.floor and offer.price, or have schedulers bid more.",
@@ -36,6 +38,8 @@ _REMEDIES: Final = {
     WorkerReason.MORE_THAN_SHARE: "Raise schedulers.max_share, or have the scheduler ask for less.",
     WorkerReason.SCHEDULER_BLOCKED: "Remove the scheduler from schedulers.block if it may have jobs here.",
     WorkerReason.SCHEDULER_NOT_ALLOWED: "Add the scheduler to schedulers.allow, or empty that list.",
+    WorkerReason.NO_BULK_DATA: "Do what the check network.reach says, or set offer.aggregate_needs_reach = false if "
+    "all trainers reach this node.",
     WorkerReason.REQUEST_EXPIRED: "Correct the clock of this machine or of the scheduler.",
 }
 
@@ -67,17 +71,16 @@ async def visit(worker: Worker) -> Visit:
         raise Unknown("a node runs, and its log shows this: see the lines of hypha_worker.node and market.arbiter")
     if all(answer.mark in (Mark.FAILURE, Mark.SKIPPED) for answer in await worker.fact(gateways.ask_all)):
         raise Unknown("no gateway can be reached")
-    accept, refusals = settings_of(config, EVERYTHING).policy, list[Refusal | None]()
+    topics, heard = settings_of(config, EVERYTHING).policy.topics, list[tuple[Gossip[RequestWorker], float]]()
 
     async def listen(network: Network, topic: str) -> None:
         rate = config.arbiter.requests_per_s
         with network.subscribe(topic, DECODERS[topic], _MAX_REQUESTS, rate) as requests:
             async for gossip in requests:
-                refusal = accept.exclusion(gossip.source) or accept.refusal(gossip.message, time.time())
-                refusals.append(refusal)
+                heard.append((gossip, time.time()))
 
     async with _open_network(identity, network_config(config)) as network, trio.open_nursery() as nursery:
-        for topic in accept.topics:
+        for topic in topics:
             nursery.start_soon(listen, network, topic)
         with trio.move_on_after(JOIN_S):
             await network.wait_ready()
@@ -85,6 +88,10 @@ async def visit(worker: Worker) -> Visit:
             with trio.move_on_after(SUBSCRIBE_S):
                 await network.wait_until(lambda: bool(network.subscribers(TOPIC)))
             await trio.sleep(LISTEN_S)
+            with trio.move_on_after(REACH_S):
+                await network.wait_until(lambda: network.reach is not None)
+        accept = settings_of(config, EVERYTHING, network.reach).policy
+        refusals = (accept.exclusion(said.source) or accept.refusal(said.message, at) for said, at in heard)
         found = Visit(
             network.status(),
             len(network.connected_peers()),
@@ -144,14 +151,19 @@ async def reach(worker: Worker) -> Iterable[Finding]:
     found = await worker.fact(visit)
     if not found.status.gateways:
         raise Unknown("no gateway is connected")
-    return [judge_reach(found.status.reach)]
+    if found.status.reach is None:
+        raise Unknown("no gateway has observed the node")
+    return [judge_reach(found.status.reach, worker.config)]
 
 
-def judge_reach(reach: Reach) -> Finding:
+def judge_reach(reach: Reach, config: NodeConfig) -> Finding:
     """Return how peers reach the node, and what to do if some cannot send it bulk data."""
     text = f"peers reach the node {DESCRIPTIONS[reach]}"
-    remedy = REMEDIES.get(reach)
-    return warning(text, remedy) if remedy else ok(text)
+    if reach.takes_bulk:
+        return ok(text)
+    if config.offer.aggregate_needs_reach and any(executor.class_ == "aggregate" for executor in config.executors):
+        text += ", so it makes no offers for jobs of class aggregate"
+    return warning(text, REMEDY)
 
 
 async def topic(worker: Worker) -> Iterable[Finding]:

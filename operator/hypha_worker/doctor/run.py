@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from hypha_worker.doctor.check import Check, Result
+from hypha_contracts.findings import Finding, Result, failure, skipped
+from hypha_worker.doctor.check import Check
 from hypha_worker.doctor.worker import Unknown, Worker
-from hypha_worker.findings import Finding, failure, skipped
 
 Progress = Callable[[Sequence[Check]], None]
 """Called with the checks that still run, whenever one has ended."""

@@ -11,9 +11,9 @@ from typing import Final
 import httpx
 import trio
 
+from hypha_contracts.findings import Finding, failure, ok, skipped, warning
 from hypha_telemetry.settings import Otlp, SettingsError, read_settings
 from hypha_worker.doctor.worker import Worker
-from hypha_worker.findings import Finding, failure, ok, skipped, warning
 
 _TIMEOUT_S: Final = 8.0
 _DEFAULT_URL: Final = "http://localhost:4318/v1/metrics"

@@ -21,7 +21,7 @@ from hypha_network.errors import NetworkError
 from hypha_network.network import Network
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.gossip_messages import Gossip
-from hypha_worker.market.evaluator import Policy
+from hypha_worker.market.evaluator import Policy, Refusal
 from hypha_worker.market.ledger import Lease, Ledger
 from hypha_worker.market.recent_requests import RecentRequests
 from hypha_worker.market.request_tally import RequestTally
@@ -93,12 +93,15 @@ class Arbiter:
 
     def apply(self, settings: Settings) -> None:
         """Decide by other settings from now on. The topics stay."""
-        self._settings = settings
+        before, self._settings = self._settings.policy, settings
         policy, now = settings.policy, self._wall_clock()
         for waiting in self._waiting.all:
-            if refusal := policy.exclusion(waiting.scheduler) or policy.refusal(waiting.request, now):
+            refusal = policy.exclusion(waiting.scheduler) or policy.refusal(waiting.request, now)
+            if refusal is not None:
                 self._waiting.remove(waiting)
                 self.recent.on_refused(waiting.scheduler, waiting.request, refusal, now)
+            if before.postpones(waiting.request) and not policy.postpones(waiting.request):
+                self._record(waiting.scheduler, waiting.request, refusal)
         self.on_capacity_freed()
 
     @property
@@ -156,16 +159,24 @@ class Arbiter:
             return
         refusal = policy.exclusion(gossip.source) or policy.refusal(request, wall_clock)
         if refusal is not None:
-            self.requests.record(refusal)
             self.recent.on_refused(gossip.source, request, refusal, wall_clock)
-            _refusal_log.info(gossip.source, "request %s gets no offer: %s", request.id, refusal.message)
-            self._telemetry.requests.add(1, {"decision": "refused", "reason": refusal.reason})
+            self._record(gossip.source, request, refusal)
         elif not self._ledger.answered(gossip.source, request.id):
-            added = self._waiting.add(Waiting(gossip.source, request, now))
-            if added:
-                self.requests.record(None)
-                self.recent.on_waiting(gossip.source, request, wall_clock)
-            self._telemetry.requests.add(1, {"decision": "considered" if added else "ignored"})
+            if not self._waiting.add(Waiting(gossip.source, request, now)):
+                self._telemetry.requests.add(1, {"decision": "ignored"})
+                return
+            self.recent.on_waiting(gossip.source, request, wall_clock)
+            if not policy.postpones(request):
+                self._record(gossip.source, request, None)
+
+    def _record(self, scheduler: str, request: RequestWorker, refusal: Refusal | None) -> None:
+        """Record that a request was refused, or (None) is considered."""
+        self.requests.record(refusal)
+        if refusal is None:
+            self._telemetry.requests.add(1, {"decision": "considered"})
+        else:
+            _refusal_log.info(scheduler, "request %s gets no offer: %s", request.id, refusal.message)
+            self._telemetry.requests.add(1, {"decision": "refused", "reason": refusal.reason})
 
     def _choose(self) -> list[tuple[Lease, Waiting]]:
         """Reserve capacity for the best candidates."""
@@ -205,6 +216,8 @@ class Arbiter:
     def _reserve(self, waiting: Waiting, arrived: float) -> Lease | None:
         """Reserve what an offer for this request needs. None if that is not possible now."""
         most, policy, request = self._starts.max_unstarted, self._settings.policy, waiting.request
+        if policy.postpones(request):
+            return None
         if self._sending[waiting.scheduler] >= _MAX_SENDING or (most is not None and self._ledger.unstarted >= most):
             return None
         price, begin = policy.asked_price(request), partial(self._traces.begin, arrived)

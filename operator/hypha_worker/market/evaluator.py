@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple
 
+from hypha_contracts.reach import DESCRIPTIONS, Reach
 from hypha_contracts.reasons import WorkerReason
 from hypha_contracts.units import RESOURCES, UNITS, devices_needed, exceeding
 from hypha_messages.advertisement import TOPIC, TOPICS, RequestWorker
@@ -42,6 +43,8 @@ class Policy:
         allowed: the only schedulers that get offers; None if all do.
         blocked: schedulers that get no offers.
         max_share: the part of the capacity that one scheduler may have.
+        aggregate_needs_reach: jobs of class aggregate get offers only while peers can send bulk data to the node.
+        reach: how peers reach the node, or None while that is unknown.
     """
 
     capacity: Capacity
@@ -56,6 +59,8 @@ class Policy:
     allowed: frozenset[str] | None = None
     blocked: frozenset[str] = frozenset()
     max_share: float = 1.0
+    aggregate_needs_reach: bool = False
+    reach: Reach | None = None
 
     @property
     def topics(self) -> list[str]:
@@ -74,11 +79,8 @@ class Policy:
 
     def refusal(self, request: RequestWorker, now: float) -> Refusal | None:
         """Return why a request never gets an offer, or None if it may get one once it fits into the free capacity."""
-        unsupported = [executor for executor in request.spec.executor if executor not in self.executors]
-        if unsupported:
-            return Refusal(WorkerReason.EXECUTOR_UNSUPPORTED, f"executor {unsupported[0]} is not supported")
-        if not request.spec.executor:
-            return Refusal(WorkerReason.NO_EXECUTOR, "it names no executor")
+        if (refusal := self._executor_refusal(request)) is not None:
+            return refusal
         if request.bid < self.floor:
             return Refusal(WorkerReason.BID_BELOW_FLOOR, f"the bid {request.bid:g} is below the floor {self.floor:g}")
         if not self.options(request):
@@ -86,6 +88,25 @@ class Policy:
         if request.timeout.timestamp <= now:
             return Refusal(WorkerReason.REQUEST_EXPIRED, "it has expired")
         return None
+
+    def _executor_refusal(self, request: RequestWorker) -> Refusal | None:
+        unsupported = [executor for executor in request.spec.executor if executor not in self.executors]
+        if unsupported:
+            return Refusal(WorkerReason.EXECUTOR_UNSUPPORTED, f"executor {unsupported[0]} is not supported")
+        if not request.spec.executor:
+            return Refusal(WorkerReason.NO_EXECUTOR, "it names no executor")
+        if self._needs_reach(request) and self.reach is not None and not self.reach.takes_bulk:
+            how = DESCRIPTIONS[self.reach]
+            return Refusal(WorkerReason.NO_BULK_DATA, f"trainers could not send it their updates: peers reach it {how}")
+        return None
+
+    def postpones(self, request: RequestWorker) -> bool:
+        """Whether a request waits until the node knows how peers reach it."""
+        return self.reach is None and self._needs_reach(request)
+
+    def _needs_reach(self, request: RequestWorker) -> bool:
+        aggregates = any(executor.class_ == "aggregate" for executor in request.spec.executor)
+        return aggregates and self.aggregate_needs_reach
 
     @cached_property
     def share(self) -> Resources:

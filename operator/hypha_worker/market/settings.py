@@ -11,6 +11,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from hypha_contracts.node_config import NodeConfig
+from hypha_contracts.reach import Reach
 from hypha_contracts.times import KEEP_ENDED_S
 from hypha_messages.types import Resources
 from hypha_worker.market.capacity import Capacity, NodeKind, least_of
@@ -59,8 +60,8 @@ class Settings:
     suspended: bool = False
 
 
-def settings_of(config: NodeConfig, permit: Permit) -> Settings:
-    """Return the settings of a node."""
+def settings_of(config: NodeConfig, permit: Permit, reach: Reach | None = None) -> Settings:
+    """Return the settings of a node that peers reach in this way."""
     leases, schedulers = config.leases, config.schedulers
     configured = _capacity(config)
     capacity = Capacity(
@@ -81,6 +82,8 @@ def settings_of(config: NodeConfig, permit: Permit) -> Settings:
         allowed=frozenset(schedulers.allow) or None,
         blocked=frozenset(schedulers.block),
         max_share=schedulers.max_share,
+        aggregate_needs_reach=config.offer.aggregate_needs_reach,
+        reach=reach,
     )
     deadline = config.suspend_deadline if config.suspend else None
     rules = LedgerRules(

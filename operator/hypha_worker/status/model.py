@@ -37,12 +37,12 @@ class Node(_Part):
 
 
 class NetworkState(_Part):
-    """How the node is connected. `gateways` are the peer ids of those that are connected."""
+    """How the node is connected. `gateways` are the peer ids of connected ones. `reach` is None if it is not known."""
 
     gateways: tuple[str, ...]
     configured_gateways: tuple[str, ...]
     addresses: tuple[str, ...]
-    reach: str
+    reach: str | None
     reached: str
     remedy: str | None
 

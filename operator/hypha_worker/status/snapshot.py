@@ -7,10 +7,10 @@ from math import fsum
 from typing import Final, Literal
 from uuid import UUID
 
+from hypha_contracts.reach import DESCRIPTIONS, REMEDY
 from hypha_contracts.text import escaped
 from hypha_contracts.units import RESOURCES, UNITS
 from hypha_network.network import ConnectionStatus, NetworkStatus
-from hypha_network.services.reach import DESCRIPTIONS, REMEDIES
 from hypha_worker.job_history import JobHistory, JobRecord
 from hypha_worker.market.ledger import Lease, Ledger
 from hypha_worker.market.recent_requests import MAX_REASON_CHARS, Heard
@@ -49,8 +49,8 @@ def network_of(status: NetworkStatus, configured: Iterable[str], addresses: Iter
         configured_gateways=tuple(configured)[:MAX_ADDRESSES],
         addresses=tuple(addresses)[:MAX_ADDRESSES],
         reach=status.reach,
-        reached=DESCRIPTIONS[status.reach],
-        remedy=REMEDIES.get(status.reach),
+        reached=DESCRIPTIONS[status.reach] if status.reach else "not known before a gateway has observed the node",
+        remedy=None if status.reach is None or status.reach.takes_bulk else REMEDY,
     )
 
 

@@ -9,23 +9,14 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from hypha_contracts import names
+from hypha_contracts.job_reasons import CLUSTER_REASONS, JobReason
 from hypha_contracts.node_config import KubernetesConfig
-from hypha_contracts.reasons import CLUSTER_REASONS, JobReason
+from hypha_contracts.object_status import REPORTED, TERMINAL
 from hypha_contracts.times import KEEP_ENDED_S
 from hypha_messages.job import JobSpec
 from hypha_messages.validation import describe
 from hypha_resources.common import Condition
-from hypha_resources.job import (
-    REPORTED,
-    TERMINAL,
-    Amounts,
-    ExecutorRef,
-    HyphaJobSpec,
-    HyphaJobStatus,
-    Lease,
-    WorkerRef,
-    redacted,
-)
+from hypha_resources.job import Amounts, ExecutorRef, HyphaJobSpec, HyphaJobStatus, Lease, WorkerRef, redacted
 from hypha_worker.job import Failed, Finished, Job, Stage
 
 Object = dict[str, Any]

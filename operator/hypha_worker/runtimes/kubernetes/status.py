@@ -83,6 +83,7 @@ def node_status(network: Network, ledger: Ledger, requests: RequestTally, pod_na
         connected_gateways=len(status.gateways),
         listening=list(status.listening),
         circuits=sorted(address for address in network.addresses() if "/p2p-circuit" in address),
+        reach=status.reach,
         healthy=status.healthy,
         certificate_expires=network.identity.not_valid_after,
         problem=network.identity_problem,

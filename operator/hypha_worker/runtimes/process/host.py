@@ -15,13 +15,14 @@ import trio
 
 from hypha_contracts import descriptors
 from hypha_contracts.bridge_config import CacheConfig, LentToken
+from hypha_contracts.findings import Finding
 from hypha_contracts.node_config import ExecutorConfig, HubTokenConfig, NodeConfig
 from hypha_contracts.times import connector_deadline_s
 from hypha_network.identity import Identity
 from hypha_network.network import Network
 from hypha_worker.connector.http_server import listen_unix, serve_unix
 from hypha_worker.errors import NodeError
-from hypha_worker.findings import Finding, heed
+from hypha_worker.findings import heed
 from hypha_worker.market.ledger import Ledger
 from hypha_worker.market.ledger_file import LedgerFile
 from hypha_worker.market.request_tally import RequestTally

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from hypha_contracts.bridge_config import BridgeConfig, CacheConfig, ConnectorConfig, LentToken
+from hypha_contracts.findings import Finding, failure, ok
 from hypha_contracts.proxies import Proxies
 from hypha_contracts.times import DRAIN_S, KEEP_ENDED_S
 from hypha_contracts.units import devices_needed
-from hypha_worker.findings import Finding, failure, ok
 from hypha_worker.job import LaunchError
 from hypha_worker.runtimes.process.ended_logs import EndedLogs
 from hypha_worker.state_dir import LEDGER_FILE, STATUS_SOCKET

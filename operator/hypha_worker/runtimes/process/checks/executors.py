@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+from hypha_contracts.findings import Finding, failure, ok, warning
 from hypha_contracts.node_config import ExecutorConfig
-from hypha_worker.findings import Finding, failure, ok, warning
 from hypha_worker.runtimes.process.launch import PLACEHOLDERS
 
 _BRACED: Final = re.compile(r"\{([A-Za-z][A-Za-z0-9_]*)\}")

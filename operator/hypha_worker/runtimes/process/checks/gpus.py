@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from hypha_contracts.findings import Finding, failure, ok, skipped, warning
 from hypha_contracts.node_config import ExecutorConfig
 from hypha_contracts.units import BYTES_PER_GB
-from hypha_worker.findings import Finding, failure, ok, skipped, warning
 from hypha_worker.runtimes.process.checks.executors import accelerate_files
 
 _QUERY: Final = ("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")

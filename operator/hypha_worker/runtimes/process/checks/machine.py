@@ -10,9 +10,9 @@ from typing import Final
 
 import psutil
 
+from hypha_contracts.findings import Finding, failure, ok, skipped, warning
 from hypha_contracts.units import BYTES_PER_GB, UNITS, exceeding, to_bytes
 from hypha_messages.types import Resources
-from hypha_worker.findings import Finding, failure, ok, skipped, warning
 from hypha_worker.runtimes.process import limits, processes
 from hypha_worker.runtimes.process.checks.gpus import Gpu
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from hypha_contracts.findings import Finding, failure, ok
 from hypha_contracts.node_config import HubTokenConfig
-from hypha_worker.findings import Finding, failure, ok
 
 _OTHERS: Final = 0o077
 

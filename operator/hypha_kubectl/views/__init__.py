@@ -1,0 +1,1 @@
+"""What people want to see of objects, and how it is shown. Pure."""

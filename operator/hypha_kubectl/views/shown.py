@@ -1,0 +1,66 @@
+"""Texts that several views share."""
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from hypha_contracts.durations import short_duration
+from hypha_kubectl.views.jobs import Job
+
+SCHEMA_VERSION: Final = 1
+"""The version of the JSON that `plain` makes of views. It grows when a field goes away or changes its meaning."""
+STYLES: Final = {"Running": "green", "Starting": "yellow", "Pending": "yellow", "Failed": "red", "Succeeded": "blue"}
+"""The colour of each phase."""
+
+
+def number(value: float) -> str:
+    """Return a number with at most four significant digits, but all digits before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def count(amount: int, noun: str) -> str:
+    """Return an amount of things, such as `1 job` or `2 jobs`."""
+    return f"{amount} {noun}{'' if amount == 1 else 's'}"
+
+
+def age(since: datetime | None, now: datetime) -> str:
+    """Return how long ago a time was."""
+    return short_duration((now - since).total_seconds()) if since else "-"
+
+
+def job_age(job: Job, now: datetime) -> str:
+    """Return how long a job has run, or ran, since its executor started; before that, since it was created."""
+    return age(job.started or job.created, job.completed or now)
+
+
+def progress(job: Job) -> str:
+    """Return how far a job is, as far as it has said."""
+    parts = []
+    if job.round is not None:
+        parts.append(f"round {job.round}")
+    if "loss" in job.metrics:
+        parts.append(f"loss {number(job.metrics['loss'])}")
+    if job.samples_per_second is not None and not job.ended:
+        parts.append(f"{number(job.samples_per_second)} samples/s")
+    elif job.samples:
+        parts.append(count(job.samples, "sample"))
+    return ", ".join(parts)
+
+
+def short_peer(peer_id: str) -> str:
+    """Return a peer id with its beginning and its end, which tell peers apart."""
+    return peer_id if len(peer_id) <= 20 else f"{peer_id[:8]}..{peer_id[-6:]}"
+
+
+def plain(value: Any) -> Any:
+    """Return a view as values of JSON. Times are texts in UTC, and fields have the names of the view."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return value
