@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TEST_TOOLS := etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm3 helm prometheus promtool collector
 QUICK_TOOLS := $(TEST_TOOLS) kubelet kube-proxy coredns kube-router cert-manager
 
-.PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs monitoring crds reasons metrics checks images kind-images release dist base-image sbom requirements attack zoo bench nat-lab clean
+.PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs monitoring crds reasons metrics checks pictures images kind-images release dist base-image sbom requirements attack zoo bench nat-lab clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ chart-docs: install ## Write the table of values into the chart's README
 
 monitoring: install ## Write the chart's dashboards and alerts, and the table of docs/monitoring.md
 	@$(BIN)/python -m charts.monitoring
+
+pictures: install ## Take the pictures of docs/status-page.md with chromium
+	PYTHONPATH=tests $(BIN)/python -m status_pictures
 
 crds: install ## Write crds/, the chart's CRD templates and the tables of docs/hyphaworker.md from the models
 	$(BIN)/python -m hypha_resources

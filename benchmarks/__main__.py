@@ -11,7 +11,17 @@ from benchmarks.figures import table
 from benchmarks.nodes import BenchmarkError, rust_binaries
 from hypha_contracts.command_line import leaves
 
-NAMES = ("fetch", "allocation", "outer_step", "parameter_server", "connector", "muxer", "telemetry", "trainer")
+NAMES = (
+    "fetch",
+    "allocation",
+    "outer_step",
+    "parameter_server",
+    "connector",
+    "muxer",
+    "telemetry",
+    "status_page",
+    "trainer",
+)
 ON_KUBERNETES = ("reconcile", "dispatch")
 """These benchmarks need `make tools` and take long, so they run only if named."""
 ALL = (*NAMES, *ON_KUBERNETES)

@@ -87,6 +87,7 @@ SecretTable = Annotated[dict[str, SecretStr], BeforeValidator(_parse_pairs)]
 Repository = Annotated[str, Field(max_length=193, pattern=r"^[\w.-]+/[\w.-]+$")]
 Repositories = Annotated[list[Repository], Field(min_length=1, max_length=256)]
 """Repositories of a model hub, as owner/name."""
+HostName = Annotated[str, Field(max_length=253, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?$")]
 ListenAddress = Annotated[str, BeforeValidator(_check_listen_address)]
 Sampler = Literal[
     "always_on",
@@ -247,6 +248,21 @@ class KubernetesConfig(Section):
         return [address for port in self.host_ports for address in port.at(self.host_ips)]
 
 
+class StatusPageConfig(Section):
+    """A page that shows the state of this node in a browser. Whoever reaches its address can read it."""
+
+    listen: ListenAddress | None = Field(
+        default=None,
+        description="Where the node serves the page: a port of this host such as 8081, or an address such as "
+        "127.0.0.1:8081. Absent: nowhere. Whoever can connect to it can read the page, which has no password.",
+    )
+    hosts: Annotated[list[HostName], Field(max_length=64)] = Field(
+        default=[],
+        description="Names under which browsers open the page, such as worker.example.org, if not by an IP address or "
+        "localhost.",
+    )
+
+
 class NodeConfig(Section):
     """The configuration of a worker."""
 
@@ -284,6 +300,7 @@ class NodeConfig(Section):
     leases: LeasesConfig = LeasesConfig()
     arbiter: ArbiterConfig = ArbiterConfig()
     jobs: JobsConfig = JobsConfig()
+    status_page: StatusPageConfig = StatusPageConfig()
     kubernetes: KubernetesConfig | None = None
     telemetry_endpoint: str | None = Field(
         default=None,

@@ -32,3 +32,9 @@ DESCRIPTIONS: Final = {
     Reach.NONE: "not before this node has connected to them",
 }
 """Continues a sentence such as `peers reach the node ...`."""
+
+REMEDY: Final = (
+    "Forward a port to the listen address and name it in external_addresses, use a NAT that keeps ports, or a "
+    "gateway that relays bulk data. In a private network, set exclude_cidr = []. docs/networking.md explains it."
+)
+"""What the owner of a node on a host does where some peers cannot send it bulk data."""

@@ -91,14 +91,38 @@ class NetworkStatus:
     healthy: bool
     reach: Reach | None = None
 
+    @property
+    def lack(self) -> str | None:
+        """What the node lacks to be healthy, or None if it is healthy."""
+        if self.healthy:
+            return None
+        checks: dict[str, bool] = {
+            "it does not listen": bool(self.listening),
+            "no gateway is connected": bool(self.gateways),
+            "it has not joined the DHT": self.bootstrapped,
+            "no gateway has granted it a relay": bool(self.reservations),
+        }
+        return next((lack for lack, there in checks.items() if not there), "it is not healthy")
+
 
 class ConnectionStatus(NamedTuple):
-    """The state of a connection. `inbound`: the peer made it. `round_trip_s`: the latest one, None before the first."""
+    """The state of a connection.
+
+    Attributes:
+        inbound: whether the peer made it.
+        relayed: whether it leads through a relay.
+        transport: the transport to the peer, or to the relay.
+        round_trip_s: the latest one, or None before the first.
+        received_bytes: within TLS, like `sent_bytes`.
+    """
 
     peer_id: str
     inbound: bool
     relayed: bool
+    transport: str
     round_trip_s: float | None
+    received_bytes: int
+    sent_bytes: int
 
 
 class Network:
@@ -228,7 +252,15 @@ class Network:
     def connections(self) -> list[ConnectionStatus]:
         """Return the state of each connection."""
         return [
-            ConnectionStatus(peer_id, connection.inbound, connection.relayed, connection.muxed.latest_rtt_s)
+            ConnectionStatus(
+                peer_id,
+                connection.inbound,
+                connection.relayed,
+                connection.address.transport,
+                connection.muxed.latest_rtt_s,
+                connection.muxed.received_bytes,
+                connection.muxed.sent_bytes,
+            )
             for peer_id, connections in self._host.connections.items()
             for connection in connections
         ]

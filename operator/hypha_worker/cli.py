@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -282,6 +283,58 @@ def doctor(
         for line in findings.to_text(results, colour=sys.stdout.isatty()):
             typer.echo(line)
     raise typer.Exit(findings.exit_code(results))
+
+
+@app.command()
+def status(
+    *,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the state as JSON.")] = False,
+) -> None:
+    """Show the running node: whether it is ready, its jobs, leases, requests, peers and earnings."""
+    from hypha_worker.status import client, commands  # noqa: PLC0415
+
+    with _unless_read():
+        commands.show_status(client.state_dir(_load(config, {}).config), as_json=as_json)
+
+
+@app.command()
+def jobs(
+    *,
+    config: ConfigOption = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the jobs until interrupted.")] = False,
+) -> None:
+    """List the jobs of the running node, with the progress that they report."""
+    from hypha_worker.status import client, commands  # noqa: PLC0415
+
+    directory = client.state_dir(_load(config, {}).config)
+    with _unless_read():
+        (commands.watch_jobs if watch else commands.show_jobs)(directory)
+
+
+@app.command(name="logs")
+def show_logs(
+    job: Annotated[str, typer.Argument(help="The job: its task id, or the beginning of it.")],
+    *,
+    config: ConfigOption = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more lines until the job ends.")] = False,
+) -> None:
+    """Print the lines of a job's bridge and executor in one, by time. No node needs to run."""
+    from hypha_worker.status import client  # noqa: PLC0415
+    from hypha_worker.status import logs as job_logs  # noqa: PLC0415
+
+    configured = _load(config, {}).config
+    with _unless_read():
+        job_logs.show(configured, client.state_dir(configured), job, follow=follow)
+
+
+@contextmanager
+def _unless_read() -> Iterator[None]:
+    """End without an error once the reader of the output, such as `head`, has enough."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _find(path: Path | None) -> Path:

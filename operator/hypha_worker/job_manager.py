@@ -13,7 +13,8 @@ from hypha_network.network import Network
 from hypha_worker.connector.api import Connector
 from hypha_worker.connector.http_server import Exchange
 from hypha_worker.connector.pushes import PushRouter
-from hypha_worker.job import AdoptedJob, Failed, Finished, Job, JobEvent, LaunchError
+from hypha_worker.job import AdoptedJob, Failed, Finished, Job, JobEvent, LaunchError, Started
+from hypha_worker.job_history import JobHistory
 from hypha_worker.market.ledger import Lease
 from hypha_worker.progress import Report
 from hypha_worker.runtimes.protocol import Runtime, Serve
@@ -39,6 +40,7 @@ class JobManager:
         self._adopted = trio.Event()
         self._pushes = PushRouter()
         self._training = TrainingMetrics(telemetry)
+        self.history = JobHistory()
         self._connector = Connector(
             network,
             self._pushes,
@@ -81,8 +83,9 @@ class JobManager:
         self._add(job)
         try:
             await self._runtime.launch(job)
-        except BaseException:
+        except BaseException as error:
             self._remove(task_id)
+            self.history.on_end(task_id, str(error))
             raise
 
     async def stop_calls(self) -> None:
@@ -94,7 +97,7 @@ class JobManager:
         adopted = await self._runtime.adopt()
         for found in adopted:
             if found.running:
-                self._add(found.job, adopted=True)
+                self._add(found.job, adopted=True, started=found.started)
         self._adopted.set()
         self._network.handle_stream(PUSH, self._pushes.handle)
         return adopted
@@ -107,11 +110,15 @@ class JobManager:
         async for event in self._runtime.events:
             if isinstance(event, Finished | Failed):
                 self._remove(event.task_id)
+                self.history.on_end(event.task_id, event.reason if isinstance(event, Failed) else None)
+            elif isinstance(event, Started):
+                self.history.on_started(event.task_id)
             yield event
 
-    def _add(self, job: Job, *, adopted: bool = False) -> None:
+    def _add(self, job: Job, *, adopted: bool = False, started: bool = False) -> None:
         self._connector.add(job, adopted=adopted)
         self._training.add(job)
+        self.history.add(job, started=started)
 
     def _remove(self, task_id: UUID) -> None:
         self._connector.remove(task_id)
@@ -120,6 +127,7 @@ class JobManager:
     def _record_progress(self, task_id: UUID, report: Report) -> None:
         self._runtime.record_progress(task_id, report)
         self._training.record(task_id, report)
+        self.history.on_report(task_id, report)
 
 
 @asynccontextmanager

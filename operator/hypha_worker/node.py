@@ -28,6 +28,9 @@ from hypha_worker.observations import NetworkObserver, observe_jobs, observe_mar
 from hypha_worker.runtimes.protocol import Platform, Reread
 from hypha_worker.runtimes.registry import open_platform
 from hypha_worker.startup import VERSION
+from hypha_worker.state_dir import STATUS_SOCKET, find_state_dir
+from hypha_worker.status.board import Board
+from hypha_worker.status.server import serving_status
 from hypha_worker.telemetry import Telemetry, open_telemetry
 
 logger = logging.getLogger(__name__)
@@ -58,7 +61,10 @@ async def run_node(config: NodeConfig, reread: Reread) -> None:
                     open_network(platform.identity, network_config(config)) as network,
                     open_job_manager(platform.runtime, network, await platform.listen(network), telemetry) as jobs,
                 ):
-                    await _Node(config, platform, network, jobs, telemetry).run(signals)
+                    node = _Node(config, platform, network, jobs, telemetry)
+                    socket = find_state_dir(config.work_dir, network.peer_id) / STATUS_SOCKET
+                    async with serving_status(config.status_page, socket, node.board.json):
+                        await node.run(signals)
     logger.info("stopped")
 
 
@@ -107,6 +113,9 @@ class _Node:
         self._network_observer = NetworkObserver(telemetry, network)
         observe_market(telemetry, self._ledger, self._waiting)
         observe_jobs(telemetry, self._leases, jobs)
+        self.board = Board(
+            config, network, ledger=self._ledger, arbiter=self._arbiter, waiting=self._waiting, history=jobs.history
+        )
 
     async def run(self, signals: AsyncIterator[int]) -> None:
         """Run until the first signal. A second signal ends the wait for jobs and schedulers."""

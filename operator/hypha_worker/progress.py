@@ -52,6 +52,11 @@ class ProgressTally:
             metrics = dict(list((self._progress.metrics | fitting).items())[:_MAX_METRICS])
             self._progress = self._progress.model_copy(update={"round": report.metrics.round, "metrics": metrics})
 
+    @property
+    def progress(self) -> JobProgress:
+        """The progress, with the rate that `sum_up` returned last."""
+        return self._progress
+
     def sum_up(self, now: float) -> JobProgress:
         """Return the progress, with the rate since the last call."""
         if now > self._rated_at:

@@ -1,22 +1,15 @@
-"""Loads the identity of a worker and prepares its private directory, on any platform."""
+"""Loads the identity of a worker, on any platform."""
 
 import logging
-import os
-import stat
 from importlib.metadata import version
-from pathlib import Path
 from typing import Final
 
 from hypha_contracts.node_config import NodeConfig
 from hypha_network.identity import Identity
-from hypha_worker.errors import NodeError
-from hypha_worker.work_dir import cannot_use
 
 logger = logging.getLogger(__name__)
 
 VERSION: Final = version("hypha-worker")
-LEDGER_FILE: Final = "leases.json"
-"""The file of the ledger, in the directory that `prepare_state_dir` returns."""
 
 
 def load_identity(config: NodeConfig, *, crls_optional: bool = False) -> Identity:
@@ -32,31 +25,3 @@ def load_identity(config: NodeConfig, *, crls_optional: bool = False) -> Identit
         "hypha-worker %s, peer id %s, certificate valid until %s", VERSION, identity.peer_id, identity.not_valid_after
     )
     return identity
-
-
-def find_state_dir(work_dir: Path, peer_id: str) -> Path:
-    """Return the directory for jobs and state of a node with this peer id, without making it."""
-    try:
-        shared = work_dir.stat().st_mode & stat.S_IWOTH
-    except OSError:  # it does not exist yet, or this user may not see it
-        shared = 0
-    return work_dir / f"hypha-worker-{peer_id[-8:]}" if shared else work_dir
-
-
-def prepare_state_dir(work_dir: Path, peer_id: str) -> Path:
-    """Make and return the private directory for jobs and state. NodeError if it cannot be used.
-
-    In a directory that every user may write to, such as /tmp, the node uses a private directory of its own.
-    """
-    try:
-        work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        private = find_state_dir(work_dir, peer_id)
-        if private == work_dir:
-            return work_dir
-        private.mkdir(mode=0o700, exist_ok=True)
-        found = private.lstat()
-    except OSError as error:
-        raise cannot_use(work_dir, error) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise NodeError(f"{private}: not a private directory of this user. Remove it or choose another work_dir.")
-    return private

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
+from typing import Final
 from uuid import UUID
 
 from opentelemetry.metrics import Observation
@@ -15,7 +16,7 @@ from hypha_worker.job import Job
 from hypha_worker.progress import Report
 from hypha_worker.telemetry import Telemetry
 
-_LOSS = "loss"
+LOSS: Final = "loss"
 """The name of the loss among the metrics of a job."""
 
 
@@ -66,7 +67,7 @@ class TrainingMetrics:
             training.samples += report.status.batch_size
         if report.metrics is not None:
             training.round = report.metrics.round
-            loss = report.metrics.metrics.get(_LOSS, math.nan)
+            loss = report.metrics.metrics.get(LOSS, math.nan)
             training.loss = loss if math.isfinite(loss) else training.loss
         if report.stage == "update":
             training.wait_began_s = self._clock()

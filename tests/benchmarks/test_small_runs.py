@@ -20,6 +20,7 @@ FIGURES = {
     "connector": "pull in pieces of 16 KiB",
     "muxer": "muxer, 16 KiB frames",
     "telemetry": "with telemetry, median",
+    "status_page": "one open page, of a core",
     "trainer": "trainer / bare loop",
     "reconcile": "calls per worker",
 }

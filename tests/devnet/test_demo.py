@@ -1,5 +1,6 @@
 """The demo as its user runs it: to its end, interrupted, and with a process that dies."""
 
+import json
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,22 @@ def test_a_language_model_learns_over_the_network_and_writes(demo):
     first, second = demo.output.glob("models/trainer-*/*/model.safetensors")
     assert first.read_bytes() == second.read_bytes()
     assert demo.left() == []
+
+
+def test_the_status_page_of_a_trainer_shows_its_job_with_its_loss(demo):
+    page = demo.reads(r"the status page of trainer-1 is at (http://127\.0\.0\.1:\d+/)")
+    assert page, demo.text
+    assert demo.reads("round 3 of"), demo.text
+    with urllib.request.urlopen(f"{page[1]}status.json", timeout=30) as answer:
+        state = json.load(answer)
+    (job,) = state["jobs"]
+    assert (job["phase"], job["executor"]) == ("running", "train/diloco-transformer")
+    assert job["round"] >= 2
+    assert len(job["loss"]["y"]) > 2
+    assert job["metrics"]["loss"] > 0
+    assert state["earnings"]["per_s"] > 0
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.ends() == 130, demo.text
 
 
 @pytest.mark.parametrize("moment", ["== network", "is dispatched to", "round 2 of"])

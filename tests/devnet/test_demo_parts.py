@@ -17,6 +17,7 @@ from hypha_devnet.demo.run import Result
 from hypha_devnet.demo.settings import (
     NEEDED,
     NODES,
+    SHOWN,
     TRAINERS,
     WORKERS,
     Files,
@@ -76,7 +77,7 @@ def test_unknown_events_do_not_change_the_board(board):
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("phase", PHASES)
 def test_the_board_fits_the_terminal(board, width, phase):
-    board.phase = phase
+    board.phase, board.page = phase, "http://127.0.0.1:65535/"
     for worker in WORKERS:
         scheduler(board, "offer", worker, price=100.0)
         scheduler(board, "lease", worker, role="trainer", expires=1012.0)
@@ -86,7 +87,7 @@ def test_the_board_fits_the_terminal(board, width, phase):
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     console.print(draw(board, 1002.5))
     text = console.file.getvalue()
-    for shown in (*WORKERS, "9.5 s", "0.1234", f"round 1 of {DIGITS.rounds}", "640 of 1280 samples"):
+    for shown in (*WORKERS, "9.5 s", "0.1234", f"round 1 of {DIGITS.rounds}", "640 of 1280 samples", board.page):
         assert shown in text
     assert "…" not in text
 
@@ -180,6 +181,8 @@ def test_the_nodes_understand_their_configurations(tmp_path, model):
     for worker in WORKERS:
         path = write_config(files, worker, worker_config(files, worker, GATEWAY, tmp_path / "work"))
         assert load_worker(path, {}, {}).config.gateway_addresses == [GATEWAY]
+    shown = worker_config(files, SHOWN, GATEWAY, tmp_path / "work", "127.0.0.1:8081")
+    assert load_worker(write_config(files, SHOWN, shown), {}, {}).config.status_page.listen == "127.0.0.1:8081"
 
 
 def test_text_of_others_on_the_board_is_escaped(board):

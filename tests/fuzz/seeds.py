@@ -358,6 +358,27 @@ HTTP_BOMBS: Final = {
     **{f"body: {name}": _HEAD + b"Content-Length: %d\r\n\r\n" % len(bomb) + bomb for name, bomb in JSON_BOMBS.items()},
 }
 
+STATUS_REQUESTS: Final = [
+    b"GET / HTTP/1.1\r\nHost: [::1]:8081\r\nSec-Fetch-Site: none\r\n\r\n",
+    b"GET /status.json HTTP/1.1\r\nHost: worker.example.org\r\nOrigin: http://worker.example.org\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nSec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\n\r\n",
+]
+STATUS_BOMBS: Final = {
+    "a long host": b"GET / HTTP/1.1\r\nHost: " + b"1." * 7500 + b"\r\n\r\n",
+    "a long address": b"GET / HTTP/1.1\r\nHost: [" + b"::1%" * 3900 + b"]\r\n\r\n",
+    "a long origin": b"GET / HTTP/1.1\r\nHost: ::1\r\nOrigin: " + b"://" * 5000 + b"\r\n\r\n",
+}
+
+LOG_LINES: Final = [
+    b"2026-11-30T05:43:26.999Z the executor says run\nTraceback\n",
+    b'time=2026-11-30T05:43:26Z level=info msg="starts"\n',
+]
+LOG_BOMBS: Final = {
+    "digits": b"2026-11-30T05:43:26." + b"9" * 400_000,
+    "times": b"2026-11-30T05:43:26Z " * 20_000,
+    "a long line": b"x" * 400_000,
+}
+
 BRIDGE_REQUESTS: Final = [
     b'\x00\n{"fetch":{"type":"HuggingFace","repository":"a/b","filenames":["c.json"]},"out_dir":"models"}',
     b'\x00\n{"type":"scheduler","peer":"%s","dataset":"digits"}' % _PEER.encode(),

@@ -103,6 +103,8 @@ TARGETS: Final[dict[str, Target]] = {
         wire.worker_toml, (ConfigError,), seeds.WORKER_TOML, seeds.TOML_BOMBS, base_s=MAX_S, bytes_per_byte=200
     ),
     "connector-http": Target(wire.connector_http, wire.HTTP_ERRORS, seeds.HTTP, seeds.HTTP_BOMBS),
+    "status-request": Target(wire.status_request, wire.HTTP_ERRORS, seeds.STATUS_REQUESTS, seeds.STATUS_BOMBS),
+    "log-line": Target(wire.log_line, (), seeds.LOG_LINES, seeds.LOG_BOMBS),
     "bridge-api": Target(wire.bridge_api, (), seeds.BRIDGE_REQUESTS, seeds.BRIDGE_BOMBS),
     "job-telemetry": Target(wire.job_telemetry, (ValueError,), seeds.TELEMETRY, seeds.TELEMETRY_BOMBS),
     "job-file": Target(

@@ -31,6 +31,8 @@ from hypha_worker.config_file import Loaded, load
 from hypha_worker.connector import pushes
 from hypha_worker.connector.http_server import Disconnected, Exchange, HttpError
 from hypha_worker.runtimes.kubernetes.tokens import key_id_of, keys_of, pod_of
+from hypha_worker.status import access
+from hypha_worker.status.logs import parse_line
 from support.certs import Pki
 from support.tokens import AUDIENCE, USER, published
 
@@ -155,6 +157,18 @@ def connector_http(data: bytes) -> Any:
     exchange = Exchange(Channel(data), "fuzzed", lambda: None)  # type: ignore[arg-type]
     drive(exchange.read_head())
     return drive(exchange.read_json())
+
+
+def status_request(data: bytes) -> None:
+    """Read a request for the status page, and decide whether it is answered."""
+    exchange = Exchange(Channel(data), "fuzzed", lambda: None)  # type: ignore[arg-type]
+    drive(exchange.read_head())
+    access.check(exchange.method, exchange.path, exchange.headers, ["worker.example.org"])
+
+
+def log_line(data: bytes) -> None:
+    """Read a line of the log of a job."""
+    parse_line("executor", data.decode(errors="replace"), 0.0)
 
 
 def job_telemetry(data: bytes) -> int:

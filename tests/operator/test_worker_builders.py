@@ -143,6 +143,11 @@ class TestDeployment:
         assert config.kubernetes is not None
         assert config.kubernetes.pod_name == "gpu-controller-1-2"
 
+    def test_a_template_may_turn_on_the_status_page_of_the_node(self):
+        page = {"name": "HYPHA_STATUS_PAGE__LISTEN", "value": "127.0.0.1:8081"}
+        template = {"spec": {"containers": [{"name": "worker", "env": [page]}]}}
+        assert page in pod(deployed(controller={"template": template}))["containers"][0]["env"]
+
     def test_a_mesh_leaves_the_pod_alone_unless_a_template_lets_it_in(self):
         metadata = deployed()["spec"]["template"]["metadata"]
         assert metadata["labels"]["sidecar.istio.io/inject"] == "false"

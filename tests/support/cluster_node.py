@@ -65,8 +65,8 @@ class Stage:
         """Run another pod of the same controller beside this one, on another host."""
         with TemporaryDirectory() as directory:
             node = copy.copy(self.node)
-            node.directory = Path(shutil.copytree(self.node.directory, Path(directory) / "node"))
-            shutil.rmtree(node.work_dir)
+            without_state = shutil.ignore_patterns(self.node.work_dir.name)
+            node.directory = Path(shutil.copytree(self.node.directory, Path(directory) / "node", ignore=without_state))
             node.config = node.directory / self.node.config.name
             node.config.write_text(node.config.read_text().replace(str(self.port), str(free_port())))
             node.start()

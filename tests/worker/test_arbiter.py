@@ -390,3 +390,55 @@ async def test_a_suspended_worker_makes_no_offers_until_it_is_resumed() -> None:
         setting.market.advertise(ALICE, request())
         await trio.sleep(0.3)
         assert len(setting.market.offers[ALICE]) == 1
+
+
+async def test_the_answer_to_each_request_is_remembered() -> None:
+    async with arbiter(WHOLE_WORKER) as setting:
+        setting.market.advertise(ALICE, request(bid=1), request(bid=2))
+        setting.market.advertise(BOB, request())
+        await trio.sleep(0.01)
+        setting.market.advertise(ALICE, request(bid=90))
+        await trio.sleep(0.3)
+        (lease,) = setting.ledger.leases
+        assert [(one.scheduler, one.answer, one.count) for one in setting.arbiter.recent.newest_first] == [
+            (ALICE, "waiting", 1),
+            (BOB, "offered", 1),
+            (ALICE, "refused", 2),
+        ]
+        assert setting.arbiter.recent.newest_first[1].lease_id == lease.id
+        setting.arbiter.apply(settings_by(replace(WHOLE_WORKER, floor=150)))
+        latest = setting.arbiter.recent.newest_first[0]
+        assert (latest.scheduler, latest.answer, latest.reason) == (
+            ALICE,
+            "refused",
+            "the bid 90 is below the floor 150",
+        )
+
+
+async def test_requests_are_remembered_with_the_reason_why_the_worker_makes_no_offers() -> None:
+    async with arbiter(WHOLE_WORKER) as setting:
+        made = settings_by(WHOLE_WORKER)
+        for settings, reason in (
+            (replace(made, offers=False, suspended=True), "the worker is suspended"),
+            (replace(made, offers=False), "jobs could not run; see the conditions of the HyphaWorker"),
+        ):
+            setting.arbiter.apply(settings)
+            setting.market.advertise(ALICE, request())
+            await trio.sleep(0.01)
+            (one,) = setting.arbiter.recent.newest_first
+            assert (one.answer, one.reason, setting.arbiter.silence) == ("none", reason, reason)
+        setting.arbiter.apply(made)
+        assert setting.arbiter.silence is None
+        for failed in (1.0, 2.0):
+            setting.starts.on_failed(failed)
+        assert setting.arbiter.silence == "the last jobs did not start"
+        setting.arbiter.stop()
+        assert setting.arbiter.silence == "the node is stopping"
+
+
+async def test_a_request_that_nobody_verified_is_remembered_without_a_scheduler() -> None:
+    async with arbiter(replace(WHOLE_WORKER, blocked=frozenset([ALICE]))) as setting:
+        assert not setting.arbiter._serves(ALICE)
+        (one,) = setting.arbiter.recent.newest_first
+        assert (one.scheduler, one.answer) == ("", "refused")
+        assert "is blocked" in one.reason

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hypha_worker.errors import NodeError
-from hypha_worker.startup import prepare_state_dir
+from hypha_worker.state_dir import prepare_state_dir
 from support.certs import Pki
 
 
@@ -36,7 +36,7 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert worker("--version").stdout == f"hypha-worker {version('hypha-worker')}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["init"], ["probe"], ["identity"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["init"], ["probe"], ["identity"], ["status"], ["jobs"], ["logs"]])
 def test_every_command_explains_itself(command: list[str]) -> None:
     result = worker(*command, "--help")
     assert result.returncode == 0

@@ -321,6 +321,15 @@ def test_the_environment_replaces_the_file_and_the_command_line_both(file: Path)
     assert config.telemetry_prometheus == "9464"
 
 
+def test_the_status_page_is_off_by_default_and_takes_an_address_or_a_port(file: Path) -> None:
+    assert read(file, MINIMAL).config.status_page.listen is None
+    page = '[status_page]\nlisten = "127.0.0.1:8081"\nhosts = ["worker.example.org"]\n'
+    assert read(file, MINIMAL + page).config.status_page.hosts == ["worker.example.org"]
+    assert read(file, MINIMAL, {"HYPHA_STATUS_PAGE__LISTEN": "8081"}).config.status_page.listen == "8081"
+    assert "status_page.listen: write a port such as" in refused(file, MINIMAL + page.replace("8081", "http"))
+    assert "status_page.hosts[0]" in refused(file, MINIMAL + page.replace("worker.example.org", "http://worker"))
+
+
 def test_an_error_in_the_environment_names_the_variable(file: Path) -> None:
     assert refused(file, MINIMAL, {"HYPHA_RELAY_CIRCUIT": "perhaps"}).startswith("HYPHA_RELAY_CIRCUIT: relay_circuit")
 

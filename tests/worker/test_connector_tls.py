@@ -34,7 +34,7 @@ from hypha_worker.connector import http_server
 from hypha_worker.connector.api import Connector
 from hypha_worker.connector.http_server import Exchange, serve_tls
 from hypha_worker.connector.pushes import PushRouter
-from hypha_worker.runtimes.kubernetes.cluster import listen_for_bridges, why_not_ready
+from hypha_worker.runtimes.kubernetes.cluster import listen_for_bridges
 from support import jobs
 from support.certs import Pki, identity_of
 from support.networks import direct_address, node
@@ -383,8 +383,8 @@ async def test_a_node_without_a_gateway_lives_and_is_not_ready(tmp_path: Path) -
 )
 def test_the_reason_why_a_node_is_not_ready_is_named(lack: dict[str, Any], reason: str) -> None:
     status = NetworkStatus(("/ip4/10.0.0.1/tcp/4001",), ("gateway",), ("gateway",), bootstrapped=True, healthy=True)
-    assert why_not_ready(status) is None
-    assert why_not_ready(replace(status, healthy=False, **lack)) == reason
+    assert status.lack is None
+    assert replace(status, healthy=False, **lack).lack == reason
 
 
 async def test_handshakes_take_no_more_than_their_part_of_the_processor(

@@ -20,7 +20,7 @@ from hypha_worker.doctor.checks import CHECKS
 from hypha_worker.runtimes.process import launch, limits
 from hypha_worker.runtimes.process.checks import machine
 from hypha_worker.runtimes.process.host import check_at_start
-from hypha_worker.startup import find_state_dir
+from hypha_worker.state_dir import find_state_dir
 from support import jobs
 from support.certs import Pki
 from support.examined import examine, problem, write_config

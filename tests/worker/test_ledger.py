@@ -52,6 +52,28 @@ def held(ledger: Ledger, scheduler: str = ALICE, resources: Resources = HALF) ->
     return lease
 
 
+def test_the_ledger_remembers_how_an_offer_ended(ledger: Ledger, clock: Clock) -> None:
+    accepted, lapsed, withdrawn = (offered(ledger, resources=Resources(cpu=1)) for _ in range(3))
+    assert ledger.offer_end(accepted.id) is None
+    ledger.renew(accepted.id, ALICE)
+    ledger.renew(accepted.id, ALICE)
+    ledger.withdraw(withdrawn.id)
+    clock.now += 1
+    ledger.expire()
+    ends = [ledger.offer_end(lease.id) for lease in (accepted, lapsed, withdrawn)]
+    assert ends == ["accepted", "lapsed", "withdrawn"]
+    assert ledger.offers_ended == {"accepted": 1, "lapsed": 1, "withdrawn": 1}
+
+
+def test_the_ledger_remembers_the_ends_of_a_limited_number_of_offers(ledger: Ledger) -> None:
+    leases = []
+    for _ in range(1000):
+        leases.append(offered(ledger))
+        ledger.withdraw(leases[-1].id)
+    remembered = [lease for lease in leases if ledger.offer_end(lease.id)]
+    assert remembered == leases[-128:]
+
+
 def test_an_offer_stands_for_half_a_second_and_a_renewal_for_ten(ledger: Ledger, clock: Clock) -> None:
     lease = offered(ledger)
     assert lease.deadline == clock.now + 0.5

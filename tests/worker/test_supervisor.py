@@ -1,6 +1,7 @@
 """The supervisor: what it costs, what it survives, and that nothing escapes it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -234,6 +235,27 @@ def test_a_log_stays_within_its_limit_and_keeps_the_last_bytes(
     assert all(file.stat().st_size <= 1000 for file in files if file.exists())
     assert b"".join(pieces).endswith(kept)
     assert len(kept) >= min(700, sum(map(len, pieces)))
+
+
+@given(st.lists(st.binary(max_size=300).map(lambda data: data.replace(b"Z", b"z")), max_size=50))
+def test_each_line_of_a_log_begins_with_its_time_however_it_arrives_in_pieces(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]
+) -> None:
+    path = tmp_path_factory.mktemp("log") / "output.log"
+    log = BoundedLog(path, 1 << 20, stamps=True)
+    for piece in pieces:
+        log.write(piece)
+    stamped = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ")
+    lines = path.read_bytes().split(b"\n")
+    assert all(stamped.match(line) for line in lines[:-1])
+    assert b"\n".join(stamped.sub(b"", line, count=1) for line in lines) == b"".join(pieces)
+
+
+def test_a_flood_of_line_breaks_stays_within_the_limit_of_a_log_in_spite_of_their_times(tmp_path: Path) -> None:
+    log = BoundedLog(tmp_path / "output.log", 4096, stamps=True)
+    for _ in range(3):
+        log.write(b"\n" * 65_536)
+    assert all(file.stat().st_size <= 4096 for file in tmp_path.iterdir())
 
 
 HOSTILE = """

@@ -96,3 +96,14 @@ def test_the_lapses_of_a_bounded_number_of_schedulers_are_recorded() -> None:
     for number in range(10_000):
         requests.record_lapsed(f"peer {number}", 0.0)
     assert len(requests._lapsed) <= 4096
+
+
+def test_a_request_is_contained_while_it_waits_whether_it_is_fresh_or_not() -> None:
+    requests, one = WaitingRequests(100, 0.2, 100), waiting()
+    assert one.key not in requests
+    requests.add(one)
+    assert one.key in requests
+    requests.pass_over()
+    assert one.key in requests
+    requests.remove(one)
+    assert one.key not in requests

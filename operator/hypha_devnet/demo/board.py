@@ -29,13 +29,17 @@ class Worker:
 
 @dataclass
 class Board:
-    """The state of the demo. Times are in seconds since the epoch; `rounds` has the duration of each round."""
+    """The state of the demo. Times are in seconds since the epoch; `rounds` has the duration of each round.
+
+    `page` is the URL of a worker's status page, once there is one.
+    """
 
     began: float
     model: DemoModel = DIGITS
     peers: dict[str, str] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=lambda: {name: Worker() for name in WORKERS})
     phase: str = PHASES[0]
+    page: str | None = None
     rounds: list[float] = field(default_factory=list)
     samples: int = 0
     alone: list[tuple[float, float]] = field(default_factory=list)

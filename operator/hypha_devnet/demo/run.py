@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -28,6 +29,7 @@ from hypha_devnet.demo.processes import Process, ProcessDiedError, Processes, op
 from hypha_devnet.demo.settings import (
     NEEDED,
     NODES,
+    SHOWN,
     TRAINERS,
     WORKERS,
     Files,
@@ -132,6 +134,13 @@ def _short_directory() -> str:
     return directory if len(directory) <= _MAX_TEMPORARY_CHARACTERS else "/tmp"  # noqa: S108 - the name below is random
 
 
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 class _Demo:
     """One run of the demo."""
 
@@ -174,14 +183,19 @@ class _Demo:
         await start("hub", [*_DEVNET, "hub", "--root", files.hub, "--events"])
         hub = (await self._event("hub", "listening"))["url"]
         board.phase = "workers"
+        page = f"127.0.0.1:{_free_port()}"
         for number, worker in enumerate(WORKERS):
-            config = worker_config(files, worker, gateway, self._work_dir / str(number))
+            config = worker_config(
+                files, worker, gateway, self._work_dir / str(number), page if worker == SHOWN else None
+            )
             path = write_config(files, worker, config)
             await start(worker, ["-m", "hypha_worker", "run", "--config", path], {"HF_ENDPOINT": hub})
         prepared = await self._event("model", "prepared")
         datasets = [str(files.dataset), str(files.held_out)]
         await self._node("data", {**node_config(files, "data", gateway), "dataset_paths": datasets})
         await self._until_ready(gateway)
+        board.page = f"http://{page}/"
+        board.add_line(f"the status page of {SHOWN} is at {board.page}")
         board.phase = "training"
         await self._run_job("scheduler", job_config(files.model), gateway)
         board.phase = "inference"

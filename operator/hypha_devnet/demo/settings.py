@@ -13,6 +13,8 @@ from hypha_network.identity import Identity
 TRAINERS: Final = ("trainer-1", "trainer-2")
 SERVER: Final = "parameter-server"
 WORKERS: Final = (*TRAINERS, SERVER)
+SHOWN: Final = TRAINERS[0]
+"""The worker whose status page the demo turns on."""
 NODES: Final = ("gateway", "data", "scheduler", "inference", *WORKERS, "demo")
 NEEDED: Final = {"cpu": 1, "memory": 4, "storage": 2, "gpu": 0}
 """The resources that a job needs of each worker, in cores and GB."""
@@ -78,8 +80,8 @@ def node_config(files: Files, node: str, gateway: str | None) -> dict[str, Any]:
     }
 
 
-def worker_config(files: Files, worker: str, gateway: str, work_dir: Path) -> dict[str, Any]:
-    """Return the configuration of a worker, as its owner would write it."""
+def worker_config(files: Files, worker: str, gateway: str, work_dir: Path, page: str | None = None) -> dict[str, Any]:
+    """Return the configuration of a worker, as its owner would write it. `page` is where it serves its status page."""
     if worker == SERVER:
         executors = [{"class": "aggregate", "name": "parameter-server", "runtime": "parameter-server"}]
     else:
@@ -96,6 +98,7 @@ def worker_config(files: Files, worker: str, gateway: str, work_dir: Path) -> di
         # The model hub is on loopback, too. Control groups would outlive a killed worker.
         "jobs": {"allow_private_addresses": True, "limits": False},
         "executors": executors,
+        **({"status_page": {"listen": page}} if page else {}),
     }
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hypha_devnet.demo.board import PHASES, Board
-from hypha_devnet.demo.settings import WORKERS
+from hypha_devnet.demo.settings import SHOWN, WORKERS
 
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 _SPARKS: Final = 12
@@ -74,9 +74,11 @@ class PlainView:
 
 def draw(board: Board, now: float) -> Panel:
     """Render the board."""
-    parts: list[RenderableType] = []
-    for part in (_phases(board), _progress(board), _workers(board, now), _alone(board)):
-        parts += [part, Text()]
+    sections: tuple[RenderableType, ...] = (
+        *(_phases(board), _progress(board), _workers(board, now)),
+        *(*_page(board), _alone(board)),
+    )
+    parts = [part for section in sections for part in (section, Text())]
     recent = Text("\n".join(board.recent), style="dim", overflow="ellipsis", no_wrap=True)
     title = f"[bold]A Hypha network on this machine[/] · {now - board.began:.0f} s"
     return Panel(Group(*parts, recent), title=title, title_align="left", border_style="cyan", padding=(1, 2))
@@ -123,6 +125,10 @@ def _workers(board: Board, now: float) -> Table:
             Text(sparks(losses), style="cyan"),
         )
     return table
+
+
+def _page(board: Board) -> list[Text]:
+    return [Text.assemble((f"status page of {SHOWN}:  ", "dim"), (board.page, "bold"))] if board.page else []
 
 
 def _alone(board: Board) -> Text:

@@ -1,16 +1,18 @@
 """Look-up of `/dnsaddr/NAME`, the name of a gateway whose addresses stand in TXT records of `_dnsaddr.NAME`."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
-from dns.asyncresolver import Resolver
 from dns.exception import DNSException
 
 from hypha_messages.types import peer_id_to_bytes
 from hypha_network.errors import DialError
 from hypha_network.wire import addresses
 from hypha_network.wire.addresses import Address, AddressError
+
+if TYPE_CHECKING:
+    from dns.asyncresolver import Resolver
 
 MAX_ADDRESSES: Final = 16
 """Maximum number of addresses of a name. Further ones are ignored."""
@@ -92,6 +94,8 @@ async def _records(name: str) -> list[str]:
     return [text.removeprefix(_PREFIX) for text in texts if text.startswith(_PREFIX)]
 
 
-def resolver() -> Resolver:
+def resolver() -> "Resolver":
     """Return a resolver with the name servers of this machine."""
+    from dns.asyncresolver import Resolver  # noqa: PLC0415 - takes longer than all else that reads a configuration
+
     return Resolver()

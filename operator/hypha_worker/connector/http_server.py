@@ -1,8 +1,9 @@
 """A small HTTP/1.1 server on trio, on a Unix socket or over TLS, with one request per connection.
 
 h11 implements the protocol. Bodies of gigabytes pass through here in large pieces, so the work per piece is small.
-Clients are our own bridges, so a request has a short head and, if it has a body, exactly one Content-Length.
-A connection is unauthenticated until the handler marks its request as authenticated. Until then it has little time.
+Clients are our own bridges, Prometheus and browsers, so a request has a short head and, if it has a body, exactly one
+Content-Length. A connection is unauthenticated until the handler marks its request as authenticated. Until then it has
+little time.
 """
 
 import contextlib
@@ -85,6 +86,9 @@ class Exchange:
         stream: the connection.
         source: who made the connection.
         mark_authenticated: called once the request is authenticated. HttpError if there are too many connections.
+
+    Attributes:
+        answer_headers: headers of the answer, whatever it is.
     """
 
     def __init__(self, stream: ByteStream, source: str, mark_authenticated: Callable[[], None]) -> None:
@@ -96,6 +100,7 @@ class Exchange:
         self.path = ""
         self.query: dict[str, str] = {}
         self.headers: dict[str, str] = {}
+        self.answer_headers: Sequence[tuple[str, str]] = ()
 
     async def read_head(self) -> None:
         """Receive the request up to its body. Disconnected if no bridge makes such a request."""
@@ -159,9 +164,10 @@ class Exchange:
         await self.answer(json.dumps(value).encode(), "application/json", status)
 
     async def answer(self, body: bytes, content_type: str, status: HTTPStatus = HTTPStatus.OK) -> None:
-        """Answer with a body."""
+        """Answer with a body. For HEAD, only its length is sent."""
         headers = [("Content-Type", content_type), ("Content-Length", str(len(body)))]
-        await self._send(self._response(status, headers), h11.Data(data=body), h11.EndOfMessage())
+        data = b"" if self.method == "HEAD" else body
+        await self._send(self._response(status, headers), h11.Data(data=data), h11.EndOfMessage())
 
     async def answer_empty(self) -> None:
         """Answer 204."""
@@ -210,7 +216,8 @@ class Exchange:
             raise Disconnected("the client went away")
 
     def _response(self, status: HTTPStatus, headers: list[tuple[str, str]]) -> h11.Response:
-        return h11.Response(status_code=status, headers=[*headers, ("Connection", "close")], reason=status.phrase)
+        headers = [*headers, *self.answer_headers, ("Connection", "close")]
+        return h11.Response(status_code=status, headers=headers, reason=status.phrase)
 
     async def _next_event(self) -> Any:
         while (event := self._http.next_event()) is h11.NEED_DATA:
@@ -247,7 +254,7 @@ async def serve(listeners: Sequence[trio.SocketListener], handler: Handler, open
             with trio.fail_after(_HANDSHAKE_TIMEOUT_S):
                 stream = await open_stream(connection.stream)
         except (trio.BrokenResourceError, trio.TooSlowError) as error:
-            logger.debug("no request: %s", error or type(error).__name__)
+            logger.debug("no request: %s", str(error) or type(error).__name__)
             return
         try:
             await _serve_one(handler, Exchange(stream, connection.source, mark_authenticated))
@@ -267,7 +274,7 @@ async def _serve_one(handler: Handler, exchange: Exchange) -> None:
                 raise
             await exchange.answer_json(ErrorBody(error=error.code, detail=str(error)).model_dump(), error.status)
     except (Disconnected, HttpError, h11.ProtocolError, trio.BrokenResourceError, trio.TooSlowError) as error:
-        logger.debug("%s %s: %s", exchange.method, exchange.path, error or type(error).__name__)
+        logger.debug("%s %s: %s", exchange.method, exchange.path, str(error) or type(error).__name__)
     except Exception as error:
         report_failure(exchange.source, f"the call {exchange.method} {exchange.path}", error)
 

@@ -11,7 +11,7 @@ import trio
 
 from hypha_contracts.findings import Finding, Mark, failure, ok, skipped, warning
 from hypha_contracts.node_config import NodeConfig
-from hypha_contracts.reach import DESCRIPTIONS, Reach
+from hypha_contracts.reach import DESCRIPTIONS, REMEDY, Reach
 from hypha_contracts.reasons import WorkerReason
 from hypha_messages.advertisement import DECODERS, TOPIC, RequestWorker
 from hypha_network.errors import NetworkError
@@ -163,11 +163,7 @@ def judge_reach(reach: Reach, config: NodeConfig) -> Finding:
         return ok(text)
     if config.offer.aggregate_needs_reach and any(executor.class_ == "aggregate" for executor in config.executors):
         text += ", so it makes no offers for jobs of class aggregate"
-    return warning(
-        text,
-        "Forward a port to the listen address and name it in external_addresses, use a NAT that keeps ports, or a "
-        "gateway that relays bulk data. In a private network, set exclude_cidr = []. docs/networking.md explains it.",
-    )
+    return warning(text, REMEDY)
 
 
 async def topic(worker: Worker) -> Iterable[Finding]:

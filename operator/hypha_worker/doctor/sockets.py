@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hypha_worker.runtimes.process.launch import CONNECTOR_SOCKET
+from hypha_worker.state_dir import STATUS_SOCKET
 
 
 def find_exposed(directory: Path) -> Iterator[tuple[Path, str]]:
     """Yield the sockets of node and bridges that others than this user may use, and why."""
-    for path in (directory / CONNECTOR_SOCKET, *directory.glob("hypha-*/bridge.sock")):
+    for path in (directory / CONNECTOR_SOCKET, directory / STATUS_SOCKET, *directory.glob("hypha-*/bridge.sock")):
         try:
             found = path.lstat()
         except OSError:

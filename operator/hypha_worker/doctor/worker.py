@@ -17,7 +17,7 @@ from hypha_network.identity import Identity
 from hypha_worker.config_file import ConfigError, Loaded
 from hypha_worker.runtimes.process.host import process_config
 from hypha_worker.runtimes.process.launch import ProcessConfig
-from hypha_worker.startup import find_state_dir
+from hypha_worker.state_dir import find_state_dir
 
 _Fact = TypeVar("_Fact")
 _CONNECT_S: Final = 2.0

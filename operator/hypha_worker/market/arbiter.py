@@ -21,8 +21,9 @@ from hypha_network.errors import NetworkError
 from hypha_network.network import Network
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.services.gossip_messages import Gossip
-from hypha_worker.market.evaluator import Refusal
+from hypha_worker.market.evaluator import Policy, Refusal
 from hypha_worker.market.ledger import Lease, Ledger
+from hypha_worker.market.recent_requests import RecentRequests
 from hypha_worker.market.request_tally import RequestTally
 from hypha_worker.market.settings import Settings
 from hypha_worker.market.starts import StartRecord
@@ -72,6 +73,7 @@ class Arbiter:
         self._capacity_freed = False
         self._stopped = False
         self.requests = RequestTally()
+        self.recent = RecentRequests()
 
     async def run(self) -> None:
         """Answer requests until cancelled."""
@@ -97,13 +99,26 @@ class Arbiter:
             refusal = policy.exclusion(waiting.scheduler) or policy.refusal(waiting.request, now)
             if refusal is not None:
                 self._waiting.remove(waiting)
+                self.recent.on_refused(waiting.scheduler, waiting.request, refusal, now)
             if before.postpones(waiting.request) and not policy.postpones(waiting.request):
                 self._record(waiting.scheduler, waiting.request, refusal)
         self.on_capacity_freed()
 
     @property
-    def _offering(self) -> bool:
-        return self._settings.offers and not self._stopped and self._starts.max_unstarted != 0
+    def policy(self) -> Policy:
+        """What it decides by now."""
+        return self._settings.policy
+
+    @property
+    def silence(self) -> str | None:
+        """Why the worker makes no offers at all; None if it makes some."""
+        if self._stopped:
+            return "the node is stopping"
+        if self._settings.suspended:
+            return "the worker is suspended"
+        if not self._settings.offers:
+            return "jobs could not run; see the conditions of the HyphaWorker"
+        return "the last jobs did not start" if self._starts.max_unstarted == 0 else None
 
     def on_capacity_freed(self) -> None:
         """Consider waiting requests again, because leases have ended."""
@@ -130,23 +145,28 @@ class Arbiter:
         if (exclusion := self._settings.policy.exclusion(scheduler)) is None:
             return True
         self.requests.record_excluded(exclusion)
+        self.recent.on_excluded(exclusion, self._wall_clock())
         _refusal_log.info(scheduler, "its requests get no offer: %s", exclusion.message)
         return False
 
     def _take(self, gossip: Gossip[RequestWorker]) -> None:
         """Refuse one request or let it wait for an offer."""
-        now = trio.current_time()
-        if not self._offering:
+        now, wall_clock = trio.current_time(), self._wall_clock()
+        request, policy = gossip.message, self._settings.policy
+        if (why := self.silence) is not None:
+            self.recent.on_silence(gossip.source, request, why, wall_clock)
             self._telemetry.requests.add(1, {"decision": "ignored"})
             return
-        request, policy = gossip.message, self._settings.policy
-        refusal = policy.exclusion(gossip.source) or policy.refusal(request, self._wall_clock())
+        refusal = policy.exclusion(gossip.source) or policy.refusal(request, wall_clock)
         if refusal is not None:
+            self.recent.on_refused(gossip.source, request, refusal, wall_clock)
             self._record(gossip.source, request, refusal)
         elif not self._ledger.answered(gossip.source, request.id):
             if not self._waiting.add(Waiting(gossip.source, request, now)):
                 self._telemetry.requests.add(1, {"decision": "ignored"})
-            elif not policy.postpones(request):
+                return
+            self.recent.on_waiting(gossip.source, request, wall_clock)
+            if not policy.postpones(request):
                 self._record(gossip.source, request, None)
 
     def _record(self, scheduler: str, request: RequestWorker, refusal: Refusal | None) -> None:
@@ -162,7 +182,7 @@ class Arbiter:
         """Reserve capacity for the best candidates."""
         now = trio.current_time()
         self._waiting.drop_expired(now, self._wall_clock())
-        candidates = self._candidates(now) if self._offering else ()
+        candidates = () if self.silence else self._candidates(now)
         if not candidates:
             return []
         policy = self._settings.policy
@@ -187,6 +207,7 @@ class Arbiter:
                 self._traces.record(lease.trace, "advertisement", arrived, end=rated)
                 self._traces.record(lease.trace, "evaluation", rated, attributes={"requests": len(candidates)})
                 self._waiting.remove(waiting)
+                self.recent.on_offered(lease)
                 self._sending[waiting.scheduler] += 1
                 chosen.append((lease, waiting))
         self._waiting.pass_over()

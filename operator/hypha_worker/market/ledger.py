@@ -6,7 +6,7 @@ reserves its resources until the job is gone. The lease of a finished job reserv
 renew it, because the report of the end arrives later.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final, Literal, Protocol
 from uuid import UUID, uuid4
@@ -22,6 +22,8 @@ MAX_ENDED_PER_SCHEDULER: Final = 64
 MAX_ENDED: Final = 512
 """Maximum number of kept records of ended jobs. Once many schedulers have some, each gets an equal share."""
 MIN_ENDED_PER_SCHEDULER: Final = 4
+_REMEMBERED_OFFERS: Final = 128
+"""Number of offers of which the ledger remembers how they ended."""
 
 JobEnd = Literal["Finished", "Failed", "Unknown"]
 OfferEnd = Literal["accepted", "lapsed", "withdrawn"]
@@ -109,6 +111,7 @@ class Ledger:
         self._ended: dict[UUID, EndedJob] = {}
         self.accounts = Accounts()
         self.offers_ended: Counter[OfferEnd] = Counter()
+        self._offer_ends: OrderedDict[UUID, OfferEnd] = OrderedDict()
 
     @property
     def rules(self) -> LedgerRules:
@@ -220,8 +223,20 @@ class Ledger:
         if lease is None or lease.state != "offered":
             return False
         del self._leases[lease_id]
-        self.offers_ended["withdrawn"] += 1
+        self._record_offer_end(lease, "withdrawn")
         return True
+
+    def offer_end(self, lease_id: UUID) -> OfferEnd | None:
+        """Return how an offer ended. None if its scheduler may still accept it, or if that was long ago."""
+        return self._offer_ends.get(lease_id)
+
+    def _record_offer_end(self, lease: Lease, end: OfferEnd) -> None:
+        """Record how the offer of a lease ended. A lease that is no longer only offered has none to record."""
+        if lease.state == "offered":
+            self.offers_ended[end] += 1
+            self._offer_ends[lease.id] = end
+            if len(self._offer_ends) > _REMEMBERED_OFFERS:
+                self._offer_ends.popitem(last=False)
 
     def renew(self, lease_id: UUID, scheduler: str) -> float:
         """Extend a lease for its owner and return its new deadline. LedgerError if it cannot be extended."""
@@ -306,7 +321,7 @@ class Ledger:
         over = []
         for lease in self.leases:
             if reason := self._end_reason(lease, now):
-                self.offers_ended["lapsed"] += lease.state == "offered"
+                self._record_offer_end(lease, "lapsed")
                 if lease.task_id is None:
                     self._remove(lease)
                     over.append(lease)
@@ -358,7 +373,7 @@ class Ledger:
 
     def _hold(self, lease: Lease, **changes: float | UUID) -> Lease:
         """Change a lease that its scheduler uses, which accepts the offer."""
-        self.offers_ended["accepted"] += lease.state == "offered"
+        self._record_offer_end(lease, "accepted")
         accepted = self._clock() if lease.accepted is None else lease.accepted
         held = self._leases[lease.id] = lease.model_copy(update={**changes, "accepted": accepted, "state": "held"})
         return held

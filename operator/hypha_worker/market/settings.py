@@ -49,6 +49,7 @@ class Settings:
 
     Attributes:
         offers: whether the node makes offers.
+        suspended: whether its owner has suspended it, so that it makes none.
         proven_at: as in the permit.
     """
 
@@ -56,6 +57,7 @@ class Settings:
     rules: LedgerRules
     offers: bool
     proven_at: float | None
+    suspended: bool = False
 
 
 def settings_of(config: NodeConfig, permit: Permit, reach: Reach | None = None) -> Settings:
@@ -96,7 +98,13 @@ def settings_of(config: NodeConfig, permit: Permit, reach: Reach | None = None) 
         max_job_s=config.jobs.max_duration_s,
         closes=deadline.timestamp() if deadline else None,
     )
-    return Settings(policy, rules, offers=permit.enabled and not config.suspend, proven_at=permit.proven_at)
+    return Settings(
+        policy,
+        rules,
+        offers=permit.enabled and not config.suspend,
+        proven_at=permit.proven_at,
+        suspended=config.suspend,
+    )
 
 
 def _capacity(config: NodeConfig) -> Capacity:

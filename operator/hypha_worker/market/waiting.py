@@ -50,6 +50,9 @@ class WaitingRequests:
     def __len__(self) -> int:
         return len(self._fresh) + len(self._passed_over)
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._fresh or key in self._passed_over
+
     @property
     def fresh(self) -> tuple[Waiting, ...]:
         """The requests that have not been considered yet."""
@@ -62,8 +65,7 @@ class WaitingRequests:
 
     def add(self, waiting: Waiting) -> bool:
         """Add a request. False if it waits already or too many of its scheduler wait."""
-        known = waiting.key in self._fresh or waiting.key in self._passed_over
-        if known or self._counts[waiting.scheduler] >= self._share:
+        if waiting.key in self or self._counts[waiting.scheduler] >= self._share:
             return False
         if len(self) >= self._limit:
             oldest = self._passed_over or self._fresh

@@ -4,14 +4,14 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import trio
 
 from hypha_contracts.connector_api import ErrorCode
 from hypha_contracts.node_config import KubernetesConfig, NodeConfig
 from hypha_network.identity import Identity
-from hypha_network.network import Network, NetworkStatus
+from hypha_network.network import Network
 from hypha_worker.connector.http_server import Exchange, Handler, HttpError, serve_tls
 from hypha_worker.errors import NodeError
 from hypha_worker.market.ledger import Ledger
@@ -24,7 +24,8 @@ from hypha_worker.runtimes.kubernetes.runtime import KubernetesRuntime, open_kub
 from hypha_worker.runtimes.kubernetes.status import StatusReporter
 from hypha_worker.runtimes.kubernetes.worker import HyphaWorkerWatch
 from hypha_worker.runtimes.protocol import Apply, Reread, Serve
-from hypha_worker.startup import LEDGER_FILE, load_identity, prepare_state_dir
+from hypha_worker.startup import load_identity
+from hypha_worker.state_dir import LEDGER_FILE, prepare_state_dir
 from hypha_worker.telemetry import Telemetry
 
 
@@ -121,7 +122,7 @@ async def listen_for_bridges(cluster: KubernetesConfig, network: Network) -> Ser
 def _with_probes(network: Network, handler: Handler) -> Handler:
     async def handle(exchange: Exchange) -> None:
         call = exchange.method, exchange.path
-        if call == ("GET", "/readyz") and (reason := why_not_ready(network.status())):
+        if call == ("GET", "/readyz") and (reason := network.status().lack):
             raise HttpError(ErrorCode.NOT_READY, reason)
         if call in (("GET", "/healthz"), ("GET", "/readyz")):
             await exchange.answer_json({"status": "ok"})
@@ -129,16 +130,3 @@ def _with_probes(network: Network, handler: Handler) -> Handler:
             await handler(exchange)
 
     return handle
-
-
-def why_not_ready(status: NetworkStatus) -> str | None:
-    """Return what a node lacks to be healthy, or None if it is healthy."""
-    if status.healthy:
-        return None
-    checks: dict[str, Any] = {
-        "it does not listen": status.listening,
-        "no gateway is connected": status.gateways,
-        "it has not joined the DHT": status.bootstrapped,
-        "no gateway has granted it a relay": status.reservations,
-    }
-    return next((lack for lack, there in checks.items() if not there), "it is not healthy")

@@ -33,7 +33,8 @@ from hypha_worker.runtimes.process.checks.gpus import find_gpus
 from hypha_worker.runtimes.process.launch import ExecutorCommand, ProcessConfig
 from hypha_worker.runtimes.process.runtime import ProcessRuntime, open_process_runtime
 from hypha_worker.runtimes.protocol import Apply, Reread, Serve
-from hypha_worker.startup import LEDGER_FILE, find_state_dir, load_identity, prepare_state_dir
+from hypha_worker.startup import load_identity
+from hypha_worker.state_dir import LEDGER_FILE, find_state_dir, prepare_state_dir
 from hypha_worker.telemetry import Telemetry
 from hypha_worker.work_dir import inspect, judge
 

@@ -14,7 +14,7 @@ from hypha_contracts.times import DRAIN_S, KEEP_ENDED_S
 from hypha_contracts.units import devices_needed
 from hypha_worker.job import LaunchError
 from hypha_worker.runtimes.process.ended_logs import EndedLogs
-from hypha_worker.startup import LEDGER_FILE
+from hypha_worker.state_dir import LEDGER_FILE, STATUS_SOCKET
 
 PARAMETER_SERVER: Final = (
     *(sys.executable, "-m", "hypha_parameter_server"),
@@ -29,7 +29,7 @@ LOCK: Final = "node.lock"
 CONNECTOR_SOCKET: Final = "connector.sock"
 JOBS: Final = "jobs"
 LOGS: Final = "logs"
-STATE_FILES: Final = (LOCK, CONNECTOR_SOCKET, JOBS, LOGS, LEDGER_FILE)
+STATE_FILES: Final = (LOCK, CONNECTOR_SOCKET, STATUS_SOCKET, JOBS, LOGS, LEDGER_FILE)
 """The files and directories in the work directory that a node must be able to write to."""
 
 TEMPORARY: Final = "tmp"

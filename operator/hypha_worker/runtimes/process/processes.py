@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -24,23 +25,42 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class BoundedLog:
-    """A log of two files with a maximum size, written in turns. The last bytes are also in memory."""
+    """A log of two files with a maximum size, written in turns. The last bytes are also in memory.
 
-    def __init__(self, path: Path, file_bytes: int) -> None:
+    Args:
+        path: the file. Its predecessor has the suffix `.1`.
+        file_bytes: the maximum size of each file.
+        stamps: whether each line in the files begins with the time at which it arrived.
+    """
+
+    def __init__(self, path: Path, file_bytes: int, *, stamps: bool = False) -> None:
         self._path = path
         self._file_bytes = file_bytes
+        self._stamps = stamps
+        self._within_line = False
         self._tail = b""
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def write(self, data: bytes) -> None:
         """Append data. A full disk loses data of the files."""
         self._tail = (self._tail + data)[-_TAIL_BYTES:]
+        if self._stamps:
+            data = self._stamped(data)
+        data = data[-self._file_bytes :]
         with contextlib.suppress(OSError):
             if os.fstat(self._file).st_size + len(data) > self._file_bytes:
                 self._path.replace(self._path.with_name(self._path.name + ".1"))
                 os.close(self._file)
                 self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             os.write(self._file, data)
+
+    def _stamped(self, data: bytes) -> bytes:
+        """Return data with the time before the first byte of each line."""
+        stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z ").encode()
+        ends, within_line = data.endswith(b"\n"), self._within_line
+        self._within_line = not ends
+        text = data[:-1] if ends else data
+        return (b"" if within_line else stamp) + text.replace(b"\n", b"\n" + stamp) + (b"\n" if ends else b"")
 
     def last_lines(self) -> list[str]:
         """Return the last lines, shortened."""

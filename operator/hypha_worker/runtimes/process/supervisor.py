@@ -201,7 +201,8 @@ class Supervisor:
         )
 
     def _start(self, name: str, program: Command, log_file: str, prepare: Callable[[], None]) -> processes.Child:
-        log = processes.BoundedLog(self._control_dir / log_file, self._plan.log_bytes)
+        stamps = log_file == OUTPUT_FILE  # the bridge writes the times itself
+        log = processes.BoundedLog(self._control_dir / log_file, self._plan.log_bytes, stamps=stamps)
         try:
             child = processes.Child(program.args, program.env, self._plan.work_dir, log, prepare)
         except (OSError, ValueError) as error:

@@ -1,0 +1,1 @@
+"""The pictures of the status page in the documentation."""
