@@ -27,7 +27,8 @@ from hypha_devnet.certs import create_node
 from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
 from hypha_messages.streams import PULL, PULL_LENGTH_BYTES, PUSH, decode_pull_length
 from hypha_network.identity import Identity
-from hypha_network.network import Network, NetworkStatus
+from hypha_network.network import Network
+from hypha_network.status import NetworkStatus
 from hypha_network.wire.processor import CpuBudget
 from hypha_network.wire.streams import Stream
 from hypha_worker.connector import http_server

@@ -7,7 +7,8 @@ import trio
 from trio.testing import MockClock
 
 from hypha_contracts.node_config import KubernetesConfig
-from hypha_network.network import Network, NetworkStatus
+from hypha_network.network import Network
+from hypha_network.status import NetworkStatus
 from hypha_resources.worker_status import NodeStatus
 from hypha_worker.market.evaluator import Refusal
 from hypha_worker.market.request_tally import RequestTally

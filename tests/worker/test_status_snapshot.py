@@ -10,7 +10,7 @@ from hypha_contracts.reasons import WorkerReason
 from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.progress import Metrics, Progress
 from hypha_messages.types import Resources, peer_id_from_ed25519
-from hypha_network.network import ConnectionStatus, NetworkStatus
+from hypha_network.status import ConnectionStatus, NetworkStatus
 from hypha_worker.job_history import JobHistory
 from hypha_worker.market.evaluator import Refusal
 from hypha_worker.market.ledger import Lease, Ledger

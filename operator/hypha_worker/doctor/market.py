@@ -16,8 +16,9 @@ from hypha_contracts.reasons import WorkerReason
 from hypha_messages.advertisement import DECODERS, TOPIC, RequestWorker
 from hypha_network.errors import NetworkError
 from hypha_network.identity import Identity
-from hypha_network.network import Network, NetworkConfig, NetworkStatus, open_network
+from hypha_network.network import Network, NetworkConfig, open_network
 from hypha_network.services.gossip_messages import Gossip
+from hypha_network.status import NetworkStatus
 from hypha_worker.doctor import gateways
 from hypha_worker.doctor.worker import Unknown, Worker
 from hypha_worker.market.evaluator import Refusal

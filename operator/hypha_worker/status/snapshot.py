@@ -10,7 +10,7 @@ from uuid import UUID
 from hypha_contracts.reach import DESCRIPTIONS, REMEDY
 from hypha_contracts.text import escaped
 from hypha_contracts.units import RESOURCES, UNITS
-from hypha_network.network import ConnectionStatus, NetworkStatus
+from hypha_network.status import ConnectionStatus, NetworkStatus
 from hypha_worker.job_history import JobHistory, JobRecord
 from hypha_worker.market.ledger import Lease, Ledger
 from hypha_worker.market.recent_requests import MAX_REASON_CHARS, Heard
