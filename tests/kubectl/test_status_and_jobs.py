@@ -21,6 +21,7 @@ import yaml
 
 from e2e.cluster.pki import write_kubeconfig
 from support.api_server import ApiServer, PrivateApiServer
+from support.interrupts import INTERRUPTIBLE
 from support.kubectl import FAILED_TASK, TASK, Scene, condition, furnish, kubectl_hypha
 from support.resources import install_definitions
 from support.waiting import until
@@ -185,7 +186,7 @@ def watching(server: ApiServer, namespace: str, *, columns: int | None) -> Itera
         fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environ = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     environ |= {"KUBECONFIG": str(server.kubeconfig), "TERM": "xterm"}
-    command = [sys.executable, "-m", "hypha_kubectl", "jobs", "-w", "-n", namespace]
+    command = [*INTERRUPTIBLE, sys.executable, "-m", "hypha_kubectl", "jobs", "-w", "-n", namespace]
     with subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=writer) as process:
         os.close(writer)
         try:

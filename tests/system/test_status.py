@@ -19,6 +19,7 @@ import trio
 
 from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
 from support.certs import Pki
+from support.interrupts import INTERRUPTIBLE
 from support.jobs import train_spec
 from support.networks import DEADLINE_S, gateway
 from support.node_process import Stage, stage
@@ -61,7 +62,7 @@ def run(config: Path, *args: str, **options: Any) -> subprocess.CompletedProcess
 
 
 def started(config: Path, *args: str, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(command(config, *args), text=True, **options)
+    return subprocess.Popen([*INTERRUPTIBLE, *command(config, *args)], text=True, **options)
 
 
 async def ask(config: Path, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:

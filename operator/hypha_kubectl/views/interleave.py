@@ -36,7 +36,10 @@ def parse_line(source: str, raw: str, before: Moment) -> Line:
     if found is None:
         return Line(source, before, shown(raw))
     date, fraction, zone = found.groups()
-    seconds = int(datetime.fromisoformat(date + zone).timestamp())
+    try:
+        seconds = int(datetime.fromisoformat(date + zone).timestamp())
+    except ValueError:  # a job may write any digits
+        return Line(source, before, shown(raw))
     return Line(source, Moment(seconds, int((fraction or "").ljust(9, "0"))), shown(raw[found.end() :]))
 
 
