@@ -227,7 +227,6 @@ async def test_a_job_that_cannot_be_launched_gets_no_pushes(work_dir: Path, capl
             with pytest.raises(LaunchError, match="no executor train/test"):
                 await made.start(jobs.train_spec(results=others), peer.peer_id)
             stream = await peer.open_stream(made.network.peer_id, PUSH)
-            assert await stream.receive_some() == b"\0"
             with pytest.raises(StreamReset):
                 await stream.receive_some()
             assert f"{peer.peer_id}: refused a push: no job of this worker names it" in caplog.text
