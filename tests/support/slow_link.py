@@ -13,6 +13,7 @@ import struct
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Final
 
 _TUNSETIFF: Final = 0x400454CA
@@ -52,7 +53,9 @@ class Direction:
             left_s = self._under_way[0][0] - time.monotonic()
             if left_s > 0:
                 return left_s
-            os.write(self._target, self._under_way.popleft()[1])
+            packet = self._under_way.popleft()[1]
+            with suppress(OSError):  # from a device that is not up yet, or no longer
+                os.write(self._target, packet)
         return 1.0
 
 
