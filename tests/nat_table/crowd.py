@@ -18,7 +18,7 @@ from hypha_messages.advertisement import WorkerSpec
 from hypha_messages.job import ExecutorDescriptor
 from nat_table.job import PRIVATE, all_stopped
 from support.certs import Pki
-from support.nat_lab import KEPT, TCP, Laboratory, inside, laboratory
+from support.nat_lab import KEPT, TCP, Laboratory, in_a_process, inside, laboratory
 
 WORKERS: Final = int(os.environ.get("CROWD", "70"))
 IDLE_S: Final = float(os.environ.get("CROWD_S", "600"))
@@ -31,7 +31,11 @@ _RELAY_EVENTS: Final = ("CircuitReqAccepted", "CircuitReqDenied", "ReservationRe
 
 
 def lines() -> list[str]:
-    """Run them; return what was seen."""
+    """Run them in a process of its own; return what was seen."""
+    return in_a_process(_run)
+
+
+def _run() -> list[str]:
     with TemporaryDirectory(prefix="nat-crowd-") as directory, laboratory(Pki(), Path(directory)) as lab:
         return _lines(lab, Path(directory))
 

@@ -6,18 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
-from uuid import uuid4
 
 import trio
 
 from benchmarks.executor import make_gradient
-from benchmarks.nodes import BenchmarkError, Kind, Node, Scheduler, Stage, job_of, peers, train_config
+from benchmarks.nodes import BenchmarkError, Kind, Node, Scheduler, Stage
 from hypha_devnet import certs
 from hypha_devnet.config import NodeConfig
 from hypha_devnet.roles.node import join
 from nat_table.cases import DATA, HIDDEN, PORTS, SCHEDULER, SERVER, TRAINERS, TRANSPORTS, WORKERS, Case, Outcome
 from support.certs import Pki
-from support.nat_lab import Laboratory, Place, inside, laboratory
+from support.nat_lab import Laboratory, Place, in_a_process, inside, laboratory
 
 ROUNDS: Final = 3
 SIZE_BYTES: Final = 4_000_000
@@ -35,7 +34,11 @@ _REASONS: Final = {
 
 
 def run(case: Case) -> Outcome:
-    """Run a job, in a laboratory of its own."""
+    """Run a job, in a laboratory and a process of its own."""
+    return in_a_process(_run, case)
+
+
+def _run(case: Case) -> Outcome:
     with TemporaryDirectory(prefix="nat-table-") as directory, laboratory(Pki(), Path(directory)) as lab:
         places = {name: _place(lab, case, name) for name in (*TRAINERS, SERVER, DATA, SCHEDULER)}
         places["gateway"] = lab.public()
@@ -48,7 +51,7 @@ def run(case: Case) -> Outcome:
             bulk = {"relay": {"peer_mb_per_s": 100}} if case.gateway == "ours, bulk" else {}
             kind: Kind = "rust" if case.gateway == "reference" else "ours"
             stage.start_gateway(kind, [f"/ip4/{places['gateway'].host}/{end}" for end in ends], **bulk)
-            return trio.run(_run, stage, case)
+            return trio.run(_schedule, stage, case)
 
 
 def _place(lab: Laboratory, case: Case, name: str) -> Place:
@@ -63,7 +66,7 @@ def all_stopped(stage: Stage) -> Iterator[None]:
         trio.run(stage.stop)
 
 
-async def _run(stage: Stage, case: Case) -> Outcome:
+async def _schedule(stage: Stage, case: Case) -> Outcome:
     meeting = stage.directory / "meeting"
     meeting.mkdir()
     (meeting / "size").write_text(str(SIZE_BYTES))
@@ -77,7 +80,8 @@ async def _run(stage: Stage, case: Case) -> Outcome:
             data = _start_data(stage)
             await scheduler.until_ready(data)
             workers = await _start_workers(stage, scheduler, case)
-            await _dispatch(scheduler, workers, data)
+            scheduler.provider = data.peer_id
+            await scheduler.train([workers[name] for name in TRAINERS], workers[SERVER], "slices")
             for report in reports:
                 await scheduler.report(report, *workers.values(), timeout_s=JOB_S)
         except (BenchmarkError, trio.TooSlowError) as error:
@@ -101,20 +105,6 @@ async def _start_workers(stage: Stage, scheduler: Scheduler, case: Case) -> dict
         workers[name] = stage.start_worker(name, "rust" if name in theirs else "ours", arguments)
     await scheduler.until_ready(*workers.values())
     return workers
-
-
-async def _dispatch(scheduler: Scheduler, workers: dict[str, Node], data: Node) -> None:
-    """Start the job on all workers."""
-    scheduler.provider, server = data.peer_id, workers[SERVER]
-    trainers = [workers[name] for name in TRAINERS]
-    ids = [trainer.peer_id for trainer in trainers]
-    job_id = uuid4()
-    optimizer = {"learning-rate": 0.7, "momentum": 0.9}
-    aggregate = {"updates": peers(*ids), "results": peers(*ids), "optimizer": optimizer}
-    await scheduler.hire(server, job_of(job_id, "aggregate", aggregate))
-    source = {"type": "scheduler", "peer": scheduler.network.peer_id, "dataset": "slices"}
-    for trainer in trainers:
-        await scheduler.hire(trainer, job_of(job_id, trainer.name, train_config(source, server.peer_id)))
 
 
 def _start_data(stage: Stage) -> Node:

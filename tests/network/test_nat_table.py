@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import pytest
+import trio
 
 from nat_table import links
 from nat_table.cases import Case, Outcome, cases, line
 from nat_table.job import ROUNDS, run
 from support.certs import Pki
 from support.nat_lab import QUIC, laboratory, missing
+
+NAMESPACE = Path("/proc/thread-self/ns/net")
 
 pytestmark = pytest.mark.anyio
 
@@ -20,6 +23,7 @@ def test_a_job_of_nodes_behind_nats_that_keep_ports_completes_over_both_transpor
     outcome = run(case)
     assert len(outcome.steps_s) == ROUNDS, outcome
     assert outcome.is_expected(case)
+    assert trio.run(trio.to_thread.run_sync, NAMESPACE.readlink) == NAMESPACE.readlink(), "a thread is left in a place"
 
 
 def test_every_combination_is_a_line_of_its_own() -> None:

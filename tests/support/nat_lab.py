@@ -12,19 +12,22 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import trio
 
 from support.certs import Pki
 from support.networks import DEADLINE_S
 
+P, T = ParamSpec("P"), TypeVar("T")
 _RULES = """
 table ip nat {{
   chain leaving {{
@@ -92,9 +95,18 @@ class Place:
         return (*_WITH_THIS_PROCESS, "ip", "netns", "exec", self.namespace)
 
 
+def in_a_process(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """Call a function that enters a place, in a process of its own.
+
+    The threads that start in a place stay there, and trio gives those that are idle to its next tasks.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(function, *arguments, **named).result()
+
+
 @contextmanager
 def inside(place: Place) -> Iterator[None]:
-    """Let this thread use the network of a place."""
+    """Let this thread, and the threads that it starts meanwhile, use the network of a place; see `in_a_process`."""
     with Path("/proc/thread-self/ns/net").open() as own, Path("/run/netns", place.namespace).open() as other:
         _enter(other.fileno())
         try:
