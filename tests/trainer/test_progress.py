@@ -107,6 +107,25 @@ def test_metrics_of_fast_batches_are_sent_together() -> None:
     assert values == {"loss": 2.0, "batch_time": 0.25, "samples": 16.0, "samples_per_second": 32.0}
 
 
+def test_metrics_are_waited_for_until_they_are_sent_or_the_time_is_over() -> None:
+    may_answer = threading.Event()
+
+    def answer(_: Any) -> Json:
+        may_answer.wait(20)
+        answered.append(True)
+        return {"type": "Ok"}
+
+    answered: list[bool] = []
+    metrics = Metrics(Progress(Scheduler(answer)))
+    metrics.wait(20)
+    metrics.batch_done(1, loss=4.0, duration_s=0.5, samples=8)
+    metrics.wait(0.01)
+    assert not answered
+    may_answer.set()
+    metrics.wait(20)
+    assert answered
+
+
 def test_batches_without_duration_have_no_sample_rate() -> None:
     assert summarise([(1.0, 0.0, 4)])["samples_per_second"] == 0.0
 

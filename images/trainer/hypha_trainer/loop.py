@@ -35,6 +35,8 @@ from hypha_trainer.weights import Tensors, add_update, difference, save_tensors
 
 TRACE_BATCH_EVERY_S: Final = 5.0
 """Of the batches within this time, the trace has one."""
+METRICS_WAIT_S: Final = 5.0
+"""How long the end of a round waits until its metrics are sent."""
 
 
 @dataclass
@@ -211,6 +213,7 @@ class Coordinator:
 
     def next_round(self) -> bool:
         """Report the merged update; return whether training is done."""
+        self._metrics.wait(METRICS_WAIT_S)  # which would be lost if the job, and so this process, ended now
         done = self._reporter.update_received()
         if not done:
             self._checkpoint.keep_progress(Kept(self.round + 1))

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as PendingError
 
@@ -132,6 +133,11 @@ class Metrics:
             self._last_s = self._clock()
             self._sending = self._thread.submit(self._send, round_number, summarise(self._batches) | self._constant)
             self._batches = []
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the metrics are sent, and give up after `timeout_s` seconds."""
+        if self._sending is not None:
+            futures.wait([self._sending], timeout_s)
 
     def _send(self, round_number: int, metrics: Mapping[str, float]) -> None:
         try:
