@@ -1,6 +1,7 @@
 """HyphaWorkers and HyphaJobs for tests, and their definitions on a test's API server."""
 
 import time
+from copy import deepcopy
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -52,14 +53,14 @@ def worker_manifest(namespace: str, name: str = "gpu", **spec: Any) -> dict[str,
         },
     }
     manifest["spec"] = {key: value for key, value in manifest["spec"].items() if value is not None}
-    return manifest
+    return deepcopy(manifest)  # tests change what they get, and have constants in common
 
 
 def job_manifest(namespace: str, worker: dict[str, Any], task_id: UUID | None = None, **spec: Any) -> dict[str, Any]:
     """Return a HyphaJob of a HyphaWorker (with its uid); `spec` replaces fields of its specification."""
     task_id = task_id or uuid4()
     metadata = worker["metadata"]
-    return {
+    manifest = {
         "apiVersion": "hypha.space/v1alpha1",
         "kind": "HyphaJob",
         "metadata": {
@@ -81,3 +82,4 @@ def job_manifest(namespace: str, worker: dict[str, Any], task_id: UUID | None = 
             **spec,
         },
     }
+    return deepcopy(manifest)
