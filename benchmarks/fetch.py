@@ -75,7 +75,7 @@ async def _fetch(stage: Stage, scheduler: Scheduler, kind: Kind, name: str, scal
     report = stage.directory / f"{name}.json"
     worker = stage.start_worker(name, kind, ["fetch", str(report), str(scale.fetches)])
     await scheduler.until_ready(worker)
-    data = {"type": "scheduler", "peer": scheduler.network.peer_id, "dataset": "slices"}
+    data = scheduler.source("slices")
     await scheduler.hire(worker, job_of(uuid4(), name, train_config(data, scheduler.network.peer_id)))
     seconds = json.loads(await scheduler.report(report, worker, timeout_s=120))
     await stage.stop(worker)

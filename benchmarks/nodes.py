@@ -282,6 +282,21 @@ class Scheduler:
             await self.network.wait_until(lambda: node.peer_id in self.network.subscribers(TOPIC))
         return await self._client.advertise(_wanted(node, resources, "train"))
 
+    def source(self, dataset: str) -> dict[str, Any]:
+        """Return a reference to the slices of a dataset that this scheduler assigns."""
+        return {"type": "scheduler", "peer": self.network.peer_id, "dataset": dataset}
+
+    async def train(self, trainers: Sequence[Node], server: Node, dataset: str) -> None:
+        """Start a job on trainers and their parameter server."""
+        ids = [trainer.peer_id for trainer in trainers]
+        job_id = uuid4()
+        optimizer = {"learning-rate": 0.7, "momentum": 0.9}
+        aggregate = {"updates": peers(*ids), "results": peers(*ids), "optimizer": optimizer}
+        await self.hire(server, job_of(job_id, "aggregate", aggregate))
+        for trainer in trainers:
+            config = train_config(self.source(dataset), server.peer_id)
+            await self.hire(trainer, job_of(job_id, trainer.name, config))
+
     async def hire(self, node: Node, spec: JobSpec) -> None:
         """Dispatch a job to a worker, and renew its lease until the job ends."""
         lease, task_id = await self._lease(node, spec.executor.class_), uuid4()

@@ -7,12 +7,11 @@ import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from uuid import uuid4
 
 import trio
 
 from benchmarks.figures import Figure
-from benchmarks.nodes import Kind, Scheduler, Stage, job_of, kinds, open_stage, peers, train_config
+from benchmarks.nodes import Kind, Scheduler, Stage, kinds, open_stage
 
 NAMES = {"ours": "all ours", "rust": "all Rust"}
 
@@ -66,14 +65,7 @@ async def _steps(stage: Stage, scheduler: Scheduler, kind: Kind, megabytes: int,
     ]
     server = stage.start_worker("aggregate", kind, None)
     await scheduler.until_ready(*trainers, server)
-    ids = [trainer.peer_id for trainer in trainers]
-    job_id = uuid4()
-    optimizer = {"learning-rate": 0.7, "momentum": 0.9}
-    aggregate = {"updates": peers(*ids), "results": peers(*ids), "optimizer": optimizer}
-    await scheduler.hire(server, job_of(job_id, "aggregate", aggregate))
-    data = {"type": "scheduler", "peer": scheduler.network.peer_id, "dataset": "none"}
-    for trainer in trainers:
-        await scheduler.hire(trainer, job_of(job_id, trainer.name, train_config(data, server.peer_id)))
+    await scheduler.train(trainers, server, "none")
     texts = [await scheduler.report(report, *trainers, server, timeout_s=60 * steps) for report in reports]
     await stage.stop(*trainers, server)
     return [

@@ -88,7 +88,7 @@ async def _hire(stage: Stage, scheduler: Scheduler, name: str, scale: Scale, **s
     arguments = ["fetch", str(stage.directory / f"{name}.json"), str(fetches), str(turns)]
     node = stage.start_worker(name, "ours", arguments, {"OTEL_METRIC_EXPORT_INTERVAL": "1000"}, **settings)
     await scheduler.until_ready(node)
-    data = {"type": "scheduler", "peer": scheduler.network.peer_id, "dataset": "slices"}
+    data = scheduler.source("slices")
     await scheduler.hire(node, job_of(uuid4(), name, train_config(data, scheduler.network.peer_id)))
     return _Worker(node, turns)
 

@@ -38,7 +38,7 @@ async def test_slices_and_pushes_of_both_kinds_of_workers_arrive_unchanged(trans
         data = stage.start_data_node("data", "rust", dataset)
         await scheduler.until_ready(*nodes, data)
         scheduler.provider = data.peer_id
-        source = {"type": "scheduler", "peer": scheduler.network.peer_id, "dataset": "slices"}
+        source = scheduler.source("slices")
         job_id = uuid4()
         for node, other in (nodes, nodes[::-1]):
             await scheduler.hire(node, job_of(job_id, node.name, train_config(source, other.peer_id)))
