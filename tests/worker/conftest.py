@@ -13,6 +13,7 @@ import pytest
 from hypha_worker.runtimes.process import control, supervised, supervisor
 from support import jobs
 from support.certs import Pki
+from support.set_clock import SetClock
 
 
 @pytest.fixture
@@ -27,6 +28,12 @@ def work_dir() -> Iterator[Path]:
                 os.kill(int((job / supervisor.PID_FILE).read_text()), signal.SIGKILL)
         directories.remove(directories.paths(job.name))
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    """A clock that the test sets."""
+    return SetClock()
 
 
 @pytest.fixture(scope="module")

@@ -10,24 +10,18 @@ from hypha_messages.progress import Metrics, Progress, Status
 from hypha_worker.job import Job
 from hypha_worker.job_history import MAX_ENDED, MAX_POINTS, MAX_REASON_CHARS, Curve, JobHistory, Rate
 from support import jobs
+from support.set_clock import SetClock
 
 BATCH = Progress(status=Status(batch_size=8))
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock(100.0)
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def history(clock: Clock) -> JobHistory:
+def history(clock: SetClock) -> JobHistory:
     return JobHistory(clock, lambda: 1e9 + clock.now)
 
 
@@ -35,7 +29,7 @@ def loss(value: float, round_: int = 1) -> Progress:
     return Progress(metrics=Metrics(round=round_, metrics={"loss": value}))
 
 
-def test_a_job_starts_runs_and_ends(history: JobHistory, clock: Clock) -> None:
+def test_a_job_starts_runs_and_ends(history: JobHistory, clock: SetClock) -> None:
     job = jobs.job()
     history.add(job)
     (record,) = history.newest_first
@@ -53,7 +47,7 @@ def test_an_adopted_job_whose_executor_runs_is_running(history: JobHistory) -> N
     assert history.newest_first[0].phase == "running"
 
 
-def test_the_loss_is_drawn_over_the_seconds_since_the_job_is_known(history: JobHistory, clock: Clock) -> None:
+def test_the_loss_is_drawn_over_the_seconds_since_the_job_is_known(history: JobHistory, clock: SetClock) -> None:
     job = jobs.job()
     history.add(job)
     for value in (3.0, 2.0, math.nan, 1.5):

@@ -19,24 +19,12 @@ from hypha_worker.market.ledger import (
     LedgerError,
     LedgerState,
 )
+from support.set_clock import SetClock
 from support.worker import AGGREGATE, ALICE, BOB, HALF, TRAIN, WHOLE, ledger_of
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger(clock: Clock) -> Ledger:
+def ledger(clock: SetClock) -> Ledger:
     return ledger_of(WHOLE, clock)
 
 
@@ -52,7 +40,7 @@ def held(ledger: Ledger, scheduler: str = ALICE, resources: Resources = HALF) ->
     return lease
 
 
-def test_the_ledger_remembers_how_an_offer_ended(ledger: Ledger, clock: Clock) -> None:
+def test_the_ledger_remembers_how_an_offer_ended(ledger: Ledger, clock: SetClock) -> None:
     accepted, lapsed, withdrawn = (offered(ledger, resources=Resources(cpu=1)) for _ in range(3))
     assert ledger.offer_end(accepted.id) is None
     ledger.renew(accepted.id, ALICE)
@@ -74,7 +62,7 @@ def test_the_ledger_remembers_the_ends_of_a_limited_number_of_offers(ledger: Led
     assert remembered == leases[-128:]
 
 
-def test_an_offer_stands_for_half_a_second_and_a_renewal_for_ten(ledger: Ledger, clock: Clock) -> None:
+def test_an_offer_stands_for_half_a_second_and_a_renewal_for_ten(ledger: Ledger, clock: SetClock) -> None:
     lease = offered(ledger)
     assert lease.deadline == clock.now + 0.5
     clock.now += 0.4
@@ -87,7 +75,7 @@ def test_reserved_resources_are_not_offered_again(ledger: Ledger) -> None:
 
 
 def test_amounts_that_exceed_the_capacity_by_a_rounding_error_fit() -> None:
-    ledger = ledger_of(Resources(cpu=1), Clock())
+    ledger = ledger_of(Resources(cpu=1), SetClock())
     for share in (0.1, 0.1, 0.1, 0.7):
         assert ledger.offer(ALICE, uuid4(), [TRAIN], Resources(cpu=share))
     assert ledger.free().cpu == 0
@@ -96,13 +84,13 @@ def test_amounts_that_exceed_the_capacity_by_a_rounding_error_fit() -> None:
 @pytest.mark.parametrize(("devices", "parts"), [(5, (3, 2)), (10, (2, 2, 3, 2, 1)), (16, (12, 3, 1))])
 def test_all_devices_of_a_worker_can_be_leased_in_any_parts(devices: int, parts: tuple[int, ...]) -> None:
     device_gb = 80 * 2**30 / 1e9
-    ledger = ledger_of(Resources(gpu=devices * device_gb), Clock())
+    ledger = ledger_of(Resources(gpu=devices * device_gb), SetClock())
     for part in parts:
         assert ledger.offer(ALICE, uuid4(), [TRAIN], Resources(gpu=part * device_gb))
     assert not ledger.fits([Resources(gpu=1e-3)])
 
 
-def test_an_expired_offer_frees_its_resources(ledger: Ledger, clock: Clock) -> None:
+def test_an_expired_offer_frees_its_resources(ledger: Ledger, clock: SetClock) -> None:
     lease = offered(ledger, resources=WHOLE)
     clock.now += 0.5
     assert ledger.expire() == [lease]
@@ -115,7 +103,7 @@ def test_only_the_owner_renews(ledger: Ledger) -> None:
         ledger.renew(lease.id, BOB)
 
 
-def test_an_expired_lease_is_not_renewed_even_before_it_is_removed(ledger: Ledger, clock: Clock) -> None:
+def test_an_expired_lease_is_not_renewed_even_before_it_is_removed(ledger: Ledger, clock: SetClock) -> None:
     lease = held(ledger)
     clock.now += 10
     with pytest.raises(LedgerError, match="expired"):
@@ -148,7 +136,7 @@ def test_a_dispatch_without_a_lease_names_the_missing_lease(ledger: Ledger) -> N
         ledger.assign(ALICE, TRAIN, uuid4())
 
 
-def test_a_lease_that_lapses_with_a_job_reserves_until_the_job_is_gone(ledger: Ledger, clock: Clock) -> None:
+def test_a_lease_that_lapses_with_a_job_reserves_until_the_job_is_gone(ledger: Ledger, clock: SetClock) -> None:
     lease, task_id = held(ledger, resources=WHOLE), uuid4()
     ledger.assign(ALICE, TRAIN, task_id)
     clock.now += 10
@@ -161,7 +149,9 @@ def test_a_lease_that_lapses_with_a_job_reserves_until_the_job_is_gone(ledger: L
     assert ledger.free() == WHOLE
 
 
-def test_a_lease_that_lapses_while_its_job_fails_to_start_reserves_nothing_more(ledger: Ledger, clock: Clock) -> None:
+def test_a_lease_that_lapses_while_its_job_fails_to_start_reserves_nothing_more(
+    ledger: Ledger, clock: SetClock
+) -> None:
     lease, task_id = held(ledger), uuid4()
     ledger.assign(ALICE, TRAIN, task_id)
     clock.now += 11
@@ -174,7 +164,7 @@ def test_a_lease_that_lapses_while_its_job_fails_to_start_reserves_nothing_more(
 
 
 def test_the_lease_of_a_finished_job_reserves_nothing_but_is_still_renewed_for_a_while(
-    ledger: Ledger, clock: Clock
+    ledger: Ledger, clock: SetClock
 ) -> None:
     lease, task_id = held(ledger, resources=WHOLE), uuid4()
     ledger.assign(ALICE, TRAIN, task_id)
@@ -196,7 +186,7 @@ def test_the_lease_of_a_failed_job_is_gone(ledger: Ledger) -> None:
         ledger.renew(lease.id, ALICE)
 
 
-def test_an_ended_job_is_kept_until_its_end_is_reported(ledger: Ledger, clock: Clock) -> None:
+def test_an_ended_job_is_kept_until_its_end_is_reported(ledger: Ledger, clock: SetClock) -> None:
     held(ledger)
     task_id = uuid4()
     ledger.assign(ALICE, TRAIN, task_id)
@@ -209,7 +199,7 @@ def test_an_ended_job_is_kept_until_its_end_is_reported(ledger: Ledger, clock: C
     assert ledger.find(task_id, ALICE) is None
 
 
-def test_leases_and_jobs_survive_a_restart_and_offers_do_not(ledger: Ledger, clock: Clock) -> None:
+def test_leases_and_jobs_survive_a_restart_and_offers_do_not(ledger: Ledger, clock: SetClock) -> None:
     kept, task_id, ended = held(ledger), uuid4(), uuid4()
     ledger.assign(ALICE, TRAIN, task_id)
     held(ledger, BOB)
@@ -224,7 +214,7 @@ def test_leases_and_jobs_survive_a_restart_and_offers_do_not(ledger: Ledger, clo
     assert again.renew(kept.id, ALICE) == clock.now + 10
 
 
-def test_the_number_of_leases_is_limited_even_if_they_reserve_nothing(clock: Clock) -> None:
+def test_the_number_of_leases_is_limited_even_if_they_reserve_nothing(clock: SetClock) -> None:
     ledger = ledger_of(WHOLE, clock, max_live=3)
     crowd = [peer_id_from_ed25519(number.to_bytes(32)) for number in range(4)]
     leases = [ledger.offer(scheduler, uuid4(), [TRAIN], Resources()) for scheduler in crowd]
@@ -242,7 +232,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock = Clock()
+        self.clock = SetClock()
         self.ledger = ledger_of(WHOLE, self.clock, max_live=5)
         self.owners: dict[UUID, str] = {}
         self.promised: dict[UUID, float] = {}
@@ -313,7 +303,7 @@ TestLedgerMachine = LedgerMachine.TestCase
 
 
 def test_a_scheduler_has_at_most_half_of_the_leases() -> None:
-    ledger = ledger_of(WHOLE, Clock(), max_live=20)
+    ledger = ledger_of(WHOLE, SetClock(), max_live=20)
     tiny = Resources(cpu=0.001)
     leases = [ledger.offer(ALICE, uuid4(), [TRAIN], tiny) for _ in range(10)]
     for lease in leases[::2]:
@@ -325,7 +315,7 @@ def test_a_scheduler_has_at_most_half_of_the_leases() -> None:
 
 
 def test_a_scheduler_whose_ended_jobs_are_kept_in_number_dispatches_no_more_until_they_are_removed() -> None:
-    clock = Clock()
+    clock = SetClock()
     ledger = ledger_of(WHOLE, clock, kept_s=3600)
     for _ in range(MAX_ENDED_PER_SCHEDULER):
         run_to_end(ledger, ALICE)
@@ -340,7 +330,7 @@ def test_a_scheduler_whose_ended_jobs_are_kept_in_number_dispatches_no_more_unti
 
 
 def test_a_job_that_was_recorded_but_never_started_counts_as_kept_and_has_no_end_to_report() -> None:
-    clock = Clock()
+    clock = SetClock()
     ledger = ledger_of(WHOLE, clock, kept_s=3600)
     lease, task_ids = held(ledger), [uuid4() for _ in range(MAX_ENDED_PER_SCHEDULER)]
     for task_id in task_ids:
@@ -360,7 +350,7 @@ def test_a_job_that_was_recorded_but_never_started_counts_as_kept_and_has_no_end
 
 
 def test_many_schedulers_share_the_number_of_kept_jobs_and_a_new_one_still_dispatches() -> None:
-    ledger = ledger_of(WHOLE, Clock(), kept_s=3600)
+    ledger = ledger_of(WHOLE, SetClock(), kept_s=3600)
     crowd = [peer_id_from_ed25519(number.to_bytes(32)) for number in range(100)]
     for number in range(100 * MAX_ENDED_PER_SCHEDULER):
         with suppress(LedgerError):
@@ -382,7 +372,7 @@ def run_to_end(ledger: Ledger, scheduler: str) -> None:
     ledger.record_reported(task_id)
 
 
-def test_an_accepted_lease_counts_by_its_price_from_its_acceptance_to_its_end(clock: Clock) -> None:
+def test_an_accepted_lease_counts_by_its_price_from_its_acceptance_to_its_end(clock: SetClock) -> None:
     ledger = ledger_of(WHOLE, clock)
     lease = ledger.offer(ALICE, uuid4(), [TRAIN], HALF, price=3.0)
     assert lease is not None
@@ -395,7 +385,7 @@ def test_an_accepted_lease_counts_by_its_price_from_its_acceptance_to_its_end(cl
     assert ledger.accounts.of == (Account(scheduler=ALICE, leases=1, leased_s=20, earned=60),)
 
 
-def test_offers_count_only_once_they_are_accepted_and_idle_leases_count_too(clock: Clock) -> None:
+def test_offers_count_only_once_they_are_accepted_and_idle_leases_count_too(clock: SetClock) -> None:
     ledger = ledger_of(WHOLE, clock)
     ledger.offer(ALICE, uuid4(), [TRAIN], HALF, price=3.0)
     idle = ledger.offer(BOB, uuid4(), [TRAIN], HALF, price=2.0)
@@ -406,7 +396,7 @@ def test_offers_count_only_once_they_are_accepted_and_idle_leases_count_too(cloc
     assert ledger.accounts.of == (Account(scheduler=BOB, leases=1, leased_s=10, earned=20),)
 
 
-def test_the_accounts_survive_a_restart_and_count_no_lease_twice(clock: Clock) -> None:
+def test_the_accounts_survive_a_restart_and_count_no_lease_twice(clock: SetClock) -> None:
     ledger = ledger_of(WHOLE, clock)
     lease = ledger.offer(ALICE, uuid4(), [TRAIN], HALF, price=3.0)
     assert lease is not None
@@ -435,7 +425,7 @@ def test_twenty_schedulers_have_accounts_and_the_others_share_one() -> None:
     assert sum(account.leases for account in accounts.of) == 31
 
 
-def test_a_job_that_runs_for_too_long_loses_its_lease_however_often_that_is_renewed(clock: Clock) -> None:
+def test_a_job_that_runs_for_too_long_loses_its_lease_however_often_that_is_renewed(clock: SetClock) -> None:
     ledger = ledger_of(WHOLE, clock, max_job_s=25)
     lease, idle = held(ledger), held(ledger, BOB)
     clock.now += 9
@@ -453,7 +443,7 @@ def test_a_job_that_runs_for_too_long_loses_its_lease_however_often_that_is_rene
         ledger.renew(lease.id, ALICE)
 
 
-def test_at_the_deadline_of_a_suspended_worker_all_leases_end(clock: Clock) -> None:
+def test_at_the_deadline_of_a_suspended_worker_all_leases_end(clock: SetClock) -> None:
     ledger = ledger_of(WHOLE, clock)
     held(ledger, BOB)
     busy = held(ledger)
@@ -468,7 +458,7 @@ def test_at_the_deadline_of_a_suspended_worker_all_leases_end(clock: Clock) -> N
     assert "suspended" in ending.end_reason
 
 
-def test_other_rules_apply_to_renewals_and_offers_from_then_on(clock: Clock) -> None:
+def test_other_rules_apply_to_renewals_and_offers_from_then_on(clock: SetClock) -> None:
     ledger = ledger_of(WHOLE, clock)
     lease = held(ledger)
     ledger.rules = replace(ledger.rules, capacity=Capacity(HALF), duration_s=100)
@@ -476,7 +466,7 @@ def test_other_rules_apply_to_renewals_and_offers_from_then_on(clock: Clock) -> 
     assert ledger.renew(lease.id, ALICE) == clock.now + 100
 
 
-def test_a_scheduler_gets_no_lease_beyond_its_share(clock: Clock) -> None:
+def test_a_scheduler_gets_no_lease_beyond_its_share(clock: SetClock) -> None:
     ledger = ledger_of(WHOLE, clock, share=HALF)
     assert ledger.offer(ALICE, uuid4(), [TRAIN], Resources(cpu=1, gpu=4))
     assert ledger.offer(ALICE, uuid4(), [TRAIN], Resources(gpu=0.1)) is None

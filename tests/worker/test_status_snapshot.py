@@ -19,25 +19,14 @@ from hypha_worker.status import snapshot
 from hypha_worker.status.model import RequestState
 from support import jobs
 from support.hostile_text import HOSTILE
+from support.set_clock import SetClock
 from support.worker import ALICE, BOB, HALF, TRAIN, WHOLE, ledger_of, request
 
 STATUS = NetworkStatus(("/ip4/10.0.0.1/tcp/1",), (ALICE,), (), bootstrapped=True, healthy=True, reach=Reach.PUBLIC)
 
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger(clock: Clock) -> Ledger:
+def ledger(clock: SetClock) -> Ledger:
     return ledger_of(WHOLE, clock, duration_s=10)
 
 
@@ -92,7 +81,7 @@ def test_leased_resources_are_those_of_all_leases_and_offers(ledger: Ledger) -> 
     assert shown["memory"] == (16, 16, "GB of memory")
 
 
-def test_leases_come_before_offers(ledger: Ledger, clock: Clock) -> None:
+def test_leases_come_before_offers(ledger: Ledger, clock: SetClock) -> None:
     offer, lease = offered(ledger), held(ledger, BOB, 120)
     first, second = snapshot.leases_of(ledger)
     assert (first.id, first.scheduler, first.state, first.price) == (str(lease.id), BOB, "held", 120)
@@ -100,7 +89,7 @@ def test_leases_come_before_offers(ledger: Ledger, clock: Clock) -> None:
     assert (second.id, second.state, second.accepted) == (str(offer.id), "offered", None)
 
 
-def test_a_limited_number_of_leases_jobs_and_peers_is_shown(clock: Clock) -> None:
+def test_a_limited_number_of_leases_jobs_and_peers_is_shown(clock: SetClock) -> None:
     each = Resources(cpu=0.001, memory=0.001, storage=0.001)
     many = ledger_of(WHOLE, clock, max_live=2000)
     for _ in range(snapshot.MAX_LEASES + 1):
@@ -114,7 +103,7 @@ def test_a_limited_number_of_leases_jobs_and_peers_is_shown(clock: Clock) -> Non
     assert (len(peers), total) == (snapshot.MAX_PEERS, snapshot.MAX_PEERS + 1)
 
 
-def test_a_job_shows_its_progress_its_curve_and_the_deadline_of_its_lease(ledger: Ledger, clock: Clock) -> None:
+def test_a_job_shows_its_progress_its_curve_and_the_deadline_of_its_lease(ledger: Ledger, clock: SetClock) -> None:
     history, job = JobHistory(clock, clock), jobs.job()
     held(ledger)
     ledger.assign(ALICE, TRAIN, job.task_id)
@@ -128,7 +117,7 @@ def test_a_job_shows_its_progress_its_curve_and_the_deadline_of_its_lease(ledger
     assert shown.deadline == 1000 + 10
 
 
-def test_a_job_whose_lease_has_expired_is_ending_for_that_reason(ledger: Ledger, clock: Clock) -> None:
+def test_a_job_whose_lease_has_expired_is_ending_for_that_reason(ledger: Ledger, clock: SetClock) -> None:
     history, job = JobHistory(clock, clock), jobs.job()
     held(ledger)
     ledger.assign(ALICE, TRAIN, job.task_id)
@@ -158,7 +147,7 @@ class Answers:
         return one
 
 
-def test_an_offer_is_accepted_by_its_first_renewal(ledger: Ledger, clock: Clock) -> None:
+def test_an_offer_is_accepted_by_its_first_renewal(ledger: Ledger, clock: SetClock) -> None:
     answers = Answers(ledger)
     assert answers.shown().answer == "offered"
     ledger.renew(answers.lease.id, ALICE)
@@ -168,7 +157,7 @@ def test_an_offer_is_accepted_by_its_first_renewal(ledger: Ledger, clock: Clock)
     assert answers.shown().answer == "accepted"
 
 
-def test_an_offer_that_nobody_renews_lapses(ledger: Ledger, clock: Clock) -> None:
+def test_an_offer_that_nobody_renews_lapses(ledger: Ledger, clock: SetClock) -> None:
     answers = Answers(ledger)
     clock.now += 1
     ledger.expire()
@@ -221,7 +210,7 @@ def test_gateways_come_first_then_schedulers_then_those_that_moved_most_bytes() 
     ]
 
 
-def test_earnings_are_those_of_ended_leases_and_what_present_ones_add(ledger: Ledger, clock: Clock) -> None:
+def test_earnings_are_those_of_ended_leases_and_what_present_ones_add(ledger: Ledger, clock: SetClock) -> None:
     held(ledger, ALICE, price=10)
     clock.now += 9
     held(ledger, BOB, price=7)
@@ -236,6 +225,6 @@ def test_earnings_are_those_of_ended_leases_and_what_present_ones_add(ledger: Le
     assert (shown.earned, shown.accruing, shown.per_s) == (120, 35, 7)
 
 
-def test_an_offer_earns_nothing_before_it_is_accepted(ledger: Ledger, clock: Clock) -> None:
+def test_an_offer_earns_nothing_before_it_is_accepted(ledger: Ledger, clock: SetClock) -> None:
     offered(ledger)
     assert snapshot.earnings_of(ledger, clock.now + 100).accounts == ()

@@ -8,15 +8,9 @@ from hypha_telemetry import node_metrics
 from hypha_worker.training import TrainingMetrics
 from support import jobs
 from support.recorded_metrics import RecordedMetrics
+from support.set_clock import SetClock
 
 BATCH = Progress(status=Status(batch_size=8))
-
-
-class Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def test_batches_samples_rounds_and_loss_are_those_that_the_job_reports() -> None:
@@ -36,11 +30,11 @@ def test_batches_samples_rounds_and_loss_are_those_that_the_job_reports() -> Non
 
 
 def test_an_outer_step_lasts_from_update_to_update_and_the_job_waits_for_a_part_of_it() -> None:
-    metrics, job, clock = RecordedMetrics(), jobs.job(), Clock()
+    metrics, job, clock = RecordedMetrics(), jobs.job(), SetClock(0.0)
     training = TrainingMetrics(metrics.telemetry, clock)
     training.add(job)
     for at_s, stage in ((100, "update"), (103, "update-received"), (150, "update"), (151, "update-received")):
-        clock.now_s = at_s
+        clock.now = at_s
         training.record(job.task_id, Progress.model_validate(stage))
     executor = (str(job.spec.descriptor),)
     assert metrics.sums_of(node_metrics.OUTER_STEP) == {executor: 151}
