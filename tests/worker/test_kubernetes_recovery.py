@@ -81,7 +81,7 @@ async def test_changes_during_a_broken_watch_are_observed_afterwards(
     private_api_server: PrivateApiServer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The API server answers nothing for a while, without closing a connection."""
-    monkeypatch.setattr(kubernetes_api, "_SILENCE_S", 1.0)
+    monkeypatch.setattr(kubernetes_api, "SILENCE_S", 1.0)
     async with open_rig(cluster) as rig:
         await rig.runtime.adopt()
         job, deleted = jobs.job(), jobs.job()

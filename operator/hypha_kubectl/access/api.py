@@ -17,17 +17,13 @@ import httpx
 
 from hypha_contracts.kinds import Kind, Manifest
 from hypha_contracts.kubernetes_errors import ApiError, Unavailable, from_answer
+from hypha_contracts.watching import LIST_PAGE, SILENCE_S, watch_query
 from hypha_kubectl.access.credentials import Login, proxy_of, tls_context
 from hypha_kubectl.access.kubeconfig import Context
 
 FIELD_MANAGER: Final = "kubectl-hypha"
 _CALL_S: Final = 30.0
 _CONNECT_S: Final = 10.0
-_PAGE: Final = 500
-_WATCH_S: Final = 300
-"""How long the server serves a watch. The client then continues it from the last version."""
-_SILENCE_S: Final = 90.0
-"""A watch that is silent for this long is dead, because the server sends bookmarks every minute."""
 _SAME_CLOCK: Final = timedelta(seconds=2)
 """Smaller differences between this machine's clock and that of the API server may be the time of an answer."""
 _JOIN_S: Final = 0.02
@@ -80,7 +76,7 @@ class Api:
             ApiError: the API server did not answer, or refused.
         """
         items: list[Manifest] = []
-        query = {"limit": str(_PAGE), **selectors}
+        query = {"limit": str(LIST_PAGE), **selectors}
         while True:
             page = self._call("GET", kind.path(namespace), query)
             items += page.get("items") or []
@@ -98,15 +94,8 @@ class Api:
             Gone: the version is too old. List again.
             ApiError: the watch broke or was silent for too long.
         """
-        query = {
-            **selectors,
-            "watch": "true",
-            "allowWatchBookmarks": "true",
-            "resourceVersion": version,
-            "timeoutSeconds": str(_WATCH_S),
-        }
         call = f"WATCH {kind.plural}"
-        for line in self.lines(kind.path(namespace), query, silence_s=_SILENCE_S):
+        for line in self.lines(kind.path(namespace), watch_query(version, selectors), silence_s=SILENCE_S):
             try:
                 event = json.loads(line)
                 type_, object_ = event["type"], dict(event["object"])

@@ -16,6 +16,7 @@ import trio
 
 from hypha_contracts.backoff import Backoff
 from hypha_contracts.kubernetes_errors import ApiError, Conflict, Refused, Unavailable, from_answer
+from hypha_contracts.watching import LIST_PAGE, SILENCE_S, watch_query
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_worker.errors import NodeError
 
@@ -29,11 +30,6 @@ FIELD_MANAGER: Final = "hypha-worker"
 DEADLINE_S: Final = 10.0
 _ATTEMPT_S: Final = 5.0
 _BACKOFF: Final = Backoff(first_s=0.1, max_s=5.0)
-_LIST_PAGE: Final = 500
-_WATCH_S: Final = 300
-"""How long the server serves a watch. The node then continues it from the last version."""
-_SILENCE_S: Final = 90.0
-"""A watch that is silent for this long is dead, because the server sends bookmarks every minute."""
 _RIGHTS: Final = frozenset({401, 403})
 _IN_CLUSTER: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _MERGE_PATCH: Final = "application/merge-patch+json"
@@ -82,7 +78,7 @@ class KubernetesApi:
     async def list(self, path: str, selector: str) -> tuple[list[Object], str]:
         """Return all objects that match a label selector, and the resource version to watch from. ApiError."""
         items: list[Object] = []
-        query = {"labelSelector": selector, "limit": str(_LIST_PAGE)}
+        query = {"labelSelector": selector, "limit": str(LIST_PAGE)}
         while True:
             page = await self._call("GET", path, query=query)
             items += page.get("items") or []
@@ -122,14 +118,8 @@ class KubernetesApi:
             Gone: the version is too old. List again.
             ApiError: the watch broke or was silent for too long.
         """
-        query = {
-            **selector,
-            "watch": "true",
-            "allowWatchBookmarks": "true",
-            "resourceVersion": version,
-            "timeoutSeconds": str(_WATCH_S),
-        }
-        call, timeout = f"WATCH {path}", httpx.Timeout(_ATTEMPT_S, read=_SILENCE_S)
+        query = watch_query(version, selector)
+        call, timeout = f"WATCH {path}", httpx.Timeout(_ATTEMPT_S, read=SILENCE_S)
         try:
             async with self._client.stream(
                 "GET", path, params=query, headers=self._headers(), timeout=timeout
