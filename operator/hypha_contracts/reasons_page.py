@@ -1,10 +1,9 @@
 """Writes the tables of docs/conditions.md: `python -m hypha_contracts.reasons_page docs/conditions.md`."""
 
 import sys
-from pathlib import Path
 
 from hypha_contracts.job_reasons import JobReason
-from hypha_contracts.pages import replace_table
+from hypha_contracts.pages import replace_table, rewrite
 from hypha_contracts.reasons import Reason, WorkerReason
 
 
@@ -22,5 +21,4 @@ def _table(reasons: type[Reason]) -> str:
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(with_tables(path.read_text()))
+    rewrite(sys.argv[1:], with_tables)

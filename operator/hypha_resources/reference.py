@@ -6,10 +6,9 @@
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from hypha_contracts.pages import replace_table
+from hypha_contracts.pages import replace_table, rewrite
 from hypha_resources.crd import structural
 from hypha_resources.worker import HyphaWorkerSpec
 
@@ -106,5 +105,4 @@ def _table(fields: list[Field]) -> str:
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(with_tables(path.read_text()))
+    rewrite(sys.argv[1:], with_tables)

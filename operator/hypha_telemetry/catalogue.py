@@ -5,10 +5,9 @@
 
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Final
 
-from hypha_contracts.pages import replace_table
+from hypha_contracts.pages import replace_table, rewrite
 from hypha_telemetry.job_metrics import JOB_METRICS
 from hypha_telemetry.metric import Metric
 from hypha_telemetry.node_metrics import NODE_METRICS
@@ -45,5 +44,4 @@ def _attributes(metric: Metric) -> str:
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(with_tables(path.read_text()))
+    rewrite(sys.argv[1:], with_tables)
