@@ -1,4 +1,4 @@
-"""Make text of peers, schedulers and jobs safe to show: in the log, in the cluster's objects and on a terminal."""
+"""How values are shown. Text of peers, schedulers and jobs is made safe for the log, objects and the terminal."""
 
 import re
 import unicodedata
@@ -44,6 +44,16 @@ def without_hidden(text: str) -> str:
 def without_url_secrets(text: str) -> str:
     """Return text with every URL in it cut to its scheme and host."""
     return _URL.sub(_scheme_and_host, text) if "://" in text else text
+
+
+def number(value: float) -> str:
+    """Return a number with at most four significant digits, but all digits before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def short_peer(peer_id: str) -> str:
+    """Return a peer id with its beginning and its end, which tell peers apart."""
+    return peer_id if len(peer_id) <= 20 else f"{peer_id[:8]}..{peer_id[-6:]}"
 
 
 def _scheme_and_host(url: re.Match[str]) -> str:

@@ -9,9 +9,10 @@ from rich.console import Console
 from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.kinds import Manifest
 from hypha_contracts.reasons import WorkerReason
+from hypha_contracts.text import number, short_peer
 from hypha_kubectl.views.jobs import in_order, job_of, matching
 from hypha_kubectl.views.jobs_table import Layout
-from hypha_kubectl.views.shown import number, plain, short_peer
+from hypha_kubectl.views.shown import plain
 from hypha_kubectl.views.status_tree import MAX_ENDED, MAX_TREES, render
 from hypha_kubectl.views.workers import Worker, workers_of
 from support.kubectl import account, condition

@@ -8,8 +8,9 @@ from typing import Final
 from rich.text import Text
 
 from hypha_contracts.durations import short_duration
+from hypha_contracts.text import number
 from hypha_kubectl.views.jobs import Job
-from hypha_kubectl.views.shown import STYLES, job_age, number
+from hypha_kubectl.views.shown import STYLES, job_age
 
 _GAP: Final = "  "
 

@@ -6,17 +6,13 @@ from datetime import datetime
 from typing import Any, Final
 
 from hypha_contracts.durations import short_duration
+from hypha_contracts.text import number
 from hypha_kubectl.views.jobs import Job
 
 SCHEMA_VERSION: Final = 1
 """The version of the JSON that `plain` makes of views. It grows when a field goes away or changes its meaning."""
 STYLES: Final = {"Running": "green", "Starting": "yellow", "Pending": "yellow", "Failed": "red", "Succeeded": "blue"}
 """The colour of each phase."""
-
-
-def number(value: float) -> str:
-    """Return a number with at most four significant digits, but all digits before the point."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def count(amount: int, noun: str) -> str:
@@ -46,11 +42,6 @@ def progress(job: Job) -> str:
     elif job.samples:
         parts.append(count(job.samples, "sample"))
     return ", ".join(parts)
-
-
-def short_peer(peer_id: str) -> str:
-    """Return a peer id with its beginning and its end, which tell peers apart."""
-    return peer_id if len(peer_id) <= 20 else f"{peer_id[:8]}..{peer_id[-6:]}"
 
 
 def plain(value: Any) -> Any:

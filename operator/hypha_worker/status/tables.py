@@ -7,6 +7,7 @@ from typing import Any, Final, Generic, TypeVar
 from rich.text import Text
 
 from hypha_contracts.durations import short_duration
+from hypha_contracts.text import number, short_peer
 from hypha_messages.types import Resources
 from hypha_worker.status.model import JobState, LeaseState, PeerState, RequestState, Snapshot
 
@@ -184,16 +185,6 @@ def _table(
 def _width(shown: Sequence[tuple[_Column[Any], list[str]]]) -> int:
     sizes = (max(map(len, (column.title, *cells))) for column, cells in shown)
     return sum(sizes) + len(_GAP) * (len(shown) - 1)
-
-
-def number(value: float) -> str:
-    """Return a number with at most four significant digits, but all digits before the point."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def short_peer(peer_id: str) -> str:
-    """Return a peer id with its beginning and its end, which tell peers apart."""
-    return peer_id if len(peer_id) <= 20 else f"{peer_id[:8]}..{peer_id[-6:]}"
 
 
 def _optional(value: float | None) -> str:
