@@ -20,6 +20,7 @@ from hypha_network.failures import only
 from hypha_network.host import Host
 from hypha_network.identity import Identity
 from hypha_network.services.bulk_circuits import BulkCircuits
+from hypha_network.services.discovery import Discovery
 from hypha_network.services.gateways import Gateways
 from hypha_network.services.gossip import PROTOCOLS as GOSSIP
 from hypha_network.services.gossip import PubSub
@@ -103,6 +104,7 @@ class Network:
         self._kademlia = Kademlia(
             host, lambda address: not addresses.excluded(address, host.excluded), self._gateways.peer_ids
         )
+        self._discovery = Discovery(host, self._ask_gateway, self._silent_gateways)
         self._identify = Identify(host, public_key, agent, self._own_addresses, self._kademlia.learn)
         self._relays = Relays(host, self._identify.push)
         self._observed = Observed(host, self._gateways.peer_ids)
@@ -133,6 +135,7 @@ class Network:
         nursery.start_soon(self._pubsub.run)
         nursery.start_soon(self._gateways.run)
         nursery.start_soon(self._kademlia.run)
+        nursery.start_soon(self._discovery.run)
         nursery.start_soon(self._reach.run)
         nursery.start_soon(keep_valid, self._host.upgrader.tls)
 
@@ -345,7 +348,13 @@ class Network:
 
     async def _ask_gateways(self, peer_id: str) -> dict[str, tuple[Address, ...]]:
         """Ask the gateways about a peer; return the peers that they name. They know only peers with certificates."""
-        return await self._kademlia.ask(set(self._gateways.peer_ids()), peer_id, _ASK_GATEWAYS_S)
+        return await self._kademlia.ask(set(self._gateways.peer_ids()), peer_id_to_bytes(peer_id), _ASK_GATEWAYS_S)
+
+    async def _ask_gateway(self, peer_id: str, key: bytes) -> dict[str, tuple[Address, ...]]:
+        return await self._kademlia.ask([peer_id], key, _ASK_GATEWAYS_S)
+
+    def _silent_gateways(self) -> list[str]:
+        return self._pubsub.silent(self._gateways.peer_ids())
 
     async def _on_gateway(self, connection: Connection) -> None:
         async with trio.open_nursery() as nursery:

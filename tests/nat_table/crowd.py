@@ -11,7 +11,7 @@ import trio
 
 from benchmarks.nodes import SMALL_RESOURCES, Kind, Node, Stage, rust_binaries
 from hypha_devnet import certs
-from hypha_devnet.client import SchedulerClient, Wanted
+from hypha_devnet.client import Offer, SchedulerClient, Wanted
 from hypha_devnet.config import NodeConfig
 from hypha_devnet.roles.node import healthy, join
 from hypha_messages.advertisement import WorkerSpec
@@ -74,11 +74,16 @@ async def _watch(stage: Stage, gateway: Node) -> list[str]:
         wanted = Wanted(WorkerSpec(resources=SMALL_RESOURCES, executor=[executor]), bid=10, role="train")
         client = SchedulerClient(network)
         began_s = time.monotonic()
-        request = await client.advertise(wanted)
+        offers: dict[str, float] = {}
+
+        def note(request: list[Offer]) -> list[Offer]:
+            for offer in request:
+                offers.setdefault(offer.peer_id, offer.arrived - began_s)
+            return request if len(offers) == WORKERS else []
+
         with trio.move_on_after(OFFERS_S):
-            while len({offer.peer_id for offer in request.offers}) < WORKERS:  # noqa: ASYNC110
-                await trio.sleep(0.05)
-        offers = {offer.peer_id: offer.arrived - began_s for offer in request.offers}
+            while len(offers) < WORKERS:
+                await client.collect(wanted, note)
         fit = [await healthy(network, worker.peer_id) for worker in workers]
         nursery.cancel_scope.cancel()
     later = _relay_events(gateway)

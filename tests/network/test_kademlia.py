@@ -225,7 +225,7 @@ async def test_the_addresses_that_several_gateways_name_are_merged() -> None:
     async with gateway(pki, "first") as first, gateway(pki, "second") as second, member(pki, "b", first, second) as b:
         first._kademlia.learn(A, [one], frozenset())
         second._kademlia.learn(A, [other], frozenset())
-        found = await b._kademlia.ask([first.peer_id, second.peer_id], A, DEADLINE_S)
+        found = await b._kademlia.ask([first.peer_id, second.peer_id], peer_id_to_bytes(A), DEADLINE_S)
         assert set(found[A]) == {one, other}
 
 

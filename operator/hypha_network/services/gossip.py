@@ -3,7 +3,7 @@
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
@@ -76,6 +76,15 @@ class PubSub:
     def peers(self, topic: str) -> list[str]:
         """Return the peers that have announced a subscription to a topic."""
         return [peer_id for peer_id, peer in self._peers.items() if topic in peer.topics]
+
+    def silent(self, peer_ids: Iterable[str]) -> list[str]:
+        """Return those of these peers that subscribe to none of this node's topics, and so forward nothing to it."""
+        topics = self._subscribers.keys()
+        return [peer_id for peer_id in peer_ids if topics and topics.isdisjoint(self._topics_of(peer_id))]
+
+    def _topics_of(self, peer_id: str) -> Set[str]:
+        peer = self._peers.get(peer_id)
+        return peer.topics if peer else set()
 
     def mesh(self, topic: str) -> list[str]:
         """Return the peers that exchange the messages of a subscribed topic with this node."""

@@ -207,13 +207,13 @@ class Kademlia:
 
         await self._lookup(peer_id_to_bytes(peer_id), Kind.FIND_NODE, pass_on, leave_out=peer_id)
 
-    async def ask(self, peer_ids: Iterable[str], target: str, timeout_s: float) -> dict[str, tuple[Address, ...]]:
-        """Ask connected peers once about a target; return the peers that they name, the closest ones they know."""
+    async def ask(self, peer_ids: Iterable[str], key: bytes, timeout_s: float) -> dict[str, tuple[Address, ...]]:
+        """Ask connected peers once about a key; return the peers that they name, the closest ones they know."""
         found: dict[str, tuple[Address, ...]] = {}
 
         async def ask_one(peer_id: str) -> None:
             with suppress(NetworkError):
-                answer = await self._ask(peer_id, (), Message(Kind.FIND_NODE, peer_id_to_bytes(target)))
+                answer = await self._ask(peer_id, (), Message(Kind.FIND_NODE, key))
                 for closer, known in answer.closer:
                     merged = dict.fromkeys((*found.get(closer, ()), *filter(self._usable, known)))
                     found[closer] = tuple(merged)
