@@ -43,6 +43,8 @@ CONNECTOR_PORT: Final = 8443
 """Where bridges and the kubelet's probes reach the node."""
 METRICS_PORT: Final = 9464
 """Where Prometheus reads the metrics of the controller's pod."""
+STATUS_PAGE_PORT: Final = 8081
+"""Where browsers reach the status page of the controller's pod, if the worker has one."""
 TOKEN_AUDIENCE: Final = "hypha-connector"  # noqa: S105 - for whom tokens are issued
 JOB_FILE_KEY: Final = "job.json"
 """The key of a job's Secret that holds the complete job specification."""
@@ -67,6 +69,11 @@ def connector_service_name(worker: str) -> str:
 def p2p_service_name(worker: str) -> str:
     """Return the name of the Service through which peers outside the cluster reach the node."""
     return f"{worker}-p2p"
+
+
+def status_service_name(worker: str) -> str:
+    """Return the name of the Service of the worker's status page."""
+    return f"{worker}-status"
 
 
 def identity_secret(worker: str) -> str:

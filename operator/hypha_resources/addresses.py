@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, Field
 
 from hypha_contracts.addresses import WRITE_CIDR, check_cidr
-from hypha_contracts.names import CONNECTOR_PORT, METRICS_PORT
+from hypha_contracts.names import CONNECTOR_PORT, METRICS_PORT, STATUS_PAGE_PORT
 from hypha_messages.types import peer_id_to_bytes
 from hypha_resources.common import rules
 
@@ -36,9 +36,9 @@ _NAME: Final = "^[0-9A-Za-z_-]+([.][0-9A-Za-z_-]+)*$"
 _WRITE_HOST: Final = "write an IP address or a name, such as 203.0.113.50 or node.example.org"
 _WRITE_LISTEN: Final = (
     f"write /ip4/0.0.0.0/tcp/4001 or /ip6/::/udp/4001/quic-v1, but not TCP port {CONNECTOR_PORT}, where jobs reach the "
-    f"worker, or {METRICS_PORT}, where Prometheus does"
+    f"worker, {METRICS_PORT}, where Prometheus does, or {STATUS_PAGE_PORT}, where browsers do"
 )
-_TAKEN: Final = tuple(f"/tcp/{port}" for port in (CONNECTOR_PORT, METRICS_PORT))
+_TAKEN: Final = tuple(f"/tcp/{port}" for port in (CONNECTOR_PORT, METRICS_PORT, STATUS_PAGE_PORT))
 _WRITE_PEER_ID: Final = "write a peer id such as 12D3KooW..."
 _WRITE_PEER_IDS: Final = "write peer ids before the weights, such as 12D3KooW..."
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from hypha_contracts.market_config import Terms, Weight
-from hypha_contracts.node_config import Sampler
+from hypha_contracts.node_config import HostName, Sampler
 from hypha_contracts.units import gigabytes, parse_quantity
 from hypha_messages.types import Resources
 from hypha_resources.addresses import PEER_ID_KEYS, PeerIdKey
@@ -253,6 +253,24 @@ class Telemetry(Schema):
     attributes: dict[str, str] = Field(default={}, description="Attributes of all exported data.")
 
 
+class StatusPage(Schema):
+    """A page that shows the state of the worker in a browser (docs/status-page.md). It has no password."""
+
+    enabled: bool = Field(description="Serve the page.")
+    from_: Annotated[list[Passthrough], Field(max_length=32)] = Field(
+        default=[],
+        alias="from",
+        description="Who may read the page at the Service <worker>-status, port 8081, as in the field from of a "
+        "NetworkPolicy, such as the pods of a proxy that asks for a password. Default: nobody, and no Service. Then "
+        "kubectl port-forward leads to the page.",
+    )
+    hosts: Annotated[list[HostName], Field(max_length=64)] = Field(
+        default=[],
+        description="Names under which browsers open the page besides those of the Service, such as the host of an "
+        "Ingress.",
+    )
+
+
 class Controller(Schema):
     """The pod that runs the node."""
 
@@ -309,6 +327,7 @@ class HyphaWorkerSpec(Schema):
         ),
     ]
     telemetry: Telemetry | None = None
+    status_page: StatusPage | None = None
     controller: Controller = Controller()
     common_labels: Labels = Field(
         default={},

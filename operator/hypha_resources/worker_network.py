@@ -108,8 +108,8 @@ class NetworkSpec(Schema):
     listen_addresses: Annotated[list[ListenAddress], Field(min_length=1, max_length=16)] = Field(
         default=["/ip4/0.0.0.0/tcp/4001"],
         description="Addresses at which the pod accepts peers: over TCP, and over QUIC, such as "
-        "/ip4/0.0.0.0/udp/4001/quic-v1. A TCP port must be neither 8443, which is the connector's, nor 9464, which "
-        "serves metrics.",
+        "/ip4/0.0.0.0/udp/4001/quic-v1. A TCP port must not be 8443, which is the connector's, 9464, which "
+        "serves metrics, or 8081, which serves the status page.",
     )
     external_addresses: Annotated[list[ExternalAddress], Field(max_length=16)] = Field(
         default=[], description="Addresses at which peers outside the cluster reach the worker. Default: from expose."

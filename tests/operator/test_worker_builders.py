@@ -15,7 +15,13 @@ from hypha_operator.settings import Settings, SettingsError
 from hypha_operator.workers.access import access
 from hypha_operator.workers.certificate import certificate
 from hypha_operator.workers.controller import config_map, deployment
-from hypha_operator.workers.network import external_addresses, network_policy, p2p_service, with_host_ips
+from hypha_operator.workers.network import (
+    external_addresses,
+    network_policy,
+    p2p_service,
+    status_service,
+    with_host_ips,
+)
 from hypha_operator.workers.node_config import config_toml, node_config
 from hypha_resources.worker import HyphaWorkerSpec
 from hypha_worker.config_file import load
@@ -416,6 +422,42 @@ class TestAccess:
         ports = {port["name"]: port["containerPort"] for port in pod(deployed())["containers"][0]["ports"]}
         assert ports["metrics"] == 9464
         assert configured()["telemetry_prometheus"] == ":9464"
+
+
+class TestStatusPage:
+    READERS = [{"podSelector": {"matchLabels": {"app": "proxy"}}}]  # noqa: RUF012
+
+    def test_there_is_none_unless_the_spec_asks_for_it(self):
+        assert status_service(*worker()) is None
+        assert "status_page" not in configured()
+        off = {"enabled": False, "from": self.READERS}
+        assert status_service(*worker(statusPage=off)) is None
+        assert "status_page" not in configured(statusPage=off)
+
+    def test_without_readers_it_is_served_to_port_forwards_alone(self):
+        assert configured(statusPage={"enabled": True})["status_page"] == {"listen": "8081", "hosts": []}
+        assert status_service(*worker(statusPage={"enabled": True})) is None
+        assert network_policy(*worker(statusPage={"enabled": True}), ()) == network_policy(*worker(), ())
+
+    def test_readers_reach_it_by_the_names_of_its_service_and_of_the_spec(self):
+        page = {"enabled": True, "from": self.READERS, "hosts": ["worker.example.org"]}
+        service = status_service(*worker(statusPage=page))
+        assert service is not None
+        [port] = service["spec"]["ports"]
+        *_, allowed = network_policy(*worker(statusPage=page), ())["spec"]["ingress"]
+        assert allowed == {"from": self.READERS, "ports": [{"protocol": "TCP", "port": port["port"]}]}
+        listening = configured(statusPage=page)["status_page"]
+        assert listening["listen"] == f":{port['targetPort']}"
+        names = ["gpu-status", "gpu-status.ns", "gpu-status.ns.svc", "worker.example.org"]
+        assert listening["hosts"] == names
+        assert service["metadata"]["name"] == names[0]
+        assert service["spec"]["selector"].items() <= pod_labels(deployed(statusPage=page)).items()
+        [container] = pod(deployed(statusPage=page))["containers"]
+        assert {"name": "status", "containerPort": port["targetPort"], "protocol": "TCP"} in container["ports"]
+
+
+def pod_labels(manifest: dict[str, Any]) -> dict[str, str]:
+    return manifest["spec"]["template"]["metadata"]["labels"]
 
 
 def test_a_renewed_certificate_keeps_its_key():

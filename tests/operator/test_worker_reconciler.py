@@ -229,6 +229,16 @@ async def test_an_upgrade_of_the_operator_replaces_few_controllers_at_a_time(ser
         assert await operator.reconcile(Key(WORKER, namespace, "w4")) == 5
 
 
+async def test_the_service_of_the_status_page_comes_and_goes_with_its_readers(served, namespace, user):
+    user.apply(worker_manifest(namespace, statusPage={"enabled": True, "from": [{"podSelector": {}}]}))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        assert "Service gpu-status" in await operator.objects()
+        user.apply(worker_manifest(namespace, statusPage={"enabled": True}))
+        await operator.settle()
+        assert "Service gpu-status" not in await operator.objects()
+
+
 async def test_a_node_port_is_known_before_the_first_pod(served, namespace, user):
     exposed = {"network": {"gateways": [GATEWAY], "expose": {"type": "NodePort"}}}
     worker = user.apply(worker_manifest(namespace, **exposed))

@@ -4,7 +4,7 @@ from typing import Final
 
 from hypha_contracts.kinds import CERTIFICATE, DEPLOYMENT, POD_DISRUPTION_BUDGET, SERVICE, Kind, Manifest, kind_of
 from hypha_contracts.kubernetes_errors import Conflict, Forbidden, Invalid, NotFound, Refused, is_admission
-from hypha_contracts.names import identity_secret, job_account, p2p_service_name
+from hypha_contracts.names import identity_secret, job_account, p2p_service_name, status_service_name
 from hypha_contracts.reasons import WorkerReason
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
@@ -24,6 +24,7 @@ from hypha_operator.workers.network import (
     job_disruption_budget,
     network_policy,
     p2p_service,
+    status_service,
 )
 from hypha_operator.workers.rollout import Rollouts
 from hypha_resources.worker import HyphaWorkerSpec
@@ -86,6 +87,7 @@ class WorkerChildren:
         name = worker["metadata"]["name"]
         budget = job_disruption_budget(worker, spec)
         await self._apply_or_delete(worker, spec, POD_DISRUPTION_BUDGET, job_account(name), budget)
+        await self._apply_or_delete(worker, spec, SERVICE, status_service_name(name), status_service(worker, spec))
         await self._apply_certificate(worker, spec)
         service = await self._apply_or_delete(worker, spec, SERVICE, p2p_service_name(name), p2p_service(worker, spec))
         addresses = external_addresses(spec, service)

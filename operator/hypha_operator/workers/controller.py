@@ -138,6 +138,7 @@ def _container(spec: HyphaWorkerSpec, addresses: list[str], settings: Settings) 
         {"name": "connector", "containerPort": names.CONNECTOR_PORT, "protocol": "TCP"},
         *({"name": port.name, "containerPort": port.number, "protocol": port.protocol} for port in p2p_ports(spec)),
         {"name": "metrics", "containerPort": names.METRICS_PORT, "protocol": "TCP"},
+        {"name": "status", "containerPort": names.STATUS_PAGE_PORT, "protocol": "TCP"},
     ]
     return {
         "name": names.CONTROLLER,

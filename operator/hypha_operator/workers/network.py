@@ -8,12 +8,14 @@ from hypha_contracts.kinds import NETWORK_POLICY, POD_DISRUPTION_BUDGET, SERVICE
 from hypha_contracts.names import (
     CONNECTOR_PORT,
     METRICS_PORT,
+    STATUS_PAGE_PORT,
     connector_service_name,
     controller_name,
     controller_selector,
     job_account,
     job_selector,
     p2p_service_name,
+    status_service_name,
 )
 from hypha_contracts.peer_ports import HostPort, PeerPort
 from hypha_operator.machinery.manifests import child
@@ -44,6 +46,28 @@ def connector_service(hypha_worker: Manifest) -> Manifest:
         "ports": [_port("connector", CONNECTOR_PORT, "TCP")],
     }
     return child(hypha_worker, SERVICE, connector_service_name(worker), spec=spec)
+
+
+def status_service(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Manifest | None:
+    """Return the Service of the status page, if the spec lets anybody use it.
+
+    It includes controllers that are not ready, because the page says what they lack.
+    """
+    if not _page_readers(worker_spec):
+        return None
+    worker = hypha_worker["metadata"]["name"]
+    spec = {
+        "type": "ClusterIP",
+        "selector": controller_selector(worker),
+        "publishNotReadyAddresses": True,
+        "ports": [_port("status", STATUS_PAGE_PORT, "TCP")],
+    }
+    return child(hypha_worker, SERVICE, status_service_name(worker), spec=spec)
+
+
+def _page_readers(spec: HyphaWorkerSpec) -> list[dict[str, Any]]:
+    page = spec.status_page
+    return page.from_ if page is not None and page.enabled else []
 
 
 def p2p_service(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Manifest | None:
@@ -143,9 +167,10 @@ def _host(host: str) -> str:
 def network_policy(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec, metrics_from: Sequence[Any]) -> Manifest:
     """Return the NetworkPolicy.
 
-    Peers reach the peer-to-peer ports, the worker's jobs reach the connector, and clients as in `metrics_from` the
-    metrics.
+    Peers reach the peer-to-peer ports, the worker's jobs reach the connector, clients as in `metrics_from` the metrics,
+    and those that the spec names the status page.
     """
+    readers = _page_readers(worker_spec)
     worker = hypha_worker["metadata"]["name"]
     spec = {
         "podSelector": {"matchLabels": controller_selector(worker)},
@@ -157,6 +182,7 @@ def network_policy(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec, metrics
                 "ports": [{"protocol": "TCP", "port": CONNECTOR_PORT}],
             },
             {"from": list(metrics_from), "ports": [{"protocol": "TCP", "port": METRICS_PORT}]},
+            *([{"from": readers, "ports": [{"protocol": "TCP", "port": STATUS_PAGE_PORT}]}] if readers else []),
         ],
     }
     return child(hypha_worker, NETWORK_POLICY, controller_name(worker), spec=spec)

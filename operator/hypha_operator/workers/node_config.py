@@ -7,7 +7,7 @@ from typing import Any, Final
 import tomlkit
 
 from hypha_contracts.kinds import Manifest
-from hypha_contracts.names import CONNECTOR_PORT, METRICS_PORT, TOKEN_AUDIENCE
+from hypha_contracts.names import CONNECTOR_PORT, METRICS_PORT, STATUS_PAGE_PORT, TOKEN_AUDIENCE, status_service_name
 from hypha_contracts.node_config import ExecutorConfig, JobsConfig, KubernetesConfig, NodeConfig
 from hypha_operator.workers.network import HOST_IP, host_ports
 from hypha_resources.node_tables import FOLLOWED, job_limits, market_tables
@@ -59,6 +59,7 @@ def node_config(
         relay_circuit=network.relay_circuit,
         work_dir=Path(WORK_DIR),
         **_telemetry(spec, metadata),
+        **_status_page(spec, metadata),
         **market_tables(spec),
         jobs=JobsConfig(**job_limits(spec)),
         kubernetes=KubernetesConfig(
@@ -77,6 +78,17 @@ def node_config(
             for executor in spec.executors
         ],
     )
+
+
+def _status_page(spec: HyphaWorkerSpec, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table of the status page. Without a Service, only port-forwards lead to it."""
+    if (page := spec.status_page) is None or not page.enabled:
+        return {}
+    if not page.from_:
+        return {"status_page": {"listen": str(STATUS_PAGE_PORT), "hosts": page.hosts}}
+    service, namespace = status_service_name(metadata["name"]), metadata["namespace"]
+    names = [service, f"{service}.{namespace}", f"{service}.{namespace}.svc"]
+    return {"status_page": {"listen": f":{STATUS_PAGE_PORT}", "hosts": [*names, *page.hosts]}}
 
 
 def _telemetry(spec: HyphaWorkerSpec, metadata: Mapping[str, Any]) -> dict[str, Any]:
