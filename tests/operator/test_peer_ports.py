@@ -84,15 +84,25 @@ def test_a_load_balancer_has_one_number_for_every_transport(listen, ports):
     assert addresses == [ADDRESS[protocol].format(443) for _, protocol in ports]
 
 
+def test_ports_that_a_load_balancer_refuses_are_no_addresses():
+    listen = [TCP, UDP]
+    service = service_of(listen, type="LoadBalancer", port=443)
+    refused = {"protocol": "UDP", "port": 443, "error": "MixedProtocolNotSupported"}
+    served = {"protocol": "TCP", "port": 443}
+    service["status"] = {"loadBalancer": {"ingress": [{"ip": "192.0.2.7", "ports": [refused, served]}]}}
+    addresses = external_addresses(worker(listen, type="LoadBalancer")[1], service)
+    assert addresses == ["/ip4/192.0.2.7/tcp/443"]
+
+
 @LISTENING
 def test_a_host_port_is_one_of_every_transport(listen, ports):
     assert p2p_service(*worker(listen, type="HostPort")) is None
     expected = [
         {"name": name, "containerPort": 4001, "protocol": protocol, "hostPort": 4100} for name, protocol in ports
     ]
-    connector, *peers, metrics = container_ports(listen, type="HostPort", port=4100)
+    connector, *peers, metrics, status = container_ports(listen, type="HostPort", port=4100)
     assert peers == expected
-    assert not {"hostPort"} & (connector.keys() | metrics.keys())
+    assert not {"hostPort"} & (connector.keys() | metrics.keys() | status.keys())
 
 
 @LISTENING
@@ -115,13 +125,13 @@ def test_the_policy_lets_peers_reach_every_transport(listen, ports):
 
 @LISTENING
 def test_the_pod_names_a_port_of_every_transport(listen, ports):
-    _, *peers, _ = container_ports(listen)
+    _, *peers, _, _ = container_ports(listen)
     assert [(port["name"], port["protocol"]) for port in peers] == ports
 
 
 def test_both_address_families_share_a_host_port_of_each_transport():
     listen = [TCP, UDP, "/ip6/::/tcp/4001", "/ip6/::/udp/4001/quic-v1"]
-    _, *peers, _ = container_ports(listen, type="HostPort")
+    _, *peers, _, _ = container_ports(listen, type="HostPort")
     assert [(port["protocol"], port["hostPort"]) for port in peers] == [("TCP", 4001), ("UDP", 4001)]
     addresses = external_addresses(worker(listen, type="HostPort")[1], None)
     assert with_host_ips(addresses, ["192.0.2.7", "fd00::5"]) == [

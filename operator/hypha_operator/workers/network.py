@@ -141,14 +141,25 @@ def external_addresses(spec: HyphaWorkerSpec, service: Manifest | None) -> list[
         families = [family for family, name in _FAMILIES.items() if name in served] or _listen_families(spec)
         return _of_hosts(expose.hosts, families, _served_ports(service_spec, "nodePort"))
     ingress = (service or {}).get("status", {}).get("loadBalancer", {}).get("ingress") or []
-    hosts = [_host(entry.get("ip") or entry["hostname"]) for entry in ingress]
-    return [f"{host}/{port}" for host in hosts for port in _served_ports(service_spec, "port")]
+    served = _served_ports(service_spec, "port")
+    return [
+        f"{_host(entry.get('ip') or entry['hostname'])}/{port}"
+        for entry in ingress
+        for port in served
+        if port not in _refused_ports(entry)
+    ]
 
 
 def _served_ports(service_spec: Manifest, field: Literal["port", "nodePort"]) -> list[PeerPort]:
     """Return the ports of a Service at its own addresses or those of nodes, as far as they are allocated."""
     ports = service_spec.get("ports", [])
     return [PeerPort(port["protocol"].lower(), port[field]) for port in ports if port.get(field)]
+
+
+def _refused_ports(ingress: Manifest) -> list[PeerPort]:
+    """Return the ports that a load balancer does not serve at one of its addresses, as some do not serve UDP."""
+    ports = ingress.get("ports") or []
+    return [PeerPort(port["protocol"].lower(), port["port"]) for port in ports if port.get("error")]
 
 
 def _of_hosts(hosts: Sequence[str], families: Sequence[str], ports: Sequence[PeerPort]) -> list[str]:
