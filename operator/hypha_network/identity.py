@@ -6,9 +6,8 @@ every certificate below the trust anchor needs a list from its issuer, and a lis
 
 import logging
 import os
-import re
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,25 +17,28 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from hypha_contracts.text import escaped
-from hypha_messages.types import peer_id_from_ed25519
+from hypha_network.certificates import (
+    UNREADABLE,
+    anchors,
+    expiry,
+    issued,
+    name_of,
+    parse_certificates,
+    parse_crls,
+    peer_id_of,
+    shown,
+    signed_by,
+)
 from hypha_network.errors import IdentityError
 from hypha_network.pkcs8 import seed_from_pem, seed_to_pem
 
 logger = logging.getLogger(__name__)
 
-_CRL_PEM = re.compile(rb"-----BEGIN X509 CRL-----[^-]*+-----END X509 CRL-----")
 _MAX_FILE_BYTES = 4 * 1024 * 1024
-_MAX_CERTIFICATE_BYTES = 8 * 1024
-"""Maximum size of a certificate in a peer's path. Those of this network have about 500 bytes."""
-MAX_NAME_CHARS = 256
-"""Maximum number of characters of a certificate's name that are shown."""
 _UNSPECIFIED = IPv4Address(0)
-_UNREADABLE = (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Identity:
     def _build(
         cls, cert: _Source, key: _Source, trust: _Source, crls: _Source, *, files: IdentityFiles | None = None
     ) -> "Identity":
-        chain = _parse_certificates(cert)
+        chain = parse_certificates(*cert)
         own, now = chain[0], datetime.now(UTC)
         try:
             seed = seed_from_pem(key.pem)
@@ -126,7 +128,7 @@ class Identity:
             raise IdentityError(
                 f"{cert.name}: the certificate is valid from {own.not_valid_before_utc}; check the clock"
             )
-        identity = cls(chain, _anchors(_parse_certificates(trust), lists, trust.name), lists, seed, files)
+        identity = cls(chain, anchors(parse_certificates(*trust), lists, trust.name), lists, seed, files)
         _ = identity.client_context, identity.server_context  # so that OpenSSL refuses a bad identity now
         for warning in identity.warnings(now):
             logger.warning("%s: %s", cert.name, warning)
@@ -179,7 +181,7 @@ class Identity:
         try:
             names = self.chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
             named = _UNSPECIFIED in names.get_values_for_type(x509.IPAddress)
-        except _UNREADABLE:
+        except UNREADABLE:
             named = False
         if not named:
             found.append("it lacks the alternative name IP:0.0.0.0, without which Rust nodes cannot dial this one")
@@ -202,7 +204,7 @@ class Identity:
         """
         anchored = self._anchored(path)
         if anchored is None:
-            return f"the trust bundle does not lead to the certificate of {_name(path[0])}"
+            return f"the trust bundle does not lead to the certificate of {name_of(path[0])}"
         return self.expired(expiry(anchored)) or self.revocation(anchored)
 
     def expired(self, peer_valid_until: datetime) -> str | None:
@@ -216,7 +218,7 @@ class Identity:
         for length, certificate in enumerate(path):
             if certificate in self.trust:
                 return path[: length + 1]
-            if anchor := next((anchor for anchor in self.trust if _issued(certificate, anchor)), None):
+            if anchor := next((anchor for anchor in self.trust if issued(certificate, anchor)), None):
                 return [*path[: length + 1], anchor]
         return None
 
@@ -225,15 +227,15 @@ class Identity:
         if not self.crls:
             return None
         for certificate, issuer in pairwise(path):
-            name = _cut(certificate.issuer)
+            name = shown(certificate.issuer)
             lists = [crl for crl in self.crls if crl.issuer == certificate.issuer]
             if not lists:
-                return f"there are revocation lists, but none from {name}, which issued {_name(certificate)}"
+                return f"there are revocation lists, but none from {name}, which issued {name_of(certificate)}"
             for crl in lists:
-                if not _signed_by(crl, issuer):
+                if not signed_by(crl, issuer):
                     return f"the revocation list of {name} was not signed by its key"
                 if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
-                    return f"the certificate of {_name(certificate)} was revoked by {name}"
+                    return f"the certificate of {name_of(certificate)} was revoked by {name}"
         return None
 
     def reload(self) -> "Identity":
@@ -273,26 +275,13 @@ class Identity:
         path = [self.chain[0]]
         while len(path) <= len(self.chain):
             for anchor in self.trust:
-                if _issued(path[-1], anchor):
+                if issued(path[-1], anchor):
                     return [*path, anchor]
-            issuer = next((c for c in self.chain[1:] if c not in path and _issued(path[-1], c)), None)
+            issuer = next((c for c in self.chain[1:] if c not in path and issued(path[-1], c)), None)
             if issuer is None:
                 return None
             path.append(issuer)
         return None
-
-
-def expiry(path: Sequence[x509.Certificate]) -> datetime:
-    """Return when the first certificate of a path expires."""
-    return min(certificate.not_valid_after_utc for certificate in path)
-
-
-def peer_id_of(certificate: x509.Certificate) -> str:
-    """Return the peer id of a certificate's key; IdentityError if the key is not Ed25519."""
-    key = certificate.public_key()
-    if not isinstance(key, Ed25519PublicKey):
-        raise IdentityError(f"the certificate of {_name(certificate)} holds no Ed25519 key")
-    return peer_id_from_ed25519(key.public_bytes_raw())
 
 
 def _read(path: Path | None) -> _Source:
@@ -314,106 +303,3 @@ def _file_state(path: Path) -> object:
     except OSError:
         return None
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _parse_certificates(source: _Source) -> tuple[x509.Certificate, ...]:
-    try:
-        certificates = tuple(x509.load_pem_x509_certificates(source.pem))
-        for certificate in certificates:
-            _read_fields(certificate)
-    except Exception as error:  # `cryptography` raises errors other than ValueError too
-        raise IdentityError(f"{source.name}: not a PEM file of X.509 certificates: {error}") from error
-    return certificates
-
-
-def parse_path(encoded: Iterable[bytes]) -> list[x509.Certificate]:
-    """Return the certificates of a peer's path, DER; IdentityError if one of them cannot be read."""
-    try:
-        path = []
-        for der in encoded:
-            if len(der) > _MAX_CERTIFICATE_BYTES:
-                raise ValueError(f"it has {len(der)} bytes, at most {_MAX_CERTIFICATE_BYTES} are allowed")  # noqa: TRY301
-            certificate = x509.load_der_x509_certificate(der)
-            _read_fields(certificate)
-            path.append(certificate)
-    except Exception as error:  # `cryptography` reads fewer certificates than OpenSSL, and raises various errors
-        raise IdentityError(f"its certificate cannot be read: {error}") from error
-    return path
-
-
-def _read_fields(certificate: x509.Certificate) -> None:
-    """Read the fields that `cryptography` decodes on demand, so that a malformed one raises its error here."""
-    _ = certificate.public_key(), certificate.subject, certificate.issuer
-    _ = certificate.not_valid_after_utc, certificate.not_valid_before_utc
-    if certificate.serial_number < 0:  # revocation lists cannot name it
-        raise ValueError("its serial number is negative")
-
-
-def parse_crls(pem: bytes, name: str) -> tuple[x509.CertificateRevocationList, ...]:
-    """Return the revocation lists in a PEM text from a source of this name; IdentityError if one cannot be read."""
-    blocks = _CRL_PEM.findall(pem)
-    if pem.strip() and not blocks:
-        raise IdentityError(f'{name}: holds no PEM block "X509 CRL"; leave crls_pem out if there are no lists')
-    try:
-        lists = tuple(x509.load_pem_x509_crl(block) for block in blocks)
-        for crl in lists:  # `cryptography` decodes these on demand
-            _ = crl.issuer, crl.next_update_utc
-            crl.get_revoked_certificate_by_serial_number(0)
-    except Exception as error:  # `cryptography` raises errors other than ValueError too
-        raise IdentityError(f"{name}: a revocation list cannot be read: {error}") from error
-    return lists
-
-
-def _anchors(
-    bundle: Iterable[x509.Certificate], crls: Sequence[x509.CertificateRevocationList], source: str
-) -> tuple[x509.Certificate, ...]:
-    """Return the authorities in a trust bundle, except those that another authority in it has revoked.
-
-    hypha-certutil also puts the node's own certificate into the bundle. It is not an authority, so it is left out.
-    """
-    authorities = [certificate for certificate in bundle if _is_authority(certificate)]
-    anchors = []
-    for authority in authorities:
-        if any(
-            crl.get_revoked_certificate_by_serial_number(authority.serial_number) is not None
-            for issuer in authorities
-            if issuer is not authority and _issued(authority, issuer)
-            for crl in crls
-            if crl.issuer == issuer.subject and _signed_by(crl, issuer)
-        ):
-            logger.warning("%s: %s is not trusted, because its issuer revoked it", source, _name(authority))
-        else:
-            anchors.append(authority)
-    if not anchors:
-        raise IdentityError(f"{source}: holds no CA certificate; add the network's root or an organisation's CA")
-    return tuple(anchors)
-
-
-def _is_authority(certificate: x509.Certificate) -> bool:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except _UNREADABLE:
-        return False
-
-
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
-
-
-def _signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
-    try:
-        return crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
-    except TypeError:  # a key of this type cannot sign
-        return False
-
-
-def _name(certificate: x509.Certificate) -> str:
-    return _cut(certificate.subject) or f"serial {certificate.serial_number:x}"
-
-
-def _cut(name: x509.Name) -> str:
-    return escaped(name.rfc4514_string(), MAX_NAME_CHARS)

@@ -18,8 +18,8 @@ from hypha_contracts.addresses import RESERVED_CIDRS
 from hypha_contracts.job_telemetry import MetricRecord, SpanRecord, TelemetryBatch, valid
 from hypha_executor.bridge import parse_events
 from hypha_executor.telemetry import Telemetry
+from hypha_network.certificates import parse_crls, parse_path, peer_id_of
 from hypha_network.errors import ConnectionBroken
-from hypha_network.identity import parse_crls, parse_path, peer_id_of
 from hypha_network.services import gossip_messages
 from hypha_network.services import identify as identify_service
 from hypha_network.services.gossip import MAX_MESSAGES_PER_RPC

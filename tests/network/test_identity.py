@@ -22,8 +22,9 @@ from libp2p.peer.id import ID
 
 from hypha_devnet.certs import Credential, create_crl, create_node, write_private
 from hypha_network import pkcs8
+from hypha_network.certificates import MAX_NAME_CHARS, parse_path, peer_id_of
 from hypha_network.errors import IdentityError
-from hypha_network.identity import MAX_NAME_CHARS, Identity, IdentityFiles, parse_path, peer_id_of
+from hypha_network.identity import Identity, IdentityFiles
 from support.certs import Pki, identity_of
 from support.hostile_text import HOSTILE
 

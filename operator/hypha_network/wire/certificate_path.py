@@ -9,8 +9,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL.crypto import X509, X509Store, X509StoreContext, X509StoreContextError, X509StoreFlags
 
+from hypha_network.certificates import parse_path
 from hypha_network.errors import IdentityError
-from hypha_network.identity import Identity, parse_path
+from hypha_network.identity import Identity
 
 _MAX_CERTIFICATES: Final = 10
 _MIN_RSA_BITS: Final = 2048

@@ -18,8 +18,8 @@ from qh3.quic import events
 from qh3.quic.connection import QuicConnectionError
 from qh3.tls import AlertDescription
 
+from hypha_network.certificates import expiry, peer_id_of
 from hypha_network.errors import ConnectionBroken, ConnectionLost, HandshakeError, IdentityError, StreamReset
-from hypha_network.identity import expiry, peer_id_of
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.backlog import Backlog
 from hypha_network.wire.certificate_path import PathRefusedError, verified_path

@@ -15,8 +15,9 @@ from weakref import WeakSet
 import trio
 from cryptography import x509
 
+from hypha_network.certificates import expiry, parse_path, peer_id_of
 from hypha_network.errors import ConnectionBroken, HandshakeError, IdentityError
-from hypha_network.identity import Identity, expiry, parse_path, peer_id_of
+from hypha_network.identity import Identity
 from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_network.wire.addresses import source_of
 from hypha_network.wire.transport import CLOSE_TIMEOUT_S, Link, RawConnection
