@@ -70,7 +70,7 @@ class Kube:
             *(["--kubeconfig", str(kubeconfig)] if kubeconfig else []),
             *(["--context", context] if context else []),
         ]
-        self._kubectl = kubectl
+        self.program = kubectl
         self._client = config.new_client_from_config(  # type: ignore[no-untyped-call]
             str(kubeconfig) if kubeconfig else None, context
         )
@@ -157,7 +157,7 @@ class Kube:
     def kubectl(self, *args: str, check: bool = True) -> str:
         """Run kubectl; return its output. KubeError if it fails."""
         done = subprocess.run(
-            [self._kubectl, *self.flags, *args], capture_output=True, text=True, timeout=300, check=False
+            [self.program, *self.flags, *args], capture_output=True, text=True, timeout=300, check=False
         )
         if check and done.returncode:
             raise KubeError(done.returncode, f"kubectl {' '.join(args)}: {done.stderr}")
