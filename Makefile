@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TEST_TOOLS := etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm3 helm prometheus promtool collector
 QUICK_TOOLS := $(TEST_TOOLS) kubelet kube-proxy coredns kube-router cert-manager
 
-.PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs monitoring crds reasons metrics checks pictures images kind-images release dist base-image sbom requirements attack zoo bench nat-lab clean
+.PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs monitoring crds reasons metrics checks reference docs pictures images kind-images release dist base-image sbom requirements attack zoo bench nat-lab clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +91,12 @@ reasons: install ## Write the tables of reasons in docs/conditions.md
 checks: install ## Write the tables of checks in docs/troubleshooting.md and docs/kubectl.md
 	$(BIN)/python -m hypha_worker.doctor.page docs/troubleshooting.md
 	$(BIN)/python -m hypha_kubectl.checks.page docs/kubectl.md
+
+reference: install ## Write docs/cli.md, docs/bridge-api.md and docs/configuration.md from the programs
+	$(BIN)/python -m documentation.reference
+
+docs: install ## Build the site of the documentation into build/docs/site
+	@$(BIN)/python -m documentation.site
 
 metrics: install ## Write the tables of metrics in docs/telemetry.md
 	$(BIN)/python -m hypha_telemetry.catalogue docs/telemetry.md
