@@ -95,7 +95,8 @@ checks: install ## Write the tables of checks in docs/troubleshooting.md and doc
 reference: install ## Write docs/cli.md, docs/bridge-api.md and docs/configuration.md from the programs
 	$(BIN)/python -m documentation.reference
 
-docs: install ## Build the site of the documentation into build/docs/site
+docs: install ## Build the site of the documentation into build/docs/site, and list its commands with the tests that run them
+	@$(BIN)/python -m documentation.commands
 	@$(BIN)/python -m documentation.site
 
 metrics: install ## Write the tables of metrics in docs/telemetry.md
