@@ -199,6 +199,7 @@ def test_where_the_operator_went_first_with_jobs_running_the_documented_line_cle
     stuck = installation.namespaces[0]
     until(lambda: "Terminating" in server.kubectl("get", "namespace", stuck))
     until(lambda: "deletionTimestamp" in server.kubectl("get", "hyphaworker", "busy", f"-n{stuck}", "-oyaml"), STUCK_S)
+    until(lambda: "idle" not in server.kubectl("get", "hyphaworkers", "-A", "-oname"), STUCK_S)  # they go by themselves
     (block,) = as_written(DOCUMENTED)
     (programs := tmp_path / "bin").mkdir()
     (programs / "kubectl").symlink_to(tool("kubectl"))
