@@ -93,3 +93,11 @@ def test_every_link_of_the_site_leads_to_an_anchor_there(built: list[Path]) -> N
             if not leads and not re.match("[a-z]+:", link):
                 broken.append(f"{page.name}: {link}")
     assert broken == []
+
+
+def test_the_small_environment_has_the_versions_of_the_complete_one() -> None:
+    def pins(name: str) -> set[str]:
+        return set(re.findall(r"^([-a-z0-9]+==[^ ]+)", read(f"requirements/{name}.txt"), re.MULTILINE))
+
+    assert pins("light")
+    assert pins("light") <= pins("dev")
