@@ -33,7 +33,7 @@ class Block:
 
     Attributes:
         marks: pairs of a kind of mark and its text.
-        text: the commands. Of a session, without the output.
+        text: the commands. Of a transcript, without the output.
     """
 
     page: str
@@ -80,13 +80,13 @@ def as_written(test: str) -> list[Block]:
 def _blocks_of(page: str) -> Iterator[Block]:
     text = read(page)
     for match in _BLOCK.finditer(text):
-        session = "".join(
+        transcript = "".join(
             line[len(_PROMPT) :] for line in match["text"].splitlines(keepends=True) if line.startswith(_PROMPT)
         )
-        if match["language"] in _SHELLS or session:
+        if match["language"] in _SHELLS or transcript:
             line = text.count("\n", 0, match.start("text"))
             marks = tuple((kind, of) for kind, of in _MARK.findall(match["marks"]))
-            yield Block(page, line, marks, session or match["text"])
+            yield Block(page, line, marks, transcript or match["text"])
 
 
 def faults(block: Block) -> list[str]:
