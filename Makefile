@@ -2,10 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The wheel and the documentation are built without torch where the complete environment is not installed.
+LIGHT_VENV := $(if $(wildcard $(VENV)/.installed),$(VENV),.venv-light)
+check_python = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is missing or older than Python 3.11. Set PYTHON to a newer one, such as PYTHON=/usr/bin/python3.11" >&2; exit 1; }
 TEST_TOOLS := etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm3 helm prometheus promtool collector
 QUICK_TOOLS := $(TEST_TOOLS) kubelet kube-proxy coredns kube-router cert-manager
 
-.PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs monitoring crds reasons metrics checks pictures images kind-images release dist base-image sbom requirements attack zoo bench nat-lab clean
+.PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs monitoring crds reasons metrics checks reference docs pictures images kind-images release dist base-image sbom requirements attack zoo bench nat-lab clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,7 +16,7 @@ help: ## Show this help
 install: $(VENV)/.installed ## Install everything into .venv (about 6 GB, because torch brings its CUDA libraries)
 
 $(VENV)/.installed: requirements/dev.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is missing or older than Python 3.11. Set PYTHON to a newer one, such as PYTHON=/usr/bin/python3.11" >&2; exit 1; }
+	$(check_python)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -92,6 +95,13 @@ checks: install ## Write the tables of checks in docs/troubleshooting.md and doc
 	$(BIN)/python -m hypha_worker.doctor.page docs/troubleshooting.md
 	$(BIN)/python -m hypha_kubectl.checks.page docs/kubectl.md
 
+reference: install ## Write docs/cli.md, docs/bridge-api.md and docs/configuration.md from the programs
+	$(BIN)/python -m documentation.reference
+
+docs: $(LIGHT_VENV)/.installed ## Build the site of the documentation into build/docs/site, and list its commands with the tests that run them
+	@$(LIGHT_VENV)/bin/python -m documentation.commands
+	@$(LIGHT_VENV)/bin/python -m documentation.site
+
 metrics: install ## Write the tables of metrics in docs/telemetry.md
 	$(BIN)/python -m hypha_telemetry.catalogue docs/telemetry.md
 
@@ -105,8 +115,14 @@ kind-images: install ## Build the images for CPUs and load them into the kind cl
 release: install ## Build the images, push them to REGISTRY, and package wheel and chart with their digests; DRY_RUN=1 prints the steps
 	@$(BIN)/python -m images.release $(if $(DRY_RUN),--dry-run)
 
-dist: install ## Build the wheel, the source archive and the chart's archive into dist/, reproducibly and with checksums
-	@$(BIN)/python -m images.dist
+dist: $(LIGHT_VENV)/.installed ## Build the wheel, the source archive and the chart's archive into dist/, reproducibly and with checksums
+	@$(LIGHT_VENV)/bin/python -m images.dist
+
+.venv-light/.installed: requirements/light.txt
+	$(check_python)
+	$(PYTHON) -m venv .venv-light
+	.venv-light/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/light.txt
+	@touch $@
 
 sbom: install ## Write a bill of materials (CycloneDX) of each image and of the wheel to .images/sbom
 	@$(BIN)/python -m images.sbom
@@ -120,9 +136,10 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 requirements: install ## Compile requirements/*.txt from pyproject.toml
 	$(COMPILE) --extra dev pyproject.toml -o requirements/dev.txt
 	$(COMPILE) requirements/go.in -o requirements/go.txt
+	$(COMPILE) --constraint requirements/dev.txt requirements/light.in -o requirements/light.txt
 	for extra in node operator worker kubectl bridge devnet parameter-server trainer; do \
 	  $(COMPILE) --constraint requirements/dev.txt --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit; done
 
 clean: ## Remove everything that the other targets created
 	@test ! -e .cluster || $(MAKE) cluster-down
-	rm -rf $(VENV) .tools .fuzz .images demo-output e2e-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-light .tools .fuzz .images demo-output try e2e-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

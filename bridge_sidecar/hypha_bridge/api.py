@@ -59,6 +59,12 @@ _EVENTS: Final[dict[int | str, dict[str, Any]]] = {
         "description": "one event for each push",
     },
 }
+_ANSWER: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "content": {"application/json": {"schema": ProgressResponse.model_json_schema()}},
+        "description": "the answer of the scheduler",
+    },
+}
 _PROGRESS: Final[dict[str, Any]] = {
     "a batch is done": {"value": {"status": {"batch_size": 32}}},
     "a slice is predicted": {"value": {"predicted": {"index": 7, "samples": 128}}},
@@ -115,7 +121,7 @@ def create_app(bridge: Bridge) -> FastAPI:
         """Stream an event (SSE) for each file that a peer pushes. Last-Event-ID repeats the events after that one."""
         return EventStream(bridge.inbox.listen(request.receive, request.out_dir, last_event_id))
 
-    @app.post("/status/send", response_model=ProgressResponse)
+    @app.post("/status/send", response_class=Response, responses=_ANSWER)
     async def status(progress: Annotated[AnyProgress, Body(openapi_examples=_PROGRESS)]) -> Response:
         """Report progress to the scheduler and return its answer."""
         return Response(await bridge.report(progress), media_type="application/json")

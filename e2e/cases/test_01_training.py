@@ -35,7 +35,7 @@ def test_kubectl_get_shows_the_state_of_workers_and_jobs(kube: Kube, farm: list[
     jobs = kube.kubectl("get", "hyphajobs", *namespace)
     for column in ("READY", "PEER", "GATEWAYS", "LEASES", "JOBS", "AGE"):
         assert column in workers
-    for column in ("WORKER", "EXECUTOR", "PHASE", "ROUND", "LOSS", "AGE"):
+    for column in ("WORKER", "EXECUTOR", "PHASE", "ROUND", "LOSS", "SAMPLES/S", "ROUNDS/H", "AGE"):
         assert column in jobs
     for worker in farm:
         assert worker.peer_id in workers

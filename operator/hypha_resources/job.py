@@ -121,10 +121,19 @@ class HyphaJobSpec(Schema):
 class Progress(Schema):
     """The progress of the job, which only the controller writes."""
 
-    round: int | None = None
+    round: int | None = Field(default=None, description="The last round of which the job reported metrics.")
     batches: int = 0
     samples: int = 0
-    samples_per_second: float | None = None
+    samples_per_second: float | None = Field(default=None, description="Of the last seconds.")
+    rounds_per_hour: float | None = Field(default=None, description="Of the last ten rounds.")
+    total_batches: int | None = Field(
+        default=None,
+        description="Over how many batches the learning rate changes (training_steps), if the job states it. "
+        "Its scheduler may end the job earlier or later.",
+    )
+    estimated_end: Time | None = Field(
+        default=None, description="When totalBatches are done at the mean rate so far, if the job states them."
+    )
     metrics: dict[str, float] = Field(default={}, description="The last value of each metric, such as loss.")
 
 

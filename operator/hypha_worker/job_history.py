@@ -15,7 +15,7 @@ from uuid import UUID
 from hypha_contracts.text import escaped
 from hypha_resources.job import Progress
 from hypha_worker.job import Job
-from hypha_worker.progress import ProgressTally, Report
+from hypha_worker.progress import ProgressTally, Report, stated_batches
 from hypha_worker.training import LOSS
 
 MAX_ENDED: Final = 20
@@ -139,7 +139,7 @@ class JobHistory:
             escaped(str(job.spec.descriptor), _MAX_NAME_CHARS),
             job.scheduler,
             job.began or self._wall_clock(),
-            ProgressTally(now),
+            ProgressTally(now, total_batches=stated_batches(job.spec)),
             Rate(now),
             now,
             "running" if started else "starting",
@@ -155,7 +155,7 @@ class JobHistory:
         if (record := self._live.get(task_id)) is None:
             return
         now = self._clock()
-        record.tally.add(report)
+        record.tally.add(report, now)
         record.rate.add(now, record.progress.samples)
         if report.metrics is not None:
             record.loss.add(now - record.known_since, report.metrics.metrics.get(LOSS, math.nan))
@@ -167,6 +167,11 @@ class JobHistory:
             record.reason = escaped(failure or "", MAX_REASON_CHARS)
             record.ended = self._wall_clock()
             self._ended.append(record)
+
+    def estimated_end(self, record: JobRecord) -> float | None:
+        """Return when a live job has trained the batches that it states, in seconds since the epoch, or None."""
+        end = record.tally.estimated_end(self._clock(), self._wall_clock()) if record.ended is None else None
+        return end.timestamp() if end else None
 
     def samples_per_second(self, record: JobRecord) -> float | None:
         """Return how fast a live job processes samples, over the last minute."""

@@ -1,7 +1,8 @@
-"""The example executor as a process beside a real bridge."""
+"""The example executors, and the one in docs/executors.md, as processes beside a real bridge."""
 
 import asyncio
 import json
+import re
 import sys
 from array import array
 from pathlib import Path
@@ -52,6 +53,27 @@ async def test_the_example_executor_learns_the_mean_of_two_slices(
     output, errors = await asyncio.wait_for(executor.communicate(), 20)
     assert (executor.returncode, output) == (0, b"3.5\n"), errors
     assert node.reported == [{"status": {"batch_size": 3}}, {"status": {"batch_size": 2}}, "update", "update-received"]
+
+
+async def test_the_executor_of_the_page_counts_samples_until_the_job_is_done(
+    server: BridgeServer, node: FakeNode, config: BridgeConfig, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "executors.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (script := tmp_path / "counting.py").write_text(program)
+    file = tmp_path / "file.safetensors"
+    for index, values in enumerate([(1, 2, 3), (4, 10)]):
+        node.slices["digits", index] = file_of(file, "x", *values)
+        node.assign("digits", PROVIDER, index)
+    for answer in ("Continue", "Done"):
+        node.answers.put({"type": answer})
+    command = [sys.executable, script, "--socket", config.socket, "--work-dir", config.work_dir]
+    executor = await asyncio.create_subprocess_exec(
+        *command, "--job", json.dumps(job()), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    output, errors = await asyncio.wait_for(executor.communicate(), 20)
+    assert (executor.returncode, output) == (0, b"5\n"), errors
+    assert node.reported == [{"status": {"batch_size": 3}}, {"status": {"batch_size": 2}}]
 
 
 class TestInference:

@@ -9,11 +9,13 @@ from typing import Any
 
 import yaml
 
+from documentation.commands import as_written
 from e2e.cluster.tools import ROOT, tool
 from hypha_contracts import reasons_page
 from hypha_resources import reference
 from support.api_server import ApiServer
 
+ARGOCD = "tests/chart/test_docs.py::test_the_command_for_argocd_adds_the_health_checks_and_the_fields_to_ignore"
 DOCS = ROOT / "docs"
 REFERENCE = (DOCS / "hyphaworker.md").read_text()
 
@@ -46,7 +48,7 @@ def test_the_tables_of_reasons_are_up_to_date() -> None:
 
 def test_the_command_for_argocd_adds_the_health_checks_and_the_fields_to_ignore(api_server: ApiServer) -> None:
     """The other keys of ArgoCD's ConfigMap stay."""
-    (block,) = re.findall(r"```sh\n(checks=.*?)```", (DOCS / "operations.md").read_text(), re.DOTALL)
+    (block,) = as_written(ARGOCD)
     for manifest in (
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "argocd"}},
         {
@@ -59,7 +61,7 @@ def test_the_command_for_argocd_adds_the_health_checks_and_the_fields_to_ignore(
         api_server.kubectl("apply", "-f-", stdin=yaml.safe_dump(manifest))
     path = f"{Path(tool('kubectl')).parent}:{os.environ['PATH']}"
     environment = os.environ | {"KUBECONFIG": str(api_server.kubeconfig), "PATH": path}
-    subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=ROOT, env=environment, check=True, timeout=60)
+    subprocess.run(["bash", "-euo", "pipefail", "-c", block.text], cwd=ROOT, env=environment, check=True, timeout=60)
     data = yaml.safe_load(api_server.kubectl("get", "-nargocd", "configmap/argocd-cm", "-oyaml"))["data"]
     assert data.pop("a") == "b"
     directory = ROOT / "charts" / "argocd" / "resource_customizations" / "hypha.space"

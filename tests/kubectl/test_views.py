@@ -12,7 +12,7 @@ from hypha_contracts.reasons import WorkerReason
 from hypha_contracts.text import number, short_peer
 from hypha_kubectl.views.jobs import in_order, job_of, matching
 from hypha_kubectl.views.jobs_table import Layout
-from hypha_kubectl.views.shown import plain
+from hypha_kubectl.views.shown import plain, progress, time_left_s
 from hypha_kubectl.views.status_tree import MAX_ENDED, MAX_TREES, render
 from hypha_kubectl.views.workers import Worker, workers_of
 from support.kubectl import account, condition
@@ -241,6 +241,16 @@ def test_numbers_have_few_digits(value: float, text: str) -> None:
 def test_a_peer_id_is_cut_in_the_middle() -> None:
     assert short_peer("12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X") == "12D3KooW..9HyQ6X"
     assert short_peer("other") == "other"
+
+
+def test_the_end_of_a_job_is_shown_only_while_it_runs_and_states_its_length() -> None:
+    end = (NOW + timedelta(hours=2, minutes=5)).isoformat()
+    stated = {"round": 3, "batches": 480, "totalBatches": 2000, "roundsPerHour": 12.5, "estimatedEnd": end}
+    running, ended = (job_of(job(phase, progress=stated), NOW) for phase in ("Running", "Succeeded"))
+    assert progress(running, NOW) == "round 3, batch 480 of 2,000, 12.5 rounds/h, about 2h5m left"
+    assert progress(ended, NOW) == "round 3"
+    assert progress(running, NOW + timedelta(hours=3)) == "round 3, batch 480 of 2,000, 12.5 rounds/h"
+    assert time_left_s(job_of(job(progress={"round": 3}), NOW), NOW) is None
 
 
 class TestTheTableOfJobs:

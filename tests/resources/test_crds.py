@@ -401,12 +401,23 @@ class TestHyphaJob:
         assert {condition["type"] for condition in both["status"]["conditions"]} == {"Ready", "Reported"}
 
 
+PROGRESS = {
+    "round": 3,
+    "batches": 480,
+    "samplesPerSecond": 131.5,
+    "roundsPerHour": 12.5,
+    "totalBatches": 2000,
+    "estimatedEnd": "2026-01-01T08:00:00Z",
+    "metrics": {"loss": 0.25},
+}
+
+
 def test_kubectl_shows_the_columns(objects, namespace, api_server: ApiServer):
     worker = worker_manifest(namespace)
     objects.apply(copy.deepcopy(worker))
     job = job_manifest(namespace, worker)
     objects.apply(copy.deepcopy(job))
-    job_status = {"phase": "Running", "progress": {"round": 3, "metrics": {"loss": 0.25}}}
+    job_status = {"phase": "Running", "progress": PROGRESS}
     objects.apply({**{k: job[k] for k in ("apiVersion", "kind", "metadata")}, "status": job_status}, status=True)
     node = {"connectedGateways": 1, "activeLeases": 2, "activeJobs": 2}
     worker_status = {"peerId": PEER, "node": node}
@@ -415,8 +426,12 @@ def test_kubectl_shows_the_columns(objects, namespace, api_server: ApiServer):
     assert workers[0].split() == ["NAME", "READY", "PEER", "GATEWAYS", "LEASES", "JOBS", "AGE"]
     assert workers[1].split()[:5] == ["gpu", PEER, "1", "2", "2"]
     jobs = api_server.kubectl("get", "hj", "-n", namespace).splitlines()
-    assert jobs[0].split() == ["NAME", "WORKER", "EXECUTOR", "PHASE", "ROUND", "LOSS", "DURATION", "AGE"]
-    assert jobs[1].split()[1:6] == ["gpu", "diloco-transformer", "Running", "3", "0.25"]
+    figures = ["ROUND", "LOSS", "SAMPLES/S", "ROUNDS/H"]
+    assert jobs[0].split() == ["NAME", "WORKER", "EXECUTOR", "PHASE", *figures, "DURATION", "AGE"]
+    assert jobs[1].split()[1:8] == ["gpu", "diloco-transformer", "Running", "3", "0.25", "131.5", "12.5"]
+    wide = api_server.kubectl("get", "hj", "-n", namespace, "-o", "wide").splitlines()
+    assert "2026-01-01T08:00:00Z" in wide[1]
+    assert {"BATCHES", "TOTAL", "480", "2000"} <= {*wide[0].split(), *wide[1].split()}
     both = api_server.kubectl("get", "hypha", "-n", namespace, "-o", "name").split()
     assert [name.partition("/")[0] for name in both] == ["hyphajob.hypha.space", "hyphaworker.hypha.space"]
 

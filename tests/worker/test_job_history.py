@@ -60,6 +60,24 @@ def test_the_loss_is_drawn_over_the_seconds_since_the_job_is_known(history: JobH
     assert history.samples_per_second(record) == pytest.approx(32 / 40)
 
 
+def test_a_job_that_states_its_batches_has_an_estimated_end_while_it_runs(history: JobHistory, clock: SetClock) -> None:
+    schedule = {"type": "linear-with-warmup", "warmup_steps": 1, "training_steps": 100}
+    job = jobs.job(jobs.train_spec(scheduler=schedule))
+    history.add(job)
+    (record,) = history.newest_first
+    assert history.estimated_end(record) is None
+    history.on_report(job.task_id, BATCH)
+    for _ in range(10):
+        clock.now += 5
+        history.on_report(job.task_id, BATCH)
+    end = history.estimated_end(record)
+    assert (record.progress.batches, record.progress.total_batches) == (11, 100)
+    assert end is not None
+    assert end - (1e9 + clock.now) == pytest.approx(89 * 5, abs=1)
+    history.on_end(job.task_id, None)
+    assert history.estimated_end(record) is None
+
+
 def test_reports_and_the_end_of_an_unknown_job_change_nothing(history: JobHistory) -> None:
     history.on_started(uuid4())
     history.on_report(uuid4(), BATCH)

@@ -1,6 +1,5 @@
 """What the Kubernetes runtime is made of: objects, progress, writes that follow a state."""
 
-import math
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -8,21 +7,15 @@ from uuid import uuid4
 import pytest
 import trio
 import trio.testing
-from hypothesis import given
-from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from hypha_contracts.names import IGNORE_UPDATES_ANNOTATION, TRACE_ANNOTATION, WORKER_LABEL
 from hypha_contracts.node_config import KubernetesConfig
 from hypha_messages.job import JobSpec
-from hypha_messages.progress import Metrics, Progress, Status
-from hypha_resources.job import Progress as JobProgress
 from hypha_worker.job import Failed, Finished
-from hypha_worker.progress import ProgressTally, interval_s
 from hypha_worker.runtimes.kubernetes.objects import end_of, hypha_job, job_secret, parse
 from hypha_worker.runtimes.kubernetes.throttle import Throttle
 from support import jobs
-from support.hostile_text import HOSTILE
 
 CONFIG = KubernetesConfig(namespace="ns", worker="w", worker_uid="worker-uid")
 CONTROLLER = uuid4()
@@ -89,38 +82,6 @@ def test_the_end_of_a_job_says_why() -> None:
     bare = end_of(seen(jobs.train_spec(), phase="Failed"))
     assert isinstance(bare, Failed)
     assert (bare.reason, bare.last_lines) == ("it failed", ())
-
-
-@given(st.lists(st.integers(0, 100), max_size=50), st.integers(0, 10))
-def test_progress_adds_up(batches: list[int], earlier: int) -> None:
-    tally = ProgressTally(0.0, JobProgress(batches=earlier, samples=10 * earlier))
-    for size in batches:
-        tally.add(Progress(status=Status(batch_size=size)))
-    progress = tally.sum_up(2.0)
-    assert progress.batches == earlier + len(batches)
-    assert progress.samples == 10 * earlier + sum(batches)
-    assert progress.samples_per_second == sum(batches) / 2
-    assert tally.sum_up(3.0).samples_per_second == 0
-
-
-@given(st.integers(1, 10_000))
-def test_all_jobs_together_write_progress_ten_times_a_second_at_most(count: int) -> None:
-    assert interval_s(count) >= 5
-    assert count / interval_s(count) <= 10
-
-
-def test_only_a_limited_number_of_short_printable_and_finite_metrics_is_kept() -> None:
-    tally = ProgressTally(0.0)
-    hidden = {f"m{character}": 1.0 for character in HOSTILE if not "\ud800" <= character <= "\udfff"}
-    metrics = {"loss": 0.5, "nan": math.nan, "inf": math.inf, "x" * 64: 1.0} | {f"m{i}": 1.0 for i in range(100)}
-    tally.add(Progress(metrics=Metrics(round=3, metrics=hidden | metrics)))
-    tally.add(Progress(stage="update"))
-    progress = tally.sum_up(1.0)
-    assert progress.round == 3
-    assert progress.metrics["loss"] == 0.5
-    assert len(progress.metrics) == 32
-    assert not {"nan", "inf", "x" * 64, *hidden} & progress.metrics.keys()
-    assert len(progress.model_dump_json()) < 4096
 
 
 @pytest.mark.anyio

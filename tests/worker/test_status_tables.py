@@ -59,7 +59,7 @@ async def test_jobs_show_phase_progress_and_why_they_failed(state: Snapshot) -> 
     titles, *lines = (line.plain for line in tables.jobs_table(state.jobs, state.at, None))
     assert titles.split() == [
         *("JOB", "EXECUTOR", "PHASE", "AGE", "ROUND"),
-        *("LOSS", "SAMPLES/S", "LEASE", "SCHEDULER", "REASON"),
+        *("LOSS", "SAMPLES/S", "ROUNDS/H", "LEASE", "SCHEDULER", "REASON"),
     ]
     aggregate, train, failed = lines
     assert aggregate.split()[1:5] == ["aggregate/aggregate", "running", "3m20s", "5"]

@@ -140,7 +140,8 @@ JOB_FIELDS: Final[Shape] = {
         "conditions": _CONDITIONS,
         "lastLines": Keep.COUNT,
         "progress": {
-            **dict.fromkeys(("round", "batches", "samples", "samplesPerSecond"), _V),
+            **dict.fromkeys(("round", "batches", "samples", "samplesPerSecond", "roundsPerHour"), _V),
+            **dict.fromkeys(("totalBatches", "estimatedEnd"), _V),
             "metrics": _N,
         },
         "stages": [{"name": _V, "startTime": _V, "endTime": _V}],

@@ -56,6 +56,9 @@ class Job:
     batches: int
     samples: int
     samples_per_second: float | None
+    rounds_per_hour: float | None
+    total_batches: int | None
+    estimated_end: datetime | None
     metrics: dict[str, float]
 
     @property
@@ -99,6 +102,9 @@ def job_of(manifest: Manifest, now: datetime) -> Job:
         batches=int(progress.get("batches") or 0),
         samples=int(progress.get("samples") or 0),
         samples_per_second=progress.get("samplesPerSecond"),
+        rounds_per_hour=progress.get("roundsPerHour"),
+        total_batches=progress.get("totalBatches"),
+        estimated_end=time_of(progress.get("estimatedEnd")),
         metrics={escaped(name): value for name, value in (progress.get("metrics") or {}).items()},
     )
 

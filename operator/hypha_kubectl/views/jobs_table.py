@@ -10,7 +10,7 @@ from rich.text import Text
 from hypha_contracts.durations import short_duration
 from hypha_contracts.text import number
 from hypha_kubectl.views.jobs import Job
-from hypha_kubectl.views.shown import STYLES, job_age
+from hypha_kubectl.views.shown import STYLES, job_age, time_left_s
 
 _GAP: Final = "  "
 
@@ -36,6 +36,11 @@ def _lease(job: Job, now: datetime) -> str:
     return short_duration(left_s) if left_s > 0 else "over"
 
 
+def _left(job: Job, now: datetime) -> str:
+    left_s = time_left_s(job, now)
+    return "" if left_s is None else short_duration(left_s)
+
+
 _FULL_NAME: Final = _Column("JOB", 0, lambda job, _: job.name)
 _SHORT_NAME: Final = _Column("JOB", 0, lambda job, _: job.short_name)
 _NAMESPACE: Final = _Column("NAMESPACE", 3, lambda job, _: job.namespace)
@@ -47,6 +52,8 @@ _COLUMNS: Final = (
     _Column("ROUND", 5, lambda job, _: _optional(job.round), right=True),
     _Column("LOSS", 2, lambda job, _: _optional(job.metrics.get("loss")), right=True),
     _Column("SAMPLES/S", 7, lambda job, _: "" if job.ended else _optional(job.samples_per_second), right=True),
+    _Column("ROUNDS/H", 13, lambda job, _: "" if job.ended else _optional(job.rounds_per_hour), right=True),
+    _Column("LEFT", 14, _left, right=True),
     _Column("LEASE", 6, _lease, right=True),
     _Column("PRICE", 11, lambda job, _: number(job.price), right=True),
     _Column("EARNED", 9, lambda job, _: number(job.earned), right=True),

@@ -30,17 +30,29 @@ def job_age(job: Job, now: datetime) -> str:
     return age(job.started or job.created, job.completed or now)
 
 
-def progress(job: Job) -> str:
+def time_left_s(job: Job, now: datetime) -> float | None:
+    """Return how long a job that states its length probably runs, or None if nothing says so."""
+    left_s = (job.estimated_end - now).total_seconds() if job.estimated_end and not job.ended else 0
+    return left_s if left_s > 0 else None
+
+
+def progress(job: Job, now: datetime) -> str:
     """Return how far a job is, as far as it has said."""
     parts = []
     if job.round is not None:
         parts.append(f"round {job.round}")
+    if job.total_batches is not None and not job.ended:
+        parts.append(f"batch {number(job.batches)} of {number(job.total_batches)}")
     if "loss" in job.metrics:
         parts.append(f"loss {number(job.metrics['loss'])}")
     if job.samples_per_second is not None and not job.ended:
         parts.append(f"{number(job.samples_per_second)} samples/s")
     elif job.samples:
         parts.append(count(job.samples, "sample"))
+    if job.rounds_per_hour is not None and not job.ended:
+        parts.append(f"{number(job.rounds_per_hour)} rounds/h")
+    if left_s := time_left_s(job, now):
+        parts.append(f"about {short_duration(left_s)} left")
     return ", ".join(parts)
 
 

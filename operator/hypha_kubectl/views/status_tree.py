@@ -168,7 +168,7 @@ def _add_jobs(tree: Tree, jobs: Sequence[Job], now: datetime) -> None:
 
 def _job(job: Job, now: datetime) -> Text:
     price = f"price {number(job.price)}, earned {number(job.earned)}" if job.price else ""
-    details = [part for part in (progress(job), _lease_of(job, now), price) if part]
+    details = [part for part in (progress(job, now), _lease_of(job, now), price) if part]
     return Text.assemble(
         (f"{job.phase} ", STYLES.get(job.phase, "")),
         (job.short_name, "bold"),

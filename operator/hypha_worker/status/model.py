@@ -79,7 +79,10 @@ class LossCurve(_Part):
 
 
 class JobState(_Part):
-    """A job. `deadline` is that of its lease, and `reason` why it failed or is ending."""
+    """A job. `deadline` is that of its lease, and `reason` why it failed or is ending.
+
+    `total_batches` is what the job states, and `estimated_end` when they are done.
+    """
 
     task_id: str
     job_id: str
@@ -93,6 +96,10 @@ class JobState(_Part):
     round: int | None
     samples: int
     samples_per_second: float | None
+    rounds_per_hour: float | None
+    batches: int
+    total_batches: int | None
+    estimated_end: float | None
     metrics: dict[str, float]
     loss: LossCurve
 

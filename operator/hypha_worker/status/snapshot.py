@@ -86,13 +86,10 @@ def leases_of(ledger: Ledger) -> tuple[LeaseState, ...]:
 def jobs_of(history: JobHistory, ledger: Ledger) -> tuple[JobState, ...]:
     """Return the live jobs, newest first, and after them those that ended."""
     leases = {lease.task_id: lease for lease in ledger.leases}
-    return tuple(
-        _job(record, leases.get(record.task_id), history.samples_per_second(record))
-        for record in history.newest_first[:MAX_JOBS]
-    )
+    return tuple(_job(record, leases.get(record.task_id), history) for record in history.newest_first[:MAX_JOBS])
 
 
-def _job(record: JobRecord, lease: Lease | None, rate: float | None) -> JobState:
+def _job(record: JobRecord, lease: Lease | None, history: JobHistory) -> JobState:
     ending = lease is not None and lease.state == "ending"
     x, y = record.loss.points()
     return JobState(
@@ -107,7 +104,11 @@ def _job(record: JobRecord, lease: Lease | None, rate: float | None) -> JobState
         deadline=lease.deadline if lease else None,
         round=record.progress.round,
         samples=record.progress.samples,
-        samples_per_second=rate,
+        samples_per_second=history.samples_per_second(record),
+        rounds_per_hour=record.progress.rounds_per_hour,
+        batches=record.progress.batches,
+        total_batches=record.progress.total_batches,
+        estimated_end=history.estimated_end(record),
         metrics=record.progress.metrics,
         loss=LossCurve(x=x, y=y),
     )

@@ -96,6 +96,8 @@ def jobs_table(jobs: Sequence[JobState], now: float, width: int | None) -> list[
         _Column("ROUND", 3, lambda job: _optional(job.round), right=True),
         _Column("LOSS", 2, lambda job: _optional(job.metrics.get("loss")), right=True),
         _Column("SAMPLES/S", 5, lambda job: _optional(job.samples_per_second), right=True),
+        _Column("ROUNDS/H", 9, lambda job: _optional(job.rounds_per_hour), right=True),
+        _Column("LEFT", 10, lambda job: "" if job.estimated_end is None else _left(job.estimated_end, now), right=True),
         _Column("LEASE", 4, lambda job: "" if job.deadline is None else _left(job.deadline, now), right=True),
         _Column("SCHEDULER", 6, lambda job: short_peer(job.scheduler)),
         _Column("REASON", 8, lambda job: job.reason),

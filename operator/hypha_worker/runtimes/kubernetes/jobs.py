@@ -100,8 +100,8 @@ class HyphaJobs:
         return await self._change(task_id, "cancel", {"reason": escaped(reason, _MAX_REASON_CHARS) or "cancelled"})
 
     async def write_progress(self, task_id: UUID, progress: Progress) -> bool:
-        """Write the progress of a job."""
-        body = {"status": {"progress": progress.model_dump(mode="json", exclude_none=True)}}
+        """Write the progress of a job. What it has no more, such as an estimate, is removed."""
+        body = {"status": {"progress": progress.model_dump(mode="json")}}
         return await self._put(task_id, partial(self._api.merge, f"{self._of(task_id)}/status", body))
 
     async def record_reported(self, task_id: UUID) -> bool:

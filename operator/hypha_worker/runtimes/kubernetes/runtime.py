@@ -25,7 +25,7 @@ from hypha_network.rate_limited_log import RateLimitedLogger
 from hypha_resources.job import Progress
 from hypha_worker.errors import NodeError
 from hypha_worker.job import AdoptedJob, Failed, Finished, Job, JobEvent, LaunchError, Started
-from hypha_worker.progress import ProgressTally, Report, interval_s
+from hypha_worker.progress import ProgressTally, Report, interval_s, stated_batches
 from hypha_worker.runtimes.kubernetes.api import KubernetesApi, Object, retry_until_done
 from hypha_worker.runtimes.kubernetes.jobs import HyphaJobs, TakenOverError
 from hypha_worker.runtimes.kubernetes.objects import ObservedJob, end_of, parse
@@ -161,7 +161,7 @@ class KubernetesRuntime:
     def record_progress(self, task_id: UUID, report: Report) -> None:
         """Record the progress in the HyphaJob."""
         if tracked := self._jobs.get(task_id):
-            tracked.tally.add(report)
+            tracked.tally.add(report, trio.current_time())
             tracked.progress.want()
 
     def record_reported(self, task_id: UUID) -> None:
@@ -181,7 +181,7 @@ class KubernetesRuntime:
         return _Tracked(
             job.task_id,
             job.deadline,
-            ProgressTally(trio.current_time(), progress),
+            ProgressTally(trio.current_time(), progress, stated_batches(job.spec)),
             Throttle(lambda: self._lease_s / 3, partial(self._write_deadline, job.task_id)),
             Throttle(lambda: interval_s(len(self._jobs)), partial(self._write_progress, job.task_id)),
             traced=job.traced,
@@ -339,7 +339,7 @@ class KubernetesRuntime:
 
     async def _write_progress(self, task_id: UUID) -> None:
         if (tracked := self._jobs.get(task_id)) is not None:
-            await self._hypha_jobs.write_progress(task_id, tracked.tally.sum_up(trio.current_time()))
+            await self._hypha_jobs.write_progress(task_id, tracked.tally.sum_up(trio.current_time(), time.time()))
 
     async def _cancel(self, tracked: _Tracked, reason: str) -> None:
         if not await self._hypha_jobs.cancel(tracked.task_id, reason):
