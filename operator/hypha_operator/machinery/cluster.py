@@ -8,6 +8,7 @@ import socket
 import struct
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -210,11 +211,19 @@ class Cluster:
             "count": count + 1,
         }
         try:
-            path = EVENT.path(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
-            query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-            await self._call("PATCH", path, query, manifest, content_type=_APPLY)
+            await self._put_event(manifest)
         except ApiError as error:
             _log.warning("event %s about %s %s: %s", reason, about["kind"], metadata["name"], error)
+
+    async def _put_event(self, event: Manifest) -> None:
+        """Create an Event, or apply it to the one of its name. An earlier process may have posted that one."""
+        namespace, query = event["metadata"]["namespace"], {"fieldManager": FIELD_MANAGER}
+        if event["count"] == 1:
+            with suppress(Conflict):
+                await self._call("POST", EVENT.path(namespace), query, event)
+                return
+        path = EVENT.path(namespace, event["metadata"]["name"])
+        await self._call("PATCH", path, {**query, "force": "true"}, event, content_type=_APPLY)
 
     def _may_post(self, uid: str, now_s: float) -> bool:
         """Whether an object has had few Events within the last minute. If so, count one more."""
