@@ -22,6 +22,7 @@ from support.resources import install_definitions, job_manifest, worker_manifest
 
 pytestmark = pytest.mark.anyio
 
+
 TASK = UUID("00000000-0000-4000-8000-000000000001")
 DESIRED = {"offer": {"price": 7, "floor": 7}}
 
@@ -98,7 +99,7 @@ def undisturbed(api_server: ApiServer) -> list[Any]:
     return asyncio.run(run_steps(api_server, namespace, User(api_server, namespace)))
 
 
-WRITES = 30
+WRITES = 31
 
 
 @pytest.mark.parametrize("number", range(1, WRITES + 1))

@@ -117,7 +117,7 @@ async def test_an_ended_job_is_never_created_again(world: JobWorld) -> None:
 async def test_the_network_policy_is_created_before_the_job(world: JobWorld) -> None:
     world.make_job()
     await world.step()
-    assert world.writes == ["PATCH networkpolicies", "POST jobs", "PATCH hyphajobs"]
+    assert world.writes == ["POST networkpolicies", "POST jobs", "PATCH hyphajobs"]
 
 
 async def test_nothing_is_written_while_nothing_changes(world: JobWorld) -> None:

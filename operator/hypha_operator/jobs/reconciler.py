@@ -12,6 +12,7 @@ from hypha_operator.jobs.decision import Decision, decide, pod_retention_left, r
 from hypha_operator.jobs.observed import ObservedJob, jobs_of
 from hypha_operator.jobs.phase import lacks_pod
 from hypha_operator.jobs.refused_pods import RefusedPods
+from hypha_operator.machinery.child_writes import write_child
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.drift import is_owned
@@ -142,12 +143,19 @@ class JobReconciler:
         job = decision.create_job
         try:
             for child in decision.children:
-                await self._cluster.apply(child)
+                await self._apply_child(child, observed)
             return _with_job(observed, await self._cluster.create(job)) if job else observed
         except ApiError as error:
             if job is None:
                 raise
             return await self._with_answer(observed, decision, error)
+
+    async def _apply_child(self, child: Manifest, observed: ObservedJob) -> None:
+        """Apply a child. The store does not know the ResourceClaimTemplate, so it may exist already."""
+        if child["kind"] == RESOURCE_CLAIM_TEMPLATE.name:
+            await self._cluster.apply(child)
+        else:
+            await write_child(self._cluster, observed.network_policy, child, adopt=True)
 
     async def _with_answer(self, observed: ObservedJob, decision: Decision, error: ApiError) -> ObservedJob:
         """Return the observation with the reason why the Job was refused. Raises errors that do not concern the Job."""

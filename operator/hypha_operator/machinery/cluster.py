@@ -28,8 +28,8 @@ from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound, Unav
 from hypha_contracts.text import escaped
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.conditions import timestamp
+from hypha_operator.machinery.ownership import FIELD_MANAGER
 
-FIELD_MANAGER: Final = "hypha-operator"
 _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
 _METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"

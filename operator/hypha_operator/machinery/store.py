@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 
 from hypha_contracts.kinds import DEPLOYMENT, HYPHA_JOB, JOB, POD, Kind, Manifest
 from hypha_contracts.names import JOB_LABEL, WORKER_LABEL
+from hypha_operator.machinery.ownership import CREATED, is_handed_over
 
 _MAX_DELETED: Final = 10_000
 _WINDOW: Final = -13  # raw deflate with 8 KiB, about the size of most trimmed objects
@@ -138,6 +139,8 @@ class Store:
 def trimmed(kind: Kind, manifest: Manifest) -> Manifest:
     """Return an object without the fields that no decision needs."""
     metadata = {key: value for key, value in manifest["metadata"].items() if key not in ("managedFields", "selfLink")}
+    if not is_handed_over(manifest):
+        metadata["managedFields"] = CREATED
     kept = {**manifest, "metadata": metadata}
     if kind in (POD, JOB):  # pod templates are immutable, so nothing compares them
         spec = manifest.get("spec") or {}
