@@ -29,6 +29,7 @@ from hypha_contracts.text import escaped
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.conditions import timestamp
 from hypha_operator.machinery.ownership import FIELD_MANAGER
+from hypha_operator.machinery.turns import Turns
 
 _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
@@ -75,6 +76,7 @@ class Cluster:
     ) -> None:
         self._client, self._clock, self._on_write, self._on_call = client, clock, on_write, on_call
         self._writes_until_s, self._attempts, self._attempt_s = writes_until_s, attempts, attempt_s
+        self._turns = Turns()
         self._events: OrderedDict[str, tuple[int, float, datetime]] = OrderedDict()
         self._posted: OrderedDict[str, deque[float]] = OrderedDict()
 
@@ -257,11 +259,15 @@ class Cluster:
         headers = {"Accept": accept, "Content-Type": content_type}
         for pause_s in islice(_BACKOFF.pauses(), self._attempts - 1):
             try:
-                return await self._once(method, path, query, body, headers)
+                return await self._in_turn(method, path, query, body, headers)
             except Unavailable as error:
                 _log.info("%s; the next attempt is in %.1f s", error, pause_s)
                 await self._clock.sleep(pause_s)
-        return await self._once(method, path, query, body, headers)
+        return await self._in_turn(method, path, query, body, headers)
+
+    async def _in_turn(self, *call: Any) -> Manifest:
+        async with self._turns.turn():
+            return await self._once(*call)
 
     async def _once(
         self, method: str, path: str, query: dict[str, str] | None, body: Manifest | None, headers: dict[str, str]
