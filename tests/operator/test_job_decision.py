@@ -73,13 +73,17 @@ CASES: dict[str, tuple[ObservedJob, dict[str, Any]]] = {
         {"creates": True, "reason": "PodPending"},
     ),
     "a Job without a pod waits": (PENDING, {"reason": "PodPending", "next_s": 25.0}),
-    "a wait that has just begun is not reported yet": (at_age(PENDING, 1), {"writes": False, "next_s": 1.0}),
+    "a wait that has just begun is not reported yet": (at_age(PENDING, 4), {"writes": False, "next_s": 1.0}),
     "a wait for a pod that has just been created is not reported yet": (
         at_age(replace(PENDING, pods=(STARTING,)), 0),
-        {"writes": False, "next_s": 2.0},
+        {"writes": False, "next_s": 5.0},
     ),
-    "a wait of two seconds is reported": (at_age(PENDING, 2), {"reason": "PodPending"}),
-    "a wait is reported at once if the operator's clock is behind": (at_age(PENDING, -1), {"reason": "PodPending"}),
+    "a wait of five seconds is reported": (at_age(PENDING, 5), {"reason": "PodPending"}),
+    "a wait that begins while the operator observes is not reported yet": (
+        at_age(PENDING, -1),
+        {"writes": False, "next_s": 6.0},
+    ),
+    "a wait is reported at once if the operator's clock is far behind": (at_age(PENDING, -5), {"reason": "PodPending"}),
     "a pod that runs at once is reported at once": (
         at_age(ACTIVE, 1),
         {"phase": "Running", "event": ("Normal", "ExecutorRuns")},

@@ -28,7 +28,7 @@ _BLOCKED_S: Final = 10.0
 _STARTING_S: Final = 30.0
 _WITHOUT_EVENT: Final = frozenset({JobReason.POD_PENDING, JobReason.POD_STARTS, JobReason.DELIVERING_RESULTS})
 _BEGINNING: Final = frozenset({JobReason.POD_PENDING, JobReason.POD_STARTS})
-UNREPORTED: Final = timedelta(seconds=2)
+UNREPORTED: Final = timedelta(seconds=5)
 """How long the status does not mention that a job waits for its pod or that the pod starts. Most pods run by then."""
 
 
@@ -139,7 +139,7 @@ def _postponed_s(observed: ObservedJob, state: State) -> float:
         return 0.0
     waits_for = (observed.pod or observed.job)["metadata"]
     age = observed.now - datetime.fromisoformat(waits_for["creationTimestamp"])
-    return (UNREPORTED - age).total_seconds() if timedelta() <= age < UNREPORTED else 0.0
+    return (UNREPORTED - age).total_seconds() if abs(age) < UNREPORTED else 0.0  # negative if the clocks differ
 
 
 def _event(observed: ObservedJob, state: State) -> Event | None:
