@@ -78,6 +78,10 @@ CASES: dict[str, tuple[ObservedJob, dict[str, Any]]] = {
         at_age(replace(PENDING, pods=(STARTING,)), 0),
         {"writes": False, "next_s": 5.0},
     ),
+    "a pod whose bridge runs is reported at once": (
+        at_age(replace(PENDING, pods=(pod(bridge=running(), executor=waiting("PodInitializing")),)), 1),
+        {"phase": "Starting", "reason": "PodStarts"},
+    ),
     "a wait of five seconds is reported": (at_age(PENDING, 5), {"reason": "PodPending"}),
     "a wait that begins while the operator observes is not reported yet": (
         at_age(PENDING, -1),

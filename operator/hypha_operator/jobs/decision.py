@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.kinds import Manifest
+from hypha_contracts.names import BRIDGE
 from hypha_contracts.object_status import REPORTED, is_true
 from hypha_messages.validation import describe
 from hypha_operator.jobs.children import job_children, network_policy
@@ -17,7 +18,7 @@ from hypha_operator.machinery.conditions import differs
 from hypha_operator.machinery.drift import is_applied, marked
 from hypha_operator.pods.executor import UnbuildableJobError
 from hypha_operator.pods.overlay import OverlayError
-from hypha_operator.pods.state import Finding
+from hypha_operator.pods.state import Finding, container_state
 from hypha_operator.settings import Settings
 from hypha_resources.worker import HyphaWorkerSpec
 
@@ -132,10 +133,13 @@ def _postponed_s(observed: ObservedJob, state: State) -> float:
     """Return the seconds after which to write the status; 0 to write it now.
 
     A status that only mentions a wait which has just begun is postponed, so that a job whose pod runs at once gets one
-    status in place of three. Each of them costs the API server more than the job's NetworkPolicy.
+    status in place of three. Each of them costs the API server more than the job's NetworkPolicy. Once the bridge runs,
+    the status names the pod at once, because the node serves no other bridge.
     """
     stalled = is_true(observed.hypha_job, "Stalled")
     if stalled or state.ending or state.finding.reason not in _BEGINNING or observed.job is None:
+        return 0.0
+    if observed.pod and container_state(observed.pod, BRIDGE, "running"):
         return 0.0
     waits_for = (observed.pod or observed.job)["metadata"]
     age = observed.now - datetime.fromisoformat(waits_for["creationTimestamp"])
