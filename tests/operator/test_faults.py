@@ -29,7 +29,7 @@ class LateClock(Clock):
     """The machine's clock set forward, so that the operator writes the status of a job that has just begun to wait."""
 
     def now(self) -> datetime:
-        return super().now() + UNREPORTED
+        return super().now() + 1.5 * UNREPORTED
 
 
 TASK = UUID("00000000-0000-4000-8000-000000000001")
