@@ -25,7 +25,7 @@ from e2e.cluster.tools import ToolError
 MEMORY_MB = 300
 SLOWER = 1.5
 """How much longer than a plain script the operator may take."""
-READS, WRITES = ("get", "list"), ("create", "patch", "delete")
+READS, CHECKS, WRITES = ("get", "list"), ("check",), ("create", "patch", "delete")
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,14 @@ def _restart(audit: Audit, operator: Operator, scale: Scale) -> list[Figure]:
     return [
         Figure("restart: all reconciled", calm_s, "s"),
         Figure("restart: reads", _of_verbs(made, *READS), "calls"),
+        Figure("restart: dry runs", _of_verbs(made, *CHECKS), "calls"),
         Figure("restart: writes", _of_verbs(made, *WRITES), "calls", at_most=0),
         *_costs("restart: ", operator),
     ]
 
 
 def _per_object(kind: str, calls: Counter[tuple[str, str]], count: int) -> list[Figure]:
-    figures = [Figure(f"calls per {kind}", _of_verbs(calls, *READS, *WRITES) / count, "")]
+    figures = [Figure(f"calls per {kind}", _of_verbs(calls, *READS, *CHECKS, *WRITES) / count, "")]
     figures += [
         Figure(f"... {verb} {resource}", number / count, "")
         for (verb, resource), number in calls.most_common()

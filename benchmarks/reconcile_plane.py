@@ -36,7 +36,10 @@ class Audit:
         return (f"--audit-policy-file={policy}", f"--audit-log-path={self.log}")
 
     def calls(self) -> Counter[tuple[str, str]]:
-        """Return the number of calls so far, by verb and resource, without the endless renewals of Leases."""
+        """Return the number of calls so far, by verb and resource, without the endless renewals of Leases.
+
+        A dry run, which writes nothing, has the verb `check`.
+        """
         with self.log.open("rb") as log:
             log.seek(self._counted)
             for line in log:
@@ -49,7 +52,8 @@ class Audit:
                     if of["resource"] == "leases":
                         continue
                     resource = "/".join(filter(None, (of["resource"], of.get("subresource"))))
-                    self._calls[event["verb"], resource] += 1
+                    verb = "check" if "dryRun=" in event["requestURI"] else event["verb"]
+                    self._calls[verb, resource] += 1
         return self._calls.copy()
 
 

@@ -4,6 +4,7 @@ The bridge and the NetworkPolicy of its pod both enforce `reachable_blocks`, so 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -99,15 +100,21 @@ def reachable_blocks(exclude_cidr: Iterable[str], *, allow_private_addresses: bo
         exclude_cidr: networks that no job may reach, besides the special ones.
         allow_private_addresses: whether jobs may reach the special ones.
     """
+    return [*_reachable_blocks(tuple(exclude_cidr), allow_private_addresses)]
+
+
+@lru_cache(maxsize=64)
+def _reachable_blocks(exclude_cidr: tuple[str, ...], allow_private_addresses: bool) -> tuple[Block, ...]:
+    """Return the same blocks. The operator asks at every reconcile of a job, mostly with the same settings."""
     special = () if allow_private_addresses else SPECIAL_CIDRS
     excluded = [ip_network(text, strict=False) for text in (*special, *exclude_cidr)]
     excluded_ipv4 = _of_version(IPv4Network, excluded)
     excluded_ipv6 = [*_of_version(IPv6Network, excluded), *map(_behind_nat64, excluded_ipv4)]
     ipv6 = (_ALL_IPV6,) if allow_private_addresses else (_GLOBAL_IPV6, _NAT64)
-    return [
+    return (
         *_without(_ALL_IPV4, excluded_ipv4),
         *(part for block in ipv6 for part in _without(block, excluded_ipv6)),
-    ]
+    )
 
 
 def opened_blocks(cidr: str, excluded: Iterable[str] = (), ports: Sequence[range] = ()) -> list[Block]:

@@ -1,6 +1,7 @@
 """The command line `hypha-operator`."""
 
 import asyncio
+import gc
 import os
 from typing import Annotated, NoReturn
 
@@ -47,6 +48,7 @@ def run_command(
     """Reconcile HyphaWorkers and HyphaJobs, with the pod's service account or with KUBECONFIG."""
     namespaces = _checked(namespace, all_namespaces)
     logs.configure(log_level, log_format)
+    gc.freeze()  # nothing that the imports made is ever garbage, so no collection has to visit it
     asyncio.run(run(Settings.from_environment(os.environ), release, namespaces, port))
 
 

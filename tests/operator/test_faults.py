@@ -4,6 +4,7 @@ import asyncio
 import copy
 import random
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +12,7 @@ import pytest
 
 from hypha_contracts.kinds import HYPHA_JOB, WORKER, Kind, Manifest
 from hypha_contracts.kubernetes_errors import ApiError
+from hypha_operator.jobs.decision import UNREPORTED
 from hypha_operator.machinery.audit import Audit
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.kinds import WATCHED, Key
@@ -21,6 +23,14 @@ from support.people import User, report
 from support.resources import install_definitions, job_manifest, worker_manifest
 
 pytestmark = pytest.mark.anyio
+
+
+class LateClock(Clock):
+    """The machine's clock set forward, so that the operator writes the status of a job that has just begun to wait."""
+
+    def now(self) -> datetime:
+        return super().now() + 1.5 * UNREPORTED
+
 
 TASK = UUID("00000000-0000-4000-8000-000000000001")
 DESIRED = {"offer": {"price": 7, "floor": 7}}
@@ -74,7 +84,7 @@ async def run_steps(server: ApiServer, namespace: str, user: User, kill_at: int 
     seen: list[Any] = []
     operators, steps, writes = 0, list(STEPS), 0
     while steps:
-        async with operating(server.kubeconfig, namespace) as operator:
+        async with operating(server.kubeconfig, namespace, LateClock()) as operator:
             operators += 1
             operator.cluster.kill_at = kill_at if operators == 1 else None
             try:
@@ -98,7 +108,7 @@ def undisturbed(api_server: ApiServer) -> list[Any]:
     return asyncio.run(run_steps(api_server, namespace, User(api_server, namespace)))
 
 
-WRITES = 30
+WRITES = 31
 
 
 @pytest.mark.parametrize("number", range(1, WRITES + 1))
@@ -203,7 +213,7 @@ async def test_events_that_arrive_late_or_twice_or_out_of_order_cause_no_writes(
 
 
 async def test_an_operator_that_observes_its_own_writes_late_duplicates_nothing(served, namespace, user, undisturbed):
-    async with operating(served.kubeconfig, namespace, knows=lambda _: False) as operator:
+    async with operating(served.kubeconfig, namespace, LateClock(), knows=lambda _: False) as operator:
         await create_worker(operator, user)
         assert_same(await operator.objects(), undisturbed[0])
         await change_worker(operator, user)
@@ -212,10 +222,10 @@ async def test_an_operator_that_observes_its_own_writes_late_duplicates_nothing(
 
 
 async def test_an_operator_with_an_empty_cache_duplicates_nothing(served, namespace, user, undisturbed):
-    async with operating(served.kubeconfig, namespace) as operator:
+    async with operating(served.kubeconfig, namespace, LateClock()) as operator:
         await create_worker(operator, user)
         await change_worker(operator, user)
-    async with operating(served.kubeconfig, namespace) as stale:
+    async with operating(served.kubeconfig, namespace, LateClock()) as stale:
         for kind in (WORKER, HYPHA_JOB):
             for manifest in await stale.cluster.find(kind, namespace):
                 stale.watches.record(kind, manifest)

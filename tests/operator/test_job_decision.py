@@ -15,12 +15,13 @@ from hypha_operator.machinery.drift import marked
 from hypha_operator.pods.state import Finding
 from hypha_operator.settings import Settings
 from hypha_resources.job import HyphaJobSpec
-from support.job_pods import START, condition, job, pod, running, terminated
+from support.job_pods import START, condition, job, pod, running, terminated, waiting
 from support.operator_objects import LEASE, ROOM, hypha_job, worker_manifest, worker_spec
 
 SETTINGS = Settings("worker:1", "bridge:1", "trainer:1", "parameter-server:1")
 RUNNING = pod(bridge=running(2), executor=running(), conditions=(condition("PodScheduled"), condition("Ready")))
 ENDED = pod("Succeeded", bridge=terminated(0), executor=terminated(0))
+STARTING = pod("Pending", bridge=waiting("PodInitializing"), executor=waiting("PodInitializing"))
 HYPHA_JOB = hypha_job()
 SPEC = HyphaJobSpec.model_validate(HYPHA_JOB["spec"])
 POLICY = marked(network_policy(HYPHA_JOB, SPEC, worker_spec()))
@@ -46,6 +47,11 @@ def later(observed: ObservedJob, seconds: float) -> ObservedJob:
     return replace(observed, now=observed.now + timedelta(seconds=seconds))
 
 
+def at_age(observed: ObservedJob, seconds: float) -> ObservedJob:
+    """The same job when its Job and its pod have this age."""
+    return replace(observed, now=START + timedelta(seconds=seconds))
+
+
 CLAIMING = replace(
     specified(NEW, resources=LEASE | {"gpu": 48.0}),
     worker=worker_manifest(
@@ -67,6 +73,33 @@ CASES: dict[str, tuple[ObservedJob, dict[str, Any]]] = {
         {"creates": True, "reason": "PodPending"},
     ),
     "a Job without a pod waits": (PENDING, {"reason": "PodPending", "next_s": 25.0}),
+    "a wait that has just begun is not reported yet": (at_age(PENDING, 4), {"writes": False, "next_s": 1.0}),
+    "a wait for a pod that has just been created is not reported yet": (
+        at_age(replace(PENDING, pods=(STARTING,)), 0),
+        {"writes": False, "next_s": 5.0},
+    ),
+    "a pod whose bridge runs is reported at once": (
+        at_age(replace(PENDING, pods=(pod(bridge=running(), executor=waiting("PodInitializing")),)), 1),
+        {"phase": "Starting", "reason": "PodStarts"},
+    ),
+    "a wait of five seconds is reported": (at_age(PENDING, 5), {"reason": "PodPending"}),
+    "a wait that begins while the operator observes is not reported yet": (
+        at_age(PENDING, -1),
+        {"writes": False, "next_s": 6.0},
+    ),
+    "a wait is reported at once if the operator's clock is far behind": (at_age(PENDING, -5), {"reason": "PodPending"}),
+    "a pod that runs at once is reported at once": (
+        at_age(ACTIVE, 1),
+        {"phase": "Running", "event": ("Normal", "ExecutorRuns")},
+    ),
+    "an obstacle is reported at once": (
+        at_age(replace(PENDING, refused=REFUSED), 1),
+        {"reason": "QuotaExceeded", "event": ("Warning", "QuotaExceeded")},
+    ),
+    "the end of an obstacle is reported at once": (
+        at_age(replace(recorded(replace(PENDING, refused=REFUSED)), refused=None), 1),
+        {"phase": "Pending", "reason": "PodPending"},
+    ),
     "a running job is left alone": (recorded(ACTIVE), {"writes": False, "next_s": 25.0}),
     "a running job is reported": (ACTIVE, {"phase": "Running", "event": ("Normal", "ExecutorRuns")}),
     "an edited policy is restored": (

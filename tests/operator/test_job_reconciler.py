@@ -117,7 +117,7 @@ async def test_an_ended_job_is_never_created_again(world: JobWorld) -> None:
 async def test_the_network_policy_is_created_before_the_job(world: JobWorld) -> None:
     world.make_job()
     await world.step()
-    assert world.writes == ["PATCH networkpolicies", "POST jobs", "PATCH hyphajobs"]
+    assert world.writes == ["POST networkpolicies", "POST jobs"]
 
 
 async def test_nothing_is_written_while_nothing_changes(world: JobWorld) -> None:
@@ -468,8 +468,8 @@ async def _until_phase(world: JobWorld, phase: str) -> int:
     return killed
 
 
-WRITES = 9
-"""Policy, Job, a status during the pod's creation, status and Event thrice (running, ending, ended), a deletion."""
+WRITES = 8
+"""Policy, Job, status and Event thrice (running, ending, ended; the last two share an Event), a deletion."""
 
 
 @pytest.mark.parametrize("write", range(1, WRITES + 1))

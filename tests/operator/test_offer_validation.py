@@ -7,6 +7,7 @@ import pytest
 from hypha_contracts.kinds import WORKER, Manifest
 from hypha_contracts.object_status import find_condition
 from hypha_operator.machinery.kinds import Key
+from hypha_operator.offers.validation import Validation
 from support.api_server import ApiServer
 from support.operating import Operating, operating
 from support.people import User
@@ -187,3 +188,12 @@ async def test_the_api_server_keeps_nothing_of_what_it_checked(served, namespace
         await operator.settle()
         assert operator.cluster.checks
         assert [name for name in await operator.objects() if name.startswith(("Job ", "Pod "))] == []
+
+
+def test_the_first_validation_after_a_restart_takes_place_5_to_10_minutes_later():
+    valid = {"type": "ExecutorsValid", "status": "True", "observedGeneration": 1}
+    worker = {"metadata": {"generation": 1}, "status": {"conditions": [valid]}}
+    due_s = [before.due_s for _ in range(200) if (before := Validation.of_predecessor(worker, 0.0))]
+    assert len(due_s) == 200
+    assert 300 <= min(due_s) < 330
+    assert 570 < max(due_s) <= 600

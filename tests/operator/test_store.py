@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypha_contracts.kinds import CONFIG_MAP, HYPHA_JOB, POD, Kind
+from hypha_contracts.kinds import CONFIG_MAP, DEPLOYMENT, HYPHA_JOB, JOB, POD, POD_DISRUPTION_BUDGET, Kind
 from hypha_operator.machinery.store import Store, trimmed
 
 
@@ -87,7 +88,7 @@ def test_a_returned_object_is_a_copy():
 
 def test_fields_that_no_decision_needs_are_not_kept():
     pod = {
-        "metadata": {"name": "p", "managedFields": [1], "labels": {"a": "b"}},
+        "metadata": {"name": "p", "managedFields": [{"manager": "kubelet"}], "labels": {"a": "b"}},
         "spec": {"containers": [{}], "nodeName": "n"},
         "status": {"phase": "Running"},
     }
@@ -96,6 +97,47 @@ def test_fields_that_no_decision_needs_are_not_kept():
     job = {"metadata": {"name": "j"}, "spec": {"config": {"large": 1}, "executor": {}}}
     assert trimmed(HYPHA_JOB, job)["spec"] == {"executor": {}}
     assert "config" in job["spec"]
+
+
+def thing_of(kind: Kind, version: int, **content: Any) -> dict[str, Any]:
+    metadata = {"name": "a", "namespace": "ns", "uid": "u", "resourceVersion": str(version)}
+    return {"apiVersion": kind.api_version, "kind": kind.name, "metadata": metadata, **content}
+
+
+def status(type_: str, **counts: Any) -> dict[str, Any]:
+    return {"conditions": [{"type": type_, "status": "True"}], **counts}
+
+
+COUNTS: dict[str, tuple[Kind, dict[str, Any], dict[str, Any]]] = {
+    "a Job counts its ready pods": (JOB, status("Suspended", active=1), status("Suspended", active=1, ready=1)),
+    "a Deployment makes progress": (DEPLOYMENT, status("Available", replicas=1), status("Available", replicas=2)),
+    "a budget counts the pods of jobs": (POD_DISRUPTION_BUDGET, {"currentHealthy": 1}, {"currentHealthy": 2}),
+}
+CHANGES: dict[str, tuple[Kind, dict[str, Any], dict[str, Any]]] = {
+    "a Job is complete": (JOB, {"active": 1}, status("Complete", active=1)),
+    "a Deployment becomes available": (DEPLOYMENT, status("Progressing"), status("Available")),
+    "a pod runs": (POD, {"phase": "Pending"}, {"phase": "Running"}),
+}
+
+
+@pytest.mark.parametrize(("kind", "before", "after"), COUNTS.values(), ids=COUNTS)
+def test_a_change_that_no_decision_needs_is_only_a_new_version(
+    kind: Kind, before: dict[str, Any], after: dict[str, Any]
+):
+    store = Store()
+    assert store.put(kind, thing_of(kind, 1, status=before))
+    assert not store.put(kind, thing_of(kind, 2, status=after))
+    assert store.version(kind, "ns", "a") == 2
+    found = store.get(kind, "ns", "a")
+    assert found
+    assert found["metadata"]["resourceVersion"] == "2"
+
+
+@pytest.mark.parametrize(("kind", "before", "after"), CHANGES.values(), ids=CHANGES)
+def test_a_change_that_a_decision_needs_is_one(kind: Kind, before: dict[str, Any], after: dict[str, Any]):
+    store = Store()
+    store.put(kind, thing_of(kind, 1, status=before))
+    assert store.put(kind, thing_of(kind, 2, status=after))
 
 
 changes = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["w", "v", None]), st.booleans()), max_size=30)

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from hypha_contracts.kinds import HYPHA_JOB, WORKER, Kind, Manifest
+from hypha_contracts.kinds import HYPHA_JOB, POD, WORKER, Kind, Manifest
+from hypha_contracts.names import WORKER_LABEL
 from hypha_operator.machinery.kinds import Key
 from hypha_operator.machinery.store import Store
 from hypha_operator.machinery.watches import Watches
@@ -51,3 +52,13 @@ def test_a_status_write_of_the_operator_enqueues_nothing(watches: Watches, pendi
     watches.record_write(kind, thing(kind, 2, phase="Running"))
     watches.record(kind, thing(kind, 2, phase="Running"))
     assert not pending.keys
+
+
+def test_a_change_of_a_child_does_not_unpack_the_version_in_the_store(
+    watches: Watches, monkeypatch: pytest.MonkeyPatch
+):
+    child = thing(POD, 1)
+    child["metadata"]["labels"] = {WORKER_LABEL: "a"}
+    watches.record(POD, child)
+    monkeypatch.setattr(Store, "get", None)
+    watches.record(POD, child | {"metadata": child["metadata"] | {"resourceVersion": "2"}})

@@ -365,7 +365,7 @@ async def test_the_service_of_a_load_balancer_has_the_class_and_annotations_of_t
         (
             {"controller": {"template": {"spec": {"affinity": {"nodeAffinityy": {}}}}}},
             "Refused",
-            ".spec.template.spec.affinity.nodeAffinityy: field not declared in schema",
+            'unknown field "spec.template.spec.affinity.nodeAffinityy"',
         ),
     ],
 )

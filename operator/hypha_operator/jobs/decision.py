@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.kinds import Manifest
+from hypha_contracts.names import BRIDGE
 from hypha_contracts.object_status import REPORTED, is_true
 from hypha_messages.validation import describe
 from hypha_operator.jobs.children import job_children, network_policy
@@ -17,7 +18,7 @@ from hypha_operator.machinery.conditions import differs
 from hypha_operator.machinery.drift import is_applied, marked
 from hypha_operator.pods.executor import UnbuildableJobError
 from hypha_operator.pods.overlay import OverlayError
-from hypha_operator.pods.state import Finding
+from hypha_operator.pods.state import Finding, container_state
 from hypha_operator.settings import Settings
 from hypha_resources.worker import HyphaWorkerSpec
 
@@ -27,6 +28,9 @@ _BLOCKED_S: Final = 10.0
 """Seconds between reconciles of a job that is blocked or ending."""
 _STARTING_S: Final = 30.0
 _WITHOUT_EVENT: Final = frozenset({JobReason.POD_PENDING, JobReason.POD_STARTS, JobReason.DELIVERING_RESULTS})
+_BEGINNING: Final = frozenset({JobReason.POD_PENDING, JobReason.POD_STARTS})
+UNREPORTED: Final = timedelta(seconds=5)
+"""How long the status does not mention that a job waits for its pod or that the pod starts. Most pods run by then."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ def decide(observed: ObservedJob, settings: Settings) -> Decision:
                 message = describe(error, where, f"{where}.") if isinstance(error, ValidationError) else str(error)
                 state = classify(replace(observed, invalid=Finding(JobReason.INVALID_TEMPLATE, message)))
     status = status_of(observed, state)
-    changed = differs(observed.hypha_job, status, FIELDS)
+    postponed_s = _postponed_s(observed, state)
+    changed = not postponed_s and differs(observed.hypha_job, status, FIELDS)
     return Decision(
         state,
         children,
@@ -86,7 +91,7 @@ def decide(observed: ObservedJob, settings: Settings) -> Decision:
         replace_job=observed.job if state.replaced_in == timedelta() and not observed.is_job_deleted else None,
         status=status if changed else None,
         event=_event(observed, state) if changed else None,
-        next_s=_next_s(observed, state),
+        next_s=postponed_s or _next_s(observed, state),
     )
 
 
@@ -122,6 +127,23 @@ def _missing_children(
     policy = marked(policy)
     uncertain = observed.network_policy is not None and not observed.routes_known
     return (*([] if uncertain or is_applied(observed.network_policy, policy) else [policy]), *claims), job
+
+
+def _postponed_s(observed: ObservedJob, state: State) -> float:
+    """Return the seconds after which to write the status; 0 to write it now.
+
+    A status that only mentions a wait which has just begun is postponed, so that a job whose pod runs at once gets one
+    status in place of three. Each of them costs the API server more than the job's NetworkPolicy. Once the bridge runs,
+    the status names the pod at once, because the node serves no other bridge.
+    """
+    stalled = is_true(observed.hypha_job, "Stalled")
+    if stalled or state.ending or state.finding.reason not in _BEGINNING or observed.job is None:
+        return 0.0
+    if observed.pod and container_state(observed.pod, BRIDGE, "running"):
+        return 0.0
+    waits_for = (observed.pod or observed.job)["metadata"]
+    age = observed.now - datetime.fromisoformat(waits_for["creationTimestamp"])
+    return (UNREPORTED - age).total_seconds() if abs(age) < UNREPORTED else 0.0  # negative if the clocks differ
 
 
 def _event(observed: ObservedJob, state: State) -> Event | None:

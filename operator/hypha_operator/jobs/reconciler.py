@@ -11,7 +11,8 @@ from hypha_contracts.object_status import TERMINAL, is_true
 from hypha_operator.jobs.decision import Decision, decide, pod_retention_left, retention_left
 from hypha_operator.jobs.observed import ObservedJob, jobs_of
 from hypha_operator.jobs.phase import lacks_pod
-from hypha_operator.jobs.refused_pod import refused_pod
+from hypha_operator.jobs.refused_pods import RefusedPods
+from hypha_operator.machinery.child_writes import write_child
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.drift import is_owned
@@ -43,7 +44,7 @@ class JobReconciler:
         self._store, self._cluster, self._clock, self._settings = store, cluster, clock, settings
         self._on_start = on_start
         self._leases = LeaseWatch()
-        self._routes = Routes(cluster, clock)
+        self._routes, self._refused_pods = Routes(cluster, clock), RefusedPods(cluster, clock)
         self._uids: dict[Key, str] = {}
 
     async def reconcile(self, key: Key) -> float | None:
@@ -97,7 +98,7 @@ class JobReconciler:
             observed = replace(observed, worker=worker, lease_lost=lost, lease_left_s=max(self._lease_s(observed), 0.0))
             observed = replace(observed, routes=routes, routes_known=known)
         if job := observed.job if lacks_pod(observed) else None:
-            observed = replace(observed, refused=await refused_pod(job, self._cluster))
+            observed = replace(observed, refused=await self._refused_pods.of(job))
         return observed
 
     async def _observe_uncached(self, observed: ObservedJob) -> ObservedJob:
@@ -142,12 +143,19 @@ class JobReconciler:
         job = decision.create_job
         try:
             for child in decision.children:
-                await self._cluster.apply(child)
+                await self._apply_child(child, observed)
             return _with_job(observed, await self._cluster.create(job)) if job else observed
         except ApiError as error:
             if job is None:
                 raise
             return await self._with_answer(observed, decision, error)
+
+    async def _apply_child(self, child: Manifest, observed: ObservedJob) -> None:
+        """Apply a child. The store does not know the ResourceClaimTemplate, so it may exist already."""
+        if child["kind"] == RESOURCE_CLAIM_TEMPLATE.name:
+            await self._cluster.apply(child)
+        else:
+            await write_child(self._cluster, observed.network_policy, child, adopt=True)
 
     async def _with_answer(self, observed: ObservedJob, decision: Decision, error: ApiError) -> ObservedJob:
         """Return the observation with the reason why the Job was refused. Raises errors that do not concern the Job."""

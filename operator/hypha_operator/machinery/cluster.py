@@ -8,6 +8,7 @@ import socket
 import struct
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -27,8 +28,9 @@ from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound, Unav
 from hypha_contracts.text import escaped
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.conditions import timestamp
+from hypha_operator.machinery.ownership import FIELD_MANAGER
+from hypha_operator.machinery.turns import Turns
 
-FIELD_MANAGER: Final = "hypha-operator"
 _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
 _METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -74,6 +76,7 @@ class Cluster:
     ) -> None:
         self._client, self._clock, self._on_write, self._on_call = client, clock, on_write, on_call
         self._writes_until_s, self._attempts, self._attempt_s = writes_until_s, attempts, attempt_s
+        self._turns = Turns()
         self._events: OrderedDict[str, tuple[int, float, datetime]] = OrderedDict()
         self._posted: OrderedDict[str, deque[float]] = OrderedDict()
 
@@ -210,11 +213,19 @@ class Cluster:
             "count": count + 1,
         }
         try:
-            path = EVENT.path(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
-            query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-            await self._call("PATCH", path, query, manifest, content_type=_APPLY)
+            await self._put_event(manifest)
         except ApiError as error:
             _log.warning("event %s about %s %s: %s", reason, about["kind"], metadata["name"], error)
+
+    async def _put_event(self, event: Manifest) -> None:
+        """Create an Event, or apply it to the one of its name. An earlier process may have posted that one."""
+        namespace, query = event["metadata"]["namespace"], {"fieldManager": FIELD_MANAGER}
+        if event["count"] == 1:
+            with suppress(Conflict):
+                await self._call("POST", EVENT.path(namespace), query, event)
+                return
+        path = EVENT.path(namespace, event["metadata"]["name"])
+        await self._call("PATCH", path, {**query, "force": "true"}, event, content_type=_APPLY)
 
     def _may_post(self, uid: str, now_s: float) -> bool:
         """Whether an object has had few Events within the last minute. If so, count one more."""
@@ -248,11 +259,15 @@ class Cluster:
         headers = {"Accept": accept, "Content-Type": content_type}
         for pause_s in islice(_BACKOFF.pauses(), self._attempts - 1):
             try:
-                return await self._once(method, path, query, body, headers)
+                return await self._in_turn(method, path, query, body, headers)
             except Unavailable as error:
                 _log.info("%s; the next attempt is in %.1f s", error, pause_s)
                 await self._clock.sleep(pause_s)
-        return await self._once(method, path, query, body, headers)
+        return await self._in_turn(method, path, query, body, headers)
+
+    async def _in_turn(self, *call: Any) -> Manifest:
+        async with self._turns.turn():
+            return await self._once(*call)
 
     async def _once(
         self, method: str, path: str, query: dict[str, str] | None, body: Manifest | None, headers: dict[str, str]

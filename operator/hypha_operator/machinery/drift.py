@@ -27,6 +27,12 @@ def marked(desired: Manifest) -> Manifest:
     return {**desired, "metadata": {**metadata, "annotations": annotations}}
 
 
+def digest_of(manifest: Manifest) -> str | None:
+    """Return the digest with which a manifest is marked, or None."""
+    digest: str | None = (manifest["metadata"].get("annotations") or {}).get(APPLIED_ANNOTATION)
+    return digest
+
+
 def is_owned(manifest: Manifest, owner: Manifest) -> bool:
     """Whether one of an object's owner references has the uid of this owner."""
     owners: Sequence[Mapping[str, Any]] = manifest["metadata"].get("ownerReferences") or ()

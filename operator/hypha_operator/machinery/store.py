@@ -3,17 +3,26 @@
 import json
 import zlib
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias
 
-from hypha_contracts.kinds import DEPLOYMENT, HYPHA_JOB, JOB, POD, Kind, Manifest
+from hypha_contracts.kinds import DEPLOYMENT, HYPHA_JOB, JOB, POD, POD_DISRUPTION_BUDGET, Kind, Manifest
 from hypha_contracts.names import JOB_LABEL, WORKER_LABEL
+from hypha_operator.machinery.ownership import CREATED, is_handed_over
 
 _MAX_DELETED: Final = 10_000
 _WINDOW: Final = -13  # raw deflate with 8 KiB, about the size of most trimmed objects
 _SAMPLE_GROWTH: Final = 1.25
 """A text replaces the sample of its kind if it is longer by this factor."""
+_UNNEEDED: Final = frozenset({"managedFields", "selfLink", "resourceVersion"})
+_STATUS: Final[Mapping[Kind, tuple[str, ...]]] = {
+    JOB: ("conditions", "startTime"),
+    DEPLOYMENT: ("conditions", "observedGeneration"),
+    POD_DISRUPTION_BUDGET: (),
+}
+"""The fields of a status that decisions need. The others, which count pods, change with each pod."""
+_OF_DEPLOYMENTS: Final = frozenset({"Available", "ReplicaFailure"})
 _Place: TypeAlias = tuple[str | None, str]  # namespace, name
 
 
@@ -23,12 +32,15 @@ class _Entry:
     version: int
     worker: str | None
     job: str | None
+    digest: int
     packed: bytes
     sample: bytes
 
     @property
     def manifest(self) -> Manifest:
-        return json.loads(zlib.decompressobj(_WINDOW, zdict=self.sample).decompress(self.packed))  # type: ignore[no-any-return]
+        content = json.loads(zlib.decompressobj(_WINDOW, zdict=self.sample).decompress(self.packed))
+        content["metadata"]["resourceVersion"] = str(self.version)
+        return content  # type: ignore[no-any-return]
 
 
 class Store:
@@ -46,7 +58,10 @@ class Store:
         self._children: dict[tuple[Kind, str, str | None, str], set[str]] = defaultdict(set)
 
     def put(self, kind: Kind, manifest: Manifest) -> bool:
-        """Record the current version of an object; return False if this or a newer version is known."""
+        """Record the current version of an object.
+
+        Returns False if this or a newer version is known, or if nothing has changed that a decision needs.
+        """
         metadata = manifest["metadata"]
         place = (metadata.get("namespace"), metadata["name"])
         version = int(metadata["resourceVersion"])
@@ -55,8 +70,12 @@ class Store:
             return False
         labels = metadata.get("labels") or {}
         text = json.dumps(trimmed(kind, manifest), separators=(",", ":")).encode()
+        if known is not None and known.digest == hash(text):
+            self._entries[kind][place] = replace(known, version=version)
+            return False
         packed, sample = self._pack(kind, text)
-        entry = _Entry(metadata["uid"], version, labels.get(WORKER_LABEL), labels.get(JOB_LABEL), packed, sample)
+        worker, job = labels.get(WORKER_LABEL), labels.get(JOB_LABEL)
+        entry = _Entry(metadata["uid"], version, worker, job, hash(text), packed, sample)
         if known is not None:
             self._remove_labels(kind, place, known)
         self._entries[kind][place] = entry
@@ -136,15 +155,25 @@ class Store:
 
 
 def trimmed(kind: Kind, manifest: Manifest) -> Manifest:
-    """Return an object without the fields that no decision needs."""
-    metadata = {key: value for key, value in manifest["metadata"].items() if key not in ("managedFields", "selfLink")}
+    """Return an object without its version and without the fields that no decision needs."""
+    metadata = {key: value for key, value in manifest["metadata"].items() if key not in _UNNEEDED}
+    if not is_handed_over(manifest):
+        metadata["managedFields"] = CREATED
     kept = {**manifest, "metadata": metadata}
     if kind in (POD, JOB):  # pod templates are immutable, so nothing compares them
-        spec = manifest.get("spec") or {}
-        kept["spec"] = {key: spec[key] for key in ("nodeName", "suspend") if key in spec}
+        kept["spec"] = _selected(manifest.get("spec"), "nodeName", "suspend")
     elif kind == HYPHA_JOB:
         kept["spec"] = {key: value for key, value in manifest["spec"].items() if key != "config"}
     elif kind == DEPLOYMENT:
         annotations = metadata.get("annotations") or {}
         metadata["annotations"] = {k: v for k, v in annotations.items() if not k.startswith("deployment.kubernetes.io")}
+    if kind in _STATUS:
+        kept["status"] = _selected(manifest.get("status"), *_STATUS[kind])
+    if kind == DEPLOYMENT and "conditions" in kept["status"]:
+        conditions = kept["status"]["conditions"]
+        kept["status"]["conditions"] = [found for found in conditions if found["type"] in _OF_DEPLOYMENTS]
     return kept
+
+
+def _selected(content: Mapping[str, Any] | None, *keys: str) -> dict[str, Any]:
+    return {key: content[key] for key in keys if key in content} if content else {}

@@ -31,8 +31,7 @@ class Watches:
 
     def record(self, kind: Kind, manifest: Manifest) -> None:
         """Record the current version of an object."""
-        metadata = manifest["metadata"]
-        known = self._store.get(kind, metadata.get("namespace"), metadata["name"])
+        known = self._known(kind, manifest) if kind == WORKER else None  # only a worker's generation matters
         if self._store.put(kind, manifest):
             self._enqueue(kind, manifest, spec_changed=_generation(known) != _generation(manifest))
 
@@ -41,9 +40,7 @@ class Watches:
 
         It may include earlier changes by other clients for which no watch event will follow.
         """
-        metadata = manifest["metadata"]
-        known = self._store.get(kind, metadata.get("namespace"), metadata["name"])
-        if kind in (WORKER, HYPHA_JOB) and _by_others(known) != _by_others(manifest):
+        if kind in (WORKER, HYPHA_JOB) and _by_others(self._known(kind, manifest)) != _by_others(manifest):
             self.record(kind, manifest)
         else:
             self._store.put(kind, manifest)
@@ -52,6 +49,11 @@ class Watches:
         """Record that an object was deleted, or lost the label that its watch selects."""
         if self._store.remove(kind, manifest):
             self._enqueue(kind, manifest, spec_changed=True)
+
+    def _known(self, kind: Kind, manifest: Manifest) -> Manifest | None:
+        """Return the version of an object in the store, which costs more than to store another one."""
+        metadata = manifest["metadata"]
+        return self._store.get(kind, metadata.get("namespace"), metadata["name"])
 
     def _enqueue(self, kind: Kind, manifest: Manifest, *, spec_changed: bool) -> None:
         for key in self._affected(kind, manifest, spec_changed=spec_changed):

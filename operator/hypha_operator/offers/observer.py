@@ -14,7 +14,7 @@ from hypha_contracts.names import probe_name
 from hypha_contracts.object_status import TERMINAL, find_condition
 from hypha_contracts.reasons import WorkerReason
 from hypha_operator.jobs.phase import POD_TIMEOUT
-from hypha_operator.jobs.refused_pod import refused_pod
+from hypha_operator.jobs.refused_pods import RefusedPods
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.conditions import Condition, timestamp
@@ -91,6 +91,7 @@ class OfferObserver:
     def __init__(self, store: Store, cluster: Cluster, clock: Clock, settings: Settings) -> None:
         self._store, self._cluster, self._clock, self._settings = store, cluster, clock, settings
         self._supply, self._validator = Supply(cluster, clock), Validator(cluster, clock)
+        self._refused_pods = RefusedPods(cluster, clock)
         self._memories: dict[str, _Memory] = {}
 
     def release(self, uid: str) -> None:
@@ -231,7 +232,7 @@ class OfferObserver:
         pod = max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
         refused, age = None, now - datetime.fromisoformat(job["metadata"]["creationTimestamp"])
         if pod is None and age >= POD_TIMEOUT and not (job.get("spec") or {}).get("suspend"):
-            refused = await refused_pod(job, self._cluster)
+            refused = await self._refused_pods.of(job)
         return probe_of(job, pod, refused, spec.jobs, now)
 
     async def _begin_probe(

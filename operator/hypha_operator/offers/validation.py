@@ -50,11 +50,14 @@ class Validation:
 
     @classmethod
     def of_predecessor(cls, worker: Manifest, now_s: float) -> "Validation | None":
-        """Return the validation by another process if it found no fault, so that a restart causes no load."""
+        """Return the validation by another process if it found no fault.
+
+        The next validation takes place 5 to 10 minutes later, so that a restart causes no load.
+        """
         generation, before = worker["metadata"]["generation"], find_condition(worker, TYPE)
         if (before.get("status"), before.get("observedGeneration")) != ("True", generation):
             return None
-        pause_s = random.uniform(0, _FIRST_PAUSE_S)  # noqa: S311 - not for secrets
+        pause_s = random.uniform(_FIRST_PAUSE_S / 2, _FIRST_PAUSE_S)  # noqa: S311 - not for secrets
         return cls(generation, now_s + pause_s, pause_s)
 
     def is_current(self, worker: Manifest, now_s: float) -> bool:

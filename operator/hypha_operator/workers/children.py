@@ -2,10 +2,20 @@
 
 from typing import Final
 
-from hypha_contracts.kinds import CERTIFICATE, DEPLOYMENT, POD_DISRUPTION_BUDGET, SERVICE, Kind, Manifest, kind_of
+from hypha_contracts.kinds import (
+    CERTIFICATE,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    POD_DISRUPTION_BUDGET,
+    SERVICE,
+    Kind,
+    Manifest,
+    kind_of,
+)
 from hypha_contracts.kubernetes_errors import Conflict, Forbidden, Invalid, NotFound, Refused, is_admission
 from hypha_contracts.names import identity_secret, job_account, p2p_service_name, status_service_name
 from hypha_contracts.reasons import WorkerReason
+from hypha_operator.machinery.child_writes import write_child
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.drift import is_applied, is_owned, marked, projected
@@ -120,13 +130,18 @@ class WorkerChildren:
         if is_applied(observed, desired) or (applied == desired and is_applied(observed, resulting)):
             return
         try:
-            answer = await self._cluster.apply(desired, force=observed is not None)
+            answer = await self._write(observed, desired)
         except Conflict as error:
             raise _name_taken(desired, str(error)) from error
         if is_applied(answer, desired):
             admitted.pop(name, None)
         else:
             admitted[name] = desired, projected(answer, desired)
+
+    async def _write(self, observed: Manifest | None, desired: Manifest) -> Manifest:
+        if desired["kind"] == CONFIG_MAP.name:  # changes once the node has reported its peer id
+            return await self._cluster.apply(desired, force=observed is not None)
+        return await write_child(self._cluster, observed, desired, adopt=False)
 
     async def _apply_certificate(self, worker: Manifest, spec: HyphaWorkerSpec) -> None:
         metadata = worker["metadata"]

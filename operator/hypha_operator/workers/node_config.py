@@ -1,6 +1,8 @@
 """Write a HyphaWorker's specification as the TOML that `hypha-worker run` reads."""
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +24,13 @@ WORK_DIR: Final = "/var/lib/hypha"
 
 def config_toml(config: NodeConfig) -> str:
     """Return the text of the node's configuration file."""
-    return tomlkit.dumps(config.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True))
+    return _toml(config.model_dump_json(by_alias=True, exclude_unset=True, exclude_none=True))
+
+
+@lru_cache(maxsize=1024)
+def _toml(content: str) -> str:
+    """Return a JSON object as TOML. The operator asks at every reconcile of a worker, and the object seldom changes."""
+    return tomlkit.dumps(json.loads(content))
 
 
 def fixed_part(config: NodeConfig) -> str:
