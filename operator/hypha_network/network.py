@@ -104,8 +104,8 @@ class Network:
         self._kademlia = Kademlia(
             host, lambda address: not addresses.excluded(address, host.excluded), self._gateways.peer_ids
         )
-        self._discovery = Discovery(host, self._ask_gateway, self._silent_gateways)
-        self._identify = Identify(host, public_key, agent, self._own_addresses, self._kademlia.learn)
+        self._identify = Identify(host, public_key, agent, self._addresses_for, self._kademlia.learn)
+        self._discovery = Discovery(host, self._ask_gateway, self._silent_gateways, self._identify.push)
         self._relays = Relays(host, self._identify.push)
         self._observed = Observed(host, self._gateways.peer_ids)
         self._puncher = HolePuncher(host, self._direct_addresses, self._kademlia.addresses_of)
@@ -155,6 +155,10 @@ class Network:
 
     def _own_addresses(self) -> list[Address]:
         return [*self._host.listen_addresses, *self._external, *self._relays.own_addresses()]
+
+    def _addresses_for(self, peer_id: str) -> list[Address]:
+        hidden = self._discovery.hides(peer_id)
+        return [address for address in self._own_addresses() if not hidden or address.relay is None]
 
     def _direct_addresses(self) -> list[Address]:
         """Return the addresses to which a peer may connect while this node connects to it."""

@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from hypha_messages.types import peer_id_from_ed25519
+from hypha_network.changes import Changes
 from hypha_network.errors import PeerUnreachable
 from hypha_network.host import Host
 from hypha_network.services import discovery
-from hypha_network.services.discovery import EVERY_S, MAX_DIALS, RETRY_S, Discovery, common_bits, listed
+from hypha_network.services.discovery import EVERY_S, MAX_DIALS, RETRY_S, ROOM, Discovery, common_bits, listed
 from hypha_network.services.kademlia_lookup import K, key_of, peer_key
 from hypha_network.wire.addresses import Address, parse
 from support.certs import Pki
 from support.networks import gateway, member, until
 
-GATEWAY, OWN = (peer_id_from_ed25519(bytes([n]) * 32) for n in (0, 1))
+GATEWAY, OWN = (peer_id_from_ed25519(bytes([n]) * 32) for n in (254, 255))
 ADDRESS = parse("/ip4/192.0.2.1/tcp/1")
 OTHER_ADDRESS = parse("/ip4/192.0.2.2/tcp/1")
 Table = dict[str, tuple[Address, ...]]
@@ -83,8 +84,14 @@ class Lab:
         self.table: Table = {}
         self.dialled: list[tuple[str, tuple[Address, ...]]] = []
         self.answers = trio.Event()
-        host = SimpleNamespace(peer_id=OWN, connections={}, connect=self.connect)
-        nursery.start_soon(Discovery(cast("Host", host), self.ask, lambda: [GATEWAY]).run)
+        self.host = SimpleNamespace(peer_id=OWN, connections={GATEWAY: ()}, connect=self.connect, changes=Changes())
+        self.silent = [GATEWAY]
+        self.announced = 0
+        self.discovery = Discovery(cast("Host", self.host), self.ask, lambda: self.silent, self.announce)
+        nursery.start_soon(self.discovery.run)
+
+    async def announce(self) -> None:
+        self.announced += 1
 
     async def ask(self, *_: Any) -> Table:
         return self.table
@@ -132,6 +139,46 @@ async def test_peers_behind_a_relay_and_the_node_itself_are_left_alone() -> None
         relayed = parse(f"/ip4/192.0.2.1/tcp/1/p2p/{GATEWAY}/p2p-circuit")
         lab.table = {peer_id: (relayed,), OWN: (ADDRESS,)}
         assert await lab.later(3 * EVERY_S) == []
+        nursery.cancel_scope.cancel()
+
+
+def bucket_of_the_node(count: int) -> list[str]:
+    """Return peers that the gateway's table has in one bucket with this node."""
+    bucket = common_bits(peer_key(OWN), peer_key(GATEWAY))
+    return [peer_id for peer_id in peers(500) if common_bits(peer_key(peer_id), peer_key(GATEWAY)) == bucket][:count]
+
+
+@jumping
+async def test_a_node_stays_out_of_a_crowded_table_until_it_has_room() -> None:
+    async with trio.open_nursery() as nursery:
+        lab = Lab(nursery)
+        lab.table = dict.fromkeys(bucket_of_the_node(ROOM), ())
+        assert lab.discovery.hides(GATEWAY)
+        await lab.later(3 * EVERY_S)
+        assert lab.discovery.hides(GATEWAY)
+        assert not lab.announced
+        lab.table = dict.fromkeys([OWN, *bucket_of_the_node(ROOM - 1)], ())
+        await lab.later(2 * EVERY_S)
+        assert not lab.discovery.hides(GATEWAY)
+        assert lab.announced == 1
+        lab.table = dict.fromkeys(bucket_of_the_node(ROOM), ())
+        await lab.later(2 * EVERY_S)
+        assert not lab.discovery.hides(GATEWAY), "it is in the table"
+        nursery.cancel_scope.cancel()
+
+
+@jumping
+async def test_a_node_announces_itself_at_once_to_a_gateway_that_turns_out_to_forward_gossip() -> None:
+    async with trio.open_nursery() as nursery:
+        lab = Lab(nursery)
+        lab.table = dict.fromkeys(bucket_of_the_node(ROOM), ())
+        assert lab.discovery.hides(GATEWAY)
+        await wait_all_tasks_blocked()
+        lab.silent = []
+        lab.host.changes.notify()
+        await wait_all_tasks_blocked()
+        assert lab.announced == 1
+        assert not lab.discovery.hides(GATEWAY)
         nursery.cancel_scope.cancel()
 
 

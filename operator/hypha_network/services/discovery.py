@@ -2,6 +2,9 @@
 
 The reference's gateways subscribe to no topic, so a request reaches only the nodes that are connected to its scheduler.
 A node that waits for requests therefore asks such gateways which peers they know, and connects to the new ones.
+
+The table of such a gateway has room for few peers. So that schedulers find a place in it, a node that peers reach
+through a relay stays out of it if half of the room is taken.
 """
 
 import random
@@ -30,6 +33,8 @@ MAX_DIALS: Final = 8
 MAX_TRIED: Final = 256
 """The number of peers that may be dialled within RETRY_S."""
 MAX_DEPTH: Final = 12
+ROOM: Final = K // 2
+"""So many peers of a bucket of a gateway's table may be nodes behind relays."""
 _KEY_BITS: Final = 256
 
 
@@ -40,24 +45,56 @@ class Discovery:
         host: the node's connections.
         ask: asks a gateway.
         gateways: the connected gateways from which this node gets no gossip.
+        announce: sends this node's addresses to its peers.
     """
 
-    def __init__(self, host: Host, ask: Ask, gateways: Callable[[], Iterable[str]]) -> None:
+    def __init__(
+        self, host: Host, ask: Ask, gateways: Callable[[], Iterable[str]], announce: Callable[[], Awaitable[None]]
+    ) -> None:
         self._host = host
         self._ask = ask
         self._gateways = gateways
+        self._announce = announce
+        self._hiding: set[str] = set()
+        """The gateways that this node has not told how it is reached through relays."""
+        self._roomy: set[str] = set()
         self._tried: dict[str, tuple[float, frozenset[Address]]] = {}
         """By peer, when it may be tried again, and the addresses at which it was tried."""
         self._dials = trio.CapacityLimiter(MAX_DIALS)
+
+    def hides(self, gateway: str) -> bool:
+        """Whether a peer, if it is such a gateway, must not know how this node is reached through relays."""
+        hides = gateway not in self._roomy and gateway in self._gateways()
+        if hides:
+            self._hiding.add(gateway)
+        return hides
 
     async def run(self) -> None:
         """Ask the gateways at an interval, without end."""
         async with trio.open_nursery() as nursery:
             while True:
-                await trio.sleep(EVERY_S * random.uniform(0.8, 1.2))  # noqa: S311 - it is no secret
+                with trio.move_on_after(EVERY_S * random.uniform(0.8, 1.2)):  # noqa: S311 - it is no secret
+                    await self._host.changes.until(lambda: not self._hiding.issubset(self._gateways()))
                 for gateway in list(self._gateways()):
-                    for peer_id, addresses in self._new(await listed(gateway, self._ask)).items():
+                    found = await listed(gateway, self._ask)
+                    if self._has_room(gateway, found):
+                        self._roomy.add(gateway)
+                    for peer_id, addresses in self._new(found).items():
                         nursery.start_soon(self._connect, peer_id, addresses)
+                await self._show()
+
+    def _has_room(self, gateway: str, found: Peers) -> bool:
+        own = common_bits(peer_key(self._host.peer_id), peer_key(gateway))
+        others = found.keys() - {self._host.peer_id}
+        return sum(common_bits(peer_key(peer_id), peer_key(gateway)) == own for peer_id in others) < ROOM
+
+    async def _show(self) -> None:
+        """Announce this node to the gateways from which it need not hide any more."""
+        self._roomy.intersection_update(self._host.connections)
+        hiding = self._hiding.intersection(self._gateways()) - self._roomy
+        shown, self._hiding = self._hiding - hiding, hiding
+        if not shown.isdisjoint(self._host.connections):
+            await self._announce()
 
     def _new(self, found: Peers) -> Peers:
         """Return the peers to dial, and the addresses to which no relay is needed."""

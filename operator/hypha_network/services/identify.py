@@ -47,9 +47,10 @@ class Identify:
         host: Host,
         public_key: bytes,
         agent: str,
-        own_addresses: Callable[[], Sequence[Address]],
+        own_addresses: Callable[[str], Sequence[Address]],
         on_identified: Callable[[str, Sequence[Address], frozenset[str]], None],
     ) -> None:
+        """Make the service. `own_addresses` returns those that a peer is told."""
         self._host = host
         self._public_key = public_key
         self._agent = agent
@@ -86,7 +87,7 @@ class Identify:
             protocol_version=PROTOCOL_VERSION,
             agent_version=self._agent,
             public_key=self._public_key,
-            listen_addrs=[address.to_bytes() for address in self._own_addresses()],
+            listen_addrs=[address.to_bytes() for address in self._own_addresses(connection.peer_id)],
             observed_addr=connection.address.to_bytes(),
             protocols=self._host.protocols,
         )
