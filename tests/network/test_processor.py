@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from libp2p.pubsub.pb import rpc_pb2
 
 from hypha_messages.health import HEALTH, HealthRequest, HealthResponse
@@ -18,7 +19,7 @@ from hypha_network.services import gossip, gossip_intake
 from hypha_network.services.gossip_messages import Signer
 from hypha_network.wire import upgrade as upgrade_module
 from hypha_network.wire.multistream import prefixed
-from hypha_network.wire.processor import MAX_FAVOURED_USE_S, MEMORY_S, CpuShare, charged_to, share_processor
+from hypha_network.wire.processor import MAX_FAVOURED_USE_S, MEMORY_S, CpuBudget, CpuShare, charged_to, share_processor
 from support.certs import Pki
 from support.networks import DEADLINE_S, direct_address, messages, node, until
 
@@ -71,6 +72,25 @@ async def test_a_party_that_did_useful_work_goes_before_those_that_used_less() -
     favoured.charge(MAX_FAVOURED_USE_S / 2, perf_counter())
     favoured.favour()
     assert await steps_before_three_of(favoured) < 30  # otherwise it waits until the others have used as much
+
+
+async def test_a_source_with_one_handshake_does_not_wait_behind_those_of_another() -> None:
+    budget = CpuBudget(share=1.0, burst_s=0.0)
+    begun: list[str] = []
+
+    async def shake_hands(source: str) -> None:
+        turn = budget.turn_of(source)
+        for _ in range(2):
+            await turn()
+            begun.append(source)
+            budget.charge(0.001, perf_counter())
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(shake_hands, "flood")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(shake_hands, "bridge")
+    assert [n for n, source in enumerate(begun) if source == "bridge"][-1] < 10
 
 
 def test_used_time_is_forgotten() -> None:

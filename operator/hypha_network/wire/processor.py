@@ -5,13 +5,14 @@ first, and the others wait before this node reads more of their input. Nothing i
 does not wait, because beside a hundred attackers an equal share would be too little for an answer in time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from heapq import nsmallest
 from math import exp
 from time import perf_counter
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -80,12 +81,23 @@ class CpuBudget:
         self._balance_s = burst_s
         self._charged_at_s = perf_counter()
         self._turn = trio.StrictFIFOLock()
+        self._parties: WeakValueDictionary[str, trio.StrictFIFOLock] = WeakValueDictionary()
 
     def charge(self, elapsed_s: float, now_s: float) -> None:
         """Record a task step of one of the parties."""
         earned_s = (now_s - self._charged_at_s) * self._share
         self._balance_s = min(self._balance_s + earned_s, self._burst_s) - elapsed_s
         self._charged_at_s = now_s
+
+    def turn_of(self, party: str) -> Callable[[], Awaitable[None]]:
+        """Return `turn` for a party. Each party in its turn has one, however many steps of it wait."""
+        steps = self._parties.setdefault(party, trio.StrictFIFOLock())
+
+        async def turn() -> None:
+            async with steps:
+                await self.turn()
+
+        return turn
 
     async def turn(self) -> None:
         """Wait until the budget allows another step. In each pass of the event loop at most one caller goes on."""

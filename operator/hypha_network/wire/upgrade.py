@@ -64,8 +64,9 @@ class Upgrader:
         """
         if link.is_initiator:
             return await self._within_time(link, expected)
-        link.turn = self._handshakes.turn
-        with charged_to(self._handshakes), self.unauthenticated.hold(source_of(link.address)):
+        source = source_of(link.address)
+        link.turn = self._handshakes.turn_of(source)
+        with charged_to(self._handshakes), self.unauthenticated.hold(source):
             muxed = await self._within_time(link, expected)
             link.turn = None
             return muxed

@@ -75,7 +75,7 @@ class Disconnected(Exception):  # noqa: N818 - what the client did
 ByteStream = trio.SocketStream | ServerTlsStream
 """A connection that carries a request."""
 
-Open = Callable[[trio.SocketStream], Awaitable[ByteStream]]
+Open = Callable[[Connection], Awaitable[ByteStream]]
 """Prepares an accepted connection for a request, for example by a TLS handshake."""
 
 
@@ -252,7 +252,7 @@ async def serve(listeners: Sequence[trio.SocketListener], handler: Handler, open
 
         try:
             with trio.fail_after(_HANDSHAKE_TIMEOUT_S):
-                stream = await open_stream(connection.stream)
+                stream = await open_stream(connection)
         except (trio.BrokenResourceError, trio.TooSlowError) as error:
             logger.debug("no request: %s", str(error) or type(error).__name__)
             return
@@ -282,9 +282,9 @@ async def _serve_one(handler: Handler, exchange: Exchange) -> None:
 async def serve_plain(listeners: Sequence[trio.SocketListener], handler: Handler) -> None:
     """Serve without TLS until cancelled."""
 
-    async def open_plain(stream: trio.SocketStream) -> ByteStream:
+    async def open_plain(connection: Connection) -> ByteStream:
         await trio.lowlevel.checkpoint()
-        return stream
+        return connection.stream
 
     await serve(listeners, handler, open_plain)
 
@@ -305,10 +305,10 @@ async def serve_tls(
     """Serve over TLS 1.3 until cancelled. Each connection uses the identity that `identity` then returns."""
     budget = CpuBudget(HANDSHAKE_CPU_SHARE, burst_s=0.05)
 
-    async def open_tls(stream: trio.SocketStream) -> ByteStream:
+    async def open_tls(connection: Connection) -> ByteStream:
         with charged_to(budget):
-            secured = ServerTlsStream(stream, identity())
-            await secured.handshake(budget.turn)
+            secured = ServerTlsStream(connection.stream, identity())
+            await secured.handshake(budget.turn_of(connection.source))
             return secured
 
     await serve(listeners, handler, open_tls)
