@@ -1,13 +1,14 @@
 """Whether the jobs of a worker start, and when the operator probes."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from hypha_contracts.job_reasons import JobReason
-from hypha_operator.machinery.conditions import merged
+from hypha_contracts.reasons import WorkerReason
+from hypha_operator.machinery.conditions import exact_timestamp, merged
 from hypha_operator.offers.starts import (
     JobStart,
     ObservedStarts,
@@ -57,7 +58,8 @@ def then(before: ObservedStarts, decision: StartsDecision, after: float, **chang
     """Return the next observation, with the status and the memory that the previous one led to."""
     known = {"status": {"conditions": [dict(before.before)] if before.before else []}}
     (written,) = merged(known, [decision.condition], 1, before.now)
-    kept = {"before": written, "proven": decision.proven, "round": decision.round, "now": seconds(after), "probe": None}
+    proven = datetime.fromisoformat(exact_timestamp(decision.proven)) if decision.proven else None
+    kept = {"before": written, "proven": proven, "round": decision.round, "now": seconds(after), "probe": None}
     return replace(before, **kept | changes)
 
 
@@ -312,3 +314,12 @@ def test_a_probe_that(
     found = probe_of(made, its_pod, more.get("refused"), Jobs(), seconds(after))
     assert (found.executor, found.generation) == (TRAIN, 3)
     assert (found.started, found.over, found.finding.reason if found.finding else None) == expected
+
+
+def test_a_proof_within_the_second_of_a_change_stays_valid() -> None:
+    before, decision = blocked()
+    changed = then(before, decision, 100.2, changed=seconds(100.2), jobs=(), executors=(TRAIN,))
+    proven = then(changed, decide_starts(changed), 100.9, probe=probe(started=True))
+    shown = decide_starts(proven)
+    assert verdict(shown) == (True, WorkerReason.JOBS_START)
+    assert verdict(decide_starts(then(proven, shown, 102))) == (True, WorkerReason.JOBS_START)

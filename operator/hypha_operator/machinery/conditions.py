@@ -65,3 +65,8 @@ def container_statuses(pod: Manifest) -> Sequence[Mapping[str, Any]]:
 def timestamp(time: datetime) -> str:
     """Return a UTC time in the API's format."""
     return time.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def exact_timestamp(time: datetime) -> str:
+    """Return a UTC time in the API's format, to be compared with others of the same second."""
+    return time.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -17,7 +17,7 @@ from hypha_operator.jobs.phase import POD_TIMEOUT
 from hypha_operator.jobs.refused_pods import RefusedPods
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.conditions import Condition, timestamp
+from hypha_operator.machinery.conditions import Condition, exact_timestamp
 from hypha_operator.machinery.drift import is_owned
 from hypha_operator.machinery.store import Store
 from hypha_operator.offers import starts, validation
@@ -120,7 +120,7 @@ class OfferObserver:
         start = await self._starts(worker, spec, memory, [JobStart.of(job) for job in jobs])
         offering = {
             "enabled": current.fault is None and start.condition.status is not False,
-            "provenAt": timestamp(start.proven) if start.proven else None,
+            "provenAt": exact_timestamp(start.proven) if start.proven else None,
             "limit": _written(memory.limits.limit),
             "perJob": _written(memory.limits.per_job),
         }
