@@ -87,7 +87,7 @@ class ProgressTally:
         changed: dict[str, Any] = {"estimated_end": self.estimated_end(now, wall_now)}
         if now > self._rated_at:
             rate = (self._progress.samples - self._rated_samples) / (now - self._rated_at)
-            changed["samples_per_second"] = round(rate, 3)
+            changed["samples_per_second"] = round(rate, 3) if self._progress.samples else None  # as of an aggregate job
             self._rated_at, self._rated_samples = now, self._progress.samples
         self._progress = self._progress.model_copy(update=changed)
         return self._progress
