@@ -34,35 +34,28 @@ def p2p_ports(spec: HyphaWorkerSpec) -> list[PeerPort]:
 
 
 def connector_service(hypha_worker: Manifest) -> Manifest:
-    """Return the Service of the connector.
-
-    It includes controllers that are not ready, because a controller without gateways still serves its running jobs.
-    """
-    worker = hypha_worker["metadata"]["name"]
-    spec = {
-        "type": "ClusterIP",
-        "selector": controller_selector(worker),
-        "publishNotReadyAddresses": True,
-        "ports": [_port("connector", CONNECTOR_PORT, "TCP")],
-    }
-    return child(hypha_worker, SERVICE, connector_service_name(worker), spec=spec)
+    """Return the Service of the connector. A controller without gateways still serves its running jobs."""
+    name = connector_service_name(hypha_worker["metadata"]["name"])
+    return _inner_service(hypha_worker, name, _port("connector", CONNECTOR_PORT, "TCP"))
 
 
 def status_service(hypha_worker: Manifest, worker_spec: HyphaWorkerSpec) -> Manifest | None:
-    """Return the Service of the status page, if the spec lets anybody use it.
-
-    It includes controllers that are not ready, because the page says what they lack.
-    """
+    """Return the Service of the status page, if the spec lets anybody use it. The page says what a node lacks."""
     if not _page_readers(worker_spec):
         return None
-    worker = hypha_worker["metadata"]["name"]
+    name = status_service_name(hypha_worker["metadata"]["name"])
+    return _inner_service(hypha_worker, name, _port("status", STATUS_PAGE_PORT, "TCP"))
+
+
+def _inner_service(hypha_worker: Manifest, name: str, port: dict[str, Any]) -> Manifest:
+    """Return a Service for clients in the cluster. It includes controllers that are not ready."""
     spec = {
         "type": "ClusterIP",
-        "selector": controller_selector(worker),
+        "selector": controller_selector(hypha_worker["metadata"]["name"]),
         "publishNotReadyAddresses": True,
-        "ports": [_port("status", STATUS_PAGE_PORT, "TCP")],
+        "ports": [port],
     }
-    return child(hypha_worker, SERVICE, status_service_name(worker), spec=spec)
+    return child(hypha_worker, SERVICE, name, spec=spec)
 
 
 def _page_readers(spec: HyphaWorkerSpec) -> list[dict[str, Any]]:
