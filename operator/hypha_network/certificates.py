@@ -94,7 +94,7 @@ def anchors(
     hypha-certutil also puts the node's own certificate into the bundle. It is not an authority, so it is left out.
     """
     authorities = [certificate for certificate in bundle if _is_authority(certificate)]
-    anchors = []
+    trusted = []
     for authority in authorities:
         if any(
             crl.get_revoked_certificate_by_serial_number(authority.serial_number) is not None
@@ -105,10 +105,10 @@ def anchors(
         ):
             logger.warning("%s: %s is not trusted, because its issuer revoked it", source, name_of(authority))
         else:
-            anchors.append(authority)
-    if not anchors:
+            trusted.append(authority)
+    if not trusted:
         raise IdentityError(f"{source}: holds no CA certificate; add the network's root or an organisation's CA")
-    return tuple(anchors)
+    return tuple(trusted)
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:

@@ -16,7 +16,7 @@ from hypha_network.changes import Changes
 from hypha_network.errors import PeerUnreachable
 from hypha_network.host import Host
 from hypha_network.services import discovery
-from hypha_network.services.discovery import EVERY_S, MAX_DIALS, RETRY_S, ROOM, Discovery, common_bits, listed
+from hypha_network.services.discovery import EVERY_S, MAX_DIALS, RETRY_S, ROOM, Discovery, bucket_of, listed
 from hypha_network.services.kademlia_lookup import K, key_of, peer_key
 from hypha_network.wire.addresses import Address, parse
 from support.certs import Pki
@@ -37,7 +37,7 @@ def peers(count: int, seed: int = 0) -> list[str]:
 def test_every_peer_in_a_table_of_the_reference_is_listed(count: int, seed: int) -> None:
     buckets: defaultdict[int, list[str]] = defaultdict(list)
     for peer_id in peers(count, seed):
-        bucket = buckets[common_bits(peer_key(peer_id), peer_key(GATEWAY))]
+        bucket = buckets[bucket_of(peer_id, GATEWAY)]
         if len(bucket) < K:
             bucket.append(peer_id)
     table = {peer_id for bucket in buckets.values() for peer_id in bucket}
@@ -144,8 +144,8 @@ async def test_peers_behind_a_relay_and_the_node_itself_are_left_alone() -> None
 
 def bucket_of_the_node(count: int) -> list[str]:
     """Return peers that the gateway's table has in one bucket with this node."""
-    bucket = common_bits(peer_key(OWN), peer_key(GATEWAY))
-    return [peer_id for peer_id in peers(500) if common_bits(peer_key(peer_id), peer_key(GATEWAY)) == bucket][:count]
+    bucket = bucket_of(OWN, GATEWAY)
+    return [peer_id for peer_id in peers(500) if bucket_of(peer_id, GATEWAY) == bucket][:count]
 
 
 @jumping

@@ -63,7 +63,7 @@ class Discovery:
         self._dials = trio.CapacityLimiter(MAX_DIALS)
 
     def hides(self, gateway: str) -> bool:
-        """Whether a peer, if it is such a gateway, must not know how this node is reached through relays."""
+        """Return whether this node tells a peer no relayed addresses: a gateway in whose table it takes no place."""
         hides = gateway not in self._roomy and gateway in self._gateways()
         if hides:
             self._hiding.add(gateway)
@@ -84,9 +84,8 @@ class Discovery:
                 await self._show()
 
     def _has_room(self, gateway: str, found: Peers) -> bool:
-        own = common_bits(peer_key(self._host.peer_id), peer_key(gateway))
-        others = found.keys() - {self._host.peer_id}
-        return sum(common_bits(peer_key(peer_id), peer_key(gateway)) == own for peer_id in others) < ROOM
+        own, others = bucket_of(self._host.peer_id, gateway), found.keys() - {self._host.peer_id}
+        return sum(bucket_of(peer_id, gateway) == own for peer_id in others) < ROOM
 
     async def _show(self) -> None:
         """Announce this node to the gateways from which it need not hide any more."""
@@ -97,7 +96,7 @@ class Discovery:
             await self._announce()
 
     def _new(self, found: Peers) -> Peers:
-        """Return the peers to dial, and the addresses to which no relay is needed."""
+        """Return the peers to dial, with their direct addresses."""
         now = trio.current_time()
         self._tried = {peer_id: tried for peer_id, tried in self._tried.items() if tried[0] > now}
         new: dict[str, tuple[Address, ...]] = {}
@@ -127,10 +126,15 @@ async def listed(gateway: str, ask: Ask) -> Peers:
     """
     found = dict(await ask(gateway, peer_id_to_bytes(gateway)))
     if len(found) >= K:
-        whole_from = min(common_bits(peer_key(peer_id), peer_key(gateway)) for peer_id in found) + 1
+        whole_from = min(bucket_of(peer_id, gateway) for peer_id in found) + 1
         for depth in range(min(whole_from, MAX_DEPTH)):
             found.update(await ask(gateway, key_in_bucket(gateway, depth)))
     return found
+
+
+def bucket_of(peer_id: str, gateway: str) -> int:
+    """Return the bucket of a gateway's table in which a peer has its place."""
+    return common_bits(peer_key(peer_id), peer_key(gateway))
 
 
 def common_bits(one: int, other: int) -> int:

@@ -90,7 +90,7 @@ class CpuBudget:
         self._charged_at_s = now_s
 
     def turn_of(self, party: str) -> Callable[[], Awaitable[None]]:
-        """Return `turn` for a party. Each party in its turn has one, however many steps of it wait."""
+        """Return `turn` for a party. The parties go one after the other, however many steps of one party wait."""
         steps = self._parties.setdefault(party, trio.StrictFIFOLock())
 
         async def turn() -> None:

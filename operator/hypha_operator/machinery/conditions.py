@@ -68,5 +68,5 @@ def timestamp(time: datetime) -> str:
 
 
 def exact_timestamp(time: datetime) -> str:
-    """Return a UTC time in the API's format, to be compared with others of the same second."""
+    """Return a UTC time in the API's format with microseconds, for comparisons within a second."""
     return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
