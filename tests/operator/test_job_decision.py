@@ -90,6 +90,10 @@ CASES: dict[str, tuple[ObservedJob, dict[str, Any]]] = {
     "a wait is reported at once if the operator's clock is far behind": (at_age(PENDING, -5), {"reason": "PodPending"}),
     "a pod that runs at once is reported at once": (
         at_age(ACTIVE, 1),
+        {"phase": "Running", "event": None},
+    ),
+    "a pod that runs after a reported wait gets an Event": (
+        replace(ACTIVE, hypha_job=recorded(at_age(PENDING, 5)).hypha_job),
         {"phase": "Running", "event": ("Normal", "ExecutorRuns")},
     ),
     "an obstacle is reported at once": (
@@ -101,7 +105,7 @@ CASES: dict[str, tuple[ObservedJob, dict[str, Any]]] = {
         {"phase": "Pending", "reason": "PodPending"},
     ),
     "a running job is left alone": (recorded(ACTIVE), {"writes": False, "next_s": 25.0}),
-    "a running job is reported": (ACTIVE, {"phase": "Running", "event": ("Normal", "ExecutorRuns")}),
+    "a running job is reported": (ACTIVE, {"phase": "Running"}),
     "an edited policy is restored": (
         recorded(replace(ACTIVE, network_policy=POLICY | {"spec": {"ingress": [{}]}})),
         {"children": ["NetworkPolicy"], "writes": False},

@@ -150,6 +150,8 @@ def _event(observed: ObservedJob, state: State) -> Event | None:
     reason, before = state.finding.reason, observed.status
     if (reason, state.phase) == (before.get("reason"), before.get("phase")) or reason in _WITHOUT_EVENT:
         return None
+    if reason == JobReason.EXECUTOR_RUNS and "phase" not in before:
+        return None  # its pod ran at once, which the Events of the pod show
     warns = state.stalled or state.ending or state.replaced_in is not None or state.phase == "Failed"
     warns = warns and reason != JobReason.CANCELLED
     return Event("Warning" if warns else "Normal", reason, state.finding.message)

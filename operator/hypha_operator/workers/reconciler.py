@@ -177,15 +177,21 @@ class WorkerReconciler:
         return min(offers.next_s, _SETTLED_S if conditions[0].status else _SETTLING_S)
 
     async def _post_events(self, worker: Manifest, conditions: Sequence[Condition]) -> None:
-        """Post an Event for each condition whose reason changed. Conditions with the same reason share one Event."""
+        """Post an Event for each condition whose reason changed. Conditions with the same reason share one Event.
+
+        What a new worker reports about itself one by one needs no Events, except that it is ready.
+        """
         posted: set[str] = set(_WITHOUT_EVENT)
         for condition in conditions:
-            changed = find_condition(worker, condition.type).get("reason") != condition.reason
+            before = find_condition(worker, condition.type)
+            changed = before.get("reason") != condition.reason
             if condition.type in {"Reconciling", "Stalled"} or not changed or condition.reason in posted:
                 continue
-            posted.add(condition.reason)
             soon = condition.reason == WorkerReason.CERTIFICATE_EXPIRES_SOON
             normal = condition.reason in _NORMAL or (condition.status and not soon)
+            if normal and before.get("status", "Unknown") == "Unknown":
+                continue
+            posted.add(condition.reason)
             await self._cluster.event(worker, "Normal" if normal else "Warning", condition.reason, condition.message)
 
 
