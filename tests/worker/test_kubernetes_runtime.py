@@ -154,6 +154,22 @@ async def test_progress_shows_in_the_status(cluster: Cluster) -> None:
         assert status["phase"] == "Succeeded"
 
 
+async def test_an_ended_job_has_no_estimated_end(cluster: Cluster) -> None:
+    job = jobs.job(lease_s=-100)
+    async with open_rig(cluster) as rig:
+        await rig.runtime.launch(job)
+    estimated = {"batches": 5, "estimatedEnd": "2099-01-01T00:00:00Z"}
+    cluster.say(job.task_id, "Running", podName="p", podUid="u", progress=estimated)
+    async with open_rig(cluster) as rig:
+        await rig.runtime.adopt()
+        cluster.say(job.task_id, "Succeeded")
+        await until(lambda: Finished(job.task_id) in rig.events)
+        rig.runtime.record_reported(job.task_id)
+        await until(lambda: cluster.reported(job.task_id))
+    progress = cluster.job(job.task_id)["status"]["progress"]
+    assert (progress["batches"], progress.get("estimatedEnd")) == (5, None)
+
+
 async def test_jobs_that_outlived_the_node_are_adopted(cluster: Cluster) -> None:
     running, ended, told, old = (jobs.job(lease_s=-100) for _ in range(4))
     async with open_rig(cluster) as rig:

@@ -329,6 +329,8 @@ class KubernetesRuntime:
 
     async def _conclude(self, tracked: _Tracked) -> None:
         tracked.writing.cancel()
+        if tracked.tally.progress.estimated_end:
+            tracked.progress.want()  # an ended job has none
         await tracked.progress.flush()
         await self._hypha_jobs.record_reported(tracked.task_id)
         self._jobs.pop(tracked.task_id, None)
@@ -339,7 +341,10 @@ class KubernetesRuntime:
 
     async def _write_progress(self, task_id: UUID) -> None:
         if (tracked := self._jobs.get(task_id)) is not None:
-            await self._hypha_jobs.write_progress(task_id, tracked.tally.sum_up(trio.current_time(), time.time()))
+            progress = tracked.tally.sum_up(trio.current_time(), time.time())
+            if tracked.ended.is_set():
+                progress = progress.model_copy(update={"estimated_end": None})
+            await self._hypha_jobs.write_progress(task_id, progress)
 
     async def _cancel(self, tracked: _Tracked, reason: str) -> None:
         if not await self._hypha_jobs.cancel(tracked.task_id, reason):
