@@ -81,7 +81,7 @@ def merge_pod_template(
     Raises:
         OverlayError: the overlay is malformed, or changes what it must not change.
     """
-    merged = _merge(dict(base), overlay, "")
+    merged = _merge(copy.deepcopy(dict(base)), overlay, "")
     context = base["spec"]["containers"][0].get("securityContext", {})
     for field in ("initContainers", "containers"):
         ours = _by_name(base["spec"], field)
@@ -100,9 +100,10 @@ def merge_pod_template(
 
 
 def _merge(base: Mapping[str, Any], overlay: Any, path: str) -> dict[str, Any]:
+    """Return a new object, which shares the values of the base that the overlay does not change."""
     if not isinstance(overlay, Mapping):
         raise OverlayError(f"template.{path or 'metadata'}: must be an object, so write fields below it")
-    merged = copy.deepcopy(dict(base))
+    merged = dict(base)
     for name, value in overlay.items():
         here = f"{path}.{name}" if path else str(name)
         ours = merged.get(name)
