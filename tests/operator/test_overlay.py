@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypha_contracts.names import job_labels
@@ -406,27 +406,28 @@ OVERLAY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=1500)  # of which a twelfth is accepted
 @given(overlay=OVERLAY)
 def test_no_template_makes_a_pod_that_is_not_isolated(overlay: dict[str, Any]) -> None:
-    before = copy.deepcopy(overlay)
+    before = copy.deepcopy((overlay, BASE))
     try:
         merged = merge(overlay)
     except OverlayError:
-        assume(False)
-    assert overlay == before
+        return
+    finally:
+        assert (overlay, BASE) == before
     assert breaches_of_restricted(merged["spec"]) == []
     assert breaches_of_isolation(merged, grace_s=150, identity=IDENTITY) == []
     assert merge(overlay, merged) == merged, "merging once more changes nothing"
 
 
-@settings(max_examples=100)
+@settings(max_examples=1000)
 @given(overlay=OVERLAY)
 def test_no_opt_in_makes_a_pod_that_does_not_work(overlay: dict[str, Any]) -> None:
     try:
         merged = merge(overlay, allow=True)
     except OverlayError:
-        assume(False)
+        return
     bridge, ours = container(merged, "bridge"), container(BASE, "bridge")
     assert {k: bridge.get(k) for k in ("command", "restartPolicy", "startupProbe")} == {
         k: ours.get(k) for k in ("command", "restartPolicy", "startupProbe")
