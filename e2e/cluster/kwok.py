@@ -156,15 +156,15 @@ def kwok(api_server: ApiServer, directory: Path, *, nodes: int = 1, gpus: int = 
         "--node-port=0",
     )
 
-    def all_ready() -> bool:
+    def all_take_pods() -> bool:
         with api_server.client() as client:
             found = client.get("/api/v1/nodes", params={"labelSelector": f"{OWNER}={owner}"}).json()["items"]
-        return len(found) == nodes and all(_is_ready(node) for node in found)
+        return len(found) == nodes and all(_takes_pods(node) for node in found)
 
     with api_server.client() as client:
         for name in names:
             client.post("/api/v1/nodes", json=_node(name, owner, gpus)).raise_for_status()
-    processes = Processes(directory, [Program("kwok", command, all_ready)], die_with_parent=True)
+    processes = Processes(directory, [Program("kwok", command, all_take_pods)], die_with_parent=True)
     try:
         processes.up()
         yield names
@@ -201,5 +201,9 @@ def _node(name: str, owner: str, gpus: int) -> dict[str, Any]:
     }
 
 
-def _is_ready(node: dict[str, Any]) -> bool:
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in node["status"].get("conditions", []))
+def _takes_pods(node: dict[str, Any]) -> bool:
+    """Whether a node is ready, and the controllers have removed the taint that it had before."""
+    tainted = any(taint["key"] != OWNER for taint in node["spec"]["taints"])
+    return not tainted and any(
+        c["type"] == "Ready" and c["status"] == "True" for c in node["status"].get("conditions", [])
+    )
