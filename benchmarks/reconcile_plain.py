@@ -26,13 +26,12 @@ _GENERATED = (
     "creationTimestamp",
     "generation",
     "managedFields",
-    "ownerReferences",
     "finalizers",
 )
 _CHOSEN_BY_SERVER = {"Service": ("clusterIP", "clusterIPs"), "Job": ("selector",)}
 
 Objects = dict[str, list[Manifest]]
-"""By the label of the owner: a HyphaWorker or a HyphaJob with all of its objects, in the order to create them."""
+"""By the name of the owner: a HyphaWorker or a HyphaJob with all of its objects, in the order to create them."""
 
 
 def recorded(plane: ControlPlane) -> tuple[Objects, Objects]:
@@ -113,12 +112,17 @@ class PlainScript:
         until(lambda: len(running) >= count, f"the pods of all {component}s run", timeout_s)
 
     def _create(self, client: httpx.Client, group: list[Manifest]) -> None:
+        """Create an owner, then its objects, which refer to it by its new uid, as they did to the recorded one."""
+        uid = ""
         for manifest in group:
+            for reference in manifest["metadata"].get("ownerReferences", ()):
+                reference["uid"] = uid
             content = json.dumps(manifest).replace(*self._owners)
             path = kind_of(manifest).path(manifest["metadata"]["namespace"])
             answer = client.post(path, content=content, headers={"Content-Type": "application/json"})
             if not answer.is_success:
                 raise BenchmarkError(f"{manifest['kind']} {manifest['metadata']['name']}: {answer.text}")
+            uid = uid or answer.json()["metadata"]["uid"]
 
     def _on_pod(self, _type: str, pod: Manifest) -> None:
         if (pod.get("status") or {}).get("phase") == "Running":
