@@ -12,6 +12,7 @@ from hypha_contracts.kubernetes_errors import ApiError
 from hypha_contracts.object_status import TERMINAL
 from hypha_contracts.reasons import WorkerReason
 from hypha_operator.jobs.reconciler import JobReconciler
+from hypha_operator.jobs.refused_pods import RefusedPods
 from hypha_operator.machinery.audit import Audit
 from hypha_operator.machinery.claims import Claims
 from hypha_operator.machinery.clock import Clock
@@ -97,8 +98,10 @@ async def _run(settings: Settings, release: str, namespaces: tuple[str, ...], po
 
         async def lead() -> None:
             """Reconcile everything, without anything remembered from an earlier term."""
-            reconcile[WORKER] = WorkerReconciler(store, cluster, clock, settings).reconcile
-            reconcile[HYPHA_JOB] = JobReconciler(store, cluster, clock, settings, on_start).reconcile
+            refused_pods = RefusedPods(cluster, clock)
+            reconcile[WORKER] = WorkerReconciler(store, cluster, clock, settings, refused_pods).reconcile
+            jobs = JobReconciler(store, cluster, clock, settings, refused_pods, on_start=on_start)
+            reconcile[HYPHA_JOB] = jobs.reconcile
             await first_ends(queue.run(_backlog(store)), claims.run())
 
         async with serving(port, exports.page, health):

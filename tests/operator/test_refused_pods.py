@@ -80,3 +80,10 @@ async def test_an_event_that_is_posted_later_is_found_by_the_next_list(
     await clock.pass_(1)
     assert await refused_pods.of(job("one"))
     assert events.lists == ["ns", "ns"]
+
+
+async def test_a_namespace_about_which_nobody_asks_is_forgotten(refused_pods: RefusedPods, clock: ManualClock) -> None:
+    await refused_pods.of(job("one", "left"))
+    await clock.pass_(READ_S)
+    await refused_pods.of(job("one", "used"))
+    assert refused_pods.namespaces == {"used"}

@@ -12,6 +12,7 @@ from kubernetes.aio.config import load_kube_config
 from hypha_contracts.kinds import HYPHA_JOB, WORKER, Kind, Manifest
 from hypha_contracts.names import WORKER_LABEL
 from hypha_operator.jobs.reconciler import JobReconciler
+from hypha_operator.jobs.refused_pods import RefusedPods
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.kinds import CHILDREN, WATCHED, Key
@@ -74,9 +75,10 @@ class Operating:
         self.cluster, self.store, self.namespace = cluster, store, namespace
         self.pending = Pending()
         self.watches = Watches(store, self.pending)  # type: ignore[arg-type]
+        refused_pods = RefusedPods(cluster, clock)
         self.reconcilers: dict[Kind, WorkerReconciler | JobReconciler] = {
-            WORKER: WorkerReconciler(store, cluster, clock, settings),
-            HYPHA_JOB: JobReconciler(store, cluster, clock, settings, self.pending.add),
+            WORKER: WorkerReconciler(store, cluster, clock, settings, refused_pods),
+            HYPHA_JOB: JobReconciler(store, cluster, clock, settings, refused_pods, on_start=self.pending.add),
         }
 
     async def observe(self) -> None:

@@ -35,16 +35,24 @@ class JobReconciler:
         cluster: the API server.
         clock: the source of time.
         settings: images and names.
+        refused_pods: why the API server refuses pods.
         on_start: receives the worker of a job whose start, successful or not, may change what the worker may sell.
     """
 
     def __init__(
-        self, store: Store, cluster: Cluster, clock: Clock, settings: Settings, on_start: Callable[[Key], object]
+        self,
+        store: Store,
+        cluster: Cluster,
+        clock: Clock,
+        settings: Settings,
+        refused_pods: RefusedPods,
+        *,
+        on_start: Callable[[Key], object],
     ) -> None:
         self._store, self._cluster, self._clock, self._settings = store, cluster, clock, settings
-        self._on_start = on_start
+        self._refused_pods, self._on_start = refused_pods, on_start
         self._leases = LeaseWatch()
-        self._routes, self._refused_pods = Routes(cluster, clock), RefusedPods(cluster, clock)
+        self._routes = Routes(cluster, clock)
         self._uids: dict[Key, str] = {}
 
     async def reconcile(self, key: Key) -> float | None:

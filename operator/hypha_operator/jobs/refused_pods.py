@@ -38,12 +38,29 @@ class RefusedPods:
     async def of(self, job: Manifest) -> Finding | None:
         """Return why the API server refuses the pod of a Job, or None if no Event says so. Raises ApiError."""
         metadata = job["metadata"]
+        self._forget()
         reading = self._readings.setdefault(metadata["namespace"], _Reading())
         async with reading.lock:
-            if self._clock.monotonic() - reading.read_s >= READ_S:
+            if self._is_old(reading):
                 reading.findings = await self._read(metadata["namespace"])
                 reading.read_s = self._clock.monotonic()
             return reading.findings.get(metadata["uid"])
+
+    @property
+    def namespaces(self) -> set[str]:
+        """The namespaces whose Events are remembered."""
+        return set(self._readings)
+
+    def _forget(self) -> None:
+        """Forget the namespaces that nobody has asked about lately."""
+        self._readings = {
+            namespace: reading
+            for namespace, reading in self._readings.items()
+            if reading.lock.locked() or not self._is_old(reading)
+        }
+
+    def _is_old(self, reading: _Reading) -> bool:
+        return self._clock.monotonic() - reading.read_s >= READ_S
 
     async def _read(self, namespace: str) -> dict[str, Finding | None]:
         selector = f"involvedObject.kind={JOB.name},reason={_FAILED_CREATE}"

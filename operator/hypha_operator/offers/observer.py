@@ -88,10 +88,12 @@ def as_before(worker: Manifest) -> Offers:
 class OfferObserver:
     """Finds out what each worker may sell."""
 
-    def __init__(self, store: Store, cluster: Cluster, clock: Clock, settings: Settings) -> None:
+    def __init__(
+        self, store: Store, cluster: Cluster, clock: Clock, settings: Settings, refused_pods: RefusedPods
+    ) -> None:
         self._store, self._cluster, self._clock, self._settings = store, cluster, clock, settings
         self._supply, self._validator = Supply(cluster, clock), Validator(cluster, clock)
-        self._refused_pods = RefusedPods(cluster, clock)
+        self._refused_pods = refused_pods
         self._memories: dict[str, _Memory] = {}
 
     def release(self, uid: str) -> None:

@@ -14,6 +14,7 @@ from hypha_contracts.object_status import find_condition
 from hypha_contracts.reasons import WorkerReason
 from hypha_contracts.times import DRAIN_S
 from hypha_messages.validation import describe
+from hypha_operator.jobs.refused_pods import RefusedPods
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.conditions import Condition, differs, merged
@@ -72,10 +73,12 @@ class _Applied:
 class WorkerReconciler:
     """Creates a controller for each HyphaWorker."""
 
-    def __init__(self, store: Store, cluster: Cluster, clock: Clock, settings: Settings) -> None:
+    def __init__(
+        self, store: Store, cluster: Cluster, clock: Clock, settings: Settings, refused_pods: RefusedPods
+    ) -> None:
         self._store, self._cluster, self._clock = store, cluster, clock
         self._children = WorkerChildren(store, cluster, clock, settings)
-        self._offers = OfferObserver(store, cluster, clock, settings)
+        self._offers = OfferObserver(store, cluster, clock, settings, refused_pods)
         self._uids: dict[Key, str] = {}
 
     async def reconcile(self, key: Key) -> float | None:
