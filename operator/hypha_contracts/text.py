@@ -13,6 +13,11 @@ _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}://)([^\s/?#'\"<>\\]*)([
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[\w.-]*)(:\d{1,5}\b)?")
 
 
+def count(amount: int, noun: str) -> str:
+    """Return an amount of things, such as `1 job` or `2 jobs`."""
+    return f"{amount} {noun}{'' if amount == 1 else 's'}"
+
+
 def escaped(text: str, max_chars: int = MAX_CHARS) -> str:
     r"""Return text as one line without hidden characters, cut to a number of characters.
 

@@ -175,7 +175,7 @@ async def test_a_gateway_with_the_topic_has_the_node_in_its_mesh(directory: Path
     async with forwarding_gateway(pki) as entry:
         path = write_config(directory, pki, gateway_addresses=[direct_address(entry)])
         [joined] = await examine(path, "network.join")
-        assert (joined.mark, "the node can join: 1 gateways" in joined.message) == ("ok", True)
+        assert (joined.mark, "the node can join: 1 gateway," in joined.message) == ("ok", True)
         [reached] = await examine(path, "network.reach")
         assert (reached.mark, reached.message) == (
             "ok",
@@ -184,7 +184,7 @@ async def test_a_gateway_with_the_topic_has_the_node_in_its_mesh(directory: Path
         [found] = await examine(path, "market.topic")
     assert (found.mark, found.message) == (
         "ok",
-        "1 peers subscribe to hypha/worker, and 1 have this node in their mesh",
+        "subscribers of hypha/worker: 1; those with this node in their mesh: 1",
     )
 
 

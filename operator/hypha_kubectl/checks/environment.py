@@ -10,6 +10,7 @@ from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.kinds import Kind, Manifest
 from hypha_contracts.object_status import is_true
 from hypha_contracts.reasons import WorkerReason
+from hypha_contracts.text import count
 from hypha_kubectl.checks.facts import (
     DEVICE_CLASS,
     KUEUE,
@@ -20,7 +21,6 @@ from hypha_kubectl.checks.facts import (
     Right,
     Unknown,
 )
-from hypha_kubectl.views.shown import count
 
 MIN_VERSION: Final = (1, 31)
 _GPU: Final = re.compile(r"(nvidia|amd|intel|habana)\.[a-z.]+/|/.*gpu")

@@ -8,12 +8,12 @@ import typer
 from hypha_contracts.kinds import HYPHA_JOB, LEASE, WORKER
 from hypha_contracts.kubernetes_errors import Conflict, Forbidden, NotFound
 from hypha_contracts.operator_lease import CLUSTER_LEASE, LEASE_NAME
+from hypha_contracts.text import count
 from hypha_kubectl.access.api import Api, at_once
 from hypha_kubectl.commands.selection import place
 from hypha_kubectl.errors import PluginError, UsageError
 from hypha_kubectl.views.operators import Held, held_of
 from hypha_kubectl.views.releasing import Holding, consequence, holdings_of, living
-from hypha_kubectl.views.shown import count
 
 _ATTEMPTS: Final = 3
 

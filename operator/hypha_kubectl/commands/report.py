@@ -6,11 +6,11 @@ import tarfile
 from pathlib import Path
 from typing import Final
 
+from hypha_contracts.text import count
 from hypha_kubectl.access.api import Api
 from hypha_kubectl.bundle.collect import Bundle
 from hypha_kubectl.checks.facts import Cluster
 from hypha_kubectl.errors import PluginError
-from hypha_kubectl.views.shown import count
 
 _MODE: Final = 0o600
 

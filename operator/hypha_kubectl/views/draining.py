@@ -6,7 +6,7 @@ from typing import Final
 
 from hypha_contracts.kinds import Manifest
 from hypha_contracts.object_status import find_condition, is_ended, is_open
-from hypha_kubectl.views.shown import count
+from hypha_contracts.text import count
 
 _GITOPS: Final = ("argocd.argoproj.io/tracking-id", "kustomize.toolkit.fluxcd.io/name", "helm.toolkit.fluxcd.io/name")
 

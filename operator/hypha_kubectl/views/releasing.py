@@ -7,8 +7,8 @@ from datetime import datetime
 from hypha_contracts.kinds import HYPHA_JOB, WORKER, Kind, Manifest
 from hypha_contracts.names import GROUP, WORKER_LABEL
 from hypha_contracts.object_status import is_ended, is_open
+from hypha_contracts.text import count
 from hypha_kubectl.views.operators import Held
-from hypha_kubectl.views.shown import count
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,13 @@ from datetime import datetime
 from typing import Any, Final
 
 from hypha_contracts.durations import short_duration
-from hypha_contracts.text import number
+from hypha_contracts.text import count, number
 from hypha_kubectl.views.jobs import Job
 
 SCHEMA_VERSION: Final = 1
 """The version of the JSON that `plain` makes of views. It grows when a field goes away or changes its meaning."""
 STYLES: Final = {"Running": "green", "Starting": "yellow", "Pending": "yellow", "Failed": "red", "Succeeded": "blue"}
 """The colour of each phase."""
-
-
-def count(amount: int, noun: str) -> str:
-    """Return an amount of things, such as `1 job` or `2 jobs`."""
-    return f"{amount} {noun}{'' if amount == 1 else 's'}"
 
 
 def age(since: datetime | None, now: datetime) -> str:

@@ -12,10 +12,10 @@ from rich.tree import Tree
 
 from hypha_contracts.durations import short_duration
 from hypha_contracts.reach import DESCRIPTIONS
-from hypha_contracts.text import number, short_peer
+from hypha_contracts.text import count, number, short_peer
 from hypha_kubectl.views.jobs import PHASES, Job
 from hypha_kubectl.views.problems import Problem
-from hypha_kubectl.views.shown import STYLES, age, count, job_age, progress
+from hypha_kubectl.views.shown import STYLES, age, job_age, progress
 from hypha_kubectl.views.workers import Lease, Worker
 
 MAX_TREES: Final = 8

@@ -10,6 +10,7 @@ from hypha_contracts.names import controller_name
 from hypha_contracts.object_status import find_condition, is_true
 from hypha_contracts.reach import DESCRIPTIONS, Reach
 from hypha_contracts.reasons import WorkerReason
+from hypha_contracts.text import count
 from hypha_contracts.times import CERTIFICATE_EXPIRES_SOON
 from hypha_operator.machinery.conditions import Condition, container_statuses
 from hypha_resources.worker import HyphaWorkerSpec
@@ -98,7 +99,7 @@ def _readiness(observed: ObservedWorker, finding: _Finding | None) -> tuple[bool
         suspended = WorkerReason.SUSPENDED
         return True, suspended, f"The node makes no new offers; running jobs finish. {suspended.remedy}"
     gateways = observed.node.connected_gateways
-    connected = f"Connected to {gateways} gateway{'s' if gateways != 1 else ''}; the node makes offers."
+    connected = f"Connected to {count(gateways, 'gateway')}; the node makes offers."
     return True, WorkerReason.SERVING, connected
 
 

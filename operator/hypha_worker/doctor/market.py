@@ -13,6 +13,7 @@ from hypha_contracts.findings import Finding, Mark, failure, ok, skipped, warnin
 from hypha_contracts.node_config import NodeConfig
 from hypha_contracts.reach import DESCRIPTIONS, REMEDY, Reach
 from hypha_contracts.reasons import WorkerReason
+from hypha_contracts.text import count
 from hypha_messages.advertisement import DECODERS, TOPIC, RequestWorker
 from hypha_network.errors import NetworkError
 from hypha_network.identity import Identity
@@ -142,9 +143,8 @@ def judge_status(status: NetworkStatus, peers: int, config: NodeConfig) -> Itera
             "Use a gateway that relays, or set relay_circuit = false and name external_addresses.",
         )
     if status.healthy:
-        yield ok(
-            f"the node can join: {len(status.gateways)} gateways, {len(status.reservations)} relay slots, {peers} peers"
-        )
+        slots = count(len(status.reservations), "relay slot")
+        yield ok(f"the node can join: {count(len(status.gateways), 'gateway')}, {slots}, {count(peers, 'peer')}")
 
 
 async def reach(worker: Worker) -> Iterable[Finding]:
@@ -184,10 +184,10 @@ def judge_topic(subscribers: tuple[str, ...], mesh: tuple[str, ...]) -> Finding:
         )
     if not mesh:
         return warning(
-            f"{len(subscribers)} peers subscribe to {TOPIC}, but none has this node in its mesh, so requests come late",
+            f"subscribers of {TOPIC}: {len(subscribers)}; none has this node in its mesh, so requests come late",
             "Wait a minute, because peers refuse a node that just left. Then try again, or add a gateway.",
         )
-    return ok(f"{len(subscribers)} peers subscribe to {TOPIC}, and {len(mesh)} have this node in their mesh")
+    return ok(f"subscribers of {TOPIC}: {len(subscribers)}; those with this node in their mesh: {len(mesh)}")
 
 
 async def requests(worker: Worker) -> Iterable[Finding]:
@@ -204,10 +204,10 @@ def judge_requests(refusals: tuple[Refusal | None, ...]) -> Iterator[Finding]:
         yield skipped(f"no scheduler published a request within {LISTEN_S:g} s")
         return
     counts = Counter(refusal.reason for refusal in refusals if refusal)
-    for reason, count in counts.most_common():
+    for reason, number in counts.most_common():
         example = next(refusal.message for refusal in refusals if refusal and refusal.reason == reason)
         yield warning(
-            f"{count} of {len(refusals)} requests would get no offer: {example}", _REMEDIES.get(reason, reason.remedy)
+            f"{number} of {len(refusals)} requests would get no offer: {example}", _REMEDIES.get(reason, reason.remedy)
         )
     if answered := refusals.count(None):
         yield ok(f"{answered} of {len(refusals)} requests may get an offer")
