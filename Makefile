@@ -80,8 +80,8 @@ chart-docs: install ## Write the table of values into the chart's README
 monitoring: install ## Write the chart's dashboards and alerts, and the table of docs/monitoring.md
 	@$(BIN)/python -m charts.monitoring
 
-pictures: install ## Take the pictures of docs/status-page.md with chromium
-	PYTHONPATH=tests $(BIN)/python -m status_pictures
+pictures: install ## Draw the pictures of the documentation that need no cluster; chromium takes those of the status page
+	PYTHONPATH=tests $(BIN)/python -m pictures
 
 crds: install ## Write crds/, the chart's CRD templates and the tables of docs/hyphaworker.md from the models
 	$(BIN)/python -m hypha_resources

@@ -33,10 +33,9 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def draw(name: str, title: str, printed: str) -> None:
-    """Write a picture of what a program printed, `NAME.svg`, to the output of the cases."""
+def draw(path: Path, title: str, printed: str) -> None:
+    """Write a picture of what a program printed, an SVG file."""
     console = Console(record=True, width=_COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi(printed.rstrip()))
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    path = Path(PICTURES, f"{name}.svg")
-    path.write_text(console.export_svg(title=title, code_format=_FRAME, unique_id=name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(console.export_svg(title=title, code_format=_FRAME, unique_id=path.stem))

@@ -34,7 +34,8 @@ class Plugin:
         flags = ("--namespace", self._namespace, *self._kube.flags)
         printed = terminal.run(self._kube.program, "hypha", command, *arguments, *flags)
         if picture:
-            terminal.draw(picture, f"kubectl hypha {' '.join((command, *arguments))}", printed)
+            path = Path(terminal.PICTURES, f"{picture}.svg")
+            terminal.draw(path, f"kubectl hypha {' '.join((command, *arguments))}", printed)
         return Text.from_ansi(printed).plain
 
 

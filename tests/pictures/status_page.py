@@ -1,8 +1,7 @@
-"""Take the pictures of docs/status-page.md: `PYTHONPATH=tests python -m status_pictures`. It needs chromium."""
+"""The pictures of docs/status-page.md, taken with chromium."""
 
 import io
 from functools import partial
-from pathlib import Path
 from typing import Final, Literal
 
 import trio
@@ -11,9 +10,9 @@ from PIL import Image
 from benchmarks.busy_node import AGGREGATE, BusyNode, open_networks
 from hypha_worker.connector.http_server import serve_plain
 from hypha_worker.status.server import page_handler
+from pictures import DIRECTORY
 from support.browser import open_browser
 
-DIRECTORY: Final = Path(__file__).parents[2] / "docs" / "images"
 MAX_BYTES: Final = 100_000
 COLOURS: Final = 64
 PICTURES: Final[tuple[tuple[str, int, int, Literal["light", "dark"]], ...]] = (
@@ -38,7 +37,7 @@ def live(node: BusyNode, schedulers: list[str]) -> None:
     node.ask(schedulers[2], 150, seconds_ago=2)
 
 
-async def main() -> None:
+async def draw() -> None:
     """Write the pictures."""
     async with open_networks("one", "two", "three") as (network, schedulers), trio.open_nursery() as nursery:
         node = BusyNode(network, schedulers, 8)
@@ -61,7 +60,3 @@ def take_pictures(url: str) -> None:
             picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, optimize=True)
             assert file.stat().st_size < MAX_BYTES, f"{file} is larger than {MAX_BYTES} bytes"
             print(file, file.stat().st_size, "bytes")
-
-
-if __name__ == "__main__":
-    trio.run(main)

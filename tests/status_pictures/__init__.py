@@ -1,1 +1,0 @@
-"""The pictures of the status page in the documentation."""
