@@ -92,6 +92,18 @@ def test_the_board_fits_the_terminal(board, width, phase):
     assert "…" not in text
 
 
+def test_after_the_last_round_the_board_says_that_all_are_done(board):
+    for worker in WORKERS:
+        scheduler(board, "offer", worker, price=100.0)
+        scheduler(board, "lease", worker, role="trainer", expires=1012.0)
+    board.rounds = [1.0] * DIGITS.rounds
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    console.print(draw(board, 1020.0))
+    text = console.file.getvalue()
+    assert f"round {DIGITS.rounds} of {DIGITS.rounds}" in text
+    assert ("all done" in text, "samples" in text, text.count("over")) == (True, False, len(WORKERS))
+
+
 def test_without_a_terminal_each_line_is_printed_once(board):
     output = io.StringIO()
     view = PlainView(Console(file=output, width=80))

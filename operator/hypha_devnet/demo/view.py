@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hypha_devnet.demo.board import PHASES, Board
+from hypha_devnet.demo.board import PHASES, Board, Worker
 from hypha_devnet.demo.settings import SHOWN, WORKERS
 
 _BARS: Final = " ▁▂▃▄▅▆▇█"
@@ -100,7 +100,7 @@ def _progress(board: Board) -> Table:
     table.add_row(
         f"round [bold]{min(len(board.rounds) + 1, model.rounds)}[/] of {model.rounds}",
         ProgressBar(total=model.rounds, completed=done, width=44),
-        f"{board.samples} of {model.samples_per_round} samples",
+        f"{board.samples} of {model.samples_per_round} samples" if len(board.rounds) < model.rounds else "all done",
         f"last round {board.rounds[-1]:.1f} s" if board.rounds else "",
     )
     return table
@@ -118,13 +118,20 @@ def _workers(board: Board, now: float) -> Table:
             name,
             worker.state,
             f"{worker.offer:g}" if worker.offer is not None else "",
-            f"{max(0.0, worker.lease_until - now):.1f} s" if worker.lease_until is not None else "",
+            _lease(worker, now),
             f"{worker.renewals}x" if worker.lease_until is not None else "",
             str(worker.batches or ""),
             f"{losses[-1]:.4f}" if losses else "",
             Text(sparks(losses), style="cyan"),
         )
     return table
+
+
+def _lease(worker: Worker, now: float) -> str:
+    if worker.lease_until is None:
+        return ""
+    left_s = worker.lease_until - now
+    return f"{left_s:.1f} s" if left_s > 0 else "over"
 
 
 def _page(board: Board) -> list[Text]:
