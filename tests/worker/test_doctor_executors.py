@@ -104,6 +104,22 @@ async def test_a_module_that_the_interpreter_lacks_is_a_failure(directory: Path,
     assert [finding.mark for finding in await examine(path, "executors.modules")] == ["ok"]
 
 
+async def test_a_trainer_without_pytorch_is_a_failure(directory: Path, pki: Pki) -> None:
+    installed = directory / "installed"
+    (installed / "hypha_trainer").mkdir(parents=True)
+    (installed / "hypha_trainer" / "__init__.py").touch()
+    (installed / "hypha_worker-1.dist-info").mkdir()
+    requires = 'Requires-Dist: torch>=2.9; extra == "trainer"\nRequires-Dist: trio; extra == "worker"\n'
+    (installed / "hypha_worker-1.dist-info" / "METADATA").write_text(f"Name: hypha-worker\nVersion: 1\n{requires}")
+    program = directory / "python3"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={installed} exec {sys.executable} -S "$@"\n')
+    program.chmod(0o755)
+    executor = {"cmd": "./python3", "args": ["-m", "hypha_trainer"]}
+    found = await problem(write_config(directory, pki, executor=executor), "executors.modules")
+    assert (found.mark, "has hypha_trainer, but not torch" in found.message) == ("failure", True)
+    assert "hypha-worker[trainer]" in found.remedy
+
+
 async def test_an_interpreter_that_does_not_work_is_a_failure(directory: Path, pki: Pki) -> None:
     (directory / "python3").write_text("#!/bin/sh\necho 'broken: no stdlib' >&2; exit 3\n")
     (directory / "python3").chmod(0o755)

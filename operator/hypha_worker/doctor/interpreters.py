@@ -22,14 +22,22 @@ from hypha_worker.runtimes.process.checks.gpus import Gpu, find_gpus
 ASK_S: Final = 60.0
 """Importing PyTorch takes seconds, and much longer from a cold disk."""
 _PYTHON: Final = re.compile(r"python(\d(\.\d+)?)?")
-_QUESTION: Final = """
-import importlib.util, json, sys
+_TRAINER: Final = "trainer"
+"""The extra of this package without which `hypha_trainer` does not run."""
+_QUESTION: Final = f"""
+import importlib.metadata, importlib.util, json, re, sys
 def missing(name):
     try:
         return importlib.util.find_spec(name) is None
     except ImportError:
         return True
-answer = {"missing": [name for name in sys.argv[2:] if missing(name)], "torch": None, "devices": 0}
+def absent(distribution):
+    return not any(importlib.metadata.distributions(name=distribution))
+trains = any(name.split(".")[0] == "hypha_trainer" for name in sys.argv[2:])
+needed = importlib.metadata.requires("hypha-worker") or [] if trains and not absent("hypha-worker") else []
+needed = [re.match("[A-Za-z0-9._-]+", line)[0] for line in needed if re.search("extra == .{_TRAINER}.", line)]
+answer = {{"missing": [name for name in sys.argv[2:] if missing(name)], "torch": None, "devices": 0}}
+answer["absent"] = [name for name in needed if absent(name)]
 if sys.argv[1] == "torch" and not missing("torch"):
     import torch
     answer["torch"] = torch.__version__
@@ -44,12 +52,14 @@ class Interpreter:
 
     Attributes:
         missing: the modules of the executor's arguments that it cannot import.
+        absent: the packages that the trainer needs and that are not installed.
         torch: the version of PyTorch, if that was asked for and is installed.
         devices: how many GPUs PyTorch can use.
         problem: why it gave no answer.
     """
 
     missing: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
     torch: str | None = None
     devices: int = 0
     problem: str | None = None
@@ -83,7 +93,8 @@ def question(executor: ExecutorConfig, worker: Worker) -> Interpreter | None:
                 check=True,
             )
             answer = json.loads(asked.stdout.splitlines()[-1])
-            return Interpreter(tuple(answer["missing"]), answer["torch"], int(answer["devices"]))
+            missing, absent = tuple(answer["missing"]), tuple(answer["absent"])
+            return Interpreter(missing, absent, answer["torch"], int(answer["devices"]))
         except subprocess.TimeoutExpired:
             return Interpreter(problem=f"no answer within {ASK_S:g} s")
         except subprocess.CalledProcessError as error:
@@ -103,7 +114,7 @@ async def ask_all(worker: Worker) -> list[tuple[ExecutorConfig, Interpreter]]:
 
 
 async def modules(worker: Worker) -> Iterable[Finding]:
-    """Return whether the modules that executors run can be found."""
+    """Return whether the modules that executors run, and what the trainer needs, can be found."""
     found = [judge_modules(executor, answer) for executor, answer in await worker.fact(ask_all)]
     return found or [skipped("no executor runs a module with a Python interpreter of this machine")]
 
@@ -117,6 +128,11 @@ def judge_modules(executor: ExecutorConfig, answer: Interpreter) -> Finding:
         return failure(
             f"{whose}: {executor.cmd} has no module {', '.join(answer.missing)}",
             "Install it there, or name the Python interpreter that has it in cmd.",
+        )
+    if answer.absent:
+        return failure(
+            f"{whose}: {executor.cmd} has hypha_trainer, but not {', '.join(answer.absent)}",
+            f"Install hypha-worker[{_TRAINER}] there, name the interpreter that has it in cmd, or remove the executor.",
         )
     return ok(f"{whose}: {executor.cmd} has {', '.join(modules_of(executor))}")
 
