@@ -4,9 +4,12 @@ import json
 import logging
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 logger = logging.getLogger(__name__)
+
+_FREQUENT: Final = frozenset({"batch", "metrics", "slice", "update_scheduled"})
+"""Events of which a job has several a second. The log has them at level debug."""
 
 
 class Events:
@@ -22,7 +25,8 @@ class Events:
 
     def emit(self, event: str, **values: Any) -> None:
         """Write one event."""
-        logger.info("%s %s", event, " ".join(f"{key}={value}" for key, value in values.items()))
+        level = logging.DEBUG if event in _FREQUENT else logging.INFO
+        logger.log(level, "%s %s", event, " ".join(f"{key}={value}" for key, value in values.items()))
         if self._stream is not None:
             line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
             try:

@@ -3,6 +3,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -105,6 +106,8 @@ async def test_a_job_runs_to_its_end() -> None:
         server = await net.volunteer("server", "aggregate")
         await net.run()
         assert [entry["round"] for entry in net.events.of("round")] == [1, 2, 3]
+        losses = {entry["peer"]: entry["metrics"]["loss"] for entry in net.events.of("metrics")}
+        assert net.events.of("round")[-1]["loss"] == pytest.approx(fmean(losses.values()), abs=1e-4)
         assert net.events.all[-1]["event"] == "finished"
         assert sum(len(trainer.batches) for trainer in trainers) * 4 >= 3 * 40
         assert {entry["peer"] for entry in net.events.of("metrics")} == {t.network.peer_id for t in trainers}

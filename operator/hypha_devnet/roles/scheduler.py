@@ -4,6 +4,7 @@ import logging
 import math
 import uuid
 from collections.abc import Callable
+from statistics import fmean
 
 import trio
 
@@ -60,6 +61,7 @@ class Scheduler:
         self._changes = Changes()
         self._failure: str | None = None
         self._last_progress = 0.0
+        self._losses: dict[str, float] = {}
 
     async def run(self) -> None:
         """Run the job to its end; JobFailedError or AllocationError if it fails."""
@@ -176,6 +178,7 @@ class Scheduler:
         for task_id in [task_id for task_id, peer in self._tasks.items() if peer == peer_id]:
             del self._tasks[task_id]
         self._events.emit("worker_lost", peer=peer_id, reason=reason)
+        self._losses.pop(peer_id, None)
         needed = self._job.resources.min_workers or self._job.resources.num_workers
         if peer_id == self._parameter_server or not self._rounds.trainers:
             self._failure = f"lost the worker {peer_id}: {reason}"
@@ -226,7 +229,10 @@ class Scheduler:
             return ProgressResponse(type="Error")
         self._last_progress = trio.current_time()
         if progress.metrics is not None:
-            self._events.emit("metrics", peer=peer_id, round=progress.metrics.round, metrics=progress.metrics.metrics)
+            metrics = progress.metrics.metrics
+            self._events.emit("metrics", peer=peer_id, round=progress.metrics.round, metrics=metrics)
+            if "loss" in metrics:
+                self._losses[peer_id] = metrics["loss"]
             return ProgressResponse(type="Ok")
         if (progress.stage == "updated") != (peer_id == self._parameter_server):
             return ProgressResponse(type="Error")
@@ -261,9 +267,9 @@ class Scheduler:
         started_at = self._rounds.started_at
         now = trio.current_time()
         if self._rounds.updated(now):
-            self._events.emit(
-                "round", round=self._rounds.round, of=self._rounds.rounds, seconds=round(now - started_at, 3)
-            )
+            of, seconds = self._rounds.rounds, round(now - started_at, 3)
+            loss = round(fmean(self._losses.values()), 4) if self._losses else None
+            self._events.emit("round", round=self._rounds.round, of=of, seconds=seconds, loss=loss)
             self._changes.notify()
         return ProgressResponse(type="Done" if self._rounds.finished else "Ok")
 
