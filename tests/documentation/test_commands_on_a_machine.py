@@ -14,7 +14,7 @@ import pytest
 from documentation.commands import Block, as_written
 from documentation.pages import ROOT
 from support.cluster_node import free_port
-from support.machine import ENVIRONMENT, INIT, Machine
+from support.user_machine import ENVIRONMENT, INIT, Machine
 
 HERE = "tests/documentation/test_commands_on_a_machine.py"
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from e2e import terminal
 from pictures import DIRECTORY
-from support.machine import INIT, Machine
+from support.user_machine import INIT, Machine
 
 COMMAND: Final = "hypha-worker doctor --config worker.toml"
 _AWAY: Final = "/ip4/127.0.0.1/tcp/1"
