@@ -42,7 +42,9 @@ def with_calls(page: str) -> str:
 def with_configuration(page: str) -> str:
     """Return docs/configuration.md with the file that `hypha-worker init` writes."""
     begin = "<!-- configuration: `make reference` writes this file -->\n"
-    return replace_table(page, "configuration", begin, _END, f"\n```toml\n{render('worker', {}).strip()}\n```\n\n")
+    return replace_table(
+        page, "configuration", begin, _END, f"\n```toml\n{render('worker', {}, python='python').strip()}\n```\n\n"
+    )
 
 
 PAGES: Final[Mapping[str, Callable[[str], str]]] = {

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+os.environ.pop("PYTHONUNBUFFERED", None)  # as on the machines of most people
+
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # a thread would send it, through the proxies of other tests
 pytest_plugins = ["support.api_server"]
 settings.register_profile("untimed", deadline=None)  # a loaded machine is no defect

@@ -97,6 +97,7 @@ def _connected(
     with open_api(chosen, os.environ) as api:
         try:
             yield Scope(api, None if all_namespaces else namespace or chosen.namespace)
+            sys.stdout.flush()  # not at exit, where nothing handles that the reader is gone
         except ApiError as error:
             raise explained(error, chosen) from error
         except BrokenPipeError:  # the reader of our output has enough, such as `head`

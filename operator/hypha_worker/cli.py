@@ -333,6 +333,7 @@ def _unless_read() -> Iterator[None]:
     """End without an error once the reader of the output, such as `head`, has enough."""
     try:
         yield
+        sys.stdout.flush()  # not at exit, where nothing handles that the reader is gone
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -1,6 +1,7 @@
 """The configuration that `hypha-worker init` writes. Keys, meanings and defaults come from the models."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -47,8 +48,11 @@ runtime = "parameter-server"
 """
 
 
-def render(name: str, values: Mapping[str, Any]) -> str:
-    """Return the text of the file for a worker of this name. `values` are set, and other keys show their defaults."""
+def render(name: str, values: Mapping[str, Any], python: str = sys.executable) -> str:
+    """Return the text of the file for a worker of this name. `values` are set, and other keys show their defaults.
+
+    `python` is the interpreter that runs executors. It need not be in PATH.
+    """
     placeholders = {
         "cert_pem": f"{name}-cert.pem",
         "key_pem": f"{name}-key.pem",
@@ -62,7 +66,7 @@ def render(name: str, values: Mapping[str, Any]) -> str:
     for table, model in tables().items():
         if table not in _LEFT_OUT:
             lines += [f"[{table}]", *_entries(model.model_fields, examples.get(table, {}))]
-    return "\n".join([*lines, _EXECUTORS])
+    return "\n".join([*lines, _EXECUTORS.replace('"python"', _toml(python))])
 
 
 def _entries(fields: Mapping[str, FieldInfo], values: Mapping[str, Any]) -> Iterator[str]:

@@ -108,7 +108,7 @@ def undisturbed(api_server: ApiServer) -> list[Any]:
     return asyncio.run(run_steps(api_server, namespace, User(api_server, namespace)))
 
 
-WRITES = 31
+WRITES = 27
 
 
 @pytest.mark.parametrize("number", range(1, WRITES + 1))

@@ -172,7 +172,8 @@ def run_with(directory: Path, tmp_path: Path, **changes: str) -> subprocess.Comp
 def test_a_missing_program_and_a_misspelt_placeholder_keep_the_node_from_starting(
     directory: Path, tmp_path: Path
 ) -> None:
-    result = run_with(directory, tmp_path, SOCKET_PATH="SOKET_PATH", **{'cmd = "python"': 'cmd = "no-such-trainer"'})
+    missing = {f'cmd = "{sys.executable}"': 'cmd = "no-such-trainer"'}
+    result = run_with(directory, tmp_path, SOCKET_PATH="SOKET_PATH", **missing)
     assert result.returncode == 1
     assert "train/diloco-transformer: no-such-trainer is not in PATH" in result.stderr.splitlines()[-1]
     assert "{SOKET_PATH} is not a placeholder. Write {SOCKET_PATH} in its args." in result.stderr.splitlines()[-1]
@@ -180,7 +181,7 @@ def test_a_missing_program_and_a_misspelt_placeholder_keep_the_node_from_startin
 
 
 def test_resources_larger_than_the_machine_are_a_warning_at_the_start(directory: Path, tmp_path: Path) -> None:
-    changes = {"cpu = 4": "cpu = 4000", "gpu = 0": "gpu = 1000000", 'cmd = "python"': f'cmd = "{sys.executable}"'}
+    changes = {"cpu = 4": "cpu = 4000", "gpu = 0": "gpu = 1000000"}
     result = run_with(directory, tmp_path, **changes)
     warnings = [line for line in result.stderr.splitlines() if "level=warning" in line]
     assert any("[resources] cpu: the worker offers 4000 cores, and this machine has" in line for line in warnings)

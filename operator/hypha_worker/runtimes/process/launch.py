@@ -235,6 +235,7 @@ def executor_environment(
         environment.setdefault("UV_CACHE_DIR", f"{home}/.cache/uv")
         environment.setdefault("UV_PYTHON_INSTALL_DIR", f"{home}/.local/share/uv/python")
     environment["HOME"] = work_dir
+    environment.setdefault("PYTHONUNBUFFERED", "1")  # or a job that is killed takes its last lines with it
     if len(temporary.encode()) <= _MAX_TMPDIR_BYTES:
         environment["TMPDIR"] = temporary
     if threads:
