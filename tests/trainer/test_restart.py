@@ -42,7 +42,8 @@ def kill_trainer(supervisor: "subprocess.Popen[str]") -> None:
 
 def in_the_second_round(hub: Hub) -> bool:
     reports = hub.reports[0]
-    return reports.count("update-received") == 1 and bool(batches_of_last_round(reports))
+    begun = reports.count("update-received") == 1
+    return begun and len(batches_of_last_round(reports)) > 2  # by then it has saved the answer that comes only once
 
 
 def waiting_for_the_first_update(hub: Hub) -> bool:
