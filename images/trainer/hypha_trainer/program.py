@@ -58,6 +58,9 @@ def exit_code_of(run_job: Callable[[], int], work_dir: Path) -> int:
     os.environ.update(HF_HUB_OFFLINE="1", HF_MODULES_CACHE=str(work_dir / "modules"), TOKENIZERS_PARALLELISM="false")
     try:
         return run_job()
+    except SystemExit:
+        log("terminated")
+        raise
     except ExecutorError as error:
         return _fail(str(error), error.exit_code)
     except Exception as error:  # an unexpected error: its traceback, and one line for the worker's log
@@ -74,7 +77,7 @@ def _fail(text: str, exit_code: int) -> int:
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    log("terminated")
+    """End the program. A signal may interrupt a write to the log, during which another one raises an error."""
     sys.exit(128 + signal.SIGTERM)
 
 
