@@ -103,9 +103,11 @@ class Processes:
         (self.directory / f"{name}.pid").unlink(missing_ok=True)
 
     def signal(self, name: str, number: signal.Signals) -> None:
-        """Send a program a signal to simulate a fault: SIGKILL, or SIGSTOP until SIGCONT."""
+        """Send a program a signal to simulate a fault: SIGKILL, after which it has ended, or SIGSTOP until SIGCONT."""
         if pid := self.pid(name):
             os.kill(pid, number)
+            while number == signal.SIGKILL and self.pid(name) == pid:
+                time.sleep(0.01)  # the kernel frees its memory first
 
     def _spawn(self, name: str) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
