@@ -112,7 +112,7 @@ class PlainScript:
         until(lambda: len(running) >= count, f"the pods of all {component}s run", timeout_s)
 
     def _create(self, client: httpx.Client, group: list[Manifest]) -> None:
-        """Create an owner, then its objects, which refer to it by its new uid, as they did to the recorded one."""
+        """Create an owner and then its objects, whose owner references get the uid of the new owner."""
         uid = ""
         for manifest in group:
             for reference in manifest["metadata"].get("ownerReferences", ()):

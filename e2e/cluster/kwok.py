@@ -202,7 +202,7 @@ def _node(name: str, owner: str, gpus: int) -> dict[str, Any]:
 
 
 def _takes_pods(node: dict[str, Any]) -> bool:
-    """Whether a node is ready, and the controllers have removed the taint that it had before."""
+    """Whether a node is ready and no longer has the taint that keeps pods away from new nodes."""
     tainted = any(taint["key"] != OWNER for taint in node["spec"]["taints"])
     return not tainted and any(
         c["type"] == "Ready" and c["status"] == "True" for c in node["status"].get("conditions", [])

@@ -103,7 +103,7 @@ class Processes:
         (self.directory / f"{name}.pid").unlink(missing_ok=True)
 
     def signal(self, name: str, number: signal.Signals) -> None:
-        """Send a program a signal to simulate a fault: SIGKILL, after which it has ended, or SIGSTOP until SIGCONT."""
+        """Send a program SIGKILL, SIGSTOP or SIGCONT to simulate a fault. After SIGKILL, return once it has ended."""
         if pid := self.pid(name):
             os.kill(pid, number)
             while number == signal.SIGKILL and self.pid(name) == pid:

@@ -4,8 +4,10 @@ An error is one line on standard error that begins with `error: `. Exit codes: 0
 line or configuration; 130 interrupted. The programs of jobs answer alike, by `hypha_executor.arguments.Parser`.
 """
 
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Annotated, Any, Final, NoReturn
 
@@ -41,6 +43,16 @@ VersionOption = Annotated[
     bool,
     typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
 ]
+
+
+@contextmanager
+def while_read() -> Iterator[None]:
+    """Print to standard output. End without an error once its reader, such as `head`, has closed it."""
+    try:
+        yield
+        sys.stdout.flush()  # not at exit, where nothing handles that the reader is gone
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def require_command(context: typer.Context) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final, TextIO
 logger = logging.getLogger(__name__)
 
 _FREQUENT: Final = frozenset({"batch", "metrics", "slice", "update_scheduled"})
-"""Events of which a job has several a second. The log has them at level debug."""
+"""Events that a job causes several times a second. The log shows them at level debug."""
 
 
 class Events:

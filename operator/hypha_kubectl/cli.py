@@ -5,7 +5,6 @@ Exit codes: 0 success; 1 failure; 2 wrong command line or kubeconfig; 130 interr
 
 import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,12 +95,10 @@ def _connected(
     chosen = load_context(os.environ, kubeconfig, context)
     with open_api(chosen, os.environ) as api:
         try:
-            yield Scope(api, None if all_namespaces else namespace or chosen.namespace)
-            sys.stdout.flush()  # not at exit, where nothing handles that the reader is gone
+            with command_line.while_read():
+                yield Scope(api, None if all_namespaces else namespace or chosen.namespace)
         except ApiError as error:
             raise explained(error, chosen) from error
-        except BrokenPipeError:  # the reader of our output has enough, such as `head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.command()

@@ -8,8 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -294,7 +293,7 @@ def status(
     """Show the running node: whether it is ready, its jobs, leases, requests, peers and earnings."""
     from hypha_worker.status import client, commands  # noqa: PLC0415
 
-    with _unless_read():
+    with command_line.while_read():
         commands.show_status(client.state_dir(_load(config, {}).config), as_json=as_json)
 
 
@@ -308,7 +307,7 @@ def jobs(
     from hypha_worker.status import client, commands  # noqa: PLC0415
 
     directory = client.state_dir(_load(config, {}).config)
-    with _unless_read():
+    with command_line.while_read():
         (commands.watch_jobs if watch else commands.show_jobs)(directory)
 
 
@@ -324,18 +323,8 @@ def show_logs(
     from hypha_worker.status import logs as job_logs  # noqa: PLC0415
 
     configured = _load(config, {}).config
-    with _unless_read():
+    with command_line.while_read():
         job_logs.show(configured, client.state_dir(configured), job, follow=follow)
-
-
-@contextmanager
-def _unless_read() -> Iterator[None]:
-    """End without an error once the reader of the output, such as `head`, has enough."""
-    try:
-        yield
-        sys.stdout.flush()  # not at exit, where nothing handles that the reader is gone
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _find(path: Path | None) -> Path:

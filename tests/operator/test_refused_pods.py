@@ -86,4 +86,4 @@ async def test_a_namespace_about_which_nobody_asks_is_forgotten(refused_pods: Re
     await refused_pods.of(job("one", "left"))
     await clock.pass_(READ_S)
     await refused_pods.of(job("one", "used"))
-    assert refused_pods.namespaces == {"used"}
+    assert refused_pods._readings.keys() == {"used"}

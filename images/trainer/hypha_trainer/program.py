@@ -77,7 +77,7 @@ def _fail(text: str, exit_code: int) -> int:
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    """End the program. A signal may interrupt a write to the log, during which another one raises an error."""
+    """End the program. The signal may have interrupted a write to the log, so this function must not write to it."""
     sys.exit(128 + signal.SIGTERM)
 
 

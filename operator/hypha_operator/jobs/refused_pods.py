@@ -46,11 +46,6 @@ class RefusedPods:
                 reading.read_s = self._clock.monotonic()
             return reading.findings.get(metadata["uid"])
 
-    @property
-    def namespaces(self) -> set[str]:
-        """The namespaces whose Events are remembered."""
-        return set(self._readings)
-
     def _forget(self) -> None:
         """Forget the namespaces that nobody has asked about lately."""
         self._readings = {

@@ -182,7 +182,7 @@ class WorkerReconciler:
     async def _post_events(self, worker: Manifest, conditions: Sequence[Condition]) -> None:
         """Post an Event for each condition whose reason changed. Conditions with the same reason share one Event.
 
-        What a new worker reports about itself one by one needs no Events, except that it is ready.
+        A condition of a new worker that becomes True causes no Event, except Ready.
         """
         posted: set[str] = set(_WITHOUT_EVENT)
         for condition in conditions:
