@@ -80,12 +80,12 @@ class Load:
     """Creates HyphaWorkers and their HyphaJobs."""
 
     def __init__(self, plane: ControlPlane, placement: Manifest) -> None:
-        self._plane, self._placement = plane, placement
+        self.plane, self._placement = plane, placement
         self._workers: list[Manifest] = []
 
     def make_workers(self, count: int) -> None:
         """Create this many workers, a hundred in each namespace."""
-        with self._plane.client() as client, ThreadPoolExecutor(_AT_ONCE) as threads:
+        with self.plane.client() as client, ThreadPoolExecutor(_AT_ONCE) as threads:
             for number in range(0, count, WORKERS_PER_NAMESPACE):
                 name = _namespace_of(number)
                 client.post("/api/v1/namespaces", json={"metadata": {"name": name}}).raise_for_status()
@@ -98,7 +98,7 @@ class Load:
 
     def make_jobs(self, count: int) -> None:
         """Create this many jobs, assigned to the workers in turn."""
-        with self._plane.client() as client, ThreadPoolExecutor(_AT_ONCE) as threads:
+        with self.plane.client() as client, ThreadPoolExecutor(_AT_ONCE) as threads:
 
             def make(number: int) -> Manifest:
                 worker = self._workers[number % len(self._workers)]

@@ -12,6 +12,7 @@ import httpx
 from benchmarks.nodes import BenchmarkError
 from benchmarks.reconcile_load import Manifest, watch
 from benchmarks.reconcile_operator import until
+from benchmarks.reconcile_plane import calm_since, queued
 from e2e.cluster.control_plane import ControlPlane
 from hypha_contracts.kinds import HYPHA_JOB, POD, WORKER, Kind, kind_of
 from hypha_contracts.names import JOB_LABEL, WORKER_LABEL
@@ -91,8 +92,11 @@ class PlainScript:
         self._owners = owners
         self._running: dict[str, set[str]] = {"controller": set(), "job": set()}
 
-    def run(self, timeout_s: float) -> float:
-        """Create all objects of the workers, then those of the jobs; return the seconds until all pods run."""
+    def run(self, calm_s: float, timeout_s: float) -> float:
+        """Create all objects of the workers, then those of the jobs, each time until all pods run.
+
+        Return the seconds until the controllers have no work left either.
+        """
         for component in self._running:
             watch(self._plane, "/api/v1/pods", f"app.kubernetes.io/component={component}", self._on_pod)
         with self._plane.client() as client:
@@ -105,7 +109,7 @@ class PlainScript:
                     for _ in threads.map(lambda group: self._create(client, group), objects.values()):
                         pass
                 self._await(component, len(objects), timeout_s)
-        return time.monotonic() - started
+        return calm_since(lambda: not queued(self._plane), calm_s, timeout_s) - started
 
     def _await(self, component: str, count: int, timeout_s: float) -> None:
         running = self._running[component]
