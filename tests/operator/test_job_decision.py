@@ -8,7 +8,7 @@ import pytest
 
 from hypha_contracts.job_reasons import JobReason
 from hypha_operator.jobs.children import network_policy
-from hypha_operator.jobs.decision import Decision, decide, retention_left
+from hypha_operator.jobs.decision import Decision, Missing, decide, missing, retention_left
 from hypha_operator.jobs.observed import ObservedJob
 from hypha_operator.jobs.phase import classify, status_of
 from hypha_operator.machinery.drift import marked
@@ -157,11 +157,17 @@ CASES: dict[str, tuple[ObservedJob, dict[str, Any]]] = {
 }
 
 
-def summary(decision: Decision) -> dict[str, Any]:
+def decide_on(observed: ObservedJob) -> tuple[Missing, Decision]:
+    """What the reconciler does if the API server creates nothing."""
+    lacks = missing(observed, SETTINGS)
+    return lacks, decide(replace(observed, invalid=lacks.invalid or observed.invalid))
+
+
+def summary(lacks: Missing, decision: Decision) -> dict[str, Any]:
     status, event = decision.status or {}, decision.event
     return {
-        "children": [child["kind"] for child in decision.children],
-        "creates": decision.create_job is not None,
+        "children": [child["kind"] for child in lacks.children],
+        "creates": lacks.job is not None,
         "ends": decision.end_job is not None,
         "writes": decision.status is not None,
         "phase": status.get("phase"),
@@ -174,14 +180,15 @@ def summary(decision: Decision) -> dict[str, Any]:
 @pytest.mark.parametrize(("observed", "expected"), CASES.values(), ids=CASES)
 def test_the_observed_state_determines_the_decision(observed: ObservedJob, expected: dict[str, Any]) -> None:
     nothing = {"children": [], "creates": False, "ends": False, "writes": True, "event": None}
-    decided = summary(decide(observed, SETTINGS))
+    decided = summary(*decide_on(observed))
     assert {name: decided[name] for name in nothing | expected} == nothing | expected
 
 
 def test_a_job_whose_worker_is_invalid_fails_with_a_message_of_one_line() -> None:
     worker = worker_manifest()
     worker["spec"]["jobs"] = {"readAhead": "many"}
-    status = decide(replace(NEW, worker=worker), SETTINGS).status or {}
+    _, decision = decide_on(replace(NEW, worker=worker))
+    status = decision.status or {}
     ready = next(found for found in status["conditions"] if found["type"] == "Ready")
     assert ready["message"].startswith("the HyphaWorker's spec.jobs.readAhead: ")
     assert "\n" not in ready["message"]

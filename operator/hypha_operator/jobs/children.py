@@ -1,6 +1,7 @@
 """Build the children of a HyphaJob: its NetworkPolicy, its ResourceClaimTemplate and its Job."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from hypha_contracts.addresses import Block, is_reachable, opened_blocks, reachable_blocks
@@ -110,13 +111,22 @@ def network_policy(
                 "to": [{"podSelector": {"matchLabels": connector}}],
                 "ports": [{"protocol": "TCP", "port": CONNECTOR_PORT}],
             },
-            {"to": ip_blocks(reachable), "ports": [{"protocol": "TCP"}]},
+            {
+                "to": _reachable_peers(tuple(jobs.exclude_cidr), jobs.allow_private_addresses),
+                "ports": [{"protocol": "TCP"}],
+            },
             *map(_egress_rule, jobs.egress),
             *(_beyond(reachable, route) for route in routes),
         ],
     }
     spec["egress"] = [rule for rule in spec["egress"] if rule.get("to") != []]  # without peers it would lead everywhere
     return _with_common(child(hypha_job, NETWORK_POLICY, name, spec=spec), worker)
+
+
+@lru_cache(maxsize=64)
+def _reachable_peers(exclude_cidr: tuple[str, ...], allow_private_addresses: bool) -> list[Manifest]:
+    """Return the reachable blocks as peers. Most jobs of a cluster have the same ones, which are slow to write."""
+    return ip_blocks(reachable_blocks(exclude_cidr, allow_private_addresses=allow_private_addresses))
 
 
 def _beyond(reachable: Sequence[Block], route: Manifest) -> Manifest:

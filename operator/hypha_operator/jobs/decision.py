@@ -1,6 +1,6 @@
 """Decide what to do about a HyphaJob from everything observed about it. Performs no I/O."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -44,12 +44,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do about a HyphaJob.
+    """What to do about a HyphaJob whose objects exist, as far as they can.
 
     Attributes:
         state: the job's state.
-        children: objects to apply, in this order, before the Job.
-        create_job: the Job to create.
         end_job: the Job to delete after the status with the reason is written.
         replace_job: the Job to delete before the status is written. A later decision creates it again.
         status: the status to write, or None if it has not changed.
@@ -58,8 +56,6 @@ class Decision:
     """
 
     state: State
-    children: tuple[Manifest, ...]
-    create_job: Manifest | None
     end_job: Manifest | None
     replace_job: Manifest | None
     status: dict[str, Any] | None
@@ -67,26 +63,57 @@ class Decision:
     next_s: float
 
 
-def decide(observed: ObservedJob, settings: Settings) -> Decision:
+@dataclass(frozen=True)
+class Missing:
+    """What a HyphaJob lacks.
+
+    Attributes:
+        children: objects to apply, in this order, before the Job.
+        job: the Job to create.
+        invalid: why they cannot be built.
+    """
+
+    children: tuple[Manifest, ...] = ()
+    job: Manifest | None = None
+    invalid: Finding | None = None
+
+
+def missing(observed: ObservedJob, settings: Settings) -> Missing:
+    """Return what a HyphaJob lacks whose recorded phase is not terminal."""
+    state = classify(observed)
+    if observed.worker is None or state.terminal or state.ending or (observed.job is None and observed.has_live_pods):
+        return Missing()
+    try:
+        return _missing(observed, HyphaWorkerSpec.model_validate(observed.worker["spec"]), settings)
+    except (UnbuildableJobError, OverlayError, ValidationError) as error:
+        if observed.job:
+            return Missing()  # it goes on as it was created
+        where = "the HyphaWorker's spec"
+        message = describe(error, where, f"{where}.") if isinstance(error, ValidationError) else str(error)
+        return Missing(invalid=Finding(JobReason.INVALID_TEMPLATE, message))
+
+
+def _missing(observed: ObservedJob, worker: HyphaWorkerSpec, settings: Settings) -> Missing:
+    """Return what is missing. If the Job exists, only restore the NetworkPolicy."""
+    claims: list[Manifest] = []
+    job = None
+    if observed.job is None:
+        policy, *claims, job = job_children(observed.hypha_job, observed.spec, worker, settings, observed.routes)
+    else:
+        policy = network_policy(observed.hypha_job, observed.spec, worker, observed.routes)
+    policy = marked(policy)
+    uncertain = observed.network_policy is not None and not observed.routes_known
+    return Missing((*([] if uncertain or is_applied(observed.network_policy, policy) else [policy]), *claims), job)
+
+
+def decide(observed: ObservedJob) -> Decision:
     """Return what to do about a HyphaJob whose recorded phase is not terminal."""
     state = classify(observed)
-    children: tuple[Manifest, ...] = ()
-    create_job = None
-    if observed.worker and not (state.terminal or state.ending or (observed.job is None and observed.has_live_pods)):
-        try:
-            children, create_job = _missing_children(observed, observed.worker, settings)
-        except (UnbuildableJobError, OverlayError, ValidationError) as error:
-            if observed.job is None:  # a Job that exists goes on as it was created
-                where = "the HyphaWorker's spec"
-                message = describe(error, where, f"{where}.") if isinstance(error, ValidationError) else str(error)
-                state = classify(replace(observed, invalid=Finding(JobReason.INVALID_TEMPLATE, message)))
     status = status_of(observed, state)
     postponed_s = _postponed_s(observed, state)
     changed = not postponed_s and differs(observed.hypha_job, status, FIELDS)
     return Decision(
         state,
-        children,
-        create_job,
         end_job=observed.job if state.ending and not observed.is_job_deleted else None,
         replace_job=observed.job if state.replaced_in == timedelta() and not observed.is_job_deleted else None,
         status=status if changed else None,
@@ -111,22 +138,6 @@ def _ended_at(hypha_job: Manifest) -> datetime:
     return datetime.fromisoformat(
         hypha_job["status"].get("completionTime") or hypha_job["metadata"]["creationTimestamp"]
     )
-
-
-def _missing_children(
-    observed: ObservedJob, worker: Manifest, settings: Settings
-) -> tuple[tuple[Manifest, ...], Manifest | None]:
-    """Return the children to apply and the Job to create. If the Job exists, only restore the NetworkPolicy."""
-    spec = HyphaWorkerSpec.model_validate(worker["spec"])
-    claims: list[Manifest] = []
-    job = None
-    if observed.job is None:
-        policy, *claims, job = job_children(observed.hypha_job, observed.spec, spec, settings, observed.routes)
-    else:
-        policy = network_policy(observed.hypha_job, observed.spec, spec, observed.routes)
-    policy = marked(policy)
-    uncertain = observed.network_policy is not None and not observed.routes_known
-    return (*([] if uncertain or is_applied(observed.network_policy, policy) else [policy]), *claims), job
 
 
 def _postponed_s(observed: ObservedJob, state: State) -> float:

@@ -8,7 +8,7 @@ from hypha_contracts.kinds import HYPHA_JOB, JOB, NETWORK_POLICY, POD, RESOURCE_
 from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound
 from hypha_contracts.names import JOB_LABEL, QUEUE_LABEL
 from hypha_contracts.object_status import TERMINAL, is_true
-from hypha_operator.jobs.decision import Decision, decide, pod_retention_left, retention_left
+from hypha_operator.jobs.decision import Decision, Missing, decide, missing, pod_retention_left, retention_left
 from hypha_operator.jobs.observed import ObservedJob, jobs_of
 from hypha_operator.jobs.phase import lacks_pod
 from hypha_operator.jobs.refused_pods import RefusedPods
@@ -64,14 +64,11 @@ class JobReconciler:
         self._uids[key] = hypha_job["metadata"]["uid"]
         if (hypha_job.get("status") or {}).get("phase") in TERMINAL:
             return await self._expire(hypha_job)
-        observed = await self._observe(hypha_job)
-        decision = decide(observed, self._settings)
-        if decision.children or decision.create_job:
-            observed = await self._apply(decision, observed)
-            decision = decide(observed, self._settings)  # so that the status includes the API server's answer
+        observed = await self._complete(await self._observe(hypha_job))
+        decision = decide(observed)
         if decision.state.terminal and not observed.pods:  # the cache may be stale, so confirm absence
             observed = await self._observe_uncached(observed)
-            decision = decide(observed, self._settings)
+            decision = decide(observed)
         if replaced := decision.replace_job:  # the pod may outlive its Job, for example on a lost node
             metadata = replaced["metadata"]
             await self._cluster.delete(JOB, metadata["namespace"], metadata["name"], uid=metadata["uid"])
@@ -146,17 +143,19 @@ class JobReconciler:
         uid, deadline = observed.hypha_job["metadata"]["uid"], observed.spec.lease.deadline
         return self._leases.remaining_s(uid, deadline, self._clock.now(), self._clock.monotonic())
 
-    async def _apply(self, decision: Decision, observed: ObservedJob) -> ObservedJob:
-        """Apply the children, create the Job, and return the observation with the API server's answer."""
-        job = decision.create_job
+    async def _complete(self, observed: ObservedJob) -> ObservedJob:
+        """Create what the HyphaJob lacks. Return the observation with the Job, or with the reason why it has none."""
+        lacks = missing(observed, self._settings)
+        if lacks.invalid:
+            return replace(observed, invalid=lacks.invalid)
         try:
-            for child in decision.children:
+            for child in lacks.children:
                 await self._apply_child(child, observed)
-            return _with_job(observed, await self._cluster.create(job)) if job else observed
+            return _with_job(observed, await self._cluster.create(lacks.job)) if lacks.job else observed
         except ApiError as error:
-            if job is None:
+            if lacks.job is None:
                 raise
-            return await self._with_answer(observed, decision, error)
+            return await self._with_answer(observed, lacks, error)
 
     async def _apply_child(self, child: Manifest, observed: ObservedJob) -> None:
         """Apply a child. The store does not know the ResourceClaimTemplate, so it may exist already."""
@@ -165,7 +164,7 @@ class JobReconciler:
         else:
             await write_child(self._cluster, observed.network_policy, child, adopt=True)
 
-    async def _with_answer(self, observed: ObservedJob, decision: Decision, error: ApiError) -> ObservedJob:
+    async def _with_answer(self, observed: ObservedJob, lacks: Missing, error: ApiError) -> ObservedJob:
         """Return the observation with the reason why the Job was refused. Raises errors that do not concern the Job."""
         if isinstance(error, Conflict):
             metadata = observed.hypha_job["metadata"]
@@ -174,7 +173,7 @@ class JobReconciler:
                 return _with_job(observed, job)
             message = f"a Job of another owner has the HyphaJob's name. {JobReason.NAME_TAKEN.remedy}"
             return replace(observed, refused=Finding(JobReason.NAME_TAKEN, message))
-        claims = any(child["kind"] == RESOURCE_CLAIM_TEMPLATE.name for child in decision.children)
+        claims = any(child["kind"] == RESOURCE_CLAIM_TEMPLATE.name for child in lacks.children)
         if isinstance(error, NotFound) and claims:
             return replace(observed, invalid=Finding(JobReason.INVALID_TEMPLATE, NO_CLAIM_TEMPLATES))
         refusal = refusal_of(error)

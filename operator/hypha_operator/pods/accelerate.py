@@ -4,6 +4,8 @@ The file is an annotation of the pod that the kubelet projects into a volume, so
 as it was when the job began.
 """
 
+import json
+from functools import lru_cache
 from typing import Any, Final
 
 import yaml
@@ -38,7 +40,13 @@ def accelerate_file(config: Accelerate, devices: int) -> str:
         content["use_cpu"] = True
     if processes > 1 and _is_tensor_parallel(config):
         content["parallelism_config"] = {"parallelism_config_tp_size": processes}
-    return yaml.safe_dump(content)
+    return _yaml(json.dumps(content))
+
+
+@lru_cache(maxsize=64)
+def _yaml(text: str) -> str:
+    """Return JSON as YAML. Most jobs of a worker have the same file, and PyYAML is slow."""
+    return yaml.safe_dump(json.loads(text))
 
 
 def accelerate_volume() -> dict[str, Any]:
