@@ -1,6 +1,7 @@
 """Run the operator: connect its components and keep them running."""
 
 import asyncio
+import gc
 import logging
 import os
 from dataclasses import replace
@@ -33,6 +34,10 @@ from hypha_telemetry.start import Exports, exporting
 _PRIMING_RETRY_S: Final = 5.0
 _SERVED_BY_OTHER_S: Final = 60.0
 """How often to look whether another release still serves a namespace."""
+
+_COLLECT_AFTER: Final = 50_000
+"""The number of new objects after which Python looks for garbage in cycles. A change of a pod makes several hundred
+objects, none in a cycle, so that with Python's default of 700 the search takes a tenth of the operator's time."""
 
 _log = logging.getLogger(__name__)
 
@@ -106,6 +111,8 @@ async def _run(settings: Settings, release: str, namespaces: tuple[str, ...], po
 
         async with serving(port, exports.page, health):
             await _prime(watches, cluster, clock, listed, health)
+            gc.freeze()
+            gc.set_threshold(_COLLECT_AFTER)
             _log.info("serving %s", ", ".join(namespaces) or "all namespaces")
             stopped = asyncio.Event()
             watching = await start_watches(watches, configuration, namespaces, stopped)

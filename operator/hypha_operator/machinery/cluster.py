@@ -280,15 +280,15 @@ class Cluster:
                 raise ApiError(call, 0, "NotLeading", "another replica of the operator may lead by now")
             query = {**(query or {}), "timeout": f"{math.ceil(left_s)}s"}  # then the API server abandons it too
         try:
-            request = await self._client.param_serialize(
+            _, url, sent_headers, *_ = await self._client.param_serialize(
                 method,
                 quote(path),
                 query_params=list((query or {}).items()),
                 header_params=dict(headers),
-                body=body,
                 auth_settings=["BearerToken"],
             )
-            response = await self._client.call_api(*request, _request_timeout=aiohttp.ClientTimeout(total=left_s))
+            timeout = aiohttp.ClientTimeout(total=left_s)
+            response = await self._client.call_api(method, url, sent_headers, body, _request_timeout=timeout)
             text = await response.response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             self._on_call(method, 0)
