@@ -157,16 +157,15 @@ def _costs(when: str, operator: Operator) -> list[Figure]:
 
 
 def _calm_since(operator: Operator, plane: ControlPlane, scale: Scale) -> float:
-    """Wait until neither the operator, which knows all objects, nor a controller has had work for a while.
+    """Wait until the operator has seen all objects, and for a while neither it nor a controller had work left.
 
-    Return the monotonic time since which this has been so.
+    Return the monotonic time since which this has been so. Looking at an object again after some minutes, which the
+    operator does all the time, is no work that was left.
     """
-    last = -1.0
 
-    def calm() -> bool:
-        nonlocal last
-        before, last = last, operator.metrics("hypha_operator_reconcile_seconds_count")
-        is_idle = last == before and last >= scale.workers + scale.jobs
-        return is_idle and not operator.metrics("hypha_operator_queue") and not queued(plane)
+    def is_calm() -> bool:
+        seen = operator.metrics("hypha_operator_reconcile_seconds_count")
+        left = operator.metrics("hypha_operator_queue") + queued(plane)
+        return seen >= scale.workers + scale.jobs and not left
 
-    return calm_since(calm, scale.calm_s, scale.timeout_s)
+    return calm_since(is_calm, scale.calm_s, scale.timeout_s)
