@@ -166,11 +166,12 @@ class JobHistory:
             record.phase = "finished" if failure is None else "failed"
             record.reason = escaped(failure or "", MAX_REASON_CHARS)
             record.ended = self._wall_clock()
+            record.tally.end()
             self._ended.append(record)
 
     def estimated_end(self, record: JobRecord) -> float | None:
         """Return when a live job has trained the batches that it states, in seconds since the epoch, or None."""
-        end = record.tally.estimated_end(self._clock(), self._wall_clock()) if record.ended is None else None
+        end = record.tally.estimated_end(self._clock(), self._wall_clock())
         return end.timestamp() if end else None
 
     def samples_per_second(self, record: JobRecord) -> float | None:

@@ -60,6 +60,11 @@ class ProgressTally:
         self._rated_samples = self._progress.samples
         self._first_batch: tuple[float, int] | None = None
         self._rounds: deque[tuple[float, int]] = deque(maxlen=_RATED_ROUNDS + 1)
+        self._has_ended = False
+
+    def end(self) -> None:
+        """Record that the job has ended, however many batches are left."""
+        self._has_ended = True
 
     def add(self, report: Report, now: float) -> None:
         """Add a report. The job chooses its metrics, so only a limited number with short, printable names is kept."""
@@ -93,9 +98,9 @@ class ProgressTally:
         return self._progress
 
     def estimated_end(self, now: float, wall_now: float) -> datetime | None:
-        """Return when the stated batches are done at the mean rate so far, or None if nothing says so."""
+        """Return when the stated batches are done at the mean rate so far; None if nothing says so or it has ended."""
         total, batches = self._progress.total_batches, self._progress.batches
-        if total is None or batches >= total or self._first_batch is None:
+        if self._has_ended or total is None or batches >= total or self._first_batch is None:
             return None
         began, first = self._first_batch
         if now - began < _MIN_RATED_S or batches == first:

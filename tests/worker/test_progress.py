@@ -107,6 +107,12 @@ class TestEnd:
         assert progress.total_batches == 201
         assert progress.estimated_end == datetime(2026, 1, 1, 0, 3, 20, tzinfo=UTC)
 
+    def test_a_job_that_has_ended_has_no_end_to_come(self) -> None:
+        tally = ProgressTally(0.0, total_batches=201)
+        train(tally, 101, every_s=1.0)
+        tally.end()
+        assert sum_up(tally, 100.0).estimated_end is None
+
     def test_a_pause_delays_the_end(self) -> None:
         tally = ProgressTally(0.0, total_batches=201)
         train(tally, 101, every_s=1.0)

@@ -313,6 +313,7 @@ class KubernetesRuntime:
     def _end(self, tracked: _Tracked, event: Finished | Failed) -> None:
         if not tracked.ended.is_set():
             tracked.ended.set()
+            tracked.tally.end()
             self._send.send_nowait(event)
 
     async def _write(self, tracked: _Tracked) -> None:
@@ -341,10 +342,7 @@ class KubernetesRuntime:
 
     async def _write_progress(self, task_id: UUID) -> None:
         if (tracked := self._jobs.get(task_id)) is not None:
-            progress = tracked.tally.sum_up(trio.current_time(), time.time())
-            if tracked.ended.is_set():
-                progress = progress.model_copy(update={"estimated_end": None})
-            await self._hypha_jobs.write_progress(task_id, progress)
+            await self._hypha_jobs.write_progress(task_id, tracked.tally.sum_up(trio.current_time(), time.time()))
 
     async def _cancel(self, tracked: _Tracked, reason: str) -> None:
         if not await self._hypha_jobs.cancel(tracked.task_id, reason):
