@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 from benchmarks.figures import Figure
 from benchmarks.nodes import BenchmarkError
 from benchmarks.reconcile_load import Board, Load
-from benchmarks.reconcile_operator import Operator, Release, until
+from benchmarks.reconcile_operator import Operator, Release, calm_since, until
 from benchmarks.reconcile_plain import Objects, PlainScript, recorded
-from benchmarks.reconcile_plane import Audit, calm_since, control_plane, queued
+from benchmarks.reconcile_plane import Audit, control_plane, queued
 from e2e.cluster.control_plane import ControlPlane
 from e2e.cluster.kwok import kwok, owner_of, pod_placement
 from e2e.cluster.processes import StartError
@@ -159,8 +159,8 @@ def _costs(when: str, operator: Operator) -> list[Figure]:
 def _calm_since(operator: Operator, plane: ControlPlane, scale: Scale) -> float:
     """Wait until the operator has seen all objects, and for a while neither it nor a controller had work left.
 
-    Return the monotonic time since which this has been so. Looking at an object again after some minutes, which the
-    operator does all the time, is no work that was left.
+    Return the monotonic time since which this has been so. The operator looks at each object again after some minutes,
+    which does not count as work.
     """
 
     def is_calm() -> bool:

@@ -77,7 +77,11 @@ def job_manifest(worker: Manifest, task_id: UUID) -> Manifest:
 
 
 class Load:
-    """Creates HyphaWorkers and their HyphaJobs."""
+    """Creates HyphaWorkers and their HyphaJobs.
+
+    Attributes:
+        plane: The control plane on which it creates them.
+    """
 
     def __init__(self, plane: ControlPlane, placement: Manifest) -> None:
         self.plane, self._placement = plane, placement

@@ -40,13 +40,7 @@ class Operator:
 
     def metrics(self, name: str) -> float:
         """Return the sum of all samples of a metric."""
-        text = httpx.get(f"http://{self.address}/metrics", trust_env=False, timeout=60).text
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name
-        )
+        return sample_sum(httpx.get(f"http://{self.address}/metrics", trust_env=False, timeout=60).text, name)
 
     def peak_memory_bytes(self) -> int:
         """Return the peak resident memory."""
@@ -57,6 +51,12 @@ class Operator:
         """Return the processor time it has used."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def sample_sum(page: str, name: str) -> float:
+    """Return the sum of all samples of a metric on a page for Prometheus."""
+    families = text_string_to_metric_families(page)
+    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
 class Release:
@@ -133,3 +133,17 @@ def until(condition: Callable[[], object], what: str, timeout_s: float, every_s:
         if time.monotonic() > deadline:
             raise BenchmarkError(f"not within {timeout_s:g} s: {what}")
         time.sleep(every_s)
+
+
+def calm_since(is_calm: Callable[[], bool], calm_s: float, timeout_s: float) -> float:
+    """Wait until something has been calm for a while; return the monotonic time since which it has."""
+    since = time.monotonic()
+
+    def calm() -> bool:
+        nonlocal since
+        if not is_calm():
+            since = time.monotonic()
+        return time.monotonic() - since >= calm_s
+
+    until(calm, "all is calm", timeout_s, every_s=0.5)
+    return since

@@ -11,8 +11,8 @@ import httpx
 
 from benchmarks.nodes import BenchmarkError
 from benchmarks.reconcile_load import Manifest, watch
-from benchmarks.reconcile_operator import until
-from benchmarks.reconcile_plane import calm_since, queued
+from benchmarks.reconcile_operator import calm_since, until
+from benchmarks.reconcile_plane import queued
 from e2e.cluster.control_plane import ControlPlane
 from hypha_contracts.kinds import HYPHA_JOB, POD, WORKER, Kind, kind_of
 from hypha_contracts.names import JOB_LABEL, WORKER_LABEL

@@ -1,16 +1,13 @@
 """A control plane with raised client rate limits that logs the operator's requests."""
 
 import json
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from prometheus_client.parser import text_string_to_metric_families
-
-from benchmarks.reconcile_operator import USER, until
+from benchmarks.reconcile_operator import USER, sample_sum
 from e2e.cluster.control_plane import ControlPlane, reserved_ports
 from e2e.cluster.processes import Processes
 
@@ -83,24 +80,4 @@ def queued(plane: ControlPlane) -> float:
     """Return how many objects wait in the queues of Kubernetes' controllers."""
     url = f"https://{plane.address}:{plane.ports.controller_manager}/metrics"
     with plane.client() as client:
-        text = client.get(url).raise_for_status().text
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        if family.name == "workqueue_depth"
-        for sample in family.samples
-    )
-
-
-def calm_since(is_calm: Callable[[], bool], calm_s: float, timeout_s: float) -> float:
-    """Wait until something has been calm for a while; return the monotonic time since which it has."""
-    since = time.monotonic()
-
-    def calm() -> bool:
-        nonlocal since
-        if not is_calm():
-            since = time.monotonic()
-        return time.monotonic() - since >= calm_s
-
-    until(calm, "all is calm", timeout_s, every_s=0.5)
-    return since
+        return sample_sum(client.get(url).raise_for_status().text, "workqueue_depth")

@@ -44,7 +44,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do about a HyphaJob whose objects exist, as far as they can.
+    """What to do about a HyphaJob, besides creating what it lacks.
 
     Attributes:
         state: the job's state.
@@ -79,7 +79,7 @@ class Missing:
 
 
 def missing(observed: ObservedJob, settings: Settings) -> Missing:
-    """Return what a HyphaJob lacks whose recorded phase is not terminal."""
+    """Return what a HyphaJob that has not ended lacks."""
     state = classify(observed)
     if observed.worker is None or state.terminal or state.ending or (observed.job is None and observed.has_live_pods):
         return Missing()

@@ -288,6 +288,7 @@ class Cluster:
                 auth_settings=["BearerToken"],
             )
             timeout = aiohttp.ClientTimeout(total=left_s)
+            # Only the call gets the body. The client would search it for other types than JSON's, and it has none.
             response = await self._client.call_api(method, url, sent_headers, body, _request_timeout=timeout)
             text = await response.response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
