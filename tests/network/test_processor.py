@@ -17,6 +17,7 @@ from hypha_network.errors import DialError, NetworkError
 from hypha_network.network import Network
 from hypha_network.services import gossip, gossip_intake
 from hypha_network.services.gossip_messages import Signer
+from hypha_network.wire import processor
 from hypha_network.wire import upgrade as upgrade_module
 from hypha_network.wire.multistream import prefixed
 from hypha_network.wire.processor import MAX_FAVOURED_USE_S, MEMORY_S, CpuBudget, CpuShare, charged_to, share_processor
@@ -31,47 +32,72 @@ async def healthy(_: str, __: HealthRequest) -> HealthResponse:
     return HealthResponse(healthy=True)
 
 
-def busy(seconds: float) -> None:
-    end = perf_counter() + seconds
-    while perf_counter() < end:
-        pass
+class Clock:
+    """The time of day, and the part of it in which this thread had the processor, in seconds."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.used_s = 0.0
+
+    def busy(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.used_s += seconds
+
+    def preempted(self, seconds: float) -> None:
+        self.now_s += seconds
 
 
-async def steps_before_three_of(share: CpuShare) -> int:
-    """Let a party take three steps while forty new ones take as many as they can; return how many steps all took."""
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(processor, "perf_counter", lambda: clock.now_s)
+    monkeypatch.setattr(processor, "thread_time", lambda: clock.used_s)
+    return clock
+
+
+async def steps_before_three_of(share: CpuShare, clock: Clock, preempted_s: float = 0.0) -> int:
+    """Let a party take three steps while forty new ones take as many as they can; return how many steps all took.
+
+    In each of its steps, the party loses the processor to another program for `preempted_s`.
+    """
     share_processor()
     steps = 0
 
-    async def work(share: CpuShare, limit: float) -> None:
+    async def work(share: CpuShare, limit: float, preempted_s: float) -> None:
         nonlocal steps
         with charged_to(share):
             while limit > 0:
                 await trio.lowlevel.checkpoint()
                 await share.turn()
-                busy(0.003)
+                clock.busy(0.003)
+                clock.preempted(preempted_s)
                 limit -= 1
                 steps += 1
 
     async with trio.open_nursery() as nursery:
         for _ in range(40):
-            nursery.start_soon(work, CpuShare(), inf)
-        while steps < 200:  # noqa: ASYNC110
-            await trio.sleep(0.01)
+            nursery.start_soon(work, CpuShare(), inf, 0.0)
+        while steps < 200:
+            await trio.lowlevel.checkpoint()
         before = steps
-        await work(share, 3)
+        await work(share, 3, preempted_s)
         nursery.cancel_scope.cancel()
     return steps - before
 
 
-async def test_the_party_that_used_least_time_goes_first() -> None:
-    assert await steps_before_three_of(CpuShare()) < 60  # behind the others it would be 120
+async def test_the_party_that_used_least_time_goes_first(clock: Clock) -> None:
+    assert await steps_before_three_of(CpuShare(), clock) < 60  # behind the others it would be 120
 
 
-async def test_a_party_that_did_useful_work_goes_before_those_that_used_less() -> None:
+async def test_a_party_does_not_pay_for_the_time_of_other_programs(clock: Clock) -> None:
+    assert await steps_before_three_of(CpuShare(), clock, preempted_s=0.1) < 60
+
+
+async def test_a_party_that_did_useful_work_goes_before_those_that_used_less(clock: Clock) -> None:
     favoured = CpuShare()
-    favoured.charge(MAX_FAVOURED_USE_S / 2, perf_counter())
+    favoured.charge(MAX_FAVOURED_USE_S / 2, clock.now_s)
     favoured.favour()
-    assert await steps_before_three_of(favoured) < 30  # otherwise it waits until the others have used as much
+    assert await steps_before_three_of(favoured, clock) < 30  # otherwise it waits until the others have used as much
 
 
 async def test_a_source_with_one_handshake_does_not_wait_behind_those_of_another() -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from heapq import nsmallest
 from math import exp
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -134,7 +134,7 @@ class _Processor(trio.abc.Instrument):
     def __init__(self) -> None:
         self._waiting: set[CpuShare] = set()
         self._filled = trio.Event()
-        self._started_s = 0.0
+        self._measured_s = thread_time()
         self._pass_s = 0.0
 
     @property
@@ -161,17 +161,15 @@ class _Processor(trio.abc.Instrument):
                 self._filled = trio.Event()
             await trio.lowlevel.cancel_shielded_checkpoint()
 
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - trio's interface
-        """Start the clock."""
-        self._started_s = perf_counter()
-
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Charge the step."""
+        """Charge the step and the event loop's work before it, but not the time other programs had the processor."""
+        measured_s = thread_time()
         payer = task.context.get(_payer)
         if payer is not None:
-            now_s = perf_counter()
-            payer.charge(now_s - self._started_s, now_s)
-            self._pass_s += now_s - self._started_s
+            elapsed_s = measured_s - self._measured_s
+            payer.charge(elapsed_s, perf_counter())
+            self._pass_s += elapsed_s
+        self._measured_s = measured_s
 
     def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's interface
         """Begin a pass."""
