@@ -1,6 +1,6 @@
 """HyphaJob: one task that a worker runs under a lease. The worker's controller creates it, the operator runs it."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -14,6 +14,19 @@ from hypha_resources.common import Conditions, KeptSeconds, Name, Passthrough, P
 
 Phase = Literal["Pending", "Starting", "Running", "Succeeded", "Failed"]
 
+_ATOMIC: Final = {"x-kubernetes-map-type": "atomic"}
+"""For an object that is written once. The API server then tracks one owner for it, not one for each of its fields."""
+
+_FIXED: Final = rules(("self == oldSelf", "this field never changes: a HyphaJob is one task under one lease"))
+"""For a field that never changes. The rule is part of the field's schema, because the API server checks all rules at
+every change of the status, and takes as long for each access to another field as for a rule."""
+
+
+def _stays(*fields: str) -> tuple[str, str]:
+    """Return the rule that optional fields are neither added nor removed."""
+    rule = " && ".join(f"has(self.{field}) == has(oldSelf.{field})" for field in fields)
+    return rule, f"{' and '.join(fields)} never change: a HyphaJob is one task under one lease"
+
 
 class WorkerRef(Schema):
     """The HyphaWorker in the same namespace."""
@@ -25,14 +38,18 @@ class WorkerRef(Schema):
 class Lease(Schema):
     """The lease the job runs under."""
 
-    id: UUID
+    model_config = ConfigDict(json_schema_extra=rules(_stays("price", "accepted")))
+
+    id: UUID = Field(json_schema_extra=_FIXED)
     deadline: Time = Field(
         description="Each renewal moves it. The operator ends the job some time after it has passed."
     )
     price: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="The agreed price, in the network's own unit."
+        default=0.0, description="The agreed price, in the network's own unit.", json_schema_extra=_FIXED
     )
-    accepted: Time | None = Field(default=None, description="When the scheduler accepted the lease.")
+    accepted: Time | None = Field(
+        default=None, description="When the scheduler accepted the lease.", json_schema_extra=_FIXED
+    )
 
 
 class ExecutorRef(Schema):
@@ -67,54 +84,37 @@ class Cancel(Schema):
     reason: Annotated[str, Field(min_length=1, max_length=1024)]
 
 
-def _never_changes(field: str) -> tuple[str, str]:
-    present = f"has(self.{field})"
-    same = f"{present} == has(oldSelf.{field}) && (!{present} || self.{field} == oldSelf.{field})"
-    return same, f"{field} never changes: a HyphaJob is one task under one lease"
-
-
 class HyphaJobSpec(Schema):
     """The task. Only the controller, the lease's deadline and cancel can change."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            *map(
-                _never_changes,
-                (
-                    *("workerRef", "workerPeerId", "taskId", "jobId", "scheduler", "executor", "config", "resources"),
-                    "ttlSecondsAfterFinished",
-                ),
-            ),
-            (
-                (
-                    "self.lease.id == oldSelf.lease.id && has(self.lease.price) == has(oldSelf.lease.price) "
-                    "&& (!has(self.lease.price) || self.lease.price == oldSelf.lease.price) "
-                    "&& has(self.lease.accepted) == has(oldSelf.lease.accepted) "
-                    "&& (!has(self.lease.accepted) || self.lease.accepted == oldSelf.lease.accepted)"
-                ),
-                "lease never changes apart from its deadline: a HyphaJob is one task under one lease",
-            ),
+            _stays("config", "ttlSecondsAfterFinished"),
             ("!has(oldSelf.cancel) || has(self.cancel)", "cancel stays once it is set: the job is ending"),
         )
     )
 
-    worker_ref: WorkerRef
-    worker_peer_id: PeerIdText = Field(description="The bridge accepts a connector with this peer id only.")
-    task_id: UUID
-    job_id: UUID
-    scheduler: PeerIdText
+    worker_ref: WorkerRef = Field(json_schema_extra=_FIXED | _ATOMIC)
+    worker_peer_id: PeerIdText = Field(
+        description="The bridge accepts a connector with this peer id only.", json_schema_extra=_FIXED
+    )
+    task_id: UUID = Field(json_schema_extra=_FIXED)
+    job_id: UUID = Field(json_schema_extra=_FIXED)
+    scheduler: PeerIdText = Field(json_schema_extra=_FIXED)
     controller: UUID | None = Field(
         default=None,
         description="The process of the worker's controller that owns the job: it launched the job or adopted it last. "
         "No other process changes the job.",
     )
     lease: Lease
-    executor: ExecutorRef
+    executor: ExecutorRef = Field(json_schema_extra=_FIXED | _ATOMIC)
     config: Passthrough = Field(
-        default={}, description="The job without its secrets. The Secret <name> holds the complete job."
+        default={},
+        description="The job without its secrets. The Secret <name> holds the complete job.",
+        json_schema_extra=_FIXED | _ATOMIC,
     )
-    resources: Amounts
-    ttl_seconds_after_finished: KeptSeconds = KEEP_ENDED_S
+    resources: Amounts = Field(json_schema_extra=_FIXED | _ATOMIC)
+    ttl_seconds_after_finished: KeptSeconds = Field(default=KEEP_ENDED_S, json_schema_extra=_FIXED)
     cancel: Cancel | None = None
 
 

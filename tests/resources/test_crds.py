@@ -1,6 +1,7 @@
 """What the real API server takes, refuses (and with what words), and leaves as it was written."""
 
 import copy
+import re
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -13,6 +14,7 @@ from support.api_server import ApiServer
 from support.resources import GATEWAY, PEER, job_manifest, worker_manifest
 
 EXECUTOR = {"class": "train", "name": "diloco-transformer"}
+FIXED = re.compile("never changes?: a HyphaJob is one task under one lease")
 LISTEN = "/ip4/0.0.0.0/tcp/4001"
 LISTEN_QUIC = "/ip4/0.0.0.0/udp/4001/quic-v1"
 
@@ -332,7 +334,6 @@ class TestHyphaJob:
             ("config", {"executor": {"class": "train", "name": "another"}}),
             ("config", None),
             ("ttlSecondsAfterFinished", 1),
-            ("lease", {"id": "00000000-0000-4000-8000-000000000000", "deadline": "2036-01-01T00:00:00Z"}),
         ],
     )
     def test_the_other_fields_never_change(self, objects, namespace, field, value):
@@ -342,7 +343,18 @@ class TestHyphaJob:
         if value is None:
             del job["spec"][field]
         answer = objects.apply(job)
-        assert "never changes" in answer["message"]
+        assert FIXED.search(answer["message"])
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"id": str(uuid4())}, {"price": 2}, {"price": None}, {"accepted": "2026-01-02T00:00:00Z"}, {"accepted": None}],
+    )
+    def test_a_lease_never_changes_apart_from_its_deadline(self, objects, namespace, change):
+        lease = {"id": str(uuid4()), "deadline": "2036-01-01T00:00:00Z", "price": 1, "accepted": "2026-01-01T00:00:00Z"}
+        job = job_manifest(namespace, worker_manifest(namespace), lease=lease)
+        objects.apply(copy.deepcopy(job))
+        changed = {key: value for key, value in {**lease, **change}.items() if value is not None}
+        assert FIXED.search(objects.apply({**job, "spec": {**job["spec"], "lease": changed}})["message"])
 
     def test_a_cancellation_cannot_be_withdrawn(self, objects, namespace):
         job = job_manifest(namespace, worker_manifest(namespace), cancel={"reason": "the lease lapsed"})
