@@ -1,14 +1,18 @@
 """The keys that a change enqueues, whether a watch showed it or a write returned it."""
 
+import gc
 from typing import Any
+from weakref import ref
 
+import kopf
 import pytest
+from kubernetes.aio.client import Configuration
 
 from hypha_contracts.kinds import HYPHA_JOB, POD, WORKER, Kind, Manifest
 from hypha_contracts.names import WORKER_LABEL
 from hypha_operator.machinery.kinds import Key
 from hypha_operator.machinery.store import Store
-from hypha_operator.machinery.watches import Watches
+from hypha_operator.machinery.watches import Watches, kopf_registry
 from support.operating import Pending
 
 
@@ -62,3 +66,23 @@ def test_a_change_of_a_child_does_not_unpack_the_version_in_the_store(
     watches.record(POD, child)
     monkeypatch.setattr(Store, "get", None)
     watches.record(POD, child | {"metadata": child["metadata"] | {"resourceVersion": "2"}})
+
+
+class Part(dict[str, Any]):
+    """A part of an object to which a weak reference is possible."""
+
+
+@pytest.mark.anyio
+async def test_an_object_that_kopf_has_shown_is_freed_without_a_search_for_garbage(watches: Watches):
+    shown = {**thing(POD, 1), "spec": Part()}
+    part = ref(shown["spec"])
+    registry = kopf_registry(watches, Configuration())
+    (handler,) = (handler for handler in registry._watching._handlers if handler.id == POD.plural)
+    gc.disable()
+    try:
+        view = kopf.Body(shown)
+        await handler.fn(event={"type": "ADDED", "object": shown})
+        del view, shown
+        assert part() is None
+    finally:
+        gc.enable()
