@@ -1,6 +1,5 @@
 """The client of the API server. Every call except the watches, which kopf runs, goes through this module."""
 
-import json
 import logging
 import math
 import os
@@ -21,6 +20,7 @@ import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from pydantic_core import from_json
 
 from hypha_contracts.backoff import Backoff
 from hypha_contracts.kinds import EVENT, HYPHA_JOB, WORKER, Kind, Manifest, kind_of
@@ -296,7 +296,7 @@ class Cluster:
             raise Unavailable(call, 0, type(error).__name__, f"no answer from the API server: {error!r}") from error
         self._on_call(method, response.status)
         try:
-            answer = json.loads(text)
+            answer = from_json(text)
         except ValueError:
             answer = text.decode(errors="replace")
         if not 200 <= response.status < 300:

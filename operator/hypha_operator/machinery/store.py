@@ -1,11 +1,12 @@
 """A cache of the objects that the watches have shown. It may be stale, so ask the API server before you delete."""
 
-import json
 import zlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
+
+from pydantic_core import from_json, to_json
 
 from hypha_contracts.kinds import DEPLOYMENT, HYPHA_JOB, JOB, POD, POD_DISRUPTION_BUDGET, Kind, Manifest
 from hypha_contracts.names import JOB_LABEL, WORKER_LABEL
@@ -38,7 +39,7 @@ class _Entry:
 
     @property
     def manifest(self) -> Manifest:
-        content = json.loads(zlib.decompressobj(_WINDOW, zdict=self.sample).decompress(self.packed))
+        content = from_json(zlib.decompressobj(_WINDOW, zdict=self.sample).decompress(self.packed))
         content["metadata"]["resourceVersion"] = str(self.version)
         return content  # type: ignore[no-any-return]
 
@@ -69,7 +70,7 @@ class Store:
         if self.is_deleted(metadata["uid"], version) or (known is not None and known.version >= version):
             return False
         labels = metadata.get("labels") or {}
-        text = json.dumps(trimmed(kind, manifest), separators=(",", ":")).encode()
+        text = to_json(trimmed(kind, manifest))
         if known is not None and known.digest == hash(text):
             self._entries[kind][place] = replace(known, version=version)
             return False
