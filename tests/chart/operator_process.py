@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import yaml
 
 from chart.rendering import Manifest, one, render
 from support.api_server import ApiServer
+from support.ports import free_port
 from support.waiting import until
 
 
@@ -97,9 +97,7 @@ class Release:
 
     def start(self, log: Path, replica: str = "operator-0", *, url: str | None = None) -> OperatorProcess:
         """Start a replica, which reaches the API server at its own URL or at another one."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         environment = self.environment(replica)
         if url:
             kubeconfig = log.with_suffix(".kubeconfig")

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,6 +28,7 @@ from support.dashboards import assert_series, dashboard_queries, is_about_resour
 from support.jobs import train_spec
 from support.networks import DEADLINE_S, direct_address, gateway, member
 from support.node_process import NodeProcess, Scheduler, wanted
+from support.ports import free_port
 from support.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -136,9 +136,7 @@ async def cause_everything(at: Scene, nursery: trio.Nursery) -> None:
 
 async def test_every_query_of_the_dashboards_about_nodes_returns_a_series(tmp_path: Path) -> None:
     asked = [e for e in dashboard_queries() if not is_about_resources(e) and not is_about_the_operator(e)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     config = scraping("hypha-worker", f"localhost:{port}", namespace="hypha", worker="w")
     with running_prometheus(tmp_path, config) as prometheus:
         async with scene(telemetry_prometheus=str(port)) as at, trio.open_nursery() as nursery:

@@ -3,7 +3,6 @@
 import copy
 import shutil
 import signal
-import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from support.hypha_jobs import WORKER, Cluster, until
 from support.jobs import train_spec
 from support.networks import DEADLINE_S, direct_address, gateway, member
 from support.node_process import NodeProcess, Scheduler
+from support.ports import free_port
 
 RESOURCES = {"cpu": "1", "memory": "2G", "storage": "2G", "gpu": {"count": 1, "memory": "1G"}}
 """`CAPACITY` in the form of a HyphaWorker."""
@@ -77,12 +77,6 @@ class Stage:
 
     async def ready(self) -> None:
         await until(lambda: self.cluster.worker().get("status", {}).get("node", {}).get("healthy"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from support.attacks.target import Credentials, Target
 from support.certs import Pki, identity_of
 from support.networks import node
 from support.node_process import NodeProcess, Scheduler
+from support.ports import free_port
 
 START_S = 60.0
 TESTS = Path(__file__).parents[1]
@@ -209,8 +209,7 @@ async def _start_gateway(pki: Pki, directory: Path, core: int, stack: ExitStack)
     """Start a gateway as a process, the reference's if HYPHA_BIN names its directory; return its address."""
     credential = pki.node("gateway")
     files = write_node(credential, directory, "gateway")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"/ip4/127.0.0.1/tcp/{port}"
     settings = {"cert_pem": str(files.cert), "key_pem": str(files.key), "trust_pem": str(files.trust)}
     lists = {"listen_addresses": [address], "external_addresses": [address], "exclude_cidr": ["10.0.0.0/8"]}

@@ -34,6 +34,7 @@ from support.collector import Collector, grpc_collector, http_collector
 from support.jobs import train_spec
 from support.networks import DEADLINE_S, gateway
 from support.node_process import stage, wanted
+from support.ports import free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -55,13 +56,6 @@ EVERYTHING = {metric.name: metric for metric in (*NODE_METRICS, *PROCESS_METRICS
 @pytest.fixture(scope="module")
 def pki() -> Pki:
     return Pki()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 @pytest.mark.parametrize(

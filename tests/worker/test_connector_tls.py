@@ -39,6 +39,7 @@ from hypha_worker.runtimes.kubernetes.cluster import listen_for_bridges
 from support import jobs
 from support.certs import Pki, identity_of
 from support.networks import direct_address, node
+from support.ports import free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -143,12 +144,6 @@ def client_of(peer_id: str, port: int, token_file: Path) -> Client:
     return Client(
         ConnectorConfig(url=f"https://localhost:{port}", peer_id=peer_id, token_file=token_file, deadline_s=1)
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def file_of(directory: Path, data: bytes) -> Any:
