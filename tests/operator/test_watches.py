@@ -1,4 +1,4 @@
-"""The keys that a change enqueues, whether a watch showed it or a write returned it."""
+"""The keys that a change enqueues, whether a watch or a write showed it, and what remains of a watch event."""
 
 import gc
 from typing import Any

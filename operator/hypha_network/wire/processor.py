@@ -162,7 +162,7 @@ class _Processor(trio.abc.Instrument):
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Charge the step and the event loop's work before it, but not the time other programs had the processor."""
+        """Charge the step's party for the processor time that this thread has used since the last step."""
         measured_s = thread_time()
         payer = task.context.get(_payer)
         if payer is not None:
