@@ -5,7 +5,6 @@ This process is the scheduler, so that both kinds of workers get the same reques
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ import trio
 from hypha_devnet import certs
 from hypha_devnet.client import Lease, Request, SchedulerClient, Wanted
 from hypha_devnet.config import NodeConfig
+from hypha_devnet.ports import free_port
 from hypha_devnet.roles.node import join
 from hypha_messages.advertisement import TOPIC, WorkerSpec
 from hypha_messages.api import DataAssignment, ReportJobStatus
@@ -355,9 +355,7 @@ def _loopback(transport: str, port: int) -> str:
 
 
 async def _start_gateway(stage: Stage, transport: str) -> None:
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        port = chosen.getsockname()[1]
+    port = free_port()
     addresses = [_loopback(name, port) for name in TRANSPORTS]
     node = stage.start_gateway("rust" if rust_binaries() else "ours", addresses)
     stage.gateways = [_loopback(transport, port)]

@@ -1,7 +1,6 @@
 """The operator as a process on this machine, with the chart's service account, arguments and environment."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from e2e.cluster.control_plane import ControlPlane
 from e2e.cluster.pki import write_kubeconfig
 from e2e.cluster.processes import Processes, Program
 from e2e.cluster.tools import ROOT, tool
+from hypha_devnet.ports import free_port
 
 NAMESPACE = "hypha-system"
 _RELEASE = "hypha"
@@ -87,9 +87,7 @@ class Release:
         """Run the operator; its log goes to the directory. StartError if it does not start."""
         kubeconfig = directory / "operator.kubeconfig"
         write_kubeconfig(kubeconfig, self._plane.url, self._plane.pki.ca, {"token": self._token()}, NAMESPACE)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         environment = {
             variable["name"]: variable["value"] for variable in self._container["env"] if "value" in variable
         }

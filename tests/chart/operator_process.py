@@ -13,8 +13,8 @@ import httpx
 import yaml
 
 from chart.rendering import Manifest, one, render
+from hypha_devnet.ports import free_port
 from support.api_server import ApiServer
-from support.ports import free_port
 from support.waiting import until
 
 

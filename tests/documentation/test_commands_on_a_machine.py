@@ -13,7 +13,7 @@ import pytest
 
 from documentation.commands import Block, as_written
 from documentation.pages import ROOT
-from support.ports import free_port
+from hypha_devnet.ports import free_port
 from support.user_machine import ENVIRONMENT, INIT, Machine
 
 HERE = "tests/documentation/test_commands_on_a_machine.py"

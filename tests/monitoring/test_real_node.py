@@ -15,6 +15,7 @@ import trio
 from e2e.monitoring import running_collector, running_prometheus
 from hypha_devnet.client import Lease
 from hypha_devnet.events import Events
+from hypha_devnet.ports import free_port
 from hypha_devnet.roles.data_node import DataNode
 from hypha_messages.api import DataAssignment
 from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
@@ -28,7 +29,6 @@ from support.dashboards import assert_series, dashboard_queries, is_about_resour
 from support.jobs import train_spec
 from support.networks import DEADLINE_S, direct_address, gateway, member
 from support.node_process import NodeProcess, Scheduler, wanted
-from support.ports import free_port
 from support.waiting import until
 
 pytestmark = pytest.mark.anyio

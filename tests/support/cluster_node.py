@@ -14,13 +14,13 @@ from uuid import UUID, uuid4
 import trio
 
 from hypha_devnet.client import Lease
+from hypha_devnet.ports import free_port
 from hypha_network.identity import Identity
 from support.certs import Pki
 from support.hypha_jobs import WORKER, Cluster, until
 from support.jobs import train_spec
 from support.networks import DEADLINE_S, direct_address, gateway, member
 from support.node_process import NodeProcess, Scheduler
-from support.ports import free_port
 
 RESOURCES = {"cpu": "1", "memory": "2G", "storage": "2G", "gpu": {"count": 1, "memory": "1G"}}
 """`CAPACITY` in the form of a HyphaWorker."""

@@ -16,13 +16,13 @@ from typing import IO, Any
 import trio
 
 from hypha_devnet.certs import Credential, write_node
+from hypha_devnet.ports import free_port
 from hypha_network.network import Network
 from support.attacks.catalogue import Role
 from support.attacks.target import Credentials, Target
 from support.certs import Pki, identity_of
 from support.networks import node
 from support.node_process import NodeProcess, Scheduler
-from support.ports import free_port
 
 START_S = 60.0
 TESTS = Path(__file__).parents[1]

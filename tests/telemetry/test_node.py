@@ -14,6 +14,7 @@ import psutil
 import pytest
 import trio
 
+from hypha_devnet.ports import free_port
 from hypha_messages.types import Resources
 from hypha_telemetry.metric import Kind
 from hypha_telemetry.node_metrics import (
@@ -34,7 +35,6 @@ from support.collector import Collector, grpc_collector, http_collector
 from support.jobs import train_spec
 from support.networks import DEADLINE_S, gateway
 from support.node_process import stage, wanted
-from support.ports import free_port
 
 pytestmark = pytest.mark.anyio
 

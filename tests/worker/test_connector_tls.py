@@ -24,6 +24,7 @@ from hypha_bridge.errors import ConnectorError
 from hypha_contracts.bridge_config import ConnectorConfig
 from hypha_contracts.node_config import KubernetesConfig
 from hypha_devnet.certs import create_node
+from hypha_devnet.ports import free_port
 from hypha_messages.progress import PROGRESS, ProgressResponse, ReportProgress
 from hypha_messages.streams import PULL, PULL_LENGTH_BYTES, PUSH, decode_pull_length
 from hypha_network.identity import Identity
@@ -39,7 +40,6 @@ from hypha_worker.runtimes.kubernetes.cluster import listen_for_bridges
 from support import jobs
 from support.certs import Pki, identity_of
 from support.networks import direct_address, node
-from support.ports import free_port
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -40,6 +39,7 @@ from hypha_devnet.demo.settings import (
     write_config,
 )
 from hypha_devnet.demo.view import LiveView, PlainView, View
+from hypha_devnet.ports import free_port
 from hypha_devnet.roles.node import healthy
 from hypha_network.changes import Changes
 from hypha_network.errors import HyphaNetworkError
@@ -134,13 +134,6 @@ def _short_directory() -> str:
     return directory if len(directory) <= _MAX_TEMPORARY_CHARACTERS else "/tmp"  # noqa: S108 - the name below is random
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 class _Demo:
     """One run of the demo."""
 
@@ -183,7 +176,7 @@ class _Demo:
         await start("hub", [*_DEVNET, "hub", "--root", files.hub, "--events"])
         hub = (await self._event("hub", "listening"))["url"]
         board.phase = "workers"
-        page = f"127.0.0.1:{_free_port()}"
+        page = f"127.0.0.1:{free_port()}"
         for number, worker in enumerate(WORKERS):
             config = worker_config(
                 files, worker, gateway, self._work_dir / str(number), page if worker == SHOWN else None
