@@ -1,7 +1,7 @@
 """`python -m hypha_resources [--chart]`: writes definitions and roles of the resources, or the chart's templates."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,20 @@ from hypha_resources.roles import roles
 
 _HEADER = "# Made from the models in operator/hypha_resources by `make crds`; do not edit.\n"
 _KEPT = {"helm.sh/resource-policy": "keep"}
+_NAME = {"app.kubernetes.io/name": "hypha-worker"}
+_COMMON = {"common": "labels"}
+"""Stands for the labels that the user of the chart wants on all objects."""
+_COMMON_LABELS = """\
+    {{- with .Values.commonLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+"""
 
 
-def manifests(annotations: Mapping[str, str] | None = None) -> dict[str, list[dict[str, Any]]]:
+def manifests() -> dict[str, list[dict[str, Any]]]:
     """Return the content of each file, by the file's name."""
-    definitions = {f"{resource.plural}.yaml": [definition(resource, annotations)] for resource in RESOURCES}
-    return definitions | {"roles.yaml": roles(annotations)}
+    definitions = {f"{resource.plural}.yaml": [definition(resource)] for resource in RESOURCES}
+    return definitions | {"roles.yaml": roles()}
 
 
 def plain() -> dict[str, str]:
@@ -28,12 +36,23 @@ def plain() -> dict[str, str]:
 def templated() -> dict[str, str]:
     """Return the chart's templates, by name. Helm upgrades the objects with the chart and keeps them on removal."""
     return {
-        name: f"{_HEADER}{{{{- if .Values.crds.install }}}}\n{_dumped(content)}{{{{- end }}}}\n"
-        for name, content in manifests(_KEPT).items()
+        name: f"{_HEADER}{{{{- if .Values.crds.install }}}}\n{_with_labels(map(_of_chart, content))}{{{{- end }}}}\n"
+        for name, content in manifests().items()
     }
 
 
-def _dumped(content: list[dict[str, Any]]) -> str:
+def _of_chart(manifest: dict[str, Any]) -> dict[str, Any]:
+    metadata = manifest["metadata"]
+    labels = metadata.get("labels", {}) | _NAME | _COMMON
+    return manifest | {"metadata": metadata | {"labels": labels, "annotations": _KEPT}}
+
+
+def _with_labels(content: Iterable[dict[str, Any]]) -> str:
+    placeholder = "".join(f"    {key}: {value}\n" for key, value in _COMMON.items())
+    return _dumped(content).replace(placeholder, _COMMON_LABELS)
+
+
+def _dumped(content: Iterable[dict[str, Any]]) -> str:
     return yaml.safe_dump_all(content, sort_keys=False, width=120)
 
 

@@ -100,6 +100,7 @@ HYPHA_JOB: Final = Resource(
         _column("Total", "integer", ".status.progress.totalBatches", wide=True),
         _column("Estimated End", "string", ".status.progress.estimatedEnd", wide=True),
         _column("Reason", "string", ".status.reason", wide=True),
+        _column("Message", "string", _of_condition("Ready", "message"), wide=True),
         _column("GPU GB", "number", ".spec.resources.gpu", wide=True),
         _column("Scheduler", "string", ".spec.scheduler", wide=True),
         _column("Node", "string", ".status.nodeName", wide=True),
@@ -110,7 +111,7 @@ HYPHA_JOB: Final = Resource(
 RESOURCES: Final = (HYPHA_WORKER, HYPHA_JOB)
 
 
-def definition(resource: Resource, annotations: Mapping[str, str] | None = None) -> dict[str, Any]:
+def definition(resource: Resource) -> dict[str, Any]:
     """Return the CustomResourceDefinition of a resource."""
     root = {
         "type": "object",
@@ -125,11 +126,10 @@ def definition(resource: Resource, annotations: Mapping[str, str] | None = None)
         },
         **rules(*resource.rules),
     }
-    annotated = {"annotations": dict(annotations)} if annotations else {}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{resource.plural}.{GROUP}", **annotated},
+        "metadata": {"name": f"{resource.plural}.{GROUP}"},
         "spec": {
             "group": GROUP,
             "names": {

@@ -48,16 +48,16 @@ def _sections() -> Iterator[str]:
 
 
 def _below(path: str, schema: dict[str, Any]) -> Iterator[Field]:
-    """Yield the leaves of an object or of a list of objects."""
+    """Yield the fields of an object or of a list of objects, each before its own fields."""
     schema = schema.get("items", schema)
     for name, part in schema.get("properties", {}).items():
         inner = f"{path}.{name}"
-        fields = [*_below(inner, part)]
-        yield from fields or [_field(inner, part, required=name in schema.get("required", ()))]
+        yield _field(inner, part, required=name in schema.get("required", ()))
+        yield from _below(inner, part)
 
 
 def _field(path: str, schema: dict[str, Any], *, required: bool) -> Field:
-    description = schema.get("description", "")
+    description = schema.get("description") or schema.get("items", {}).get("description", "")
     default = _DEFAULT.search(description)
     meaning = description[: default.start()] if default else description
     return Field(

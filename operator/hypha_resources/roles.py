@@ -4,7 +4,6 @@ Kubernetes adds their rules to its own roles view, edit and admin. With them, an
 namespace can install an operator there: the API server lets it grant exactly what it has itself.
 """
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from hypha_contracts.names import GROUP, JOBS, WORKERS
@@ -13,16 +12,15 @@ _AGGREGATE: Final = "rbac.authorization.k8s.io/aggregate-to"
 _BOTH: Final = (WORKERS, JOBS)
 
 
-def roles(annotations: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+def roles() -> list[dict[str, Any]]:
     """Return the ClusterRoles."""
     return [
-        _role("view", ("view",), _rule(_BOTH, "get", "list", "watch"), annotations=annotations),
+        _role("view", ("view",), _rule(_BOTH, "get", "list", "watch")),
         _role(
             "edit",
             ("edit", "admin"),
             _rule((WORKERS,), "create", "update", "patch", "delete", "deletecollection"),
             _rule((JOBS,), "patch", "delete"),
-            annotations=annotations,
         ),
         _role(
             "admin",
@@ -31,17 +29,12 @@ def roles(annotations: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
             _rule(tuple(f"{plural}/status" for plural in _BOTH), "patch"),
             _rule(tuple(f"{plural}/finalizers" for plural in _BOTH), "update"),
             _rule(("resourceclaimtemplates",), "create", "patch", group="resource.k8s.io"),
-            annotations=annotations,
         ),
     ]
 
 
-def _role(
-    name: str, into: tuple[str, ...], *rules: dict[str, Any], annotations: Mapping[str, str] | None
-) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"name": f"hypha-{name}", "labels": {f"{_AGGREGATE}-{role}": "true" for role in into}}
-    if annotations:
-        metadata["annotations"] = dict(annotations)
+def _role(name: str, into: tuple[str, ...], *rules: dict[str, Any]) -> dict[str, Any]:
+    metadata = {"name": f"hypha-{name}", "labels": {f"{_AGGREGATE}-{role}": "true" for role in into}}
     kind = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole"}
     return {**kind, "metadata": metadata, "rules": list(rules)}
 

@@ -83,7 +83,9 @@ class EgressRule(Schema):
         description="Networks and pods that jobs may reach. The bridge fetches from a Service only if an ipBlock holds "
         "the Service's address, because it knows addresses alone."
     )
-    ports: Annotated[list[EgressPort], Field(max_length=64)] = Field(default=[], description="Default: all ports.")
+    ports: Annotated[list[EgressPort], Field(max_length=64)] = Field(
+        default=[], description="Ports that jobs may reach there. Default: all ports."
+    )
 
 
 class Proxy(Proxies, Schema):

@@ -1,11 +1,15 @@
 """The chart on a real API server."""
 
+import json
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
 
 from chart.rendering import CHART, EVERYTHING, HELMS, NAMESPACE, RELEASE, WORKER_SPEC, Manifest, helm, of_kind, render
+from e2e.cluster.tools import ROOT, tool
 from support.api_server import ApiServer, PrivateApiServer
 from support.waiting import until
 
@@ -57,9 +61,35 @@ def test_the_api_server_accepts_every_object_by_server_side_apply(definitions: A
     definitions.kubectl("apply", "--server-side", "--dry-run=server", "-f-", stdin=yaml.safe_dump_all(manifests))
 
 
-def test_the_pods_of_the_chart_run_where_restricted_is_enforced(api_server: ApiServer) -> None:
+@pytest.mark.parametrize("namespace", ["hypha", "team-a"])
+def test_the_command_of_the_notes_creates_a_worker_in_the_namespace_that_is_watched(
+    definitions: ApiServer, namespace: str
+) -> None:
+    place = (RELEASE, str(CHART), "--namespace", namespace, "--dry-run=client")
+    notes = helm("helm", "install", *place, values={"watchNamespace": namespace}).partition("NOTES:")[2]
+    assert "create namespace" not in notes, "it exists, and an admin of a namespace cannot create one"
+    (command,) = (line for line in notes.splitlines() if "examples/" in line)
+    path = f"{Path(tool('kubectl')).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"KUBECONFIG": str(definitions.kubeconfig), "PATH": path}
+    definitions.kubectl("create", "namespace", namespace)
+    dry_run = f"{command} --dry-run=server -o name"
+    ran = ["bash", "-euo", "pipefail", "-c", dry_run]
+    created = subprocess.check_output(ran, cwd=ROOT, env=environment, text=True, timeout=60)
+    assert created == "hyphaworker.hypha.space/worker\n"
+
+
+@pytest.mark.parametrize("quota", [{}, {"limits.cpu": "4", "limits.memory": "4Gi", "requests.cpu": "4"}])
+def test_the_pods_of_the_chart_run_where_restricted_and_a_quota_are_enforced(
+    api_server: ApiServer, quota: dict[str, str]
+) -> None:
     namespace = api_server.namespace(**{"pod-security.kubernetes.io/enforce": "restricted"})
-    manifests = render(namespace=namespace)
+    if quota:
+        limited = {"metadata": {"name": "q"}, "spec": {"hard": quota}}
+        api_server.post(f"/api/v1/namespaces/{namespace}/resourcequotas", limited)
+        status = json.dumps({"status": {"hard": quota, "used": dict.fromkeys(quota, "0")}})
+        api_server.kubectl("patch", f"-n{namespace}", "quota/q", "--subresource=status", "--type=merge", "-p", status)
+    resources = {"limits": {"cpu": "1"}} if quota else {}
+    manifests = render(values={"operator": {"resources": resources}}, namespace=namespace)
     (deployment,) = of_kind(manifests, "Deployment")
     operator = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "operator", "namespace": namespace}}
     operator["spec"] = deployment["spec"]["template"]["spec"]

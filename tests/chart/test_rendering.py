@@ -14,7 +14,10 @@ from chart.rendering import CHART, EVERYTHING, HELMS, VARIANTS, Manifest, helm, 
 from e2e.cluster.tools import ROOT
 from hypha_contracts.logs import LogFormat
 from hypha_contracts.names import WORKER_LABEL, controller_labels
+from hypha_operator.jobs.children import network_policy
+from hypha_operator.pods.addons import NO_MESH_ANNOTATIONS, NO_MESH_LABELS
 from hypha_operator.settings import Settings
+from support.operator_objects import hypha_job, job_spec, worker_spec
 
 variants = pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS.keys())
 helms = pytest.mark.parametrize("which", HELMS)
@@ -226,6 +229,30 @@ def test_the_values_of_the_page_about_monitoring_turn_everything_on() -> None:
         m["metadata"]["name"]: m["metadata"]["namespace"] for m in of_kind(render(values=values), "ConfigMap")
     }
     assert config_maps[mounted[0]["configMap"]["name"]] == "monitoring"
+
+
+@variants
+def test_the_common_labels_are_on_every_object(values: Manifest) -> None:
+    manifests = render(values=values | {"commonLabels": {"team": "training"}})
+    assert [m["kind"] for m in manifests if m["metadata"]["labels"].get("team") != "training"] == []
+
+
+def test_the_hooks_end_where_a_mesh_adds_its_proxy_to_pods() -> None:
+    manifests = render()
+    (test,) = (pod["metadata"] for pod in of_kind(manifests, "Pod"))
+    (uninstall,) = (job["spec"]["template"]["metadata"] for job in of_kind(manifests, "Job"))
+    for metadata in (test, uninstall):
+        assert NO_MESH_LABELS.items() <= metadata["labels"].items()
+        assert NO_MESH_ANNOTATIONS.items() <= metadata["annotations"].items()
+
+
+def test_the_operator_reaches_name_servers_at_the_same_ports_as_jobs() -> None:
+    """A policy applies behind a Service, to the ports of the pods."""
+    (policy,) = of_kind(render(values=EVERYTHING), "NetworkPolicy")
+    job = network_policy(hypha_job(), job_spec(), worker_spec())
+    dns = [rule for rule in job["spec"]["egress"] if {port.get("port") for port in rule["ports"]} & {53, 5353}]
+    assert len(dns) == 2
+    assert all(rule in policy["spec"]["egress"] for rule in dns)
 
 
 def test_names_without_a_namespace_differ_between_releases() -> None:

@@ -37,10 +37,16 @@ class TestGeneratedFiles:
         text = templated()[name]
         inner = re.fullmatch(r"#.*\n\{\{- if \.Values\.crds\.install \}\}\n(.*)\{\{- end \}\}\n", text, re.DOTALL)
         assert inner
-        assert "{{" not in inner[1]
-        content = list(yaml.safe_load_all(inner[1]))
+        labels = "    {{- with .Values.commonLabels }}\n    {{- toYaml . | nindent 4 }}\n    {{- end }}\n"
+        without_labels = inner[1].replace(labels, "")
+        assert "{{" not in without_labels
+        content = list(yaml.safe_load_all(without_labels))
+        assert inner[1].count(labels) == len(content)
         for manifest in content:
             assert manifest["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+            assert manifest["metadata"]["labels"].pop("app.kubernetes.io/name") == "hypha-worker"
+            if not manifest["metadata"]["labels"]:
+                del manifest["metadata"]["labels"]
         assert content == manifests()[name]
         if CHART.exists():
             assert (CHART / name).read_text() == text, "run make crds"

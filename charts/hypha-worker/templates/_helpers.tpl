@@ -71,6 +71,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - --release={{ .Release.Namespace }}/{{ include "hypha-worker.fullname" . }}
 {{- end -}}
 
+{{/* Labels and annotations that keep the proxies of service meshes out of a pod. With a proxy, a hook's pod would never end. */}}
+{{- define "hypha-worker.noMeshLabels" -}}
+sidecar.istio.io/inject: "false"
+istio.io/dataplane-mode: none
+{{- end -}}
+{{- define "hypha-worker.noMeshAnnotations" -}}
+linkerd.io/inject: disabled
+{{- end -}}
+
 {{/* The parts that the specifications of the chart's pods share. */}}
 {{- define "hypha-worker.pod" -}}
 enableServiceLinks: false
