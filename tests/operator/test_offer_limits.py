@@ -181,11 +181,35 @@ def test_a_quota_of_other_pods_does_not_count(spec: dict[str, Any], counts: bool
     assert (limits(SMALL, quotas=[quota({"cpu": "1"}, **spec)]).limit is not None) == counts
 
 
-def test_the_smallest_worker_of_the_examples_fits_a_node_of_8_cores_and_32_gib() -> None:
-    """As large clouds reserve them for the system: 7.82 cores and 27.7 GiB are left, of which daemons use a part."""
-    resources = yaml.safe_load((ROOT / "examples" / "hyphaworker.yaml").read_text())["spec"]["resources"]
-    common = node(cpu="7320m", memory="26Gi", storage="47Gi")
-    assert limits(resources, nodes=[common]) == Limits()
+_COMMON_NODES = {
+    4: node(cpu="3420m", memory="12600Mi", storage="47Gi"),
+    8: node(cpu="7320m", memory="26Gi", storage="47Gi"),
+    16: node(cpu="15390m", memory="57Gi", storage="500Gi", gpus="1"),
+    32: node(cpu="31350m", memory="117Gi", storage="900Gi", gpus="8"),
+}
+"""What jobs can have of nodes with 4 GiB for each core, by their cores: large clouds reserve 0.2 cores and 9 to 16 % of
+the memory for the system (7.82 cores and 27.7 GiB are left of 8 and 32), and daemons use half a core and 1 GiB."""
+
+
+@pytest.mark.parametrize(
+    ("example", "cores"),
+    [
+        ("cert-manager", 4),
+        ("dra", 16),
+        ("gpu", 32),
+        ("gvisor", 8),
+        ("hyphaworker", 8),
+        ("kueue", 32),
+        ("market", 16),
+        ("nodeport", 16),
+    ],
+)
+def test_what_the_examples_sell_on_one_node_fits_a_common_node(example: str, cores: int) -> None:
+    *_, worker = yaml.safe_load_all((ROOT / "examples" / f"{example}.yaml").read_text())
+    resources = worker["spec"]["resources"]
+    (on_one_node,) = resources.get("nodes", [resources])
+    on_one_node = {name: amount for name, amount in on_one_node.items() if name != "count"}
+    assert limits(on_one_node, nodes=[_COMMON_NODES[cores]]) == Limits()
 
 
 def test_room_is_measured_in_the_units_of_the_network() -> None:
