@@ -96,12 +96,22 @@ def test_report_holds_the_workers_and_none_of_their_keys(
 
 
 def test_drain_waits_for_the_jobs_and_resume_lets_the_worker_offer_again(
-    hypha: Plugin, training: Training, farm: list[Worker]
+    hypha: Plugin, training: Training, devnet: Devnet, farm: list[Worker]
 ) -> None:
     training.accuracy(600)
-    worker = farm[0]
+    another = devnet.train(2)
+    another.tasks()
+    (worker, *_) = eventually("a worker has a job", lambda: [worker for worker in farm if open_jobs(worker)])
     assert worker.name in hypha("drain", worker.name)
     assert worker.get()["spec"]["suspend"] is True
+    assert open_jobs(worker) == []
+    another.accuracy(60)
     hypha("resume", worker.name)
     worker.ready()
     assert not worker.get()["spec"].get("suspend")
+
+
+def open_jobs(worker: Worker) -> list[str]:
+    """Return the names of a worker's jobs that have not ended."""
+    jobs = [(job["metadata"]["name"], job.get("status", {}).get("phase")) for job in worker.jobs()]
+    return [name for name, phase in jobs if phase not in ("Succeeded", "Failed")]
