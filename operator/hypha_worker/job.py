@@ -83,13 +83,15 @@ class Finished:
 class Failed:
     """The job crashed, exceeded a limit or was stopped. Nothing of it is left.
 
-    It `blames_cluster` if that is why the executor has not started.
+    Attributes:
+        start_failed: if the executor has not started because of the cluster, when the job ended, in seconds since the
+            epoch by the clock of whoever found that out.
     """
 
     task_id: UUID
     reason: str
     last_lines: tuple[str, ...] = ()
-    blames_cluster: bool = False
+    start_failed: float | None = None
 
 
 JobEvent = Stage | Started | Finished | Failed

@@ -152,10 +152,10 @@ class Jobs:
         """Start the executor of a job."""
         self._send.send_nowait(Started(task_id))
 
-    def fail(self, task_id: UUID, *, blames_cluster: bool = False) -> None:
-        """Let a job fail."""
+    def fail(self, task_id: UUID, *, start_failed: float | None = None) -> None:
+        """Let a job fail, maybe because the cluster could not start it."""
         del self.running[task_id]
-        self._send.send_nowait(Failed(task_id, "no image", blames_cluster=blames_cluster))
+        self._send.send_nowait(Failed(task_id, "no image", start_failed=start_failed))
 
     def finish(self, task_id: UUID) -> None:
         """End a job successfully."""

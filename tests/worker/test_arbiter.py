@@ -309,12 +309,12 @@ async def test_at_most_two_jobs_are_under_way_until_one_has_started() -> None:
 
 async def test_two_failed_starts_stop_the_offers_until_a_proof() -> None:
     async with arbiter(FLEXIBLE) as setting:
-        for _ in range(2):
-            setting.starts.on_failed(trio.current_time())
+        for failed in (1.0, 2.0):
+            setting.starts.on_failed(failed)
         setting.market.advertise(ALICE, request(HALF))
         await trio.sleep(0.3)
         assert not setting.market.offers
-        setting.starts.on_proven(trio.current_time())
+        setting.starts.on_proven(3.0)
         setting.market.advertise(ALICE, request(HALF))
         await trio.sleep(0.3)
         assert len(setting.market.offers[ALICE]) == 1

@@ -1,7 +1,7 @@
 """Jobs as HyphaJobs on a real API server, with a few words of an operator said by hand."""
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from time import time
 from typing import Any
@@ -185,7 +185,7 @@ async def test_jobs_that_outlived_the_node_are_adopted(cluster: Cluster) -> None
         for job in (told, old):
             rig.runtime.record_reported(job.task_id)
         await until(lambda: cluster.reported(told.task_id) and cluster.reported(old.task_id))
-    cluster.say(ended.task_id, "Failed", reason="NodeLost")
+    cluster.say(ended.task_id, "Failed", reason="NodeLost", completionTime="2026-01-02T03:04:05Z")
     cluster.say(told.task_id, "Succeeded")  # as if it had been a success, whose lease is still renewed
 
     async with open_rig(cluster) as rig:
@@ -197,7 +197,7 @@ async def test_jobs_that_outlived_the_node_are_adopted(cluster: Cluster) -> None
         assert replace(found, deadline=running.deadline, began=running.began) == running
         assert found.deadline == pytest.approx(time() + LEASE_S, abs=1)
         await until(lambda: deadline_of(cluster.job(running.task_id)) == int(found.deadline))
-        lost = Failed(ended.task_id, "NodeLost", blames_cluster=True)
+        lost = Failed(ended.task_id, "NodeLost", start_failed=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp())
         assert set(await rig.heard(2)) == {lost, Finished(told.task_id)}
         rig.runtime.record_progress(running.task_id, Progress(status=Status(batch_size=8)))
         await until(lambda: cluster.job(running.task_id)["status"]["progress"]["samples"] == 16)

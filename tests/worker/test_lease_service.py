@@ -537,7 +537,7 @@ async def test_two_jobs_that_the_cluster_does_not_start_stop_the_offers_and_one_
         for _ in range(2):
             setting.offer()
             await setting.dispatch(task_id := uuid4())
-            setting.jobs.fail(task_id, blames_cluster=True)
+            setting.jobs.fail(task_id, start_failed=1.0)
             await trio.sleep(1)
         assert setting.starts.max_unstarted == 0
         assert "no more offers until a job or a probe has started, because jobs do not start: no image" in caplog.text

@@ -49,6 +49,13 @@ def test_only_a_proof_after_the_failures_allows_offers_again() -> None:
     assert starts.max_unstarted is None
 
 
+def test_a_failure_before_the_proof_that_the_node_learns_of_late_stops_nothing() -> None:
+    starts = record(proven_at=5.0)
+    starts.on_failed(4.0)
+    starts.on_failed(5.0)
+    assert starts.max_unstarted is None
+
+
 def test_a_start_before_the_proof_was_withdrawn_proves_nothing() -> None:
     starts = record(proven_at=1.0)
     starts.on_started(2.0)

@@ -298,8 +298,8 @@ class LeaseService:
                 await self._on_end(event, lease)
 
     async def _on_end(self, event: Finished | Failed, lease: Lease | None) -> None:
-        if isinstance(event, Failed) and event.blames_cluster:
-            self._on_failed_start(event)
+        if isinstance(event, Failed) and event.start_failed is not None:
+            self._on_failed_start(event.start_failed, event.reason)
         ended = self._ledger.end(event.task_id, "Finished" if isinstance(event, Finished) else "Failed")
         if lease is not None and ended is not None:
             self._log_end(event, lease)
@@ -309,12 +309,10 @@ class LeaseService:
             self._jobs.record_reported(event.task_id)
         await self._save()
 
-    def _on_failed_start(self, event: Failed) -> None:
-        self._starts.on_failed(self._traces.now())
+    def _on_failed_start(self, failed: float, reason: str) -> None:
+        self._starts.on_failed(failed)
         if self._starts.max_unstarted == 0:
-            logger.warning(
-                "no more offers until a job or a probe has started, because jobs do not start: %s", event.reason
-            )
+            logger.warning("no more offers until a job or a probe has started, because jobs do not start: %s", reason)
 
     def _on_progress(self, event: Started | Stage, lease: Lease | None) -> None:
         if isinstance(event, Started):

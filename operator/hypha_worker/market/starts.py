@@ -7,7 +7,7 @@ class StartRecord:
     """The starts that failed since an executor last started.
 
     `proven_at` is when the operator knows that an executor of this worker started. None if none has started since the
-    worker's executors changed.
+    worker's executors changed. Failures have the operator's time too, because this node may learn of them late.
     """
 
     def __init__(self) -> None:
@@ -20,9 +20,10 @@ class StartRecord:
         self._started = now
         self._failed.clear()
 
-    def on_failed(self, now: float) -> None:
-        """Record that a job ended because of the cluster before its executor started."""
-        self._failed.append(now)
+    def on_failed(self, failed: float) -> None:
+        """Record that a job ended because of the cluster before its executor started, at a time of the operator."""
+        if self._proven_at is None or failed > self._proven_at:
+            self._failed.append(failed)
 
     def on_proven(self, proven_at: float | None) -> None:
         """Take over what the operator knows. If it withdraws a proof, earlier starts of this node prove nothing."""

@@ -154,8 +154,9 @@ def end_of(observed: ObservedJob) -> Finished | Failed:
         return Finished(observed.spec.task_id)
     message = next((c.message for c in status.conditions if c.type == "Ready" and c.message), "")
     reason = ": ".join(text for text in (status.reason or "it failed", message) if text)
-    blames_cluster = status.reason in CLUSTER_REASONS and status.start_time is None
-    return Failed(observed.spec.task_id, reason, tuple(status.last_lines), blames_cluster)
+    not_started = status.reason in CLUSTER_REASONS and status.start_time is None
+    ended = status.completion_time.timestamp() if not_started and status.completion_time else None
+    return Failed(observed.spec.task_id, reason, tuple(status.last_lines), ended)
 
 
 def reported_status(seconds: float) -> Object:
