@@ -30,11 +30,14 @@ class Fleet:
         """Reconcile all workers once; return those whose pod is replaced now."""
         replaced = []
         for key, observed in self.controllers.items():
-            admitted = self.rollouts.admits(key, observed, deployment("new"), self.now_s, self.controllers.get)
-            if admitted and observed != deployment("new"):
+            if observed != deployment("new") and self.admits(key):
                 replaced.append(key.name)
                 self.controllers[key] = deployment("new", seen=False)
+                self.rollouts.on_applied(key)
         return replaced
+
+    def admits(self, key: Key) -> bool:
+        return self.rollouts.admits(key, self.controllers.get(key), self.now_s, self.controllers.get)
 
     def is_back(self, name: str) -> None:
         self.controllers[Key(DEPLOYMENT, "ns", name)] = deployment("new")
@@ -74,10 +77,21 @@ def test_controllers_that_stay_down_do_not_block_the_others_for_ever() -> None:
     assert len([name for name in fleet.upgrade() if name not in {f"w{n}" for n in range(MAX_AT_ONCE)}]) == MAX_AT_ONCE
 
 
-def test_a_controller_that_is_down_a_new_one_and_one_with_the_same_image_need_no_turn() -> None:
+def test_a_controller_that_is_down_and_a_new_one_need_no_turn() -> None:
     fleet = Fleet(MAX_AT_ONCE)
     fleet.upgrade()
     key = Key(DEPLOYMENT, "ns", "another")
-    for observed in (None, deployment("old", available=False), deployment("new")):
-        assert fleet.rollouts.admits(key, observed, deployment("new"), 0.0, fleet.controllers.get)
-    assert not fleet.rollouts.admits(key, deployment("old"), deployment("new"), 0.0, fleet.controllers.get)
+    assert fleet.admits(key)
+    fleet.controllers[key] = deployment("old", available=False)
+    assert fleet.admits(key)
+    fleet.controllers[key] = deployment("old")
+    assert not fleet.admits(key)
+
+
+def test_controllers_count_while_their_change_is_applied() -> None:
+    fleet = Fleet(MAX_AT_ONCE + 1)
+    *first, last = fleet.controllers
+    assert all(map(fleet.admits, first))
+    assert not fleet.admits(last)
+    fleet.rollouts.on_applied(first[0])
+    assert fleet.admits(last), "the change did not replace its pod"

@@ -60,7 +60,7 @@ class WorkerChildren:
         self._admitted: dict[str, dict[str, tuple[Manifest, Manifest]]] = {}
         """By uid, then by kind and name of a child that admission changed: the applied and the resulting manifest."""
         self._rollouts = Rollouts()
-        self._waiting: set[str] = set()  # uids of workers whose controller waits for its new image
+        self._waiting: set[str] = set()  # uids of workers whose controller waits for its turn to be changed
         self._uncertified: dict[str, int] = {}  # by uid: the generation for which no Certificate is left to delete
 
     def release(self, uid: str) -> None:
@@ -107,36 +107,52 @@ class WorkerChildren:
         return addresses
 
     async def _apply_deployment(self, worker: Manifest, spec: HyphaWorkerSpec, desired: Manifest) -> None:
-        """Apply the controller, unless it gets a new image and too many others are down because of theirs."""
-        metadata = desired["metadata"]
-        key = Key(DEPLOYMENT, metadata["namespace"], metadata["name"])
-        observed = self._store.get(*key)
-        self._waiting.discard(worker["metadata"]["uid"])
+        """Apply the controller, unless the operator has changed it and too many others are down for this reason.
+
+        A change by the worker's owner is applied at once. It makes a generation that the status does not name yet.
+        """
+        metadata = worker["metadata"]
+        key = Key(DEPLOYMENT, metadata["namespace"], desired["metadata"]["name"])
+        observed, desired = self._store.get(*key), _completed(desired, spec)
+        self._waiting.discard(metadata["uid"])
+        if self._is_current(observed, desired):
+            return
+        by_owner = (worker.get("status") or {}).get("observedGeneration") != metadata["generation"]
         now_s = self._clock.monotonic()
-        if self._rollouts.admits(key, observed, desired, now_s, lambda other: self._store.get(*other)):
-            await self._apply_to(observed, spec, desired)
-        else:
-            self._waiting.add(worker["metadata"]["uid"])
+        if not by_owner and not self._rollouts.admits(key, observed, now_s, lambda other: self._store.get(*other)):
+            self._waiting.add(metadata["uid"])
+            return
+        try:
+            await self._change(observed, desired)
+        finally:
+            self._rollouts.on_applied(key)
 
     async def _apply(self, spec: HyphaWorkerSpec, desired: Manifest) -> None:
         kind, metadata = kind_of(desired), desired["metadata"]
         await self._apply_to(self._store.get(kind, metadata["namespace"], metadata["name"]), spec, desired)
 
     async def _apply_to(self, observed: Manifest | None, spec: HyphaWorkerSpec, desired: Manifest) -> None:
-        desired = marked(with_common(desired, spec.common_labels, spec.common_annotations))
-        metadata = desired["metadata"]
-        admitted, name = self._admitted.setdefault(_owner_uid(desired), {}), f"{desired['kind']} {metadata['name']}"
-        applied, resulting = admitted.get(name, ({}, {}))
-        if is_applied(observed, desired) or (applied == desired and is_applied(observed, resulting)):
-            return
+        desired = _completed(desired, spec)
+        if not self._is_current(observed, desired):
+            await self._change(observed, desired)
+
+    def _is_current(self, observed: Manifest | None, desired: Manifest) -> bool:
+        """Whether an object is as applied, or as admission changed it."""
+        applied, resulting = self._admitted_of(desired).get(_name(desired), ({}, {}))
+        return is_applied(observed, desired) or (applied == desired and is_applied(observed, resulting))
+
+    async def _change(self, observed: Manifest | None, desired: Manifest) -> None:
         try:
             answer = await self._write(observed, desired)
         except Conflict as error:
             raise _name_taken(desired, str(error)) from error
         if is_applied(answer, desired):
-            admitted.pop(name, None)
+            self._admitted_of(desired).pop(_name(desired), None)
         else:
-            admitted[name] = desired, projected(answer, desired)
+            self._admitted_of(desired)[_name(desired)] = desired, projected(answer, desired)
+
+    def _admitted_of(self, desired: Manifest) -> dict[str, tuple[Manifest, Manifest]]:
+        return self._admitted.setdefault(_owner_uid(desired), {})
 
     async def _write(self, observed: Manifest | None, desired: Manifest) -> Manifest:
         if desired["kind"] == CONFIG_MAP.name:  # changes once the node has reported its peer id
@@ -191,6 +207,14 @@ class WorkerChildren:
         return self._store.get(kind, namespace, name)
 
 
+def _completed(desired: Manifest, spec: HyphaWorkerSpec) -> Manifest:
+    return marked(with_common(desired, spec.common_labels, spec.common_annotations))
+
+
+def _name(manifest: Manifest) -> str:
+    return f"{manifest['kind']} {manifest['metadata']['name']}"
+
+
 def _owner_uid(manifest: Manifest) -> str:
     return str(manifest["metadata"]["ownerReferences"][0]["uid"])
 
@@ -205,6 +229,5 @@ def _reason_of(error: Refused) -> WorkerReason | None:
 
 
 def _name_taken(desired: Manifest, why: str) -> RefusedError:
-    name = f"{desired['kind']} {desired['metadata']['name']}"
-    message = f"{name} exists and has another owner: {why}. {WorkerReason.NAME_TAKEN.remedy}"
+    message = f"{_name(desired)} exists and has another owner: {why}. {WorkerReason.NAME_TAKEN.remedy}"
     return RefusedError(WorkerReason.NAME_TAKEN, message)

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from hypha_contracts.kinds import HYPHA_JOB, Manifest
-from hypha_contracts.kubernetes_errors import Conflict, NotFound
+from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound, Unavailable
 from hypha_contracts.names import DRAIN_FINALIZER, WORKER_LABEL
 from hypha_contracts.object_status import is_ended, is_open
 from hypha_operator.machinery.clock import Clock
@@ -63,6 +63,8 @@ async def release(worker: Manifest, cluster: Cluster) -> bool:
 async def drain(worker: Manifest, grace_s: float, cluster: Cluster, clock: Clock) -> str | None:
     """Cancel the worker's jobs. Return what the deletion waits for, or None if the worker is drained.
 
+    A job that cannot be cancelled, for example because a webhook refuses, delays the deletion no longer than others do.
+
     Args:
         worker: the HyphaWorker, which is being deleted.
         grace_s: the grace period of its jobs in seconds.
@@ -73,8 +75,8 @@ async def drain(worker: Manifest, grace_s: float, cluster: Cluster, clock: Clock
     selector = f"{WORKER_LABEL}={metadata['name']}"
     jobs = await cluster.find(HYPHA_JOB, metadata["namespace"], label_selector=selector)
     for job in jobs:
-        if not is_ended(job) and "cancel" not in job["spec"]:
-            await _cancel(job, cluster)
+        if not is_ended(job) and "cancel" not in job["spec"] and not await _cancel(job, cluster):
+            break
     open_jobs = [job for job in jobs if is_open(job)]
     deadline = datetime.fromisoformat(metadata["deletionTimestamp"]) + timedelta(seconds=grace_s) + _REPORTING
     if open_jobs and clock.now() < deadline:
@@ -86,8 +88,18 @@ async def drain(worker: Manifest, grace_s: float, cluster: Cluster, clock: Clock
     return None
 
 
-async def _cancel(job: Manifest, cluster: Cluster) -> None:
+async def _cancel(job: Manifest, cluster: Cluster) -> bool:
+    """Cancel a job. If this fails, the next reconcile tries again.
+
+    Return False if there was no answer, for example because of a webhook that is down. The call took up to a minute
+    then, and those for other jobs would take as long.
+    """
+    namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
     try:
         await cluster.apply({**identity_of(job), "spec": {"cancel": {"reason": REASON}}})
     except (Conflict, NotFound):
-        _log.info("%s/%s: deleted before it was cancelled", job["metadata"]["namespace"], job["metadata"]["name"])
+        _log.info("%s/%s: deleted before it was cancelled", namespace, name)
+    except ApiError as error:
+        _log.warning("%s/%s: it could not be cancelled: %s", namespace, name, error)
+        return not isinstance(error, Unavailable)
+    return True

@@ -54,8 +54,8 @@ async def _uninstall(cluster: Cluster, clock: Clock, name: str, namespaces: tupl
     others = {_namespace(claim) for claim in claims if release_of(holder_of(claim)) not in ("", name)}
     workers = [worker for scope in scopes for worker in await cluster.find(WORKER, scope)]
     for worker in workers:
-        if _namespace(worker) not in others and not await release(worker, cluster):
-            raise UninstallError(f"HyphaWorker {_namespace(worker)}/{worker['metadata']['name']} changes. Try again.")
+        if _namespace(worker) not in others:
+            await _release(cluster, clock, worker)
     for claim in claims:
         if holder_of(claim) == f"{name}/{REPLICA}":
             await cluster.delete(LEASE, _namespace(claim), LEASE_NAME, uid=claim["metadata"]["uid"])
@@ -64,6 +64,18 @@ async def _uninstall(cluster: Cluster, clock: Clock, name: str, namespaces: tupl
 
 def _namespace(object_: Manifest) -> str:
     return str(object_["metadata"]["namespace"])
+
+
+async def _release(cluster: Cluster, clock: Clock, worker: Manifest) -> None:
+    """Remove a worker's finalizer. Its node writes its status about every minute, so it may have changed."""
+    namespace, name = _namespace(worker), worker["metadata"]["name"]
+    current: Manifest | None = worker
+    for _ in range(_ATTEMPTS):
+        if current is None or await release(current, cluster):
+            return
+        await clock.sleep(_PAUSE_S)
+        current = await cluster.get(WORKER, namespace, name)
+    raise UninstallError(f"HyphaWorker {namespace}/{name} changes all the time. Try again.")
 
 
 async def _take(cluster: Cluster, clock: Clock, name: str, place: tuple[str, str]) -> bool:
