@@ -155,7 +155,7 @@ class HyphaJobStatus(Schema):
     pod_uid: str | None = None
     node_name: str | None = None
     starting_since: Time | None = Field(
-        default=None, description="Since when the job could start: it was created, or its queue admitted it."
+        default=None, description="Since when the job could start, without the time in a queue."
     )
     start_time: Time | None = Field(default=None, description="When the executor started.")
     completion_time: Time | None = None

@@ -28,7 +28,7 @@ def roles() -> list[dict[str, Any]]:
             _rule((JOBS,), "create"),
             _rule(tuple(f"{plural}/status" for plural in _BOTH), "patch"),
             _rule(tuple(f"{plural}/finalizers" for plural in _BOTH), "update"),
-            _rule(("resourceclaimtemplates",), "create", "patch", group="resource.k8s.io"),
+            _rule(("resourceclaimtemplates",), "create", group="resource.k8s.io"),
         ),
     ]
 

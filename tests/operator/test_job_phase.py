@@ -477,6 +477,62 @@ def test_the_time_in_a_queue_does_not_count_as_time_to_start() -> None:
     assert status_of(new, classify(new))["startingSince"] == at(60)
 
 
+def a_job(created: float, *conditions: dict[str, Any], suspend: bool = False) -> dict[str, Any]:
+    """Return a Job of a queue that was created at this time."""
+    manifest = job(*conditions, suspend=suspend)
+    manifest["metadata"]["creationTimestamp"] = at(created)
+    return manifest
+
+
+def test_a_queued_job_whose_pods_the_cluster_keeps_taking_ends_after_the_start_timeout() -> None:
+    rejected, _, _ = TAKEN["the device plugin restarted"]
+    now_s, starting_s, status, pauses = 0.0, 0.0, dict[str, Any](), list[float]()
+    while True:
+        queued = observe(the_job=a_job(now_s, suspend=True), after_s=now_s, status=status)
+        assert classify(queued).finding.reason == "Queued"
+        assert "again" not in classify(queued).finding.message, "it is another Job"
+        status, now_s = status_of(queued, classify(queued)), now_s + 100
+        resumed = a_job(now_s - 100, condition("Suspended", False, seconds=now_s))
+        taken = observe(rejected, the_job=resumed, after_s=now_s, status=status)
+        state = classify(taken)
+        if state.terminal:
+            break
+        assert state.replaced_in
+        pauses.append(state.replaced_in.total_seconds())
+        status, now_s, starting_s = status_of(taken, state), now_s + pauses[-1], starting_s + pauses[-1]
+    assert (state.phase, state.finding.reason) == ("Failed", "Unschedulable")
+    assert 1800 <= starting_s < 1800 * 4 / 3
+    assert len(pauses) < 30
+    assert pauses == sorted(pauses)
+
+
+def test_the_time_that_a_replacement_waits_in_a_queue_does_not_count_as_time_to_start() -> None:
+    waits = observe(the_job=a_job(30, suspend=True), after_s=31, status={"startingSince": at(0), "podUid": "x"})
+    status = status_of(waits, classify(waits))
+    assert (status["reason"], status["startingSince"]) == ("Queued", at(0))
+    limit = {"startTimeoutSeconds": 60}
+    for seconds, seen in ((200, condition("Suspended")), (210, condition("Suspended", False, seconds=200))):
+        admitted = observe(the_job=a_job(30, seen), after_s=seconds, status=status, jobs=limit)
+        assert classify(admitted).finding.reason == "PodPending"
+        assert status_of(admitted, classify(admitted))["startingSince"] == at(170), "30 s before its admission"
+    admitted = then(admitted, classify(admitted), after_s=229, the_job=a_job(30, seen), jobs=limit)
+    assert not classify(admitted).ending
+    late = then(admitted, classify(admitted), after_s=230, the_job=a_job(30, seen), jobs=limit)
+    assert classify(late).finding.reason == "StartTimeout"
+
+
+def test_a_job_that_its_queue_suspends_again_starts_afresh() -> None:
+    status = {"startingSince": at(50), "podUid": "x", "reason": "PodPending"}
+    suspended = observe(the_job=a_job(0, suspend=True), after_s=60, status=status)
+    assert "suspended the job's Job again" in classify(suspended).finding.message
+    assert "startingSince" not in status_of(suspended, classify(suspended))
+
+
+def test_a_queued_job_that_was_refused_at_first_is_no_replacement() -> None:
+    queued = observe(the_job=a_job(50, suspend=True), status={"startingSince": at(0), "reason": "QuotaExceeded"})
+    assert "startingSince" not in status_of(queued, classify(queued))
+
+
 def test_a_program_that_does_not_exist_has_not_started() -> None:
     missing, _, _ = ENDS["the executor's program is missing"]
     observed = observe(missing)

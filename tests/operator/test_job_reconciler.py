@@ -249,6 +249,26 @@ async def test_a_cluster_without_claims_of_devices_ends_the_job_with_a_remedy(
         assert world.items(JOB) == []
 
 
+async def test_a_job_keeps_its_claim_of_devices_if_the_worker_changes_before_its_job_is_created(
+    control_plane: ApiServer, placement: dict[str, Any]
+) -> None:
+    gpu = {"deviceClassName": "gpu.example.org", "count": 2, "memory": "48Gi"}
+    async with open_job_world(control_plane, resources=ROOM | {"gpu": gpu}) as world:
+        quota = {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}}
+        world.call("POST", f"/api/v1/namespaces/{world.namespace}/resourcequotas", quota)
+        world.make_job(resources=LEASE | {"gpu": 48.0})
+        await world.until(lambda: world.status.get("reason") == "QuotaExceeded")
+        changed = {"spec": {"resources": {"gpu": {"deviceClassName": "other.example.org"}}}}
+        world.call("PATCH", world.path(WORKER, WORKER_NAME), changed)
+        await world.step()
+        assert (world.status["phase"], world.status["reason"]) == ("Pending", "QuotaExceeded")
+        world.call("DELETE", f"/api/v1/namespaces/{world.namespace}/resourcequotas/none")
+        await world.until(lambda: world.items(JOB))
+        (template,) = world.items(RESOURCE_CLAIM_TEMPLATE)
+        (request,) = template["spec"]["spec"]["devices"]["requests"]
+        assert request["exactly"]["deviceClassName"] == "gpu.example.org"
+
+
 async def test_a_webhook_that_does_not_answer_is_reported_and_ends_the_job(world: JobWorld) -> None:
     with broken_webhook(world.server, world.namespace):
         world.make_job()

@@ -1,12 +1,13 @@
 """How much a worker may sell, derived from quotas and nodes."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import yaml
 
 from e2e.cluster.tools import ROOT
-from hypha_operator.offers.limits import Limits, Needs, Node, limits_of
+from hypha_operator.offers.limits import Limits, Needs, Node, limits_of, without
 from hypha_operator.offers.trial import trial
 from hypha_resources.job import Amounts
 from support.operating import SETTINGS
@@ -36,9 +37,7 @@ def node(labels: dict[str, str] | None = None, taints: list[dict[str, str]] | No
         "spec": {"taints": taints or []},
         "status": {"allocatable": allocatable},
     }
-    made = Node.of(manifest)
-    assert made
-    return made
+    return Node.of(manifest)
 
 
 def quota(hard: dict[str, str], used: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
@@ -105,7 +104,15 @@ def test_only_nodes_that_a_job_may_use_count(found: Node, pod: dict[str, Any], p
 
 
 def test_a_cordoned_node_does_not_count() -> None:
-    assert Node.of({"metadata": {}, "spec": {"unschedulable": True}}) is None
+    cordoned = replace(node(cpu="64"), cordoned=True)
+    assert limits(SMALL, nodes=[cordoned, node()]) == limits(SMALL, nodes=[node()])
+
+
+def test_devices_on_a_cordoned_node_do_not_lack_their_plugin() -> None:
+    found = limits(SMALL | {"gpu": GPU}, nodes=[node(), replace(node(gpus="4"), cordoned=True)])
+    assert found.missing
+    assert found.missing.reason == "Unschedulable"
+    assert "no node with nvidia.com/gpu that accepts pods" in found.missing.message
 
 
 def test_devices_that_no_node_has_are_missing() -> None:
@@ -210,6 +217,13 @@ def test_what_the_examples_sell_on_one_node_fits_a_common_node(example: str, cor
     (on_one_node,) = resources.get("nodes", [resources])
     on_one_node = {name: amount for name, amount in on_one_node.items() if name != "count"}
     assert limits(on_one_node, nodes=[_COMMON_NODES[cores]]) == Limits()
+
+
+def test_what_a_probe_uses_is_not_sold() -> None:
+    resources = worker_spec(resources=SMALL | {"gpu": GPU}).resources
+    assert without(Limits(), resources, Amounts(cpu=3, gpu=192)).limit == Amounts(cpu=5, memory=32, storage=100, gpu=0)
+    small = Limits(limit=Amounts(cpu=2, memory=1), per_job=Amounts(cpu=1))
+    assert without(small, resources, Amounts(cpu=3)) == Limits(Amounts(memory=1), per_job=Amounts(cpu=1))
 
 
 def test_room_is_measured_in_the_units_of_the_network() -> None:

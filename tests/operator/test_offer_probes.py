@@ -7,6 +7,7 @@ the worker may sell and no other job of it is starting.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +16,15 @@ from e2e.cluster.kwok import MISSING_IMAGE, kwok, pod_placement
 from hypha_contracts.kinds import HYPHA_JOB, JOB, NODE, POD, WORKER
 from hypha_contracts.object_status import TERMINAL, find_condition
 from hypha_operator.machinery.kinds import Key
+from hypha_operator.offers.trial import probe
+from hypha_resources.job import Amounts
 from support.api_server import ApiServer
 from support.job_world import JobWorld, open_job_world
-from support.operator_objects import ROOM
+from support.operating import SETTINGS
+from support.operator_objects import ROOM, worker_manifest, worker_spec
 from support.operator_objects import WORKER as WORKER_NAME
 from support.resources import install_definitions
+from support.webhooks import denied, webhook
 
 pytestmark = pytest.mark.anyio
 LEASE = {"cpu": 1.0, "memory": 1.0, "storage": 1.0, "gpu": 0.0}
@@ -155,6 +160,53 @@ async def test_a_probe_has_what_a_job_has_but_neither_its_task_nor_a_token(marke
     assert "secret" not in str(probe["spec"]["volumes"])
     (owner,) = next(j for j in market.world.items(JOB) if j["metadata"]["name"] == PROBE)["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["name"]) == ("HyphaWorker", WORKER_NAME)
+
+
+async def test_the_room_of_a_probe_is_not_sold(market: Market) -> None:
+    await market.step()
+    whole = (market.worker["status"]["offering"].get("limit") or {}).get("cpu", float(ROOM["cpu"]))
+    market.set_executor(image=MISSING_IMAGE)
+    await market.until(lambda: [job for job in market.world.items(JOB) if job["metadata"]["name"] == PROBE])
+    assert market.worker["status"]["offering"]["limit"]["cpu"] == whole - LEASE["cpu"]
+
+
+async def test_a_probe_that_a_policy_refuses_is_a_failed_start(
+    market: Market, control_plane: ApiServer, tmp_path: Path
+) -> None:
+    def no_probes(request: dict[str, Any]) -> dict[str, Any]:
+        refused = request["object"]["metadata"]["name"] == PROBE
+        return denied("a job needs an owner's number") if refused else {"allowed": True}
+
+    namespace = market.world.namespace
+    with webhook(control_plane, namespace, "validating", "batch/jobs", no_probes, tmp_path / "pki"):
+        market.set_executor(image=MISSING_IMAGE)
+        await market.until(lambda: find_condition(market.worker, "JobsStart").get("status") == "False")
+        await market.until(lambda: "a job needs an owner's number" in market.message("JobsStart"), passes_s=30)
+        for _ in range(10):
+            await market.step(30)
+        assert not market.may_sell
+        assert market.failed() <= 2
+    market.set_executor()
+    await market.until_it_sells()
+    assert market.failed() <= 2
+
+
+def test_the_claims_of_a_probe_are_named_by_what_they_claim() -> None:
+    """What a ResourceClaimTemplate claims never changes, and the one of an earlier probe may still exist."""
+
+    def named(count: float, **gpu: Any) -> str:
+        dra = {"deviceClassName": "gpu.example.org", "count": 4, "memory": "1G", **gpu}
+        spec = worker_spec(resources=ROOM | {"gpu": dra})
+        worker = worker_manifest()
+        worker["metadata"] |= {"creationTimestamp": "2026-01-01T00:00:00Z", "generation": 1}
+        made = probe(worker, spec, spec.executors[0], Amounts(**LEASE | {"gpu": count}), SETTINGS)
+        ((claim,), (reference,)) = made.claims, made.pod["resourceClaims"]
+        assert reference["resourceClaimTemplateName"] == claim["metadata"]["name"]
+        return str(claim["metadata"]["name"])
+
+    assert named(1) == named(1)
+    selected = named(1, selectors=[{"cel": {"expression": "true"}}])
+    assert len({named(1), named(2), named(1, deviceClassName="another.example.org"), selected}) == 4
 
 
 async def test_a_full_quota_fails_no_job(market: Market) -> None:

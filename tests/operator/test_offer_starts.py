@@ -218,6 +218,29 @@ def test_a_worker_stays_blocked_though_its_failed_jobs_were_deleted() -> None:
     assert decision.begin_probe == TRAIN
 
 
+def test_a_failed_start_stays_known_though_its_job_was_deleted() -> None:
+    """The node counts it until a probe has started."""
+    first = observed(failed(50))
+    second = then(first, decide_starts(first), 110, jobs=(), probe=probe())
+    decision = decide_starts(second)
+    assert verdict(decision) == (None, "ImagePull")
+    assert not decision.end_probe
+    third = then(second, decision, 120, probe=probe(finding=IMAGE, over=True))
+    assert verdict(decide_starts(third)) == (False, "ImagePull")
+    shown = decide_starts(then(second, decision, 120, probe=probe(started=True)))
+    assert (verdict(shown), shown.proven) == ((True, "JobsStart"), seconds(120))
+    assert verdict(decide_starts(then(second, decision, 120, jobs=(started(115),)))) == (True, "JobsStart")
+
+
+def test_the_executor_of_a_probe_is_known_until_the_probe_ends() -> None:
+    first, decision = blocked()
+    assert decision.probed == TRAIN
+    stuck = then(first, decision, 110, probe=probe())
+    decision = decide_starts(stuck)
+    assert decision.probed == TRAIN
+    assert decide_starts(then(stuck, decision, 120, probe=probe(started=True))).probed is None
+
+
 def test_a_job_that_starts_under_an_earlier_lease_ends_the_trouble() -> None:
     first, decision = blocked()
     decision = decide_starts(then(first, decision, 130, jobs=(*first.jobs, started(120))))

@@ -1,5 +1,6 @@
 """Executors that the API server would refuse are found before any job is sold."""
 
+import json
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypha_contracts.kinds import WORKER, Manifest
 from hypha_contracts.object_status import find_condition
 from hypha_operator.machinery.kinds import Key
 from hypha_operator.offers.validation import Validation
+from hypha_resources.job import Amounts
 from support.api_server import ApiServer
 from support.operating import Operating, operating
 from support.people import User
@@ -128,19 +130,28 @@ async def test_a_quota_that_the_worker_s_own_jobs_use_up_is_no_fault(served, nam
     assert told(user.get(worker)) == ("True", "Validated")
 
 
+def use_quota(server: ApiServer, namespace: str, used: str) -> None:
+    """Say how much of a quota of 10 cores is used, as a controller does."""
+    status = json.dumps({"status": {"hard": {"requests.cpu": "10"}, "used": {"requests.cpu": used}}})
+    server.kubectl("patch", f"-n{namespace}", "quota/small", "--subresource=status", "--type=merge", "-p", status)
+
+
 async def test_offers_are_no_larger_than_what_the_quota_leaves(served, namespace, user):
     quota = {"metadata": {"name": "small"}, "spec": {"hard": {"requests.cpu": "10"}}}
-    made = served.post(f"/api/v1/namespaces/{namespace}/resourcequotas", quota)
-    with served.client() as client:
-        path = f"/api/v1/namespaces/{namespace}/resourcequotas/small/status"
-        status = {"hard": {"requests.cpu": "10"}, "used": {"requests.cpu": "2"}}
-        client.put(path, json=made | {"status": status}).raise_for_status()
+    served.post(f"/api/v1/namespaces/{namespace}/resourcequotas", quota)
+    use_quota(served, namespace, "2")
     worker = user.apply(manifest(namespace))
     async with operating(served.kubeconfig, namespace) as operator:
         await operator.settle()
+        offering = user.get(worker)["status"]["offering"]
+        assert offering["limit"]["cpu"] == 7.9, "10 cores, without the 2 that are used and the 0.1 of the bridge"
+        assert offering["enabled"] is True
+        job = user.apply(job_manifest(namespace, worker, resources=Amounts(cpu=4).model_dump()), manager="hypha-worker")
+        user.status(job, "hypha-operator", phase="Running", podUid="1", podName="x")
+        use_quota(served, namespace, "6100m")
+        await operator.settle()
     offering = user.get(worker)["status"]["offering"]
-    assert offering["limit"]["cpu"] == 7.9, "10 cores, without the 2 that are used and the 0.1 of the bridge"
-    assert offering["enabled"] is True
+    assert offering["limit"]["cpu"] == 7.8, "less by the bridge of the job, whose pod the quota counted at once"
 
 
 async def test_a_webhook_that_does_not_answer_is_named(served, namespace, user):

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from hypha_contracts.kinds import CONFIG_MAP, DEPLOYMENT, HYPHA_JOB, SERVICE, WORKER, Manifest
-from hypha_contracts.kubernetes_errors import Unavailable
+from hypha_contracts.kubernetes_errors import Forbidden, Unavailable
 from hypha_contracts.names import DRAIN_FINALIZER
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.kinds import Key
 from hypha_operator.workers.rollout import MAX_AT_ONCE
 from support.api_server import ApiServer
-from support.operating import SETTINGS, operating
+from support.operating import SETTINGS, Operating, operating
 from support.people import User, report
 from support.resources import GATEWAY, PEER, install_definitions, job_manifest, worker_manifest
 from support.waiting import until
@@ -198,35 +198,86 @@ async def test_a_change_of_the_price_configures_the_next_pod_and_replaces_none(s
     assert "price = 7" in config["data"]["worker.toml"]
 
 
-async def test_an_upgrade_of_the_operator_replaces_few_controllers_at_a_time(served, namespace, user):
-    def images(operator):
-        found = [operator.store.get(DEPLOYMENT, namespace, f"w{number}-controller") for number in range(5)]
-        return [manifest["spec"]["template"]["spec"]["containers"][0]["image"] for manifest in found]
+class Upgrade:
+    """Five workers with running controllers, and what an operator with other settings has made of them."""
 
-    def run(operator, name):
-        controller = operator.store.get(DEPLOYMENT, namespace, name)
+    def __init__(self, user: User, namespace: str) -> None:
+        self.user, self.namespace = user, namespace
+
+    async def begin(self, operator: Operating) -> None:
+        for number in range(5):
+            self.user.apply(worker_manifest(self.namespace, f"w{number}"))
+        await operator.settle()
+        for number in range(5):
+            self.run(operator, f"w{number}")
+
+    def deployment(self, operator: Operating, worker: str) -> Manifest:
+        found = operator.store.get(DEPLOYMENT, self.namespace, f"{worker}-controller")
+        assert found is not None
+        return found
+
+    def containers(self, operator: Operating, field: str) -> list[Any]:
+        """Return this field of each controller's container."""
+        found = [self.deployment(operator, f"w{number}")["spec"]["template"]["spec"] for number in range(5)]
+        return [spec["containers"][0][field] for spec in found]
+
+    def run(self, operator: Operating, worker: str) -> None:
+        """Report that a controller is available."""
+        controller = self.deployment(operator, worker)
         available = {"type": "Available", "status": "True", "reason": "x", "message": ""}
         generation = controller["metadata"]["generation"]
-        user.status(controller, "cluster", observedGeneration=generation, conditions=[available])
+        self.user.status(controller, "cluster", observedGeneration=generation, conditions=[available])
 
-    for number in range(5):
-        user.apply(worker_manifest(namespace, f"w{number}"))
+
+@pytest.fixture
+async def upgrade(served: ApiServer, namespace: str, user: User) -> Upgrade:
+    upgrade = Upgrade(user, namespace)
     async with operating(served.kubeconfig, namespace) as operator:
-        await operator.settle()
-        old = images(operator)[0]
-        for number in range(5):
-            run(operator, f"w{number}-controller")
-    upgraded = replace(SETTINGS, worker_image="worker:new")
+        await upgrade.begin(operator)
+    return upgrade
+
+
+async def test_an_upgrade_of_the_operator_replaces_few_controllers_at_a_time(served, namespace, upgrade):
+    old, new = SETTINGS.worker_image, "worker:new"
+    upgraded = replace(SETTINGS, worker_image=new)
     async with operating(served.kubeconfig, namespace, settings=upgraded) as operator:
         await operator.settle()
-        assert images(operator) == ["worker:new"] * MAX_AT_ONCE + [old] * (5 - MAX_AT_ONCE)
+        assert upgrade.containers(operator, "image") == [new] * MAX_AT_ONCE + [old] * (5 - MAX_AT_ONCE)
         await operator.reconcile_all()
-        assert images(operator).count("worker:new") == MAX_AT_ONCE
-        run(operator, "w1-controller")
+        assert upgrade.containers(operator, "image").count(new) == MAX_AT_ONCE
+        upgrade.run(operator, "w1")
         await operator.observe()
         assert await operator.reconcile(Key(WORKER, namespace, "w3")) == 30
-        assert images(operator).count("worker:new") == MAX_AT_ONCE + 1
+        assert upgrade.containers(operator, "image").count(new) == MAX_AT_ONCE + 1
         assert await operator.reconcile(Key(WORKER, namespace, "w4")) == 5
+
+
+async def test_an_upgrade_that_changes_another_setting_replaces_few_controllers_at_a_time(served, namespace, upgrade):
+    upgraded = replace(SETTINGS, image_pull_policy="Always", user_ids=False)
+    async with operating(served.kubeconfig, namespace, settings=upgraded) as operator:
+        await operator.settle()
+        assert upgrade.containers(operator, "imagePullPolicy").count("Always") == MAX_AT_ONCE
+
+
+async def test_an_upgrade_replaces_few_controllers_at_a_time_while_all_workers_are_reconciled(
+    served, namespace, upgrade
+):
+    upgraded = replace(SETTINGS, worker_image="worker:new")
+    async with operating(served.kubeconfig, namespace, settings=upgraded) as operator:
+        await operator.observe()
+        keys = [Key(WORKER, namespace, f"w{number}") for number in range(5)]
+        await asyncio.gather(*map(operator.reconcile, keys))
+        assert upgrade.containers(operator, "image").count("worker:new") == MAX_AT_ONCE
+
+
+async def test_a_change_by_the_owner_is_applied_at_once_during_an_upgrade(served, namespace, user, upgrade):
+    upgraded = replace(SETTINGS, image_pull_policy="Always")
+    async with operating(served.kubeconfig, namespace, settings=upgraded) as operator:
+        await operator.settle()
+        user.merge(worker_manifest(namespace, "w4"), {"spec": {"controller": {"image": "own:1"}}})
+        await operator.settle()
+        assert upgrade.containers(operator, "image")[4] == "own:1"
+        assert upgrade.containers(operator, "imagePullPolicy")[3] == "IfNotPresent"
 
 
 async def test_the_service_of_the_status_page_comes_and_goes_with_its_readers(served, namespace, user):
@@ -381,7 +432,7 @@ async def test_a_worker_whose_children_are_refused_stalls_with_the_reason(served
     assert words in user.events()[reason]["message"]
 
 
-async def test_a_worker_that_its_node_would_refuse_leaves_the_node_unchanged(served, namespace, user):
+async def test_a_worker_that_its_node_would_refuse_leaves_the_node_unchanged_and_sells_nothing(served, namespace, user):
     worker = user.apply(worker_manifest(namespace))
     async with operating(served.kubeconfig, namespace) as operator:
         await operator.settle()
@@ -389,9 +440,14 @@ async def test_a_worker_that_its_node_would_refuse_leaves_the_node_unchanged(ser
         user.apply(worker_manifest(namespace, network={"gateways": [f"{GATEWAY}/p2p/{PEER[:-1]}"]}))
         await operator.settle()
         assert operator.store.get(DEPLOYMENT, namespace, "gpu-controller") == before
-    shown = user.get(worker)
+        shown = user.get(worker)
+        user.apply(worker_manifest(namespace))
+        await operator.settle()
+        mended = user.get(worker)
     assert shown is not None
     assert conditions(shown)["Stalled"] == ("True", "InvalidSpec")
+    assert shown["status"]["offering"]["enabled"] is False
+    assert mended["status"]["offering"]["enabled"] is True
     ready = next(c for c in shown["status"]["conditions"] if c["type"] == "Ready")
     assert "spec.network.gateways.0" in ready["message"]
 
@@ -403,6 +459,7 @@ async def test_an_object_of_another_owner_is_not_taken_over(served, namespace, u
     async with operating(served.kubeconfig, namespace) as operator:
         await operator.settle()
     assert conditions(user.get(worker))["Stalled"] == ("True", "NameTaken")
+    assert conditions(user.get(worker))["ExecutorsValid"] == ("True", "Validated"), "jobs do not need it"
     kept = user.get(theirs)
     assert kept is not None
     assert kept["data"] == {"worker.toml": "mine"}
@@ -634,6 +691,37 @@ class TestDeletion:
             await operator.observe()
             await operator.reconcile(key)
             assert user.get(worker) is not None
+            clock.ahead = timedelta(seconds=95)
+            await operator.observe()
+            await operator.reconcile(key)
+        assert user.get(worker) is None
+
+    @pytest.mark.parametrize(("error", "tried"), [(Forbidden, 2), (Unavailable, 1)], ids=["refused", "no answer"])
+    async def test_jobs_that_cannot_be_cancelled_do_not_extend_the_deletion(
+        self, served, namespace, user, monkeypatch, caplog, error, tried
+    ):
+        clock = Later()
+        worker = user.apply(worker_manifest(namespace, jobs={"terminationGraceSeconds": 30}))
+        async with operating(served.kubeconfig, namespace, clock) as operator:
+            for _ in range(2):
+                user.apply(job_manifest(namespace, worker), manager="hypha-worker")
+            await operator.settle()
+            user.delete(worker)
+            apply, refused = operator.cluster.apply, set[str]()
+
+            async def refuse(manifest: Manifest, **options: Any) -> Manifest:
+                if manifest["kind"] != HYPHA_JOB.name:
+                    return await apply(manifest, **options)
+                refused.add(manifest["metadata"]["name"])
+                raise error("PATCH", 0, "", "a webhook denied the request or did not answer")
+
+            monkeypatch.setattr(operator.cluster, "apply", refuse)
+            await operator.observe()
+            key = Key(WORKER, namespace, "gpu")
+            assert await operator.reconcile(key) == 2, "it tries again"
+            assert len(refused) == tried
+            assert "could not be cancelled: PATCH: a webhook denied the request" in caplog.text
+            assert conditions(user.get(worker))["Ready"] == ("False", "Draining")
             clock.ahead = timedelta(seconds=95)
             await operator.observe()
             await operator.reconcile(key)

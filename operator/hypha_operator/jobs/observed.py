@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.kinds import Manifest
 from hypha_contracts.object_status import find_condition
 from hypha_operator.pods.state import Finding, has_started, is_over
@@ -84,10 +85,47 @@ class ObservedJob:
         return not all(is_over(pod, self.now) for pod in self.pods)
 
     @property
+    def admitted_for(self) -> timedelta:
+        """How long the Job has been allowed to have a pod: since it was created, or since its queue admitted it."""
+        suspended = find_condition(self.job, "Suspended")
+        if not suspended:
+            return self.job_age
+        if suspended["status"] == "True":  # the Job controller has not observed the admission yet
+            return timedelta()
+        return self.now - datetime.fromisoformat(suspended["lastTransitionTime"])
+
+    @property
+    def is_replacement(self) -> bool:
+        """Whether the operator created the Job in place of one whose pod the cluster took.
+
+        If a queue admits such a Job and suspends it again, the Job counts as a replacement only if it waited in the
+        queue for a shorter time than its predecessors were starting.
+        """
+        if self.job is None or not {"podUid", "startingSince"} <= self.status.keys():
+            return False
+        created, since = self.job["metadata"]["creationTimestamp"], self.status["startingSince"]
+        return datetime.fromisoformat(created) > datetime.fromisoformat(since)
+
+    @property
+    def starting_since(self) -> datetime | None:
+        """Since when the job has been starting, or None if it starts now or once its queue admits it.
+
+        If the cluster takes the pod, the time goes on with the replacement Job, because `start_timeout` limits all
+        attempts together. The time that a replacement Job waits in a queue does not count. `queue_timeout` limits it.
+        If a queue suspends a Job that it had admitted, the job starts afresh once the queue admits it again.
+        """
+        recorded = self.status.get("startingSince")
+        if recorded is None or (self.is_queued and not self.is_replacement):
+            return None
+        since = datetime.fromisoformat(recorded)
+        if self.is_replacement and not self.is_queued and self.status.get("reason") == JobReason.QUEUED:
+            return since + (self.job_age - self.admitted_for)  # once, because the next status has another reason
+        return since
+
+    @property
     def starting_for(self) -> timedelta:
-        """How long the job has been starting, with the pods that the cluster took away."""
-        since = self.status.get("startingSince")
-        return self.now - datetime.fromisoformat(since) if since else timedelta()
+        """How long the job has been starting, with the pods that the cluster took away and without time in a queue."""
+        return self.now - self.starting_since if self.starting_since else timedelta()
 
     @property
     def is_queued(self) -> bool:

@@ -2,7 +2,8 @@
 
 The rule for restarts: until its executor has started, a job has lost nothing. So if the cluster takes its pod (rejects,
 evicts, preempts or deletes it, or loses its node), the operator creates another one, as long as the start timeout
-permits. A queue that suspends the Job admits it again. Once the executor has started, the job fails with that reason.
+permits. This timeout limits all attempts together, without their time in a queue. A queue that suspends the Job admits
+it again. Once the executor has started, the job fails with that reason.
 """
 
 from dataclasses import dataclass, replace
@@ -41,7 +42,7 @@ _TAKEN: Final = frozenset(
 """How a pod ends if the cluster takes it away."""
 _SHORTEST_LIFE: Final = timedelta(seconds=10)
 _LIFE_FACTOR: Final = 4
-"""A node may reject each pod at once, so a Job must be 10 s old, and a quarter as old as all attempts."""
+"""A node may reject each pod at once, so an attempt lasts at least 10 s, and a quarter of the time of all attempts."""
 POD_TIMEOUT: Final = timedelta(seconds=10)
 """How long a Job may have no pod before the operator reads the Job's Events to find out why."""
 FIELDS: Final = (
@@ -134,7 +135,7 @@ def status_of(observed: ObservedJob, state: State) -> dict[str, Any]:
     """
     before, pod = observed.status, observed.pod
     start_time = (_start_of(pod) if pod else None) or before.get("startTime")
-    since = None if observed.is_queued else before.get("startingSince") or timestamp(observed.now)
+    since = observed.starting_since or (None if observed.is_queued else observed.now)
     status = {
         "phase": state.phase,
         "reason": state.finding.reason,
@@ -142,7 +143,7 @@ def status_of(observed: ObservedJob, state: State) -> dict[str, Any]:
         "podName": pod["metadata"]["name"] if pod else before.get("podName"),
         "podUid": pod["metadata"]["uid"] if pod else before.get("podUid"),
         "nodeName": ((pod.get("spec") or {}).get("nodeName") if pod else None) or before.get("nodeName"),
-        "startingSince": since,
+        "startingSince": timestamp(since) if since else None,
         "startTime": start_time,
         "completionTime": timestamp(observed.now) if state.terminal else None,
         "duration": _duration(start_time, observed.now) if state.terminal and start_time else None,
@@ -240,7 +241,7 @@ def _queued(observed: ObservedJob) -> State:
         )
         return _stopped(Finding(JobReason.QUEUE_TIMEOUT, message), observed, "Pending")
     message = "The job's Job is suspended until the queue admits it."
-    if "podUid" in observed.status:
+    if "podUid" in observed.status and not observed.is_replacement:
         message = f"The queue suspended the job's Job again before its executor started. {message}"
     return State("Pending", Finding(JobReason.QUEUED, message))
 
@@ -259,7 +260,7 @@ def _replaced(observed: ObservedJob, end: Finding) -> State:
     message = f"{end.message} The executor had not started, so the operator creates another pod."
     leaves = any("deletionTimestamp" in pod["metadata"] for pod in observed.pods)
     life = timedelta() if leaves else max(_SHORTEST_LIFE, observed.starting_for / _LIFE_FACTOR)
-    return State("Pending", Finding(end.reason, message), replaced_in=max(life - observed.job_age, timedelta()))
+    return State("Pending", Finding(end.reason, message), replaced_in=max(life - observed.admitted_for, timedelta()))
 
 
 def _too_slow(observed: ObservedJob) -> Finding:

@@ -12,7 +12,7 @@ from hypha_operator.jobs.decision import Decision, Missing, decide, missing, pod
 from hypha_operator.jobs.observed import ObservedJob, jobs_of
 from hypha_operator.jobs.phase import lacks_pod
 from hypha_operator.jobs.refused_pods import RefusedPods
-from hypha_operator.machinery.child_writes import write_child
+from hypha_operator.machinery.child_writes import create_once, write_child
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.drift import is_owned
@@ -158,9 +158,13 @@ class JobReconciler:
             return await self._with_answer(observed, lacks, error)
 
     async def _apply_child(self, child: Manifest, observed: ObservedJob) -> None:
-        """Apply a child. The store does not know the ResourceClaimTemplate, so it may exist already."""
+        """Apply a child, except a ResourceClaimTemplate, which is only created, because nobody can change its spec.
+
+        An earlier attempt to create the Job may have left one, and the store does not know it. The worker's spec may
+        have changed since. The job then gets the devices that were to be claimed at first.
+        """
         if child["kind"] == RESOURCE_CLAIM_TEMPLATE.name:
-            await self._cluster.apply(child)
+            await create_once(self._cluster, child)
         else:
             await write_child(self._cluster, observed.network_policy, child, adopt=True)
 

@@ -41,6 +41,15 @@ async def write_child(cluster: Cluster, observed: Manifest | None, desired: Mani
     return await cluster.apply(desired)
 
 
+async def create_once(cluster: Cluster, desired: Manifest) -> None:
+    """Create an object whose specification nobody can change, unless one with its name exists already."""
+    try:
+        await cluster.create(desired)
+    except Conflict as error:
+        if error.reason != "AlreadyExists":  # a quota that changes at this moment conflicts, too
+            raise
+
+
 async def _existing(cluster: Cluster, desired: Manifest) -> Manifest | None:
     metadata = desired["metadata"]
     return await cluster.get(kind_of(desired), metadata["namespace"], metadata["name"])

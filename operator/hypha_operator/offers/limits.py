@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final, Literal
 
@@ -35,15 +35,18 @@ class Node:
     labels: Mapping[str, str]
     taints: Sequence[Mapping[str, str]]
     allocatable: Mapping[str, str]
+    cordoned: bool
 
     @classmethod
-    def of(cls, manifest: Manifest) -> "Node | None":
-        """Return the node of a manifest, or None if it accepts no pods."""
-        spec = manifest.get("spec") or {}
-        if spec.get("unschedulable"):
-            return None
-        labels, status = manifest["metadata"].get("labels") or {}, manifest.get("status") or {}
-        return cls(labels, spec.get("taints") or (), status.get("allocatable") or {})
+    def of(cls, manifest: Manifest) -> "Node":
+        """Return the node of a manifest."""
+        spec, status = manifest.get("spec") or {}, manifest.get("status") or {}
+        return cls(
+            manifest["metadata"].get("labels") or {},
+            spec.get("taints") or (),
+            status.get("allocatable") or {},
+            bool(spec.get("unschedulable")),
+        )
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,8 @@ class Needs:
         )
 
     def permits(self, node: Node) -> bool:
-        """Whether node selector and tolerations permit a node. Affinities are not considered."""
-        if any(node.labels.get(key) != value for key, value in self.node_selector.items()):
+        """Whether a node accepts pods, and node selector and tolerations permit it. Affinities are not considered."""
+        if node.cordoned or any(node.labels.get(key) != value for key, value in self.node_selector.items()):
             return False
         return all(
             any(_tolerates(toleration, taint) for toleration in self.tolerations)
@@ -138,6 +141,13 @@ def limits_of(
         per_job=None if largest == total else Amounts.of(largest),
         missing=missing,
     )
+
+
+def without(limits: Limits, resources: ResourcesSpec, used: Amounts) -> Limits:
+    """Return what a worker may sell while something else uses a part of it."""
+    total = limits.limit or Amounts.of(resources.capacity)
+    left = {name: max(round(getattr(total, name) - getattr(used, name), 3), 0.0) for name in RESOURCES}
+    return replace(limits, limit=Amounts(**left))
 
 
 def _left_by_quotas(

@@ -15,19 +15,21 @@ from hypha_contracts.object_status import TERMINAL, find_condition
 from hypha_contracts.reasons import WorkerReason
 from hypha_operator.jobs.phase import POD_TIMEOUT
 from hypha_operator.jobs.refused_pods import RefusedPods
+from hypha_operator.machinery.child_writes import create_once
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
 from hypha_operator.machinery.conditions import Condition, exact_timestamp
 from hypha_operator.machinery.drift import is_owned
 from hypha_operator.machinery.store import Store
 from hypha_operator.offers import starts, validation
-from hypha_operator.offers.limits import Limits, Needs, limits_of
+from hypha_operator.offers.limits import Limits, Needs, limits_of, without
 from hypha_operator.offers.starts import JobStart, ObservedStarts, Probe, Round, decide_starts, probe_of
 from hypha_operator.offers.supply import Supply
-from hypha_operator.offers.trial import Trial, fitting, label_of, probe, trial, typical
+from hypha_operator.offers.trial import Trial, label_of, probe, probed, trial, typical
 from hypha_operator.offers.validation import Validation, Validator, validated
 from hypha_operator.pods.executor import UnbuildableJobError
 from hypha_operator.pods.overlay import OverlayError
+from hypha_operator.pods.refusal import refusal_of
 from hypha_operator.pods.state import Finding
 from hypha_operator.settings import Settings
 from hypha_resources.job import Amounts
@@ -66,6 +68,7 @@ class _Memory:
         digest: of the parts of the spec from which jobs are built.
         changed: when they changed, as far as this process knows.
         needs: what jobs need besides the resources of their leases; None until it is derived from the spec.
+        running: the uids of its jobs that had a pod when the quotas were read last.
     """
 
     digest: str
@@ -73,6 +76,7 @@ class _Memory:
     validation: Validation | None
     changed: datetime | None = None
     needs: tuple[Needs, ...] | None = None
+    running: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
 
 
@@ -83,6 +87,11 @@ def as_before(worker: Manifest) -> Offers:
         _condition_before(worker, starts.TYPE, WorkerReason.NOT_TRIED),
         _offering(worker),
     )
+
+
+def none_of(offers: Offers) -> Offers:
+    """Return the same of a worker that may sell nothing."""
+    return replace(offers, offering={**(offers.offering or {}), "enabled": False})
 
 
 class OfferObserver:
@@ -116,15 +125,19 @@ class OfferObserver:
             for job in self._store.of_worker(HYPHA_JOB, metadata["namespace"], metadata["name"])
             if job["spec"]["workerRef"]["uid"] == metadata["uid"]
         ]
-        running = [_resources(job) for job in jobs if _has_pod(job)]
+        running = [job for job in jobs if _has_pod(job)]
         has_quotas = await self._limit(worker, spec, memory, running)
         current = memory.validation = await self._validate(worker, spec, memory, runs_jobs=bool(running))
-        start = await self._starts(worker, spec, memory, [JobStart.of(job) for job in jobs])
+        starts_ = [JobStart.of(job) for job in jobs]
+        start = await self._starts(worker, spec, memory, starts_)
+        limits = memory.limits
+        if start.probed:  # its pod needs the room of a job
+            limits = without(limits, spec.resources, probed(spec, limits, start.probed, starts_))
         offering = {
             "enabled": current.fault is None and start.condition.status is not False,
             "provenAt": exact_timestamp(start.proven) if start.proven else None,
-            "limit": _written(memory.limits.limit),
-            "perJob": _written(memory.limits.per_job),
+            "limit": _written(limits.limit),
+            "perJob": _written(limits.per_job),
         }
         return Offers(
             current.condition,
@@ -161,16 +174,18 @@ class OfferObserver:
         return trials
 
     async def _limit(
-        self, worker: Manifest, spec: HyphaWorkerSpec, memory: _Memory, running: Sequence[Amounts]
+        self, worker: Manifest, spec: HyphaWorkerSpec, memory: _Memory, running: Sequence[Manifest]
     ) -> bool:
         """Update the limits of a worker. Return whether its namespace has quotas."""
         if memory.needs is None:
             trials = self._trials(worker, spec, memory.limits)
             memory.needs = () if isinstance(trials, Finding) else tuple(Needs.of(made.pod) for made in trials)
-        quotas = await self._supply.quotas(worker["metadata"]["namespace"])
+        uids = frozenset(job["metadata"]["uid"] for job in running)
+        quotas = await self._supply.quotas(worker["metadata"]["namespace"], changed=uids != memory.running)
+        memory.running = uids
         told = spec.resources.nodes or spec.resources.per_job  # an autoscaler may add such nodes
         nodes = [] if told else await self._supply.nodes(urgent=memory.limits.missing is not None)
-        memory.limits = limits_of(spec.resources, memory.needs, quotas, nodes, running)
+        memory.limits = limits_of(spec.resources, memory.needs, quotas, nodes, [*map(_resources, running)])
         return bool(quotas)
 
     async def _validate(
@@ -201,27 +216,27 @@ class OfferObserver:
         """Judge the starts of a worker's jobs, and begin or end its probe."""
         metadata, proven = worker["metadata"], (_offering(worker) or {}).get("provenAt")
         probing = await self._probe(worker, spec)
-        decision = decide_starts(
-            ObservedStarts(
-                now=self._clock.now(),
-                generation=metadata["generation"],
-                executors=[label_of(executor) for executor in spec.executors],
-                jobs=jobs,
-                before=find_condition(worker, starts.TYPE),
-                round=memory.round,
-                proven=datetime.fromisoformat(proven) if proven else None,
-                changed=memory.changed,
-                missing=memory.limits.missing,
-                probe=probing,
-                may_probe=memory.validation is not None and memory.validation.fault is None and not spec.suspend,
-            )
+        observed = ObservedStarts(
+            now=self._clock.now(),
+            generation=metadata["generation"],
+            executors=[label_of(executor) for executor in spec.executors],
+            jobs=jobs,
+            before=find_condition(worker, starts.TYPE),
+            round=memory.round,
+            proven=datetime.fromisoformat(proven) if proven else None,
+            changed=memory.changed,
+            missing=memory.limits.missing,
+            probe=probing,
+            may_probe=memory.validation is not None and memory.validation.fault is None and not spec.suspend,
         )
+        decision = decide_starts(observed)
         memory.round = decision.round
         if decision.end_probe and probing:
-            name = probe_name(metadata["name"])
-            await self._cluster.delete(JOB, metadata["namespace"], name, uid=probing.uid)
-        if decision.begin_probe:
-            await self._begin_probe(worker, spec, memory.limits, decision.begin_probe, jobs)
+            await self._cluster.delete(JOB, metadata["namespace"], probe_name(metadata["name"]), uid=probing.uid)
+        if (name := decision.begin_probe) and (refusal := await self._begin_probe(worker, spec, memory, name, jobs)):
+            refused = Probe(f"refused at {observed.now}", name, observed.generation, finding=refusal, over=True)
+            decision = decide_starts(replace(observed, round=decision.round, probe=refused))
+            memory.round = decision.round
         return decision
 
     async def _probe(self, worker: Manifest, spec: HyphaWorkerSpec) -> Probe | None:
@@ -238,20 +253,22 @@ class OfferObserver:
         return probe_of(job, pod, refused, spec.jobs, now)
 
     async def _begin_probe(
-        self, worker: Manifest, spec: HyphaWorkerSpec, limits: Limits, name: str, jobs: Sequence[JobStart]
-    ) -> None:
-        """Create a probe of an executor. It needs as much as the last job that failed."""
+        self, worker: Manifest, spec: HyphaWorkerSpec, memory: _Memory, name: str, jobs: Sequence[JobStart]
+    ) -> Finding | None:
+        """Create a probe of an executor. Return why the API server refuses it, if it does."""
         executor = next(executor for executor in spec.executors if label_of(executor) == name)
-        failed = [job for job in jobs if job.executor == name and job.failed]
-        last = max(failed, key=lambda job: str(job.failed), default=None)
-        amounts = fitting(last.resources, spec, limits) if last else typical(spec, limits)
-        made = probe(worker, spec, executor, amounts, self._settings)
-        for claim in made.claims:
-            await self._cluster.apply(claim)
+        made = probe(worker, spec, executor, probed(spec, memory.limits, name, jobs), self._settings)
         try:
+            for claim in made.claims:
+                await create_once(self._cluster, claim)
             await self._cluster.create(made.job)
         except Conflict:
             _log.info("%s: the last probe is still being deleted", worker["metadata"]["name"])
+        except ApiError as error:
+            if refusal := refusal_of(error):
+                return refusal
+            raise
+        return None
 
 
 def _condition_before(worker: Manifest, type_: str, reason: WorkerReason) -> Condition:

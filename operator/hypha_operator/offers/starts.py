@@ -6,7 +6,7 @@ of every executor in question has succeeded, or a job of it has started.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -132,6 +132,8 @@ class Round:
         passed: the executors whose probes have succeeded.
         failures: the number of failed probes.
         counted: the uid of the last probe whose outcome is part of this. It may exist for some time.
+        suspects: when a job of an executor failed, by class and name, until something shows that the executor starts.
+            The HyphaJob may be deleted before that.
     """
 
     generation: int
@@ -139,6 +141,7 @@ class Round:
     passed: frozenset[str] = frozenset()
     failures: int = 0
     counted: str = ""
+    suspects: Mapping[str, datetime] = field(default_factory=dict)
 
     def after(self, probe: Probe, now: datetime) -> "Round":
         """Return the round after a probe, if the probe has ended. The pauses grow with each failure."""
@@ -192,6 +195,7 @@ class StartsDecision:
         round: the probes so far.
         end_probe: whether to delete the probe.
         begin_probe: the executor to probe now.
+        probed: the executor whose probe needs the room of a job.
         next_s: seconds until the next decision.
     """
 
@@ -200,6 +204,7 @@ class StartsDecision:
     round: Round
     end_probe: bool = False
     begin_probe: str | None = None
+    probed: str | None = None
     next_s: float = float("inf")
 
 
@@ -207,32 +212,33 @@ def decide_starts(observed: ObservedStarts) -> StartsDecision:
     """Return whether the worker's jobs start, and what to do about its probe."""
     now, current, changed = observed.now, observed.round, observed.changed
     if current.generation != observed.generation:
-        current = Round(observed.generation, due=now, counted=current.counted)
+        current = Round(observed.generation, due=now, counted=current.counted, suspects=current.suspects)
     if observed.probe:
         current = current.after(observed.probe, now)
     proven = None if observed.proven and changed and observed.proven < changed else observed.proven
-    observed = replace(observed, proven=proven, round=current)
-    failed = [job for job in observed.jobs if _is_open(job, observed)]
-    suspects = _suspects(observed, failed)
+    observed = replace(observed, proven=proven)
+    failed = [job for job in observed.jobs if job.failed and _is_open(job.executor, job.failed, observed)]
+    newest = {job.executor: job.failed for job in sorted(failed, key=lambda job: str(job.failed)) if job.failed}
+    known = {name: at for name, at in current.suspects.items() if _is_open(name, at, observed)}
+    observed = replace(observed, round=replace(current, suspects=known | newest))
+    suspects = _suspects(observed)
     if not suspects and not observed.missing:
         return _starting(observed)
     return _troubled(observed, failed, suspects)
 
 
-def _is_open(job: JobStart, observed: ObservedStarts) -> bool:
-    """Whether nothing has shown since a job failed that its executor starts."""
+def _is_open(executor: str, failed: datetime, observed: ObservedStarts) -> bool:
+    """Whether nothing has shown since a job of an executor failed that the executor starts."""
     settled = max(filter(None, (observed.proven, observed.changed)), default=None)
-    if job.failed is None or (settled and job.failed <= settled):
+    if settled and failed <= settled:
         return False
-    return not any(
-        other.started and other.started > job.failed for other in observed.jobs if other.executor == job.executor
-    )
+    return not any(job.started and job.started > failed for job in observed.jobs if job.executor == executor)
 
 
-def _suspects(observed: ObservedStarts, failed: Sequence[JobStart]) -> list[str]:
+def _suspects(observed: ObservedStarts) -> list[str]:
     """Return the executors of which a probe or a job has yet to show that they start."""
-    named = {job.executor for job in failed}
-    if observed.before.get("status") == "False" and not named:  # the failed HyphaJobs may have been deleted
+    named = set(observed.round.suspects)
+    if observed.before.get("status") == "False" and not named:  # this process may be new, and the HyphaJobs deleted
         since = datetime.fromisoformat(observed.before["lastTransitionTime"])
         if not any(job.started and job.started > since for job in observed.jobs):
             named = set(observed.executors)
@@ -271,7 +277,7 @@ def _troubled(observed: ObservedStarts, failed: Sequence[JobStart], suspects: Se
     blocked = (
         observed.missing is not None
         or observed.before.get("status") == "False"
-        or len(failed) + current.failures >= MAX_FAILED_STARTS
+        or max(len(failed), len(current.suspects)) + current.failures >= MAX_FAILED_STARTS
     )
     condition = _failure(observed, failed, blocked=blocked)
     decision = StartsDecision(condition, observed.proven, current)
@@ -279,12 +285,13 @@ def _troubled(observed: ObservedStarts, failed: Sequence[JobStart], suspects: Se
     if probe:
         done = probe.started or probe.over or probe.generation != observed.generation
         ends = done or not may_probe or probe.executor not in suspects
-        return replace(decision, end_probe=ends, next_s=_AGAIN_S if ends else _PROBING_S)
+        probed = None if ends else probe.executor
+        return replace(decision, end_probe=ends, probed=probed, next_s=_AGAIN_S if ends else _PROBING_S)
     if not may_probe:
         return replace(decision, next_s=_MISSING_S if observed.missing else float("inf"))
     if now < current.due:
         return replace(decision, next_s=(current.due - now).total_seconds())
-    return replace(decision, begin_probe=suspects[0], next_s=_PROBING_S)
+    return replace(decision, begin_probe=suspects[0], probed=suspects[0], next_s=_PROBING_S)
 
 
 def _failure(observed: ObservedStarts, failed: Sequence[JobStart], *, blocked: bool) -> Condition:

@@ -37,14 +37,19 @@ class Supply:
         self._quotas: dict[str, _Reading[Manifest]] = {}
         self._nodes = _Reading[Node]()
 
-    async def quotas(self, namespace: str) -> list[Manifest]:
-        """Return the ResourceQuotas of a namespace. Once it has some, they are read more often."""
+    async def quotas(self, namespace: str, *, changed: bool) -> list[Manifest]:
+        """Return the ResourceQuotas of a namespace. Once it has some, they are read more often.
+
+        Args:
+            namespace: the namespace.
+            changed: whether something there uses more or less since they were read.
+        """
         reading = self._quotas.setdefault(namespace, _Reading[Manifest]())
-        age_s = _URGENT_S if reading.found else _SETTLED_S
+        age_s = (0.0 if changed else _URGENT_S) if reading.found else _SETTLED_S
         return await self._read(reading, age_s, RESOURCE_QUOTA, namespace, lambda quota: quota)
 
     async def nodes(self, *, urgent: bool) -> list[Node]:
-        """Return the nodes that accept pods, or none if the operator may not read nodes.
+        """Return the nodes, or none if the operator may not read nodes.
 
         Args:
             urgent: whether a worker waits for a node to change.
@@ -59,7 +64,7 @@ class Supply:
         age_s: float,
         kind: Kind,
         namespace: str | None,
-        parse: Callable[[Manifest], T | None],
+        parse: Callable[[Manifest], T],
     ) -> list[T]:
         """Return what was read, unless it is too old. What the operator may not read is empty."""
         async with reading.lock:
@@ -67,7 +72,7 @@ class Supply:
                 return reading.found
             try:
                 pages = self._cluster.pages(kind, namespace, {})
-                reading.found = [kept async for page in pages for item in page if (kept := parse(item)) is not None]
+                reading.found = [parse(item) async for page in pages for item in page]
             except Forbidden:
                 reading.found = []
             reading.read_s = self._clock.monotonic()

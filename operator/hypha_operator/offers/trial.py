@@ -1,10 +1,13 @@
 """Build the objects of a job that nobody requested: those that the API server only checks, and the probe."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Final
 from uuid import UUID
+
+from pydantic_core import to_json
 
 from hypha_contracts.kinds import POD, Manifest
 from hypha_contracts.names import (
@@ -22,6 +25,7 @@ from hypha_messages.types import peer_id_from_ed25519
 from hypha_operator.jobs.children import job_children
 from hypha_operator.machinery.manifests import child
 from hypha_operator.offers.limits import Limits
+from hypha_operator.offers.starts import JobStart
 from hypha_operator.settings import Settings
 from hypha_resources.job import Amounts, ExecutorRef, HyphaJobSpec, Lease, WorkerRef
 from hypha_resources.worker import HyphaWorkerSpec
@@ -82,6 +86,13 @@ def fitting(amounts: Amounts, spec: HyphaWorkerSpec, limits: Limits) -> Amounts:
             for name in RESOURCES
         }
     )
+
+
+def probed(spec: HyphaWorkerSpec, limits: Limits, executor: str, jobs: Sequence[JobStart]) -> Amounts:
+    """Return the resources of a probe of an executor: those of its last job that failed, or of a typical job."""
+    failed = [job for job in jobs if job.executor == executor and job.failed]
+    last = max(failed, key=lambda job: str(job.failed), default=None)
+    return fitting(last.resources, spec, limits) if last else typical(spec, limits)
 
 
 def _least(spec: HyphaWorkerSpec) -> dict[str, float]:
@@ -170,6 +181,8 @@ def probe(worker: Manifest, spec: HyphaWorkerSpec, executor: Executor, amounts: 
     pod = template["spec"]
     pod["terminationGracePeriodSeconds"] = _GRACE_S
     pod["volumes"] = [_harmless(volume, metadata["name"]) for volume in pod["volumes"]]
+    for claim in made.claims:
+        _name_by_content(claim, pod["resourceClaims"])
     for container in (*pod["initContainers"], *pod["containers"]):
         if container["name"] == BRIDGE:
             container |= {"command": ["python", "-c", _WAIT], "env": []}
@@ -177,6 +190,15 @@ def probe(worker: Manifest, spec: HyphaWorkerSpec, executor: Executor, amounts: 
         elif container["name"] == EXECUTOR:
             container |= {"command": [container["command"][0], "--help"], "args": []}
     return made
+
+
+def _name_by_content(claim: Manifest, references: list[dict[str, Any]]) -> None:
+    """Name a claim's template by its specification, because the template of an earlier probe cannot change."""
+    name = claim["metadata"]["name"]
+    claim["metadata"]["name"] = f"{name}-{sha256(to_json(claim['spec'])).hexdigest()[:8]}"
+    for reference in references:
+        if reference.get("resourceClaimTemplateName") == name:
+            reference["resourceClaimTemplateName"] = claim["metadata"]["name"]
 
 
 def _harmless(volume: dict[str, Any], name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hypha_operator.machinery.conditions import Condition, differs, merged
 from hypha_operator.machinery.kinds import Key
 from hypha_operator.machinery.manifests import identity_of
 from hypha_operator.machinery.store import Store
-from hypha_operator.offers.observer import OfferObserver, Offers, as_before
+from hypha_operator.offers.observer import OfferObserver, Offers, as_before, none_of
 from hypha_operator.settings import Settings
 from hypha_operator.workers.children import RefusedError, WorkerChildren
 from hypha_operator.workers.conditions import ObservedWorker, classify
@@ -106,14 +106,20 @@ class WorkerReconciler:
             draining = await drain(worker, grace_s, self._cluster, self._clock)
             if draining is None:
                 return None if await release(worker, self._cluster) else _DRAINING_S
-        offers = as_before(worker)
-        if applied.spec and not (deleting or applied.refusal or applied.failure):
-            offers = await self._offers.observe(worker, applied.spec)
+        offers = await self._offers_of(worker, applied, deleting=deleting)
         observed = await self._observe(worker, applied, offers, draining)
         left_s = await self._report(worker, observed, applied.addresses, offers)
         if applied.failure and not deleting:
             raise applied.failure
         return min(left_s, self._children.retry_s(worker["metadata"]["uid"]))
+
+    async def _offers_of(self, worker: Manifest, applied: _Applied, *, deleting: bool) -> Offers:
+        """Return what the worker may sell. A refused child does not concern that, but jobs need a valid spec."""
+        if applied.spec is None:
+            return none_of(as_before(worker))
+        if deleting or applied.failure:
+            return as_before(worker)
+        return await self._offers.observe(worker, applied.spec)
 
     async def _apply_children(self, worker: Manifest) -> _Applied:
         try:
