@@ -80,7 +80,8 @@ class Release:
         needed = [m for m in manifests if m["apiVersion"].startswith("rbac.") or m["kind"] == "ServiceAccount"]
         self._kubectl("apply", "--server-side", "-f-", stdin=yaml.safe_dump_all([namespace, *needed]))
         self._kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
-        self._kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+        established = '--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True'
+        self._kubectl("wait", established, "--timeout=30s", "crd", "--all")
 
     @contextmanager
     def operator(self, directory: Path) -> Iterator[Operator]:

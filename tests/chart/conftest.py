@@ -15,5 +15,5 @@ def definitions(api_server: ApiServer) -> ApiServer:
     """The API server of the test run, with the definitions of this project and the foreign ones that examples use."""
     for path in (ROOT / "crds", FOREIGN):
         api_server.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(path))
-    api_server.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    api_server.wait_for_definitions()
     return api_server

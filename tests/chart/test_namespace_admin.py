@@ -19,9 +19,13 @@ Kubectl = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def prepared(control_plane: ApiServer) -> ApiServer:
-    """A control plane on which a cluster administrator has applied the directory crds/."""
+    """A control plane on which a cluster administrator has applied the directory crds/.
+
+    It may have just started, so wait until a controller has put the rules of other roles into the role `admin`.
+    """
     control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
-    control_plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    control_plane.wait_for_definitions()
+    until(lambda: "hyphajobs/status" in control_plane.kubectl("get", "clusterrole", "admin", "-oyaml"))
     return control_plane
 
 

@@ -72,6 +72,11 @@ class ApiServer:
         assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
         return done.stdout
 
+    def wait_for_definitions(self) -> None:
+        """Wait until the kinds of all definitions are served. A definition that is new has no conditions at first."""
+        established = '--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True'
+        self.kubectl("wait", established, "crd", "--all", "--timeout=30s")
+
     def namespace(self, **labels: str) -> str:
         """Make a namespace and return its name."""
         name = f"test-{uuid4().hex[:12]}"
