@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The wheel and the documentation are built without torch where the complete environment is not installed.
 LIGHT_VENV := $(if $(wildcard $(VENV)/.installed),$(VENV),.venv-light)
 check_python = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is missing or older than Python 3.11. Set PYTHON to a newer one, such as PYTHON=/usr/bin/python3.11" >&2; exit 1; }
-TEST_TOOLS := etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm3 helm prometheus promtool collector
+TEST_TOOLS := etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm3 helm prometheus promtool collector argocd-refreshes
 QUICK_TOOLS := $(TEST_TOOLS) kubelet kube-proxy coredns kube-router cert-manager
 
 .PHONY: help install demo test lint fuzz format tools-api tools cluster e2e e2e-cluster cluster-down chart-docs monitoring crds reasons metrics checks reference docs pictures images kind-images release dist base-image sbom requirements attack zoo bench nat-lab clean
@@ -54,10 +54,10 @@ attack: install ## Attack a node with a hundred peers for ATTACK_S seconds, by d
 nat-lab: install ## As root: run a job behind each kind of NAT, and print a table; HYPHA_BIN=DIR adds the Rust nodes, CASES="all kept" selects
 	PYTHONPATH=tests $(BIN)/python -m nat_table $(CASES)
 
-tools-api: install ## Build the programs that the tests need into .tools, such as the API server (9 minutes the first time)
+tools-api: install ## Build the programs that the tests need into .tools, such as the API server (12 minutes the first time)
 	@$(BIN)/python -m e2e.cluster.tools $(TEST_TOOLS)
 
-tools: install ## Build all programs of a cluster, helm and Prometheus into .tools (14 minutes the first time)
+tools: install ## Build all programs of a cluster, helm and Prometheus into .tools (17 minutes the first time)
 	@$(BIN)/python -m e2e.cluster.tools $(if $(QUICK),$(QUICK_TOOLS))
 
 cluster: tools ## As root: start a Kubernetes cluster of one node on this machine, or repair it

@@ -1,7 +1,7 @@
 """The programs of a cluster, its add-ons and monitoring, built from their Go modules into `.tools/bin`.
 
-The files `go.mod` in `e2e/tools`, `e2e/addon-tools` and `e2e/monitoring-tools` set their versions. `python -m
-e2e.cluster.tools [NAME...]` builds the programs that are missing or stale; without names, all of them.
+The files `go.mod` in `e2e/tools`, `e2e/addon-tools`, `e2e/argocd-tools` and `e2e/monitoring-tools` set their versions.
+`python -m e2e.cluster.tools [NAME...]` builds the programs that are missing or stale; without names, all of them.
 """
 
 import hashlib
@@ -42,10 +42,13 @@ ADDONS: Final = {
     "cert-manager": "hypha/e2e/addon-tools/cert-manager",
 }
 """Programs that people run in their clusters: an engine of NetworkPolicies, queues of jobs, issuers of certificates."""
-PACKAGES: Final = CLUSTER | MONITORING | ADDONS
+ARGOCD: Final = {"argocd-refreshes": "hypha/e2e/argocd-tools/argocd-refreshes"}
+"""Prints the refreshes of Applications that ArgoCD requests. ArgoCD needs older libraries of Kubernetes."""
+PACKAGES: Final = CLUSTER | MONITORING | ADDONS | ARGOCD
 MANIFESTS: Final = {
     "kueue": ("sigs.k8s.io/kueue", "charts/kueue"),
     "cert-manager": ("github.com/cert-manager/cert-manager", "deploy/crds"),
+    "argocd-refreshes": ("github.com/argoproj/argo-cd/v3", "manifests"),
 }
 """For each program that is installed with manifests of its module: the module, and the folder, which is kept as
 `.tools/share/NAME`."""
@@ -53,7 +56,7 @@ OWN_VERSIONS: Final = {"kueue": "sigs.k8s.io/kueue"}
 """Programs that do not compile with the newest libraries of Kubernetes, and their modules. They are built in their own
 module, whose file decides the versions of what they use."""
 _ENVIRONMENT: Final = {"CGO_ENABLED": "0", "GOFLAGS": "", "GOTOOLCHAIN": "local", "GOWORK": "off"}
-_FOLDERS: Final = {"tools": CLUSTER, "monitoring-tools": MONITORING, "addon-tools": ADDONS}
+_FOLDERS: Final = {"tools": CLUSTER, "monitoring-tools": MONITORING, "addon-tools": ADDONS, "argocd-tools": ARGOCD}
 _TAGS: Final = "remove_all_sd"
 """Build tags. This one leaves out Prometheus' service discoveries, which are a third of its packages."""
 

@@ -1,9 +1,7 @@
 """ArgoCD's health checks, run by ArgoCD's version of Lua (5.1), and the example Application."""
 
-import copy
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import yaml
@@ -11,11 +9,8 @@ from lupa import lua51
 
 from chart.rendering import CHART, render
 from e2e.cluster.tools import ROOT
-from hypha_contracts.node_config import KubernetesConfig
 from hypha_resources.job import HyphaJobStatus
 from hypha_resources.worker_status import HyphaWorkerStatus
-from hypha_worker.runtimes.kubernetes.objects import hypha_job
-from support import jobs
 from support.api_server import ApiServer
 
 ARGOCD = ROOT / "charts" / "argocd"
@@ -64,35 +59,6 @@ def test_the_api_server_accepts_the_test_data(check: Path, definitions: ApiServe
         definitions.kubectl("apply", "--server-side", "-f-", stdin=text)
         if "status" in manifest:
             definitions.kubectl("apply", "--server-side", "--subresource=status", "-f-", stdin=text)
-
-
-def test_renewals_and_progress_change_nothing_that_refreshes_the_application() -> None:
-    """ArgoCD compares an object with its former version without these fields, if the object has the annotation."""
-    directory = ARGOCD / "resource_customizations/hypha.space/HyphaJob"
-    before = yaml.safe_load((directory / "testdata/running.yaml").read_text())
-    after = copy.deepcopy(before)
-    after["spec"]["lease"]["deadline"] = "2036-01-01T00:00:00Z"
-    after["status"]["progress"] = {"round": 7}
-    pointers = yaml.safe_load((directory / "ignoreResourceUpdates.yaml").read_text())["jsonPointers"]
-    assert without(before, pointers) == without(after, pointers)
-    cancelled = copy.deepcopy(before)
-    cancelled["spec"]["cancel"] = {"reason": "enough"}
-    assert without(before, pointers) != without(cancelled, pointers)
-    config = KubernetesConfig(namespace="ns", worker="w", worker_uid="uid")
-    made = hypha_job(jobs.job(), config, jobs.DATA_NODE, uuid4())
-    assert made["metadata"]["annotations"]["argocd.argoproj.io/ignore-resource-updates"] == "true"
-
-
-def without(manifest: dict[str, Any], pointers: list[str]) -> dict[str, Any]:
-    """Return an object without the fields at these JSON pointers."""
-    left = copy.deepcopy(manifest)
-    for pointer in pointers:
-        *parents, last = pointer.strip("/").split("/")
-        at = left
-        for parent in parents:
-            at = at[parent]
-        at.pop(last, None)
-    return left
 
 
 def test_the_application_installs_this_chart_with_valid_values() -> None:
