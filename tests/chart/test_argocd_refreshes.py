@@ -63,7 +63,8 @@ class ArgoCD:
     async def renew(self, task_id: UUID) -> None:
         """Renew the lease of a job several times, as its controller does."""
         for number in range(CHANGES):
-            assert await self.jobs.extend(task_id, time() + 60 + number)
+            deadline = time() + 60 + number
+            assert await self.jobs.extend(task_id, lambda deadline=deadline: deadline)
 
     async def report_progress(self, task_id: UUID) -> None:
         """Write the progress of a job several times, as its controller does."""

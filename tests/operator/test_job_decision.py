@@ -3,12 +3,15 @@
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from hypha_contracts.job_reasons import JobReason
+from hypha_contracts.limits import MAX_ENDED, MAX_ENDED_PER_SCHEDULER
+from hypha_messages.types import peer_id_from_ed25519
 from hypha_operator.jobs.children import network_policy
-from hypha_operator.jobs.decision import Decision, Missing, decide, missing, retention_left
+from hypha_operator.jobs.decision import Decision, Missing, decide, missing, retention_left, surplus
 from hypha_operator.jobs.observed import ObservedJob
 from hypha_operator.jobs.phase import classify, status_of
 from hypha_operator.machinery.drift import marked
@@ -18,6 +21,7 @@ from hypha_resources.job import HyphaJobSpec
 from support.job_pods import START, condition, job, pod, running, terminated, waiting
 from support.operator_objects import LEASE, ROOM, hypha_job, worker_manifest, worker_spec
 
+OTHER = peer_id_from_ed25519(bytes(range(32)))
 SETTINGS = Settings("worker:1", "bridge:1", "trainer:1", "parameter-server:1")
 RUNNING = pod(bridge=running(2), executor=running(), conditions=(condition("PodScheduled"), condition("Ready")))
 ENDED = pod("Succeeded", bridge=terminated(0), executor=terminated(0))
@@ -201,3 +205,25 @@ def test_a_job_whose_end_was_not_reported_is_kept_a_day_longer(reported: bool, k
     status = {"phase": "Failed", "completionTime": START.isoformat(), "conditions": conditions}
     ended = hypha_job(status=status, ttlSecondsAfterFinished=600)
     assert retention_left(ended, START) == timedelta(seconds=kept_s)
+
+
+def ended(number: int, scheduler: str = OTHER, *, reported: bool = True, phase: str = "Failed") -> dict[str, Any]:
+    """A HyphaJob that ended in this second."""
+    at = (START + timedelta(seconds=number)).isoformat()
+    status = {"phase": phase, "completionTime": at, "conditions": [condition("Reported", reported)]}
+    return hypha_job(task_id=UUID(int=number), scheduler=scheduler, status=status)
+
+
+def test_a_scheduler_keeps_its_newest_ended_jobs_and_takes_no_room_of_others() -> None:
+    flood = [ended(number) for number in range(MAX_ENDED_PER_SCHEDULER + 3)]
+    honest = ended(0, HYPHA_JOB["spec"]["scheduler"])
+    assert surplus([*flood, honest]) == [flood[2], flood[1], flood[0]]
+    running = [ended(number, reported=False) for number in range(100)] + [
+        ended(number, phase="Running") for number in range(100)
+    ]
+    assert surplus([*flood[3:], *running]) == []
+
+
+def test_the_ended_jobs_of_many_schedulers_are_bounded() -> None:
+    many = [ended(number, peer_id_from_ed25519(number.to_bytes(32))) for number in range(MAX_ENDED + 1)]
+    assert surplus(many) == [many[0]]

@@ -4,12 +4,14 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from e2e.cluster.kwok import MISSING_IMAGE, kwok, pod_placement
 from hypha_contracts import kinds
 from hypha_contracts.kinds import EVENT, HYPHA_JOB, JOB, NETWORK_POLICY, POD, RESOURCE_CLAIM_TEMPLATE, WORKER
+from hypha_operator.jobs import decision, reconciler
 from hypha_operator.machinery.cluster import MAX_EVENTS_PER_MINUTE
 from support.api_server import ApiServer
 from support.job_world import JobWorld, open_job_world
@@ -97,6 +99,24 @@ async def test_a_job_whose_end_is_not_reported_is_kept_a_day_longer(world: JobWo
     left_s = await world.step()
     assert left_s is not None
     assert 86_000 < left_s <= 86_400
+
+
+async def test_the_oldest_ended_jobs_are_deleted_once_there_are_too_many(
+    world: JobWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (decision, reconciler):
+        monkeypatch.setattr(module, "MAX_ENDED_PER_SCHEDULER", 2)
+    names = []
+    for number in range(4):
+        world.make_job(task_id=UUID(int=number), ttlSecondsAfterFinished=600)
+        names.append(world.name)
+        status = {"phase": "Failed", "completionTime": f"2036-01-01T00:00:0{number}Z"}
+        reported = {"type": "Reported", "status": "True", "reason": "Test", "message": ""}
+        reported["lastTransitionTime"] = "2036-01-01T00:00:00Z"
+        path = world.path(HYPHA_JOB, world.name) + "/status"
+        world.call("PATCH", path, {"status": status | {"conditions": [reported]}})
+    await world.step()
+    assert [job["metadata"]["name"] for job in world.items(HYPHA_JOB)] == names[2:]
 
 
 async def test_an_ended_job_is_never_created_again(world: JobWorld) -> None:

@@ -88,6 +88,10 @@ class Cluster:
         path = self.path("hyphajobs", f"hypha-{task_id}") + "/status?fieldManager=hypha-operator"
         self.call("PATCH", path, {"status": {"phase": phase, **status}}, "application/merge-patch+json")
 
+    def deadline(self, task_id: UUID) -> int:
+        """Return the deadline of a job's lease, in seconds since the epoch."""
+        return int(datetime.fromisoformat(self.job(task_id)["spec"]["lease"]["deadline"]).timestamp())
+
     def delete(self, task_id: UUID) -> None:
         self.call("DELETE", self.path("hyphajobs", f"hypha-{task_id}"))
 

@@ -127,7 +127,7 @@ async def test_renewals_are_written_at_intervals_and_the_last_one_always(cluster
             await rig.runtime.extend(job.task_id, job.deadline + number)
             await trio.sleep(0.01)
         last = int(job.deadline + 40)
-        await until(lambda: deadline_of(cluster.job(job.task_id)) == last)
+        await until(lambda: cluster.deadline(job.task_id) == last)
         assert int(cluster.job(job.task_id)["metadata"]["generation"]) - before <= 3
 
 
@@ -196,7 +196,7 @@ async def test_jobs_that_outlived_the_node_are_adopted(cluster: Cluster) -> None
         found = adopted[running.task_id].job
         assert replace(found, deadline=running.deadline, began=running.began) == running
         assert found.deadline == pytest.approx(time() + LEASE_S, abs=1)
-        await until(lambda: deadline_of(cluster.job(running.task_id)) == int(found.deadline))
+        await until(lambda: cluster.deadline(running.task_id) == int(found.deadline))
         lost = Failed(ended.task_id, "NodeLost", start_failed=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp())
         assert set(await rig.heard(2)) == {lost, Finished(told.task_id)}
         rig.runtime.record_progress(running.task_id, Progress(status=Status(batch_size=8)))
@@ -355,7 +355,3 @@ async def until_known(rig: Rig, token: str, task_id: UUID) -> None:
     """Ask again and again, until a token is that of a task."""
     while await rig.runtime.authenticate(token) != task_id:
         await trio.lowlevel.checkpoint()
-
-
-def deadline_of(hypha_job: dict[str, Any]) -> int:
-    return int(datetime.fromisoformat(hypha_job["spec"]["lease"]["deadline"]).timestamp())

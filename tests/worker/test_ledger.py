@@ -7,12 +7,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
+from hypha_contracts.limits import MAX_ENDED, MAX_ENDED_PER_SCHEDULER
 from hypha_messages.types import Resources, peer_id_from_ed25519
 from hypha_worker.market.accounts import Account, Accounts
 from hypha_worker.market.capacity import Capacity
 from hypha_worker.market.ledger import (
-    MAX_ENDED,
-    MAX_ENDED_PER_SCHEDULER,
     EndedJob,
     Lease,
     Ledger,

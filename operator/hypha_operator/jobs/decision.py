@@ -1,5 +1,7 @@
 """Decide what to do about a HyphaJob from everything observed about it. Performs no I/O."""
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
@@ -8,8 +10,9 @@ from pydantic import ValidationError
 
 from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.kinds import Manifest
+from hypha_contracts.limits import MAX_ENDED, MAX_ENDED_PER_SCHEDULER
 from hypha_contracts.names import BRIDGE
-from hypha_contracts.object_status import REPORTED, is_true
+from hypha_contracts.object_status import REPORTED, TERMINAL, is_true
 from hypha_messages.validation import describe
 from hypha_operator.jobs.children import job_children, network_policy
 from hypha_operator.jobs.observed import ObservedJob, jobs_of
@@ -126,6 +129,23 @@ def retention_left(hypha_job: Manifest, now: datetime) -> timedelta:
     """Return how much longer to keep a HyphaJob that has ended."""
     kept = timedelta(seconds=hypha_job["spec"].get("ttlSecondsAfterFinished", 0))
     return _ended_at(hypha_job) + kept + (timedelta(0) if is_true(hypha_job, REPORTED) else _UNREPORTED_RETENTION) - now
+
+
+def surplus(hypha_jobs: Iterable[Manifest]) -> list[Manifest]:
+    """Return the ended HyphaJobs of a worker that are too many to be kept, so that its schedulers cannot fill etcd.
+
+    The newest are kept. A job whose end is not reported counts as running.
+    """
+    ended = [job for job in hypha_jobs if job.get("status", {}).get("phase") in TERMINAL and is_true(job, REPORTED)]
+    kept: Counter[str] = Counter()
+    found = []
+    for job in sorted(ended, key=_ended_at, reverse=True):
+        scheduler = job["spec"]["scheduler"]
+        if kept[scheduler] >= MAX_ENDED_PER_SCHEDULER or kept.total() >= MAX_ENDED:
+            found.append(job)
+        else:
+            kept[scheduler] += 1
+    return found
 
 
 def pod_retention_left(hypha_job: Manifest, worker: Manifest | None, now: datetime) -> timedelta:

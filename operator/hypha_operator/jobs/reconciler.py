@@ -6,9 +6,10 @@ from dataclasses import replace
 from hypha_contracts.job_reasons import CLUSTER_REASONS, JobReason
 from hypha_contracts.kinds import HYPHA_JOB, JOB, NETWORK_POLICY, POD, RESOURCE_CLAIM_TEMPLATE, WORKER, Manifest
 from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound
+from hypha_contracts.limits import MAX_ENDED_PER_SCHEDULER
 from hypha_contracts.names import JOB_LABEL, QUEUE_LABEL
 from hypha_contracts.object_status import TERMINAL, is_true
-from hypha_operator.jobs.decision import Decision, Missing, decide, missing, pod_retention_left, retention_left
+from hypha_operator.jobs.decision import Decision, Missing, decide, missing, pod_retention_left, retention_left, surplus
 from hypha_operator.jobs.observed import ObservedJob, jobs_of
 from hypha_operator.jobs.phase import lacks_pod
 from hypha_operator.jobs.refused_pods import RefusedPods
@@ -200,9 +201,19 @@ class JobReconciler:
         self._leases.release(metadata["uid"])
         left_s = retention_left(hypha_job, self._clock.now()).total_seconds()
         if left_s > 0:
+            await self._delete_surplus(hypha_job)
             return min(left_s, await self._expire_pod(hypha_job))
         await self._cluster.delete(HYPHA_JOB, metadata["namespace"], metadata["name"], uid=metadata["uid"])
         return None
+
+    async def _delete_surplus(self, hypha_job: Manifest) -> None:
+        """Delete the oldest of the worker's ended HyphaJobs if there are too many."""
+        namespace, worker = hypha_job["metadata"]["namespace"], hypha_job["spec"]["workerRef"]["name"]
+        if self._store.count_of_worker(HYPHA_JOB, namespace, worker) <= MAX_ENDED_PER_SCHEDULER:
+            return
+        for old in surplus(self._store.of_worker(HYPHA_JOB, namespace, worker)):
+            metadata = old["metadata"]
+            await self._cluster.delete(HYPHA_JOB, namespace, metadata["name"], uid=metadata["uid"])
 
     async def _expire_pod(self, hypha_job: Manifest) -> float:
         """Delete the Job and pod of an ended HyphaJob once their retention is over, or return the seconds left."""

@@ -128,6 +128,10 @@ class Store:
         """Return the objects with this worker's label, ordered by name. They include the children of its jobs."""
         return self._labelled(kind, WORKER_LABEL, namespace, worker)
 
+    def count_of_worker(self, kind: Kind, namespace: str | None, worker: str) -> int:
+        """Return the number of objects with this worker's label."""
+        return len(self._children.get((kind, WORKER_LABEL, namespace, worker), ()))
+
     def of_job(self, kind: Kind, namespace: str, job: str) -> list[Manifest]:
         """Return the objects with this HyphaJob's label, ordered by name."""
         return self._labelled(kind, JOB_LABEL, namespace, job)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, Literal, Protocol
 from uuid import UUID, uuid4
 
+from hypha_contracts.limits import MAX_ENDED, MAX_ENDED_PER_SCHEDULER
 from hypha_messages.job import ExecutorDescriptor
 from hypha_messages.types import Message, PeerId, Resources, Uuid
 from hypha_worker.market.accounts import Accounts
@@ -18,10 +19,8 @@ from hypha_worker.market.capacity import Slot, sum_of, weigh
 from hypha_worker.market.rules import LedgerRules
 from hypha_worker.traces.job_traces import Trace
 
-MAX_ENDED_PER_SCHEDULER: Final = 64
-MAX_ENDED: Final = 512
-"""Maximum number of kept records of ended jobs. Once many schedulers have some, each gets an equal share."""
 MIN_ENDED_PER_SCHEDULER: Final = 4
+"""Once many schedulers have records of ended jobs, each gets an equal share of `MAX_ENDED`, but at least this one."""
 _REMEMBERED_OFFERS: Final = 128
 """Number of offers of which the ledger remembers how they ended."""
 

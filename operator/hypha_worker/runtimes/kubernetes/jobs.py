@@ -86,18 +86,31 @@ class HyphaJobs:
         with suppress(Conflict):  # an earlier attempt may have created it
             await self._api.create(path, job_secret(job, self._config, owner_uid), deadline_s=_LAUNCH_S)
 
-    async def claim(self, task_id: UUID, deadline: float) -> bool:
-        """Become the owner of a job, whatever process owned it before."""
-        spec = {"controller": str(self.controller), "lease": {"deadline": timestamp(deadline).isoformat()}}
-        return await self._put(task_id, partial(self._api.merge, self._of(task_id), {"spec": spec}))
+    async def claim(self, task_id: UUID, deadline: Callable[[], float]) -> bool:
+        """Become the owner of a job, whatever process owned it before. The deadline is that of `extend`."""
 
-    async def extend(self, task_id: UUID, deadline: float) -> bool:
-        """Write the deadline of a job's lease. TakenOverError."""
-        return await self._change(task_id, "lease/deadline", timestamp(deadline).isoformat())
+        async def write() -> Object:
+            lease = {"deadline": timestamp(deadline()).isoformat()}
+            return await self._api.merge(
+                self._of(task_id), {"spec": {"controller": str(self.controller), "lease": lease}}
+            )
+
+        return await self._put(task_id, write)
+
+    async def extend(self, task_id: UUID, deadline: Callable[[], float]) -> bool:
+        """Write the deadline of a job's lease. TakenOverError.
+
+        Args:
+            task_id: the job.
+            deadline: returns the current deadline, in seconds since the epoch. It is called before each attempt, so
+                that the first one after an outage does not write a deadline that has passed.
+        """
+        return await self._change(task_id, "lease/deadline", lambda: timestamp(deadline()).isoformat())
 
     async def cancel(self, task_id: UUID, reason: str) -> bool:
         """Cancel a job. TakenOverError."""
-        return await self._change(task_id, "cancel", {"reason": escaped(reason, _MAX_REASON_CHARS) or "cancelled"})
+        value = {"reason": escaped(reason, _MAX_REASON_CHARS) or "cancelled"}
+        return await self._change(task_id, "cancel", lambda: value)
 
     async def write_progress(self, task_id: UUID, progress: Progress) -> bool:
         """Write the progress of a job. What it has no more, such as an estimate, is removed."""
@@ -109,15 +122,15 @@ class HyphaJobs:
         body = {"apiVersion": API_VERSION, "kind": JOB_KIND, "status": reported_status(time.time())}
         return await self._put(task_id, partial(self._api.apply, f"{self._of(task_id)}/status", body))
 
-    async def _change(self, task_id: UUID, field: str, value: Any) -> bool:
+    async def _change(self, task_id: UUID, field: str, value: Callable[[], Any]) -> bool:
         """Set a field of the specification while this process owns the job. TakenOverError."""
         path = self._of(task_id)
-        operations = [
-            {"op": "test", "path": "/spec/controller", "value": str(self.controller)},
-            {"op": "add", "path": f"/spec/{field}", "value": value},
-        ]
 
         async def change() -> Object:
+            operations = [
+                {"op": "test", "path": "/spec/controller", "value": str(self.controller)},
+                {"op": "add", "path": f"/spec/{field}", "value": value()},
+            ]
             try:
                 return await self._api.patch(path, operations)
             except Invalid:

@@ -321,7 +321,7 @@ class KubernetesRuntime:
         with tracked.writing:
             if not tracked.claimed.is_set():
                 try:
-                    await self._hypha_jobs.claim(tracked.task_id, tracked.deadline)
+                    await self._hypha_jobs.claim(tracked.task_id, lambda: tracked.deadline)
                 finally:
                     tracked.claimed.set()
             async with trio.open_nursery() as nursery:
@@ -338,7 +338,7 @@ class KubernetesRuntime:
 
     async def _write_deadline(self, task_id: UUID) -> None:
         if (tracked := self._jobs.get(task_id)) is not None and not tracked.ended.is_set():
-            await self._hypha_jobs.extend(task_id, tracked.deadline)
+            await self._hypha_jobs.extend(task_id, lambda: tracked.deadline)
 
     async def _write_progress(self, task_id: UUID) -> None:
         if (tracked := self._jobs.get(task_id)) is not None:
