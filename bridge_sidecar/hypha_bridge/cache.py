@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import stat
 import tempfile
 import threading
@@ -28,6 +29,10 @@ WAIT_S: Final = 300.0
 """How long a bridge waits for another one that downloads the same file, before it downloads the file itself."""
 _POLL_S: Final = 0.1
 _CHUNK_BYTES: Final = 1 << 20
+_SPARE_BYTES: Final = 16 << 20
+"""Space that the cache leaves free on its volume, because the file system needs some for each file."""
+_BLOCK_BYTES: Final = 512
+"""The unit of `st_blocks`."""
 _KINDS: Final = {64: "sha256", 40: "git"}
 """The hub's entity tag is the SHA-256 of a large file, or the id of a small file in Git (SHA-1)."""
 _ENTRY: Final = re.compile(r"sha256-[0-9a-f]{64}|git-[0-9a-f]{40}")
@@ -74,7 +79,7 @@ class Content(NamedTuple):
 
 
 class Cache:
-    """A directory of files that may take at most so many bytes together. Safe for many bridges at once."""
+    """A directory of files that take at most so many bytes together, and fit its volume. Safe for many bridges."""
 
     def __init__(self, config: CacheConfig, stopping: threading.Event, wait_s: float = WAIT_S) -> None:
         self._directory = config.directory
@@ -142,13 +147,18 @@ class Cache:
             if not held or not self._make_room(size_bytes):
                 return None
             fd, name = tempfile.mkstemp(prefix=_PARTIAL, dir=self._directory)
-            fcntl.flock(fd, fcntl.LOCK_EX)  # until it is closed, so that no other bridge takes it for abandoned
-            os.ftruncate(fd, size_bytes)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)  # until it is closed, so that no other bridge takes it for abandoned
+                os.ftruncate(fd, size_bytes)
+            except OSError:
+                os.close(fd)
+                Path(name).unlink()
+                raise
             return fd, Path(name)
 
     def _make_room(self, wanted_bytes: int) -> bool:
         """Remove abandoned downloads and the least recently used files until there is room; return False if not."""
-        entries, used = [], 0
+        entries, used, unwritten = [], 0, 0
         for item in self._files():
             status = item.stat(follow_symlinks=False)
             if item.name.startswith(_PARTIAL) and _is_abandoned(Path(item.path)):
@@ -157,10 +167,14 @@ class Cache:
             used += status.st_size
             if _ENTRY.fullmatch(item.name):
                 entries.append((status.st_mtime, status.st_size, Path(item.path)))
-        if used - sum(size for _, size, _ in entries) + wanted_bytes > self._max_bytes:
+            else:  # another bridge has begun it, and the rest of it will take free space
+                unwritten += max(0, status.st_size - status.st_blocks * _BLOCK_BYTES)
+        free = shutil.disk_usage(self._directory).free - unwritten - _SPARE_BYTES
+        limit = min(self._max_bytes, used + free)
+        if used - sum(size for _, size, _ in entries) + wanted_bytes > limit:
             return False
         for _, size, path in sorted(entries):
-            if used + wanted_bytes <= self._max_bytes:
+            if used + wanted_bytes <= limit:
                 break
             path.unlink(missing_ok=True)
             used -= size

@@ -1,5 +1,6 @@
 """The authorities that downloads trust: those of the system and those of the worker's owner."""
 
+import codecs
 import os
 import ssl
 from pathlib import Path
@@ -23,11 +24,11 @@ def write_authorities(trust_pem: Path | None, directory: Path) -> Path:
     if trust_pem is None:
         return public
     try:
-        own = trust_pem.read_bytes()
+        own = trust_pem.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise ConfigError(f"trust_pem {trust_pem}: {error.strerror}. Name a file with certificates (PEM).") from error
-    try:
-        ssl.create_default_context(cadata=own.decode("ascii"))
+    try:  # the library takes ASCII only, but comments may have any bytes
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=own.decode("ascii", "backslashreplace"))
     except (ssl.SSLError, ValueError) as error:
         raise ConfigError(f"trust_pem {trust_pem} holds no certificates. Write them in PEM.") from error
     file = directory / _FILE

@@ -1,10 +1,15 @@
 """The cache of public files: what it keeps, for how long, and that a job gets the hub's bytes whatever is in it."""
 
+import errno
 import fcntl
 import hashlib
 import os
+import shutil
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +19,7 @@ from hypha_bridge.errors import BridgeError
 from hypha_contracts.bridge_config import CacheConfig
 
 DATA = b"weights" * 1000
+MIB = 1 << 20
 GIT_ID = hashlib.sha1(b"blob %d\0" % len(DATA) + DATA, usedforsecurity=False).hexdigest()
 
 
@@ -133,6 +139,65 @@ def test_a_file_that_is_larger_than_the_cache_is_not_kept_and_removes_nothing_ne
     large = b"y" * 20_001
     assert Job(tmp_path / "second", large).fetch(cache, content_of(large)) == (large, False)
     assert entries(directory) == {CONTENT.name}
+
+
+@pytest.fixture
+def small_volume(tmp_path: Path) -> Iterator[Path]:
+    """A volume of 40 MiB."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={40 * MIB}", "tmpfs", volume]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root can mount a volume")
+    yield volume
+    subprocess.run(["umount", "--lazy", volume], check=True)
+
+
+def test_on_a_volume_smaller_than_the_limit_new_files_replace_old_ones(
+    small_volume: Path, stopping: threading.Event, tmp_path: Path
+) -> None:
+    cache = Cache(CacheConfig(directory=small_volume, max_bytes=100 * 10**9), stopping, wait_s=0)
+    files = [bytes([number]) * 8 * MIB for number in range(6)]
+    for number, data in enumerate(files):
+        Job(tmp_path / f"job-{number}", data).fetch(cache, content_of(data))
+    assert entries(small_volume) == {content_of(data).name for data in files[-3:]}
+    assert Job(tmp_path / "last", files[-1]).fetch(cache, content_of(files[-1])) == (files[-1], True)
+
+
+def test_a_file_for_which_the_volume_runs_full_leaves_nothing(
+    small_volume: Path, stopping: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(CacheConfig(directory=small_volume, max_bytes=100 * 10**9), stopping, wait_s=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))  # as beside a user's quota
+    job = Job(tmp_path / "job", bytes(48 * MIB))
+    assert job.fetch(cache, content_of(job.data)) == (job.data, False)
+    assert entries(small_volume) == set()
+
+
+def test_what_other_bridges_have_begun_takes_free_space_before_it_is_written(
+    directory: Path, stopping: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(CacheConfig(directory=directory, max_bytes=100 * 10**9), stopping, wait_s=0)
+    with (directory / ".partial-alive").open("wb") as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        living.write(bytes(4 * MIB))
+        living.flush()
+        living.truncate(10 * MIB)
+        for free, kept in ((22 * MIB + len(DATA) - 1, set()), (22 * MIB + len(DATA), {CONTENT.name})):
+            monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+            Job(tmp_path / f"job-{free}").fetch(cache)
+            assert entries(directory) == {".partial-alive"} | kept
+
+
+def test_a_file_system_that_refuses_a_file_s_size_is_left_without_it(
+    cache: Cache, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(module.os, "ftruncate", refuse)
+    assert Job(tmp_path / "first").fetch(cache) == (DATA, False)
+    assert entries(directory) == set()
 
 
 def test_files_of_the_owner_in_the_directory_stay(cache: Cache, directory: Path, tmp_path: Path) -> None:

@@ -2,19 +2,23 @@
 
 import json
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import certifi
 import httpx
 import pytest
 
 from hypha_bridge.config import ConfigError
 from hypha_bridge.server import BridgeServer
+from hypha_bridge.trust import write_authorities
 from hypha_contracts.bridge_config import BridgeConfig
 from hypha_contracts.proxies import Proxies
+from support.certs import Pki
 from support.proxy import Proxy, open_proxy
 
 pytestmark = pytest.mark.anyio
@@ -193,12 +197,25 @@ class TestOverTls:
         assert proxy.asked == [f"{ADDRESS}:80"]
 
 
-@pytest.mark.parametrize(("content", "problem"), [(None, "No such file"), ("no certificate", "holds no certificates")])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "No such file"), ("Général", "holds no certificates"), ("", "holds no certificates")],
+)
 async def test_a_bundle_without_certificates_is_named_when_the_bridge_starts(
     config: BridgeConfig, tmp_path: Path, content: str | None, problem: str
 ) -> None:
     bundle = tmp_path / "bundle.pem"
-    if content:
+    if content is not None:
         bundle.write_text(content)
     with pytest.raises(ConfigError, match=f"trust_pem .*bundle.pem.*{problem}"):
         BridgeServer(config.model_copy(update={"trust_pem": bundle}))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1"])
+def test_a_bundle_may_have_comments_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    bundle = tmp_path / "bundle.pem"
+    first, second = (Pki().root.trust_pem.decode() for _ in range(2))
+    bundle.write_text(f"{first}# Société Générale\n{second}", encoding=encoding)
+    public = ssl.create_default_context(cafile=certifi.where()).cert_store_stats()["x509"]
+    trusted = ssl.create_default_context(cafile=write_authorities(bundle, tmp_path))
+    assert trusted.cert_store_stats()["x509"] == public + 2

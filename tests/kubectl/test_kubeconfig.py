@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from hypha_kubectl.access.credentials import Login, parse_credential, program_of, proxy_of
+from hypha_kubectl.access.credentials import Login, parse_credential, program_of, proxy_of, tls_context
 from hypha_kubectl.access.kubeconfig import Context, load_context
 from hypha_kubectl.errors import UsageError
 from support.api_server import ApiServer
+from support.certs import Pki
 from support.kubectl import Scene, kubectl_hypha
 
 
@@ -126,6 +127,22 @@ def test_half_a_credential_is_refused() -> None:
 def test_an_old_auth_provider_is_refused_with_its_replacement() -> None:
     with pytest.raises(UsageError, match=r"the auth-provider oidc is not supported. Use a program"):
         Login(of({"auth-provider": {"name": "oidc"}}), {})
+
+
+@pytest.mark.parametrize("in_a_file", [True, False])
+def test_an_authority_may_have_a_comment_in_any_encoding(tmp_path: Path, in_a_file: bool) -> None:
+    pem = "# Société Générale\n".encode("latin-1") + Pki().root.trust_pem
+    (file := tmp_path / "ca.crt").write_bytes(pem)
+    data = {"certificate-authority-data": base64.b64encode(pem).decode()}
+    found = of({}, **({"certificate-authority": str(file)} if in_a_file else data))
+    assert tls_context(found, Login(found, {})).cert_store_stats()["x509"] == 1
+
+
+@pytest.mark.parametrize("data", ["?", "Générale", 1])
+def test_an_authority_that_is_not_base64_is_named_with_the_remedy(data: str | int) -> None:
+    found = of({}, **{"certificate-authority-data": data})
+    with pytest.raises(UsageError, match="certificate-authority holds no certificate or key"):
+        tls_context(found, Login(found, {}))
 
 
 @pytest.mark.parametrize(

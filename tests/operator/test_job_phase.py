@@ -619,10 +619,11 @@ OBSTACLES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "the bridge needs too much memory": (
         pod(
+            "Pending",
             bridge=container(
                 "bridge", waiting("CrashLoopBackOff"), restartCount=1, lastState=terminated(137, "OOMKilled")
             ),
-            executor=running(),
+            executor=waiting("PodInitializing"),
         ),
         "BridgeFailed",
         "exceeds its memory limit",
@@ -669,9 +670,64 @@ def test_an_obstacle_that_disappears_is_cleared() -> None:
     assert classify(again).stalled
 
 
-def test_a_bridge_that_crashed_once_and_then_ended_normally_is_no_obstacle() -> None:
-    ended = container("bridge", terminated(0), restartCount=1, lastState=CRASHED)
-    assert classify(observe(pod(bridge=ended, executor=terminated(0)))).finding.reason == "DeliveringResults"
+def restarted(state: dict[str, Any], end: dict[str, Any]) -> dict[str, Any]:
+    """Return the status of a bridge that ended so and was restarted once."""
+    return container("bridge", state, restartCount=1, lastState=end)
+
+
+CRASHED_EARLY = terminated(1, seconds=3)
+KILLED = terminated(137, "OOMKilled", seconds=40)
+
+
+@pytest.mark.parametrize("state", [running(4), terminated(0)])
+def test_a_bridge_that_crashed_before_the_executor_started_has_lost_nothing(state: dict[str, Any]) -> None:
+    runs = pod(bridge=restarted(state, CRASHED_EARLY), executor=running(5))
+    assert classify(observe(runs)).finding.reason == "ExecutorRuns"
+    ended = pod(bridge=restarted(state, CRASHED_EARLY), executor=terminated(0))
+    assert classify(observe(ended)).finding.reason == "DeliveringResults"
+    over = pod("Succeeded", bridge=restarted(terminated(0), CRASHED_EARLY), executor=terminated(0))
+    assert classify(observe(over)).finding.reason == "Completed"
+
+
+@pytest.mark.parametrize(
+    ("bridge", "message"),
+    [
+        (restarted(running(41), KILLED), "exceeded its memory limit after .* Raise the memory in jobs.bridgeResources"),
+        (restarted(waiting("CrashLoopBackOff"), KILLED), "exceeded its memory limit after the executor had started"),
+        (restarted(running(31), CRASHED), "ended with exit code 1 after .*: hypha-bridge: .* not found. Do what the"),
+        (restarted(running(6), terminated(1, seconds=5)), "ended with exit code 1"),
+        (restarted(running(41), {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}}), "signal 9"),
+    ],
+    ids=["out of memory", "waits", "crashed", "in the executor's first second", "lost"],
+)
+def test_a_job_whose_bridge_is_restarted_under_its_executor_ends_and_fails(
+    bridge: dict[str, Any], message: str
+) -> None:
+    first = observe(pod(bridge=bridge, executor=running(5)))
+    state = classify(first)
+    assert (state.phase, state.ending, state.finding.reason) == ("Running", True, "BridgeFailed")
+    assert re.search(message, state.finding.message), state.finding.message
+    assert "kubectl logs -n gpu hypha-1-abcde -c bridge --previous" in state.finding.message
+
+    over = pod("Succeeded", bridge=bridge | {"state": terminated(0)}, executor=terminated(0), deleted=200)
+    last = then(first, state, over, after_s=90, the_job=None)
+    assert (classify(last).phase, classify(last).finding) == ("Failed", state.finding)
+
+
+@pytest.mark.parametrize(("phase", "exit_code"), [("Succeeded", 0), ("Failed", 3)])
+def test_a_restart_of_the_bridge_explains_the_end_of_a_job_that_the_operator_did_not_observe(
+    phase: str, exit_code: int
+) -> None:
+    over = pod(phase, bridge=restarted(terminated(0, seconds=60), KILLED), executor=terminated(exit_code, seconds=50))
+    state = classify(observe(over))
+    assert (state.phase, state.finding.reason) == ("Failed", "BridgeFailed")
+
+
+def test_a_bridge_that_is_restarted_while_it_delivers_results_beside_a_mesh_fails_the_job() -> None:
+    first = observe(meshed(terminated(0), bridge=running()))
+    bridge = restarted(terminated(0, seconds=60), KILLED)
+    failed = then(first, classify(first), meshed(terminated(0), bridge=bridge, deleted=200), after_s=65)
+    assert classify(failed).finding.reason == "BridgeFailed"
 
 
 def test_a_slow_image_pull_is_no_obstacle() -> None:

@@ -76,7 +76,7 @@ def _train(job: TrainJob, bridge: Bridge, options: argparse.Namespace) -> int:
     rounds = train(training, coordinator)
     if coordinator and options.output_dir:
         where = options.output_dir, job.job_id, options.output_max_bytes
-        keep_model(coordinator.weights, folders[0], *where)
+        keep_model(coordinator.weights, folders[0], *where, work_dir=options.work_dir)
     log(f"training finished after {rounds} rounds")
     return 0
 

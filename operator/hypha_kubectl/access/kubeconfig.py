@@ -4,7 +4,6 @@ https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeco
 """
 
 import base64
-import binascii
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,15 +34,18 @@ class Context:
         return str(self.cluster["server"]).rstrip("/")
 
     def pem(self, of: Mapping[str, Any], key: str) -> str | None:
-        """Return the PEM text of a certificate or key, which the kubeconfig holds or names a file of. UsageError."""
+        """Return the PEM text of a certificate or key, which the kubeconfig holds or names a file of. UsageError.
+
+        The text is ASCII. Other bytes, which comments may have, are escaped.
+        """
         where = f"kubeconfig, context {self.name}, {key}"
         try:
             if data := of.get(f"{key}-data"):
-                return base64.b64decode(data, validate=True).decode("ascii")
-            return Path(of[key]).read_text(encoding="ascii") if of.get(key) else None
+                return base64.b64decode(data, validate=True).decode("ascii", "backslashreplace")
+            return Path(of[key]).read_text(encoding="ascii", errors="backslashreplace") if of.get(key) else None
         except OSError as error:
             raise UsageError(f"{where}: {of[key]}: {error.strerror}. Log in to the cluster again.") from error
-        except (binascii.Error, TypeError, UnicodeError) as error:
+        except (TypeError, ValueError) as error:
             raise UsageError(f"{where} holds no certificate or key. Log in to the cluster again.") from error
 
 

@@ -3,7 +3,7 @@
 The rule for restarts: until its executor has started, a job has lost nothing. So if the cluster takes its pod (rejects,
 evicts, preempts or deletes it, or loses its node), the operator creates another one, as long as the start timeout
 permits. This timeout limits all attempts together, without their time in a queue. A queue that suspends the Job admits
-it again. Once the executor has started, the job fails with that reason.
+it again. Once the executor has started, the job fails with that reason, and also if its bridge is restarted.
 """
 
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from hypha_operator.machinery.conditions import Condition, merged, timestamp
 from hypha_operator.pods.stages import stages_of
 from hypha_operator.pods.state import (
     Finding,
+    bridge_restart,
     container_state,
     end_of_bridge,
     end_of_job,
@@ -27,6 +28,7 @@ from hypha_operator.pods.state import (
     has_started,
     lingering_container,
     obstacle_of,
+    started_at,
 )
 from hypha_resources.job import Phase
 
@@ -157,8 +159,7 @@ def _start_of(pod: Manifest) -> str | None:
     """Return when a pod's executor started, or about when if the node lost track of it."""
     if not has_started(pod):
         return None
-    state = container_state(pod, EXECUTOR, "running") or container_state(pod, EXECUTOR, "terminated") or {}
-    return state.get("startedAt") or pod["metadata"]["creationTimestamp"]  # type: ignore[no-any-return]
+    return started_at(pod, EXECUTOR) or str(pod["metadata"]["creationTimestamp"])
 
 
 def _duration(start_time: str, end: datetime) -> str:
@@ -215,12 +216,12 @@ def _stop_reason(observed: ObservedJob) -> Finding | None:
 
 
 def _lost_job(observed: ObservedJob) -> Finding | None:
-    """Return why a Job that had a pod cannot finish: another client deleted or suspended the Job."""
+    """Return why a Job that had a pod cannot finish: it was deleted or suspended, or lost files with its bridge."""
     if observed.has_started and (observed.job is None or observed.is_job_deleted):
         return Finding(JobReason.JOB_DELETED, f"another client deleted the job's Job. {JobReason.JOB_DELETED.remedy}")
     if observed.is_job_suspended and not observed.is_queued:
         return Finding(JobReason.PREEMPTED, "the queue suspended the job's Job to free capacity for another job")
-    return None
+    return bridge_restart(observed.pod) if observed.pod else None
 
 
 def _ended_by_operator(observed: ObservedJob, phase: Phase, recorded: Finding) -> State:

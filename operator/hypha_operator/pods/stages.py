@@ -1,14 +1,12 @@
 """Derive the stages of a job's start from its pod. The kubelet reports times in whole seconds. Performs no I/O."""
 
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 from hypha_contracts.kinds import Manifest
 from hypha_contracts.names import BRIDGE, EXECUTOR
 from hypha_contracts.object_status import find_condition, is_true
-from hypha_operator.pods.state import container_state
-
-_STATES: Final = ("running", "terminated")
+from hypha_operator.pods.state import started_at
 
 
 def stages_of(pod: Manifest) -> list[dict[str, Any]]:
@@ -20,8 +18,8 @@ def stages_of(pod: Manifest) -> list[dict[str, Any]]:
         ("pod scheduled", pod["metadata"]["creationTimestamp"]),
         ("pod prepared", _transition(pod, "PodScheduled")),
         ("bridge image pulled", _transition(pod, "PodReadyToStartContainers")),
-        ("image pulled", _started(pod, BRIDGE)),
-        ("", _started(pod, EXECUTOR)),
+        ("image pulled", started_at(pod, BRIDGE)),
+        ("", started_at(pod, EXECUTOR)),
     ]
     return [
         {"name": name, "startTime": start, "endTime": end}
@@ -32,8 +30,3 @@ def stages_of(pod: Manifest) -> list[dict[str, Any]]:
 
 def _transition(pod: Manifest, type_: str) -> str | None:
     return find_condition(pod, type_)["lastTransitionTime"] if is_true(pod, type_) else None
-
-
-def _started(pod: Manifest, container: str) -> str | None:
-    found = (container_state(pod, container, state) for state in _STATES)
-    return next((state.get("startedAt") for state in found if state), None)

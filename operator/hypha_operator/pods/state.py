@@ -57,9 +57,15 @@ def is_over(pod: Manifest, now: datetime) -> bool:
 
 def container_state(pod: Manifest, name: str, state: str) -> Mapping[str, Any] | None:
     """Return the details of a container's state (waiting, running, terminated), or None if it is in another state."""
-    container = next((container for container in container_statuses(pod) if container["name"] == name), {})
-    found: Mapping[str, Any] | None = (container.get("state") or {}).get(state)
+    found: Mapping[str, Any] | None = (_container(pod, name).get("state") or {}).get(state)
     return found
+
+
+def started_at(pod: Manifest, name: str) -> str | None:
+    """Return when a container that runs or has ended was last started, if its node knows that."""
+    state = container_state(pod, name, "running") or container_state(pod, name, "terminated") or {}
+    start: str | None = state.get("startedAt")
+    return start
 
 
 def lingering_container(pod: Manifest) -> str | None:
@@ -84,11 +90,37 @@ def has_started(pod: Manifest) -> bool:
     return bool(ended and created and ended.get("reason") not in _NO_PROGRAM)
 
 
+def bridge_restart(pod: Manifest) -> Finding | None:
+    """Return that the bridge was restarted after the executor had started, or None if it was not.
+
+    The new bridge discards the files that the old one had accepted or received.
+    """
+    bridge, executor_start = _container(pod, BRIDGE), started_at(pod, EXECUTOR)
+    if not (bridge.get("restartCount") and executor_start and has_started(pod)):
+        return None
+    ended = (bridge.get("lastState") or {}).get("terminated") or {}
+    # The kubelet writes all times in one format, so they compare as text. It knows none of a container that it lost.
+    if max(started_at(pod, BRIDGE) or "", ended.get("finishedAt") or "") <= executor_start:
+        return None
+    out_of_memory = ended.get("reason") == "OOMKilled"
+    end = "exceeded its memory limit" if out_of_memory else f"ended with {_exit(ended)}"
+    remedy = "Raise the memory in jobs.bridgeResources.limits." if out_of_memory else JobReason.BRIDGE_FAILED.remedy
+    lines = _last_lines(ended)
+    last = f": {lines[-1]}" if lines else ""
+    return Finding(
+        JobReason.BRIDGE_FAILED,
+        f"the bridge {end} after the executor had started. The cluster restarted it, but files that it was to deliver "
+        f"may be lost{last}. {remedy} See {_logs(pod, BRIDGE)} --previous",
+        lines,
+    )
+
+
 def end_of_pod(pod: Manifest, memory_gb: float, storage_gb: float) -> Finding | None:
     """Return how the job ended according to its pod, or None while it runs. The reason is Completed if it succeeded."""
     if _status(pod).get("phase") == "Succeeded":
         return _delivered(pod)
-    return _disruption(pod, storage_gb) or _failure(pod, memory_gb) or _rejection(pod) or _deletion(pod)
+    ends = _disruption(pod, storage_gb), bridge_restart(pod), _failure(pod, memory_gb), _rejection(pod), _deletion(pod)
+    return next(filter(None, ends), None)
 
 
 def end_of_job(job: Manifest) -> Finding | None:
@@ -156,6 +188,8 @@ def _preparation_obstacle(pod: Manifest, now: datetime) -> Finding | None:
 
 
 def _delivered(pod: Manifest) -> Finding:
+    if restart := bridge_restart(pod):
+        return restart
     bridge = container_state(pod, BRIDGE, "terminated")
     if bridge and bridge["exitCode"] != 0:
         lines = _last_lines(bridge)
@@ -235,6 +269,10 @@ def _deletion(pod: Manifest) -> Finding | None:
         return None
     message = f"another client deleted the job's pod {pod['metadata']['name']}. {JobReason.JOB_DELETED.remedy}"
     return Finding(JobReason.JOB_DELETED, message)
+
+
+def _container(pod: Manifest, name: str) -> Mapping[str, Any]:
+    return next((container for container in container_statuses(pod) if container["name"] == name), {})
 
 
 def _exit(terminated: Mapping[str, Any]) -> str:
