@@ -121,14 +121,24 @@ def test_a_file_of_accelerate_stays_exactly_as_it_was_written(objects, namespace
         ({"deepspeed_config": {"gradient_clipping": 0}}, "gradient_clipping"),
         ({"fsdp_config": {"fsdp_verion": 2}}, "fsdp_verion: field not declared in schema"),
         ({"mixed_precision": "fp4"}, "Unsupported value"),
+        ({"dynamo_config": {"dynamo_backend": "INDUCTER"}}, "write one of NO, EAGER, AOT_EAGER, INDUCTOR"),
+        ({"dynamo_config": {"dynamo_mode": "fast"}}, "Unsupported value"),
+        ({"fsdp_config": {"fsdp_auto_wrap_policy": "TRANSFORMER"}}, "write one of TRANSFORMER_BASED_WRAP"),
+        ({"fsdp_config": {"fsdp_state_dict_type": "LOCAL_STATE_DICT"}}, "write one of SHARDED_STATE_DICT"),
+        ({"fsdp_config": {"fsdp_backward_prefetch": "BOTH"}}, "write one of BACKWARD_PRE, BACKWARD_POST, NO_PREFETCH"),
+        (
+            {"fsdp_config": {"fsdp_activation_checkpointing_offload": True}},
+            "fsdp_activation_checkpointing_offload needs fsdp_activation_checkpointing: true",
+        ),
     ],
 )
 def test_what_the_trainer_cannot_run_is_refused_when_it_is_applied(objects, namespace, config, reason):
     assert reason in objects.apply(worker_manifest(namespace, **accelerate(**config)))["message"]
 
 
-def test_a_compiler_that_the_default_image_lacks_is_refused_with_the_remedy(objects, namespace):
-    config = {"dynamo_config": {"dynamo_backend": "INDUCTOR"}}
+@pytest.mark.parametrize("word", ["INDUCTOR", "inductor"])
+def test_a_compiler_that_the_default_image_lacks_is_refused_with_the_remedy(objects, namespace, word):
+    config = {"dynamo_config": {"dynamo_backend": word}}
     refused = objects.apply(worker_manifest(namespace, **accelerate(**config)))
     assert "has no C compiler for INDUCTOR; set image to one with gcc" in refused["message"]
     image = trainer(accelerate=config, image="example.org/trainer:gcc")
