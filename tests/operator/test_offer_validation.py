@@ -5,13 +5,21 @@ from typing import Any
 
 import pytest
 
+from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.kinds import WORKER, Manifest
 from hypha_contracts.object_status import find_condition
+from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.kinds import Key
+from hypha_operator.machinery.store import Store
+from hypha_operator.offers.limits import Limits
+from hypha_operator.offers.observer import OfferObserver
 from hypha_operator.offers.validation import Validation
+from hypha_operator.pods.state import Finding
 from hypha_resources.job import Amounts
+from hypha_resources.worker_jobs import Cache
 from support.api_server import ApiServer
-from support.operating import Operating, operating
+from support.operating import SETTINGS, Operating, operating
+from support.operator_objects import worker_spec
 from support.people import User
 from support.resources import job_manifest, worker_manifest
 from support.webhooks import broken_webhook
@@ -58,6 +66,19 @@ def told(worker: Manifest | None, type_: str = "ExecutorsValid") -> tuple[str, s
 async def reconcile(operator: Operating) -> float | None:
     await operator.observe()
     return await operator.reconcile(Key(WORKER, operator.namespace, "gpu"))
+
+
+def test_a_worker_of_whose_spec_no_job_can_be_built_is_told_which_executor_and_field_is_wrong() -> None:
+    cache = Cache.model_construct(claim="models", max_bytes="500m")
+    spec = worker_spec()
+    spec = spec.model_copy(update={"jobs": spec.jobs.model_copy(update={"cache": cache})})
+    worker = worker_manifest("gpu")
+    worker["metadata"] |= {"uid": "1", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    observer = OfferObserver(Store(), None, Clock(), SETTINGS, None)  # type: ignore[arg-type]
+    finding = observer._trials(worker, spec, Limits())
+    assert isinstance(finding, Finding)
+    assert finding.reason == JobReason.INVALID_TEMPLATE
+    assert finding.message.startswith("Executor train/diloco-transformer: the HyphaWorker's spec.max_bytes")
 
 
 def fill_quota(server: ApiServer, namespace: str, hard: dict[str, str]) -> None:

@@ -27,9 +27,7 @@ from hypha_operator.offers.starts import JobStart, ObservedStarts, Probe, Round,
 from hypha_operator.offers.supply import Supply
 from hypha_operator.offers.trial import Trial, label_of, probe, probed, trial, typical
 from hypha_operator.offers.validation import Validation, Validator, validated
-from hypha_operator.pods.executor import UnbuildableJobError
-from hypha_operator.pods.overlay import OverlayError
-from hypha_operator.pods.refusal import refusal_of
+from hypha_operator.pods.refusal import UNBUILDABLE, refusal_of, why_unbuildable
 from hypha_operator.pods.state import Finding
 from hypha_operator.settings import Settings
 from hypha_resources.job import Amounts
@@ -169,8 +167,9 @@ class OfferObserver:
         for executor in spec.executors:
             try:
                 trials.append(trial(worker, spec, executor, typical(spec, limits), self._settings))
-            except (UnbuildableJobError, OverlayError) as error:
-                return Finding(JobReason.INVALID_TEMPLATE, f"Executor {label_of(executor)}: {error}")
+            except UNBUILDABLE as error:
+                message = f"Executor {label_of(executor)}: {why_unbuildable(error)}"
+                return Finding(JobReason.INVALID_TEMPLATE, message)
         return trials
 
     async def _limit(

@@ -1,14 +1,27 @@
-"""Derive why the API server refuses a job's objects from its errors and Events. Performs no I/O."""
+"""Derive why a job's objects cannot be built, or why the API server refuses them. Performs no I/O."""
 
 from collections.abc import Sequence
 from typing import Final
 
+from pydantic import ValidationError
+
 from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.kinds import Manifest
 from hypha_contracts.kubernetes_errors import ApiError, Invalid, is_admission
+from hypha_messages.validation import describe
+from hypha_operator.pods.executor import UnbuildableJobError
+from hypha_operator.pods.overlay import OverlayError
 from hypha_operator.pods.state import Finding
 
+UNBUILDABLE: Final = (UnbuildableJobError, OverlayError, ValidationError)
+"""The errors of a job whose objects cannot be built from its worker's specification."""
 NO_CLAIM_TEMPLATES: Final = "this cluster serves no ResourceClaimTemplates (Kubernetes 1.34). Use gpu.resourceName."
+
+
+def why_unbuildable(error: Exception) -> str:
+    """Return the message of one of the errors `UNBUILDABLE`, with the field of the specification."""
+    where = "the HyphaWorker's spec"
+    return describe(error, where, f"{where}.") if isinstance(error, ValidationError) else str(error)
 
 
 def refusal_of(error: ApiError) -> Finding | None:
