@@ -90,6 +90,12 @@ class EgressPeer(Schema):
 class EgressPort(Schema):
     """Ports of a rule."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("!has(self.endPort) || self.endPort >= self.port", "endPort must not be less than port")
+        )
+    )
+
     port: Annotated[int, Field(ge=1, le=65535)] = Field(description="The port, or the first of a range.")
     end_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(default=None, description="The last of a range.")
     protocol: Literal["TCP", "UDP", "SCTP"] = Field(default="TCP", description="The protocol.")

@@ -254,6 +254,10 @@ def test_a_worker_stays_exactly_as_it_was_written(objects, namespace):
             "write ipBlock, or namespaceSelector and podSelector",
         ),
         ({"jobs": {"egress": [{"to": [{"podSelector": {}}], "ports": [{"port": 0}]}]}}, "spec.jobs.egress[0].ports[0]"),
+        (
+            {"jobs": {"egress": [{"to": [{"podSelector": {}}], "ports": [{"port": 443, "endPort": 80}]}]}},
+            "endPort must not be less than port",
+        ),
         ({"jobs": {"cache": {"claim": "models", "maxBytes": "500m"}}}, "maxBytes must be at least 1"),
         ({"jobs": {"proxy": {"https": "proxy:3128"}}}, "spec.jobs.proxy.https"),
         ({"jobs": {"proxy": {"https": "http://me:password@proxy:3128"}}}, "spec.jobs.proxy.https"),
@@ -308,6 +312,7 @@ def test_an_invalid_worker_is_refused_with_the_field_or_the_reason(objects, name
         {"jobs": {"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}]}]}},
         {"jobs": {"egress": [{"to": [{"podSelector": {"matchLabels": {"a": "b"}}}], "ports": [{"port": 443}]}]}},
         {"jobs": {"proxy": {"https": "http://proxy:3128", "noProxy": [".internal", "10.0.0.0/8", "fd00::/8"]}}},
+        {"jobs": {"egress": [{"to": [{"podSelector": {}}], "ports": [{"port": 443, "endPort": 443}]}]}},
         {"jobs": {"cache": {"claim": "models", "maxBytes": 1}}},
         {"jobs": {"cache": {"claim": "models", "maxBytes": "1000m"}}},
         {"jobs": {"trustBundle": {"name": "corporate"}}},

@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any, Final
 
 from hypha_contracts.job_reasons import JobReason
-from hypha_contracts.kinds import HYPHA_JOB, JOB, POD, Manifest
+from hypha_contracts.kinds import HYPHA_JOB, JOB, POD, RESOURCE_CLAIM_TEMPLATE, Manifest
 from hypha_contracts.kubernetes_errors import ApiError, Conflict
 from hypha_contracts.names import probe_name
 from hypha_contracts.object_status import TERMINAL, find_condition
@@ -257,14 +257,16 @@ class OfferObserver:
         """Create a probe of an executor. Return why the API server refuses it, if it does."""
         executor = next(executor for executor in spec.executors if label_of(executor) == name)
         made = probe(worker, spec, executor, probed(spec, memory.limits, name, jobs), self._settings)
+        kind = RESOURCE_CLAIM_TEMPLATE.name
         try:
             for claim in made.claims:
                 await create_once(self._cluster, claim)
+            kind = JOB.name
             await self._cluster.create(made.job)
         except Conflict:
             _log.info("%s: the last probe is still being deleted", worker["metadata"]["name"])
         except ApiError as error:
-            if refusal := refusal_of(error):
+            if refusal := refusal_of(error, kind):
                 return refusal
             raise
         return None

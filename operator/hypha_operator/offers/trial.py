@@ -50,13 +50,20 @@ class Trial:
 
     Attributes:
         executor: class and name of the executor.
+        policy: its NetworkPolicy, without routes to configured servers.
         claims: its ResourceClaimTemplate, if any.
         job: its Job.
     """
 
     executor: str
+    policy: Manifest
     claims: tuple[Manifest, ...]
     job: Manifest
+
+    @property
+    def objects(self) -> list[Manifest]:
+        """All of them, in the order in which those of a job are created."""
+        return [self.policy, *self.claims, self.job]
 
     @property
     def pod(self) -> dict[str, Any]:
@@ -123,9 +130,8 @@ def trial(worker: Manifest, spec: HyphaWorkerSpec, executor: Executor, amounts: 
         executor=ExecutorRef(class_=executor.class_, name=executor.name),
         resources=amounts,
     )
-    _policy, *children = job_children(owner, job, spec, settings)
-    *claims, made = (_owned(worker, manifest) for manifest in children)
-    return Trial(label_of(executor), tuple(claims), made)
+    policy, *claims, made = (_owned(worker, manifest) for manifest in job_children(owner, job, spec, settings))
+    return Trial(label_of(executor), policy, tuple(claims), made)
 
 
 def _owned(worker: Manifest, made: Manifest) -> Manifest:
@@ -151,7 +157,7 @@ def checked(trial: Trial) -> list[Manifest]:
         "metadata": {**template["metadata"], "namespace": metadata["namespace"]},
         "spec": template["spec"],
     }
-    return [_unnamed(manifest, metadata["name"]) for manifest in (*trial.claims, trial.job, pod)]
+    return [_unnamed(manifest, metadata["name"]) for manifest in (*trial.objects, pod)]
 
 
 def _unnamed(manifest: Manifest, prefix: str) -> Manifest:

@@ -111,7 +111,7 @@ class Validator:
         Raises:
             ApiError: the API server did not answer, or refused for a reason that does not concern the jobs.
         """
-        objects = [[*trial.claims, trial.job] for trial in nameless]
+        objects = [trial.objects for trial in nameless]
         key = sha256(json.dumps([objects, runs_jobs], sort_keys=True).encode()).hexdigest()
         answer = self._answers.setdefault(key, _Answer())
         self._answers.move_to_end(key)
@@ -140,7 +140,7 @@ async def _fault(cluster: Cluster, manifest: Manifest) -> Finding | None:
             return None
         if isinstance(error, NotFound) and manifest["kind"] == RESOURCE_CLAIM_TEMPLATE.name:
             return Finding(JobReason.INVALID_TEMPLATE, NO_CLAIM_TEMPLATES)
-        if (fault := refusal_of(error)) is None:
+        if (fault := refusal_of(error, manifest["kind"])) is None:
             raise
         return fault
     return None
