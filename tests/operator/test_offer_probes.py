@@ -20,6 +20,7 @@ import pytest
 from e2e.cluster.kwok import MISSING_IMAGE, kwok, pod_placement
 from hypha_contracts.bridge_config import CONFIG_VARIABLE
 from hypha_contracts.kinds import HYPHA_JOB, JOB, NODE, POD, WORKER
+from hypha_contracts.names import JOB_LABEL
 from hypha_contracts.object_status import TERMINAL, find_condition
 from hypha_operator.machinery.kinds import Key
 from hypha_operator.offers.trial import probe
@@ -195,6 +196,30 @@ async def test_a_probe_that_a_policy_refuses_is_a_failed_start(
         assert market.failed() <= 2
     market.set_executor()
     await market.until_it_sells()
+    assert market.failed() <= 2
+
+
+async def test_network_policies_that_are_refused_later_fail_two_jobs_and_none_afterwards(
+    market: Market, control_plane: ApiServer, tmp_path: Path
+) -> None:
+    def no_jobs(request: dict[str, Any]) -> dict[str, Any]:
+        of_job = JOB_LABEL in request["object"]["spec"]["podSelector"].get("matchLabels", {})
+        return denied("egress belongs to the network team") if of_job else {"allowed": True}
+
+    def running() -> int:
+        return sum((job.get("status") or {}).get("phase") == "Running" for job in market.jobs)
+
+    await market.until(running)
+    resource = "networking.k8s.io/networkpolicies"
+    with webhook(control_plane, market.world.namespace, "validating", resource, no_jobs, tmp_path / "pki"):
+        await market.until(lambda: find_condition(market.worker, "JobsStart").get("status") == "False")
+        for _ in range(10):
+            await market.step(30)
+        assert market.reason("JobsStart") == "AdmissionRefused"
+        assert "egress belongs to the network team" in market.message("JobsStart")
+        assert not market.may_sell
+        assert market.failed() <= 2
+    await market.until(lambda: market.may_sell, passes_s=30)
     assert market.failed() <= 2
 
 

@@ -26,7 +26,7 @@ from hypha_operator.offers.limits import Limits, Needs, limits_of, without
 from hypha_operator.offers.starts import JobStart, ObservedStarts, Probe, Round, decide_starts, probe_of
 from hypha_operator.offers.supply import Supply
 from hypha_operator.offers.trial import Trial, label_of, probe, probed, trial, typical
-from hypha_operator.offers.validation import Validation, Validator, validated
+from hypha_operator.offers.validation import Validation, Validator, fault_of, validated
 from hypha_operator.pods.refusal import UNBUILDABLE, refusal_of, why_unbuildable
 from hypha_operator.pods.state import Finding
 from hypha_operator.settings import Settings
@@ -257,6 +257,8 @@ class OfferObserver:
         """Create a probe of an executor. Return why the API server refuses it, if it does."""
         executor = next(executor for executor in spec.executors if label_of(executor) == name)
         made = probe(worker, spec, executor, probed(spec, memory.limits, name, jobs), self._settings)
+        if fault := await fault_of(self._cluster, made.policy):  # a probe has no policy, but a job needs one
+            return fault
         kind = RESOURCE_CLAIM_TEMPLATE.name
         try:
             for claim in made.claims:

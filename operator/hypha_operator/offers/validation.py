@@ -126,13 +126,14 @@ class Validator:
     async def _ask(self, trials: Sequence[Trial], *, runs_jobs: bool) -> Finding | None:
         for trial in trials:
             for manifest in checked(trial):
-                fault = await _fault(self._cluster, manifest)
+                fault = await fault_of(self._cluster, manifest)
                 if fault and not (runs_jobs and fault.reason == JobReason.QUOTA_EXCEEDED):
                     return replace(fault, message=f"Executor {trial.executor}: {fault.message}")
         return None
 
 
-async def _fault(cluster: Cluster, manifest: Manifest) -> Finding | None:
+async def fault_of(cluster: Cluster, manifest: Manifest) -> Finding | None:
+    """Return why the API server would refuse to create an object of a job, or None. ApiError if it does not say."""
     try:
         await cluster.check(manifest)
     except ApiError as error:
