@@ -3,14 +3,52 @@
 The keys are accelerate's own. The rules refuse what the trainer cannot run on one machine, each with the reason.
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from hypha_resources.common import Passthrough, Schema, rules
 
 Word = Annotated[str, Field(max_length=253)]
 Size = Annotated[int, Field(ge=1, le=1024)]
+
+
+def _one_of(*words: str) -> tuple[Any, ...]:
+    """Return the checks of a text that must be one of accelerate's words, of which accelerate ignores the case."""
+    remedy = f"write one of {', '.join(words)}"
+
+    def check(word: str) -> str:
+        if word.upper() not in words:
+            raise ValueError(f"accelerate does not know {word!r}: {remedy}")
+        return word
+
+    return AfterValidator(check), Field(json_schema_extra=rules((f"self.upperAscii() in {[*words]}", remedy)))
+
+
+DynamoBackend = Annotated[
+    Word,
+    *_one_of(
+        "NO",
+        "EAGER",
+        "AOT_EAGER",
+        "INDUCTOR",
+        "AOT_TS_NVFUSER",
+        "NVPRIMS_NVFUSER",
+        "CUDAGRAPHS",
+        "OFI",
+        "FX2TRT",
+        "ONNXRT",
+        "TENSORRT",
+        "AOT_TORCHXLA_TRACE_ONCE",
+        "TORCHXLA_TRACE_ONCE",
+        "TVM",
+        "HPU_BACKEND",
+        "NEURON",
+    ),
+]
+AutoWrapPolicy = Annotated[Word, *_one_of("TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP", "NO_WRAP")]
+StateDictType = Annotated[Word, *_one_of("SHARDED_STATE_DICT", "FULL_STATE_DICT")]
+BackwardPrefetch = Annotated[Word, *_one_of("BACKWARD_PRE", "BACKWARD_POST", "NO_PREFETCH")]
 
 
 class AccelerateTable(Schema):
@@ -22,10 +60,12 @@ class AccelerateTable(Schema):
 class DynamoConfig(AccelerateTable):
     """How torch.compile compiles the model."""
 
-    dynamo_backend: Word | None = Field(
+    dynamo_backend: DynamoBackend | None = Field(
         default=None, description="Compiler, such as INDUCTOR, which needs an image with a C compiler."
     )
-    dynamo_mode: Word | None = Field(default=None, description="Mode of the compiler.")
+    dynamo_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = Field(
+        default=None, description="Mode of the compiler."
+    )
     dynamo_use_fullgraph: bool | None = Field(default=None, description="Refuse breaks of the graph.")
     dynamo_use_dynamic: bool | None = Field(default=None, description="Compile for all shapes.")
     dynamo_use_regional_compilation: bool | None = Field(default=None, description="Compile equal layers once.")
@@ -34,8 +74,22 @@ class DynamoConfig(AccelerateTable):
 class FsdpConfig(AccelerateTable):
     """How FSDP shards the model."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                (
+                    "!has(self.fsdp_activation_checkpointing_offload) || !self.fsdp_activation_checkpointing_offload"
+                    " || (has(self.fsdp_activation_checkpointing) && self.fsdp_activation_checkpointing)"
+                ),
+                "fsdp_activation_checkpointing_offload needs fsdp_activation_checkpointing: true",
+            )
+        )
+    )
+
     fsdp_version: int | None = Field(default=None, description="Must be 2.")
-    fsdp_auto_wrap_policy: Word | None = Field(default=None, description="Such as TRANSFORMER_BASED_WRAP.")
+    fsdp_auto_wrap_policy: AutoWrapPolicy | None = Field(
+        default=None, description="TRANSFORMER_BASED_WRAP, SIZE_BASED_WRAP or NO_WRAP."
+    )
     fsdp_transformer_layer_cls_to_wrap: Word | None = Field(default=None, description="Classes of layers, by commas.")
     fsdp_min_num_params: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="For SIZE_BASED_WRAP: parameters of a shard."
@@ -44,7 +98,7 @@ class FsdpConfig(AccelerateTable):
     fsdp_offload_params: bool | None = Field(default=None, description="Keep shards in the memory of the CPU.")
     fsdp_cpu_ram_efficient_loading: bool | None = Field(default=None, description="Load the model in one process.")
     fsdp_sync_module_states: bool | None = Field(default=None, description="Of FSDP 1; FSDP 2 ignores it.")
-    fsdp_state_dict_type: Word | None = Field(default=None, description="Has no effect: no state is saved.")
+    fsdp_state_dict_type: StateDictType | None = Field(default=None, description="Has no effect: no state is saved.")
     fsdp_activation_checkpointing: bool | None = Field(
         default=None, description="Compute activations again in the backward pass, also without FSDP."
     )
@@ -52,7 +106,7 @@ class FsdpConfig(AccelerateTable):
         default=None, description="Keep the saved activations in the memory of the CPU."
     )
     fsdp_ignored_modules: Word | None = Field(default=None, description="Modules that are not sharded.")
-    fsdp_backward_prefetch: Word | None = Field(default=None, description="Of FSDP 1; FSDP 2 ignores it.")
+    fsdp_backward_prefetch: BackwardPrefetch | None = Field(default=None, description="Of FSDP 1; FSDP 2 ignores it.")
     fsdp_forward_prefetch: bool | None = Field(default=None, description="Of FSDP 1; FSDP 2 ignores it.")
     fsdp_sharding_strategy: Word | None = Field(default=None, description="Of FSDP 1; FSDP 2 ignores it.")
     fsdp_use_orig_params: bool | None = Field(default=None, description="Of FSDP 1; FSDP 2 ignores it.")

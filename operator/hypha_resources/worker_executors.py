@@ -51,7 +51,7 @@ class Executor(Schema):
                 (
                     "has(self.image) || !has(self.accelerate) || !has(self.accelerate.dynamo_config)"
                     " || !has(self.accelerate.dynamo_config.dynamo_backend)"
-                    " || self.accelerate.dynamo_config.dynamo_backend != 'INDUCTOR'"
+                    " || self.accelerate.dynamo_config.dynamo_backend.upperAscii() != 'INDUCTOR'"
                 ),
                 (
                     "accelerate.dynamo_config.dynamo_backend: the operator's trainer image has no C compiler for "

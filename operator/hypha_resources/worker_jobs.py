@@ -2,11 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from hypha_contracts.node_config import Repositories
 from hypha_contracts.proxies import Proxies
 from hypha_contracts.times import DRAIN_S, KEEP_ENDED_S, KEEP_HYPHA_JOB_S
+from hypha_contracts.units import parse_quantity
 from hypha_resources.addresses import Cidr
 from hypha_resources.common import KeptSeconds, Name, Passthrough, Quantity, Schema, SecretKey, rules
 
@@ -28,15 +29,33 @@ class HubToken(Schema):
     repositories: Repositories = Field(description="The repositories, such as owner/name.")
 
 
+def _check_bytes(text: str) -> str:
+    if parse_quantity(text) < 1:
+        raise ValueError(f"{text!r} is less than one byte")
+    return text
+
+
 class Cache(Schema):
     """A volume with public files of the model hub, so that several jobs of one model download it once."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                (
+                    "!has(self.maxBytes) || type(self.maxBytes) == int || !isQuantity(self.maxBytes)"
+                    " || quantity(self.maxBytes).compareTo(quantity('1')) >= 0"
+                ),
+                "maxBytes must be at least 1",
+            )
+        )
+    )
 
     claim: Name = Field(
         description="PersistentVolumeClaim of this namespace for the cache, which bridges alone mount. If jobs run on "
         "several nodes, it needs ReadWriteMany. The hub's hash of a file is checked at each use, and downloads with a "
         "token are never kept."
     )
-    max_bytes: Quantity = Field(
+    max_bytes: Annotated[Quantity, AfterValidator(_check_bytes)] = Field(
         default="100G",
         description="The most that all files may take together. Then the least recently used ones are removed.",
     )
@@ -70,6 +89,12 @@ class EgressPeer(Schema):
 
 class EgressPort(Schema):
     """Ports of a rule."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("!has(self.endPort) || self.endPort >= self.port", "endPort must not be less than port")
+        )
+    )
 
     port: Annotated[int, Field(ge=1, le=65535)] = Field(description="The port, or the first of a range.")
     end_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(default=None, description="The last of a range.")
@@ -188,7 +213,8 @@ class Jobs(Schema):
     )
     ttl_seconds_after_finished: KeptSeconds = Field(
         default=KEEP_HYPHA_JOB_S,
-        description="How long an ended HyphaJob is kept. Its status has the last lines of its executor.",
+        description="How long an ended HyphaJob is kept, at most 64 of a scheduler and 512 in all. Its status has the last "
+        "lines of its executor.",
     )
     pod_ttl_seconds_after_finished: KeptSeconds = Field(
         default=KEEP_ENDED_S,

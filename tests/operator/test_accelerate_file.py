@@ -56,3 +56,9 @@ def test_everything_else_stays_as_the_owner_wrote_it() -> None:
 @pytest.mark.parametrize(("devices", "expected"), [(1, None), (4, {"parallelism_config_tp_size": 4})])
 def test_tensor_parallelism_takes_all_processes_of_the_job(devices: int, expected: dict[str, int] | None) -> None:
     assert content(devices, **TENSOR_PARALLEL).get("parallelism_config") == expected
+
+
+def test_the_file_lacks_the_option_with_which_accelerate_refuses_fsdp_2() -> None:
+    shards = {"fsdp_version": 2, "fsdp_cpu_ram_efficient_loading": True, "fsdp_sync_module_states": False}
+    found = content(2, distributed_type="FSDP", fsdp_config=shards)["fsdp_config"]
+    assert found == {"fsdp_version": 2, "fsdp_cpu_ram_efficient_loading": True}

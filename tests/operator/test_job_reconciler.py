@@ -11,6 +11,8 @@ import pytest
 from e2e.cluster.kwok import MISSING_IMAGE, kwok, pod_placement
 from hypha_contracts import kinds
 from hypha_contracts.kinds import EVENT, HYPHA_JOB, JOB, NETWORK_POLICY, POD, RESOURCE_CLAIM_TEMPLATE, WORKER
+from hypha_contracts.kubernetes_errors import Invalid
+from hypha_contracts.object_status import find_condition
 from hypha_operator.jobs import decision, reconciler
 from hypha_operator.machinery.cluster import MAX_EVENTS_PER_MINUTE
 from support.api_server import ApiServer
@@ -19,6 +21,7 @@ from support.operating import KilledError
 from support.operator_objects import ROOM
 from support.operator_objects import WORKER as WORKER_NAME
 from support.resources import install_definitions
+from support.waiting import until
 from support.webhooks import broken_webhook, patched, webhook
 
 pytestmark = pytest.mark.anyio
@@ -480,6 +483,30 @@ async def test_an_edited_or_deleted_network_policy_is_restored(world: JobWorld, 
         world.call("PATCH", world.path(NETWORK_POLICY, world.name), {"spec": {"ingress": [{}]}})
     await world.step()
     assert [policy["spec"] for policy in world.items(NETWORK_POLICY)] == [before]
+
+
+WITHOUT_MATCH_LABELS = {"spec": {"jobs": {"egress": [{"to": [{"podSelector": {"app": "mirror"}}]}]}}}
+
+
+async def test_the_status_names_the_pod_even_if_its_network_policy_cannot_be_restored(world: JobWorld) -> None:
+    world.make_job()
+    await world.step()
+    world.call("PATCH", world.path(WORKER, WORKER_NAME), WITHOUT_MATCH_LABELS)
+    until(lambda: any(pod["status"]["phase"] == "Running" for pod in world.pods))
+    with pytest.raises(Invalid, match="podSelector"):
+        await world.step()
+    assert (world.status["phase"], world.status["podUid"]) == ("Running", world.pods[0]["metadata"]["uid"])
+
+
+async def test_a_job_whose_network_policy_is_refused_ends_with_the_setting_to_correct(world: JobWorld) -> None:
+    world.call("PATCH", world.path(WORKER, WORKER_NAME), WITHOUT_MATCH_LABELS)
+    world.make_job()
+    await world.until_phase("Failed")
+    assert world.status["reason"] == "InvalidTemplate"
+    message = find_condition({"status": world.status}, "Ready")["message"]
+    assert "the API server refuses the NetworkPolicy" in message
+    assert "Correct `jobs.egress`" in message
+    assert world.items(JOB) == []
 
 
 async def test_a_job_that_the_store_does_not_know_is_neither_duplicated_nor_refused(world: JobWorld) -> None:

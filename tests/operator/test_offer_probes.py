@@ -5,15 +5,22 @@ the worker may sell and no other job of it is starting.
 """
 
 import asyncio
+import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 
 from e2e.cluster.kwok import MISSING_IMAGE, kwok, pod_placement
+from hypha_contracts.bridge_config import CONFIG_VARIABLE
 from hypha_contracts.kinds import HYPHA_JOB, JOB, NODE, POD, WORKER
+from hypha_contracts.names import JOB_LABEL
 from hypha_contracts.object_status import TERMINAL, find_condition
 from hypha_operator.machinery.kinds import Key
 from hypha_operator.offers.trial import probe
@@ -24,6 +31,7 @@ from support.operating import SETTINGS
 from support.operator_objects import ROOM, worker_manifest, worker_spec
 from support.operator_objects import WORKER as WORKER_NAME
 from support.resources import install_definitions
+from support.waiting import until
 from support.webhooks import denied, webhook
 
 pytestmark = pytest.mark.anyio
@@ -191,6 +199,30 @@ async def test_a_probe_that_a_policy_refuses_is_a_failed_start(
     assert market.failed() <= 2
 
 
+async def test_network_policies_that_are_refused_later_fail_two_jobs_and_none_afterwards(
+    market: Market, control_plane: ApiServer, tmp_path: Path
+) -> None:
+    def no_jobs(request: dict[str, Any]) -> dict[str, Any]:
+        of_job = JOB_LABEL in request["object"]["spec"]["podSelector"].get("matchLabels", {})
+        return denied("egress belongs to the network team") if of_job else {"allowed": True}
+
+    def running() -> int:
+        return sum((job.get("status") or {}).get("phase") == "Running" for job in market.jobs)
+
+    await market.until(running)
+    resource = "networking.k8s.io/networkpolicies"
+    with webhook(control_plane, market.world.namespace, "validating", resource, no_jobs, tmp_path / "pki"):
+        await market.until(lambda: find_condition(market.worker, "JobsStart").get("status") == "False")
+        for _ in range(10):
+            await market.step(30)
+        assert market.reason("JobsStart") == "AdmissionRefused"
+        assert "egress belongs to the network team" in market.message("JobsStart")
+        assert not market.may_sell
+        assert market.failed() <= 2
+    await market.until(lambda: market.may_sell, passes_s=30)
+    assert market.failed() <= 2
+
+
 def test_the_claims_of_a_probe_are_named_by_what_they_claim() -> None:
     """What a ResourceClaimTemplate claims never changes, and the one of an earlier probe may still exist."""
 
@@ -207,6 +239,46 @@ def test_the_claims_of_a_probe_are_named_by_what_they_claim() -> None:
     assert named(1) == named(1)
     selected = named(1, selectors=[{"cel": {"expression": "true"}}])
     assert len({named(1), named(2), named(1, deviceClassName="another.example.org"), selected}) == 4
+
+
+def bridge_of_probe(directory: Path, authority: str) -> list[str]:
+    """Lay out the files of the bridge of a probe in a directory, as a kubelet does. Return the bridge's command."""
+    spec = worker_spec(jobs={"trustBundle": {"name": "authorities"}})
+    worker = worker_manifest()
+    worker["metadata"] |= {"creationTimestamp": "2026-01-01T00:00:00Z", "generation": 1}
+    made = probe(worker, spec, spec.executors[0], Amounts(**LEASE), SETTINGS)
+    (bridge,) = made.pod["initContainers"]
+    ((_, mount),) = [(m["name"], m["mountPath"]) for m in bridge["volumeMounts"] if m["name"] == "spec"]
+    (volume,) = [volume for volume in made.pod["volumes"] if volume["name"] == "spec"]
+    ((path, field),) = [(item["path"], item["fieldRef"]["fieldPath"]) for item in volume["downwardAPI"]["items"]]
+    annotations = made.job["spec"]["template"]["metadata"]["annotations"]
+    (text,) = [text for key, text in annotations.items() if field == f"metadata.annotations['{key}']"]
+    config = json.loads(next(v["value"] for v in bridge["env"] if v["name"] == CONFIG_VARIABLE))
+    assert config["job_file"] == f"{mount}/{path}"
+    (directory / "job.json").write_text(text)
+    (directory / "ca.crt").write_text(authority)
+    (directory / "job").mkdir()
+    config = json.loads(json.dumps(config).replace('"/job/', f'"{directory}/job/'))
+    config |= {"job_file": f"{directory}/job.json", "trust_pem": f"{directory}/ca.crt"}
+    (directory / "bridge.json").write_text(json.dumps(config))
+    assert not bridge.keys() & {"command", "args"}, "it runs the program of a job's bridge"
+    assert bridge["startupProbe"]["exec"]["command"][-1].replace("/job/", f"{directory}/job/") == config["socket"]
+    return [sys.executable, "-m", "hypha_bridge", "--config", str(directory / "bridge.json")]
+
+
+def test_the_bridge_of_a_probe_serves_until_it_is_terminated(tmp_path: Path) -> None:
+    command = bridge_of_probe(tmp_path, Path(certifi.where()).read_text("ascii", "ignore"))
+    with subprocess.Popen(command) as bridge:
+        until(lambda: (tmp_path / "job/work/bridge.sock").is_socket() or bridge.poll() is not None)
+        bridge.send_signal(signal.SIGTERM)
+        assert bridge.wait(20) == 0
+
+
+def test_the_bridge_of_a_probe_fails_if_that_of_a_job_would(tmp_path: Path) -> None:
+    command = bridge_of_probe(tmp_path, "no certificate")
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    assert ended.returncode == 2
+    assert "holds no certificates" in ended.stderr
 
 
 async def test_a_full_quota_fails_no_job(market: Market) -> None:

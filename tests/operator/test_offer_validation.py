@@ -5,16 +5,25 @@ from typing import Any
 
 import pytest
 
+from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.kinds import WORKER, Manifest
+from hypha_contracts.names import JOB_LABEL
 from hypha_contracts.object_status import find_condition
+from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.kinds import Key
+from hypha_operator.machinery.store import Store
+from hypha_operator.offers.limits import Limits
+from hypha_operator.offers.observer import OfferObserver
 from hypha_operator.offers.validation import Validation
+from hypha_operator.pods.state import Finding
 from hypha_resources.job import Amounts
+from hypha_resources.worker_jobs import Cache
 from support.api_server import ApiServer
-from support.operating import Operating, operating
+from support.operating import SETTINGS, Operating, operating
+from support.operator_objects import worker_spec
 from support.people import User
 from support.resources import job_manifest, worker_manifest
-from support.webhooks import broken_webhook
+from support.webhooks import broken_webhook, denied, webhook
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +69,19 @@ async def reconcile(operator: Operating) -> float | None:
     return await operator.reconcile(Key(WORKER, operator.namespace, "gpu"))
 
 
+def test_a_worker_of_whose_spec_no_job_can_be_built_is_told_which_executor_and_field_is_wrong() -> None:
+    cache = Cache.model_construct(claim="models", max_bytes="500m")
+    spec = worker_spec()
+    spec = spec.model_copy(update={"jobs": spec.jobs.model_copy(update={"cache": cache})})
+    worker = worker_manifest("gpu")
+    worker["metadata"] |= {"uid": "1", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    observer = OfferObserver(Store(), None, Clock(), SETTINGS, None)  # type: ignore[arg-type]
+    finding = observer._trials(worker, spec, Limits())
+    assert isinstance(finding, Finding)
+    assert finding.reason == JobReason.INVALID_TEMPLATE
+    assert finding.message.startswith("Executor train/diloco-transformer: the HyphaWorker's spec.max_bytes")
+
+
 def fill_quota(server: ApiServer, namespace: str, hard: dict[str, str]) -> None:
     """Make a quota that is used up. No controller counts here, so write its status."""
     quota = {"metadata": {"name": "full"}, "spec": {"hard": hard}}
@@ -73,7 +95,7 @@ async def test_a_worker_whose_executors_are_accepted_may_sell(served, namespace,
     worker = user.apply(manifest(namespace))
     async with operating(served.kubeconfig, namespace) as operator:
         await operator.settle()
-        assert [check.rpartition("/")[2] for check in operator.cluster.checks] == ["jobs", "pods"]
+        assert [check.rpartition("/")[2] for check in operator.cluster.checks] == ["networkpolicies", "jobs", "pods"]
     shown = user.get(worker)
     assert told(shown) == ("True", "Validated")
     assert told(shown, "JobsStart") == ("Unknown", "NotTried")
@@ -99,6 +121,52 @@ async def test_a_worker_may_not_sell_an_executor_with(served, executor, reason, 
         shown = user.get(worker)
         assert told(shown) == ("True", "Validated")
         assert shown["status"]["offering"]["enabled"] is True
+
+
+WITHOUT_MATCH_LABELS = {"egress": [{"to": [{"podSelector": {"app": "mirror"}}]}]}
+
+
+async def test_a_worker_whose_jobs_would_get_no_network_policy_may_not_sell(served, namespace, user):
+    worker = user.apply(manifest(namespace, jobs=WITHOUT_MATCH_LABELS))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        shown = user.get(worker)
+        assert told(shown) == ("False", "InvalidTemplate")
+        message = find_condition(shown, "ExecutorsValid")["message"]
+        assert "the API server refuses the NetworkPolicy" in message
+        assert "podSelector.app" in message
+        assert "Correct `jobs.egress`" in message
+        assert shown["status"]["offering"]["enabled"] is False
+
+
+async def test_a_quota_that_leaves_no_network_policy_is_found_before_a_job_is_sold(served, namespace, user):
+    worker = user.apply(manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        fill_quota(served, namespace, {"count/networkpolicies.networking.k8s.io": "2"})
+        user.apply(manifest(namespace, {"env": {"A": "b"}}))
+        await operator.settle()
+    assert told(user.get(worker)) == ("False", "QuotaExceeded")
+
+
+async def test_a_policy_that_refuses_the_network_policies_of_jobs_is_found_before_a_job_is_sold(
+    served, namespace, user, tmp_path
+):
+    def no_jobs(request: dict[str, Any]) -> dict[str, Any]:
+        refused = request["object"]["spec"]["podSelector"].get("matchLabels", {}).keys() == {JOB_LABEL}
+        return denied("egress belongs to the network team") if refused else {"allowed": True}
+
+    resource = "networking.k8s.io/networkpolicies"
+    with webhook(served, namespace, "validating", resource, no_jobs, tmp_path / "pki"):
+        worker = user.apply(manifest(namespace))
+        async with operating(served.kubeconfig, namespace) as operator:
+            await operator.settle()
+    shown = user.get(worker)
+    assert told(shown) == ("False", "AdmissionRefused")
+    message = find_condition(shown, "ExecutorsValid")["message"]
+    assert "admission refuses the NetworkPolicy" in message
+    assert "egress belongs to the network team" in message
+    assert "in `jobs.egress` or `commonLabels`" in message
 
 
 async def test_a_full_quota_is_found_and_its_mending_noticed_within_a_minute(served, namespace, user):
@@ -188,7 +256,7 @@ async def test_workers_with_the_same_executors_share_an_answer_and_others_do_not
             worker_manifest(namespace, "other", executors=manifest(namespace, {"env": {"A": "b"}})["spec"]["executors"])
         )
         await operator.settle()
-        assert len(operator.cluster.checks) == 2 * 2
+        assert len(operator.cluster.checks) == 3 * 2
         for name in ("one", "two", "three", "other"):
             assert told(user.get(worker_manifest(namespace, name))) == ("True", "Validated")
 

@@ -121,14 +121,24 @@ def test_a_file_of_accelerate_stays_exactly_as_it_was_written(objects, namespace
         ({"deepspeed_config": {"gradient_clipping": 0}}, "gradient_clipping"),
         ({"fsdp_config": {"fsdp_verion": 2}}, "fsdp_verion: field not declared in schema"),
         ({"mixed_precision": "fp4"}, "Unsupported value"),
+        ({"dynamo_config": {"dynamo_backend": "INDUCTER"}}, "write one of NO, EAGER, AOT_EAGER, INDUCTOR"),
+        ({"dynamo_config": {"dynamo_mode": "fast"}}, "Unsupported value"),
+        ({"fsdp_config": {"fsdp_auto_wrap_policy": "TRANSFORMER"}}, "write one of TRANSFORMER_BASED_WRAP"),
+        ({"fsdp_config": {"fsdp_state_dict_type": "LOCAL_STATE_DICT"}}, "write one of SHARDED_STATE_DICT"),
+        ({"fsdp_config": {"fsdp_backward_prefetch": "BOTH"}}, "write one of BACKWARD_PRE, BACKWARD_POST, NO_PREFETCH"),
+        (
+            {"fsdp_config": {"fsdp_activation_checkpointing_offload": True}},
+            "fsdp_activation_checkpointing_offload needs fsdp_activation_checkpointing: true",
+        ),
     ],
 )
 def test_what_the_trainer_cannot_run_is_refused_when_it_is_applied(objects, namespace, config, reason):
     assert reason in objects.apply(worker_manifest(namespace, **accelerate(**config)))["message"]
 
 
-def test_a_compiler_that_the_default_image_lacks_is_refused_with_the_remedy(objects, namespace):
-    config = {"dynamo_config": {"dynamo_backend": "INDUCTOR"}}
+@pytest.mark.parametrize("word", ["INDUCTOR", "inductor"])
+def test_a_compiler_that_the_default_image_lacks_is_refused_with_the_remedy(objects, namespace, word):
+    config = {"dynamo_config": {"dynamo_backend": word}}
     refused = objects.apply(worker_manifest(namespace, **accelerate(**config)))
     assert "has no C compiler for INDUCTOR; set image to one with gcc" in refused["message"]
     image = trainer(accelerate=config, image="example.org/trainer:gcc")
@@ -244,6 +254,11 @@ def test_a_worker_stays_exactly_as_it_was_written(objects, namespace):
             "write ipBlock, or namespaceSelector and podSelector",
         ),
         ({"jobs": {"egress": [{"to": [{"podSelector": {}}], "ports": [{"port": 0}]}]}}, "spec.jobs.egress[0].ports[0]"),
+        (
+            {"jobs": {"egress": [{"to": [{"podSelector": {}}], "ports": [{"port": 443, "endPort": 80}]}]}},
+            "endPort must not be less than port",
+        ),
+        ({"jobs": {"cache": {"claim": "models", "maxBytes": "500m"}}}, "maxBytes must be at least 1"),
         ({"jobs": {"proxy": {"https": "proxy:3128"}}}, "spec.jobs.proxy.https"),
         ({"jobs": {"proxy": {"https": "http://me:password@proxy:3128"}}}, "spec.jobs.proxy.https"),
         ({"jobs": {"trustBundle": {}}}, "spec.jobs.trustBundle.name"),
@@ -297,6 +312,9 @@ def test_an_invalid_worker_is_refused_with_the_field_or_the_reason(objects, name
         {"jobs": {"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}]}]}},
         {"jobs": {"egress": [{"to": [{"podSelector": {"matchLabels": {"a": "b"}}}], "ports": [{"port": 443}]}]}},
         {"jobs": {"proxy": {"https": "http://proxy:3128", "noProxy": [".internal", "10.0.0.0/8", "fd00::/8"]}}},
+        {"jobs": {"egress": [{"to": [{"podSelector": {}}], "ports": [{"port": 443, "endPort": 443}]}]}},
+        {"jobs": {"cache": {"claim": "models", "maxBytes": 1}}},
+        {"jobs": {"cache": {"claim": "models", "maxBytes": "1000m"}}},
         {"jobs": {"trustBundle": {"name": "corporate"}}},
         {"jobs": {"disruption": "Allow", "storage": {"storageClassName": "fast"}}},
         {"jobs": {"bridgeResources": {"requests": {"cpu": "200m"}, "limits": {"cpu": 1}}}},

@@ -20,6 +20,7 @@ from hypha_resources.crd import RESOURCES, Resource, definition
 from hypha_resources.job import Lease, redacted
 from hypha_resources.roles import roles
 from hypha_resources.worker import Gpu, HyphaWorkerSpec, Offer, ResourcesSpec
+from hypha_resources.worker_jobs import Cache
 from hypha_resources.worker_status import NodeStatus, Refusal
 from support.hostile_text import HOSTILE
 from support.resources import worker_manifest
@@ -159,6 +160,13 @@ def test_the_default_floor_is_at_most_the_price(offer, floor):
 def test_a_gpu_without_memory_is_refused():
     with pytest.raises(ValidationError, match="not more than zero"):
         Gpu(count=1, memory="0Gi")
+
+
+@pytest.mark.parametrize("size", ["500m", "1n", 0.5])
+def test_a_cache_of_less_than_one_byte_is_refused(size):
+    with pytest.raises(ValidationError, match="is less than one byte"):
+        Cache(claim="models", max_bytes=size)
+    assert Cache(claim="models", max_bytes="1").max_bytes == "1"
 
 
 def test_a_deadline_without_a_time_zone_is_refused():

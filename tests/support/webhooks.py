@@ -28,6 +28,7 @@ _PROBES: dict[str, dict[str, Any]] = {
         "spec": {"selector": {"matchLabels": {"app": "probe"}}, "template": {"metadata": _LABELS, "spec": _POD}},
     },
     "jobs": {**_NAME, "spec": {"template": {"spec": _POD | {"restartPolicy": "Never"}}}},
+    "networkpolicies": {**_NAME, "spec": {"podSelector": {}}},
     "pods": {**_NAME, "spec": _POD},
 }
 """Valid objects, because only these reach a webhook that validates."""

@@ -8,10 +8,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig
-from accelerate.commands.launch import launch_command_parser
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DynamoBackend, FullyShardedDataParallelPlugin, TorchDynamoPlugin, constants
+from accelerate.utils.launch import prepare_multi_gpu_env
+from pydantic import ValidationError
 
 from hypha_executor.errors import JobError
 from hypha_operator.pods.accelerate import accelerate_file
@@ -116,6 +120,71 @@ def test_the_accelerate_fields_of_a_hyphaworker_are_keys_that_accelerate_has() -
         assert set(model.model_fields) - {"fsdp_ignored_modules"} == expected
     assert set(ParallelismConfig.model_fields) <= options
     assert set(Accelerate.model_fields) <= set(ClusterConfig.__dataclass_fields__)
+
+
+def accepts(model: type[FsdpConfig] | type[DynamoConfig], field: str, word: str) -> bool:
+    try:
+        model.model_validate({field: word})
+    except ValidationError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "words"),
+    [
+        (DynamoConfig, "dynamo_backend", [backend.value for backend in DynamoBackend]),
+        (FsdpConfig, "fsdp_auto_wrap_policy", constants.FSDP_AUTO_WRAP_POLICY),
+        (FsdpConfig, "fsdp_state_dict_type", constants.FSDP2_STATE_DICT_TYPE),
+        (FsdpConfig, "fsdp_backward_prefetch", constants.FSDP_BACKWARD_PREFETCH),
+    ],
+)
+def test_a_hyphaworker_takes_exactly_accelerate_s_words_in_upper_and_lower_case(
+    model: type[FsdpConfig] | type[DynamoConfig], field: str, words: list[str]
+) -> None:
+    (rule,) = model.model_json_schema()["properties"][field]["anyOf"][0]["x-kubernetes-validations"]
+    assert sorted(re.findall("'([A-Z0-9_]+)'", rule["rule"])) == sorted(words)
+    assert all(accepts(model, field, word) and accepts(model, field, word.lower()) for word in words)
+    assert not accepts(model, field, "NONSENSE")
+
+
+def test_a_hyphaworker_takes_the_modes_of_the_compiler() -> None:
+    assert all(accepts(DynamoConfig, "dynamo_mode", mode) for mode in constants.TORCH_DYNAMO_MODES)
+    assert not accepts(DynamoConfig, "dynamo_mode", "fast")
+
+
+def accelerate_reads(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Return the environment that accelerate's launcher makes of the operator's file for two devices."""
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(accelerate_file(Accelerate.model_validate(config), devices=2))
+    read, *_ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", str(file), "script.py"]))
+    read.main_process_port = 0
+    environment: dict[str, str] = prepare_multi_gpu_env(read)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return environment
+
+
+@pytest.mark.parametrize("synchronised", [False, True])
+def test_accelerate_takes_a_file_whatever_it_says_about_an_option_of_fsdp_1(
+    synchronised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = {
+        "fsdp_version": 2,
+        "fsdp_auto_wrap_policy": "transformer_based_wrap",
+        "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+        "fsdp_backward_prefetch": "BACKWARD_PRE",
+        "fsdp_cpu_ram_efficient_loading": True,
+        "fsdp_sync_module_states": synchronised,
+    }
+    found = accelerate_reads({"distributed_type": "FSDP", "fsdp_config": shards}, tmp_path, monkeypatch)
+    assert (found["FSDP_VERSION"], found["FSDP_CPU_RAM_EFFICIENT_LOADING"]) == ("2", "true")
+    assert FullyShardedDataParallelPlugin().fsdp_version == 2
+
+
+def test_accelerate_takes_a_compiler_in_lower_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerate_reads({"dynamo_config": {"dynamo_backend": "aot_eager"}}, tmp_path, monkeypatch)
+    assert TorchDynamoPlugin().backend == DynamoBackend.AOT_EAGER
 
 
 def options(**changes: object) -> argparse.Namespace:

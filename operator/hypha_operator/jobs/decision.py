@@ -6,21 +6,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
-from pydantic import ValidationError
-
 from hypha_contracts.job_reasons import JobReason
 from hypha_contracts.kinds import Manifest
 from hypha_contracts.limits import MAX_ENDED, MAX_ENDED_PER_SCHEDULER
 from hypha_contracts.names import BRIDGE
 from hypha_contracts.object_status import REPORTED, TERMINAL, is_true
-from hypha_messages.validation import describe
 from hypha_operator.jobs.children import job_children, network_policy
 from hypha_operator.jobs.observed import ObservedJob, jobs_of
 from hypha_operator.jobs.phase import FIELDS, POD_TIMEOUT, State, classify, status_of
 from hypha_operator.machinery.conditions import differs
 from hypha_operator.machinery.drift import is_applied, marked
-from hypha_operator.pods.executor import UnbuildableJobError
-from hypha_operator.pods.overlay import OverlayError
+from hypha_operator.pods.refusal import UNBUILDABLE, why_unbuildable
 from hypha_operator.pods.state import Finding, container_state
 from hypha_operator.settings import Settings
 from hypha_resources.worker import HyphaWorkerSpec
@@ -88,12 +84,10 @@ def missing(observed: ObservedJob, settings: Settings) -> Missing:
         return Missing()
     try:
         return _missing(observed, HyphaWorkerSpec.model_validate(observed.worker["spec"]), settings)
-    except (UnbuildableJobError, OverlayError, ValidationError) as error:
+    except UNBUILDABLE as error:
         if observed.job:
             return Missing()  # it goes on as it was created
-        where = "the HyphaWorker's spec"
-        message = describe(error, where, f"{where}.") if isinstance(error, ValidationError) else str(error)
-        return Missing(invalid=Finding(JobReason.INVALID_TEMPLATE, message))
+        return Missing(invalid=Finding(JobReason.INVALID_TEMPLATE, why_unbuildable(error)))
 
 
 def _missing(observed: ObservedJob, worker: HyphaWorkerSpec, settings: Settings) -> Missing:

@@ -9,7 +9,7 @@ from hypha_contracts.kubernetes_errors import ApiError, Conflict, NotFound
 from hypha_contracts.limits import MAX_ENDED_PER_SCHEDULER
 from hypha_contracts.names import JOB_LABEL, QUEUE_LABEL
 from hypha_contracts.object_status import TERMINAL, is_true
-from hypha_operator.jobs.decision import Decision, Missing, decide, missing, pod_retention_left, retention_left, surplus
+from hypha_operator.jobs.decision import Decision, decide, missing, pod_retention_left, retention_left, surplus
 from hypha_operator.jobs.observed import ObservedJob, jobs_of
 from hypha_operator.jobs.phase import lacks_pod
 from hypha_operator.jobs.refused_pods import RefusedPods
@@ -65,7 +65,7 @@ class JobReconciler:
         self._uids[key] = hypha_job["metadata"]["uid"]
         if (hypha_job.get("status") or {}).get("phase") in TERMINAL:
             return await self._expire(hypha_job)
-        observed = await self._complete(await self._observe(hypha_job))
+        observed, failure = await self._complete(await self._observe(hypha_job))
         decision = decide(observed)
         if decision.state.terminal and not observed.pods:  # the cache may be stale, so confirm absence
             observed = await self._observe_uncached(observed)
@@ -81,6 +81,8 @@ class JobReconciler:
             await self._cluster.delete(
                 JOB, metadata["namespace"], metadata["name"], propagation="Foreground", uid=metadata["uid"]
             )
+        if failure:
+            raise failure
         return decision.next_s
 
     async def _observe(self, hypha_job: Manifest) -> ObservedJob:
@@ -144,19 +146,29 @@ class JobReconciler:
         uid, deadline = observed.hypha_job["metadata"]["uid"], observed.spec.lease.deadline
         return self._leases.remaining_s(uid, deadline, self._clock.now(), self._clock.monotonic())
 
-    async def _complete(self, observed: ObservedJob) -> ObservedJob:
-        """Create what the HyphaJob lacks. Return the observation with the Job, or with the reason why it has none."""
+    async def _complete(self, observed: ObservedJob) -> tuple[ObservedJob, ApiError | None]:
+        """Create what the HyphaJob lacks.
+
+        Returns:
+            The observation with the Job, or with the reason why it has none; and the error, if the children of a Job
+            that exists could not be restored. The status has to be written all the same, because the node serves the
+            bridge only once the status names its pod.
+        """
         lacks = missing(observed, self._settings)
         if lacks.invalid:
-            return replace(observed, invalid=lacks.invalid)
+            return replace(observed, invalid=lacks.invalid), None
         try:
             for child in lacks.children:
+                kind = child["kind"]
                 await self._apply_child(child, observed)
-            return _with_job(observed, await self._cluster.create(lacks.job)) if lacks.job else observed
+            if lacks.job is None:
+                return observed, None
+            kind = JOB.name
+            return _with_job(observed, await self._cluster.create(lacks.job)), None
         except ApiError as error:
             if lacks.job is None:
-                raise
-            return await self._with_answer(observed, lacks, error)
+                return observed, error
+            return await self._with_answer(observed, kind, error), None
 
     async def _apply_child(self, child: Manifest, observed: ObservedJob) -> None:
         """Apply a child, except a ResourceClaimTemplate, which is only created, because nobody can change its spec.
@@ -169,19 +181,21 @@ class JobReconciler:
         else:
             await write_child(self._cluster, observed.network_policy, child, adopt=True)
 
-    async def _with_answer(self, observed: ObservedJob, lacks: Missing, error: ApiError) -> ObservedJob:
-        """Return the observation with the reason why the Job was refused. Raises errors that do not concern the Job."""
-        if isinstance(error, Conflict):
+    async def _with_answer(self, observed: ObservedJob, kind: str, error: ApiError) -> ObservedJob:
+        """Return the observation with the reason why the Job, or a child of this kind before it, was refused.
+
+        Raises errors that do not concern these objects.
+        """
+        if isinstance(error, Conflict) and kind == JOB.name:
             metadata = observed.hypha_job["metadata"]
             job = await self._cluster.get(JOB, metadata["namespace"], metadata["name"])
             if job and is_owned(job, observed.hypha_job):
                 return _with_job(observed, job)
             message = f"a Job of another owner has the HyphaJob's name. {JobReason.NAME_TAKEN.remedy}"
             return replace(observed, refused=Finding(JobReason.NAME_TAKEN, message))
-        claims = any(child["kind"] == RESOURCE_CLAIM_TEMPLATE.name for child in lacks.children)
-        if isinstance(error, NotFound) and claims:
+        if isinstance(error, NotFound) and kind == RESOURCE_CLAIM_TEMPLATE.name:
             return replace(observed, invalid=Finding(JobReason.INVALID_TEMPLATE, NO_CLAIM_TEMPLATES))
-        refusal = refusal_of(error)
+        refusal = refusal_of(error, kind)
         if refusal is None:
             raise error
         if refusal.reason == JobReason.INVALID_TEMPLATE:

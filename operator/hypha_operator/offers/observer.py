@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any, Final
 
 from hypha_contracts.job_reasons import JobReason
-from hypha_contracts.kinds import HYPHA_JOB, JOB, POD, Manifest
+from hypha_contracts.kinds import HYPHA_JOB, JOB, POD, RESOURCE_CLAIM_TEMPLATE, Manifest
 from hypha_contracts.kubernetes_errors import ApiError, Conflict
 from hypha_contracts.names import probe_name
 from hypha_contracts.object_status import TERMINAL, find_condition
@@ -26,10 +26,8 @@ from hypha_operator.offers.limits import Limits, Needs, limits_of, without
 from hypha_operator.offers.starts import JobStart, ObservedStarts, Probe, Round, decide_starts, probe_of
 from hypha_operator.offers.supply import Supply
 from hypha_operator.offers.trial import Trial, label_of, probe, probed, trial, typical
-from hypha_operator.offers.validation import Validation, Validator, validated
-from hypha_operator.pods.executor import UnbuildableJobError
-from hypha_operator.pods.overlay import OverlayError
-from hypha_operator.pods.refusal import refusal_of
+from hypha_operator.offers.validation import Validation, Validator, fault_of, validated
+from hypha_operator.pods.refusal import UNBUILDABLE, refusal_of, why_unbuildable
 from hypha_operator.pods.state import Finding
 from hypha_operator.settings import Settings
 from hypha_resources.job import Amounts
@@ -169,8 +167,9 @@ class OfferObserver:
         for executor in spec.executors:
             try:
                 trials.append(trial(worker, spec, executor, typical(spec, limits), self._settings))
-            except (UnbuildableJobError, OverlayError) as error:
-                return Finding(JobReason.INVALID_TEMPLATE, f"Executor {label_of(executor)}: {error}")
+            except UNBUILDABLE as error:
+                message = f"Executor {label_of(executor)}: {why_unbuildable(error)}"
+                return Finding(JobReason.INVALID_TEMPLATE, message)
         return trials
 
     async def _limit(
@@ -258,14 +257,18 @@ class OfferObserver:
         """Create a probe of an executor. Return why the API server refuses it, if it does."""
         executor = next(executor for executor in spec.executors if label_of(executor) == name)
         made = probe(worker, spec, executor, probed(spec, memory.limits, name, jobs), self._settings)
+        if fault := await fault_of(self._cluster, made.policy):  # a probe has no policy, but a job needs one
+            return fault
+        kind = RESOURCE_CLAIM_TEMPLATE.name
         try:
             for claim in made.claims:
                 await create_once(self._cluster, claim)
+            kind = JOB.name
             await self._cluster.create(made.job)
         except Conflict:
             _log.info("%s: the last probe is still being deleted", worker["metadata"]["name"])
         except ApiError as error:
-            if refusal := refusal_of(error):
+            if refusal := refusal_of(error, kind):
                 return refusal
             raise
         return None

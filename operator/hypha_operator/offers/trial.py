@@ -11,9 +11,10 @@ from pydantic_core import to_json
 
 from hypha_contracts.kinds import POD, Manifest
 from hypha_contracts.names import (
-    BRIDGE,
     EXECUTOR,
     GENERATION_ANNOTATION,
+    GROUP,
+    JOB_FILE_KEY,
     JOB_KIND,
     JOB_LABEL,
     PROBED_ANNOTATION,
@@ -21,6 +22,7 @@ from hypha_contracts.names import (
     probe_name,
 )
 from hypha_contracts.units import RESOURCES
+from hypha_messages.job import JobSpec
 from hypha_messages.types import peer_id_from_ed25519
 from hypha_operator.jobs.children import job_children
 from hypha_operator.machinery.manifests import child
@@ -32,11 +34,15 @@ from hypha_resources.worker import HyphaWorkerSpec
 from hypha_resources.worker_executors import Executor
 
 _NOBODY: Final = UUID(int=0)
+_NO_PEERS: Final = {"type": "peers", "peers": [], "strategy": {"type": "All"}}
 _PEER: Final = peer_id_from_ed25519(bytes(32))
-_WAIT: Final = (
-    "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); signal.sigwait([signal.SIGTERM])"
-)
-"""The bridge's program in a probe: it ends when the executor has ended, and sends nothing."""
+_TASK_ANNOTATION: Final = f"{GROUP}/task"
+"""On the pod of a probe: the job file of its bridge."""
+_UNUSED: Final = {"learning-rate": 0.0, "momentum": 0.0}
+_CONFIG: Final = {"updates": _NO_PEERS, "results": _NO_PEERS, "optimizer": _UNUSED}
+_EXECUTOR: Final = {"class": "aggregate", "descriptor": {"name": "probe"}, "config": _CONFIG}
+_TASK: Final = JobSpec.model_validate({"job_id": _NOBODY, "executor": _EXECUTOR}).model_dump_json()
+"""A job that names no peer and no file, so that its bridge starts and then neither fetches, sends nor receives."""
 _EMPTY: Final = {"emptyDir": {"sizeLimit": "1Mi"}}
 _GRACE_S: Final = 5
 _MARGIN_S: Final = 120
@@ -50,13 +56,20 @@ class Trial:
 
     Attributes:
         executor: class and name of the executor.
+        policy: its NetworkPolicy, without routes to configured servers.
         claims: its ResourceClaimTemplate, if any.
         job: its Job.
     """
 
     executor: str
+    policy: Manifest
     claims: tuple[Manifest, ...]
     job: Manifest
+
+    @property
+    def objects(self) -> list[Manifest]:
+        """All of them, in the order in which those of a job are created."""
+        return [self.policy, *self.claims, self.job]
 
     @property
     def pod(self) -> dict[str, Any]:
@@ -123,9 +136,8 @@ def trial(worker: Manifest, spec: HyphaWorkerSpec, executor: Executor, amounts: 
         executor=ExecutorRef(class_=executor.class_, name=executor.name),
         resources=amounts,
     )
-    _policy, *children = job_children(owner, job, spec, settings)
-    *claims, made = (_owned(worker, manifest) for manifest in children)
-    return Trial(label_of(executor), tuple(claims), made)
+    policy, *claims, made = (_owned(worker, manifest) for manifest in job_children(owner, job, spec, settings))
+    return Trial(label_of(executor), policy, tuple(claims), made)
 
 
 def _owned(worker: Manifest, made: Manifest) -> Manifest:
@@ -151,7 +163,7 @@ def checked(trial: Trial) -> list[Manifest]:
         "metadata": {**template["metadata"], "namespace": metadata["namespace"]},
         "spec": template["spec"],
     }
-    return [_unnamed(manifest, metadata["name"]) for manifest in (*trial.claims, trial.job, pod)]
+    return [_unnamed(manifest, metadata["name"]) for manifest in (*trial.objects, pod)]
 
 
 def _unnamed(manifest: Manifest, prefix: str) -> Manifest:
@@ -163,7 +175,8 @@ def _unnamed(manifest: Manifest, prefix: str) -> Manifest:
 def probe(worker: Manifest, spec: HyphaWorkerSpec, executor: Executor, amounts: Amounts, settings: Settings) -> Trial:
     """Return a job whose executor only shows its help: what is left is whether it starts.
 
-    It has the image, devices, queue, template and resources of a job, but neither a token nor a task.
+    It has the image, devices, queue, template and resources of a job, but neither a token nor a task. Its bridge starts
+    with the configuration of a job's bridge, and has nothing to do.
     """
     made = copy.deepcopy(trial(worker, spec, executor, amounts, settings))
     job = made.job
@@ -173,6 +186,7 @@ def probe(worker: Manifest, spec: HyphaWorkerSpec, executor: Executor, amounts: 
         PROBED_ANNOTATION: label_of(executor),
         GENERATION_ANNOTATION: str(worker["metadata"]["generation"]),
     }
+    template["metadata"]["annotations"][_TASK_ANNOTATION] = _TASK
     template["metadata"]["labels"] = _labels_of_probe(worker, template["metadata"]["labels"])
     job["spec"] |= {
         "activeDeadlineSeconds": spec.jobs.start_timeout_seconds + _MARGIN_S,
@@ -183,11 +197,8 @@ def probe(worker: Manifest, spec: HyphaWorkerSpec, executor: Executor, amounts: 
     pod["volumes"] = [_harmless(volume, metadata["name"]) for volume in pod["volumes"]]
     for claim in made.claims:
         _name_by_content(claim, pod["resourceClaims"])
-    for container in (*pod["initContainers"], *pod["containers"]):
-        if container["name"] == BRIDGE:
-            container |= {"command": ["python", "-c", _WAIT], "env": []}
-            del container["startupProbe"]
-        elif container["name"] == EXECUTOR:
+    for container in pod["containers"]:
+        if container["name"] == EXECUTOR:
             container |= {"command": [container["command"][0], "--help"], "args": []}
     return made
 
@@ -202,8 +213,11 @@ def _name_by_content(claim: Manifest, references: list[dict[str, Any]]) -> None:
 
 
 def _harmless(volume: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a volume, or an empty one in place of the task, which a probe does not have, and of a token."""
+    """Return a volume, or an empty one in place of a token, or one with an empty task in place of the task."""
     sources = (volume.get("projected") or {}).get("sources") or ()
-    lends_token = any("serviceAccountToken" in source for source in sources)
-    of_task = (volume.get("secret") or {}).get("secretName") == name
-    return {"name": volume["name"], **_EMPTY} if lends_token or of_task else volume
+    if any("serviceAccountToken" in source for source in sources):
+        return {"name": volume["name"], **_EMPTY}
+    if (volume.get("secret") or {}).get("secretName") == name:
+        task = {"fieldPath": f"metadata.annotations['{_TASK_ANNOTATION}']"}
+        return {"name": volume["name"], "downwardAPI": {"items": [{"path": JOB_FILE_KEY, "fieldRef": task}]}}
+    return volume

@@ -111,7 +111,7 @@ class Validator:
         Raises:
             ApiError: the API server did not answer, or refused for a reason that does not concern the jobs.
         """
-        objects = [[*trial.claims, trial.job] for trial in nameless]
+        objects = [trial.objects for trial in nameless]
         key = sha256(json.dumps([objects, runs_jobs], sort_keys=True).encode()).hexdigest()
         answer = self._answers.setdefault(key, _Answer())
         self._answers.move_to_end(key)
@@ -126,13 +126,14 @@ class Validator:
     async def _ask(self, trials: Sequence[Trial], *, runs_jobs: bool) -> Finding | None:
         for trial in trials:
             for manifest in checked(trial):
-                fault = await _fault(self._cluster, manifest)
+                fault = await fault_of(self._cluster, manifest)
                 if fault and not (runs_jobs and fault.reason == JobReason.QUOTA_EXCEEDED):
                     return replace(fault, message=f"Executor {trial.executor}: {fault.message}")
         return None
 
 
-async def _fault(cluster: Cluster, manifest: Manifest) -> Finding | None:
+async def fault_of(cluster: Cluster, manifest: Manifest) -> Finding | None:
+    """Return why the API server would refuse to create an object of a job, or None. ApiError if it does not say."""
     try:
         await cluster.check(manifest)
     except ApiError as error:
@@ -140,7 +141,7 @@ async def _fault(cluster: Cluster, manifest: Manifest) -> Finding | None:
             return None
         if isinstance(error, NotFound) and manifest["kind"] == RESOURCE_CLAIM_TEMPLATE.name:
             return Finding(JobReason.INVALID_TEMPLATE, NO_CLAIM_TEMPLATES)
-        if (fault := refusal_of(error)) is None:
+        if (fault := refusal_of(error, manifest["kind"])) is None:
             raise
         return fault
     return None

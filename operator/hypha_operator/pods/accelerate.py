@@ -27,9 +27,13 @@ def process_count(config: Accelerate, devices: int) -> int:
 
 
 def accelerate_file(config: Accelerate, devices: int) -> str:
-    """Return the file's text: the owner's configuration, with the processes that the devices of the job decide."""
+    """Return the file's text: the owner's configuration, with the processes that the devices of the job decide.
+
+    It lacks fsdp_sync_module_states, because with False `accelerate launch` refuses efficient loading even for FSDP 2.
+    """
     processes = process_count(config, devices)
-    content: dict[str, Any] = config.model_dump(exclude_none=True, exclude={"parallelism_config"})
+    left_out: dict[str, Any] = {"parallelism_config": True, "fsdp_config": {"fsdp_sync_module_states"}}
+    content: dict[str, Any] = config.model_dump(exclude_none=True, exclude=left_out)
     content |= {
         "compute_environment": "LOCAL_MACHINE",
         "distributed_type": _distributed_type(config, processes),
