@@ -213,8 +213,8 @@ class Jobs(Schema):
     )
     ttl_seconds_after_finished: KeptSeconds = Field(
         default=KEEP_HYPHA_JOB_S,
-        description="How long an ended HyphaJob is kept, at most 64 of a scheduler and 512 in all. Its status has the last "
-        "lines of its executor.",
+        description="How long an ended HyphaJob is kept, at most 64 of a scheduler and 512 in all. Its status has the "
+        "last lines of its executor.",
     )
     pod_ttl_seconds_after_finished: KeptSeconds = Field(
         default=KEEP_ENDED_S,
