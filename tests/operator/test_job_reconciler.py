@@ -11,10 +11,10 @@ import pytest
 from e2e.cluster.kwok import MISSING_IMAGE, kwok, pod_placement
 from hypha_contracts import kinds
 from hypha_contracts.kinds import EVENT, HYPHA_JOB, JOB, NETWORK_POLICY, POD, RESOURCE_CLAIM_TEMPLATE, WORKER
-from hypha_contracts.kubernetes_errors import Invalid
+from hypha_contracts.kubernetes_errors import Conflict, Invalid
 from hypha_contracts.object_status import find_condition
 from hypha_operator.jobs import decision, reconciler
-from hypha_operator.machinery.cluster import MAX_EVENTS_PER_MINUTE
+from hypha_operator.machinery.cluster import MAX_EVENTS_PER_MINUTE, Cluster
 from support.api_server import ApiServer
 from support.job_world import JobWorld, open_job_world
 from support.operating import KilledError
@@ -120,6 +120,21 @@ async def test_the_oldest_ended_jobs_are_deleted_once_there_are_too_many(
         world.call("PATCH", path, {"status": status | {"conditions": [reported]}})
     await world.step()
     assert [job["metadata"]["name"] for job in world.items(HYPHA_JOB)] == names[2:]
+
+
+async def test_a_conflict_without_a_job_of_another_owner_is_no_end(
+    world: JobWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def conflict(*_: Any) -> None:
+        raise Conflict("POST", 409, "Conflict", "the quota changed at this moment")
+
+    world.make_job()
+    with monkeypatch.context() as patch:
+        patch.setattr(Cluster, "create", conflict)
+        with pytest.raises(Conflict):
+            await world.step()
+    assert "reason" not in world.status
+    await world.until_phase("Running")
 
 
 async def test_an_ended_job_is_never_created_again(world: JobWorld) -> None:

@@ -189,7 +189,9 @@ class JobReconciler:
         if isinstance(error, Conflict) and kind == JOB.name:
             metadata = observed.hypha_job["metadata"]
             job = await self._cluster.get(JOB, metadata["namespace"], metadata["name"])
-            if job and is_owned(job, observed.hypha_job):
+            if job is None:  # it has just been deleted, or a quota changed at this moment
+                raise error
+            if is_owned(job, observed.hypha_job):
                 return _with_job(observed, job)
             message = f"a Job of another owner has the HyphaJob's name. {JobReason.NAME_TAKEN.remedy}"
             return replace(observed, refused=Finding(JobReason.NAME_TAKEN, message))
