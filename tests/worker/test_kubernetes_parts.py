@@ -1,6 +1,8 @@
 """What the Kubernetes runtime is made of: objects, progress, writes that follow a state."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -9,10 +11,12 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from hypha_contracts.kubernetes_errors import Unavailable
 from hypha_contracts.names import IGNORE_UPDATES_ANNOTATION, TRACE_ANNOTATION, WORKER_LABEL
 from hypha_contracts.node_config import KubernetesConfig
 from hypha_messages.job import JobSpec
 from hypha_worker.job import Failed, Finished
+from hypha_worker.runtimes.kubernetes.jobs import HyphaJobs
 from hypha_worker.runtimes.kubernetes.objects import end_of, hypha_job, job_secret, parse
 from hypha_worker.runtimes.kubernetes.throttle import Throttle
 from support import jobs
@@ -144,3 +148,29 @@ def test_tasks_have_distinct_names() -> None:
         hypha_job(jobs.job(jobs.train_spec(uuid4())), CONFIG, jobs.DATA_NODE, CONTROLLER) for _ in range(2)
     )
     assert first["metadata"]["name"] != second["metadata"]["name"]
+
+
+def test_after_an_outage_the_deadline_is_written_that_is_then_current() -> None:
+    """Renewals go on during an outage, so the deadline of the first attempt may have passed."""
+
+    class Away:
+        """An API server that is away for an hour."""
+
+        def __init__(self) -> None:
+            self.written: list[str] = []
+
+        async def patch(self, path: str, operations: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+            await trio.lowlevel.checkpoint()
+            if trio.current_time() < 3600:
+                raise Unavailable(path, 0, "", "no answer")
+            self.written.append(operations[1]["value"])
+            return {}
+
+    async def outage() -> None:
+        hypha_jobs = HyphaJobs(api, CONFIG, jobs.DATA_NODE, keep_ended_s=0)  # type: ignore[arg-type]
+        await hypha_jobs.extend(uuid4(), lambda: trio.current_time() + 300)
+
+    api = Away()
+    trio.run(outage, clock=MockClock(rate=0, autojump_threshold=0))
+    (written,) = api.written
+    assert 3900 <= datetime.fromisoformat(written).timestamp() < 3910

@@ -67,12 +67,9 @@ async def test_jobs_outlast_an_api_server_that_is_away(private_api_server: Priva
         rig.runtime.record_progress(kept.task_id, Progress(status=Status(batch_size=8)))
         nursery.start_soon(rig.runtime.terminate, ended.task_id, "its lease expired")
         await trio.sleep(1)
-        await rig.runtime.extend(kept.task_id, kept.deadline + 200)
         assert len(rig.events) == 2
         await start(private_api_server)
 
-        written = await until(lambda: {cluster.deadline(kept.task_id)} - {int(kept.deadline)})
-        assert written == {int(kept.deadline + 200)}, "not the one of the first attempt, which may have passed"
         await until(lambda: cluster.job(ended.task_id)["spec"].get("cancel"))
         await until(lambda: cluster.job(kept.task_id)["status"].get("progress", {}).get("samples") == 8)
         cluster.say(ended.task_id, "Failed", reason="Cancelled")
