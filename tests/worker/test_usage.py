@@ -13,7 +13,7 @@ from hypha_worker.runtimes.process.usage import measure
 BUSY = """
 import subprocess, sys, time
 ballast = bytearray(64 * 1024 * 1024)
-end = time.process_time() + 0.3
+end = time.process_time() + 0.4
 while time.process_time() < end:
     pass
 child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
@@ -38,7 +38,7 @@ def test_the_usage_of_a_job_includes_all_its_processes(tmp_path: Path) -> None:
 
 BURN = """
 import time
-while time.process_time() < 0.5:
+while time.process_time() < 0.6:
     pass
 """
 CHILD_ENDED = f"""
@@ -60,7 +60,7 @@ def test_what_an_ended_process_of_a_job_used_still_counts(tmp_path: Path) -> Non
         (usage,) = measure(tmp_path, Gpus())
         process.communicate(b"\n")
     assert usage.processes == 1
-    assert usage.user_s + usage.system_s >= 0.5
+    assert usage.user_s + usage.system_s >= 0.5, "0.6 s; the kernel may leave out some ticks"
 
 
 def test_ended_jobs_have_no_usage(tmp_path: Path) -> None:
