@@ -106,7 +106,7 @@ def bridge_restart(pod: Manifest) -> Finding | None:
     end = "exceeded its memory limit" if out_of_memory else f"ended with {_exit(ended)}"
     remedy = "Raise the memory in jobs.bridgeResources.limits." if out_of_memory else JobReason.BRIDGE_FAILED.remedy
     lines = _last_lines(ended)
-    last = f": {lines[-1]}" if lines else ""
+    last = _after_colon(lines)
     return Finding(
         JobReason.BRIDGE_FAILED,
         f"the bridge {end} after the executor had started. The cluster restarted it, but files that it was to deliver "
@@ -166,7 +166,7 @@ def _container_obstacles(pod: Manifest) -> Iterator[Finding | None]:
             out_of_memory = ended.get("reason") == "OOMKilled"
             end = "exceeds its memory limit" if out_of_memory else f"ends with {_exit(ended)}"
             lines = _last_lines(ended)
-            last = f": {lines[-1]}" if lines else ""
+            last = _after_colon(lines)
             yield Finding(
                 JobReason.BRIDGE_FAILED,
                 f"the bridge {end} again and again{last}. See {_logs(pod, BRIDGE)} --previous",
@@ -193,7 +193,7 @@ def _delivered(pod: Manifest) -> Finding:
     bridge = container_state(pod, BRIDGE, "terminated")
     if bridge and bridge["exitCode"] != 0:
         lines = _last_lines(bridge)
-        last = f": {lines[-1]}" if lines else ""
+        last = _after_colon(lines)
         return Finding(
             JobReason.RESULTS_UNDELIVERED,
             f"the executor succeeded, but the bridge ended with {_exit(bridge)}, so results may be lost{last}. "
@@ -249,7 +249,7 @@ def _failure(pod: Manifest, memory_gb: float) -> Finding | None:
         return Finding(JobReason.START_FAILED, message, lines)
     if not has_started(pod):  # the kubelet says so of a container that it has not created
         return None
-    last = f": {lines[-1]}" if lines else ""
+    last = _after_colon(lines)
     return _deletion(pod) or Finding(
         JobReason.EXECUTOR_FAILED, f"the executor ended with {_exit(executor)}{last}. See {logs}", lines
     )
@@ -288,6 +288,11 @@ def _last_lines(terminated: Mapping[str, Any] | None) -> tuple[str, ...]:
     text = (terminated or {}).get("message", "")
     lines = [line.rstrip() for line in text.splitlines() if line.strip()][-_MAX_LINES:]
     return tuple(escaped(line, _MAX_LINE_CHARS) for line in lines)
+
+
+def _after_colon(lines: tuple[str, ...]) -> str:
+    """Return the last line as the end of a message, after a colon; an empty text without lines."""
+    return f": {lines[-1]}" if lines else ""
 
 
 def _is_lost(pod: Manifest, now: datetime) -> bool:
