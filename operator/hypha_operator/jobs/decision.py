@@ -126,9 +126,9 @@ def retention_left(hypha_job: Manifest, now: datetime) -> timedelta:
 
 
 def surplus(hypha_jobs: Iterable[Manifest]) -> list[Manifest]:
-    """Return the ended HyphaJobs of a worker that are too many to be kept, so that its schedulers cannot fill etcd.
+    """Return those ended HyphaJobs of a worker that the operator deletes, so that schedulers cannot fill etcd.
 
-    The newest are kept. A job whose end is not reported counts as running.
+    It keeps the newest ones. A job whose scheduler does not know of its end counts as running.
     """
     ended = [job for job in hypha_jobs if job.get("status", {}).get("phase") in TERMINAL and is_true(job, REPORTED)]
     kept: Counter[str] = Counter()

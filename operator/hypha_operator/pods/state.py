@@ -91,7 +91,7 @@ def has_started(pod: Manifest) -> bool:
 
 
 def bridge_restart(pod: Manifest) -> Finding | None:
-    """Return that the bridge was restarted after the executor had started, or None if it was not.
+    """Return why a job fails whose bridge was restarted after its executor had started, or None if it was not.
 
     The new bridge discards the files that the old one had accepted or received.
     """
