@@ -16,6 +16,8 @@ from e2e.cluster.pki import Authority
 from e2e.cluster.processes import Program
 from e2e.cluster.tools import tool
 
+ADMIN: Final = "admin"
+"""The administrator's user at the API server."""
 _PROBE_TIMEOUT_S: Final = 2
 
 
@@ -74,7 +76,7 @@ class ControlPlane:
     @cached_property
     def kubeconfig(self) -> Path:
         """The administrator's kubeconfig."""
-        return self._kubeconfig("admin", "admin", "system:masters")
+        return self._kubeconfig("admin", ADMIN, "system:masters")
 
     def programs(self) -> list[Program]:
         """Return the programs, each after those that it needs."""
@@ -109,7 +111,7 @@ class ControlPlane:
     @cached_property
     def _tls(self) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=str(self.pki.ca))
-        context.load_cert_chain(*self.pki.issue("admin", "admin", ("system:masters",)))
+        context.load_cert_chain(*self.pki.issue("admin", ADMIN, ("system:masters",)))
         return context
 
     @cached_property

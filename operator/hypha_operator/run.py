@@ -20,7 +20,7 @@ from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster, load_configuration, open_client
 from hypha_operator.machinery.election import CALL_S, UNINSTALLER, Election, lease_place
 from hypha_operator.machinery.health import Health, Metrics, serving
-from hypha_operator.machinery.kinds import WATCHED, Key
+from hypha_operator.machinery.kinds import KNOWN, Key
 from hypha_operator.machinery.queue import Reconcile, WorkQueue
 from hypha_operator.machinery.store import Store
 from hypha_operator.machinery.tasks import first_ends
@@ -68,7 +68,7 @@ async def _run(settings: Settings, release: str, namespaces: tuple[str, ...], po
     listed = namespaces or (None,)
 
     def on_write(kind: Kind, manifest: Manifest) -> None:
-        if kind in WATCHED:
+        if kind in KNOWN:
             watches.record_write(kind, manifest)
 
     def on_start(worker: Key) -> None:

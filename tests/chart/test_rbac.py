@@ -39,7 +39,7 @@ NEEDED = {
     "/events": ("list", "create", "patch"),
     "apps/deployments": KEEP,
     "batch/jobs": (*READ, "create", "delete"),
-    "policy/poddisruptionbudgets": OWN,
+    "policy/poddisruptionbudgets": ("get", "list", "create", "patch", "delete"),
     "networking.k8s.io/networkpolicies": KEEP,
     "rbac.authorization.k8s.io/roles": KEEP,
     "rbac.authorization.k8s.io/rolebindings": KEEP,

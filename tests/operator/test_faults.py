@@ -10,12 +10,12 @@ from uuid import UUID
 
 import pytest
 
-from hypha_contracts.kinds import HYPHA_JOB, WORKER, Kind, Manifest
+from hypha_contracts.kinds import HYPHA_JOB, POD_DISRUPTION_BUDGET, WORKER, Kind, Manifest
 from hypha_contracts.kubernetes_errors import ApiError
 from hypha_operator.jobs.decision import UNREPORTED
 from hypha_operator.machinery.audit import Audit
 from hypha_operator.machinery.clock import Clock
-from hypha_operator.machinery.kinds import WATCHED, Key
+from hypha_operator.machinery.kinds import KNOWN, Key
 from support.api_server import ApiServer
 from support.manual_clock import ManualClock
 from support.operating import KilledError, Operating, operating
@@ -252,10 +252,25 @@ async def test_the_audit_finds_a_deletion_that_no_watch_showed(served, namespace
         await create_worker(operator, user)
         user.delete(child("apps/v1", "Deployment", "gpu-controller"))
         audit = Audit(operator.store, operator.watches, operator.cluster, Clock(), (namespace,))
-        for kind in WATCHED:
+        for kind in KNOWN:
             await audit.check(kind, namespace)
         assert list(operator.pending.keys) == [Key(WORKER, namespace, "gpu")]
         await operator.settle()
+        assert_same(await operator.objects(), undisturbed[0])
+
+
+async def test_the_audit_shows_changes_of_a_kind_without_a_watch(served, namespace, user, undisturbed):
+    budget = child("policy/v1", "PodDisruptionBudget", "gpu-controller", spec={"maxUnavailable": 0})
+    async with operating(served.kubeconfig, namespace) as operator:
+        await create_worker(operator, user)
+        audit = Audit(operator.store, operator.watches, operator.cluster, ManualClock(), (namespace,))
+        await audit.check(POD_DISRUPTION_BUDGET, namespace)
+        assert not operator.pending.keys, "nothing has changed"
+        user.merge(budget, {"spec": budget["spec"]})
+        await audit.check(POD_DISRUPTION_BUDGET, namespace)
+        assert list(operator.pending.keys) == [Key(WORKER, namespace, "gpu")]
+        assert audit.lag_s() == 0, "there is no watch that could be late"
+        await operator.reconcile_all()
         assert_same(await operator.objects(), undisturbed[0])
 
 

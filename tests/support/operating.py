@@ -15,7 +15,7 @@ from hypha_operator.jobs.reconciler import JobReconciler
 from hypha_operator.jobs.refused_pods import RefusedPods
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.kinds import CHILDREN, WATCHED, Key
+from hypha_operator.machinery.kinds import CHILDREN, KNOWN, Key
 from hypha_operator.machinery.store import Store
 from hypha_operator.machinery.watches import Watches
 from hypha_operator.settings import Settings
@@ -23,7 +23,7 @@ from hypha_operator.workers.reconciler import WorkerReconciler
 
 SETTINGS = Settings("worker:1", "bridge:1", "trainer:1", "parameter-server:1")
 MAX_ROUNDS = 20
-_SELECTORS = {kind: {"label_selector": WORKER_LABEL} if kind in CHILDREN else {} for kind in WATCHED}
+_SELECTORS = {kind: {"label_selector": WORKER_LABEL} if kind in CHILDREN else {} for kind in KNOWN}
 
 
 class KilledError(BaseException):
@@ -83,7 +83,7 @@ class Operating:
 
     async def observe(self) -> None:
         """List all objects, and record changes and deletions."""
-        for kind in WATCHED:
+        for kind in KNOWN:
             found = await self.cluster.find(kind, self.namespace, **_SELECTORS[kind])
             for manifest in found:
                 self.watches.record(kind, manifest)
@@ -119,7 +119,7 @@ class Operating:
     async def objects(self) -> dict[str, Any]:
         """Return all objects of the operator in the namespace, without fields that differ from run to run."""
         found = {}
-        for kind in WATCHED:
+        for kind in KNOWN:
             for manifest in await self.cluster.find(kind, self.namespace, label_selector="hypha.space/worker"):
                 found[f"{kind.name} {manifest['metadata']['name']}".replace(self.namespace, "NS")] = manifest
         for manifest in await self.cluster.find(WORKER, self.namespace):
@@ -159,7 +159,7 @@ async def operating(
     store = Store()
 
     def on_write(kind: Kind, manifest: Manifest) -> None:
-        if kind in WATCHED and knows(kind):
+        if kind in KNOWN and knows(kind):
             operator.watches.record_write(kind, manifest)
 
     async with ApiClient(configuration) as client:

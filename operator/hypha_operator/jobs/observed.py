@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from pydantic import ValidationError
@@ -158,7 +159,7 @@ class ObservedJob:
         """How long a queue may hold the job before the operator ends it."""
         return timedelta(seconds=self._jobs.queue_timeout_seconds)
 
-    @property
+    @cached_property
     def _jobs(self) -> Jobs:
         return jobs_of(self.worker)
 

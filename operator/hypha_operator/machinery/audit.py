@@ -1,4 +1,4 @@
-"""Compare the watches with the API server's lists, to find changes that the watches missed."""
+"""List all objects regularly, to find changes that the watches missed, or that no watch shows."""
 
 import asyncio
 import logging
@@ -8,7 +8,7 @@ from hypha_contracts.kinds import Kind
 from hypha_contracts.kubernetes_errors import ApiError
 from hypha_operator.machinery.clock import Clock
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.kinds import SELECTORS, WATCHED
+from hypha_operator.machinery.kinds import KNOWN, LISTED, SELECTORS
 from hypha_operator.machinery.store import Store
 from hypha_operator.machinery.watches import Watches
 
@@ -46,7 +46,7 @@ class Audit:
         """Check all kinds regularly until cancelled. A failed list is only logged."""
         while True:
             await self._clock.sleep(PERIOD_S)
-            for kind in WATCHED:
+            for kind in KNOWN:
                 for namespace in self._namespaces:
                     try:
                         await self.check(kind, namespace)
@@ -56,15 +56,18 @@ class Audit:
     async def check(self, kind: Kind, namespace: str | None) -> None:
         """Compare the store with a list of one kind.
 
-        Objects that the list lacks are deleted. The lag counts versions that are newer than the store's.
+        Objects that the list lacks are deleted. The lag counts versions that are newer than the store's. Of kinds without
+        a watch, the store gets the listed objects.
         """
         before = list(self._store.places(kind))
         listed: set[str] = set()
         late: dict[tuple[Kind, str | None, str], tuple[str, int]] = {}
-        async for page in self._cluster.pages(kind, namespace, SELECTORS[kind], metadata_only=True):
+        async for page in self._cluster.pages(kind, namespace, SELECTORS[kind], metadata_only=kind not in LISTED):
             for item in page:
                 metadata = item["metadata"]
                 listed.add(metadata["uid"])
+                if kind in LISTED:
+                    self._watches.record(kind, item)
                 place = (kind, metadata.get("namespace"), metadata["name"])
                 if (self._store.version(*place) or 0) < int(metadata["resourceVersion"]):
                     late[place] = metadata["uid"], int(metadata["resourceVersion"])

@@ -1,4 +1,4 @@
-"""The kinds of objects that the operator watches, and the objects that it reconciles."""
+"""The kinds of objects that the operator knows, and the objects that it reconciles."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -32,10 +32,12 @@ CHILDREN: Final = (
     JOB,
     POD,
 )
-"""Kinds of which the operator watches only the objects that have a worker's label."""
-WATCHED: Final = (WORKER, HYPHA_JOB, *CHILDREN)
+"""Kinds of which the operator knows only the objects that have a worker's label."""
+KNOWN: Final = (WORKER, HYPHA_JOB, *CHILDREN)
+LISTED: Final = frozenset({POD_DISRUPTION_BUDGET})
+"""Kinds that the operator lists every two minutes in place of a watch, because a status changes with every pod."""
 SELECTORS: Final[Mapping[Kind, dict[str, str]]] = {
-    kind: {"labelSelector": WORKER_LABEL} if kind in CHILDREN else {} for kind in WATCHED
+    kind: {"labelSelector": WORKER_LABEL} if kind in CHILDREN else {} for kind in KNOWN
 }
 
 

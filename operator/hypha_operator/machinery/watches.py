@@ -16,7 +16,7 @@ from hypha_contracts.kinds import HYPHA_JOB, WORKER, Kind, Manifest
 from hypha_contracts.names import DRAIN_FINALIZER, JOB_LABEL, WORKER_LABEL
 from hypha_contracts.object_status import TERMINAL, is_open
 from hypha_operator.machinery.cluster import Cluster
-from hypha_operator.machinery.kinds import CHILDREN, SELECTORS, WATCHED, Key
+from hypha_operator.machinery.kinds import CHILDREN, KNOWN, LISTED, SELECTORS, Key
 from hypha_operator.machinery.queue import WorkQueue
 from hypha_operator.machinery.store import Store
 
@@ -107,7 +107,7 @@ async def prime(watches: Watches, cluster: Cluster, namespaces: Iterable[str | N
     Raises:
         ApiError: a list failed, for example because the operator's roles are missing.
     """
-    for kind, namespace in product(WATCHED, namespaces):
+    for kind, namespace in product(KNOWN, namespaces):
         async for page in cluster.pages(kind, namespace, SELECTORS[kind]):
             for manifest in page:
                 watches.record(kind, manifest)
@@ -132,7 +132,7 @@ def kopf_registry(watches: Watches, configuration: Configuration) -> kopf.Operat
 
     handlers = kopf.OperatorRegistry()
     kopf.on.login(registry=handlers)(login)
-    for kind in WATCHED:
+    for kind in (kind for kind in KNOWN if kind not in LISTED):
         kopf.on.event(kind.api_version, kind.plural, id=kind.plural, registry=handlers)(_handler(watches, kind))
     return handlers
 

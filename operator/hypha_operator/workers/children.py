@@ -92,11 +92,9 @@ class WorkerChildren:
 
     async def _apply_all(self, worker: Manifest, spec: HyphaWorkerSpec) -> list[str]:
         policy = network_policy(worker, spec, self._settings.metrics_from)
-        for manifest in (*access(worker), connector_service(worker), policy, disruption_budget(worker)):
+        for manifest in (*access(worker), connector_service(worker), policy):
             await self._apply(spec, manifest)
         name = worker["metadata"]["name"]
-        budget = job_disruption_budget(worker, spec)
-        await self._apply_or_delete(worker, spec, POD_DISRUPTION_BUDGET, job_account(name), budget)
         await self._apply_or_delete(worker, spec, SERVICE, status_service_name(name), status_service(worker, spec))
         await self._apply_certificate(worker, spec)
         service = await self._apply_or_delete(worker, spec, SERVICE, p2p_service_name(name), p2p_service(worker, spec))
@@ -104,6 +102,10 @@ class WorkerChildren:
         pinned = (worker.get("status") or {}).get("peerId")
         await self._apply(spec, config_map(worker, spec, addresses, peer_id=pinned))
         await self._apply_deployment(worker, spec, deployment(worker, spec, addresses, self._settings))
+        # Kubernetes warns of each budget without pods, and writes its status more often, so the pod comes before them.
+        await self._apply(spec, disruption_budget(worker))
+        budget = job_disruption_budget(worker, spec)
+        await self._apply_or_delete(worker, spec, POD_DISRUPTION_BUDGET, job_account(name), budget)
         return addresses
 
     async def _apply_deployment(self, worker: Manifest, spec: HyphaWorkerSpec, desired: Manifest) -> None:
