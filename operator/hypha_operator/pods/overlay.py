@@ -81,7 +81,7 @@ def merge_pod_template(
     Raises:
         OverlayError: the overlay is malformed, or changes what it must not change.
     """
-    merged = _merge(copy.deepcopy(dict(base)), overlay, "")
+    merged = _merge(base, overlay, "")
     context = base["spec"]["containers"][0].get("securityContext", {})
     for field in ("initContainers", "containers"):
         ours = _by_name(base["spec"], field)
