@@ -56,8 +56,8 @@ class Audit:
     async def check(self, kind: Kind, namespace: str | None) -> None:
         """Compare the store with a list of one kind.
 
-        Objects that the list lacks are deleted. The lag counts versions that are newer than the store's. Of kinds without
-        a watch, the store gets the listed objects.
+        Objects that the list lacks are deleted. The lag counts versions that are newer than the store's. The store gets
+        the listed objects of kinds without a watch.
         """
         before = list(self._store.places(kind))
         listed: set[str] = set()
