@@ -86,34 +86,33 @@ class Load:
     def __init__(self, plane: ControlPlane, placement: Manifest) -> None:
         self.plane, self._placement = plane, placement
         self._workers: list[Manifest] = []
+        self._turn = 0
 
-    def make_workers(self, count: int) -> None:
-        """Create this many workers, a hundred in each namespace."""
+    def make_workers(self, count: int) -> list[str]:
+        """Create this many workers, at most a hundred in each of their namespaces, which are new. Return these."""
+        self._turn += 1
+        namespaces = [f"benchmark-{self._turn}-{part}" for part in range(-(-count // WORKERS_PER_NAMESPACE))]
         with self.plane.client() as client, ThreadPoolExecutor(_AT_ONCE) as threads:
-            for number in range(0, count, WORKERS_PER_NAMESPACE):
-                name = _namespace_of(number)
+            for name in namespaces:
                 client.post("/api/v1/namespaces", json={"metadata": {"name": name}}).raise_for_status()
 
             def make(number: int) -> Manifest:
-                manifest = worker_manifest(_namespace_of(number), f"worker-{number}", self._placement)
-                return create(client, "hyphaworkers", manifest)
+                namespace, name = namespaces[number // WORKERS_PER_NAMESPACE], f"worker-{self._turn}-{number}"
+                return create(client, "hyphaworkers", worker_manifest(namespace, name, self._placement))
 
             self._workers = list(threads.map(make, range(count)))
+        return namespaces
 
     def make_jobs(self, count: int) -> None:
-        """Create this many jobs, assigned to the workers in turn."""
+        """Create this many jobs, assigned to the newest workers in turn."""
         with self.plane.client() as client, ThreadPoolExecutor(_AT_ONCE) as threads:
 
             def make(number: int) -> Manifest:
                 worker = self._workers[number % len(self._workers)]
-                return create(client, "hyphajobs", job_manifest(worker, uuid5(_IDS, str(number))))
+                return create(client, "hyphajobs", job_manifest(worker, uuid5(_IDS, f"{self._turn}-{number}")))
 
             for _ in threads.map(make, range(count)):
                 pass
-
-
-def _namespace_of(number: int) -> str:
-    return f"benchmark-{number // WORKERS_PER_NAMESPACE}"
 
 
 def create(client: httpx.Client, plural: str, manifest: Manifest) -> Manifest:

@@ -5,7 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, product
 
 import httpx
 
@@ -35,13 +35,14 @@ Objects = dict[str, list[Manifest]]
 """By the name of the owner: a HyphaWorker or a HyphaJob with all of its objects, in the order to create them."""
 
 
-def recorded(plane: ControlPlane) -> tuple[Objects, Objects]:
-    """Return the objects of each worker and of each job, as they are to be created again."""
+def recorded(plane: ControlPlane, namespaces: Iterable[str]) -> tuple[Objects, Objects]:
+    """Return the objects of each worker and of each job in these namespaces, as they are to be created again."""
     workers, jobs = defaultdict[str, list[Manifest]](list), defaultdict[str, list[Manifest]](list)
     with plane.client() as client:
-        for kind in (WORKER, HYPHA_JOB, *(kind for kind in CHILDREN if kind != POD)):
+        kinds = (WORKER, HYPHA_JOB, *(kind for kind in CHILDREN if kind != POD))
+        for kind, namespace in product(kinds, namespaces):
             selector = WORKER_LABEL if kind in CHILDREN else ""
-            for manifest in _listed(client, kind, selector):
+            for manifest in _listed(client, kind, namespace, selector):
                 metadata = manifest["metadata"]
                 labels = metadata.get("labels") or {}
                 if job := metadata["name"] if kind == HYPHA_JOB else labels.get(JOB_LABEL):
@@ -51,10 +52,10 @@ def recorded(plane: ControlPlane) -> tuple[Objects, Objects]:
     return dict(workers), dict(jobs)
 
 
-def _listed(client: httpx.Client, kind: Kind, selector: str) -> Iterable[Manifest]:
+def _listed(client: httpx.Client, kind: Kind, namespace: str, selector: str) -> Iterable[Manifest]:
     query = {"limit": str(_PAGE), "labelSelector": selector}
     while True:
-        answer = client.get(kind.path(None), params=query).raise_for_status().json()
+        answer = client.get(kind.path(namespace), params=query).raise_for_status().json()
         yield from answer["items"]
         if not (token := answer["metadata"].get("continue")):
             return
@@ -82,38 +83,35 @@ class PlainScript:
 
     Args:
         plane: the control plane, which has the definitions.
-        workers: the objects of each worker.
-        jobs: the objects of each job.
-        owners: what kwok's nodes were called when the objects were recorded, and what they are called now.
+        owners: what kwok's nodes are called where the objects are recorded, and what they are called here.
     """
 
-    def __init__(self, plane: ControlPlane, workers: Objects, jobs: Objects, owners: tuple[str, str]) -> None:
-        self._plane, self._workers, self._jobs = plane, workers, jobs
-        self._owners = owners
+    def __init__(self, plane: ControlPlane, owners: tuple[str, str]) -> None:
+        self._plane, self._owners = plane, owners
         self._running: dict[str, set[str]] = {"controller": set(), "job": set()}
+        for component in self._running:
+            watch(self._plane, "/api/v1/pods", f"app.kubernetes.io/component={component}", self._on_pod)
 
-    def run(self, calm_s: float, timeout_s: float) -> float:
+    def run(self, workers: Objects, jobs: Objects, calm_s: float, timeout_s: float) -> float:
         """Create all objects of the workers, then those of the jobs, each time until all pods run.
 
         Return the seconds until the controllers have no work left either.
         """
-        for component in self._running:
-            watch(self._plane, "/api/v1/pods", f"app.kubernetes.io/component={component}", self._on_pod)
         with self._plane.client() as client:
-            namespaces = {manifest["metadata"]["namespace"] for manifest in chain(*self._workers.values())}
+            namespaces = {manifest["metadata"]["namespace"] for manifest in chain(*workers.values())}
             for namespace in namespaces:
                 client.post("/api/v1/namespaces", json={"metadata": {"name": namespace}}).raise_for_status()
             started = time.monotonic()
-            for component, objects in (("controller", self._workers), ("job", self._jobs)):
+            for component, objects in (("controller", workers), ("job", jobs)):
                 with ThreadPoolExecutor(_AT_ONCE) as threads:
                     for _ in threads.map(lambda group: self._create(client, group), objects.values()):
                         pass
-                self._await(component, len(objects), timeout_s)
+                self._await(component, objects, timeout_s)
         return calm_since(lambda: not queued(self._plane), calm_s, timeout_s) - started
 
-    def _await(self, component: str, count: int, timeout_s: float) -> None:
+    def _await(self, component: str, objects: Objects, timeout_s: float) -> None:
         running = self._running[component]
-        until(lambda: len(running) >= count, f"the pods of all {component}s run", timeout_s)
+        until(lambda: running >= objects.keys(), f"the pods of all {component}s run", timeout_s)
 
     def _create(self, client: httpx.Client, group: list[Manifest]) -> None:
         """Create an owner and then its objects, whose owner references get the uid of the new owner."""
