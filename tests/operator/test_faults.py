@@ -274,6 +274,18 @@ async def test_the_audit_shows_changes_of_a_kind_without_a_watch(served, namespa
         assert_same(await operator.objects(), undisturbed[0])
 
 
+async def test_a_budget_that_was_removed_returns_as_soon_as_the_spec_asks_for_it(served, namespace, user):
+    async with operating(served.kubeconfig, namespace) as operator:
+        await create_worker(operator, user)
+        for disruption, budgets in (("Allow", {"gpu-controller"}), ("Avoid", {"gpu-controller", "gpu-job"})):
+            user.apply(worker_manifest(namespace, jobs={"disruption": disruption}))
+            for worker in await operator.cluster.find(WORKER, namespace):
+                operator.watches.record(WORKER, worker)
+            await operator.reconcile(Key(WORKER, namespace, "gpu"))
+            found = await operator.cluster.find(POD_DISRUPTION_BUDGET, namespace)
+            assert {budget["metadata"]["name"] for budget in found} == budgets, disruption
+
+
 async def test_a_silent_watch_raises_the_lag_until_it_shows_events_again(served, namespace, user):
     async with operating(served.kubeconfig, namespace) as operator:
         user.apply(worker_manifest(namespace))

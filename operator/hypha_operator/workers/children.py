@@ -206,6 +206,7 @@ class WorkerChildren:
             await self._apply(spec, desired)
         elif (known := self._store.get(kind, namespace, name)) and is_owned(known, worker):
             await self._cluster.delete(kind, namespace, name, uid=known["metadata"]["uid"])
+            self._store.remove(kind, known)  # not every kind has a watch that shows the deletion
         return self._store.get(kind, namespace, name)
 
 
