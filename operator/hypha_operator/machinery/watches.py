@@ -132,8 +132,9 @@ def kopf_registry(watches: Watches, configuration: Configuration) -> kopf.Operat
 
     handlers = kopf.OperatorRegistry()
     kopf.on.login(registry=handlers)(login)
-    for kind in (kind for kind in KNOWN if kind not in LISTED):
-        kopf.on.event(kind.api_version, kind.plural, id=kind.plural, registry=handlers)(_handler(watches, kind))
+    for kind in KNOWN:
+        if kind not in LISTED:
+            kopf.on.event(kind.api_version, kind.plural, id=kind.plural, registry=handlers)(_handler(watches, kind))
     return handlers
 
 
