@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hypha_contracts.kinds import CONFIG_MAP, DEPLOYMENT
+from hypha_contracts.kinds import CONFIG_MAP, DEPLOYMENT, POD_DISRUPTION_BUDGET
 from support.api_server import ApiServer
 from support.job_world import open_job_world
 from support.operating import operating
@@ -63,6 +63,24 @@ async def test_what_a_webhook_adds_or_changes_is_not_applied_again(
             assert restored["spec"]["template"]["spec"]["serviceAccountName"] == "gpu-controller"
             assert await operator.reconcile_all() == 0
         assert user.get(worker) is not None
+
+
+async def test_jobs_may_be_disrupted_although_a_change_of_the_controller_is_refused(
+    served: ApiServer, namespace: str, user: User, tmp_path: Path
+) -> None:
+    """So that an administrator can drain nodes whatever keeps the controller from changing."""
+    user.apply(worker_manifest(namespace))
+    async with operating(served.kubeconfig, namespace) as operator:
+        await operator.settle()
+        assert operator.store.get(POD_DISRUPTION_BUDGET, namespace, "gpu-job") is not None
+        with webhook(
+            served, namespace, "validating", "apps/deployments", lambda _: denied("no", 403), tmp_path / "pki"
+        ):
+            changes = {"jobs": {"disruption": "Allow"}, "controller": {"image": "worker:2"}}
+            worker = user.apply(worker_manifest(namespace, **changes))
+            await operator.settle()
+        assert ready(user.get(worker))[0] == "AdmissionRefused"
+        assert operator.store.get(POD_DISRUPTION_BUDGET, namespace, "gpu-job") is None
 
 
 @pytest.mark.parametrize("code", [400, 403, 422])

@@ -101,12 +101,19 @@ class WorkerChildren:
         addresses = external_addresses(spec, service)
         pinned = (worker.get("status") or {}).get("peerId")
         await self._apply(spec, config_map(worker, spec, addresses, peer_id=pinned))
-        await self._apply_deployment(worker, spec, deployment(worker, spec, addresses, self._settings))
-        # Kubernetes warns of each budget without pods, and writes its status more often, so the pod comes before them.
-        await self._apply(spec, disruption_budget(worker))
-        budget = job_disruption_budget(worker, spec)
-        await self._apply_or_delete(worker, spec, POD_DISRUPTION_BUDGET, job_account(name), budget)
+        controller = deployment(worker, spec, addresses, self._settings)
+        is_new = self._store.get(DEPLOYMENT, worker["metadata"]["namespace"], controller["metadata"]["name"]) is None
+        if not is_new:
+            await self._apply_budgets(worker, spec)  # even if the change of the controller is refused
+        await self._apply_deployment(worker, spec, controller)
+        if is_new:  # Kubernetes warns of each budget without pods, and writes its status more often
+            await self._apply_budgets(worker, spec)
         return addresses
+
+    async def _apply_budgets(self, worker: Manifest, spec: HyphaWorkerSpec) -> None:
+        await self._apply(spec, disruption_budget(worker))
+        name, budget = job_account(worker["metadata"]["name"]), job_disruption_budget(worker, spec)
+        await self._apply_or_delete(worker, spec, POD_DISRUPTION_BUDGET, name, budget)
 
     async def _apply_deployment(self, worker: Manifest, spec: HyphaWorkerSpec, desired: Manifest) -> None:
         """Apply the controller, unless the operator has changed it and too many others are down for this reason.
