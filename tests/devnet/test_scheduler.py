@@ -271,6 +271,16 @@ async def test_a_parameter_server_that_reports_after_its_trainers_still_ends_the
         assert [entry["round"] for entry in net.events.of("round")] == [1, 2, 3]
 
 
+async def test_a_scheduler_leaves_only_after_the_last_report_was_answered() -> None:
+    async with devnet() as net:
+        volunteers = [await net.volunteer("a"), await net.volunteer("b"), await net.volunteer("server", "aggregate")]
+        with trio.fail_after(30):
+            async with member(net.pki, "another", net.entrance) as network:
+                await Scheduler(network, job(), net.events).run()
+            for volunteer in volunteers:
+                await volunteer.reported.wait()
+
+
 async def test_peers_outside_the_job_get_no_slices_and_change_nothing() -> None:
     async with devnet() as net, member(net.pki, "stranger", net.entrance) as stranger:
         net.new_scheduler()

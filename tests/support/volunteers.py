@@ -78,6 +78,7 @@ class Volunteer:
     batches: list[int] = field(default_factory=list)
     specs: list[object] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
+    reported: trio.Event = field(default_factory=trio.Event)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
@@ -120,6 +121,7 @@ class Volunteer:
         status = await finish(scheduler, job)
         report = ReportJobStatus(task_id=job.id, status=JobStatus(type=status))
         await self.network.request(scheduler, API, report)
+        self.reported.set()
 
     async def _say(self, scheduler: str, job: DispatchJob, **progress: object) -> ProgressResponse:
         report = ReportProgress(job_id=job.spec.job_id, progress=Progress(**progress))

@@ -16,7 +16,15 @@ from hypha_devnet.events import Events
 from hypha_devnet.roles.allocation import AllocationError, allocate
 from hypha_devnet.roles.assignments import Assignments
 from hypha_devnet.roles.predictions import Predictions, RefusedResultError
-from hypha_devnet.roles.steps import FINISH_GRACE_S, Dataset, JobFailedError, all_of, find_dataset, join_network
+from hypha_devnet.roles.steps import (
+    FINISH_GRACE_S,
+    LAST_ANSWER_S,
+    Dataset,
+    JobFailedError,
+    all_of,
+    find_dataset,
+    join_network,
+)
 from hypha_executor.labels import Labels
 from hypha_messages.advertisement import WorkerSpec
 from hypha_messages.api import DataAssignment, ReportJobStatus
@@ -83,6 +91,7 @@ class InferenceScheduler:
             await self._changes.until(lambda: self._slices.finished)
             with trio.move_on_after(FINISH_GRACE_S):
                 await self._changes.until(lambda: not self._workers)
+            await trio.sleep(LAST_ANSWER_S)
             nursery.cancel_scope.cancel()
         self._events.emit("finished", job=str(self._job_id), slices=self._slices.done, samples=self._samples)
 

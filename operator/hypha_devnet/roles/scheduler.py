@@ -16,7 +16,15 @@ from hypha_devnet.roles.allocation import AllocationError, allocate
 from hypha_devnet.roles.inference import InferenceScheduler
 from hypha_devnet.roles.node import join
 from hypha_devnet.roles.rounds import Rounds, Slices, Trainer
-from hypha_devnet.roles.steps import FINISH_GRACE_S, Dataset, JobFailedError, all_of, find_dataset, join_network
+from hypha_devnet.roles.steps import (
+    FINISH_GRACE_S,
+    LAST_ANSWER_S,
+    Dataset,
+    JobFailedError,
+    all_of,
+    find_dataset,
+    join_network,
+)
 from hypha_messages.advertisement import WorkerSpec
 from hypha_messages.api import DataAssignment, ReportJobStatus
 from hypha_messages.job import (
@@ -76,6 +84,7 @@ class Scheduler:
             await self._until(lambda: self._rounds.done)
             with trio.move_on_after(FINISH_GRACE_S):
                 await self._until(lambda: not self._tasks)
+            await trio.sleep(LAST_ANSWER_S)
             nursery.cancel_scope.cancel()
         self._events.emit("finished", job=str(self._job_id), rounds=self._rounds.round)
 

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 FINISH_GRACE_S: Final = 15.0
 """Grace period in which workers may end their jobs and report it."""
+LAST_ANSWER_S: Final = 0.5
+"""How long a scheduler stays for the answer to the last report. Without it, the worker would report again and again."""
 _RECORD_RETRY_S: Final = 0.5
 
 
