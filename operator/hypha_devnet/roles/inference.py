@@ -16,15 +16,7 @@ from hypha_devnet.events import Events
 from hypha_devnet.roles.allocation import AllocationError, allocate
 from hypha_devnet.roles.assignments import Assignments
 from hypha_devnet.roles.predictions import Predictions, RefusedResultError
-from hypha_devnet.roles.steps import (
-    FINISH_GRACE_S,
-    LAST_ANSWER_S,
-    Dataset,
-    JobFailedError,
-    all_of,
-    find_dataset,
-    join_network,
-)
+from hypha_devnet.roles.steps import Dataset, JobFailedError, all_of, await_reports, find_dataset, join_network
 from hypha_executor.labels import Labels
 from hypha_messages.advertisement import WorkerSpec
 from hypha_messages.api import DataAssignment, ReportJobStatus
@@ -89,9 +81,7 @@ class InferenceScheduler:
             self._slices = Assignments(self._dataset.slices)
             nursery.start_soon(self._hire, nursery)
             await self._changes.until(lambda: self._slices.finished)
-            with trio.move_on_after(FINISH_GRACE_S):
-                await self._changes.until(lambda: not self._workers)
-            await trio.sleep(LAST_ANSWER_S)
+            await await_reports(lambda: self._changes.until(lambda: not self._workers))
             nursery.cancel_scope.cancel()
         self._events.emit("finished", job=str(self._job_id), slices=self._slices.done, samples=self._samples)
 

@@ -16,15 +16,7 @@ from hypha_devnet.roles.allocation import AllocationError, allocate
 from hypha_devnet.roles.inference import InferenceScheduler
 from hypha_devnet.roles.node import join
 from hypha_devnet.roles.rounds import Rounds, Slices, Trainer
-from hypha_devnet.roles.steps import (
-    FINISH_GRACE_S,
-    LAST_ANSWER_S,
-    Dataset,
-    JobFailedError,
-    all_of,
-    find_dataset,
-    join_network,
-)
+from hypha_devnet.roles.steps import Dataset, JobFailedError, all_of, await_reports, find_dataset, join_network
 from hypha_messages.advertisement import WorkerSpec
 from hypha_messages.api import DataAssignment, ReportJobStatus
 from hypha_messages.job import (
@@ -82,9 +74,7 @@ class Scheduler:
             trainers, server = await self._allocate(nursery)
             await self._dispatch(trainers, server)
             await self._until(lambda: self._rounds.done)
-            with trio.move_on_after(FINISH_GRACE_S):
-                await self._until(lambda: not self._tasks)
-            await trio.sleep(LAST_ANSWER_S)
+            await await_reports(lambda: self._until(lambda: not self._tasks))
             nursery.cancel_scope.cancel()
         self._events.emit("finished", job=str(self._job_id), rounds=self._rounds.round)
 

@@ -1,6 +1,7 @@
-"""The steps that every scheduler takes before it has workers."""
+"""The first and last steps of every scheduler."""
 
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,9 +16,9 @@ from hypha_network.network import Network
 
 logger = logging.getLogger(__name__)
 
-FINISH_GRACE_S: Final = 15.0
+_FINISH_GRACE_S: Final = 15.0
 """Grace period in which workers may end their jobs and report it."""
-LAST_ANSWER_S: Final = 0.5
+_LAST_ANSWER_S: Final = 0.5
 """How long a scheduler stays for the answer to the last report. Without it, the worker would report again and again."""
 _RECORD_RETRY_S: Final = 0.5
 
@@ -64,3 +65,14 @@ async def find_dataset(network: Network, name: str, events: Events, deadline_s: 
 def all_of(peers: list[str]) -> PeersReference:
     """Return the reference to all of these peers."""
     return PeersReference(peers=peers, strategy=SelectionStrategy(type="All"))
+
+
+async def await_reports(reported: Callable[[], Awaitable[object]]) -> None:
+    """Wait until the workers have reported the end of their jobs, at most for the grace period. Answer the last report.
+
+    Args:
+        reported: returns once all workers have reported.
+    """
+    with trio.move_on_after(_FINISH_GRACE_S):
+        await reported()
+    await trio.sleep(_LAST_ANSWER_S)
