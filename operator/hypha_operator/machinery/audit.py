@@ -51,7 +51,7 @@ class Audit:
                     try:
                         await self.check(kind, namespace)
                     except ApiError as error:
-                        _log.info("cannot list %s to check their watch: %s", kind.plural, error)
+                        _log.info("cannot list %s to look for missed changes: %s", kind.plural, error)
 
     async def check(self, kind: Kind, namespace: str | None) -> None:
         """Compare the store with a list of one kind.
